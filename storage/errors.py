@@ -1,0 +1,11 @@
+"""The one error of this library."""
+
+from __future__ import annotations
+
+
+class StorageError(ValueError):
+    """An input or a store is not what was asked for.
+
+    The message is one line: what is wrong, where (file, tile), both values, and the remedy. Jobs turn it into exit
+    code 2, so it is raised before anything is written.
+    """

@@ -1,0 +1,91 @@
+"""The image of one survey on one pixel grid, in physical units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from astropy.io.fits import Header
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from storage.errors import StorageError
+
+MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
+"""Bit values of `SurveyImage.mask`. A pixel with any of them set is not usable."""
+
+SURVEY_BANDS: dict[str, tuple[str, ...]] = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
+
+
+@dataclass(frozen=True)
+class SurveyImage:
+    """Flux, variance and mask of one survey, all bands on one grid.
+
+    Parameters
+    ----------
+    survey : str
+        "lsst" or "euclid".
+    bands : tuple of str
+        Band names, in the order of the first axis.
+    flux : float32 [C, H, W]
+        nJy per pixel, sky subtracted. NaN where the mask says NO_DATA, and only there.
+    variance : float32 [C, H, W]
+        nJy^2 per pixel, of this pixel alone (see `noise_correlation`). NaN where NO_DATA.
+    mask : uint8 [C, H, W]
+        Bits of `MASK_PLANES`; 0 = usable.
+    wcs_header : str
+        Celestial WCS as a FITS header string (`WCS.to_header_string()`), pixel [0, 0] of `flux` being FITS pixel (1, 1).
+    pixel_scale : float
+        arcsec.
+    psf_fwhm : tuple of float
+        arcsec per band; NaN where unknown.
+    zero_point : float
+        AB zero point of the *input file* (the fluxes here are nJy, zero point 31.4, whatever it was).
+    noise_correlation : tuple of float
+        Correlation of the noise of neighbouring pixels (lag 1, mean of x and y) per band; 0 = white.
+    provenance : dict of str to str
+        Where the pixels come from and what was assumed.
+
+    Raises
+    ------
+    StorageError
+        If shapes or lengths contradict each other.
+    """
+
+    survey: str
+    bands: tuple[str, ...]
+    flux: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    wcs_header: str
+    pixel_scale: float
+    psf_fwhm: tuple[float, ...]
+    zero_point: float
+    noise_correlation: tuple[float, ...]
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an image whose parts do not fit together."""
+        for name in ("flux", "variance", "mask"):
+            shape = getattr(self, name).shape
+            if len(shape) != 3 or shape != self.flux.shape or shape[0] != len(self.bands):
+                raise StorageError(
+                    f"{self.survey} image: {name} has shape {shape} but flux {self.flux.shape} with bands "
+                    f"{','.join(self.bands)} is [C,H,W]; give one plane per band, all of one size"
+                )
+        for name in ("psf_fwhm", "noise_correlation"):
+            if len(getattr(self, name)) != len(self.bands):
+                raise StorageError(
+                    f"{self.survey} image: {name} has {len(getattr(self, name))} values for {len(self.bands)} bands; "
+                    "give one value per band"
+                )
+
+    @property
+    def wcs(self) -> WCS:
+        """Celestial WCS of the grid."""
+        return WCS(Header.fromstring(self.wcs_header))
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Usable pixels, bool [C, H, W]."""
+        return np.asarray(self.mask == 0)
