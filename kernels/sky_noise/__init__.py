@@ -1,0 +1,65 @@
+"""Noise that belongs to the sky: the same normal deviate at the same global pixel, on every machine, in every order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import Impl, choose_impl
+from kernels.sky_noise.naive import MAX_BANDS, SkyNoise, sky_noise_naive
+
+__all__ = ["MAX_BANDS", "SkyNoise", "sky_noise"]
+
+
+def sky_noise(
+    noise: SkyNoise,
+    step: int,
+    shape: tuple[int, int, int],
+    impl: Impl = "auto",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw the standard normal deviates of every window of `noise` at one sampler step.
+
+    A window of any size may be asked for, a whole tile included; where two windows overlap, their deviates agree
+    bit for bit, between implementations and devices too.
+
+    Parameters
+    ----------
+    noise : SkyNoise
+        Seed, stream and, for each of N windows, sample and corner.
+    step : int
+        The sampler's step, 0 <= step < 2^16.
+    shape : tuple of int
+        (C, H, W) of a window, C <= 4.
+    impl : {"auto", "naive", "triton"}
+        "auto" is Triton on CUDA, naive elsewhere; both give the same bits.
+    device : torch.device or str, optional
+        Where to draw; by default where `noise` lies.
+
+    Returns
+    -------
+    Tensor
+        float32 [N, C, H, W], no unit, |z| <= 5.77.
+
+    Raises
+    ------
+    ValueError
+        If `step` or `shape` is out of range, or "triton" is asked for on a CPU outside Triton's interpreter.
+    """
+    check_step(step, shape[0])
+    if min(shape) < 0:
+        raise ValueError(f"sky noise: shape is {shape} but no side may be negative")
+    device = torch.device(device) if device is not None else noise.sample.device
+    if choose_impl(impl, device) == "naive":
+        return sky_noise_naive(noise, step, shape, device)
+    from kernels.sky_noise.triton import sky_noise_triton  # late: Triton is absent where there is no GPU
+
+    return sky_noise_triton(noise, step, shape, device)
+
+
+def check_step(step: int, bands: int) -> None:
+    """Refuse a step or a number of bands that the 128-bit counter has no room for."""
+    if not 0 <= step < 1 << 16:
+        raise ValueError(f"sky noise: step is {step} but must be in [0, 65536); number the sampler's steps from 0")
+    if bands > MAX_BANDS:
+        raise ValueError(f"sky noise: {bands} bands but at most {MAX_BANDS} a stream; draw the others from another stream")
