@@ -1,13 +1,63 @@
-"""Bring one survey onto the pixel grid of the other, conserving flux."""
+"""Bring one survey onto the pixel grid of the other, conserving flux.
+
+Cubic-spline interpolation of surface brightness times the ratio of pixel areas. The mapping between the two pixel grids
+is itself a spline through exact WCS positions every 64 pixels.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-KERNEL_REACH = 3
-"""The cardinal cubic spline beyond 3 pixels is below 1% (decays as 0.268 per pixel): negligible when squared."""
+from storage.grids import GridMapping, Positions, pixel_scale
+from storage.images import MASK_PLANES, SurveyImage
+from storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
+
+FOOTPRINT = {"BAD": 2, "SAT": 3, "NO_DATA": 2, "CLIPPED_EDGE": 2}
+"""Pixels to each side of a position that must be usable. 2 is the support of the cubic B-spline; bad values are
+replaced by a local fill that is nearly right, but nobody knows the flux of a saturated pixel: those reach farther."""
+
+
+def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[int, int]) -> SurveyImage:
+    """Interpolate an image onto another pixel grid.
+
+    Parameters
+    ----------
+    image : SurveyImage
+        Any pixel scale and rotation.
+    target_wcs_header : str
+        Celestial WCS of the wanted grid, a FITS header string.
+    target_shape : (int, int)
+        H, W of the wanted grid.
+
+    Returns
+    -------
+    SurveyImage
+        On the wanted grid. Flux is conserved; a pixel is masked, with the planes of the cause, if its kernel footprint
+        touches an unusable pixel; outside the input it is NO_DATA. `variance` is that of each single pixel, the sum of
+        squared effective weights (prefilter included) times the input variance, and `noise_correlation` says how much
+        neighbours share. A grid that is a shift by whole pixels is copied, not interpolated.
+    """
+    mapping = GridMapping.between(target_wcs_header, target_shape, image.wcs_header)
+    out = replace(
+        image,
+        flux=np.empty((len(image.bands), *target_shape), np.float32),
+        variance=np.empty((len(image.bands), *target_shape), np.float32),
+        mask=np.empty((len(image.bands), *target_shape), np.uint8),
+        wcs_header=target_wcs_header,
+        pixel_scale=pixel_scale(target_wcs_header),
+        noise_correlation=tuple(mapping.noise_correlation(r) for r in image.noise_correlation),
+        provenance=image.provenance
+        | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": mapping.name},
+    )
+    for band in range(len(image.bands)):
+        source = _Source.prepare(image, band)
+        for rows, where in mapping.blocks():
+            _interpolate(source, where, mapping.whole_shift is not None, out, band, rows)
+    return out
 
 
 def resample_stamps(
@@ -15,8 +65,7 @@ def resample_stamps(
 ) -> NDArray[np.float32]:
     """Central part of square stamps on a grid `scale` times finer with the same centre.
 
-    The same interpolation as `coregister` (cubic spline of surface brightness times the ratio of pixel areas), which for
-    a fixed mapping along the axes is one matrix per axis.
+    The same interpolation as `coregister`, which for a fixed mapping along the axes is one matrix per axis.
 
     Parameters
     ----------
@@ -44,20 +93,95 @@ def resample_stamps(
     return result
 
 
-def interpolation_matrix(size: int, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cubic-spline interpolation as a matrix, float64 [len(positions), size]; rows sum to 1.
+@dataclass(frozen=True)
+class _Source:
+    """One band, ready to be interpolated: spline coefficients, filled variance, reach of each mask plane."""
 
-    `positions` are in pixels of the input, 0 = centre of the first. Mirrored at the ends, as `spline_coefficients`.
-    """
-    identity = np.eye(size)
-    coefficients = ndimage.spline_filter1d(identity, order=3, axis=0, mode="mirror")
-    columns = [
-        ndimage.map_coordinates(coefficients[:, k], positions[None], order=3, mode="mirror", prefilter=False)
-        for k in range(size)
-    ]
-    return np.stack(columns, axis=1)
+    flux: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    mask: NDArray[np.uint8]
+    touched: NDArray[np.uint8]
+    correlation: float
+
+    @classmethod
+    def prepare(cls, image: SurveyImage, band: int) -> _Source:
+        flux, variance, mask = image.flux[band], image.variance[band], image.mask[band]
+        # a saturated value is too low, but nearer the truth than a fill from outside the core
+        known = ((mask & ~np.uint8(MASK_PLANES["SAT"])) == 0) & np.isfinite(flux) & np.isfinite(variance)
+        filled = fill_unknown(flux, known)
+        return cls(
+            flux=filled,
+            coefficients=np.asarray(ndimage.spline_filter(filled, order=3, output=np.float64, mode="mirror")),
+            variance=fill_unknown(variance, known),
+            mask=mask,
+            touched=_touched(mask),
+            correlation=image.noise_correlation[band],
+        )
 
 
-def spline_coefficients(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cubic B-spline coefficients of an image without NaN, float64 [H, W] (mirrored at the edges)."""
-    return np.asarray(ndimage.spline_filter(image, order=3, output=np.float64, mode="mirror"))
+def fill_unknown(values: NDArray[np.floating], known: NDArray[np.bool_], sigma: float = 1.0) -> NDArray[np.float64]:
+    """Replace unknown pixels by the Gaussian mean of their known neighbours, far from any by the nearest; float64."""
+    values = np.where(known, values, 0.0).astype(np.float64)
+    if known.all() or not known.any():
+        return values
+    weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    mean = ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12)
+    return np.where(known, values, np.where(weight > 1e-3, mean, values[tuple(nearest)]))
+
+
+def _interpolate(
+    source: _Source, where: Positions, copy: bool, out: SurveyImage, band: int, rows: slice
+) -> None:
+    """Write one block of rows of one band."""
+    height, width = source.mask.shape
+    inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)
+    at_y, at_x = (np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, height), (where.x, width)))
+    if copy:
+        mask = source.mask[at_y, at_x]
+        flux, variance = source.flux[at_y, at_x], source.variance[at_y, at_x]
+    else:
+        mask = source.touched[at_y, at_x]
+        flux = where.area * ndimage.map_coordinates(
+            source.coefficients, [where.y, where.x], order=3, mode="mirror", prefilter=False
+        )
+        variance = where.area**2 * _interpolated_variance(source, where, at_y, at_x)
+    mask = np.where(inside, mask, MASK_PLANES["NO_DATA"]).astype(np.uint8)
+    unknown = (mask & MASK_PLANES["NO_DATA"]) != 0
+    out.mask[band, rows] = mask
+    out.flux[band, rows] = np.where(unknown, np.nan, flux)
+    out.variance[band, rows] = np.where(unknown, np.nan, variance)
+
+
+def _interpolated_variance(
+    source: _Source, where: Positions, at_y: NDArray[np.intp], at_x: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Sum over input pixels of (effective weight)^2 x variance, the weights being separable cardinal splines."""
+    height, width = source.variance.shape
+    along_y, along_x = tap_weights(where.y - at_y) ** 2, tap_weights(where.x - at_x) ** 2
+    columns = [np.clip(at_x + tap, 0, width - 1) for tap in TAPS]
+    total = np.zeros_like(where.y)
+    for i, tap in enumerate(TAPS):
+        row = np.clip(at_y + tap, 0, height - 1) * width
+        line = np.zeros_like(total)
+        for j, column in enumerate(columns):
+            line += along_x[j] * source.variance.ravel()[row + column]
+        total += along_y[i] * line
+    if source.correlation > 0:
+        total *= correlated_gain(where.y - at_y, source.correlation)
+        total *= correlated_gain(where.x - at_x, source.correlation)
+    return total
+
+
+def _touched(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Planes that a position in [pixel, pixel + 1) touches: OR over the footprint, the outside being CLIPPED_EDGE."""
+    touched = np.zeros_like(mask)
+    height, width = mask.shape
+    for reach in sorted(set(FOOTPRINT.values())):
+        planes = np.uint8(sum(MASK_PLANES[name] for name, r in FOOTPRINT.items() if r == reach))
+        outside = planes & np.uint8(MASK_PLANES["CLIPPED_EDGE"])
+        padded = np.pad(mask & planes, ((reach - 1, reach), (reach - 1, reach)), constant_values=outside)
+        rows = np.bitwise_or.reduce([padded[k : k + height] for k in range(2 * reach)])
+        touched |= np.bitwise_or.reduce([rows[:, k : k + width] for k in range(2 * reach)])
+    return touched

@@ -34,7 +34,7 @@ class SurveyImage:
     mask : uint8 [C, H, W]
         Bits of `MASK_PLANES`; 0 = usable.
     wcs_header : str
-        Celestial WCS as a FITS header string (`WCS.to_header_string()`), pixel [0, 0] of `flux` being FITS pixel (1, 1).
+        Celestial WCS as a FITS header string (`WCS.to_header_string()`); `flux[:, 0, 0]` is FITS pixel (1, 1).
     pixel_scale : float
         arcsec.
     psf_fwhm : tuple of float

@@ -1,0 +1,91 @@
+"""Zero points, fluxes and the noise of the sky."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+AB_ZERO_POINT = 31.4
+"""AB magnitude of 1 nJy (3631 Jy = magnitude 0; 31.4 to the third decimal)."""
+
+MAD_TO_SIGMA = 1.4826
+"""Standard deviation of a Gaussian over its median absolute deviation."""
+
+
+def njy_per_count(zero_point: float) -> float:
+    """NJy per count of an image whose AB zero point is `zero_point`: 10^((31.4 - ZP)/2.5)."""
+    return float(10.0 ** ((AB_ZERO_POINT - zero_point) / 2.5))
+
+
+def flux_from_magnitude(magnitude: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Flux in nJy of an AB magnitude."""
+    return np.asarray(10.0 ** ((AB_ZERO_POINT - np.asarray(magnitude, np.float64)) / 2.5))
+
+
+def magnitude_from_flux(flux: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """AB magnitude of a flux in nJy; NaN where the flux is not positive."""
+    flux = np.asarray(flux, np.float64)
+    return np.asarray(AB_ZERO_POINT - 2.5 * np.log10(np.where(flux > 0, flux, np.nan)))
+
+
+class Sky(NamedTuple):
+    """Background of an image: level and sigma in its flux unit, lag-1 noise correlation, pixels used."""
+
+    level: float
+    sigma: float
+    correlation: float
+    pixels: int
+
+
+def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: int = 3) -> Sky:
+    """Level, noise and lag-1 noise correlation of the sky, sources left out.
+
+    Median and MAD, clipped at 3 sigma until stable; what is above 3 sigma after a light smoothing is a source and is
+    grown by `grow` pixels. The correlation is the mean over x and y neighbours that are both sky.
+
+    Parameters
+    ----------
+    flux : float [H, W]
+    usable : bool [H, W]
+    grow : int
+        Pixels by which sources are grown.
+    """
+    sky = usable & np.isfinite(flux)
+    if not sky.any():
+        return Sky(np.nan, np.nan, 0.0, 0)
+    level, sigma = _clipped(flux[sky])
+    filled = np.where(sky, flux, level).astype(np.float64)
+    smooth = ndimage.gaussian_filter(filled, 1.5)
+    smooth_level, smooth_sigma = _clipped(smooth[sky])
+    source = ndimage.binary_dilation(smooth > smooth_level + 3 * smooth_sigma, iterations=grow)
+    if (sky & ~source).sum() >= 0.05 * sky.sum():
+        sky = sky & ~source
+    level, sigma = _clipped(flux[sky])
+    residual = np.where(sky & (np.abs(filled - level) < 5 * sigma), filled - level, np.nan)
+    variance = np.nanmean(residual**2)
+    # with no neighbours that are both sky nothing can be said: white
+    products = [residual[1:] * residual[:-1], residual[:, 1:] * residual[:, :-1]]
+    lags = [np.nanmean(product) for product in products if np.isfinite(product).any()]
+    correlation = float(np.mean(lags) / variance) if lags and variance > 0 else 0.0
+    return Sky(level, sigma, float(np.clip(correlation, 0.0, 0.99)), int(sky.sum()))
+
+
+def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 8) -> float:
+    """FWHM in arcsec of a PSF stamp: diameter of the circle with the area above half of the maximum."""
+    fine = ndimage.zoom(np.asarray(stamp, np.float64), zoom, order=3, mode="nearest", grid_mode=True)
+    return float(2 * np.sqrt((fine > fine.max() / 2).sum() / np.pi) * pixel_scale / zoom)
+
+
+def _clipped(values: NDArray[np.floating], rounds: int = 10) -> tuple[float, float]:
+    values = np.asarray(values, np.float64)
+    for _ in range(rounds):
+        level = float(np.median(values))
+        sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - level)))
+        kept = values[np.abs(values - level) <= 3 * sigma]
+        if kept.size == values.size or kept.size == 0:
+            break
+        values = kept
+    return level, sigma
