@@ -22,3 +22,20 @@ def choose_impl(impl: Impl, device: torch.device) -> Literal["naive", "triton"]:
     if impl not in get_args(Impl):
         raise ValueError(f"impl is {impl!r} but must be one of {', '.join(map(repr, get_args(Impl)))}; use 'auto'")
     return impl
+
+
+def check_launch(kernel: object, device: torch.device) -> None:
+    """Refuse a Triton kernel on tensors that it cannot reach: it needs CUDA, or Triton's interpreter.
+
+    Raises
+    ------
+    ValueError
+        If `device` is not CUDA and `kernel` was compiled rather than interpreted.
+    """
+    from triton.runtime.jit import JITFunction  # late: Triton is absent where there is no GPU
+
+    if device.type != "cuda" and isinstance(kernel, JITFunction):
+        raise ValueError(
+            f"impl is 'triton' but the tensors are on {device.type}, not cuda; use impl='naive', "
+            "or set TRITON_INTERPRET=1 before the first import to interpret the kernel"
+        )

@@ -40,6 +40,7 @@ def bridge_step_naive(
     ((p x_t) + (q pred)) + (r x1), and (((a x_t) + (b x0h)) + (c x1)) + (d z); a coefficient is rounded to float32
     first, a bfloat16 `pred` is widened first. No fused multiply-add. NaN stays NaN through the clamp.
     """
+    x_t = x_t.contiguous()  # the results take its layout
     x0 = (x_t * k.p).add_(pred.float() * k.q).add_(x1 * k.r)
     if clamp is not None:
         x0.clamp_(*clamp)

@@ -62,4 +62,4 @@ def check_step(step: int, bands: int) -> None:
     if not 0 <= step < 1 << 16:
         raise ValueError(f"sky noise: step is {step} but must be in [0, 65536); number the sampler's steps from 0")
     if bands > MAX_BANDS:
-        raise ValueError(f"sky noise: {bands} bands but at most {MAX_BANDS} a stream; draw the others from another stream")
+        raise ValueError(f"sky noise: {bands} bands but a stream has {MAX_BANDS}; draw the others from another stream")

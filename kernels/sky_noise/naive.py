@@ -74,7 +74,7 @@ class SkyNoise:
         """Check the ranges once, here, since reading a tensor on a GPU would stall every step."""
         for name, value, bits in (("seed", self.seed, 64), ("stream", self.stream, 32)):
             if not 0 <= value < 1 << bits:
-                raise ValueError(f"sky noise: {name} is {value} but must be in [0, 2^{bits}); reduce it modulo 2^{bits}")
+                raise ValueError(f"sky noise: {name} is {value} but must be in [0, 2^{bits}); take it modulo 2^{bits}")
         for name in ("sample", "y0", "x0"):
             tensor = getattr(self, name)
             if tensor.ndim != 1 or tensor.is_floating_point() or tensor.shape != self.sample.shape:
@@ -83,7 +83,7 @@ class SkyNoise:
                     f"with N = {self.sample.numel()} like sample; give one number a window"
                 )
             if tensor.device != self.sample.device:
-                raise ValueError(f"sky noise: {name} is on {tensor.device} but sample on {self.sample.device}; use .to()")
+                raise ValueError(f"sky noise: {name} is on {tensor.device}, sample on {self.sample.device}; move one")
         if self.sample.numel() and not 0 <= int(self.sample.min()) <= int(self.sample.max()) < 1 << 16:
             raise ValueError(
                 f"sky noise: sample spans {int(self.sample.min())} to {int(self.sample.max())} but must be in "

@@ -1,0 +1,91 @@
+"""The bridge step fused: one read of each input, noise drawn in registers, one write of each result."""
+
+# mypy: disable-error-code="no-untyped-def"
+# (a jitted function's arguments are Triton's blocks, pointers and scalars, which have no static types)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.bridge_step.naive import StepCoefficients
+from kernels.dispatch import check_launch
+from kernels.sky_noise import SkyNoise
+from kernels.sky_noise.triton import BLOCK, LAUNCH, key_words, window_normals, windows
+
+
+def bridge_step_triton(
+    x_t: Tensor,
+    pred: Tensor,
+    x1: Tensor,
+    k: StepCoefficients,
+    noise: Tensor | SkyNoise | None,
+    step: int,
+    clamp: tuple[float, float] | None,
+    x0_prev: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return (x_s, x0), float32 [N, C, H, W]; bit for bit those of `bridge_step_naive`."""
+    check_launch(bridge_step_kernel, x_t.device)
+    n, c, h, w = x_t.shape
+    x_s, x0 = (torch.empty((n, c, h, w), dtype=torch.float32, device=x_t.device) for _ in range(2))
+    if not x_t.numel():
+        return x_s, x0
+    kind, z, sky, words = "none", x_t, (x_t, x_t, x_t), (0, 0, 0, 0)  # what the kernel then leaves unread
+    if isinstance(noise, SkyNoise):
+        kind, sky, words = "sky", windows(noise, x_t.device), key_words(noise, step)
+    elif noise is not None:
+        kind, z = "given", noise
+    inputs = [_plane(t) for t in (x_t, pred, x1, x_t if x0_prev is None else x0_prev, z)]
+    strides = [stride for t in inputs for stride in (t.stride(0), t.stride(1), t.stride(3))]
+    low, high = clamp or (0.0, 0.0)
+    with torch.cuda.device_of(x_t):  # Triton launches on the current device, not on its tensors'
+        bridge_step_kernel[(n * triton.cdiv(h * w, BLOCK),)](
+            x_s, x0, *inputs, *sky, *strides, *words, *k, low, high, h * w, w,
+            C=c, NOISE=kind, CLAMP=clamp is not None, SECOND=x0_prev is not None, BLOCK=BLOCK, **LAUNCH,
+        )  # fmt: skip
+    return x_s, x0
+
+
+def _plane(tensor: Tensor) -> Tensor:
+    """`tensor` itself where one stride walks its pixels (contiguous, channels last, a slice of bands), else a copy."""
+    return tensor if tensor.stride(2) == tensor.shape[3] * tensor.stride(3) else tensor.contiguous()
+
+
+@triton.jit(do_not_specialize=["key_lo", "key_hi", "stream", "step"])
+def bridge_step_kernel(
+    p_xs, p_x0, p_xt, p_pred, p_x1, p_prev, p_z, p_sample, p_corner_y, p_corner_x,
+    xt_n, xt_c, xt_i, pred_n, pred_c, pred_i, x1_n, x1_c, x1_i, prev_n, prev_c, prev_i, z_n, z_c, z_i,
+    key_lo, key_hi, stream, step,
+    p, q, r, h, a, b, c, d, low, high, HW, W,
+    C: tl.constexpr, NOISE: tl.constexpr, CLAMP: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK pixels of one window, all bands. Strides are of window, band and pixel."""
+    i_n = (tl.program_id(0) // tl.cdiv(HW, BLOCK)).to(tl.int64)
+    o_i = (tl.program_id(0) % tl.cdiv(HW, BLOCK)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_i = o_i < HW
+    if NOISE == "sky":
+        b_sky = window_normals(
+            p_sample + i_n, p_corner_y + i_n, p_corner_x + i_n, key_lo, key_hi, stream, step, o_i.to(tl.int32), W, C
+        )
+    for i_c in tl.static_range(C):
+        b_xt = tl.load(p_xt + i_n * xt_n + i_c * xt_c + o_i * xt_i, mask=m_i, other=0.0)
+        b_pred = tl.load(p_pred + i_n * pred_n + i_c * pred_c + o_i * pred_i, mask=m_i, other=0.0).to(tl.float32)
+        b_x1 = tl.load(p_x1 + i_n * x1_n + i_c * x1_c + o_i * x1_i, mask=m_i, other=0.0)
+        b_x0 = p * b_xt + q * b_pred + r * b_x1
+        if CLAMP:  # comparisons with NaN are false, so NaN stays
+            b_x0 = tl.where(b_x0 < low, low, b_x0)
+            b_x0 = tl.where(b_x0 > high, high, b_x0)
+        b_wanted = b_x0
+        if SECOND:
+            b_prev = tl.load(p_prev + i_n * prev_n + i_c * prev_c + o_i * prev_i, mask=m_i, other=0.0)
+            b_wanted = b_x0 + h * (b_x0 - b_prev)
+        b_xs = a * b_xt + b * b_wanted + c * b_x1
+        if NOISE == "given":
+            b_xs = b_xs + d * tl.load(p_z + i_n * z_n + i_c * z_c + o_i * z_i, mask=m_i, other=0.0)
+        if NOISE == "sky":
+            b_xs = b_xs + d * b_sky[i_c]
+        o_out = (i_n * C + i_c) * HW + o_i
+        tl.store(p_xs + o_out, b_xs, mask=m_i)
+        tl.store(p_x0 + o_out, b_x0, mask=m_i)

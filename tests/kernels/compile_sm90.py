@@ -1,0 +1,83 @@
+"""Compile both kernels for sm_90 without a GPU and print, as one JSON line, what the machine code does.
+
+A process of its own: Triton decides when a kernel is decorated whether to interpret or to compile it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.bridge_step.triton import bridge_step_kernel
+from kernels.sky_noise.triton import BLOCK, LAUNCH, sky_noise_kernel
+
+TYPES = (
+    dict.fromkeys(("p_out", "p_xs", "p_x0", "p_xt", "p_x1", "p_prev", "p_z"), "*fp32")
+    | dict.fromkeys(("p_sample", "p_corner_y", "p_corner_x"), "*i32")
+    | dict.fromkeys((*"pqrhabcd", "low", "high"), "fp32")
+)
+SEED = ("key_lo", "key_hi", "stream", "step")  # not specialised in a launch either
+
+
+def inspect(kernel: triton.JITFunction, constexprs: Mapping[str, object], types: dict[str, str]) -> dict[str, object]:
+    """Compile as a launch on contiguous aligned tensors would, and count what matters in PTX and SASS."""
+    signature = {name: "constexpr" if name in constexprs else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if (signature[name] == "i32" and name not in SEED) or signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH)
+    ptx = compiled.asm["ptx"]
+    found: dict[str, object] = {
+        "fma": len(re.findall(r"\bfma\.rn\S*\.?f32", ptx)),
+        "wide": len(re.findall(r"ld\.global\S*\.v4", ptx)) + len(re.findall(r"st\.global\S*\.v4", ptx)),
+        "sqrt": len(re.findall(r"\bsqrt\.rn\.f32", ptx)),
+        "approximate": len(re.findall(r"\.approx", ptx)),
+        "cubin": len(compiled.asm["cubin"]),
+    }
+    return found | machine_code(compiled.asm["cubin"])
+
+
+def machine_code(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, bytes of stack and local memory (spills), FFMA in SASS, by Triton's own cuobjdump."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    counts = {name.lower(): int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return counts | {"ffma": len(re.findall(r"\bFFMA\b", sass))}
+
+
+def main() -> None:
+    """Compile every variant that a sampler launches."""
+    report = {f"sky_noise C={c}": inspect(sky_noise_kernel, {"C": c, "BLOCK": BLOCK}, TYPES) for c in (1, 3, 4)}
+    for name, noise, clamp, second, pred in (
+        ("first order, sky noise", "sky", True, False, "*fp32"),
+        ("second order, sky noise, bf16", "sky", True, True, "*bf16"),
+        ("second order, given noise", "given", True, True, "*fp32"),
+        ("no noise, no clamp, bf16", "none", False, False, "*bf16"),
+    ):
+        constexprs = {"C": 3, "NOISE": noise, "CLAMP": clamp, "SECOND": second, "BLOCK": BLOCK}
+        constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z")}
+        report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": pred})
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
