@@ -1,0 +1,291 @@
+"""Typed job configuration, and the command line made from it.
+
+A job declares its settings once, as a frozen `JobConfig`. The flags, the ``key=value`` form, the TOML or YAML file,
+``--help`` and the checks all come from that declaration. What a file says is overridden by the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+
+class RequestError(ValueError):
+    """The request is wrong: the command line prints this as one line and exits 2, with nothing written."""
+
+
+class JobConfig(BaseModel):
+    """Base of every job's ``Config``: frozen, and unknown keys are refused.
+
+    Fields are scalars, paths, literals, or tuples of those, each with ``Field(description=...)`` that names its unit. A
+    tuple takes several values: ``--lsst g.fits r.fits i.fits`` or ``lsst=g.fits,r.fits,i.fits``; numbers may be joined
+    by commas after a flag too (``--cone 150.1,2.2,10``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+
+def parse_config(
+    model: type[ConfigT], argv: Sequence[str], *, prog: str, about: str = "", examples: str = ""
+) -> ConfigT:
+    """Read a job's configuration from its command line.
+
+    Parameters
+    ----------
+    model : type[JobConfig]
+        What the job takes.
+    argv : sequence of str
+        ``--field-name value``, ``field_name=value`` and ``--config FILE`` in any order. ``--help`` prints and exits 0.
+    prog, about, examples : str
+        The command's name, its description and its examples, for ``--help`` and for messages.
+
+    Returns
+    -------
+    JobConfig
+        An instance of `model`.
+
+    Raises
+    ------
+    RequestError
+        An unknown, repeated, missing or invalid setting, or a file that cannot be read; one line that names the remedy.
+    """
+    pairs, rest = _split_pairs(model, argv)
+    flags, unknown = _parser(model, prog, about, examples).parse_known_args(rest)
+    if unknown:
+        raise RequestError(_unknown_argument(model, unknown[0]))
+    given = vars(flags)
+    config_file: Path | None = given.pop("config", None)
+    repeated = sorted(pairs.keys() & given.keys())
+    if repeated:
+        name = repeated[0]
+        raise RequestError(f"{_flag(name)} {given[name]!r} and {name}={pairs[name]} are both given; keep one")
+    values = {name: _split_commas(model.model_fields[name], value) for name, value in (pairs | given).items()}
+    from_file = read_config_file(config_file, model) if config_file else {}
+    try:
+        return model.model_validate(from_file | values)
+    except ValidationError as error:
+        origin = f" ({config_file})" if config_file else ""
+        problems = [
+            _problem(model, detail, origin if detail["loc"][:1] and detail["loc"][0] not in values else "")
+            for detail in error.errors()
+        ]
+        raise RequestError(f"{'; '.join(problems)}; see {prog} --help") from None
+
+
+def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
+    """Read settings from a TOML or YAML file; RequestError if it is not a flat table of the model's own names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        values = _loads(path, text)
+    except ValueError as error:
+        raise RequestError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"--config {path}: holds a {type(values).__name__}, expected a table of settings (name: value)"
+        )
+    settings = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for name in settings:
+        if name not in model.model_fields:
+            raise RequestError(f"--config {path}: unknown setting '{name}'{_suggest(name, model.model_fields)}")
+    return settings
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the name in `known` that is nearest to `name`, or an empty string if none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
+
+
+# -- the command line --
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+
+def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> argparse.ArgumentParser:
+    epilog = f"examples:\n{examples.strip(chr(10))}" if examples.strip() else None
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--name VALUE ...] [name=value ...]",
+        description=about.strip() or None,
+        epilog=epilog,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    required, optional = parser.add_argument_group("required"), parser.add_argument_group("settings")
+    for name, field in model.model_fields.items():
+        help_text = (field.description or "").replace("%", "%%")
+        if field.is_required():
+            group = required
+        else:
+            group = optional
+            help_text += _default_note(field).replace("%", "%%")
+        kind: dict[str, Any] = (
+            {"action": argparse.BooleanOptionalAction} if _is_bool(field) else {"metavar": _metavar(name, field)}
+        )
+        if _is_tuple(field):
+            kind["nargs"] = "+"
+        group.add_argument(_flag(name), dest=name, help=help_text.strip(), **kind)
+    optional.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML or YAML file of these same names; the command line overrides it",
+    )
+    return parser
+
+
+def _split_pairs(model: type[JobConfig], argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take the ``name=value`` arguments out; one right after a flag is that flag's value (``--sql a=1``)."""
+    takes_value = {_flag(name) for name, field in model.model_fields.items() if not _is_bool(field)} | {"--config"}
+    pairs: dict[str, str] = {}
+    rest: list[str] = []
+    previous = ""
+    for argument in argv:
+        match = re.match(r"([A-Za-z][\w-]*)=(.*)", argument, re.DOTALL)
+        name = match[1].replace("-", "_") if match else ""
+        if match and previous not in takes_value and name in model.model_fields:
+            if name in pairs:
+                raise RequestError(f"{name}={pairs[name]} and {name}={match[2]} are both given; keep one")
+            pairs[name] = match[2]
+        elif match and previous not in takes_value and name == "config":
+            rest += ["--config", match[2]]
+        else:
+            rest.append(argument)
+        previous = argument
+    return pairs, rest
+
+
+def _split_commas(field: FieldInfo, value: Any) -> Any:
+    """Break a tuple's text at its commas; after a flag only numbers are, because a file name may hold a comma."""
+    if not _is_tuple(field):
+        return value
+    if isinstance(value, str):
+        return value.split(",")
+    if {int, float} & set(_leaves(field.annotation)):
+        return [part for text in value for part in text.split(",") if part]
+    return value
+
+
+def _unknown_argument(model: type[JobConfig], argument: str) -> str:
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if argument.startswith("--") or "=" in argument:
+        return f"unknown setting '{argument.partition('=')[0]}'{_suggest(name, [*model.model_fields, 'config'])}"
+    return f"unexpected argument '{argument}'; settings are given as --name value or name=value"
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = suggestion(name, known)
+    return f"; did you mean {_flag(nearest)}?" if nearest else f"; known: {', '.join(known)}"
+
+
+def _loads(path: Path, text: str) -> Any:
+    if path.suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
+    raise ValueError(f"has the ending '{path.suffix}', expected .toml, .yaml or .yml")
+
+
+# -- messages, and the types behind them --
+
+
+def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
+    """Say in words what pydantic found wrong with one setting."""
+    if not detail["loc"]:
+        return detail["msg"].removeprefix("Value error, ")
+    name = str(detail["loc"][0])
+    if detail["type"] == "missing":
+        return f"{_flag(name)} is required"
+    value = detail["input"]
+    given = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    hint = ""
+    choices = [str(choice) for choice in _leaves(model.model_fields[name].annotation, literals=True)]
+    if detail["type"] == "literal_error" and any(
+        ">" in choice and choice.partition(">")[0] == given for choice in choices
+    ):
+        hint = "; the shell took '>' as a redirection: quote the value"
+    return f"{_flag(name)} {given}{origin}: {message}{hint}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _default_note(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is None or default == "":
+        return ""
+    text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f" (default: {text})"
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    choices = [str(choice) for choice in _leaves(field.annotation, literals=True)]
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    leaves = set(_leaves(field.annotation))
+    names: Mapping[type, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+    return next((label for kind, label in names.items() if kind in leaves), name.upper())
+
+
+def _is_bool(field: FieldInfo) -> bool:
+    return set(_leaves(field.annotation)) == {bool}
+
+
+def _is_tuple(field: FieldInfo) -> bool:
+    return any(typing.get_origin(arm) is tuple for arm in _arms(field.annotation))
+
+
+def _arms(annotation: Any) -> list[Any]:
+    """Return the members of a union, without None; a plain type is its own only member."""
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [arm for arm in typing.get_args(annotation) if arm is not types.NoneType]
+    return [annotation]
+
+
+def _leaves(annotation: Any, literals: bool = False) -> list[Any]:
+    """Return the scalar types inside an annotation, or with `literals` the values that its ``Literal``s allow."""
+    leaves: list[Any] = []
+    for arm in _arms(annotation):
+        origin = typing.get_origin(arm)
+        if origin is Literal:
+            leaves += typing.get_args(arm) if literals else []
+        elif origin is not None:
+            for inner in typing.get_args(arm):
+                leaves += _leaves(inner, literals) if inner is not Ellipsis else []
+        elif not literals:
+            leaves.append(arm)
+    return leaves

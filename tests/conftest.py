@@ -1,0 +1,95 @@
+"""What every test starts from: an environment set before anything is imported, seeds, shared data, one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch, triton or ray. Kernels run in Triton's interpreter; a GPU lane sets TRITON_INTERPRET=0.
+ENVIRONMENT = {
+    "TRITON_INTERPRET": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # moto accepts any key; without one botocore looks for an instance's metadata server and waits.
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of simulated pairs, FITS fields and golden arrays; beside the repository, never in it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the shared test data in ../shared/data, which is not here")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Start every test from the same state of the global generators (no code of ours draws from them)."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # the global state itself is what is pinned
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster of 4 logical CPUs for the whole session; starting one takes 5-9 s."""
+    import ray
+
+    # Unix socket paths hold 107 characters, so Ray's folder must be short.
+    folder = tempfile.mkdtemp(prefix="sb", dir="/tmp")
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150_000_000,
+        _temp_dir=folder,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked gpu where there is none, or where kernels are interpreted."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _gpu_lane():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and TRITON_INTERPRET=0"))
+
+
+def _gpu_lane() -> bool:
+    if os.environ["TRITON_INTERPRET"] != "0":
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,315 @@
+"""The command line: what it accepts, what it refuses and how, and that every documented command would be accepted."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+from bridge_core.errors import BridgeError
+from jobs import __main__ as command
+from jobs import __version__
+from jobs.config import JobConfig, RequestError, parse_config
+from jobs.progress import progress, setup_logging
+from storage.errors import StorageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Config(JobConfig):
+    store: str = Field(description="tile store, folder or s3:// address")
+    tile_size: int = Field(512, gt=0, description="core of a tile, pixels of 0.1 arcsec")
+    lsst: tuple[str, str, str] = Field(("g", "r", "i"), description="one file a band")
+    cone: tuple[float, float, float] | None = Field(None, description="ra, dec in degrees, radius in arcsec")
+    direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="which survey is wanted")
+    checkpoint: Path | None = Field(None, description="model; 100% of runs need one")
+    ema: bool = Field(True, description="use the averaged weights")
+    sql: str | None = Field(None, description="a query")
+
+    @model_validator(mode="after")
+    def _tile_holds_halo(self) -> Config:
+        if self.tile_size % 64:
+            raise ValueError(f"--tile-size {self.tile_size} is no multiple of 64")
+        return self
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(Config, argv, prog="surveybridge job", about="Does the work.", examples="  surveybridge job")
+
+
+def test_flags_and_pairs_give_the_same_config():
+    flags = parse("--store", "s3://b/p", "--tile-size", "256", "--lsst", "a", "b", "c", "--cone", "1,-2,3", "--no-ema")
+    pairs = parse("store=s3://b/p", "tile_size=256", "lsst=a,b,c", "cone=1,-2,3", "ema=false")
+    assert flags == pairs
+    assert flags.cone == (1.0, -2.0, 3.0)
+    assert parse("tile-size=256", "--store=x", "--cone", "1", "-2", "3").cone == (1.0, -2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("job.toml", 'store = "from-file"\ntile_size = 128\nlsst = ["a", "b", "c"]\n'),
+        ("job.yaml", "store: from-file\ntile-size: 128\nlsst: [a, b, c]\n"),
+    ],
+)
+def test_command_line_overrides_file(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    config = parse("--config", str(tmp_path / name), "tile_size=256")
+    assert (config.store, config.tile_size, config.lsst) == ("from-file", 256, ("a", "b", "c"))
+    assert parse(f"config={tmp_path / name}").tile_size == 128
+
+
+def test_text_that_looks_like_a_pair_stays_a_flags_value():
+    config = parse(
+        "--sql", "store=1", "--store", "x=y", "--lsst", "tract=1/g", "tract=1/r", "tract=1/i", "tile_size=64"
+    )
+    assert (config.sql, config.store, config.tile_size) == ("store=1", "x=y", 64)
+    assert config.lsst == ("tract=1/g", "tract=1/r", "tract=1/i")
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        parse("store=x").tile_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), ["--store is required", "surveybridge job --help"]),
+        (("store=x", "--tile-sise", "3"), ["unknown setting '--tile-sise'", "did you mean --tile-size?"]),
+        (("store=x", "tilesize=3"), ["unknown setting 'tilesize'", "did you mean --tile-size?"]),
+        (("store=x", "zzz=3"), ["unknown setting 'zzz'", "known: store, tile_size"]),
+        (("store=x", "stray"), ["unexpected argument 'stray'"]),
+        (("store=x", "tile_size=0"), ["--tile-size 0", "greater than 0"]),
+        (("store=x", "tile_size=many"), ["--tile-size many", "valid integer"]),
+        (("store=x", "tile_size=65"), ["--tile-size 65 is no multiple of 64"]),
+        (("store=x", "tile_size=64", "--tile-size", "128"), ["--tile-size '128' and tile_size=64 are both given"]),
+        (("store=x", "store=y"), ["store=x and store=y are both given"]),
+        (("store=x", "--lsst", "a", "b"), ["--lsst", "required"]),
+        (("store=x", "--cone", "1,nan,2"), ["--cone", "finite"]),
+        (("store=x", "--direction", "lsst-"), ["--direction lsst-", "'lsst->euclid' or 'euclid->lsst'", "quote"]),
+        (("store=x", "--tile-size"), ["--tile-size", "expected one argument"]),
+        (("--config", "absent.toml"), ["--config absent.toml: No such file"]),
+    ],
+)
+def test_wrong_request_is_one_line_that_names_the_remedy(argv, said):
+    with pytest.raises(RequestError) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+    for words in said:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("job.toml", "tile_sice = 3\n", "unknown setting 'tile_sice'; did you mean --tile-size?"),
+        ("job.toml", "tile_size = = 3\n", "Invalid value"),
+        ("job.yaml", "- a\n- b\n", "holds a list, expected a table"),
+        ("job.yaml", "a: [1\n", "expected"),
+        ("job.ini", "a=1\n", "has the ending '.ini', expected .toml, .yaml or .yml"),
+        ("job.toml", 'store = "x"\ntile_size = -1\n', "--tile-size -1 ("),
+    ],
+)
+def test_wrong_file_is_named(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RequestError) as caught:
+        parse("--config", str(tmp_path / name))
+    assert said in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_shows_description_defaults_and_examples(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "Does the work.",
+        "core of a tile, pixels of 0.1 arcsec (default: 512)",
+        "(default: g r i)",
+        "100% of runs",
+    ):
+        assert words in shown
+    assert shown.index("--store") < shown.index("--tile-size")
+    assert shown.rstrip().endswith("surveybridge job")
+
+
+class WorkerError(StorageError):
+    """What Ray raises: an error that is also of the original's class, and keeps the original as its cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("ray::worker()\n  Traceback ...")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RequestError("a\n  b"), 2, "surveybridge query: error: a b\n"),
+        (StorageError("no store"), 2, "surveybridge query: error: no store\n"),
+        (BridgeError("no model"), 2, "surveybridge query: error: no model\n"),
+        (WorkerError(StorageError("no tile")), 2, "surveybridge query: error: no tile\n"),
+        (KeyboardInterrupt(), 130, "surveybridge query: interrupted\n"),
+    ],
+)
+def test_errors_become_exit_codes(monkeypatch, capsys, error, code, said):
+    def run(config: Config) -> int:
+        raise error
+
+    plant_query(monkeypatch, run)
+    assert command.main(["query", "store=x"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def run(config: Config) -> int:
+        raise ValueError("a bug of ours")
+
+    plant_query(monkeypatch, run)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        command.main(["query", "store=x"])
+
+
+def test_jobs_exit_code_is_the_commands(monkeypatch):
+    plant_query(monkeypatch, lambda config: 3 if config.tile_size == 64 else 0)
+    assert command.main(["query", "store=x", "tile_size=64"]) == 3
+    assert command.main(["query", "store=x"]) == 0
+
+
+def plant_query(monkeypatch, run):
+    module = SimpleNamespace(Config=Config, run=run, EXAMPLES="", __doc__="Planted.")
+    monkeypatch.setattr(command, "available_jobs", lambda: {"query": "Planted."})
+    monkeypatch.setattr("importlib.import_module", lambda name: module)
+
+
+def test_unknown_job_is_refused_with_the_nearest(capsys):
+    assert command.main(["quary"]) == 2
+    assert capsys.readouterr().err == "surveybridge: error: unknown job 'quary'; did you mean query?\n"
+
+
+def test_command_without_a_job_lists_jobs(capsys):
+    assert command.main([]) == 0
+    shown = capsys.readouterr().out
+    for name in command.JOBS:
+        assert re.search(rf"^  {name} +\S", shown, re.MULTILINE), f"{name} is not listed with its first line"
+
+
+def test_version_is_printed(capsys):
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"surveybridge {__version__}\n"
+
+
+def test_command_and_every_help_stay_light():
+    heavy = "('torch', 'ray', 'numpy', 'galsim', 'duckdb')"
+    code = f"import sys, jobs.__main__ as m; m.main([]); print([n for n in {heavy} if n in sys.modules])"
+    assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
+    for job in command.available_jobs():
+        code = f"import sys, jobs.{job}; print([n for n in ('torch', 'ray', 'galsim') if n in sys.modules])"
+        assert run_python("-c", code).stdout.strip() == "[]", f"importing jobs.{job} loads what only run() needs"
+
+
+def test_module_and_exit_code_work_as_a_process():
+    result = run_python("-m", "jobs", "translate", "--stroe", "x", check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("surveybridge translate: error: unknown setting '--stroe'")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def run_python(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, check=check, capture_output=True, text=True, timeout=60
+    )
+
+
+# -- what every job owes, and what the documents promise --
+
+
+@pytest.mark.parametrize("job", command.JOBS)
+def test_job_keeps_the_form_of_jobs(job):
+    module = importlib.import_module(f"jobs.{job}")
+    assert issubclass(module.Config, JobConfig)
+    assert callable(module.run)
+    for name, field in module.Config.model_fields.items():
+        assert field.description, f"{job} --{name} has no description"
+        assert name != "config", "--config is the settings file"
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Every `surveybridge JOB ...` line of the jobs' EXAMPLES and of the code blocks of README and docs."""
+    texts = {f"jobs/{job}.py": importlib.import_module(f"jobs.{job}").EXAMPLES for job in command.available_jobs()}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        texts[path.name] = "\n".join(
+            re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        )
+    found = []
+    for where, text in texts.items():
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            if match := re.search(r"(?:^|[ /])(?:surveybridge|python -m jobs) +([a-z].*)", line):
+                found.append((where, match[1]))
+    return found
+
+
+def test_every_documented_command_parses():
+    commands = documented_commands()
+    assert len(commands) >= len(command.available_jobs())
+    for where, line in commands:
+        job, *argv = shlex.split(line, comments=True)
+        assert ">" not in re.sub(r"'[^']*'|\"[^\"]*\"", "", line), f"{where}: unquoted > in: {line}"
+        module = importlib.import_module(f"jobs.{job}")
+        try:
+            parse_config(module.Config, [item for item in argv if item != "--help"], prog=f"surveybridge {job}")
+        except RequestError as error:
+            assert "--help" in argv and "is required" in str(error), f"{where}: surveybridge {line}: {error}"
+            continue
+
+
+# -- how a job speaks --
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log():
+    terminal, log = Terminal(), io.StringIO()
+    assert list(progress([1, 2], "translate", stream=terminal)) == [1, 2]
+    assert list(progress(iter([1, 2]), "translate", 2, every=0.0, stream=log)) == [1, 2]
+    assert terminal.getvalue().count("\n") == 1
+    assert "[########################] 2/2 tiles" in terminal.getvalue()
+    assert re.fullmatch(r"translate: 1/2 tiles in 0:00, 0:00 left\n(translate: 2/2 tiles in 0:00\n){2}", log.getvalue())
+
+
+def test_progress_reports_how_far_it_came_when_interrupted():
+    log = io.StringIO()
+    with pytest.raises(RuntimeError, match="tile 2"):
+        for tile in progress(range(1, 5), "translate", stream=log):
+            if tile == 2:
+                raise RuntimeError("tile 2")
+    assert "translate: 1/4 tiles" in log.getvalue()
+
+
+def test_logging_prints_plain_lines(monkeypatch):
+    stream, root = io.StringIO(), logging.getLogger()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    try:
+        setup_logging()
+        logging.getLogger("storage.ingest").info("wrote tile t0001")
+        logging.getLogger("somebody.else").info("chatter")
+    finally:
+        root.setLevel(level)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO storage.ingest: wrote tile t0001\n", stream.getvalue())
