@@ -1,0 +1,168 @@
+"""Mosaics as Parquet: a tile's planes cut into rows of pixel cells, and back."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from astropy.io.fits import Header
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from storage.errors import StorageError
+from storage.schema import CELL, mosaic_schema, parquet_bytes
+from storage.sky import healpix_29
+
+_FOOTER = b"surveybridge.mosaic"
+
+
+@dataclass(frozen=True)
+class TileMosaic:
+    """What a translation says about the core of one tile.
+
+    Parameters
+    ----------
+    tile_id : str
+        The tile.
+    wcs_header : str
+        WCS of these arrays (the core, not the halo), pixel [0, 0] of `mean` being FITS pixel (1, 1).
+    bands : tuple of str
+        Bands of the translated survey.
+    mean, std : float32 [C, H, W]
+        Posterior mean and standard deviation, nJy; NaN where unknown.
+    coverage : float32 [H, W]
+        Share of observed input, 0..1.
+    core_origin : (y, x)
+        Global pixel, in grid `grid_id`, of array pixel [0, 0].
+    grid_id : str
+        The global pixel grid.
+    """
+
+    tile_id: str
+    wcs_header: str
+    bands: tuple[str, ...]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    core_origin: tuple[int, int]
+    grid_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse planes that do not fit together."""
+        shape = (len(self.bands), *self.coverage.shape)
+        if self.coverage.ndim != 2 or self.mean.shape != shape or self.std.shape != shape:
+            raise StorageError(
+                f"mosaic of tile {self.tile_id}: mean {self.mean.shape}, std {self.std.shape} and coverage "
+                f"{self.coverage.shape} with bands {','.join(self.bands)}; give [C,H,W], [C,H,W] and [H,W]"
+            )
+
+
+@dataclass(frozen=True)
+class MosaicHeader:
+    """The footer of a mosaic file: everything but the pixels."""
+
+    tile_id: str
+    wcs_header: str
+    bands: tuple[str, ...]
+    core_origin: tuple[int, int]
+    shape: tuple[int, int]
+    grid_id: str
+
+
+def encode(mosaic: TileMosaic) -> bytes:
+    """Parquet file of a tile's mosaic; equal mosaics give equal bytes."""
+    n_bands, height, width = mosaic.mean.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    y, x = (grid.ravel() * CELL for grid in np.mgrid[:rows, :columns])
+    cell_height, cell_width = np.minimum(CELL, height - y), np.minimum(CELL, width - x)
+    wcs = WCS(Header.fromstring(mosaic.wcs_header))
+    ra, dec = wcs.all_pix2world(x + (cell_width - 1) / 2, y + (cell_height - 1) / 2, 0)
+    schema = mosaic_schema(n_bands)
+    table = pa.Table.from_arrays(
+        [
+            pa.array([mosaic.tile_id] * len(y), pa.string()),
+            pa.array(x + mosaic.core_origin[1], pa.int64()),
+            pa.array(y + mosaic.core_origin[0], pa.int64()),
+            pa.array(cell_height, pa.int32()),
+            pa.array(cell_width, pa.int32()),
+            pa.array(ra, pa.float64()),
+            pa.array(dec, pa.float64()),
+            pa.array(healpix_29(ra, dec), pa.int64()),
+            _tensors(_cells(mosaic.mean, np.nan), schema.field("mean").type),
+            _tensors(_cells(mosaic.std, np.nan), schema.field("std").type),
+            _tensors(_cells(mosaic.coverage[None], 0.0)[:, 0], schema.field("coverage").type),
+        ],
+        schema=schema,
+    )
+    footer = {
+        "tile_id": mosaic.tile_id,
+        "wcs_header": mosaic.wcs_header,
+        "bands": list(mosaic.bands),
+        "core_origin": list(mosaic.core_origin),
+        "shape": [height, width],
+        "grid_id": mosaic.grid_id,
+    }
+    return parquet_bytes(table, {_FOOTER.decode(): json.dumps(footer, sort_keys=True)})
+
+
+def decode(data: bytes) -> TileMosaic:
+    """Inverse of `encode`."""
+    header = decode_header(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data))
+    height, width = header.shape
+    x, y = (table.column(name).to_numpy() for name in ("x", "y"))
+    y, x = y - header.core_origin[0], x - header.core_origin[1]
+    mean, std, coverage = (_planes(table.column(name), y, x, (height, width)) for name in ("mean", "std", "coverage"))
+    return TileMosaic(
+        header.tile_id, header.wcs_header, header.bands, mean, std, coverage[0], header.core_origin, header.grid_id
+    )
+
+
+def decode_header(file: IO[bytes]) -> MosaicHeader:
+    """Footer of a mosaic file; StorageError if the file is not a mosaic."""
+    metadata = pq.read_schema(file).metadata or {}
+    if _FOOTER not in metadata:
+        raise StorageError("Parquet file without a SurveyBridge mosaic footer; was it rewritten by another program?")
+    footer: dict[str, Any] = json.loads(metadata[_FOOTER])
+    return MosaicHeader(
+        footer["tile_id"],
+        footer["wcs_header"],
+        tuple(footer["bands"]),
+        (int(footer["core_origin"][0]), int(footer["core_origin"][1])),
+        (int(footer["shape"][0]), int(footer["shape"][1])),
+        footer["grid_id"],
+    )
+
+
+def _cells(planes: NDArray[np.float32], padding: float) -> NDArray[np.float32]:
+    """Planes [C, H, W] as cells [rows * columns, C, CELL, CELL], row by row."""
+    n_bands, height, width = planes.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    padded = np.full((n_bands, rows * CELL, columns * CELL), padding, np.float32)
+    padded[:, :height, :width] = planes
+    cells = padded.reshape(n_bands, rows, CELL, columns, CELL).transpose(1, 3, 0, 2, 4)
+    return np.ascontiguousarray(cells.reshape(rows * columns, n_bands, CELL, CELL))
+
+
+def _tensors(cells: NDArray[np.float32], kind: pa.DataType) -> pa.Array:
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(cells.ravel()), kind.storage_type.list_size)
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def _planes(
+    column: pa.ChunkedArray, y: NDArray[np.int64], x: NDArray[np.int64], shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Cells put back in their places: float32 [C, H, W]."""
+    cells = column.combine_chunks()
+    flat = (cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells).storage.flatten().to_numpy()
+    stack = flat.reshape(len(y), -1, CELL, CELL)
+    rows, columns = -(-shape[0] // CELL), -(-shape[1] // CELL)
+    padded = np.full((stack.shape[1], rows * CELL, columns * CELL), np.nan, np.float32)
+    for corner_y, corner_x, cell in zip(y, x, stack, strict=True):
+        padded[:, corner_y : corner_y + CELL, corner_x : corner_x + CELL] = cell
+    return np.ascontiguousarray(padded[:, : shape[0], : shape[1]])

@@ -1,0 +1,344 @@
+"""The run folder: what a translation writes, and the ledger that says which tiles are done.
+
+Layout below the run's URL::
+
+    run.json                      what ran (no secrets), with the fingerprint that a resume must match; written first
+    mosaics/<tile>.parquet        pixel cells: mean, std, coverage
+    candidates/<tile>.parquet     objects of the tile's core, VOParquet
+    ledger/<tile>.parquet         one row; written last, so a tile without it never counts
+
+All names are pure functions of the tile, and equal content is equal bytes: doing a tile again changes nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from storage import mosaics
+from storage.errors import StorageError
+from storage.objectstore import Folder, check_name
+from storage.schema import (
+    CANDIDATES,
+    LEDGER,
+    SCHEMA_VERSION,
+    THUMBNAILS,
+    conform,
+    parquet_bytes,
+    read_parquet,
+    table_from_rows,
+)
+from storage.sky import healpix_29
+from storage.tile_arrays import shifted_header
+
+FORMAT = "surveybridge-run"
+FINGERPRINT_KEYS = (
+    "checkpoint_sha256",
+    "direction",
+    "samples",
+    "steps",
+    "seed",
+    "grid",
+    "code_schema_version",
+    "store",
+)
+"""What decides the pixels: a run folder is resumed only with the same values."""
+
+_SECRET = re.compile(r"secret|token|passw|credential|access_?key|api_?key|storage_options", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class StitchedMosaic(NamedTuple):
+    """All ok tiles of a run in one array: mean, std [C, H, W] nJy, coverage [H, W], and the WCS of these arrays."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    wcs_header: str
+
+
+class RunFolder:
+    """A run folder at a URL. Make one with `open_or_create` or `open`; picklable, so every worker may write to it."""
+
+    def __init__(self, folder: Folder, run_json: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.run_json = dict(run_json)
+
+    @property
+    def url(self) -> str:
+        """Where the run is."""
+        return self.folder.url
+
+    @classmethod
+    def open_or_create(
+        cls, url: str | os.PathLike[str], run_json: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+    ) -> RunFolder:
+        """Start a run, or go on with one of the same fingerprint (then its run.json stays as it was).
+
+        Parameters
+        ----------
+        url : str
+            Local path or s3:// URL: empty, absent, or a run folder.
+        run_json : mapping
+            What runs; must have every key of `FINGERPRINT_KEYS` (`code_schema_version` is filled in). Secrets in it
+            are left out of the file.
+        storage_options : mapping, optional
+            Arguments of the fsspec filesystem; never stored.
+
+        Raises
+        ------
+        StorageError
+            If something else stands there, or a run with another fingerprint (both values are named).
+        """
+        folder = Folder.at(url, storage_options)
+        document = {"code_schema_version": SCHEMA_VERSION, **without_secrets(run_json)}
+        missing = [key for key in FINGERPRINT_KEYS if key not in document]
+        if missing:
+            raise StorageError(f"run.json lacks {', '.join(missing)}; a run is known by {', '.join(FINGERPRINT_KEYS)}")
+        document |= {"format": FORMAT, "fingerprint": {key: document[key] for key in FINGERPRINT_KEYS}}
+        existing = _read_run_json(folder)
+        if existing is None:
+            if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
+                raise StorageError(
+                    f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
+                )
+            folder.put_json(document, "run.json")
+            return cls(folder, document)
+        wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like as JSON has them
+        for key in FINGERPRINT_KEYS:
+            if existing["fingerprint"].get(key) != wanted[key]:
+                raise StorageError(
+                    f"run folder {folder.url} has {key} {existing['fingerprint'].get(key)!r} but this run has "
+                    f"{wanted[key]!r}; give another --run URL or the same {key}"
+                )
+        return cls(folder, existing)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> RunFolder:
+        """Open a run; StorageError, saying what was found, if `url` is not a run folder."""
+        folder = Folder.at(url, storage_options)
+        existing = _read_run_json(folder)
+        if existing is None:
+            raise StorageError(
+                f"{folder.url} is not a run folder: found {folder.describe()}; make one with `surveybridge translate`"
+            )
+        return cls(folder, existing)
+
+    def write_mosaic(
+        self,
+        tile_id: str,
+        wcs_header: str,
+        bands: Sequence[str],
+        mean: ArrayLike,
+        std: ArrayLike,
+        coverage: ArrayLike,
+        core_origin: tuple[int, int],
+        grid_id: str,
+    ) -> None:
+        """Write a tile's mosaic; the arguments are the fields of `mosaics.TileMosaic` (the core only)."""
+        mosaic = mosaics.TileMosaic(
+            tile_id=tile_id,
+            wcs_header=wcs_header,
+            bands=tuple(bands),
+            mean=np.asarray(mean, np.float32),
+            std=np.asarray(std, np.float32),
+            coverage=np.asarray(coverage, np.float32),
+            core_origin=(int(core_origin[0]), int(core_origin[1])),
+            grid_id=grid_id,
+        )
+        self.folder.put(mosaics.encode(mosaic), mosaic_path(tile_id))
+
+    def write_candidates(self, tile_id: str, table: pa.Table) -> None:
+        """Write a tile's candidates; a tile without any writes an empty table.
+
+        Parameters
+        ----------
+        tile_id : str
+            The tile.
+        table : pyarrow.Table
+            Columns of `CANDIDATES`, in any order, at least object_id, ra, dec; `tile_id` and `_healpix_29` are filled
+            in, other columns that lack become null (thumbnails NaN).
+        """
+        what = f"candidates of tile {tile_id}"
+        if "tile_id" not in table.column_names:
+            table = table.append_column("tile_id", pa.array([tile_id] * table.num_rows, pa.string()))
+        if "_healpix_29" not in table.column_names and {"ra", "dec"} <= set(table.column_names):
+            indices = healpix_29(table["ra"].to_numpy(), table["dec"].to_numpy())
+            table = table.append_column("_healpix_29", pa.array(indices, pa.int64()))
+        table = conform(table, CANDIDATES, what)
+        for name in ("object_id", "ra", "dec", "_healpix_29", "tile_id", *THUMBNAILS):
+            if table[name].null_count:
+                raise StorageError(
+                    f"{what}: {table[name].null_count} of {table.num_rows} rows lack {name}; give it for all"
+                )
+        self.folder.put(parquet_bytes(table, votable=True), candidates_path(tile_id))
+
+    def commit(self, ledger_row: Mapping[str, Any]) -> None:
+        """Write a tile's ledger row: the tile is done. Last, atomic.
+
+        Parameters
+        ----------
+        ledger_row : mapping
+            Columns of `LEDGER`: at least tile_id and status ("ok" or "failed"); host, finished_at and, for ok tiles,
+            the paths are filled in.
+
+        Raises
+        ------
+        StorageError
+            If the row is not one of `LEDGER`, or says ok of a tile whose files are not written.
+        """
+        row = {
+            "attempt": 1,
+            "host": socket.gethostname(),
+            "finished_at": datetime.datetime.now(datetime.UTC),
+            **ledger_row,
+        }
+        tile_id = check_name(str(row.get("tile_id", "")), "tile id")
+        if row.get("status") not in ("ok", "failed"):
+            raise StorageError(f"ledger row of tile {tile_id}: status {row.get('status')!r}; give 'ok' or 'failed'")
+        if row["status"] == "ok":
+            row |= {"mosaic_path": mosaic_path(tile_id), "candidates_path": candidates_path(tile_id)}
+            for path in (row["mosaic_path"], row["candidates_path"]):
+                if not self.folder.exists(path):
+                    raise StorageError(
+                        f"tile {tile_id} cannot be ok: {path} is not in {self.url}; write it before commit"
+                    )
+        table = table_from_rows([row], LEDGER, f"ledger row of tile {tile_id}")
+        self.folder.put(parquet_bytes(table), "ledger", f"{tile_id}.parquet")
+
+    def ledger(self) -> pa.Table:
+        """The committed tiles, schema `LEDGER`, sorted by tile_id."""
+        names = self.folder.names("ledger", suffix=".parquet")
+        tables = [read_parquet(data) for data in self.folder.read_many([f"ledger/{name}" for name in names])]
+        tables = [conform(table.replace_schema_metadata(None), LEDGER, "ledger rows") for table in tables]
+        return pa.concat_tables([LEDGER.empty_table(), *tables]).combine_chunks()
+
+    def ok_tiles(self) -> list[str]:
+        """Ids of the tiles that are done, sorted."""
+        ledger = self.ledger()
+        return [str(tile) for tile in ledger.filter(pc.equal(ledger["status"], "ok"))["tile_id"].to_pylist()]
+
+    def read_tile_mosaic(self, tile_id: str) -> mosaics.TileMosaic:
+        """The mosaic of one tile, with its bands and grid."""
+        return mosaics.decode(self.folder.read(mosaic_path(tile_id)))
+
+    def read_candidates(self, tile_id: str) -> pa.Table:
+        """The candidates of one tile, thumbnails included."""
+        return read_parquet(self.folder.read(candidates_path(tile_id)))
+
+    def read_mosaic(self, region: tuple[int, int, int, int] | None = None, max_bytes: int = 4 << 30) -> StitchedMosaic:
+        """Stitch all ok tiles by their place in the global grid; NaN and coverage 0 where there is none.
+
+        Parameters
+        ----------
+        region : (y0, y1, x0, x1), optional
+            Global pixels to stitch, half-open; default the box around all ok tiles.
+        max_bytes : int
+            Refuse before reading if the result would be larger.
+
+        Raises
+        ------
+        StorageError
+            If no tile is ok, tiles disagree in grid or bands, or the result would be too large.
+        """
+        tiles = self.ok_tiles()
+        if not tiles:
+            raise StorageError(f"run {self.url} has no finished tile; run `surveybridge translate` first")
+        headers = [self._mosaic_header(tile) for tile in tiles]
+        first = headers[0]
+        for header in headers:
+            if (header.grid_id, header.bands) != (first.grid_id, first.bands):
+                raise StorageError(
+                    f"tiles {first.tile_id} and {header.tile_id} are of grid {first.grid_id!r} {first.bands} and "
+                    f"{header.grid_id!r} {header.bands}; stitch runs of one grid"
+                )
+        y0, y1, x0, x1 = region or (
+            min(h.core_origin[0] for h in headers),
+            max(h.core_origin[0] + h.shape[0] for h in headers),
+            min(h.core_origin[1] for h in headers),
+            max(h.core_origin[1] + h.shape[1] for h in headers),
+        )
+        n_bands = len(first.bands)
+        size = 4 * (2 * n_bands + 1) * max(y1 - y0, 0) * max(x1 - x0, 0)
+        if not 0 < size <= max_bytes:
+            raise StorageError(
+                f"stitching {y1 - y0} x {x1 - x0} px needs {size / 2**30:.2f} GiB, allowed are {max_bytes / 2**30:.2f} "
+                "GiB; give a smaller (and not empty) region"
+            )
+        mean = np.full((n_bands, y1 - y0, x1 - x0), np.nan, np.float32)
+        std = np.full_like(mean, np.nan)
+        coverage = np.zeros(mean.shape[1:], np.float32)
+        for header in headers:
+            top, left = header.core_origin[0] - y0, header.core_origin[1] - x0
+            bottom, right = top + header.shape[0], left + header.shape[1]
+            if bottom <= 0 or right <= 0 or top >= y1 - y0 or left >= x1 - x0:
+                continue
+            tile = self.read_tile_mosaic(header.tile_id)
+            there = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+            here = (slice(max(-top, 0), y1 - y0 - top), slice(max(-left, 0), x1 - x0 - left))
+            mean[:, *there] = tile.mean[:, *here]
+            std[:, *there] = tile.std[:, *here]
+            coverage[there] = tile.coverage[here]
+        wcs_header = shifted_header(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
+        return StitchedMosaic(mean, std, coverage, wcs_header)
+
+    def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
+        with self.folder.filesystem.open(self.folder.path(mosaic_path(tile_id)), "rb") as handle:
+            return mosaics.decode_header(handle)  # the footer only, not the pixels
+
+
+def mosaic_path(tile_id: str) -> str:
+    """Path of a tile's mosaic, relative to the run folder."""
+    return f"mosaics/{check_name(tile_id, 'tile id')}.parquet"
+
+
+def candidates_path(tile_id: str) -> str:
+    """Path of a tile's candidates, relative to the run folder."""
+    return f"candidates/{check_name(tile_id, 'tile id')}.parquet"
+
+
+def pending(manifest: pa.Table, ledger: pa.Table, *, retry_failed: bool = False) -> list[str]:
+    """Tiles still to do: manifest minus ledger, in the manifest's order.
+
+    Parameters
+    ----------
+    manifest, ledger : pyarrow.Table
+        Schemas `MANIFEST` and `LEDGER`.
+    retry_failed : bool
+        Take failed tiles as not done; else a resume would repeat every crash.
+    """
+    done = ledger.filter(pc.equal(ledger["status"], "ok")) if retry_failed else ledger
+    finished = set(done["tile_id"].to_pylist())
+    return [str(tile) for tile in manifest["tile_id"].to_pylist() if tile not in finished]
+
+
+def without_secrets(value: Any) -> Any:
+    """`value` (JSON-like) without entries named like secrets, and URLs without their user:password@ part."""
+    if isinstance(value, Mapping):
+        return {str(key): without_secrets(item) for key, item in value.items() if not _SECRET.search(str(key))}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return _USERINFO.sub("", value) if isinstance(value, str) else value
+
+
+def _read_run_json(folder: Folder) -> dict[str, Any] | None:
+    """run.json if there is one of ours, None if there is none; StorageError if it is damaged."""
+    try:
+        document: Any = json.loads(folder.read("run.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StorageError(f"{folder.file_url('run.json')} is not JSON ({error}); give another --run URL") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise StorageError(f"{folder.file_url('run.json')} is not of a SurveyBridge run; give another --run URL")
+    return document

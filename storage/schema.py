@@ -1,0 +1,288 @@
+"""Parquet schemas of a run: manifest, mosaics, candidates, ledger, with units, UCDs and descriptions on every column.
+
+Field metadata: `unit` (VOUnit), `ucd` (UCD1+), `description`, and `shape` where a list column is a flattened array.
+Candidates carry the same as a VOTable header in the footer (VOParquet, IVOA note 1.0), so that
+`astropy.table.Table.read(file, format="parquet.votable")` has the units.
+
+Thumbnails are plain `fixed_size_list` columns, since astropy and polars do not read Arrow's tensor extension type;
+mosaics are `fixed_shape_tensor`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from storage.errors import StorageError
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning. Files of every version that was ever released stay readable."""
+
+CELL = 64
+"""Side of a mosaic cell and of a thumbnail, pixels."""
+
+BANDS = ("g", "r", "i", "VIS")
+
+
+def _field(
+    name: str, kind: pa.DataType, description: str, unit: str = "", ucd: str = "", shape: Sequence[int] = ()
+) -> pa.Field:
+    metadata = {"description": description, "unit": unit, "ucd": ucd, "shape": ",".join(map(str, shape))}
+    return pa.field(name, kind, metadata={key: value for key, value in metadata.items() if value})
+
+
+def _stamp(name: str, description: str, channels: int) -> pa.Field:
+    shape = (channels, CELL, CELL)
+    return _field(name, pa.list_(pa.float32(), channels * CELL * CELL), description, "nJy", "phot.flux.density", shape)
+
+
+_F32, _F64, _I32, _I64, _TEXT = pa.float32(), pa.float64(), pa.int32(), pa.int64(), pa.string()
+
+_RA = _field("ra", _F64, "Right ascension, ICRS", "deg", "pos.eq.ra;meta.main")
+_DEC = _field("dec", _F64, "Declination, ICRS", "deg", "pos.eq.dec;meta.main")
+_HEALPIX = _field("_healpix_29", _I64, "HEALPix index, NESTED, order 29, ICRS", "", "pos.healpix")
+_TILE = _field("tile_id", _TEXT, "Tile whose core holds this", "", "meta.id")
+_GRID = _field("grid_id", _TEXT, "Global pixel grid", "", "meta.id")
+
+MANIFEST: pa.Schema = pa.schema(
+    [
+        _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
+        _RA,
+        _DEC,
+        _HEALPIX,
+        _field("height", _I32, "Rows stored: core and halo", "pix", "meta.number"),
+        _field("width", _I32, "Columns stored: core and halo", "pix", "meta.number"),
+        _field("core_height", _I32, "Rows that the tile owns", "pix", "meta.number"),
+        _field("core_width", _I32, "Columns that the tile owns", "pix", "meta.number"),
+        _field("surveys", pa.list_(_TEXT), "Surveys present", "", "meta.id;instr"),
+        _field("bytes", _I64, "Size of all arrays in memory, uncompressed", "byte", "phys.size;meta.file"),
+        _GRID,
+    ]
+)
+
+CANDIDATES: pa.Schema = pa.schema(
+    [
+        _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
+        _RA,
+        _DEC,
+        _HEALPIX,
+        _TILE,
+        _field("score", _F64, "Anomaly score: larger = harder to reconcile between the surveys", "", "stat.value"),
+        _field("score_std", _F64, "Standard deviation of the score over reconstructions", "", "stat.stdev"),
+        _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
+        *(_field(f"flux_{b}", _F32, f"Flux in {b}", "nJy", "phot.flux.density;em.opt") for b in BANDS),
+        *(_field(f"snr_{b}", _F32, f"Signal to noise in {b}", "", "stat.snr;em.opt") for b in BANDS),
+        _field("flags", _I32, "Bits of the detection's and the masks' flags", "", "meta.code"),
+        _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
+        _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
+        _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
+        _field("b", _F32, "Semi-minor axis (rms)", "pix", "phys.size.sminAxis"),
+        _field("theta", _F32, "Position angle of the major axis from +x towards +y", "rad", "pos.posAng"),
+        _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
+        _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
+        _stamp("thumbnail_lsst", "LSST g,r,i around the object, on the run's grid", 3),
+        _stamp("thumbnail_euclid", "Euclid VIS around the object", 1),
+        _stamp("thumbnail_mean", "Mean of the reconstructions of VIS (model-generated)", 1),
+        _stamp("thumbnail_error", "Residual of the reconstructions that the score sums (model-generated)", 1),
+    ]
+)
+
+LEDGER: pa.Schema = pa.schema(
+    [
+        _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
+        _field("status", _TEXT, "ok or failed", "", "meta.code.status"),
+        _field("reason", _TEXT, "Why it failed, one line", "", "meta.note"),
+        _field("traceback_hash", _TEXT, "Equal for failures of one cause", "", "meta.id"),
+        _field("attempt", _I32, "How often the tile was tried, 1 = once", "", "meta.number"),
+        _field("n_candidates", _I32, "Candidates written", "", "meta.number"),
+        _field("n_patches", _I32, "Network windows", "", "meta.number"),
+        *(
+            _field(f"seconds_{s}", _F64, f"Wall time: {s}", "s", "time.duration")
+            for s in ("read", "model", "score", "write")
+        ),
+        _field("host", _TEXT, "Machine that did it", "", "meta.id"),
+        _field("finished_at", pa.timestamp("us", tz="UTC"), "When it was committed", "", "time.end"),
+        _field("mosaic_path", _TEXT, "Mosaic, relative to the run folder", "", "meta.ref.uri"),
+        _field("candidates_path", _TEXT, "Candidates, relative to the run folder", "", "meta.ref.uri"),
+    ]
+)
+
+WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write", "host", "finished_at")
+"""Ledger columns that differ between equal runs."""
+
+THUMBNAILS = tuple(field.name for field in CANDIDATES if field.name.startswith("thumbnail_"))
+
+
+def mosaic_schema(n_bands: int) -> pa.Schema:
+    """Schema of one tile's mosaic: a row per cell of `CELL` x `CELL` pixels, `n_bands` bands."""
+    cube = pa.fixed_shape_tensor(_F32, [n_bands, CELL, CELL])
+    plane = pa.fixed_shape_tensor(_F32, [CELL, CELL])
+    flux, sigma = "phot.flux.density;meta.modelled", "stat.stdev;phot.flux.density;meta.modelled"
+    return pa.schema(
+        [
+            _TILE,
+            _field("x", _I64, "Column of the cell's first pixel in the global grid", "pix", "pos.cartesian.x"),
+            _field("y", _I64, "Row of the cell's first pixel in the global grid", "pix", "pos.cartesian.y"),
+            _field("height", _I32, "Rows in use; the rest is padding", "pix", "meta.number"),
+            _field("width", _I32, "Columns in use; the rest is padding", "pix", "meta.number"),
+            _RA,
+            _DEC,
+            _HEALPIX,
+            _field("mean", cube, "Posterior mean (model-generated)", "nJy", flux, (n_bands, CELL, CELL)),
+            _field("std", cube, "Posterior standard deviation", "nJy", sigma, (n_bands, CELL, CELL)),
+            _field("coverage", plane, "Share of each pixel with observed input, 0..1", "", "obs.field", (CELL, CELL)),
+        ]
+    )
+
+
+MOSAIC: pa.Schema = mosaic_schema(1)
+"""Mosaic of a one-band (Euclid VIS) translation."""
+
+
+def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """`table` with exactly the columns, order, types and metadata of `schema`.
+
+    Columns that the table lacks become null (thumbnails NaN, since readers choke on null arrays); a column that the
+    schema does not know is a StorageError.
+    """
+    extra = sorted(set(table.column_names) - set(schema.names))
+    if extra:
+        raise StorageError(
+            f"{what} have the unknown column(s) {', '.join(extra)}; schema version {SCHEMA_VERSION} "
+            f"has {', '.join(schema.names)}"
+        )
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(_absent(field.type, table.num_rows))
+            continue
+        try:
+            columns.append(table.column(field.name).cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            found = table.schema.field(field.name).type
+            raise StorageError(
+                f"{what}: column {field.name} is {found} but the schema has {field.type}: {error}"
+            ) from error
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _absent(kind: pa.DataType, rows: int) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(np.full(rows * kind.list_size, np.nan, np.float32)), kind.list_size
+        )
+    return pa.nulls(rows, kind)
+
+
+def stamps(name: str, array: ArrayLike) -> pa.Array:
+    """Thumbnails [N, C, H, W] as the column `name` of `CANDIDATES` (nJy, NaN where there is no data)."""
+    field = CANDIDATES.field(name)
+    shape = _shape(field)
+    data = np.ascontiguousarray(array, np.float32)
+    if data.shape[1:] != shape:
+        raise StorageError(
+            f"{name}: stamps of shape {data.shape[1:]} but the schema has {shape}; cut {CELL} px windows"
+        )
+    return pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), field.type.list_size)
+
+
+def stamp_array(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """Inverse of `stamps`: thumbnails float32 [N, C, H, W] of a candidates table."""
+    column = table.column(name).combine_chunks()
+    flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)
+    return flat.reshape((table.num_rows, *_shape(CANDIDATES.field(name))))
+
+
+def _shape(field: pa.Field) -> tuple[int, ...]:
+    return tuple(int(n) for n in (field.metadata or {}).get(b"shape", b"").decode().split(",") if n)
+
+
+def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None, *, votable: bool = False) -> bytes:
+    """One Parquet file: zstd, float columns byte-stream-split; equal tables give equal bytes.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        With field metadata of this module.
+    metadata : mapping of str to str
+        Further footer entries.
+    votable : bool
+        Add the VOParquet header (and the string lengths that astropy's reader asks for).
+    """
+    footer = {"surveybridge.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+    if votable:
+        lengths = {f.name: _longest(table.column(f.name)) for f in table.schema if pa.types.is_string(f.type)}
+        footer |= {f"table::len::{name}": str(length) for name, length in lengths.items()}
+        footer["IVOA.VOTable-Parquet.version"] = "1.0"
+        footer["IVOA.VOTable-Parquet.content"] = votable_header(table.schema, lengths)
+    sink = io.BytesIO()
+    floats = [leaf for field in table.schema if (leaf := _float_leaf(field))]
+    names = [f.name for f in table.schema if pa.types.is_string(f.type)]
+    pq.write_table(
+        table.replace_schema_metadata(dict(sorted(footer.items()))),
+        sink,
+        compression="zstd",
+        use_dictionary=names or False,
+        use_byte_stream_split=floats or False,
+        row_group_size=1024,  # a row with thumbnails is 100 KB
+    )
+    return sink.getvalue()
+
+
+def _float_leaf(field: pa.Field) -> str | None:
+    kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
+    if pa.types.is_fixed_size_list(kind):
+        return f"{field.name}.list.element"
+    return field.name if pa.types.is_floating(kind) else None
+
+
+def _longest(column: pa.ChunkedArray) -> int:
+    return max((len(text) for text in column.to_pylist() if text), default=1)
+
+
+_VOTABLE_TYPES = {pa.string(): "unicodeChar", _F32: "float", _F64: "double", _I32: "int", _I64: "long"}
+
+
+def votable_header(schema: pa.Schema, string_lengths: Mapping[str, int]) -> str:
+    """VOTable (1.4) with a FIELD per column and no data, as VOParquet wants it in the footer.
+
+    Arrays are declared flat, as they are stored: astropy stacks header and data, and asks for equal shapes.
+    """
+    lines = []
+    for field in schema:
+        texts = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        attributes = {"name": field.name}
+        if pa.types.is_fixed_size_list(field.type):
+            attributes |= {"datatype": _VOTABLE_TYPES[field.type.value_type], "arraysize": str(field.type.list_size)}
+        else:
+            attributes["datatype"] = _VOTABLE_TYPES[field.type]
+        if field.name in string_lengths:
+            attributes["arraysize"] = str(string_lengths[field.name])
+        attributes |= {key: texts[key] for key in ("unit", "ucd") if key in texts}
+        head = " ".join(f"{key}={quoteattr(value)}" for key, value in attributes.items())
+        lines.append(f"<FIELD {head}><DESCRIPTION>{texts.get('description', '')}</DESCRIPTION></FIELD>")
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3"><RESOURCE type="results">'
+        '<COOSYS ID="icrs" system="ICRS"/><TABLE>\n' + "\n".join(lines) + "\n</TABLE></RESOURCE></VOTABLE>\n"
+    )
+
+
+def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Table of one Parquet file held in memory."""
+    return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns is not None else None)
+
+
+def table_from_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, what: str) -> pa.Table:
+    """Table of `schema` from dictionaries; missing keys become null, unknown keys are a StorageError."""
+    unknown = sorted({key for row in rows for key in row} - set(schema.names))
+    if unknown:
+        raise StorageError(f"{what} have the unknown column(s) {', '.join(unknown)}; known: {', '.join(schema.names)}")
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)

@@ -1,0 +1,296 @@
+"""The tile store: co-registered images of the surveys, a Zarr v3 group per tile and a Parquet manifest.
+
+Layout below the store's URL::
+
+    zarr.json                                   attributes: what this is, format version, grid_id
+    tiles/<tile_id>/                            attributes: core, origin, grid_id, format version
+    tiles/<tile_id>/<survey>/                   attributes: WCS header, bands, PSF, pixel scale, mask planes, provenance
+    tiles/<tile_id>/<survey>/{flux,variance,mask}   [C, H, W], one shard each: one read of a worker
+    manifest.parquet                            written last: a store without it is an ingest that did not finish
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from storage.errors import StorageError
+from storage.images import SurveyImage
+from storage.objectstore import Folder, check_name
+from storage.schema import MANIFEST, parquet_bytes, read_parquet, table_from_rows
+from storage.sky import healpix_29
+from storage.tile_arrays import check_pixels, image_shape, read_image, write_image
+
+FORMAT = "surveybridge-tiles"
+FORMAT_VERSION = 1
+SURVEYS = ("lsst", "euclid")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A survey cell: core and halo of both surveys on one pixel grid.
+
+    Parameters
+    ----------
+    tile_id : str
+        Letters, digits and `_ . + -`.
+    lsst, euclid : SurveyImage or None
+        Same [H, W], same WCS; None where the survey has no data here.
+    core : (y0, y1, x0, x1)
+        What the tile owns, half-open, in pixels of these arrays.
+    origin : (y, x)
+        Global pixel, in grid `grid_id`, of array pixel [0, 0].
+    grid_id : str
+        The global pixel grid.
+    """
+
+    tile_id: str
+    lsst: SurveyImage | None
+    euclid: SurveyImage | None
+    core: tuple[int, int, int, int]
+    origin: tuple[int, int]
+    grid_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse a tile whose parts do not fit together."""
+        check_name(self.tile_id, "tile id")
+        if not self.images:
+            raise StorageError(
+                f"tile {self.tile_id}: no survey has an image; give at least one of {', '.join(SURVEYS)}"
+            )
+        shapes = {name: image.flux.shape[1:] for name, image in self.images.items()}
+        if len(set(shapes.values())) > 1:
+            raise StorageError(
+                f"tile {self.tile_id}: lsst is {shapes['lsst']} but euclid {shapes['euclid']} pixels; "
+                "co-register both onto one grid"
+            )
+        y0, y1, x0, x1 = self.core
+        height, width = self.shape
+        if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+            raise StorageError(
+                f"tile {self.tile_id}: core {self.core} (y0,y1,x0,x1) does not lie inside the array of "
+                f"{height} x {width} pixels"
+            )
+
+    @property
+    def images(self) -> dict[str, SurveyImage]:
+        """The surveys that are present, by name."""
+        both = {"lsst": self.lsst, "euclid": self.euclid}
+        return {name: image for name, image in both.items() if image is not None}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the arrays: core and halo."""
+        height, width = next(iter(self.images.values())).flux.shape[1:]
+        return int(height), int(width)
+
+    @property
+    def core_origin(self) -> tuple[int, int]:
+        """Global pixel (y, x) of the core's corner."""
+        return self.origin[0] + self.core[0], self.origin[1] + self.core[2]
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        """Height and width of the core."""
+        y0, y1, x0, x1 = self.core
+        return y1 - y0, x1 - x0
+
+
+class TileStore:
+    """Tiles at a URL. Make one with `create` or `open`; it is picklable and opens its files where it is used."""
+
+    def __init__(self, folder: Folder, grid_id: str) -> None:
+        self.folder = folder
+        self.grid_id = grid_id
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self.folder.url
+
+    @classmethod
+    def create(
+        cls, url: str | os.PathLike[str], *, grid_id: str, storage_options: Mapping[str, Any] | None = None
+    ) -> TileStore:
+        """Start a store, or start over in one of the same grid (its manifest goes, its tiles are rewritten).
+
+        Raises
+        ------
+        StorageError
+            If something else stands at `url`, or a store of another grid.
+        """
+        folder = Folder.at(url, storage_options)
+        attributes = _root_attributes(folder)
+        if attributes is None and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
+            raise StorageError(
+                f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
+            )
+        if attributes is not None and attributes["grid_id"] != grid_id:
+            raise StorageError(
+                f"{folder.url} holds tiles of grid {attributes['grid_id']!r}, these are of grid {grid_id!r}; "
+                "give another --store URL"
+            )
+        if attributes is not None:
+            folder.delete("manifest.parquet")
+        else:
+            zarr.create_group(
+                _zarr_store(folder),
+                attributes={"format": FORMAT, "format_version": FORMAT_VERSION, "grid_id": grid_id},
+            )
+        return cls(folder, grid_id)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> TileStore:
+        """Open a store for reading.
+
+        Raises
+        ------
+        StorageError
+            If `url` holds something else (the message says what), or a newer format.
+        """
+        folder = Folder.at(url, storage_options)
+        attributes = _root_attributes(folder)
+        if attributes is None:
+            raise StorageError(
+                f"{folder.url} is not a tile store: found {folder.describe()}; make one with `surveybridge ingest`"
+            )
+        return cls(folder, str(attributes["grid_id"]))
+
+    def write_tile(self, tile: Tile) -> dict[str, Any]:
+        """Write one tile over whatever has its name, and return its manifest row.
+
+        Raises
+        ------
+        StorageError
+            If the tile is of another grid, or has flux that is not finite where the mask says there is data.
+        """
+        if tile.grid_id != self.grid_id:
+            raise StorageError(
+                f"tile {tile.tile_id} is of grid {tile.grid_id!r} but {self.url} of grid {self.grid_id!r}; "
+                "use one store per grid"
+            )
+        for image in tile.images.values():
+            check_pixels(tile.tile_id, image)
+        group = zarr.create_group(
+            _zarr_store(self.folder),
+            path=f"tiles/{tile.tile_id}",
+            overwrite=True,
+            attributes={
+                "format_version": FORMAT_VERSION,
+                "core": list(tile.core),
+                "origin": list(tile.origin),
+                "grid_id": tile.grid_id,
+                "surveys": list(tile.images),
+            },
+        )
+        for image in tile.images.values():
+            write_image(group, image)
+        return manifest_row(tile)
+
+    def read_tile(self, tile_id: str, halo: int | None = None) -> Tile:
+        """Read a tile.
+
+        Parameters
+        ----------
+        tile_id : str
+            As in the manifest.
+        halo : int or None
+            Pixels around the core; None = all that is stored. Never more than is stored.
+
+        Raises
+        ------
+        StorageError
+            If there is no such tile, or a chunk is missing or fails its checksum.
+        """
+        store = _zarr_store(self.folder, read_only=True)
+        try:
+            group = zarr.open_group(store, path=f"tiles/{check_name(tile_id, 'tile id')}", mode="r")
+        except FileNotFoundError as error:
+            raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again") from error
+        attributes: dict[str, Any] = dict(group.attrs)
+        y0, y1, x0, x1 = (int(n) for n in attributes["core"])
+        origin_y, origin_x = (int(n) for n in attributes["origin"])
+        surveys = [str(name) for name in attributes["surveys"]]
+        height, width = image_shape(group, surveys[0], tile_id)
+        box = (0, height, 0, width)
+        if halo is not None:
+            box = (max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width))
+        images = {name: read_image(group, name, tile_id, box) for name in surveys}
+        return Tile(
+            tile_id=tile_id,
+            lsst=images.get("lsst"),
+            euclid=images.get("euclid"),
+            core=(y0 - box[0], y1 - box[0], x0 - box[2], x1 - box[2]),
+            origin=(origin_y + box[0], origin_x + box[2]),
+            grid_id=str(attributes["grid_id"]),
+        )
+
+    def manifest(self) -> pa.Table:
+        """The tiles, schema `MANIFEST`, sorted by tile_id; StorageError if ingest has not finished."""
+        try:
+            return read_parquet(self.folder.read("manifest.parquet"))
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{self.url} has no manifest: its ingest did not finish; run `surveybridge ingest` again"
+            ) from error
+
+    def write_manifest(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the manifest, atomically and last, from the rows that `write_tile` returned."""
+        ordered = sorted(rows, key=lambda row: str(row["tile_id"]))
+        for before, after in itertools.pairwise(ordered):
+            if before["tile_id"] == after["tile_id"]:
+                raise StorageError(f"manifest: tile {after['tile_id']} appears twice; tile ids must be unique")
+        table = table_from_rows(ordered, MANIFEST, "manifest rows")
+        self.folder.put(parquet_bytes(table, {"surveybridge.grid_id": self.grid_id}), "manifest.parquet")
+
+
+def manifest_row(tile: Tile) -> dict[str, Any]:
+    """The tile's row of `MANIFEST`; ra and dec are the centre of the core, ICRS deg."""
+    y0, y1, x0, x1 = tile.core
+    image = next(iter(tile.images.values()))
+    ra, dec = (float(v) for v in image.wcs.all_pix2world((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2, 0))
+    arrays = [array for image in tile.images.values() for array in (image.flux, image.variance, image.mask)]
+    return {
+        "tile_id": tile.tile_id,
+        "ra": ra,
+        "dec": dec,
+        "_healpix_29": int(healpix_29(ra, dec)[0]),
+        "height": tile.shape[0],
+        "width": tile.shape[1],
+        "core_height": tile.core_shape[0],
+        "core_width": tile.core_shape[1],
+        "surveys": list(tile.images),
+        "bytes": sum(int(array.nbytes) for array in arrays),
+        "grid_id": tile.grid_id,
+    }
+
+
+def _zarr_store(folder: Folder, *, read_only: bool = False) -> Store:
+    if folder.is_local:
+        return LocalStore(folder.path(), read_only=read_only)
+    return FsspecStore.from_url(folder.url, storage_options=dict(folder.storage_options), read_only=read_only)
+
+
+def _root_attributes(folder: Folder) -> dict[str, Any] | None:
+    """Attributes of a tile store's root, None if there is no tile store; StorageError for a newer format."""
+    try:
+        attributes = dict(zarr.open_group(_zarr_store(folder, read_only=True), mode="r", zarr_format=3).attrs)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # nothing there, or JSON that is not Zarr's
+        return None
+    if attributes.get("format") != FORMAT:
+        return None
+    version = attributes.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StorageError(
+            f"{folder.url} has tile format version {version} but this program reads up to {FORMAT_VERSION}; "
+            "update surveybridge"
+        )
+    return attributes

@@ -1,0 +1,245 @@
+"""Tile store: what is written comes back, and what is damaged or something else is said to be so."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+from astropy.wcs import WCS
+
+from storage.errors import StorageError
+from storage.images import MASK_PLANES, SurveyImage
+from storage.schema import MANIFEST
+from storage.tiles import Tile, TileStore
+
+BANDS = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
+
+
+def make_header(ny: int, nx: int) -> str:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [53.1, -28.0]
+    wcs.wcs.crpix = [nx / 2 + 0.5, ny / 2 + 0.5]
+    wcs.wcs.cdelt = [-0.1 / 3600, 0.1 / 3600]
+    return str(wcs.to_header_string())
+
+
+def make_image(survey: str, shape: tuple[int, int], seed: int = 0) -> SurveyImage:
+    rng = np.random.default_rng(seed)
+    full = (len(BANDS[survey]), *shape)
+    mask = np.where(rng.random(full) < 0.01, MASK_PLANES["BAD"], 0).astype(np.uint8)
+    flux = rng.normal(0, 2, full).astype(np.float32)
+    flux[:, :2] = np.nan
+    mask[:, :2] = MASK_PLANES["NO_DATA"]
+    variance = np.where(np.isnan(flux), np.nan, np.float32(4)).astype(np.float32)
+    return SurveyImage(
+        survey=survey,
+        bands=BANDS[survey],
+        flux=flux,
+        variance=variance,
+        mask=mask,
+        wcs_header=make_header(*shape),
+        pixel_scale=0.1,
+        psf_fwhm=tuple(0.7 if band != "r" else float("nan") for band in BANDS[survey]),
+        zero_point=24.6,
+        noise_correlation=tuple(0.3 for _ in BANDS[survey]),
+        provenance={"origin": "test"},
+    )
+
+
+def make_tile(tile_id: str = "t0_1", shape: tuple[int, int] = (300, 280), halo: int = 30) -> Tile:
+    core = (halo, shape[0] - halo, halo, shape[1] - halo)
+    lsst, euclid = make_image("lsst", shape, 1), make_image("euclid", shape, 2)
+    return Tile(tile_id, lsst, euclid, core, (1000, -40), "test-grid")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return TileStore.create(tmp_path / "store", grid_id="test-grid")
+
+
+def assert_same_image(found: SurveyImage | None, wanted: SurveyImage | None) -> None:
+    assert found is not None and wanted is not None
+    for name in ("flux", "variance", "mask"):
+        array = getattr(found, name)
+        assert array.dtype == getattr(wanted, name).dtype
+        np.testing.assert_array_equal(array, getattr(wanted, name))
+    for name in ("survey", "bands", "wcs_header", "pixel_scale", "zero_point", "noise_correlation", "provenance"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    np.testing.assert_array_equal(found.psf_fwhm, wanted.psf_fwhm)
+
+
+def test_a_tile_comes_back_as_it_was_written(store):
+    tile = make_tile()
+    store.write_manifest([store.write_tile(tile)])
+    found = TileStore.open(store.url).read_tile("t0_1")
+    assert (found.core, found.origin, found.grid_id) == (tile.core, tile.origin, tile.grid_id)
+    assert_same_image(found.lsst, tile.lsst)
+    assert_same_image(found.euclid, tile.euclid)
+
+
+def test_each_array_is_one_shard_of_several_chunks_with_named_dimensions(store, tmp_path):
+    store.write_tile(make_tile())
+    shards = sorted(p for p in (tmp_path / "store/tiles/t0_1/lsst/flux/c").rglob("*") if p.is_file())
+    assert len(shards) == 1
+    array = zarr.open_array(tmp_path / "store/tiles/t0_1/lsst/flux", mode="r")
+    assert array.metadata.to_dict()["dimension_names"] == ("band", "y", "x")
+    assert array.chunks == (1, 256, 256)
+    assert array.shards == (3, 512, 512)
+
+
+@pytest.mark.parametrize("halo", [0, 7, 30, 100])
+def test_halo_crops_pixels_core_origin_and_wcs_together(store, halo):
+    tile = make_tile()
+    store.write_tile(tile)
+    found = store.read_tile("t0_1", halo=halo)
+    kept = min(halo, 30)
+    assert found.shape == (240 + 2 * kept, 220 + 2 * kept)
+    assert found.core == (kept, 240 + kept, kept, 220 + kept)
+    assert found.core_origin == tile.core_origin
+    cut = slice(30 - kept, 300 - 30 + kept), slice(30 - kept, 280 - 30 + kept)
+    assert found.lsst and tile.lsst and found.euclid and tile.euclid
+    np.testing.assert_array_equal(found.lsst.flux, tile.lsst.flux[:, *cut])
+    whole, part = tile.euclid.wcs, found.euclid.wcs
+    np.testing.assert_allclose(
+        part.all_pix2world(5.0, 9.0, 0), whole.all_pix2world(5.0 + 30 - kept, 9.0 + 30 - kept, 0), rtol=0, atol=1e-11
+    )
+
+
+def test_a_tile_may_lack_a_survey(store):
+    image = make_image("euclid", (64, 64))
+    row = store.write_tile(Tile("alone", None, image, (0, 64, 0, 64), (0, 0), "test-grid"))
+    assert row["surveys"] == ["euclid"]
+    found = store.read_tile("alone")
+    assert found.lsst is None
+    assert_same_image(found.euclid, image)
+
+
+def test_writing_a_tile_again_replaces_it_whole(store):
+    store.write_tile(make_tile())
+    store.write_tile(Tile("t0_1", None, make_image("euclid", (64, 64)), (0, 64, 0, 64), (0, 0), "test-grid"))
+    found = store.read_tile("t0_1")
+    assert found.lsst is None
+    assert found.shape == (64, 64)
+
+
+def test_manifest_has_the_schema_and_is_sorted(store):
+    rows = [store.write_tile(make_tile(name)) for name in ("b", "a")]
+    store.write_manifest(rows)
+    manifest = store.manifest()
+    assert manifest.schema.equals(MANIFEST, check_metadata=False)
+    assert manifest["tile_id"].to_pylist() == ["a", "b"]
+    row = manifest.to_pylist()[0]
+    assert (row["height"], row["core_width"]) == (300, 220)
+    assert row["bytes"] == 4 * 300 * 280 * 9
+    assert row["_healpix_29"] >> 58 < 12
+    assert abs(row["ra"] - 53.1) < 1e-9 and abs(row["dec"] + 28.0) < 1e-9  # the core is centred on crval
+    assert b"deg" in manifest.schema.field("ra").metadata[b"unit"]
+    with pytest.raises(StorageError, match="appears twice"):
+        store.write_manifest([rows[0], rows[0]])
+
+
+def test_a_store_without_manifest_is_an_unfinished_ingest(store):
+    with pytest.raises(StorageError, match="did not finish"):
+        store.manifest()
+
+
+def test_starting_over_forgets_the_old_manifest_first(store):
+    store.write_manifest([store.write_tile(make_tile())])
+    again = TileStore.create(store.url, grid_id="test-grid")
+    with pytest.raises(StorageError, match="did not finish"):
+        again.manifest()
+
+
+def test_opening_something_else_says_what_was_found(tmp_path):
+    with pytest.raises(StorageError, match=r"nothing .*surveybridge ingest"):
+        TileStore.open(tmp_path / "absent")
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(StorageError, match=r"a folder with photo\.jpg"):
+        TileStore.open(tmp_path)
+    with pytest.raises(StorageError, match="a file"):
+        TileStore.open(tmp_path / "photo.jpg")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StorageError, match=r"not a tile store: found a folder with zarr\.json"):
+        TileStore.open(tmp_path / "other.zarr")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/zarr.json").write_text("{")
+    with pytest.raises(StorageError, match="not a tile store"):
+        TileStore.open(tmp_path / "broken")
+
+
+def test_a_newer_format_is_refused_with_both_versions(store):
+    zarr.open_group(store.url).attrs["format_version"] = 9
+    with pytest.raises(StorageError, match=r"version 9 .* up to 1"):
+        TileStore.open(store.url)
+
+
+def test_create_neither_overwrites_other_data_nor_mixes_grids(store, tmp_path):
+    with pytest.raises(StorageError, match=r"'test-grid'.*'other'"):
+        TileStore.create(store.url, grid_id="other")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/precious.fits").write_bytes(b"x")
+    with pytest.raises(StorageError, match=r"precious\.fits"):
+        TileStore.create(tmp_path / "data", grid_id="test-grid")
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["precious.fits"]
+
+
+def shard(tmp_path, name: str):
+    (path,) = (p for p in (tmp_path / f"store/tiles/t0_1/{name}/c").rglob("*") if p.is_file())
+    return path
+
+
+@pytest.mark.parametrize("name", ["lsst/flux", "lsst/mask", "euclid/variance"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "zero"])
+def test_a_damaged_shard_is_an_error_that_names_it(store, tmp_path, name, damage):
+    store.write_tile(make_tile())
+    path = shard(tmp_path, name)
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[len(data) // 3] ^= 0x10
+    else:
+        data = bytearray(len(data))
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match=f"tile t0_1: {name} cannot be read .*ingest the tile again"):
+        store.read_tile("t0_1")
+
+
+@pytest.mark.parametrize("name", ["lsst/flux", "euclid/variance", "lsst/mask"])
+def test_a_lost_shard_is_an_error_and_not_an_empty_sky(store, tmp_path, name):
+    store.write_tile(make_tile())
+    shard(tmp_path, name).unlink()
+    with pytest.raises(StorageError, match=r"without flux or variance|lost its data"):
+        store.read_tile("t0_1")
+
+
+def test_unknown_tiles_and_unsafe_names_are_refused(store):
+    with pytest.raises(StorageError, match="nope: not in"):
+        store.read_tile("nope")
+    with pytest.raises(StorageError, match="cannot be part of a path"):
+        store.read_tile("../secret")
+
+
+def test_nan_without_mask_is_not_stored(store):
+    image = make_image("euclid", (64, 64))
+    image.flux[0, 10, 10] = np.nan
+    image.mask[0, 10, 10] = 0
+    with pytest.raises(StorageError, match="1 of 4096 pixels"):
+        store.write_tile(Tile("t", None, image, (0, 64, 0, 64), (0, 0), "test-grid"))
+
+
+def test_tiles_whose_parts_do_not_fit_are_refused(store):
+    with pytest.raises(StorageError, match=r"\(64, 64\) but euclid \(32, 64\)"):
+        Tile("t", make_image("lsst", (64, 64)), make_image("euclid", (32, 64)), (0, 9, 0, 9), (0, 0), "test-grid")
+    with pytest.raises(StorageError, match="does not lie inside"):
+        Tile("t", make_image("lsst", (64, 64)), None, (0, 65, 0, 64), (0, 0), "test-grid")
+    with pytest.raises(StorageError, match="grid 'other'"):
+        store.write_tile(Tile("t", make_image("lsst", (64, 64)), None, (0, 64, 0, 64), (0, 0), "other"))
+
+
+def test_a_store_travels_to_a_worker(store):
+    store.write_tile(make_tile())
+    assert pickle.loads(pickle.dumps(store)).read_tile("t0_1").shape == (300, 280)
