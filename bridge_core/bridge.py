@@ -1,0 +1,144 @@
+"""A bridge is a table of coefficients: x_t = a_t x0 + b_t x1 + s_t eps.
+
+x0 is the wanted survey, x1 the observed one. Three constructors fill the same three vectors: the Brownian bridge of
+AS-Bridge (BBDM, Li et al. 2023), the Schrodinger bridge of Astro-DSB (I2SB, Liu et al. 2023) and conditional
+diffusion (DDPM, Ho et al. 2020; Palette, Saharia et al. 2022), for which b = 0. Everything else (sampler, objectives,
+anomaly score, fused kernel) reads only the table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bridge_core.errors import BridgeError
+
+
+class Transition(NamedTuple):
+    """Coefficients of x_s = k x_t + p x0 + q x1 + w z, the step from t to an earlier s."""
+
+    k: float
+    p: float
+    q: float
+    w: float
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """Forward process x_t = a_t x0 + b_t x1 + s_t eps, t = 0 (nearly x0) .. T-1 (nearly x1, or noise).
+
+    Parameters
+    ----------
+    kind
+        Constructor that made it: ``brownian``, ``schrodinger`` or ``diffusion``.
+    parameters
+        Arguments of that constructor, as written in the checkpoint card.
+    a, b, s
+        float64 [T] on the CPU: weights of x0, of x1 and of the unit normal deviate.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    a: Tensor
+    b: Tensor
+    s: Tensor
+
+    @classmethod
+    def brownian(
+        cls, num_steps: int = 1000, max_var: float = 1.0, m_min: float = 0.001, m_max: float = 0.999
+    ) -> Bridge:
+        """Brownian bridge of BBDM eq. (4) as AS-Bridge uses it: a = 1 - m, b = m, s^2 = 2 (m - m^2) max_var."""
+        m = torch.linspace(m_min, m_max, num_steps, dtype=torch.float64)
+        parameters = {"num_steps": num_steps, "max_var": max_var, "m_min": m_min, "m_max": m_max}
+        return cls("brownian", parameters, 1 - m, m, (2 * (m - m**2) * max_var).sqrt())
+
+    @classmethod
+    def schrodinger(cls, num_steps: int = 1000, beta_max: float = 0.3, beta_min: float = 0.1) -> Bridge:
+        """Schrodinger bridge of I2SB eq. (11), with the symmetric quadratic betas of its sec. 4 and of Astro-DSB.
+
+        The betas rise as the square of a line from beta_min / T to beta_max / T over T steps; the first half is taken
+        and mirrored. With sigma^2 the sum of the betas up to t and sigmabar^2 the sum from t on, x_t is the product of
+        the two Gaussians around the ends: a = sigmabar^2 / n, b = sigma^2 / n, s^2 = sigma^2 sigmabar^2 / n, where
+        n = sigma^2 + sigmabar^2.
+        """
+        if num_steps % 2:
+            raise BridgeError(f"schrodinger bridge: num_steps {num_steps} is odd but the betas are mirrored; use an even number")
+        root = torch.linspace(
+            math.sqrt(beta_min / num_steps), math.sqrt(beta_max / num_steps), num_steps, dtype=torch.float64
+        )
+        half = root[: num_steps // 2] ** 2
+        betas = torch.cat([half, half.flip(0)])
+        forward = betas.cumsum(0)
+        backward = betas.flip(0).cumsum(0).flip(0)
+        total = forward + backward
+        parameters = {"num_steps": num_steps, "beta_max": beta_max, "beta_min": beta_min}
+        return cls("schrodinger", parameters, backward / total, forward / total, (forward * backward / total).sqrt())
+
+    @classmethod
+    def diffusion(cls, num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 2e-2) -> Bridge:
+        """Variance-preserving diffusion with linear betas, DDPM eq. (4): a^2 = prod(1 - beta), b = 0, s^2 = 1 - a^2."""
+        betas = torch.linspace(beta_min, beta_max, num_steps, dtype=torch.float64)
+        alpha_bar = (1 - betas).cumprod(0)
+        parameters = {"num_steps": num_steps, "beta_min": beta_min, "beta_max": beta_max}
+        return cls("diffusion", parameters, alpha_bar.sqrt(), torch.zeros_like(betas), (1 - alpha_bar).sqrt())
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Bridge:
+        """Build from ``{"kind": ..., **parameters}``, as `card` wrote it."""
+        parameters = dict(card)
+        kind = parameters.pop("kind", None)
+        constructors = {"brownian": cls.brownian, "schrodinger": cls.schrodinger, "diffusion": cls.diffusion}
+        if kind not in constructors:
+            raise BridgeError(f"bridge kind {kind!r} is not one of {sorted(constructors)}")
+        return constructors[kind](**parameters)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form, read back by `from_card`."""
+        return {"kind": self.kind, **self.parameters}
+
+    @property
+    def num_steps(self) -> int:
+        """T, the length of the table."""
+        return len(self.a)
+
+    @property
+    def sigma(self) -> Tensor:
+        """Noise level of zeta = (x_t - b x1) / a = x0 + sigma eps, float64 [T]: the bridge seen as an EDM diffusion."""
+        return self.s / self.a
+
+    def q_sample(self, x0: Tensor, x1: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Draw x_t from the forward process.
+
+        Parameters
+        ----------
+        x0, x1, eps
+            [N, C, H, W], eps unit normal.
+        t
+            int64 [N].
+        """
+        a, b, s = (v.to(x0.device, x0.dtype)[t][:, None, None, None] for v in (self.a, self.b, self.s))
+        return a * x0 + b * x1 + s * eps
+
+    def transition(self, t: int, s: int, eta: float = 1.0) -> Transition:
+        """Posterior p(x_s | x_t, x0, x1) for s < t, in the family that keeps the marginals of the forward process.
+
+        With eta = 1 it is the Markov posterior (BBDM eq. (9), I2SB eq. (4), DDPM eq. (7)): k = a_t s_s^2 / (a_s s_t^2)
+        and w^2 = s_s^2 - k^2 s_t^2. Smaller eta scales w, and k^2 = (s_s^2 - w^2) / s_t^2 keeps the variance (DBIM,
+        Zheng et al. 2025; DDIM, Song et al. 2021). AS-Bridge's program equals this at eta = 1; at other eta it
+        scales the noise without moving the mean, which loses variance, and is not reproduced.
+        """
+        if not 0 <= s < t < self.num_steps:
+            raise BridgeError(f"transition {t} -> {s} is not a step down within 0..{self.num_steps - 1}")
+        if not 0 <= eta <= 1:
+            raise BridgeError(f"eta {eta} is outside 0..1")
+        a_t, b_t, s_t = (float(v[t]) for v in (self.a, self.b, self.s))
+        a_s, b_s, s_s = (float(v[s]) for v in (self.a, self.b, self.s))
+        k_markov = a_t * s_s**2 / (a_s * s_t**2)
+        w = eta * math.sqrt(max(s_s**2 - k_markov**2 * s_t**2, 0.0))
+        k = math.sqrt(max(s_s**2 - w**2, 0.0)) / s_t
+        return Transition(k, a_s - k * a_t, b_s - k * b_t, w)

@@ -1,0 +1,207 @@
+"""The U-Net of AS-Bridge: one network, two heads, both directions.
+
+Nine channels go in (x_t, lsst, euclid; the unknown survey is zero, Euclid is repeated to three channels), six come out:
+three for each direction. Module names follow the published program, so its weights load as they are. Two options of
+ours leave that layout: ``stem = 2`` works on 2 x 2 pixel blocks (space to depth), a quarter of the arithmetic, and
+``norm = "pixel"`` normalises over channels at each pixel, so that the result does not depend on the window's size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bridge_core.errors import BridgeError
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the U-Net; the defaults are AS-Bridge's (12.03 M parameters)."""
+
+    base: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    blocks: int = 2
+    time_dim: int = 256
+    image_channels: int = 3
+    stem: int = 1
+    norm: str = "group"
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form; `from_card` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> NetworkConfig:
+        """Read what `card` wrote."""
+        return cls(**{**card, "multipliers": tuple(card["multipliers"])})
+
+    @property
+    def window_multiple(self) -> int:
+        """Heights and widths must be multiples of this many pixels."""
+        return self.stem * 2 ** (len(self.multipliers) - 1)
+
+
+class UNet(nn.Module):
+    """Predicts the objective for one direction.
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    """
+
+    def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:
+        super().__init__()
+        if config.norm not in ("group", "pixel"):
+            raise BridgeError(f"network norm {config.norm!r} is not 'group' or 'pixel'")
+        self.config = config
+        c = config.image_channels
+        widths = [config.base * m for m in config.multipliers]
+        self.time_embed = nn.Sequential(
+            SinusoidalEmbedding(config.time_dim),
+            nn.Linear(config.time_dim, 4 * config.time_dim),
+            nn.SiLU(),
+            nn.Linear(4 * config.time_dim, config.time_dim),
+        )
+        self.dir_embed = nn.Embedding(2, config.time_dim)
+        self.init_conv = nn.Conv2d(3 * c * config.stem**2, widths[0], 3, padding=1)
+
+        def stage(width_in: int, width: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                ResBlock(width_in if i == 0 else width, width, config.time_dim, config.norm)
+                for i in range(config.blocks)
+            )
+
+        self.down_blocks = nn.ModuleList(
+            stage(w_in, w) for w_in, w in zip([widths[0], *widths[:-1]], widths, strict=True)
+        )
+        self.downsamples = nn.ModuleList(Downsample(w) for w in widths[:-1])
+        self.mid_block1 = ResBlock(widths[-1], widths[-1], config.time_dim, config.norm)
+        self.mid_block2 = ResBlock(widths[-1], widths[-1], config.time_dim, config.norm)
+        upward = widths[::-1]
+        self.up_blocks = nn.ModuleList(
+            stage(w_in + w, w) for w_in, w in zip([upward[0], *upward[:-1]], upward, strict=True)
+        )
+        self.upsamples = nn.ModuleList(Upsample(w) for w in upward[:-1])
+        self.final_norm = make_norm(config.norm, widths[0])
+        self.final_conv = nn.Conv2d(widths[0], 2 * c * config.stem**2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, direction: Tensor) -> Tensor:
+        """Predict both heads.
+
+        Parameters
+        ----------
+        x
+            [N, 3C, H, W]: x_t, lsst, euclid, the wanted survey's slot zero.
+        t
+            [N], index into the bridge's table.
+        direction
+            int64 [N], 0 = euclid->lsst, 1 = lsst->euclid.
+
+        Returns
+        -------
+        Tensor
+            [N, 2C, H, W]: head of direction 0, then of direction 1.
+        """
+        emb = self.time_embed(t) + self.dir_embed(direction)
+        h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
+        skips = []
+        for i, blocks in enumerate(self.down_blocks):
+            for block in blocks:
+                h = block(h, emb)
+            skips.append(h)
+            if i < len(self.downsamples):
+                h = self.downsamples[i](h)
+        h = self.mid_block2(self.mid_block1(h, emb), emb)
+        for i, blocks in enumerate(self.up_blocks):
+            h = torch.cat([h, skips.pop()], dim=1)
+            for block in blocks:
+                h = block(h, emb)
+            if i < len(self.upsamples):
+                h = self.upsamples[i](h)
+        h = self.final_conv(F.silu(self.final_norm(h)))
+        return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
+
+
+class SinusoidalEmbedding(nn.Module):
+    """sin and cos of t at dim / 2 frequencies from 1 down to 1e-4 (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[N] -> [N, dim]."""
+        half = self.dim // 2
+        rate = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+        angle = t[:, None].float() * rate[None, :]
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
+
+
+class ResBlock(nn.Module):
+    """Two 3 x 3 convolutions with a residual, the second norm modulated by the embedding (FiLM)."""
+
+    def __init__(self, width_in: int, width: int, time_dim: int, norm: str) -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = make_norm(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.time_mlp = nn.Linear(time_dim, 2 * width)
+        self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[N, width_in, H, W], [N, time_dim] -> [N, width, H, W]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time_mlp(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.conv2(F.silu(h)) + self.skip(x)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution with a strided convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H/2, W/2]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class PixelNorm(nn.Module):
+    """Layer norm over the channels of each pixel: no statistics across the window."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias).permute(0, 3, 1, 2)
+
+
+def make_norm(kind: str, width: int) -> nn.Module:
+    """GroupNorm with 8 groups as published (1 group below 8 channels), or PixelNorm."""
+    return PixelNorm(width) if kind == "pixel" else nn.GroupNorm(8 if width >= 8 else 1, width)

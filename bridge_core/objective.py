@@ -1,0 +1,92 @@
+"""What the network predicts, and how x0 follows from it.
+
+Every objective is linear: x0 = P x_t + Q pred + R x1, so one fused kernel serves all. The target and its weight in
+the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `edm` is the preconditioning
+of Karras et al. 2022 (table 1) in the bridge's own noise level sigma = s / a, which exists for every bridge because
+zeta = (x_t - b x1) / a = x0 + sigma eps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.errors import BridgeError
+
+OBJECTIVES = ("eps", "grad", "maxnll", "edm")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Name and, for `edm`, the standard deviation of the data and the log-normal distribution of sigma in training.
+
+    Parameters
+    ----------
+    name
+        ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2) or ``edm``.
+    sigma_data
+        Standard deviation of x0 in network units.
+    log_sigma_mean, log_sigma_std
+        Mean and standard deviation of ln sigma when training with `edm`; the others draw t uniformly.
+    """
+
+    name: str = "eps"
+    sigma_data: float = 0.5
+    log_sigma_mean: float = -1.0
+    log_sigma_std: float = 1.4
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown name."""
+        if self.name not in OBJECTIVES:
+            raise BridgeError(f"objective {self.name!r} is not one of {OBJECTIVES}")
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Objective:
+        """Read ``dataclasses.asdict``."""
+        return cls(**card)
+
+    def table(self, bridge: Bridge) -> tuple[Tensor, Tensor, Tensor]:
+        """P, Q, R of x0 = P x_t + Q pred + R x1, each float64 [T]."""
+        a, b, s = bridge.a, bridge.b, bridge.s
+        if self.name == "grad":
+            return torch.ones_like(a), -torch.ones_like(a), torch.zeros_like(a)
+        if self.name == "edm":
+            variance = bridge.sigma**2 + self.sigma_data**2
+            c_skip, c_out = self.sigma_data**2 / variance, bridge.sigma * self.sigma_data / variance.sqrt()
+            return c_skip / a, c_out, -c_skip * b / a
+        return 1 / a, -s / a, -b / a
+
+    def input_table(self, bridge: Bridge) -> tuple[Tensor, Tensor]:
+        """u, v of the network's first input u x_t + v x1, each float64 [T]; only `edm` scales it (c_in zeta)."""
+        if self.name == "edm":
+            c_in = (bridge.sigma**2 + self.sigma_data**2).rsqrt()
+            return c_in / bridge.a, -c_in * bridge.b / bridge.a
+        return torch.ones_like(bridge.a), torch.zeros_like(bridge.a)
+
+    def target(self, bridge: Bridge, t: Tensor, x_t: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network should say, [N, C, H, W], and the weight of its squared error, [N, 1, 1, 1]."""
+        one = torch.ones(len(t), 1, 1, 1, device=x0.device)
+        if self.name in ("eps", "maxnll"):
+            s = bridge.s.to(x0.device, x0.dtype)[t][:, None, None, None]
+            # the published program multiplies prediction and target by s_t^2, so the squared error by s_t^4
+            return eps, s**4 if self.name == "maxnll" else one
+        if self.name == "grad":
+            return x_t - x0, one
+        p, q, r = (v.to(x0.device, x0.dtype)[t][:, None, None, None] for v in self.table(bridge))
+        return (x0 - p * x_t - r * x1) / q, one
+
+    def draw_steps(self, bridge: Bridge, count: int, generator: torch.Generator) -> Tensor:
+        """Training steps t, int64 [count]: uniform, or for `edm` log-normal in sigma."""
+        if self.name != "edm":
+            return torch.randint(0, bridge.num_steps, (count,), generator=generator)
+        log_sigma = bridge.sigma.log()
+        z = (log_sigma - self.log_sigma_mean) / self.log_sigma_std
+        # each table entry stands for the interval of ln sigma around it; normal density times width
+        width = torch.gradient(log_sigma)[0]
+        density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) * width
+        return torch.multinomial(density, count, replacement=True, generator=generator)

@@ -1,0 +1,183 @@
+"""One optimisation step of a bridge, its running average and its state on disk. No data loading, no cluster.
+
+Everything random in a step is a function of (seed, step, rank), so a resumed run draws what the undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bridge_core.checkpoint import Card, network_input
+from bridge_core.network import UNet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a bridge is optimised.
+
+    Parameters
+    ----------
+    learning_rate
+        Peak of AdamW's learning rate, reached after `warmup_steps`, then a half cosine down to 0.
+    batch_size
+        Pairs a step over all workers; half of them in each direction.
+    ema_width
+        Relative width of the power-law average (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last 5% or so.
+    """
+
+    learning_rate: float = 4e-4
+    warmup_steps: int = 300
+    batch_size: int = 32
+    gradient_clip: float = 1.0
+    weight_decay: float = 0.0
+    ema_width: float = 0.05
+    seed: int = 0
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Learning rate at a step, progress = share of the budget used, 0..1."""
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """The generator of everything random in one step of one worker."""
+    # an odd multiplier mixes the three numbers into the 64-bit seed without collisions at these ranges
+    return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 2_000_000_011 + step) % 2**63)
+
+
+def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Apply the same random dihedral transform to each pair and roll half of the pairs around the window's edge.
+
+    The stamps are centred on an object but a mosaic is not: rolling puts objects everywhere in the window.
+    """
+    pairs = torch.cat([lsst, euclid], dim=1)
+    n, _, height, width = pairs.shape
+    draws = torch.randint(0, 2**30, (n, 5), generator=generator)
+    out = []
+    for image, (turn, flip, roll, dy, dx) in zip(pairs, draws.tolist(), strict=True):
+        image = torch.rot90(image, turn % 4, (1, 2))
+        image = image.flip(2) if flip % 2 else image
+        out.append(image.roll((dy % height, dx % width), (1, 2)) if roll % 2 else image)
+    stacked = torch.stack(out)
+    return stacked[:, : lsst.shape[1]], stacked[:, lsst.shape[1] :]
+
+
+def bridge_loss(network: nn.Module, card: Card, lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> Tensor:
+    """Loss of one batch, the first half translated lsst->euclid, the second euclid->lsst.
+
+    Parameters
+    ----------
+    network
+        `UNet` or its data-parallel wrapper.
+    lsst, euclid
+        float32 [N, 3, H, W] network units, Euclid repeated to three channels.
+    generator
+        CPU generator of t and eps.
+
+    Returns
+    -------
+    Tensor
+        Scalar mean of the weighted squared error.
+    """
+    n, c = len(lsst), card.network.image_channels
+    direction = (torch.arange(n, device=lsst.device) < n // 2).long()
+    to_euclid = direction.view(-1, 1, 1, 1).bool()
+    x0, x1 = torch.where(to_euclid, euclid, lsst), torch.where(to_euclid, lsst, euclid)
+    t = card.objective.draw_steps(card.bridge, n, generator).to(lsst.device)
+    eps = torch.randn(x0.shape, generator=generator).to(lsst.device)
+    x_t = card.bridge.q_sample(x0, x1, t, eps)
+    target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, eps)
+    u, v = (k.to(lsst.device, lsst.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
+    inputs = network_input(u * x_t + v * x1, x1, direction).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(lsst.device.type, torch.bfloat16):
+        heads = network(inputs, t, direction)
+    pred = torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
+    return (weight * (pred - target) ** 2).mean()
+
+
+class TrainState:
+    """Network, optimiser, running average and counters; saved as safetensors only.
+
+    Parameters
+    ----------
+    network
+        The network being trained (not its data-parallel wrapper).
+    recipe
+        How.
+    """
+
+    def __init__(self, network: UNet, recipe: Recipe) -> None:
+        self.network = network
+        self.recipe = recipe
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+        )
+        self.ema = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.step = 0
+        self.seconds = 0.0
+
+    def update(self, loss: Tensor, progress: float) -> float:
+        """Take one step downhill and move the average; returns the gradient norm before clipping."""
+        lr = self.recipe.learning_rate_at(self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self.optimizer.step()
+        self.step += 1
+        beta = (1 - 1 / self.step) ** (power_of_width(self.recipe.ema_width) + 1)
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                self.ema[name].lerp_(value, 1 - beta)
+        return float(norm)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `state.safetensors`: network, average, both moments of AdamW, counters."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{key}"] = value
+        tensors["step"] = torch.tensor(self.step)
+        tensors["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, Path(folder) / "state.safetensors")
+
+    def load(self, folder: str | Path) -> None:
+        """Continue from what `save` wrote."""
+        tensors = load_file(Path(folder) / "state.safetensors")
+        self.network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        )
+        for name, value in self.ema.items():
+            value.copy_(tensors[f"ema.{name}"])
+        for name, parameter in self.network.named_parameters():
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            if f"adam.{name}.step" in tensors:
+                moments = {k: tensors[f"adam.{name}.{k}"] for k in keys}
+                # AdamW keeps its step count on the CPU, the moments beside the parameter
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
+                }
+        self.step = int(tensors["step"])
+        self.seconds = float(tensors["seconds"])
+
+
+def power_of_width(width: float) -> float:
+    """Exponent gamma of the power-law average of relative width, EDM2 eq. (126): the largest real root."""
+    # sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), falling in gamma, solved by bisection
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        if math.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) > width:
+            low = middle
+        else:
+            high = middle
+    return 0.5 * (low + high)

@@ -1,0 +1,1 @@
+"""Everything Ray: streaming actors and training workers. No model mathematics."""
