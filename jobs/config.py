@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,12 +126,17 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> argparse.ArgumentParser:
-    epilog = f"examples:\n{examples.strip(chr(10))}" if examples.strip() else None
+    needed = [
+        f"{_flag(name)} {_metavar(name, field)}{' ...' if _is_tuple(field) else ''}"
+        for name, field in model.model_fields.items()
+        if field.is_required()
+    ]
+    shown = textwrap.indent(textwrap.dedent(examples).strip("\n"), "  ")
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} [--config FILE] [--name VALUE ...] [name=value ...]",
+        usage=" ".join([prog, *needed, "[--config FILE] [--name VALUE ...] [name=value ...]"]),
         description=about.strip() or None,
-        epilog=epilog,
+        epilog=f"examples:\n{shown}" if shown else None,
         formatter_class=_Formatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -246,7 +252,7 @@ def _flag(name: str) -> str:
 
 def _default_note(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    if default is None or default == "":
+    if default is None or default in ("", ()):
         return ""
     text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return f" (default: {text})"
