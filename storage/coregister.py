@@ -50,8 +50,7 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
         wcs_header=target_wcs_header,
         pixel_scale=pixel_scale(target_wcs_header),
         noise_correlation=tuple(mapping.noise_correlation(r) for r in image.noise_correlation),
-        provenance=image.provenance
-        | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": mapping.name},
+        provenance=image.provenance | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": mapping.name},
     )
     for band in range(len(image.bands)):
         source = _Source.prepare(image, band)
@@ -122,18 +121,16 @@ class _Source:
 
 def fill_unknown(values: NDArray[np.floating], known: NDArray[np.bool_], sigma: float = 1.0) -> NDArray[np.float64]:
     """Replace unknown pixels by the Gaussian mean of their known neighbours, far from any by the nearest; float64."""
-    values = np.where(known, values, 0.0).astype(np.float64)
+    filled = np.where(known, values, 0.0).astype(np.float64)
     if known.all() or not known.any():
-        return values
+        return filled
     weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    mean = ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12)
-    return np.where(known, values, np.where(weight > 1e-3, mean, values[tuple(nearest)]))
+    mean = ndimage.gaussian_filter(filled, sigma) / np.maximum(weight, 1e-12)
+    return np.where(known, filled, np.where(weight > 1e-3, mean, filled[tuple(nearest)]))
 
 
-def _interpolate(
-    source: _Source, where: Positions, copy: bool, out: SurveyImage, band: int, rows: slice
-) -> None:
+def _interpolate(source: _Source, where: Positions, copy: bool, out: SurveyImage, band: int, rows: slice) -> None:
     """Write one block of rows of one band."""
     height, width = source.mask.shape
     inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)

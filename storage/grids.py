@@ -119,9 +119,7 @@ class GridMapping:
     whole_shift: tuple[int, int] | None
 
     @classmethod
-    def between(
-        cls, output_header: str, shape: tuple[int, int], input_header: str, spacing: int = 64
-    ) -> GridMapping:
+    def between(cls, output_header: str, shape: tuple[int, int], input_header: str, spacing: int = 64) -> GridMapping:
         """Map the grid of `output_header` into that of `input_header`, exact every `spacing` pixels."""
         nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
         y, x = np.meshgrid(nodes_y, nodes_x, indexing="ij")
@@ -181,5 +179,3 @@ class GridMapping:
             for dy, dx in steps
         ]
         return float(np.mean(lags) / none**2)
-
-
