@@ -275,6 +275,17 @@ def test_every_documented_command_parses():
             continue
 
 
+def test_every_test_that_the_readme_promises_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "README.md").read_text())
+    assert named
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in read_if_there(ROOT / path)]
+    assert missing == []
+
+
+def read_if_there(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
 # -- how a job speaks --
 
 
