@@ -67,6 +67,8 @@ def machine_code(cubin: bytes) -> dict[str, int]:
 def main() -> None:
     """Compile every variant that a sampler launches."""
     report = {f"sky_noise C={c}": inspect(sky_noise_kernel, {"C": c, "BLOCK": BLOCK}, TYPES) for c in (1, 3, 4)}
+    one_pixel = {"C": 1, "BLOCK": BLOCK, "HW": 1, "W": 1}  # a launch makes constants of arguments that are 1
+    report["sky_noise, one pixel"] = inspect(sky_noise_kernel, one_pixel, TYPES)
     for name, noise, clamp, second, pred in (
         ("first order, sky noise", "sky", True, False, "*fp32"),
         ("second order, sky noise, bf16", "sky", True, True, "*bf16"),

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, int]]:
+    compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compile_sm90.py"))],
+        env=compiled | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
+    for variant, counts in found.items():
+        print(f"sm_90, {variant}: {counts}")
+    return found
+
+
+def test_every_variant_compiles_for_sm_90_down_to_machine_code(report):
+    assert len(report) == 8
+    assert all(counts["cubin"] > 0 for counts in report.values())
+
+
+def test_no_product_and_sum_are_fused_in_ptx_since_that_would_change_the_bits(report):
+    assert {variant: counts["fma"] for variant, counts in report.items() if counts["fma"]} == {}
+
+
+def test_no_operation_is_approximate(report):
+    assert {variant: counts["approximate"] for variant, counts in report.items() if counts["approximate"]} == {}
+
+
+def test_machine_code_fuses_only_within_the_square_root(report):
+    if "ffma" not in report["sky_noise C=3"]:
+        pytest.skip("this Triton ships no cuobjdump")
+    for variant, counts in report.items():
+        # sqrt.rn is two FFMA on its fast path, and all of them share one slow path of three
+        assert counts["ffma"] <= (2 * counts["sqrt"] + 3 if counts["sqrt"] else 0), variant
+    assert report["first order, sky noise"]["sqrt"] == report["sky_noise C=3"]["sqrt"] > 0
+
+
+def test_memory_is_read_and_written_four_floats_at_once(report):
+    # of three bands: the inputs that a variant reads, and two results; a bfloat16 input is read as 64 bits
+    assert report["first order, sky noise"]["wide"] == 3 * (3 + 2)
+    assert report["second order, given noise"]["wide"] == 3 * (5 + 2)
+    assert report["no noise, no clamp, bf16"]["wide"] == 3 * (2 + 2)
+
+
+def test_nothing_spills_and_half_the_threads_of_a_multiprocessor_fit(report):
+    if "reg" not in report["sky_noise C=3"]:
+        pytest.skip("this Triton ships no cuobjdump")
+    for variant, counts in report.items():
+        assert counts["stack"] == counts["local"] == 0, variant
+        assert counts["reg"] <= 64, variant  # 65536 registers / 64 = 1024 threads, half of an sm_90's

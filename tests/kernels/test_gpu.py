@@ -1,0 +1,65 @@
+"""Naive on the CPU against Triton on the GPU: run with TRITON_INTERPRET=0 where there is one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from kernels.bridge_step import StepCoefficients, bridge_step
+from kernels.sky_noise import SkyNoise, sky_noise
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="needs TRITON_INTERPRET=0: it interprets"),
+]
+SHAPES = [(1, 1, 1, 1), (3, 3, 23, 41), (16, 3, 64, 64), (2, 4, 301, 517), (70000, 1, 2, 3)]
+K = StepCoefficients(p=1.3, q=-0.53, r=0.217, h=0.117, a=0.33, b=0.41, c=0.23, d=0.31)
+
+
+def sky(n: int) -> SkyNoise:
+    return SkyNoise(2**63 + 5, 2**31 + 3, torch.arange(n) % 65536, torch.arange(n) * 40 - 7, 2**31 - torch.arange(n))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("impl", ["naive", "triton"])
+def test_noise_on_the_gpu_has_the_bits_of_the_cpu(shape, impl):
+    n, c, h, w = shape
+    on_cpu = sky_noise(sky(n), 40000, (c, h, w), impl="naive")
+    on_gpu = sky_noise(sky(n).to("cuda"), 40000, (c, h, w), impl=impl)
+    assert on_gpu.is_cuda
+    assert torch.equal(on_cpu.view(torch.int32), on_gpu.cpu().view(torch.int32))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_step_on_the_gpu_equals_the_naive_one_on_the_cpu(shape, second, dtype):
+    n, c, h, w = shape
+    generator = torch.Generator().manual_seed(1)
+    x_t, x1, prev, z = (torch.randn(shape, generator=generator) for _ in range(4))
+    pred = torch.randn((n, 2 * c, h, w), generator=generator).to(dtype)[:, c:]
+    x1 = x1.to(memory_format=torch.channels_last)
+    k = K if second else K._replace(h=0.0)
+    for noise in (z, sky(n)):
+        expected = bridge_step(x_t, pred, x1, k, noise=noise, step=3, clamp=(-1, 1), x0_prev=prev, impl="naive")
+        found = bridge_step(
+            x_t.cuda(), pred.cuda(), x1.cuda(), k, noise=noise.to("cuda"), step=3, clamp=(-1, 1), x0_prev=prev.cuda()
+        )
+        for a, b in zip(expected, found, strict=True):
+            assert torch.allclose(a, b.cpu(), rtol=0, atol=1e-6)
+            assert not b.isnan().any()
+
+
+def test_a_fused_step_is_captured_in_a_cuda_graph_without_a_host_sync():
+    x, noise, k = torch.randn(16, 3, 64, 64, device="cuda"), sky(16).to("cuda"), K._replace(h=0.0)
+    expected = bridge_step(x, x, x, k, noise=noise, step=3)  # compiles too
+    noise32 = SkyNoise(noise.seed, noise.stream, noise.sample.int(), noise.y0.int(), noise.x0.int())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = bridge_step(x, x, x, k, noise=noise32, step=3)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured[0], expected[0])
