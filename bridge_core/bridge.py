@@ -52,7 +52,8 @@ class Bridge:
         cls, num_steps: int = 1000, max_var: float = 1.0, m_min: float = 0.001, m_max: float = 0.999
     ) -> Bridge:
         """Brownian bridge of BBDM eq. (4) as AS-Bridge uses it: a = 1 - m, b = m, s^2 = 2 (m - m^2) max_var."""
-        m = torch.linspace(m_min, m_max, num_steps, dtype=torch.float64)
+        # the published program holds m in float32, and 1 - m near m = 0.999 feels the rounding
+        m = torch.linspace(m_min, m_max, num_steps, dtype=torch.float32).double()
         parameters = {"num_steps": num_steps, "max_var": max_var, "m_min": m_min, "m_max": m_max}
         return cls("brownian", parameters, 1 - m, m, (2 * (m - m**2) * max_var).sqrt())
 

@@ -6,6 +6,7 @@ magnitudes). The same object serves training, translation and evaluation and tra
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +54,10 @@ class Stretch:
     def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
         """[..., C, H, W] network units -> nJy per pixel, float32."""
         return self._softening(bands, u) * torch.sinh(u / self.scale)
+
+    def unit(self, softenings: float) -> float:
+        """Network units of a flux of so many softenings, the same for every band."""
+        return self.scale * math.asinh(softenings)
 
     def _softening(self, bands: tuple[str, ...], like: Tensor) -> Tensor:
         missing = [band for band in bands if band not in self.softening]

@@ -1,0 +1,180 @@
+"""The anomaly score of AS-Bridge: what the model cannot reconcile between the surveys.
+
+Midpoint fusion: the Euclid image is noised part of the way towards LSST, x_t at an early t, so that it carries both;
+then K reconstructions are drawn down to Euclid. What none of them reproduces is anomalous: per pixel the smallest
+squared error over K, summed and divided by the flux sum, on the Euclid side only (AS-Bridge, sec. 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bridge_core.checkpoint import Model
+from bridge_core.metrics import unit_range
+from bridge_core.patches import cut
+from bridge_core.sampler import Precision, draw, sample, uniform_steps
+from bridge_core.translate import from_channels, observed_units, stretch_of
+from kernels.sky_noise import SkyNoise
+
+MIDPOINT_STREAM = 2
+ANCESTRAL_STREAM = 3
+
+
+class AnomalyScore(NamedTuple):
+    """Score of each of N cutouts.
+
+    err: mean over pixels of the smallest error (over K) of the channels' mean; map: [N, H, W] of the same;
+    norm: per channel the summed smallest error over the summed flux, then the channels' mean: the published score.
+    """
+
+    err: Tensor
+    map: Tensor
+    norm: Tensor
+
+
+def anomaly_score(
+    samples: Tensor, truth: Tensor, bounds: tuple[float, float] = (-1.0, 1.0), valid: Tensor | None = None
+) -> AnomalyScore:
+    """Published anomaly score of reconstructions.
+
+    Parameters
+    ----------
+    samples
+        [K, N, C, H, W] in network units.
+    truth
+        [N, C, H, W].
+    bounds
+        Network units that map to [0, 1].
+    valid
+        bool [N, 1, H, W]; other pixels count neither as error nor as flux.
+    """
+    x, y = unit_range(samples, bounds), unit_range(truth, bounds)
+    weight = torch.ones_like(y[:, :1]) if valid is None else valid.to(y.dtype)
+    squared = (x - y) ** 2 * weight
+    smallest_map = squared.mean(2).amin(0)
+    err = smallest_map.sum((1, 2)) / weight.sum((1, 2, 3)).clamp(min=1)
+    norm = squared.amin(0).sum((2, 3)) / ((y * weight).sum((2, 3)) + 1e-8)
+    return AnomalyScore(err, smallest_map, norm.mean(1))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How sources are scored: K reconstructions from table index `midpoint` in `steps` network evaluations.
+
+    The published settings are samples 5, midpoint 200, steps 40, eta 1 and first order; the second-order
+    deterministic sampler needs fewer steps.
+    """
+
+    samples: int = 5
+    midpoint: int = 200
+    steps: int = 8
+    eta: float = 0.0
+    order: int = 2
+    seed: int = 0
+    batch: int = 16
+    size: int = 64
+    precision: Precision = "bfloat16"
+
+
+class SourceScores(NamedTuple):
+    """Scores of sources: float64 [N] score and its jackknife standard deviation over the K reconstructions; nJy
+    cutouts float32 [N, 1, S, S] of the reconstructions' mean and of the signed error where it is smallest."""
+
+    score: Tensor
+    score_std: Tensor
+    mean: Tensor
+    error: Tensor
+
+
+def score_sources(
+    model: Model,
+    lsst: tuple[Tensor, Tensor],
+    euclid: tuple[Tensor, Tensor],
+    centres: list[tuple[int, int]],
+    origin: tuple[int, int],
+    how: Scoring = Scoring(),
+) -> SourceScores:
+    """Score sources of a tile.
+
+    Parameters
+    ----------
+    lsst, euclid
+        Flux [C, H, W] nJy and valid bool [C, H, W] of each survey.
+    centres
+        Global (y, x) pixel of each source.
+    origin
+        Global (y, x) of the arrays' first pixel.
+    """
+    half, k, n = how.size // 2, how.samples, len(centres)
+    if n == 0:
+        empty = torch.zeros(0, 1, how.size, how.size)
+        return SourceScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), empty, empty)
+    stretch, bands = stretch_of(model), model.card.bands["euclid"]
+    condition = observed_units(model, "lsst", *lsst)
+    target = observed_units(model, "euclid", *euclid)
+    usable = (euclid[1].all(0) & lsst[1].all(0))[None]
+    corners = [(y - half, x - half) for y, x in centres]
+    x1 = torch.stack([cut(condition, c, origin, how.size) for c in corners])
+    x0 = torch.stack([cut(target, c, origin, how.size) for c in corners])
+    valid = torch.stack([cut(usable, c, origin, how.size) for c in corners])
+    steps = uniform_steps(how.midpoint, how.steps)
+    rows = [(i, j) for i in range(n) for j in range(k)]
+    drawn = []
+    for first in range(0, len(rows), how.batch):
+        part = rows[first : first + how.batch]
+        index = [i for i, _ in part]
+
+        def noise(stream: int, part: list[tuple[int, int]] = part) -> SkyNoise:
+            return SkyNoise(
+                seed=how.seed,
+                stream=stream,
+                sample=torch.tensor([j for _, j in part], dtype=torch.int32, device=x0.device),
+                y0=torch.tensor([corners[i][0] for i, _ in part], dtype=torch.int32, device=x0.device),
+                x0=torch.tensor([corners[i][1] for i, _ in part], dtype=torch.int32, device=x0.device),
+            )
+
+        times = torch.full((len(part),), steps[0], device=x0.device)
+        z = draw(noise(MIDPOINT_STREAM), 0, x0[index])
+        start = model.card.bridge.q_sample(x0[index], x1[index], times, z)
+        drawn.append(
+            sample(
+                model,
+                x1[index],
+                "lsst->euclid",
+                steps,
+                start=start,
+                noise=noise(ANCESTRAL_STREAM),
+                eta=how.eta,
+                order=how.order,
+                precision=how.precision,
+            )
+        )
+    samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)
+    bounds = score_bounds(model)
+    score = anomaly_score(samples, x0, bounds, valid).norm.double()
+    without = torch.stack(
+        [anomaly_score(torch.cat([samples[:j], samples[j + 1 :]]), x0, bounds, valid).norm.double() for j in range(k)]
+    )
+    spread = ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
+    flux = stretch.inverse(from_channels(samples, 1), bands)
+    truth = stretch.inverse(from_channels(x0, 1), bands)
+    signed = truth - flux
+    error = signed.gather(0, signed.abs().argmin(0, keepdim=True))[0]
+    hole = ~valid
+    return SourceScores(
+        score.cpu(),
+        spread.cpu(),
+        flux.mean(0).masked_fill(hole, torch.nan).cpu(),
+        error.masked_fill(hole, torch.nan).cpu(),
+    )
+
+
+def score_bounds(model: Model) -> tuple[float, float]:
+    """Network units that stand for [0, 1] in the score: the clamp of published weights, else sky to 1000 softenings."""
+    if model.card.stretch is None:
+        return model.card.clamp or (-1.0, 1.0)
+    return 0.0, model.card.stretch.unit(1000.0)

@@ -1,0 +1,153 @@
+"""One sampler for every bridge: from either end or from a midpoint, down any decreasing subset of steps.
+
+Network, steps, noise and start are arguments. First order with eta = 1 is the ancestral sampler of BBDM, I2SB and
+DDPM; second order with eta = 0 is DPM-Solver++(2M) (Lu et al. 2022) = DBIM of order 2 (Zheng et al. 2025), which works on
+every bridge because zeta = (x_t - b x1) / a is an ordinary diffusion with noise level sigma = s / a.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import Model
+from bridge_core.errors import BridgeError
+from kernels.bridge_step import StepCoefficients, bridge_step
+from kernels.sky_noise import SkyNoise, sky_noise
+
+NoiseSource = SkyNoise | Callable[[int], Tensor]
+Precision = Literal["bfloat16", "float32"]
+
+
+def sample(
+    model: Model,
+    x1: Tensor,
+    direction: str,
+    steps: Sequence[int],
+    *,
+    start: Tensor,
+    noise: NoiseSource | None = None,
+    eta: float = 0.0,
+    order: int = 2,
+    precision: Precision = "float32",
+    trajectory: list[Tensor] | None = None,
+) -> Tensor:
+    """Draw x0 given x1.
+
+    Parameters
+    ----------
+    model
+        Network and card; the card's clamp bounds x0 at every step.
+    x1
+        float32 [N, C, H, W], observed survey in network units.
+    direction
+        ``lsst->euclid`` or ``euclid->lsst``.
+    steps
+        Strictly decreasing table indices; one network evaluation each. After the last, x0 itself is returned.
+    start
+        float32 [N, C, H, W], the state at steps[0]: x1 (as published), `boot`, or `Bridge.q_sample` of a midpoint.
+    noise
+        z of the update after step i, as ``noise(i)`` or as the sky's own with step number i; needed where eta > 0.
+    eta
+        0 deterministic .. 1 ancestral.
+    order
+        1, or 2 for the multistep correction from the x0 of the step before.
+    precision
+        Of the network (autocast); the state is always float32.
+    trajectory
+        If given, the state after every step is appended.
+
+    Returns
+    -------
+    Tensor
+        float32 [N, C, H, W] in network units.
+    """
+    check_steps(model.card.bridge, steps)
+    if order not in (1, 2):
+        raise BridgeError(f"sampler order {order} is not 1 or 2")
+    x, x0_prev = start, None
+    for i, k in enumerate(step_coefficients(model, steps, eta, order)):
+        with torch.inference_mode(), autocast(x.device, precision):
+            pred = model.predict(x, x1, steps[i], direction)
+        z = noise(i) if callable(noise) and k.d != 0 else noise
+        x, x0_prev = bridge_step(
+            x,
+            pred,
+            x1,
+            k,
+            noise=z if isinstance(z, Tensor | SkyNoise) else None,
+            step=i,
+            clamp=model.card.clamp,
+            x0_prev=x0_prev,
+        )
+        if trajectory is not None:
+            trajectory.append(x)
+    return x
+
+
+def boot(bridge: Bridge, x1: Tensor, t: int, z: Tensor) -> Tensor:
+    """State at a high noise level without a network call: q_sample with x1 in the place of the unknown x0."""
+    a, b, s = (float(v[t]) for v in (bridge.a, bridge.b, bridge.s))
+    return (a + b) * x1 + s * z
+
+
+def draw(noise: SkyNoise, step: int, like: Tensor) -> Tensor:
+    """The sky's own noise for windows shaped as `like` [N, C, H, W], float32 on its device."""
+    return sky_noise(noise, step, (like.shape[1], like.shape[2], like.shape[3]), device=like.device)
+
+
+def step_coefficients(model: Model, steps: Sequence[int], eta: float, order: int) -> Iterator[StepCoefficients]:
+    """Coefficients of the fused update after each network evaluation, as `bridge_step` takes them."""
+    bridge = model.card.bridge
+    table = model.card.objective.table(bridge)
+    lam = (-bridge.sigma.log()).tolist()
+    for i, t in enumerate(steps):
+        p, q, r = (float(v[t]) for v in table)
+        if i == len(steps) - 1:
+            yield StepCoefficients(p, q, r, h=0.0, a=0.0, b=1.0, c=0.0, d=0.0)
+            return
+        s = steps[i + 1]
+        correction = 0.0
+        if order == 2 and i > 0:
+            h, h_prev = lam[s] - lam[t], lam[t] - lam[steps[i - 1]]
+            # integral of the linear extrapolation of x0 in lambda over the step, over the step's weight of x0
+            correction = (math.exp(-h) + h - 1) / (1 - math.exp(-h)) / h_prev
+        k, p_x0, q_x1, w = bridge.transition(t, s, eta)
+        yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w)
+
+
+def uniform_steps(start: int, count: int) -> list[int]:
+    """Steps evenly spaced in t from `start` to 0, as the published program spaces them (rounded, duplicates dropped)."""
+    if start == 0 or count == 1:
+        return [start, 0] if start else [0]
+    raw = torch.linspace(start, 0, min(count, start + 1)).round().long().tolist()
+    return sorted({int(t) for t in raw}, reverse=True)
+
+
+def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7.0) -> list[int]:
+    """Steps even in sigma^(1/rho) from sigma_max down to the table's end (Karras et al. 2022, eq. (5))."""
+    low, high = float(bridge.sigma[0]) ** (1 / rho), min(sigma_max, float(bridge.sigma[-1])) ** (1 / rho)
+    grid = (high + torch.linspace(0, 1, count, dtype=torch.float64) * (low - high)) ** rho
+    nearest = (bridge.sigma.log()[None, :] - grid.log()[:, None]).abs().argmin(1)
+    return sorted({int(t) for t in nearest}, reverse=True)
+
+
+def check_steps(bridge: Bridge, steps: Sequence[int]) -> None:
+    """Refuse steps that are not strictly decreasing inside the table."""
+    if not steps or any(b >= a for a, b in zip(steps, steps[1:], strict=False)):
+        raise BridgeError(f"steps {list(steps)} are not strictly decreasing")
+    if steps[0] >= bridge.num_steps or steps[-1] < 0:
+        raise BridgeError(f"steps {steps[0]}..{steps[-1]} leave the bridge's table 0..{bridge.num_steps - 1}")
+
+
+@contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Network arithmetic in the asked precision."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield

@@ -1,0 +1,183 @@
+"""Translate a tile: windows -> K samples each -> posterior mean and standard deviation in nJy, blended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridge_core.checkpoint import DIRECTIONS, Model
+from bridge_core.errors import BridgeError
+from bridge_core.patches import PatchGrid, blend, cut, fill_masked, local_coverage
+from bridge_core.sampler import Precision, boot, draw, rho_steps, sample
+from bridge_core.stretch import Stretch
+from kernels.sky_noise import SkyNoise
+
+# one stream of the noise generator for each use, so that no two draws of a run coincide
+TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a posterior is sampled.
+
+    Parameters
+    ----------
+    samples
+        K, posterior draws per window; at least 2.
+    steps
+        Network evaluations a draw.
+    sigma_max
+        Noise level at which the draw starts.
+    seed
+        Key of the noise generator.
+    batch
+        Windows in one call of the network; formed within one tile only.
+    precision
+        Of the network.
+    """
+
+    samples: int = 8
+    steps: int = 8
+    sigma_max: float = 5.0
+    seed: int = 0
+    batch: int = 16
+    precision: Precision = "bfloat16"
+    patches: PatchGrid = PatchGrid()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot give a standard deviation."""
+        if self.samples < 2 or self.steps < 1 or self.batch < 1:
+            raise BridgeError(
+                f"samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Translated core of a tile.
+
+    Parameters
+    ----------
+    mean, std
+        float32 [C, H, W] nJy per pixel, NaN where the observed survey is masked.
+    coverage
+        float32 [H, W], share of observed input within the seeing; 0 where masked.
+    windows
+        Number of windows that were translated.
+    """
+
+    mean: Tensor
+    std: Tensor
+    coverage: Tensor
+    windows: int
+
+
+def translate_tile(
+    model: Model,
+    direction: str,
+    flux: Tensor,
+    valid: Tensor,
+    *,
+    origin: tuple[int, int],
+    core: tuple[int, int, int, int],
+    psf_fwhm: float,
+    how: Sampling = Sampling(),
+    corners: Sequence[tuple[int, int]] | None = None,
+) -> Posterior:
+    """Posterior of the unseen survey over the core of a tile.
+
+    Parameters
+    ----------
+    model
+        Trained on the same grid.
+    direction
+        ``lsst->euclid`` or ``euclid->lsst``.
+    flux
+        float32 [C, H, W] nJy per pixel of the observed survey.
+    valid
+        bool [C, H, W]; what invalid pixels hold is not read.
+    origin
+        Global (y, x) of the arrays' first pixel; places the windows and the noise.
+    core
+        (y0, y1, x0, x1) in array pixels.
+    psf_fwhm
+        Of the observed survey, pixels (for the coverage).
+    how
+        Samples, steps, seed.
+    corners
+        Windows in the order to compute them; by default all that touch the core. The result does not depend on it.
+    """
+    observed, wanted = direction.split("->") if direction in DIRECTIONS else ("", "")
+    if not observed:
+        raise BridgeError(f"direction {direction!r} is not one of {DIRECTIONS}")
+    x1 = observed_units(model, observed, flux, valid)
+    corners = list(corners) if corners is not None else how.patches.windows((x1.shape[1], x1.shape[2]), origin, core)
+    any_valid = valid.all(0)
+    size = how.patches.size
+    live = [corner for corner in corners if bool(cut(any_valid, corner, origin, size).any())]
+    y0, y1, x0, x1_ = core
+    box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1_)
+    coverage = local_coverage(valid, psf_fwhm)[y0:y1, x0:x1_].cpu()
+    bands = model.card.bands[wanted]
+    if live:
+        moments = [
+            window_moments(model, direction, x1, live[i : i + 32], origin, how) for i in range(0, len(live), 32)
+        ]
+        mean, std = blend(live, torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments]), how.patches, box)
+    else:
+        mean = std = torch.full((len(bands), y1 - y0, x1_ - x0), torch.nan)
+    hole = coverage <= 0
+    return Posterior(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, len(live))
+
+
+def observed_units(model: Model, survey: str, flux: Tensor, valid: Tensor) -> Tensor:
+    """nJy [C, H, W] -> the network's input [3, H, W]: masked pixels filled from neighbours, stretched, VIS repeated."""
+    filled = fill_masked(flux, valid)
+    return to_channels(stretch_of(model).forward(filled, model.card.bands[survey]), model.card.network.image_channels)
+
+
+def window_moments(
+    model: Model, direction: str, x1: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], how: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over K samples of some windows, each float32 [P, C, size, size] in nJy."""
+    wanted = direction.split("->")[1]
+    bands = model.card.bands[wanted]
+    windows = torch.stack([cut(x1, corner, origin, how.patches.size) for corner in corners])
+    rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
+    draws = []
+    steps = rho_steps(model.card.bridge, how.steps, how.sigma_max)
+    for i in range(0, len(rows), how.batch):
+        part = rows[i : i + how.batch]
+        conditions = windows[[p for p, _ in part]]
+        noise = SkyNoise(
+            seed=how.seed,
+            stream=TRANSLATION_STREAM[direction],
+            sample=torch.tensor([k for _, k in part], dtype=torch.int32, device=x1.device),
+            y0=torch.tensor([corners[p][0] for p, _ in part], dtype=torch.int32, device=x1.device),
+            x0=torch.tensor([corners[p][1] for p, _ in part], dtype=torch.int32, device=x1.device),
+        )
+        start = boot(model.card.bridge, conditions, steps[0], draw(noise, 0, conditions))
+        u = sample(model, conditions, direction, steps, start=start, precision=how.precision)
+        draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
+    samples = torch.cat(draws).unflatten(0, (len(corners), how.samples)).double()
+    return samples.mean(1).float(), samples.var(1).float()
+
+
+def stretch_of(model: Model) -> Stretch:
+    """The card's stretch; a checkpoint without one works in network units only."""
+    if model.card.stretch is None:
+        raise BridgeError(f"checkpoint {model.card.name} has no stretch, so nJy cannot enter it; use one trained here")
+    return model.card.stretch
+
+
+def to_channels(u: Tensor, channels: int) -> Tensor:
+    """[..., C, H, W] with C = 1 repeated to the network's channels (as AS-Bridge does with Euclid); gri as it is."""
+    return u.expand(*u.shape[:-3], channels, *u.shape[-2:]).contiguous() if u.shape[-3] == 1 else u
+
+
+def from_channels(u: Tensor, bands: int) -> Tensor:
+    """[..., 3, H, W] -> [..., bands, H, W]: the mean of the three copies for a single band."""
+    return u.mean(-3, keepdim=True) if bands == 1 else u
