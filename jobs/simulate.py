@@ -1,8 +1,8 @@
 """Write FITS images of a small field as the two surveys would deliver it, with its truth table.
 
-Euclid VIS (0.1 arcsec, north up) and LSST g, r, i (0.2 arcsec, rotated and shifted), each with the HDUs IMAGE, VARIANCE
-and MASK, RICE-compressed; galaxies in blends, stars, strong lenses; NaN edges, bad columns and saturated stars. The same
-seed gives the same files, byte for byte.
+Euclid VIS (0.1 arcsec, north up) and LSST g, r, i (0.2 arcsec, rotated and shifted), each with the HDUs IMAGE,
+VARIANCE and MASK, RICE-compressed; galaxies in blends, stars, strong lenses; NaN edges, bad columns and saturated
+stars. The same seed gives the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from astropy.io import fits
 
     from jobs.simulated_population import Catalogue
-    from jobs.simulated_sky import Frame, Instrument
+    from jobs.simulated_sky import Frame, Instrument, SkyPositions
 
 EXAMPLES = """\
 surveybridge simulate --out sky
@@ -72,6 +72,8 @@ def run(config: Config) -> int:
         raise RequestError(
             f"simulate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
+    import pyarrow.parquet as pq
+
     from jobs.simulated_lenses import draw_lenses
     from jobs.simulated_population import concatenate, draw_galaxies, draw_stars, take
 
@@ -101,7 +103,7 @@ def run(config: Config) -> int:
         path = config.out / FILES[instrument.band]
         to_hdus(frame, instrument, planes, config).writeto(path, overwrite=True)
         log.info("%s: %d x %d pixels", path, *frame.shape[::-1])
-    write_truth(config.out / "truth.parquet", truth_table(catalogue, sky, euclid, lsst))
+    pq.write_table(truth_table(catalogue, sky, euclid, lsst), config.out / "truth.parquet", compression="zstd")
     log.info("%s: %d objects, %.1f s in all", config.out / "truth.parquet", len(sky[0]), time.perf_counter() - started)
     return 0
 
@@ -157,7 +159,9 @@ def to_hdus(
                 header,
                 name=name,
                 compression_type="RICE_1",
-                quantize_level=16.0,  # sigma/16: adds 0.02% to the noise
+                # IMAGE to sigma/16, which adds 0.02% to the noise. VARIANCE to 0.001 nJy2: where it is constant there
+                # is no noise to measure, and the codec would fall back on gzip, which writes the time into the file.
+                quantize_level=-0.001 if name == "VARIANCE" else 16.0,
                 quantize_method=2,  # subtractive dither that keeps exact zeros
                 dither_seed=1 + config.seed % 10_000,
             )
@@ -165,7 +169,7 @@ def to_hdus(
     return fits.HDUList(hdus)
 
 
-def truth_table(catalogue: Catalogue, sky: tuple[NDArray[np.float64], ...], euclid: Frame, lsst: Frame) -> pa.Table:
+def truth_table(catalogue: Catalogue, sky: SkyPositions, euclid: Frame, lsst: Frame) -> pa.Table:
     """One row an object, with units and descriptions in the fields' metadata.
 
     Parameters
@@ -182,7 +186,7 @@ def truth_table(catalogue: Catalogue, sky: tuple[NDArray[np.float64], ...], eucl
     x_vis, y_vis = euclid.pixels(*sky)
     x_lsst, y_lsst = lsst.pixels(*sky)
     e = (1 - catalogue["q"]) / (1 + catalogue["q"])
-    table: dict[str, tuple[NDArray[np.generic] | list[str], str, str]] = {
+    table: dict[str, tuple[NDArray[Any] | list[str], str, str]] = {
         "id": ([f"sim-{k:05d}" for k in range(len(x_vis))], "", "name"),
         "kind": (catalogue["kind"].tolist(), "", "galaxy, star or lens"),
         "ra": (sky[0], "deg", "right ascension, ICRS"),
@@ -226,13 +230,6 @@ def truth_table(catalogue: Catalogue, sky: tuple[NDArray[np.float64], ...], eucl
     return pa.table(list(arrays.values()), schema=pa.schema(fields))
 
 
-def write_truth(path: Path, table: pa.Table) -> None:
-    """Write the truth table as Parquet."""
-    import pyarrow.parquet as pq
-
-    pq.write_table(table, path, compression="zstd")
-
-
 def half_of(frame: Frame) -> float:
     """Half the side, in arcsec, of the north-up square that holds the frame."""
     corners = frame.jacobian @ (np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]]) * np.array(frame.shape[::-1])[:, None] / 2)
@@ -250,14 +247,14 @@ def _check(config: Config) -> None:
     if not MIN_SIZE <= config.size <= MAX_SIZE:
         raise RequestError(f"--size {config.size} pixels is outside {MIN_SIZE} to {MAX_SIZE}; choose one within")
     if abs(config.rotation) > MAX_ROTATION:
-        raise RequestError(f"--rotation {config.rotation} deg exceeds {MAX_ROTATION:.0f} either way; choose a smaller one")
+        raise RequestError(f"--rotation {config.rotation} deg exceeds {MAX_ROTATION:.0f} either way; choose less")
     if config.seed < 0:
         raise RequestError(f"--seed {config.seed} is below 0; choose 0 or more")
     room = room_for_lenses(0.05 * config.size - _LENS_MARGIN)
     if not 0 <= config.lenses <= room:
         raise RequestError(
-            f"--lenses {config.lenses} is outside 0 to {room}, what {config.size} x {config.size} pixels hold 12 arcsec "
-            "apart; ask for fewer or enlarge --size"
+            f"--lenses {config.lenses} is outside 0 to {room}, what {config.size} x {config.size} pixels hold "
+            "12 arcsec apart; ask for fewer or enlarge --size"
         )
     if config.out.exists() and not config.out.is_dir():
         raise RequestError(f"--out {config.out} is a file, a folder is wanted; choose another path")

@@ -105,7 +105,7 @@ def _draw_lens(rng: np.random.Generator, u: float, v: float) -> tuple[Catalogue,
     """One deflector at (u, v) with a source that makes arcs of the wanted S/N."""
     theta_e = 0.8 + rng.exponential(0.4) % 1.2
     z = float(np.clip(rng.normal(0.6, 0.14), 0.3, 0.9))
-    mag_i = np.array([20.4 - 4.1 * np.log10(theta_e) + 4.0 * (z - 0.65) + 0.3 * rng.normal()])
+    mag_i = np.array([20.6 - 4.1 * np.log10(theta_e) + 4.0 * (z - 0.65) + 0.3 * rng.normal()])
     q, angle = rng.uniform(0.62, 0.95), rng.uniform(0, np.pi)
     gamma, gamma_angle = 0.03 * np.sqrt(rng.exponential()), rng.uniform(0, np.pi)
     lens = {
@@ -120,7 +120,7 @@ def _draw_lens(rng: np.random.Generator, u: float, v: float) -> tuple[Catalogue,
             "re": rng.uniform(0.14, 0.32), "q": rng.uniform(0.4, 0.95), "angle": rng.uniform(0, np.pi),
         }  # fmt: skip
         z_source = np.array([rng.uniform(1.3, 2.8)])
-        source_mags = galaxy_magnitudes(rng, rng.uniform(23.8, 25.2, 1), z_source, np.zeros(1, bool))
+        source_mags = galaxy_magnitudes(rng, rng.uniform(24.0, 25.3, 1), z_source, np.zeros(1, bool))
         light = shoot(lens, source, half_width) * RAY_SPACING**2
         magnification = float(light.sum())
         flux = {band: float(nanojansky(source_mags[f"mag_{band}"])[0]) * magnification for band in BANDS}

@@ -6,12 +6,14 @@ that (u, v) is right-handed like the pixels (x, y). Ellipticities are reduced sh
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc
 
 BANDS = ("g", "r", "i", "VIS")
-Catalogue = dict[str, NDArray[np.generic]]
+Catalogue = dict[str, NDArray[Any]]
 """One array a column, one element an object; `columns` lists them."""
 
 GALAXY_DENSITY = 40.0
@@ -38,7 +40,7 @@ _TRACKS = {
     False: np.array(
         [
             [0.42, 0.59, 0.81, 0.79, 0.64, 0.50, 0.44, 0.30, 0.18, 0.20, 0.14, 0.50],
-            [0.28, 0.29, 0.28, 0.42, 0.63, 0.70, 0.53, 0.36, 0.31, 0.12, 0.16, 0.06],
+            [0.28, 0.29, 0.28, 0.42, 0.63, 0.69, 0.50, 0.33, 0.26, 0.12, 0.15, 0.06],
             [0.09, 0.09, 0.07, 0.14, 0.19, 0.17, 0.05, 0.00, 0.06, 0.00, 0.06, 0.01],
         ]
     ),
@@ -65,7 +67,7 @@ def draw_galaxies(rng: np.random.Generator, half_size: float) -> Catalogue:
     n = int(rng.poisson(GALAXY_DENSITY * (2 * half_size / 60) ** 2))
     mag_i = _draw_magnitudes(rng, n)
     z = _draw_redshifts(rng, mag_i)
-    red = rng.random(n) < np.clip(0.45 - 0.07 * (mag_i - 20.5), 0.12, 0.6)
+    red = rng.random(n) < np.clip(0.40 - 0.06 * (mag_i - 20.5), 0.10, 0.6)
     q = np.where(red, np.clip(1 - rng.beta(1.6, 9.0, n), 0.4, 1), np.clip(rng.beta(2.9, 1.9, n), 0.15, 1))
     angle = rng.uniform(0, np.pi, n)
     half_light = np.interp(mag_i, *_SIZES) * np.exp(0.5 * rng.normal(size=n)) * np.where(red, 0.85, 1.0)
@@ -107,13 +109,14 @@ def draw_stars(
     n = int(rng.poisson(STAR_DENSITY * (2 * half_size / 60) ** 2))
     faint = 23.5 + np.log10(1 - rng.random(n) * (1 - 10 ** (-0.15 * 5.0))) / 0.15  # counts proportional to 10^(0.15 i)
     n_bright = 2 + int((2 * bright_half_size / 60) ** 2 / 4)
-    bright = np.concatenate([[14.3], rng.uniform(15.2, 17.6, n_bright - 1)])
+    bright = np.concatenate([[14.0], rng.uniform(15.2, 17.6, n_bright - 1)])
     mag_i = np.concatenate([bright, faint])
     u, v = rng.uniform(-1, 1, (2, len(mag_i))) * np.where(np.arange(len(mag_i)) < n_bright, bright_half_size, half_size)
     for k in range(n_bright):
         while len(keep_clear) and np.hypot(*(keep_clear - [u[k], v[k]]).T).min() < BRIGHT_STAR_CLEARANCE:
             u[k], v[k] = rng.uniform(-bright_half_size, bright_half_size, 2)
     ri = np.clip(0.1 + rng.gamma(1.6, 0.28, len(mag_i)), 0.1, 1.9)
+    ri[:n_bright] = rng.uniform(0.1, 0.3, n_bright)  # bright means near and sun-like, and saturated in g too
     gr = np.clip(1.35 - 1.1 * np.exp(-ri / 0.45), 0.3, 1.35) + 0.04 * rng.normal(size=len(mag_i))
     mags = {"mag_g": mag_i + ri + gr, "mag_r": mag_i + ri, "mag_i": mag_i, "mag_VIS": mag_i + 0.26 * ri}
     return columns("star", {"u": u, "v": v, **mags})
@@ -147,7 +150,7 @@ def galaxy_magnitudes(
     return {"mag_g": mag_i + ri + gr, "mag_r": mag_i + ri, "mag_i": mag_i, "mag_VIS": mag_i + vi}
 
 
-def columns(kind: str, rows: dict[str, NDArray[np.generic]]) -> Catalogue:
+def columns(kind: str, rows: dict[str, NDArray[Any]]) -> Catalogue:
     """`rows` with every column of a catalogue: what does not apply to the kind is NaN, False or 0."""
     n = len(rows["u"])
     numbers = (
@@ -181,7 +184,7 @@ def bulge_fraction(catalogue: Catalogue, band: str) -> NDArray[np.float64]:
 
 _SIZES = (
     np.array([17.0, 19.0, 20.5, 21.5, 22.5, 23.5, 24.5, 25.5]),
-    np.array([1.5, 0.75, 0.50, 0.42, 0.36, 0.29, 0.25, 0.23]),
+    np.array([1.5, 0.80, 0.52, 0.44, 0.38, 0.29, 0.25, 0.23]),
 )
 """Median half-light radius (arcsec) along i."""
 _DISC_INDEX = [0.05, 0.13, 0.25, 0.25, 0.16, 0.1, 0.06]

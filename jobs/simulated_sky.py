@@ -18,6 +18,8 @@ from jobs.progress import progress
 from jobs.simulated_lenses import RAY_SPACING, Arc
 from jobs.simulated_population import Catalogue, bulge_fraction, nanojansky
 
+SkyPositions = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""ra and dec, [N] each, ICRS degrees."""
 BAD, SATURATED, NO_DATA = 1, 2, 4
 """Bits of the mask."""
 TRUNCATION = 8.0
@@ -58,7 +60,7 @@ class Frame:
         """d(u, v)/d(x, y) in arcsec a pixel, with u west and v north."""
         return np.asarray(self.wcs.wcs.cd * 3600.0 * np.array([[-1.0], [1.0]]))
 
-    def pixels(self, ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    def pixels(self, ra: NDArray[np.float64], dec: NDArray[np.float64]) -> SkyPositions:
         """Zero-based pixel coordinates (x, y) of sky positions in degrees."""
         x, y = self.wcs.world_to_pixel_values(ra, dec)
         return np.asarray(x), np.asarray(y)
@@ -84,13 +86,13 @@ def lsst_frame(centre: tuple[float, float], size: int, rotation: float, offset: 
         Offset of the grid's centre towards east and north, arcsec.
     """
     angle = np.deg2rad(rotation)
-    side = 0.1 * size * (abs(np.cos(angle)) + abs(np.sin(angle))) + 2 * max(abs(offset[0]), abs(offset[1])) + 10.0
+    side = (0.1 * size + 2 * 5.0) * (abs(np.cos(angle)) + abs(np.sin(angle))) + 2 * np.hypot(*offset)
     n = 32 * int(np.ceil(side / 0.2 / 32))
     shifted = (centre[0] + offset[0] / 3600 / np.cos(np.deg2rad(centre[1])), centre[1] + offset[1] / 3600)
     return _tan_frame(shifted, 0.2, (n, n), rotation)
 
 
-def sky_positions(frame: Frame, u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+def sky_positions(frame: Frame, u: NDArray[np.float64], v: NDArray[np.float64]) -> SkyPositions:
     """ra, dec in degrees of offsets (u west, v north, arcsec) on the tangent plane of `frame`."""
     x, y = np.linalg.solve(frame.jacobian, np.stack([u, v])) + (frame.wcs.wcs.crpix - 1)[:, None]
     ra, dec = frame.wcs.pixel_to_world_values(x, y)
@@ -102,8 +104,8 @@ def render(
     instrument: Instrument,
     catalogue: Catalogue,
     arcs: list[Arc],
-    sky: tuple[NDArray[np.float64], NDArray[np.float64]],
-    arcs_sky: tuple[NDArray[np.float64], NDArray[np.float64]],
+    sky: SkyPositions,
+    arcs_sky: SkyPositions,
 ) -> NDArray[np.float64]:
     """The noise-free image of a catalogue.
 
@@ -150,7 +152,9 @@ def render(
         light = galsim.InterpolatedImage(grid, normalization="flux", gsparams=_GS) * arc.flux[instrument.band]
         reach = len(arc.shape) * RAY_SPACING * 0.75 + 2 * instrument.psf_fwhm
         _draw(image, galsim.Convolve(light, psf), x, y, reach / instrument.pixel_scale, jacobian)
-    return np.maximum(image, 0.0)  # the Fourier drawing leaves -1e-4 here and there, and photons are not negative
+    # The Fourier drawing leaves -1e-4 here and there, and photons are not negative. Its last bits depend on where in
+    # memory the arrays lie; rounding keeps that out of the Poisson draws, so that equal seeds give equal files.
+    return np.asarray(np.round(np.maximum(image, 0.0), 4), np.float64)
 
 
 def observe(
