@@ -10,11 +10,10 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from astropy.io.fits import Header
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
+from storage.grids import celestial_wcs
 from storage.schema import CELL, mosaic_schema, parquet_bytes
 from storage.sky import healpix_29
 
@@ -80,8 +79,7 @@ def encode(mosaic: TileMosaic) -> bytes:
     rows, columns = -(-height // CELL), -(-width // CELL)
     y, x = (grid.ravel() * CELL for grid in np.mgrid[:rows, :columns])
     cell_height, cell_width = np.minimum(CELL, height - y), np.minimum(CELL, width - x)
-    wcs = WCS(Header.fromstring(mosaic.wcs_header))
-    ra, dec = wcs.all_pix2world(x + (cell_width - 1) / 2, y + (cell_height - 1) / 2, 0)
+    ra, dec = celestial_wcs(mosaic.wcs_header).all_pix2world(x + (cell_width - 1) / 2, y + (cell_height - 1) / 2, 0)
     schema = mosaic_schema(n_bands)
     table = pa.Table.from_arrays(
         [

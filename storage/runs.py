@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from astropy.wcs import Sip
 from numpy.typing import ArrayLike, NDArray
 
 from storage import mosaics
 from storage.errors import StorageError
+from storage.grids import celestial_wcs, wcs_header_string
 from storage.objectstore import Folder, check_name
 from storage.schema import (
     CANDIDATES,
@@ -39,7 +41,6 @@ from storage.schema import (
     table_from_rows,
 )
 from storage.sky import healpix_29
-from storage.tile_arrays import shifted_header
 
 FORMAT = "surveybridge-run"
 FINGERPRINT_KEYS = (
@@ -289,7 +290,7 @@ class RunFolder:
             mean[:, *there] = tile.mean[:, *here]
             std[:, *there] = tile.std[:, *here]
             coverage[there] = tile.coverage[here]
-        wcs_header = shifted_header(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
+        wcs_header = _header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
         return StitchedMosaic(mean, std, coverage, wcs_header)
 
     def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
@@ -329,6 +330,15 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return _USERINFO.sub("", value) if isinstance(value, str) else value
+
+
+def _header_from(wcs_header: str, y: int, x: int) -> str:
+    """WCS of an array that starts at pixel (y, x) of the array of `wcs_header`, which may be before its beginning."""
+    wcs = celestial_wcs(wcs_header)
+    wcs.wcs.crpix -= (x, y)
+    if wcs.sip is not None:
+        wcs.sip = Sip(wcs.sip.a, wcs.sip.b, wcs.sip.ap, wcs.sip.bp, wcs.sip.crpix - (x, y))
+    return wcs_header_string(wcs)
 
 
 def _read_run_json(folder: Folder) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ Field metadata: `unit` (VOUnit), `ucd` (UCD1+), `description`, and `shape` where
 Candidates carry the same as a VOTable header in the footer (VOParquet, IVOA note 1.0), so that
 `astropy.table.Table.read(file, format="parquet.votable")` has the units.
 
-Thumbnails are plain `fixed_size_list` columns, since astropy and polars do not read Arrow's tensor extension type;
+Thumbnails are plain `fixed_size_list` columns, since astropy does not read Arrow's tensor extension type;
 mosaics are `fixed_shape_tensor`.
 """
 

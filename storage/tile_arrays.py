@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
-from astropy.io.fits import Header
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from storage.errors import StorageError
+from storage.grids import shifted_header
 from storage.images import MASK_PLANES, SurveyImage
 
 CHUNK = 256
-"""Side of a chunk inside the shard, pixels: what a read with a small halo fetches."""
+"""Side of a chunk inside the shard, pixels: what cutout services and viewers fetch; workers read whole shards."""
+
+_ARRAYS = ("flux", "variance", "mask")
 
 _UNWRITTEN = np.uint8(255)
 """Fill value of masks: what a lost shard reads as, and no ingest writes."""
+
+
+Node = TypeVar("Node", zarr.Array[Any], zarr.Group)
 
 
 def write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
@@ -30,30 +35,30 @@ def write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
     _write_array(survey, "mask", image.mask, _UNWRITTEN)
 
 
-def read_image(group: zarr.Group, survey: str, tile_id: str, box: tuple[int, int, int, int]) -> SurveyImage:
-    """Read the pixels `box` = (y0, y1, x0, x1) of one survey.
+def read_image(tile_group: zarr.Group, survey: str, tile_id: str) -> SurveyImage:
+    """Read one survey whole: one request per array.
 
     Raises
     ------
     StorageError
         If an array or attribute is missing, a chunk fails its checksum, or a shard is gone.
     """
-    y0, y1, x0, x1 = box
+    group = _child(tile_group, survey, zarr.Group, tile_id)
     arrays = {}
-    for name in ("flux", "variance", "mask"):
+    for name in _ARRAYS:
         try:
-            arrays[name] = np.asarray(_array(group, f"{survey}/{name}", tile_id)[:, y0:y1, x0:x1])
+            arrays[name] = np.asarray(_child(group, name, zarr.Array, tile_id)[...])
         except (ValueError, RuntimeError) as error:  # a checksum, a length, or Blosc's own complaint
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise StorageError(
                 f"tile {tile_id}: {survey}/{name} cannot be read ({first_line}); ingest the tile again"
             ) from error
     try:
-        a: dict[str, Any] = dict(group[survey].attrs)
+        a: dict[str, Any] = dict(group.attrs)
         image = SurveyImage(
             survey=survey,
             bands=tuple(str(band) for band in a["bands"]),
-            wcs_header=shifted_header(str(a["wcs"]), y0, x0) if (y0 or x0) else str(a["wcs"]),
+            wcs_header=str(a["wcs"]),
             pixel_scale=float(a["pixel_scale"]),
             psf_fwhm=tuple(math.nan if value is None else float(value) for value in a["psf_fwhm"]),
             zero_point=float(a["zero_point"]),
@@ -86,17 +91,18 @@ def check_pixels(tile_id: str, image: SurveyImage) -> None:
         )
 
 
-def image_shape(tile_group: zarr.Group, survey: str, tile_id: str) -> tuple[int, int]:
-    """Height and width of the stored arrays of one survey."""
-    height, width = _array(tile_group, f"{survey}/flux", tile_id).shape[1:]
-    return int(height), int(width)
-
-
-def shifted_header(wcs_header: str, y: int, x: int) -> str:
-    """WCS header of the array that starts at pixel (y, x) of the array that `wcs_header` describes."""
-    wcs = WCS(Header.fromstring(wcs_header))
-    wcs.wcs.crpix -= (x, y)
-    return str(wcs.to_header_string())
+def crop_image(image: SurveyImage, box: tuple[int, int, int, int]) -> SurveyImage:
+    """The pixels `box` = (y0, y1, x0, x1) of an image, with the WCS that belongs to them."""
+    y0, y1, x0, x1 = box
+    if box == (0, image.flux.shape[1], 0, image.flux.shape[2]):
+        return image
+    return replace(
+        image,
+        flux=np.ascontiguousarray(image.flux[:, y0:y1, x0:x1]),
+        variance=np.ascontiguousarray(image.variance[:, y0:y1, x0:x1]),
+        mask=np.ascontiguousarray(image.mask[:, y0:y1, x0:x1]),
+        wcs_header=shifted_header(image.wcs_header, y0, x0),
+    )
 
 
 def _image_attributes(image: SurveyImage) -> dict[str, Any]:
@@ -131,11 +137,10 @@ def _write_array(group: zarr.Group, name: str, data: NDArray[Any], fill_value: A
     array[...] = data
 
 
-def _array(group: zarr.Group, path: str, tile_id: str) -> zarr.Array[Any]:
-    try:
-        array = group[path]
-    except KeyError as error:
-        raise StorageError(f"tile {tile_id}: {path} is missing; ingest the tile again") from error
-    if not isinstance(array, zarr.Array):
-        raise StorageError(f"tile {tile_id}: {path} is a group, not an array; ingest the tile again")
-    return array
+def _child(group: zarr.Group, name: str, kind: type[Node], tile_id: str) -> Node:
+    """The array or group `name` directly below `group`."""
+    child = group.get(name)
+    if not isinstance(child, kind):
+        where = f"{group.basename}/{name}" if kind is zarr.Array else name
+        raise StorageError(f"tile {tile_id}: {where} is missing; ingest the tile again")
+    return child

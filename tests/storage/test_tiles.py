@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from astropy.wcs import WCS
+from zarr.storage import LocalStore
 
+from storage import tiles
 from storage.errors import StorageError
 from storage.images import MASK_PLANES, SurveyImage
 from storage.schema import MANIFEST
@@ -88,6 +92,24 @@ def test_each_array_is_one_shard_of_several_chunks_with_named_dimensions(store, 
     assert array.metadata.to_dict()["dimension_names"] == ("band", "y", "x")
     assert array.chunks == (1, 256, 256)
     assert array.shards == (3, 512, 512)
+
+
+@pytest.mark.parametrize("halo", [None, 7])
+def test_reading_a_tile_is_one_request_per_array(store, monkeypatch, halo):
+    store.write_tile(make_tile())
+    requests = []
+
+    class Recorded(LocalStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            requests.append((key, byte_range))
+            return await super().get(key, prototype, byte_range)
+
+    monkeypatch.setattr(tiles, "_zarr_store", lambda folder, read_only=False: Recorded(folder.path(), read_only=True))
+    store.read_tile("t0_1", halo=halo)
+    shards = [(key, part) for key, part in requests if "/c/" in key]
+    names = [f"{survey}/{name}" for survey in ("lsst", "euclid") for name in ("flux", "variance", "mask")]
+    assert sorted(shards) == sorted((f"tiles/t0_1/{name}/c/0/0/0", None) for name in names)
+    assert len(requests) == len(set(requests)) == 15  # and each zarr.json once
 
 
 @pytest.mark.parametrize("halo", [0, 7, 30, 100])
@@ -213,6 +235,16 @@ def test_a_lost_shard_is_an_error_and_not_an_empty_sky(store, tmp_path, name):
     store.write_tile(make_tile())
     shard(tmp_path, name).unlink()
     with pytest.raises(StorageError, match=r"without flux or variance|lost its data"):
+        store.read_tile("t0_1")
+
+
+def test_a_lost_survey_or_array_is_an_error_that_names_it(store, tmp_path):
+    store.write_tile(make_tile())
+    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid/mask")
+    with pytest.raises(StorageError, match=r"tile t0_1: euclid/mask is missing"):
+        store.read_tile("t0_1")
+    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid")
+    with pytest.raises(StorageError, match=r"tile t0_1: euclid is missing"):
         store.read_tile("t0_1")
 
 
