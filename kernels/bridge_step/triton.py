@@ -40,7 +40,7 @@ def bridge_step_triton(
     inputs = [_plane(t) for t in (x_t, pred, x1, x_t if x0_prev is None else x0_prev, z)]
     strides = [stride for t in inputs for stride in (t.stride(0), t.stride(1), t.stride(3))]
     low, high = clamp or (0.0, 0.0)
-    with torch.cuda.device_of(x_t):  # Triton launches on the current device, not on its tensors'
+    with torch.cuda.device_of(x_t):  # Triton launches on the current device, not on that of its tensors
         bridge_step_kernel[(n * triton.cdiv(h * w, BLOCK),)](
             x_s, x0, *inputs, *sky, *strides, *words, *k, low, high, h * w, w,
             C=c, NOISE=kind, CLAMP=clamp is not None, SECOND=x0_prev is not None, BLOCK=BLOCK, **LAUNCH,

@@ -20,11 +20,10 @@ from torch import Tensor
 
 MAX_BANDS = 4
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 15  # pixels at a time: large against the cost of a call, small against the caches
+_CHUNK = 1 << 15  # pixels at a time: PyTorch keeps so few on one thread, and their temporaries in the caches
 
-# Round multipliers less 2^32, so that a product with a 32-bit word fits in int64 and never overflows.
-_PHILOX_A = 0xD2511F53 - (1 << 32)
-_PHILOX_B = 0xCD9E8D57 - (1 << 32)
+_PHILOX_A = 0xD2511F53
+_PHILOX_B = 0xCD9E8D57
 _WEYL_A = 0x9E3779B9
 _WEYL_B = 0xBB67AE85
 
@@ -133,14 +132,14 @@ def philox4x32(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for i in range(10):
-        hi_b, lo_b = _multiply(c2, _PHILOX_B)
+        # Products wrap modulo 2^64. Bits above the word pile up in c1 and c3 and are cut off where they would matter.
+        a, b = c0 * _PHILOX_A, c2 * _PHILOX_B
+        c0, c1 = ((b >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_WORD), b
         if i == 9 and pairs == 1:
-            return (hi_b ^ c1).bitwise_xor_(k0), lo_b.expand_as(c2)
-        hi_a, lo_a = _multiply(c0, _PHILOX_A)
-        c0, c1 = (hi_b ^ c1).bitwise_xor_(k0), lo_b
-        c2, c3 = (hi_a ^ c3).bitwise_xor_(k1), lo_a
+            return c0, c1.bitwise_and_(_WORD)
+        c2, c3 = ((a >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_WORD), a
         k0, k1 = (k0 + _WEYL_A) & _WORD, (k1 + _WEYL_B) & _WORD
-    return c0, c1, c2, c3
+    return c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)
 
 
 def box_muller(word_r: Tensor, word_a: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,22 +149,23 @@ def box_muller(word_r: Tensor, word_a: Tensor) -> tuple[Tensor, Tensor]:
     axes), 30 (sign of the cosine) and 29..7 (place within the octant pair, (-pi/4, pi/4)).
     """
     radius = _radius(word_r)
-    a = (word_a >> 7).bitwise_and_(0x7FFFFF).to(torch.float32)
+    bits = word_a.to(torch.int32)  # the same 32 bits, read as signed
+    a = (bits >> 7).bitwise_and_(0x7FFFFF).to(torch.float32)
     a.mul_(ULP23).add_(ULP24 - 0.5).mul_(HALF_PI)
     a2 = a * a
     sine = _horner(a2, SIN_POLY).mul_(a2).mul_(a).add_(a)
     cosine = _horner(a2, COS_POLY).mul_(a2).mul_(a2)
     cosine.add_(a2.mul_(-0.5)).add_(1.0)
-    sign = (word_a >> 29).bitwise_and_(2).neg_().add_(1).to(torch.float32)
+    cosine.view(torch.int32).bitwise_xor_((bits << 1).bitwise_and_(-(1 << 31)))
     across = sine.mul_(radius)
-    along = cosine.mul_(sign).mul_(radius)
-    swap = word_a >= 1 << 31
+    along = cosine.mul_(radius)
+    swap = bits < 0
     return torch.where(swap, across, along), torch.where(swap, along, across)
 
 
 def _radius(word: Tensor) -> Tensor:
     """sqrt(-2 ln u), u the 23-bit uniform strictly inside (0, 1)."""
-    u = (word >> 9).to(torch.float32).mul_(ULP23).add_(ULP24)
+    u = (word >> 9).to(torch.int32).to(torch.float32).mul_(ULP23).add_(ULP24)
     bits = u.view(torch.int32)
     exponent = (bits - SQRT_HALF_BITS).bitwise_right_shift_(23)  # u = m 2^exponent, m in [sqrt(1/2), sqrt(2))
     f = (bits - (exponent << 23)).view(torch.float32).sub_(1.0)
@@ -182,13 +182,6 @@ def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     for coefficient in coefficients[1:-1]:
         y.add_(coefficient).mul_(x)
     return y.add_(coefficients[-1])
-
-
-def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low word of `word` * (`multiplier` + 2^32), exact in int64."""
-    product = word * multiplier
-    high = (product >> 32).add_(word)
-    return high, product.bitwise_and_(_WORD)
 
 
 def _chunks(rows: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -36,7 +36,7 @@ def sky_noise_triton(noise: SkyNoise, step: int, shape: tuple[int, int, int], de
     out = torch.empty((n, c, h, w), dtype=torch.float32, device=device)
     if not out.numel():
         return out
-    with torch.cuda.device_of(out):  # Triton launches on the current device, not on its tensors'
+    with torch.cuda.device_of(out):  # Triton launches on the current device, not on that of its tensors
         grid = (n * triton.cdiv(h * w, BLOCK),)
         sky_noise_kernel[grid](
             out, *windows(noise, device), *key_words(noise, step), h * w, w, C=c, BLOCK=BLOCK, **LAUNCH
