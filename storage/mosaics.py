@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from astropy.wcs import Sip
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.grids import celestial_wcs
-from storage.schema import CELL, mosaic_schema, parquet_bytes
+from storage.grids import celestial_wcs, wcs_header_string
+from storage.schema import CELL, mosaic_schema, parquet_bytes, read_parquet
 from storage.sky import healpix_29
 
 _FOOTER = b"surveybridge.mosaic"
@@ -111,7 +113,7 @@ def encode(mosaic: TileMosaic) -> bytes:
 def decode(data: bytes) -> TileMosaic:
     """Inverse of `encode`."""
     header = decode_header(io.BytesIO(data))
-    table = pq.read_table(io.BytesIO(data))
+    table = read_parquet(data)
     height, width = header.shape
     x, y = (table.column(name).to_numpy() for name in ("x", "y"))
     y, x = y - header.core_origin[0], x - header.core_origin[1]
@@ -135,6 +137,81 @@ def decode_header(file: IO[bytes]) -> MosaicHeader:
         (int(footer["shape"][0]), int(footer["shape"][1])),
         footer["grid_id"],
     )
+
+
+class StitchedMosaic(NamedTuple):
+    """Several tiles in one array: mean, std [C, H, W] nJy, coverage [H, W], and the WCS of these arrays."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    wcs_header: str
+
+
+def stitch(
+    headers: Sequence[MosaicHeader],
+    read: Callable[[str], TileMosaic],
+    region: tuple[int, int, int, int] | None = None,
+    max_bytes: int = 4 << 30,
+) -> StitchedMosaic:
+    """Put tiles side by side by their place in the global grid; NaN and coverage 0 where there is none.
+
+    Parameters
+    ----------
+    headers : sequence of MosaicHeader
+        At least one; all of one grid and the same bands.
+    read : callable
+        Gives the mosaic of a tile id; called for tiles that touch the region only.
+    region : (y0, y1, x0, x1), optional
+        Global pixels, half-open; default the box around all tiles.
+    max_bytes : int
+        Refuse before reading if the result would be larger.
+    """
+    first = headers[0]
+    for header in headers:
+        if (header.grid_id, header.bands) != (first.grid_id, first.bands):
+            raise StorageError(
+                f"tiles {first.tile_id} and {header.tile_id} are of grid {first.grid_id!r} {first.bands} and "
+                f"{header.grid_id!r} {header.bands}; stitch runs of one grid"
+            )
+    y0, y1, x0, x1 = region or (
+        min(h.core_origin[0] for h in headers),
+        max(h.core_origin[0] + h.shape[0] for h in headers),
+        min(h.core_origin[1] for h in headers),
+        max(h.core_origin[1] + h.shape[1] for h in headers),
+    )
+    height, width, n_bands = y1 - y0, x1 - x0, len(first.bands)
+    size = 4 * (2 * n_bands + 1) * max(height, 0) * max(width, 0)
+    if not 0 < size <= max_bytes:
+        raise StorageError(
+            f"stitching {height} x {width} px needs {size / 2**20:.3f} MiB, allowed are {max_bytes / 2**20:.3f} MiB; "
+            "give a smaller (and not empty) region"
+        )
+    mean = np.full((n_bands, height, width), np.nan, np.float32)
+    std = np.full_like(mean, np.nan)
+    coverage = np.zeros((height, width), np.float32)
+    for header in headers:
+        top, left = header.core_origin[0] - y0, header.core_origin[1] - x0
+        bottom, right = top + header.shape[0], left + header.shape[1]
+        if bottom <= 0 or right <= 0 or top >= height or left >= width:
+            continue
+        tile = read(header.tile_id)
+        there = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+        here = (slice(max(-top, 0), height - top), slice(max(-left, 0), width - left))
+        mean[:, *there] = tile.mean[:, *here]
+        std[:, *there] = tile.std[:, *here]
+        coverage[there] = tile.coverage[here]
+    wcs_header = _header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
+    return StitchedMosaic(mean, std, coverage, wcs_header)
+
+
+def _header_from(wcs_header: str, y: int, x: int) -> str:
+    """WCS of an array that starts at pixel (y, x) of the array of `wcs_header`, which may be before its beginning."""
+    wcs = celestial_wcs(wcs_header)
+    wcs.wcs.crpix -= (x, y)
+    if wcs.sip is not None:
+        wcs.sip = Sip(wcs.sip.a, wcs.sip.b, wcs.sip.ap, wcs.sip.bp, wcs.sip.crpix - (x, y))
+    return wcs_header_string(wcs)
 
 
 def _cells(planes: NDArray[np.float32], padding: float) -> NDArray[np.float32]:

@@ -18,17 +18,15 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from astropy.wcs import Sip
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from storage import mosaics
 from storage.errors import StorageError
-from storage.grids import celestial_wcs, wcs_header_string
 from storage.objectstore import Folder, check_name
 from storage.schema import (
     CANDIDATES,
@@ -57,15 +55,6 @@ FINGERPRINT_KEYS = (
 
 _SECRET = re.compile(r"secret|token|passw|credential|access_?key|api_?key|storage_options", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-
-
-class StitchedMosaic(NamedTuple):
-    """All ok tiles of a run in one array: mean, std [C, H, W] nJy, coverage [H, W], and the WCS of these arrays."""
-
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-    coverage: NDArray[np.float32]
-    wcs_header: str
 
 
 class RunFolder:
@@ -221,8 +210,8 @@ class RunFolder:
         """The committed tiles, schema `LEDGER`, sorted by tile_id."""
         names = self.folder.names("ledger", suffix=".parquet")
         tables = [read_parquet(data) for data in self.folder.read_many([f"ledger/{name}" for name in names])]
-        tables = [conform(table.replace_schema_metadata(None), LEDGER, "ledger rows") for table in tables]
-        return pa.concat_tables([LEDGER.empty_table(), *tables]).combine_chunks()
+        rows = pa.concat_tables([LEDGER.empty_table(), *tables], promote_options="default")
+        return conform(rows, LEDGER, "ledger rows").combine_chunks()
 
     def ok_tiles(self) -> list[str]:
         """Ids of the tiles that are done, sorted."""
@@ -237,7 +226,9 @@ class RunFolder:
         """The candidates of one tile, thumbnails included."""
         return read_parquet(self.folder.read(candidates_path(tile_id)))
 
-    def read_mosaic(self, region: tuple[int, int, int, int] | None = None, max_bytes: int = 4 << 30) -> StitchedMosaic:
+    def read_mosaic(
+        self, region: tuple[int, int, int, int] | None = None, max_bytes: int = 4 << 30
+    ) -> mosaics.StitchedMosaic:
         """Stitch all ok tiles by their place in the global grid; NaN and coverage 0 where there is none.
 
         Parameters
@@ -256,42 +247,7 @@ class RunFolder:
         if not tiles:
             raise StorageError(f"run {self.url} has no finished tile; run `surveybridge translate` first")
         headers = [self._mosaic_header(tile) for tile in tiles]
-        first = headers[0]
-        for header in headers:
-            if (header.grid_id, header.bands) != (first.grid_id, first.bands):
-                raise StorageError(
-                    f"tiles {first.tile_id} and {header.tile_id} are of grid {first.grid_id!r} {first.bands} and "
-                    f"{header.grid_id!r} {header.bands}; stitch runs of one grid"
-                )
-        y0, y1, x0, x1 = region or (
-            min(h.core_origin[0] for h in headers),
-            max(h.core_origin[0] + h.shape[0] for h in headers),
-            min(h.core_origin[1] for h in headers),
-            max(h.core_origin[1] + h.shape[1] for h in headers),
-        )
-        n_bands = len(first.bands)
-        size = 4 * (2 * n_bands + 1) * max(y1 - y0, 0) * max(x1 - x0, 0)
-        if not 0 < size <= max_bytes:
-            raise StorageError(
-                f"stitching {y1 - y0} x {x1 - x0} px needs {size / 2**30:.2f} GiB, allowed are {max_bytes / 2**30:.2f} "
-                "GiB; give a smaller (and not empty) region"
-            )
-        mean = np.full((n_bands, y1 - y0, x1 - x0), np.nan, np.float32)
-        std = np.full_like(mean, np.nan)
-        coverage = np.zeros(mean.shape[1:], np.float32)
-        for header in headers:
-            top, left = header.core_origin[0] - y0, header.core_origin[1] - x0
-            bottom, right = top + header.shape[0], left + header.shape[1]
-            if bottom <= 0 or right <= 0 or top >= y1 - y0 or left >= x1 - x0:
-                continue
-            tile = self.read_tile_mosaic(header.tile_id)
-            there = (slice(max(top, 0), bottom), slice(max(left, 0), right))
-            here = (slice(max(-top, 0), y1 - y0 - top), slice(max(-left, 0), x1 - x0 - left))
-            mean[:, *there] = tile.mean[:, *here]
-            std[:, *there] = tile.std[:, *here]
-            coverage[there] = tile.coverage[here]
-        wcs_header = _header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
-        return StitchedMosaic(mean, std, coverage, wcs_header)
+        return mosaics.stitch(headers, self.read_tile_mosaic, region, max_bytes)
 
     def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
         with self.folder.filesystem.open(self.folder.path(mosaic_path(tile_id)), "rb") as handle:
@@ -330,15 +286,6 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return _USERINFO.sub("", value) if isinstance(value, str) else value
-
-
-def _header_from(wcs_header: str, y: int, x: int) -> str:
-    """WCS of an array that starts at pixel (y, x) of the array of `wcs_header`, which may be before its beginning."""
-    wcs = celestial_wcs(wcs_header)
-    wcs.wcs.crpix -= (x, y)
-    if wcs.sip is not None:
-        wcs.sip = Sip(wcs.sip.a, wcs.sip.b, wcs.sip.ap, wcs.sip.bp, wcs.sip.crpix - (x, y))
-    return wcs_header_string(wcs)
 
 
 def _read_run_json(folder: Folder) -> dict[str, Any] | None:

@@ -126,7 +126,7 @@ def test_the_stitched_wcs_does_not_depend_on_which_tile_comes_first(run):
 
 def test_stitching_more_than_the_limit_is_refused_with_both_numbers(run):
     write_tile(run, "a", 0, 0)
-    with pytest.raises(StorageError, match=r"100 x 130 px needs 0\.00 GiB, allowed are 0\.00 GiB"):
+    with pytest.raises(StorageError, match=r"100 x 130 px needs 0\.149 MiB, allowed are 0\.001 MiB"):
         run.read_mosaic(max_bytes=1000)
 
 
