@@ -36,6 +36,9 @@ class Config(JobConfig):
         None, gt=0, description="PSF FWHM of the Euclid image, arcsec (default: its header)"
     )
     lsst_psf: tuple[float, ...] = Field((), description="PSF FWHM per LSST image, arcsec (default: their headers)")
+    euclid_noise: Literal["auto", "file", "sky"] = Field(
+        "file", description="where the Euclid variance comes from: file (VARIANCE or RMS map), sky, or auto"
+    )
     lsst_noise: Literal["auto", "file", "sky"] = Field(
         "auto", description="where LSST variances come from: file, sky, or auto = VARIANCE extension, else sky"
     )
@@ -58,6 +61,7 @@ def run(config: Config) -> int:
         euclid_rms=config.euclid_rms,
         euclid_psf_fwhm=config.euclid_psf,
         lsst_psf_fwhm=by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else None,
+        euclid_noise=config.euclid_noise,
         lsst_noise=config.lsst_noise,
     )
     both = sum(len(row["surveys"]) == 2 for row in rows)

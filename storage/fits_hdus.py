@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
@@ -51,6 +52,8 @@ def open_fits(path: str, storage_options: Mapping[str, Any] | None = None) -> It
     """Open a FITS file at a path or URL; StorageError if it is not there or not FITS."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VerifyWarning)
+        # astropy only warns of a file that ends early, and then reads what is not there
+        warnings.filterwarnings("error", message="File may have been truncated", category=AstropyUserWarning)
         try:
             with fsspec.open(path, "rb", **(storage_options or {})) as stream, fits.open(stream, memmap=False) as hdus:
                 yield hdus
@@ -58,7 +61,7 @@ def open_fits(path: str, storage_options: Mapping[str, Any] | None = None) -> It
             raise
         except FileNotFoundError as error:
             raise StorageError(f"{path}: no such file; check the path") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AstropyUserWarning) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise StorageError(f"{path}: cannot be read as FITS ({reason}); give a complete FITS file") from error
 

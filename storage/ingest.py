@@ -107,6 +107,7 @@ def read_field(
     *,
     euclid_rms: str | None = None,
     euclid_psf_fwhm: float | None = None,
+    euclid_noise: Noise = "file",
     lsst_psf_fwhm: Mapping[str, float] | None = None,
     lsst_noise: Noise = "auto",
     storage_options: Mapping[str, Any] | None = None,
@@ -121,7 +122,7 @@ def read_field(
         RMS map in a file of its own.
     euclid_psf_fwhm, lsst_psf_fwhm : float, mapping of band to float, optional
         arcsec; override what the files say.
-    lsst_noise : "auto", "file" or "sky"
+    euclid_noise, lsst_noise : "auto", "file" or "sky"
         As `read_rubin`.
     storage_options : mapping, optional
         For fsspec.
@@ -131,7 +132,9 @@ def read_field(
     StorageError
         A file is unusable, or the surveys do not overlap.
     """
-    euclid = read_mer(euclid_path, euclid_rms, psf_fwhm=euclid_psf_fwhm, storage_options=storage_options)
+    euclid = read_mer(
+        euclid_path, euclid_rms, noise=euclid_noise, psf_fwhm=euclid_psf_fwhm, storage_options=storage_options
+    )
     lsst = read_rubin(lsst_paths, noise=lsst_noise, psf_fwhm=lsst_psf_fwhm, storage_options=storage_options)
     frame = wcs_to_celestial_frame(euclid.wcs).name
     if frame != "icrs":

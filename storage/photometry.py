@@ -64,7 +64,7 @@ def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: 
     if (sky & ~source).sum() >= 0.05 * sky.sum():
         sky = sky & ~source
     level, sigma = _clipped(flux[sky])
-    residual = np.where(sky & (np.abs(filled - level) < 5 * sigma), filled - level, np.nan)
+    residual = np.where(sky & (np.abs(filled - level) <= 5 * sigma), filled - level, np.nan)
     variance = np.nanmean(residual**2)
     # with no neighbours that are both sky nothing can be said: white
     products = [residual[1:] * residual[:-1], residual[:, 1:] * residual[:, :-1]]

@@ -47,6 +47,7 @@ def correlated_gain(offset: NDArray[np.float64], correlation: float) -> NDArray[
     return np.asarray(np.interp(offset, phase, gain))
 
 
+@cache
 def noise_covariance(lag: float, correlation: float = 0.0, phases: int = 32) -> float:
     """Covariance of interpolated unit noise at two positions `lag` apart, averaged over pixel phase; along one axis.
 
