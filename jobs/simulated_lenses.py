@@ -114,13 +114,13 @@ def _draw_lens(rng: np.random.Generator, u: float, v: float) -> tuple[Catalogue,
     }  # fmt: skip
     half_width = 2.2 * theta_e + 1.5
     for _ in range(200):
-        radius, direction = theta_e * 0.45 * np.sqrt(rng.uniform(0.02, 1)), rng.uniform(0, 2 * np.pi)
+        radius, direction = theta_e * rng.uniform(0.03, 0.45), rng.uniform(0, 2 * np.pi)
         source = {
             "beta_u": radius * np.cos(direction), "beta_v": radius * np.sin(direction),
             "re": rng.uniform(0.14, 0.32), "q": rng.uniform(0.4, 0.95), "angle": rng.uniform(0, np.pi),
         }  # fmt: skip
         z_source = np.array([rng.uniform(1.3, 2.8)])
-        source_mags = galaxy_magnitudes(rng, rng.uniform(24.0, 25.3, 1), z_source, np.zeros(1, bool))
+        source_mags = galaxy_magnitudes(rng, rng.uniform(24.3, 25.6, 1), z_source, np.zeros(1, bool))
         light = shoot(lens, source, half_width) * RAY_SPACING**2
         magnification = float(light.sum())
         flux = {band: float(nanojansky(source_mags[f"mag_{band}"])[0]) * magnification for band in BANDS}
@@ -155,8 +155,9 @@ def _count_images(lens: dict[str, float], source: dict[str, float]) -> float:
 
     model, parameters = _lens_model(lens)
     images, _ = LensEquationSolver(model).image_position_from_source(
-        source["beta_u"], source["beta_v"], parameters, min_distance=0.02, search_window=6 * lens["theta_E"]
-    )
+        source["beta_u"], source["beta_v"], parameters, min_distance=0.04, search_window=6 * lens["theta_E"],
+        magnification_limit=0.02,  # the singular centre is no image
+    )  # fmt: skip
     return float(len(images))
 
 

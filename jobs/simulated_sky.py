@@ -185,7 +185,7 @@ def observe(
     saturated = model >= instrument.saturation
     flux[saturated], mask[saturated] = instrument.saturation, SATURATED
     ny, nx = model.shape
-    for _ in range(1 + int(rng.integers(0, 2))):
+    for _ in range(1 + int(nx * instrument.pixel_scale > 150.0)):
         start, width = int(rng.integers(nx // 8, nx - nx // 8)), int(rng.integers(1, 3))
         column = np.s_[:, start : start + width]
         flux[column] += (rng.uniform(20, 40) * instrument.sky_sigma * rng.uniform(0.5, 1.5, (ny, width))).astype("f4")
