@@ -52,9 +52,9 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
         noise_correlation=tuple(mapping.noise_correlation(r) for r in image.noise_correlation),
         provenance=image.provenance | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": mapping.name},
     )
-    for band in range(len(image.bands)):
-        source = _Source.prepare(image, band)
-        for rows, where in mapping.blocks():
+    sources = [_Source.prepare(image, band) for band in range(len(image.bands))]
+    for rows, where in mapping.blocks():
+        for band, source in enumerate(sources):
             _interpolate(source, where, mapping.whole_shift is not None, out, band, rows)
     return out
 

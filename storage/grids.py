@@ -153,8 +153,8 @@ class GridMapping:
         xy, xx = self.spline_x(y, x, dx=1), self.spline_x(y, x, dy=1)
         return Positions(self.spline_y(y, x), self.spline_x(y, x), np.abs(yy * xx - yx * xy))
 
-    def blocks(self, rows: int = 256) -> Iterator[tuple[slice, Positions]]:
-        """Walk over the output in bands of rows, so that temporaries stay small."""
+    def blocks(self, rows: int = 64) -> Iterator[tuple[slice, Positions]]:
+        """Walk over the output in strips of rows, so that temporaries stay in the processor's cache."""
         for start in range(0, self.shape[0], rows):
             stop = min(start + rows, self.shape[0])
             y, x = np.arange(start, stop, dtype=np.float64), np.arange(self.shape[1], dtype=np.float64)

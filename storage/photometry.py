@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 AB_ZERO_POINT = 31.4
@@ -20,15 +20,15 @@ def njy_per_count(zero_point: float) -> float:
     return float(10.0 ** ((AB_ZERO_POINT - zero_point) / 2.5))
 
 
-def flux_from_magnitude(magnitude: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def flux_from_magnitude(magnitude: ArrayLike) -> NDArray[np.float64]:
     """Flux in nJy of an AB magnitude."""
     return np.asarray(10.0 ** ((AB_ZERO_POINT - np.asarray(magnitude, np.float64)) / 2.5))
 
 
-def magnitude_from_flux(flux: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def magnitude_from_flux(flux: ArrayLike) -> NDArray[np.float64]:
     """AB magnitude of a flux in nJy; NaN where the flux is not positive."""
-    flux = np.asarray(flux, np.float64)
-    return np.asarray(AB_ZERO_POINT - 2.5 * np.log10(np.where(flux > 0, flux, np.nan)))
+    positive = np.asarray(flux, np.float64)
+    return np.asarray(AB_ZERO_POINT - 2.5 * np.log10(np.where(positive > 0, positive, np.nan)))
 
 
 class Sky(NamedTuple):
@@ -80,7 +80,8 @@ def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 
 
 
 def _clipped(values: NDArray[np.floating], rounds: int = 10) -> tuple[float, float]:
-    values = np.asarray(values, np.float64)
+    # half a million pixels know a median to 0.002 sigma
+    values = np.asarray(values, np.float64)[:: max(1, values.size // 500_000)]
     for _ in range(rounds):
         level = float(np.median(values))
         sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - level)))

@@ -60,9 +60,9 @@ def test_tiles_hold_both_surveys_on_one_grid(tmp_path, files):
             sky = image.wcs.all_pix2world(0, 0, 0)
             np.testing.assert_allclose(grid.all_world2pix(*sky, 0), tile.origin[::-1], atol=1e-5)
             total[name] += image.flux[:, y0:y1, x0:x1].sum(axis=(1, 2))
-        assert tile.lsst.psf_fwhm == (0.75,) * 3
-        assert tile.lsst.provenance["domain"] == "in"
-        assert 0.4 < tile.lsst.noise_correlation[0] < 0.8
+        assert tile.images["lsst"].psf_fwhm == (0.75,) * 3
+        assert tile.images["lsst"].provenance["domain"] == "in"
+        assert 0.4 < tile.images["lsst"].noise_correlation[0] < 0.8
     np.testing.assert_allclose(total["lsst"], 4 * np.array([1000.0, 2000.0, 3000.0]), rtol=1e-3)
     np.testing.assert_allclose(total["euclid"], 4000.0, rtol=1e-3)
 
@@ -74,8 +74,8 @@ def test_neighbouring_tiles_agree_bit_by_bit_where_they_overlap(tmp_path, files)
     shared = right.origin[1]
     width = left.shape[1] - shared
     assert width == 32
-    np.testing.assert_array_equal(left.lsst.flux[:, :, shared:], right.lsst.flux[:, :, :width])
-    np.testing.assert_array_equal(left.euclid.mask[:, :, shared:], right.euclid.mask[:, :, :width])
+    np.testing.assert_array_equal(left.images["lsst"].flux[:, :, shared:], right.images["lsst"].flux[:, :, :width])
+    np.testing.assert_array_equal(left.images["euclid"].mask[:, :, shared:], right.images["euclid"].mask[:, :, :width])
 
 
 def test_ingest_again_gives_the_same_bytes(tmp_path, files):
@@ -97,7 +97,7 @@ def test_a_survey_that_ends_leaves_tiles_of_the_other(tmp_path, files):
     assert present["t0000"] == ["lsst", "euclid"]
     assert present["t0008"] == ["euclid"]
     tile = TileStore.open(str(tmp_path / "store")).read_tile("t0004")
-    assert (tile.lsst.mask & MASK_PLANES["NO_DATA"]).any() and tile.lsst.valid.any()
+    assert (tile.images["lsst"].mask & MASK_PLANES["NO_DATA"]).any() and tile.images["lsst"].valid.any()
 
 
 def bad_request(files, tmp_path, case):
@@ -196,11 +196,11 @@ def test_stand_in_bands_are_marked_out_of_domain(tmp_path):
     lsst = [f"{path}[{name}_FLUX]" for name in ("HSC_G", "MEGACAM_R", "HSC_Z")]
     assert main(["ingest", "--euclid", path, "--lsst", *lsst, "--store", str(tmp_path / "store")]) == 0
     tile = TileStore.open(str(tmp_path / "store")).read_tile("t0000")
-    domain = tile.lsst.provenance["domain"]
+    domain = tile.images["lsst"].provenance["domain"]
     assert domain.startswith("out: lsst bands are HSC_G as g, MEGACAM_R as r, HSC_Z as i")
     assert 'lsst pixels are 0.1", not 0.2"' in domain
     # already on the grid: copied, not interpolated
-    np.testing.assert_allclose(tile.lsst.flux[0], noise * 10**0.56, rtol=1e-5)
+    np.testing.assert_allclose(tile.images["lsst"].flux[0], (noise * 10**0.56).astype(np.float32), rtol=1e-5)
 
 
 def test_psf_widths_can_be_given(tmp_path, files):
@@ -209,5 +209,5 @@ def test_psf_widths_can_be_given(tmp_path, files):
     store = str(tmp_path / "store")
     assert main(["ingest", "--euclid", files["VIS"], "--lsst", *lsst, "--store", store, *arguments]) == 0
     tile = TileStore.open(store).read_tile("t0000")
-    assert tile.lsst.psf_fwhm == (0.8, 0.7, 0.6)
-    assert tile.euclid.psf_fwhm == (0.2,)
+    assert tile.images["lsst"].psf_fwhm == (0.8, 0.7, 0.6)
+    assert tile.images["euclid"].psf_fwhm == (0.2,)
