@@ -45,7 +45,7 @@ def native(paths):
 def objects(folder, field, native):
     """Isolated stars and galaxies, one row per object and band, with their aperture fluxes and windowed centroids.
 
-    Isolated: nothing masked within 3.5", neighbours within 5" together below 0.4% of the flux; S/N > 60 in the aperture.
+    Isolated: nothing masked within 3.5", neighbours within 5" together below 0.4% of the flux, aperture S/N > 60.
     """
     truth = pd.read_parquet(folder / "field_truth.parquet")
     rows = []
