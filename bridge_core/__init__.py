@@ -1,0 +1,1 @@
+"""The mathematics of bridges, on tensors: bridge, network, sampler, patches, anomaly score, checkpoint."""

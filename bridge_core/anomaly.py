@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import Model
+from bridge_core.checkpoint import Model, Precision
 from bridge_core.metrics import unit_range
 from bridge_core.patches import cut
-from bridge_core.sampler import Precision, draw, sample, uniform_steps
+from bridge_core.sampler import draw, sample, uniform_steps
 from bridge_core.translate import from_channels, observed_units, stretch_of
 from kernels.sky_noise import SkyNoise
 
@@ -81,8 +81,11 @@ class Scoring:
 
 
 class SourceScores(NamedTuple):
-    """Scores of sources: float64 [N] score and its jackknife standard deviation over the K reconstructions; nJy
-    cutouts float32 [N, 1, S, S] of the reconstructions' mean and of the signed error where it is smallest."""
+    """Scores of N sources, and what the K reconstructions looked like.
+
+    score: float64 [N]; score_std: its jackknife standard deviation over the reconstructions; mean: float32 [N, 1, S, S]
+    nJy, of the reconstructions; error: likewise, the signed residual of the closest reconstruction at each pixel.
+    """
 
     score: Tensor
     score_std: Tensor

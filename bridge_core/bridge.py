@@ -9,6 +9,7 @@ anomaly score, fused kernel) reads only the table.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,7 +68,9 @@ class Bridge:
         n = sigma^2 + sigmabar^2.
         """
         if num_steps % 2:
-            raise BridgeError(f"schrodinger bridge: num_steps {num_steps} is odd but the betas are mirrored; use an even number")
+            raise BridgeError(
+                f"schrodinger bridge: num_steps {num_steps} is odd but the betas are mirrored; use an even number"
+            )
         root = torch.linspace(
             math.sqrt(beta_min / num_steps), math.sqrt(beta_max / num_steps), num_steps, dtype=torch.float64
         )
@@ -92,7 +95,11 @@ class Bridge:
         """Build from ``{"kind": ..., **parameters}``, as `card` wrote it."""
         parameters = dict(card)
         kind = parameters.pop("kind", None)
-        constructors = {"brownian": cls.brownian, "schrodinger": cls.schrodinger, "diffusion": cls.diffusion}
+        constructors: dict[str, Callable[..., Bridge]] = {
+            "brownian": cls.brownian,
+            "schrodinger": cls.schrodinger,
+            "diffusion": cls.diffusion,
+        }
         if kind not in constructors:
             raise BridgeError(f"bridge kind {kind!r} is not one of {sorted(constructors)}")
         return constructors[kind](**parameters)

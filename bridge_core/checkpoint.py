@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from bridge_core.bridge import Bridge
 from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig, UNet
+from bridge_core.network import NetworkConfig, UNet, channels_last
 from bridge_core.objective import Objective
 from bridge_core.stretch import Stretch
 
 CARD_VERSION = 1
+Precision = Literal["bfloat16", "float32"]
 DIRECTIONS = ("euclid->lsst", "lsst->euclid")  # index = direction embedding and head, as published
 DEFAULT_CHECKPOINT = "mosaic-v1"
 
@@ -81,7 +82,8 @@ class Card:
         """Read what `to_json` wrote; an unknown version is refused."""
         if card.get("card_version") != CARD_VERSION:
             raise BridgeError(
-                f"card version {card.get('card_version')!r} but this code reads {CARD_VERSION}; use a checkpoint saved by it"
+                f"card version {card.get('card_version')!r} but this code reads {CARD_VERSION}; "
+                "use a checkpoint saved by it"
             )
         return cls(
             name=card["name"],
@@ -118,25 +120,31 @@ class Model:
     def network_input(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
         """Stack [N, 9, H, W]: scaled x_t, then lsst and euclid with the wanted survey zero."""
         u, v = self.card.objective.input_table(self.card.bridge)
-        return network_input(x_t * float(u[t]) + x1 * float(v[t]), x1, x1.new_full((len(x1),), DIRECTIONS.index(direction)))
+        return network_input(
+            x_t * float(u[t]) + x1 * float(v[t]), x1, x1.new_full((len(x1),), DIRECTIONS.index(direction))
+        )
 
     def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
         """Network output of the wanted head, [N, 3, H, W], at table index t."""
         index = DIRECTIONS.index(direction)
         times = torch.full((len(x1),), t, device=x1.device)
         directions = torch.full((len(x1),), index, device=x1.device, dtype=torch.long)
-        inputs = self.network_input(x_t, x1, t, direction).contiguous(memory_format=torch.channels_last)
+        inputs = self.network_input(x_t, x1, t, direction)
+        if not self.network.init_conv.weight.is_contiguous():  # inputs follow the memory format of the weights
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         c = self.card.network.image_channels
         return self.network(inputs, times, directions)[:, index * c : (index + 1) * c]
 
-    def to(self, device: str | torch.device) -> Model:
-        """Move the network; returns self."""
+    def to(self, device: str | torch.device, precision: Precision) -> Model:
+        """Move the network, in NHWC memory for bfloat16 (several times faster on CPUs); returns self."""
         self.network.to(device)
+        if precision == "bfloat16":
+            channels_last(self.network)
         return self
 
 
 def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
-    """[N, 3C, H, W] of scaled x_t, lsst slot, euclid slot; direction [N], 0 = euclid->lsst (x1 goes to the euclid slot)."""
+    """[N, 3C, H, W] of scaled x_t, lsst slot, euclid slot; x1 fills the slot of the observed survey (direction [N])."""
     to_euclid = direction.view(-1, 1, 1, 1).bool()
     zero = torch.zeros_like(x1)
     return torch.cat([scaled, torch.where(to_euclid, x1, zero), torch.where(to_euclid, zero, x1)], dim=1)
@@ -170,7 +178,9 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
     except BridgeError:
         raise
     except Exception as error:
-        raise BridgeError(f"checkpoint {base}: cannot be read ({type(error).__name__}: {error}); save it again") from error
+        raise BridgeError(
+            f"checkpoint {base}: cannot be read ({type(error).__name__}: {error}); save it again"
+        ) from error
     digest = hashlib.sha256(weights_file.read_bytes() + card_file.read_bytes()).hexdigest()
     return make_model(card, weights, digest)
 
@@ -181,10 +191,11 @@ def make_model(card: Card, weights: dict[str, Tensor], sha256: str) -> Model:
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(weights)) + [k for k in own if k in weights and own[k].shape != weights[k].shape]
     if wrong:
-        raise BridgeError(f"checkpoint {card.name}: {len(wrong)} tensors differ from its card's network, first {wrong[0]}")
+        raise BridgeError(
+            f"checkpoint {card.name}: {len(wrong)} tensors differ from its card's network, first {wrong[0]}"
+        )
     network.load_state_dict(weights)
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Model(card, network, sha256)
+    return Model(card, network.eval().requires_grad_(False), sha256)
 
 
 def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
@@ -198,7 +209,9 @@ def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
     prefix = "denoise_fn."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if "init_conv.weight" not in weights:
-        raise BridgeError(f"{path}: no {prefix}init_conv.weight among its {len(state)} tensors; not an AS-Bridge checkpoint")
+        raise BridgeError(
+            f"{path}: no {prefix}init_conv.weight among its {len(state)} tensors; not an AS-Bridge checkpoint"
+        )
     base, channels = weights["init_conv.weight"].shape[0], weights["init_conv.weight"].shape[1] // 3
     stages = 1 + max(int(k.split(".")[1]) for k in weights if k.startswith("down_blocks."))
     blocks = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("down_blocks."))
@@ -226,7 +239,11 @@ def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
 def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints inside the package."""
     folder = resources.files("bridge_core") / "checkpoints"
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".safetensors")) if folder.is_dir() else []
+    return (
+        sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".safetensors"))
+        if folder.is_dir()
+        else []
+    )
 
 
 def _resolve(path: str | Path | None) -> Path:

@@ -113,20 +113,31 @@ class UNet(nn.Module):
         h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips = []
         for i, blocks in enumerate(self.down_blocks):
-            for block in blocks:
-                h = block(h, emb)
+            h = through(blocks, h, emb)
             skips.append(h)
             if i < len(self.downsamples):
                 h = self.downsamples[i](h)
         h = self.mid_block2(self.mid_block1(h, emb), emb)
         for i, blocks in enumerate(self.up_blocks):
             h = torch.cat([h, skips.pop()], dim=1)
-            for block in blocks:
-                h = block(h, emb)
+            h = through(blocks, h, emb)
             if i < len(self.upsamples):
                 h = self.upsamples[i](h)
         h = self.final_conv(F.silu(self.final_norm(h)))
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
+
+
+def through(blocks: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+    """Apply the residual blocks of one stage."""
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        h = block(h, emb)
+    return h
+
+
+def channels_last(network: UNet) -> UNet:
+    """Put the weights in NHWC memory, several times faster in bfloat16 on CPUs; returns the network."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class SinusoidalEmbedding(nn.Module):

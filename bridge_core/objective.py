@@ -1,6 +1,6 @@
 """What the network predicts, and how x0 follows from it.
 
-Every objective is linear: x0 = P x_t + Q pred + R x1, so one fused kernel serves all. The target and its weight in
+Every objective is linear: x0 = P (x_t + R x1) + Q pred, so one fused kernel serves all. The target and its weight in
 the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `edm` is the preconditioning
 of Karras et al. 2022 (table 1) in the bridge's own noise level sigma = s / a, which exists for every bridge because
 zeta = (x_t - b x1) / a = x0 + sigma eps.
@@ -51,15 +51,15 @@ class Objective:
         return cls(**card)
 
     def table(self, bridge: Bridge) -> tuple[Tensor, Tensor, Tensor]:
-        """P, Q, R of x0 = P x_t + Q pred + R x1, each float64 [T]."""
+        """P, Q, R of x0 = P (x_t + R x1) + Q pred, each float64 [T]."""
         a, b, s = bridge.a, bridge.b, bridge.s
         if self.name == "grad":
             return torch.ones_like(a), -torch.ones_like(a), torch.zeros_like(a)
         if self.name == "edm":
             variance = bridge.sigma**2 + self.sigma_data**2
             c_skip, c_out = self.sigma_data**2 / variance, bridge.sigma * self.sigma_data / variance.sqrt()
-            return c_skip / a, c_out, -c_skip * b / a
-        return 1 / a, -s / a, -b / a
+            return c_skip / a, c_out, -b
+        return 1 / a, -s / a, -b
 
     def input_table(self, bridge: Bridge) -> tuple[Tensor, Tensor]:
         """u, v of the network's first input u x_t + v x1, each float64 [T]; only `edm` scales it (c_in zeta)."""
@@ -68,7 +68,9 @@ class Objective:
             return c_in / bridge.a, -c_in * bridge.b / bridge.a
         return torch.ones_like(bridge.a), torch.zeros_like(bridge.a)
 
-    def target(self, bridge: Bridge, t: Tensor, x_t: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def target(
+        self, bridge: Bridge, t: Tensor, x_t: Tensor, x0: Tensor, x1: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What the network should say, [N, C, H, W], and the weight of its squared error, [N, 1, 1, 1]."""
         one = torch.ones(len(t), 1, 1, 1, device=x0.device)
         if self.name in ("eps", "maxnll"):
@@ -78,7 +80,7 @@ class Objective:
         if self.name == "grad":
             return x_t - x0, one
         p, q, r = (v.to(x0.device, x0.dtype)[t][:, None, None, None] for v in self.table(bridge))
-        return (x0 - p * x_t - r * x1) / q, one
+        return (x0 - p * (x_t + r * x1)) / q, one
 
     def draw_steps(self, bridge: Bridge, count: int, generator: torch.Generator) -> Tensor:
         """Training steps t, int64 [count]: uniform, or for `edm` log-normal in sigma."""

@@ -46,7 +46,9 @@ class PatchGrid:
                 f"({self.size} less a margin of {self.margin} on each side)"
             )
 
-    def windows(self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]) -> list[tuple[int, int]]:
+    def windows(
+        self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
+    ) -> list[tuple[int, int]]:
         """Global (y, x) corners of all windows whose used part touches the core, row by row.
 
         Parameters

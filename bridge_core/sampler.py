@@ -1,28 +1,27 @@
 """One sampler for every bridge: from either end or from a midpoint, down any decreasing subset of steps.
 
 Network, steps, noise and start are arguments. First order with eta = 1 is the ancestral sampler of BBDM, I2SB and
-DDPM; second order with eta = 0 is DPM-Solver++(2M) (Lu et al. 2022) = DBIM of order 2 (Zheng et al. 2025), which works on
-every bridge because zeta = (x_t - b x1) / a is an ordinary diffusion with noise level sigma = s / a.
+DDPM; second order with eta = 0 is DPM-Solver++(2M) (Lu et al. 2022) = DBIM of order 2 (Zheng et al. 2025), which works
+on every bridge because zeta = (x_t - b x1) / a is an ordinary diffusion with noise level sigma = s / a.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Model
+from bridge_core.checkpoint import Model, Precision
 from bridge_core.errors import BridgeError
 from kernels.bridge_step import StepCoefficients, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
 NoiseSource = SkyNoise | Callable[[int], Tensor]
-Precision = Literal["bfloat16", "float32"]
 
 
 def sample(
@@ -123,7 +122,7 @@ def step_coefficients(model: Model, steps: Sequence[int], eta: float, order: int
 
 
 def uniform_steps(start: int, count: int) -> list[int]:
-    """Steps evenly spaced in t from `start` to 0, as the published program spaces them (rounded, duplicates dropped)."""
+    """Steps evenly spaced in t from `start` to 0, rounded as the published program rounds them, without duplicates."""
     if start == 0 or count == 1:
         return [start, 0] if start else [0]
     raw = torch.linspace(start, 0, min(count, start + 1)).round().long().tolist()
@@ -140,7 +139,7 @@ def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7
 
 def check_steps(bridge: Bridge, steps: Sequence[int]) -> None:
     """Refuse steps that are not strictly decreasing inside the table."""
-    if not steps or any(b >= a for a, b in zip(steps, steps[1:], strict=False)):
+    if not steps or any(b >= a for a, b in itertools.pairwise(steps)):
         raise BridgeError(f"steps {list(steps)} are not strictly decreasing")
     if steps[0] >= bridge.num_steps or steps[-1] < 0:
         raise BridgeError(f"steps {steps[0]}..{steps[-1]} leave the bridge's table 0..{bridge.num_steps - 1}")

@@ -62,5 +62,7 @@ class Stretch:
     def _softening(self, bands: tuple[str, ...], like: Tensor) -> Tensor:
         missing = [band for band in bands if band not in self.softening]
         if missing:
-            raise BridgeError(f"bands {missing} are not in this checkpoint's stretch, which knows {sorted(self.softening)}")
+            raise BridgeError(
+                f"bands {missing} are not in this checkpoint's stretch, which knows {sorted(self.softening)}"
+            )
         return torch.tensor([self.softening[b] for b in bands], dtype=like.dtype, device=like.device)[:, None, None]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import DIRECTIONS, Model
+from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.errors import BridgeError
 from bridge_core.patches import PatchGrid, blend, cut, fill_masked, local_coverage
-from bridge_core.sampler import Precision, boot, draw, rho_steps, sample
+from bridge_core.sampler import boot, draw, rho_steps, sample
 from bridge_core.stretch import Stretch
 from kernels.sky_noise import SkyNoise
 
@@ -45,7 +45,7 @@ class Sampling:
     seed: int = 0
     batch: int = 16
     precision: Precision = "bfloat16"
-    patches: PatchGrid = PatchGrid()
+    patches: PatchGrid = field(default_factory=PatchGrid)
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot give a standard deviation."""
@@ -123,10 +123,10 @@ def translate_tile(
     coverage = local_coverage(valid, psf_fwhm)[y0:y1, x0:x1_].cpu()
     bands = model.card.bands[wanted]
     if live:
-        moments = [
-            window_moments(model, direction, x1, live[i : i + 32], origin, how) for i in range(0, len(live), 32)
-        ]
-        mean, std = blend(live, torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments]), how.patches, box)
+        moments = [window_moments(model, direction, x1, live[i : i + 32], origin, how) for i in range(0, len(live), 32)]
+        mean, std = blend(
+            live, torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments]), how.patches, box
+        )
     else:
         mean = std = torch.full((len(bands), y1 - y0, x1_ - x0), torch.nan)
     hole = coverage <= 0

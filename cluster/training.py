@@ -1,4 +1,4 @@
-"""Ray Train around a training loop: workers, shared clock, checkpoints, resume. The loop itself comes as an argument."""
+"""Ray Train around a training loop: workers, a shared clock, checkpoints, resume. The loop comes as an argument."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def bridge_step(
 ) -> tuple[Tensor, Tensor]:
     """Take one step of a bridge sampler.
 
-    x0 = clamp(p x_t + q pred + r x1);  x0h = x0 + h (x0 - x0_prev);  x_s = a x_t + b x0h + c x1 + d z,
+    x0 = clamp(p (x_t + r x1) + q pred);  x0h = x0 + h (x0 - x0_prev);  x_s = a x_t + b x0h + c x1 + d z,
     in float32 and in the order that `bridge_step_naive` states, so that every implementation gives the same bits.
 
     Parameters

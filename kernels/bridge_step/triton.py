@@ -73,7 +73,7 @@ def bridge_step_kernel(
         b_xt = tl.load(p_xt + i_n * xt_n + i_c * xt_c + o_i * xt_i, mask=m_i, other=0.0)
         b_pred = tl.load(p_pred + i_n * pred_n + i_c * pred_c + o_i * pred_i, mask=m_i, other=0.0).to(tl.float32)
         b_x1 = tl.load(p_x1 + i_n * x1_n + i_c * x1_c + o_i * x1_i, mask=m_i, other=0.0)
-        b_x0 = p * b_xt + q * b_pred + r * b_x1
+        b_x0 = p * (b_xt + r * b_x1) + q * b_pred
         if CLAMP:  # comparisons with NaN are false, so NaN stays
             b_x0 = tl.where(b_x0 < low, low, b_x0)
             b_x0 = tl.where(b_x0 > high, high, b_x0)

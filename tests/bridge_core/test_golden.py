@@ -70,7 +70,15 @@ def test_ten_steps_of_the_ancestral_sampler_follow_the_published_trajectory(
     steps = [int(t) for t in golden["traj_steps"]]
     source = golden["traj_source"]
     sample(
-        model, source, "lsst->euclid", steps, start=source, noise=lambda i: noise[i], eta=1.0, order=1, trajectory=states
+        model,
+        source,
+        "lsst->euclid",
+        steps,
+        start=source,
+        noise=lambda i: noise[i],
+        eta=1.0,
+        order=1,
+        trajectory=states,
     )
     assert len(states) == 10
     torch.testing.assert_close(torch.stack(states), golden["traj_states"], **TOLERANCE)

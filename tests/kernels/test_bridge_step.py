@@ -54,7 +54,7 @@ def numpy_step(t: dict[str, Tensor], k: StepCoefficients, clamp: tuple[float, fl
     """The update in NumPy's float32, one rounding an operation, in the order that the docstrings state."""
     p, q, r, h, a, b, c, d = (np.float32(value) for value in k)
     x_t, pred, x1, prev, z = (t[name].numpy() for name in ("x_t", "pred", "x1", "x0_prev", "z"))
-    x0 = ((p * x_t) + (q * pred)) + (r * x1)
+    x0 = (p * (x_t + (r * x1))) + (q * pred)
     if clamp is not None:
         x0 = np.clip(x0, np.float32(clamp[0]), np.float32(clamp[1]))
     wanted = x0 + h * (x0 - prev)
