@@ -115,7 +115,7 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
     """One worker: read, step, report. Every rank takes its share of each batch."""
     import torch
 
-    from bridge_core.network import UNet
+    from bridge_core.network import UNet, channels_last
     from bridge_core.training import TrainState, augment, bridge_loss, step_generator
     from storage.pairs import read_pairs
 
@@ -132,7 +132,7 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
     count = len(lsst) - config["validation"]
 
     torch.manual_seed(config["seed"])
-    network = UNet(card.network).to(session.device, memory_format=torch.channels_last)
+    network = channels_last(UNet(card.network).to(session.device))
     state = TrainState(network, recipe)
     log: list[dict[str, Any]] = []
     with session.restore() as folder:
@@ -153,8 +153,8 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
         generator = step_generator(recipe.seed, state.step, session.rank)
         rows = batch_indices(count, recipe.batch_size, state.step, recipe.seed)
         rows = rows[session.rank * share : (session.rank + 1) * share]
-        batch = augment(lsst[rows], euclid[rows], generator)
-        loss = bridge_loss(model, card, *(x.to(session.device) for x in batch), generator)
+        x, y = augment(lsst[rows], euclid[rows], generator)
+        loss = bridge_loss(model, card, x.to(session.device), y.to(session.device), generator)
         norm = state.update(loss, progress())
         recent.append(float(loss.detach()))
         now = time.monotonic()
@@ -207,10 +207,10 @@ def validation_loss(
     """Loss of the averaged weights on the held-out pairs with noise that is the same at every call."""
     import torch
 
-    from bridge_core.network import UNet
+    from bridge_core.network import UNet, channels_last
     from bridge_core.training import bridge_loss
 
-    network = UNet(card.network).to(session.device, memory_format=torch.channels_last)
+    network = channels_last(UNet(card.network).to(session.device))
     network.load_state_dict(weights)
     network.eval()
     generator = torch.Generator().manual_seed(1)

@@ -70,12 +70,18 @@ def read_pairs(
     if grid not in GRIDS:
         raise StorageError(f"grid {grid!r} is not one of {GRIDS}")
     try:
-        store = FsspecStore.from_url(url, storage_options=dict(storage_options or {}), read_only=True) if "://" in url else url
+        store = (
+            FsspecStore.from_url(url, storage_options=dict(storage_options or {}), read_only=True)
+            if "://" in url
+            else url
+        )
         group = zarr.open_group(store, mode="r")
         lsst, euclid = group["lsst"], group["euclid"]
         bands: Any = group.attrs["bands"]
     except (KeyError, FileNotFoundError, ValueError) as error:
-        raise StorageError(f"{url}: not a pair store ({error}); it needs arrays lsst, euclid and the attribute bands") from error
+        raise StorageError(
+            f"{url}: not a pair store ({error}); it needs arrays lsst, euclid and the attribute bands"
+        ) from error
     if not isinstance(lsst, zarr.Array) or not isinstance(euclid, zarr.Array) or lsst.shape[0] != euclid.shape[0]:
         raise StorageError(f"{url}: lsst and euclid must be arrays of equal length")
     scale_lsst, scale_euclid = bands["g"]["pixel_arcsec"], bands["VIS"]["pixel_arcsec"]
