@@ -108,7 +108,19 @@ class UNet(nn.Module):
         -------
         Tensor
             [N, 2C, H, W]: head of direction 0, then of direction 1.
+
+        Raises
+        ------
+        BridgeError
+            Where H or W is no multiple of the configuration's `window_multiple`.
         """
+        height, width = x.shape[-2:]
+        multiple = self.config.window_multiple
+        if height % multiple or width % multiple:
+            raise BridgeError(
+                f"window of {height} x {width} pixels but this network halves them down from multiples of {multiple}; "
+                "choose another window size"
+            )
         emb = self.time_embed(t) + self.dir_embed(direction)
         h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips = []

@@ -1,0 +1,79 @@
+"""Models for tests: a tiny network with random weights, and denoisers that are known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import Card, Model
+from bridge_core.network import NetworkConfig, UNet
+from bridge_core.objective import Objective
+from bridge_core.stretch import Stretch
+
+SOFTENING = {"g": 0.7, "r": 0.8, "i": 1.1, "VIS": 4.0}
+TINY = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, time_dim=16, norm="pixel", stem=2)
+
+
+def make_card(
+    bridge: Bridge | None = None,
+    objective: str = "edm",
+    network: NetworkConfig = TINY,
+    clamp: tuple[float, float] | None = None,
+) -> Card:
+    return Card(
+        name="tiny",
+        grid="mosaic",
+        bridge=bridge or Bridge.brownian(),
+        network=network,
+        objective=Objective(objective, sigma_data=0.3),
+        stretch=Stretch(SOFTENING),
+        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
+        pixel_scale={"lsst": 0.1, "euclid": 0.1},
+        clamp=clamp,
+        provenance={"made": "by a test"},
+    )
+
+
+def random_model(card: Card | None = None) -> Model:
+    """A network as initialised, the same at every call."""
+    card = card or make_card()
+    torch.manual_seed(3)
+    return Model(card, UNet(card.network).eval().requires_grad_(False), "0" * 64)
+
+
+Denoiser = Callable[[Tensor, float, Tensor, str], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class AnalyticModel(Model):
+    """Says what a perfect network would: x0 = denoise(zeta, sigma, x1, direction), zeta = x0 + sigma eps, float64."""
+
+    denoise: Denoiser
+    calls: list[int] = field(default_factory=list)
+
+    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
+        self.calls.append(t)
+        bridge = self.card.bridge
+        a, b, sigma = float(bridge.a[t]), float(bridge.b[t]), float(bridge.sigma[t])
+        p, q, r = (float(v[t]) for v in self.card.objective.table(bridge))
+        x_t64, x1_64 = x_t.double(), x1.double()
+        x0 = self.denoise((x_t64 - b * x1_64) / a, sigma, x1_64, direction)
+        return ((x0 - p * (x_t64 + r * x1_64)) / q).float()
+
+
+def analytic_model(denoise: Denoiser, card: Card | None = None) -> AnalyticModel:
+    card = card or make_card()
+    return AnalyticModel(card, UNet(TINY), "0" * 64, denoise)
+
+
+def gaussian_denoiser(gain: float, offset: float, tau: float) -> Denoiser:
+    """Posterior mean of x0 given zeta where x0 | x1 ~ N(gain x1 + offset, tau^2), pixel by pixel."""
+
+    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: str) -> Tensor:
+        return (sigma**2 * (gain * x1 + offset) + tau**2 * zeta) / (sigma**2 + tau**2)
+
+    return denoise

@@ -1,0 +1,112 @@
+"""Shape, options and refusals of the U-Net (its numbers are held by the golden test)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bridge_core.errors import BridgeError
+from bridge_core.network import NetworkConfig, UNet, channels_last
+
+SMALL = {"base": 8, "multipliers": (1, 2), "blocks": 1, "time_dim": 16}
+
+
+def make(**changes) -> UNet:
+    torch.manual_seed(0)
+    return UNet(NetworkConfig(**{**SMALL, **changes})).eval().requires_grad_(False)
+
+
+def run(network: UNet, x: torch.Tensor, t: int = 300, direction: int = 1) -> torch.Tensor:
+    return network(x, torch.full((len(x),), t), torch.full((len(x),), direction))
+
+
+def test_defaults_are_asbridges_twelve_million_parameters():
+    network = UNet()
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(12.03e6, abs=0.005e6)
+    assert network.init_conv.in_channels == 9
+    assert network.final_conv.out_channels == 6
+    assert {m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm)} == {8}
+
+
+@pytest.mark.parametrize("norm", ["group", "pixel"])
+@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 4)])
+def test_nine_channels_go_in_and_six_come_out_at_the_same_size(norm, stem, multipliers):
+    out = run(make(norm=norm, stem=stem, multipliers=multipliers), torch.randn(2, 9, 16, 24))
+    assert out.shape == (2, 6, 16, 24)
+    assert out.isfinite().all()
+
+
+def test_direction_and_time_change_the_result():
+    network, x = make(), torch.randn(1, 9, 16, 16)
+    base = run(network, x)
+    assert not torch.allclose(base, run(network, x, direction=0), atol=1e-3)
+    assert not torch.allclose(base, run(network, x, t=700), atol=1e-3)
+
+
+def test_every_row_has_its_own_time_and_direction():
+    network, x = make(), torch.randn(3, 9, 16, 16)
+    t, direction = torch.tensor([1, 500, 999]), torch.tensor([0, 1, 0])
+    together = network(x, t, direction)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], run(network, x[i : i + 1], int(t[i]), int(direction[i])))
+
+
+def test_pixel_norm_does_not_let_far_pixels_in_and_group_norm_does():
+    x = torch.randn(1, 9, 16, 128)
+    changed = x.clone()
+    changed[..., :8] += 100.0
+    for norm, same in (("pixel", True), ("group", False)):
+        network = make(norm=norm)
+        near, far = run(network, x), run(network, changed)
+        assert not torch.allclose(near[..., :8], far[..., :8], atol=1e-2)
+        assert torch.allclose(near[..., 80:], far[..., 80:], atol=1e-6) == same
+
+
+def test_pixel_norm_makes_a_window_equal_to_its_part_of_a_wider_one():
+    network, x = make(norm="pixel", stem=2), torch.randn(1, 9, 32, 160)
+    torch.testing.assert_close(run(network, x[..., :128])[..., :64], run(network, x)[..., :64], rtol=0, atol=1e-5)
+
+
+def test_stem_of_two_sees_pixel_blocks_and_has_a_quarter_of_the_positions():
+    network = make(stem=2)
+    assert network.init_conv.in_channels == 36
+    assert network.final_conv.out_channels == 24
+    shapes: list[torch.Size] = []
+    network.init_conv.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    assert run(network, torch.randn(1, 9, 16, 24)).shape == (1, 6, 16, 24)
+    assert shapes == [(1, 8, 8, 12)]
+
+
+@pytest.mark.parametrize(("stem", "multiple"), [(1, 4), (2, 8)])
+def test_window_that_does_not_halve_is_refused_with_both_numbers(stem, multiple):
+    network = make(multipliers=(1, 2, 4), stem=stem)
+    assert network.config.window_multiple == multiple
+    with pytest.raises(BridgeError, match=rf"16 x 18 .* multiples of {multiple}"):
+        run(network, torch.zeros(1, 9, 16, 18))
+
+
+def test_memory_format_changes_nothing():
+    x = torch.randn(2, 9, 16, 16)
+    plain = run(make(norm="pixel"), x)
+    torch.testing.assert_close(run(channels_last(make(norm="pixel")), x), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_autocast_stays_near_float32():
+    network, x = make(norm="pixel", stem=2), torch.randn(2, 9, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run(network, x)
+    assert out.dtype == torch.bfloat16
+    assert float((out.float() - run(network, x)).abs().max()) < 0.05
+
+
+def test_config_goes_through_json():
+    config = NetworkConfig(base=16, multipliers=(1, 3), stem=2, norm="pixel")
+    assert NetworkConfig.from_card(json.loads(json.dumps(config.card))) == config
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(BridgeError, match="'batch'"):
+        UNet(NetworkConfig(norm="batch"))

@@ -1,0 +1,120 @@
+"""What the network predicts: a perfect prediction gives x0 back, for every objective and bridge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from bridge_core.bridge import Bridge
+from bridge_core.errors import BridgeError
+from bridge_core.objective import OBJECTIVES, Objective
+
+BRIDGES = {"brownian": Bridge.brownian, "schrodinger": Bridge.schrodinger, "diffusion": Bridge.diffusion}
+TIMES = torch.tensor([0, 1, 250, 600, 999])
+
+
+def column(table: torch.Tensor) -> torch.Tensor:
+    return table[TIMES][:, None, None, None]
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return tuple(torch.randn(3, 5, 2, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_perfect_prediction_gives_x0_back(batch, kind, name):
+    (x0, x1, eps), bridge, objective = batch, BRIDGES[kind](), Objective(name, sigma_data=0.3)
+    x_t = bridge.q_sample(x0, x1, TIMES, eps)
+    target, weight = objective.target(bridge, TIMES, x_t, x0, x1, eps)
+    p, q, r = map(column, objective.table(bridge))
+    torch.testing.assert_close(p * (x_t + r * x1) + q * target, x0, rtol=0, atol=1e-9)
+    assert target.shape == x0.shape
+    assert weight.shape == (5, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_targets_are_the_papers(batch, kind):
+    (x0, x1, eps), bridge = batch, BRIDGES[kind]()
+    x_t = bridge.q_sample(x0, x1, TIMES, eps)
+
+    def target(name):
+        return Objective(name).target(bridge, TIMES, x_t, x0, x1, eps)
+
+    assert torch.equal(target("eps")[0], eps)
+    assert torch.equal(target("grad")[0], x_t - x0)
+    assert torch.equal(target("maxnll")[0], eps)
+    torch.testing.assert_close(target("maxnll")[1].double(), column(bridge.s**4), rtol=1e-6, atol=0)
+    assert all((target(name)[1] == 1).all() for name in ("eps", "grad", "edm"))
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_edm_is_table_1_of_karras_2022_in_zeta(batch, kind):
+    (x0, x1, eps), bridge, objective = batch, BRIDGES[kind](), Objective("edm", sigma_data=0.3)
+    sigma, sd = column(bridge.sigma), 0.3
+    zeta = x0 + sigma * eps
+    x_t = bridge.q_sample(x0, x1, TIMES, eps)
+    c_skip, c_out = sd**2 / (sigma**2 + sd**2), sigma * sd / (sigma**2 + sd**2).sqrt()
+    target, _ = objective.target(bridge, TIMES, x_t, x0, x1, eps)
+    torch.testing.assert_close(target, (x0 - c_skip * zeta) / c_out, rtol=1e-7, atol=1e-7)
+    u, v = map(column, objective.input_table(bridge))
+    torch.testing.assert_close(u * x_t + v * x1, zeta / (sigma**2 + sd**2).sqrt(), rtol=1e-9, atol=1e-9)
+
+
+def test_edm_keeps_input_and_target_at_unit_variance():
+    bridge, objective, n = Bridge.brownian(), Objective("edm", sigma_data=0.3), 20_000
+    for t in (0, 300, 999):
+        times = torch.full((n,), t)
+        x0, x1, eps = 0.3 * torch.randn(n, 1, 1, 1).double(), torch.zeros(n, 1, 1, 1).double(), torch.randn(n, 1, 1, 1)
+        x_t = bridge.q_sample(x0, x1, times, eps.double())
+        target, _ = objective.target(bridge, times, x_t, x0, x1, eps.double())
+        u, _ = objective.input_table(bridge)
+        assert float(target.var()) == pytest.approx(1, abs=0.05)
+        assert float((u[t] * x_t).var()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["eps", "grad", "maxnll"])
+def test_published_objectives_leave_the_input_as_it_is(name):
+    u, v = Objective(name).input_table(Bridge.brownian())
+    assert (u == 1).all()
+    assert (v == 0).all()
+
+
+@pytest.mark.parametrize("name", ["eps", "grad", "maxnll"])
+def test_published_objectives_draw_every_step_alike(name):
+    t = Objective(name).draw_steps(Bridge.brownian(), 100_000, torch.Generator().manual_seed(1))
+    counts = torch.bincount(t, minlength=1000).float()
+    assert t.dtype == torch.int64
+    assert len(counts) == 1000
+    # chi-square per degree of freedom of 1000 bins: 1 +- 0.045
+    assert float(((counts - 100) ** 2 / 100).sum() / 999) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("kind", ["brownian", "diffusion"])
+def test_edm_draws_sigma_log_normally(kind):
+    bridge = BRIDGES[kind]()
+    objective = Objective("edm", log_sigma_mean=0.5, log_sigma_std=0.6)  # well inside either table
+    t = objective.draw_steps(bridge, 100_000, torch.Generator().manual_seed(1))
+    log_sigma = bridge.sigma.log()[t]
+    assert float(log_sigma.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(log_sigma.std()) == pytest.approx(0.6, abs=0.02)
+    assert float((log_sigma < 0.5).double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_drawing_depends_on_the_generator_only():
+    def draw(seed):
+        return Objective("edm").draw_steps(Bridge.brownian(), 50, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(4), draw(4))
+    assert not torch.equal(draw(4), draw(5))
+
+
+def test_card_round_trip_and_unknown_name():
+    objective = Objective("edm", 0.4, -0.7, 1.1)
+    assert Objective.from_card(json.loads(json.dumps(asdict(objective)))) == objective
+    with pytest.raises(BridgeError, match=r"'v'.*eps"):
+        Objective("v")
