@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,23 +15,6 @@ import ray.data
 Worker = Callable[[str], dict[str, Any]]
 
 MAX_BLOCKS = 1000
-
-
-def start_ray(workers: int) -> bool:
-    """Connect to the cluster of RAY_ADDRESS, or start one here with a slot for every worker and the driver.
-
-    Returns
-    -------
-    bool
-        True if it was started or connected here, so that the caller shuts it down.
-    """
-    if ray.is_initialized():
-        return False
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-    else:
-        ray.init(num_cpus=max(os.cpu_count() or 1, workers + 1), include_dashboard=False, configure_logging=False)
-    return True
 
 
 def stream(
@@ -53,6 +36,10 @@ def stream(
     """
     if not items:
         return
+    workers = min(workers, len(items))
+    # the caller shows its own progress; Ray's would print a page every ten seconds into a job's log
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     dataset = ray.data.from_items(

@@ -56,32 +56,40 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Train, then write NAME.safetensors, NAME.json, loss.csv and loss.png into `out`."""
-    import ray
     import torch
 
     from bridge_core.checkpoint import save_checkpoint
     from bridge_core.network import UNet
     from bridge_core.training import TrainState
+    from cluster.connect import start_ray, stop_ray
     from cluster.training import fit
     from storage.pairs import read_pairs
 
     if (config.minutes is None) == (config.steps is None):
         raise RequestError(f"give either --minutes or --steps (minutes={config.minutes}, steps={config.steps})")
-    if config.batch_size % config.workers:
-        raise RequestError(f"batch size {config.batch_size} does not divide over {config.workers} workers")
+    if config.batch_size % config.workers or config.batch_size < 2 * config.workers:
+        raise RequestError(
+            f"batch size {config.batch_size} does not divide over {config.workers} workers into 2 pairs or more each; "
+            "give a multiple"
+        )
     probe = read_pairs(config.pairs, config.grid, limit=4)
+    available = min(probe.stored, config.limit or probe.stored)
+    if available <= config.validation:
+        raise RequestError(
+            f"{config.pairs}: {available} pairs to use, but {config.validation} are kept for validation; "
+            "give a smaller --validation or more pairs"
+        )
     out = Path(config.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     settings = config.model_dump() | {"pairs": _absolute(config.pairs), "out": str(out)}
-    # the budget may grow between resumes, everything else makes another run
+    # these may change between resumes, everything else makes another run
     identity = {
         k: v for k, v in settings.items() if k not in ("minutes", "steps", "report_seconds", "workers", "threads")
     }
+    # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(num_cpus=max(2, config.workers * config.threads + 1), include_dashboard=False, log_to_driver=True)
+    started = start_ray(config.workers * config.threads)
     try:
         folder = fit(
             train_loop,
@@ -93,8 +101,8 @@ def run(config: Config) -> int:
             use_gpu=torch.cuda.is_available(),
         )
     finally:
-        if started_here:
-            ray.shutdown()
+        if started:
+            stop_ray()
     if folder is None:
         raise RuntimeError(f"training left no checkpoint under {out / 'ray' / name}")
     rows = list(csv.DictReader((folder / "loss.csv").open()))
@@ -120,10 +128,6 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
     from storage.pairs import read_pairs
 
     pairs = read_pairs(config["pairs"], config["grid"], config["limit"])
-    if len(pairs.lsst) <= config["validation"]:
-        raise ValueError(
-            f"{config['pairs']}: {len(pairs.lsst)} pairs, but {config['validation']} are kept for validation"
-        )
     card, recipe = make_card(config, pairs, {}), make_recipe(config)
     assert card.stretch is not None
     c = card.network.image_channels

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from bridge_core.checkpoint import Model
     from storage.images import SurveyImage
+    from storage.runs import RunFolder
     from storage.tiles import Tile, TileStore
 
 log = logging.getLogger(__name__)
@@ -73,16 +74,16 @@ class Settings:
     precision: Literal["bfloat16", "float32"]
     run_id: str
     threads: int
+    attempts: Mapping[str, int]
 
 
 def run(config: Config) -> int:
     """Translate all tiles that the ledger does not have; 0 all ok, 3 some failed."""
-    from bridge_core.checkpoint import load_checkpoint
     from storage.runs import RunFolder, pending
     from storage.schema import SCHEMA_VERSION
     from storage.tiles import TileStore
 
-    model = load_checkpoint(config.checkpoint)
+    model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
     manifest = store.manifest()
     check_request(model, store, manifest, config.direction)
@@ -99,7 +100,9 @@ def run(config: Config) -> int:
     folder = RunFolder.open_or_create(
         config.run, fingerprint | {"code_version": __version__, "model": model.card.name, "config": config.model_dump()}
     )
-    todo = pending(manifest, folder.ledger(), retry_failed=config.retry_failed)
+    check_resume(folder, config)
+    earlier = folder.ledger()
+    todo = pending(manifest, earlier, retry_failed=config.retry_failed)
     log.info(
         "%s: %d of %d tiles to do, %s with %s",
         folder.url,
@@ -112,6 +115,7 @@ def run(config: Config) -> int:
         **config.model_dump(include=set(Settings.__dataclass_fields__)),
         run_id=hashlib.sha256(repr(sorted(fingerprint.items())).encode()).hexdigest()[:12],
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
+        attempts={row["tile_id"]: row["attempt"] for row in earlier.select(["tile_id", "attempt"]).to_pylist()},
     )
     start = time.monotonic()
     rows = list(progress(execute(todo, settings, config), "translate", total=len(todo)))
@@ -132,22 +136,38 @@ def execute(todo: list[str], settings: Settings, config: Config) -> Iterator[dic
         for tile_id in todo:
             yield worker(tile_id)
         return
-    import ray
-
-    from cluster.stream import start_ray, stream
+    from cluster.connect import start_ray, stop_ray
+    from cluster.stream import stream
 
     started = start_ray(config.workers)
     try:
         yield from stream(todo, make_worker, workers=config.workers)
     finally:
         if started:
-            ray.shutdown()
+            stop_ray()
+
+
+def read_model(path: str | None) -> Model:
+    """Load a checkpoint; AS-Bridge's `.pth` is imported, so that `check_request` can say why it does not fit."""
+    from bridge_core.checkpoint import import_asbridge, load_checkpoint
+
+    return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
+
+
+def check_resume(folder: RunFolder, config: Config) -> None:
+    """Refuse to go on with a run whose candidates were made otherwise; the fingerprint holds what makes the mosaics."""
+    before = folder.run_json.get("config", {})
+    for key in ("score_samples", "score_steps", "precision"):
+        now = getattr(config, key)
+        if before.get(key, now) != now:
+            raise RequestError(
+                f"run folder {folder.url} has {key} {before[key]!r} but this run has {now!r}; give another --run URL "
+                f"or --{key.replace('_', '-')} {before[key]}"
+            )
 
 
 def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str) -> None:
     """Refuse, before anything is written, a store that the checkpoint was not made for."""
-    from storage.errors import StorageError
-
     card = model.card
     if card.grid != "mosaic":
         raise RequestError(
@@ -167,8 +187,8 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
     for tile_id in manifest["tile_id"].to_pylist():
         try:
             tile = store.read_tile(tile_id, halo=0)
-        except (StorageError, OSError):
-            continue  # a damaged tile becomes a ledger row later
+        except Exception:
+            continue  # whatever is wrong with this tile, it becomes a ledger row later
         for image in tile.images.values():
             check_image(model, image, tile_id)
         return
@@ -209,7 +229,7 @@ class TileWorker:
 
     def __call__(self, tile_id: str) -> dict[str, Any]:
         """Do one tile and commit its ledger row, which is also returned."""
-        row: dict[str, Any] = {"tile_id": tile_id}
+        row: dict[str, Any] = {"tile_id": tile_id, "attempt": self.settings.attempts.get(tile_id, 0) + 1}
         try:
             self._translate(tile_id, row)
             row["status"] = "ok"
@@ -237,8 +257,11 @@ class TileWorker:
         for image in tile.images.values():
             check_image(self.model, image, tile_id)
         image = tile.images[observed]
-        if not image.valid.any():
-            raise RequestError(f"tile {tile_id}: 0 of {image.valid.size} {observed} pixels are usable")
+        usable = image.valid.all(axis=0)  # the network needs all bands of a pixel
+        if not usable.any():
+            raise RequestError(
+                f"tile {tile_id}: 0 of {usable.size} {observed} pixels are usable in all of {','.join(image.bands)}"
+            )
         with _clock(row, "seconds_model"):
             posterior = translate_tile(
                 self.model,

@@ -39,6 +39,8 @@ class Pairs:
         Standard deviation of the sky noise by band in nJy, scaled by pixel area to this grid's pixels.
     name
         Name of the store.
+    stored
+        Pairs in the store, of which these may be the first few.
     """
 
     lsst: NDArray[np.float32]
@@ -46,6 +48,7 @@ class Pairs:
     pixel_scale: dict[str, float]
     noise: dict[str, float]
     name: str
+    stored: int
 
 
 def read_pairs(
@@ -69,6 +72,35 @@ def read_pairs(
     """
     if grid not in GRIDS:
         raise StorageError(f"grid {grid!r} is not one of {GRIDS}")
+    lsst, euclid, attributes = _open(url, storage_options)
+    numbers = _numbers(attributes.get("bands"), url)
+    scale_lsst, scale_euclid = numbers["g"]["pixel_arcsec"], numbers["VIS"]["pixel_arcsec"]
+    ratio = round(scale_lsst / scale_euclid)
+    if grid == "mosaic" and abs(ratio * scale_euclid - scale_lsst) > 1e-6:
+        raise StorageError(
+            f'{url}: LSST pixels of {scale_lsst:g}" are no multiple of Euclid\'s {scale_euclid:g}"; '
+            "resample the stamps, or train on the cutout grid"
+        )
+    stop = lsst.shape[0] if limit is None else min(limit, lsst.shape[0])
+    stamps = np.asarray(lsst[:stop], dtype=np.float32)
+    vis = np.asarray(euclid[:stop], dtype=np.float32)[:, None]
+    if not (np.isfinite(stamps).all() and np.isfinite(vis).all()):
+        raise StorageError(f"{url}: pairs hold NaN or infinite flux; leave such stamps out")
+    noise = {band: numbers[band]["sigma_noise"] for band in (*LSST_BANDS, *EUCLID_BANDS)}
+    name = str(attributes.get("name", url.rstrip("/").rsplit("/", 1)[-1]))
+    if grid == "cutout":
+        gri = np.ascontiguousarray(stamps.transpose(0, 3, 1, 2))
+        return Pairs(gri, vis, {"lsst": scale_lsst, "euclid": scale_euclid}, noise, name, lsst.shape[0])
+    for band in LSST_BANDS:
+        noise[band] /= ratio**2
+    gri = resample_stamps(stamps, scale=ratio, out=vis.shape[-1])
+    return Pairs(gri, vis, {"lsst": scale_euclid, "euclid": scale_euclid}, noise, name, lsst.shape[0])
+
+
+def _open(
+    url: str, storage_options: Mapping[str, Any] | None
+) -> tuple[zarr.Array[Any], zarr.Array[Any], dict[str, Any]]:
+    """Arrays lsst and euclid and the attributes of a pair store."""
     try:
         store = (
             FsspecStore.from_url(url, storage_options=dict(storage_options or {}), read_only=True)
@@ -77,26 +109,33 @@ def read_pairs(
         )
         group = zarr.open_group(store, mode="r")
         lsst, euclid = group["lsst"], group["euclid"]
-        bands: Any = group.attrs["bands"]
-    except (KeyError, FileNotFoundError, ValueError) as error:
+    except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise StorageError(
             f"{url}: not a pair store ({error}); it needs arrays lsst, euclid and the attribute bands"
         ) from error
-    if not isinstance(lsst, zarr.Array) or not isinstance(euclid, zarr.Array) or lsst.shape[0] != euclid.shape[0]:
-        raise StorageError(f"{url}: lsst and euclid must be arrays of equal length")
-    scale_lsst, scale_euclid = bands["g"]["pixel_arcsec"], bands["VIS"]["pixel_arcsec"]
-    ratio = round(scale_lsst / scale_euclid)
-    if grid == "mosaic" and abs(ratio * scale_euclid - scale_lsst) > 1e-6:
-        raise StorageError(f'{url}: LSST pixels of {scale_lsst}" are not a multiple of Euclid\'s {scale_euclid}"')
-    stop = lsst.shape[0] if limit is None else min(limit, lsst.shape[0])
-    stamps = np.asarray(lsst[:stop], dtype=np.float32)
-    vis = np.asarray(euclid[:stop], dtype=np.float32)[:, None]
-    noise = {band: float(bands[band]["sigma_noise"]) for band in (*LSST_BANDS, *EUCLID_BANDS)}
-    name = str(group.attrs.get("name", url.rstrip("/").rsplit("/", 1)[-1]))
-    if grid == "cutout":
-        gri = np.ascontiguousarray(stamps.transpose(0, 3, 1, 2))
-        return Pairs(gri, vis, {"lsst": scale_lsst, "euclid": scale_euclid}, noise, name)
-    for band in LSST_BANDS:
-        noise[band] /= ratio**2
-    gri = resample_stamps(stamps, scale=ratio, out=vis.shape[-1])
-    return Pairs(gri, vis, {"lsst": scale_euclid, "euclid": scale_euclid}, noise, name)
+    shapes = [getattr(array, "shape", ()) for array in (lsst, euclid)]
+    if (
+        not isinstance(lsst, zarr.Array)
+        or not isinstance(euclid, zarr.Array)
+        or [len(shape) for shape in shapes] != [4, 3]
+        or shapes[0][0] != shapes[1][0]
+        or shapes[0][-1] != len(LSST_BANDS)
+    ):
+        raise StorageError(
+            f"{url}: lsst is {shapes[0]} and euclid {shapes[1]}; a pair store has [N, H, W, 3] gri and [N, H, W] VIS"
+        )
+    return lsst, euclid, dict(group.attrs)
+
+
+def _numbers(bands: Any, url: str) -> dict[str, dict[str, float]]:
+    """Pixel scale and noise by band from the attribute `bands`."""
+    numbers = {}
+    for band in (*LSST_BANDS, *EUCLID_BANDS):
+        try:
+            numbers[band] = {key: float(bands[band][key]) for key in ("pixel_arcsec", "sigma_noise")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"{url}: the attribute bands has no number pixel_arcsec or sigma_noise for {band} ({error!r}); "
+                "a pair store states both for g, r, i and VIS"
+            ) from error
+    return numbers

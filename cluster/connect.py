@@ -1,0 +1,34 @@
+"""Connect to Ray, or start it here."""
+
+from __future__ import annotations
+
+import os
+
+# Where there is no dashboard, Ray Train's helper that removes the placement group of a dead controller says every
+# second that it cannot ask for the controller's state. A cluster started here ends with its driver, placement groups
+# and all, so nothing is lost. Ray reads the variable when it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
+
+import ray
+
+
+def start_ray(slots: int) -> bool:
+    """Connect to the cluster of RAY_ADDRESS, or start one here with so many CPU slots and one for the driver.
+
+    Returns
+    -------
+    bool
+        True if it was started or connected here, so that the caller calls `stop_ray`.
+    """
+    if ray.is_initialized():
+        return False
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+    else:
+        ray.init(num_cpus=max(os.cpu_count() or 1, slots + 1), include_dashboard=False, configure_logging=False)
+    return True
+
+
+def stop_ray() -> None:
+    """Disconnect; a cluster that was started here ends."""
+    ray.shutdown()
