@@ -1,0 +1,359 @@
+"""The sampler with a denoiser that is known exactly: what it draws must have the moments of the exact posterior.
+
+x0 | x1 ~ N(GAIN x1 + OFFSET, TAU^2) in every pixel. The last network call returns the posterior mean at the table's
+lowest noise level, so the variance comes out as TAU^2 times `shrink` (0.96 to 1.00) even from perfect steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.errors import BridgeError
+from bridge_core.sampler import boot, draw, rho_steps, sample, step_coefficients, uniform_steps
+from kernels.sky_noise import SkyNoise
+from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
+
+GAIN, OFFSET, TAU = 0.8, 0.1, 0.3
+BRIDGES = {"brownian": Bridge.brownian, "schrodinger": Bridge.schrodinger, "diffusion": Bridge.diffusion}
+SHAPE = (40, 3, 16, 16)
+X1 = 0.5
+
+
+def make(kind: str = "brownian", objective: str = "edm", clamp: tuple[float, float] | None = None) -> AnalyticModel:
+    card = make_card(BRIDGES[kind](), objective, clamp=clamp)
+    return analytic_model(gaussian_denoiser(GAIN, OFFSET, TAU), card)
+
+
+def observed() -> Tensor:
+    return torch.full(SHAPE, X1)
+
+
+def at(model: AnalyticModel, t: int) -> Tensor:
+    """Exact draws of x_t given x1: x0 from its posterior, then the forward process."""
+    x0 = GAIN * X1 + OFFSET + TAU * torch.randn(SHAPE)
+    return model.card.bridge.q_sample(x0, observed(), torch.full((SHAPE[0],), t), torch.randn(SHAPE))
+
+
+def fresh(step: int) -> Tensor:
+    return torch.randn(SHAPE)
+
+
+def shrink(model: AnalyticModel) -> float:
+    return TAU**2 / (TAU**2 + float(model.card.bridge.sigma[0]) ** 2)
+
+
+def moments(model: AnalyticModel, x: Tensor) -> tuple[float, float]:
+    """Error of the mean in units of TAU, and variance over the exact one."""
+    return float(x.mean() - GAIN * X1 - OFFSET) / TAU, float(x.var()) / (TAU**2 * shrink(model))
+
+
+# ---- the right distribution
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_second_order_on_the_rho_grid_draws_the_posterior_in_thirty_steps(kind):
+    model = make(kind)
+    steps = rho_steps(model.card.bridge, 30)
+    x = sample(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]))
+    mean, variance = moments(model, x)
+    assert mean == pytest.approx(0, abs=0.03)
+    assert variance == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [3, 8, 10])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_deterministic_sampler_is_dpm_solver_in_zeta(kind, order, count):
+    model = make(kind)
+    steps = rho_steps(model.card.bridge, count)
+    start = at(model, steps[0])
+    x = sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
+    # the same solver written for zeta alone (Lu et al. 2022, algorithm 2 for the data prediction model), float64
+    bridge, prior = model.card.bridge, GAIN * X1 + OFFSET
+    sigma = [float(bridge.sigma[t]) for t in steps]
+    zeta = (start.double() - bridge.b[steps[0]] * X1) / bridge.a[steps[0]]
+    before = None
+    for i, now in enumerate(sigma):
+        x0 = (now**2 * prior + TAU**2 * zeta) / (now**2 + TAU**2)
+        if i + 1 == len(sigma):
+            break
+        h = math.log(now / sigma[i + 1])
+        slope = 0.0 if order == 1 or before is None else (x0 - before) / math.log(sigma[i - 1] / now)
+        zeta = sigma[i + 1] / now * zeta + (1 - math.exp(-h)) * x0 + (h - 1 + math.exp(-h)) * slope
+        before = x0
+    torch.testing.assert_close(x.double(), x0, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_many_first_order_steps_draw_the_posterior(kind, eta):
+    model = make(kind)
+    steps = rho_steps(model.card.bridge, 120)
+    x = sample(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]), noise=fresh, eta=eta, order=1)
+    mean, variance = moments(model, x)
+    assert mean == pytest.approx(0, abs=0.03)
+    assert variance == pytest.approx(1, abs=0.09)  # the first order misses 1 / steps of it
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_second_order_beats_first_at_equal_steps(kind):
+    model = make(kind)
+    steps = rho_steps(model.card.bridge, 30)
+    start = at(model, steps[0])
+    error = {}
+    for order in (1, 2):
+        _, variance = moments(model, sample(model, observed(), "lsst->euclid", steps, start=start, order=order))
+        error[order] = abs(variance - 1)
+    assert error[2] < 0.4 * error[1]
+
+
+def test_more_steps_converge_at_the_order_asked_for():
+    model = make()
+    start = at(model, 900)
+
+    def end(count: int, order: int) -> Tensor:
+        steps = sorted({int(round(float(t))) for t in reversed(rho_between(model.card.bridge, 900, count))}, reverse=True)
+        return sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
+
+    truth = end(400, 2)
+    first = [float((end(n, 1) - truth).abs().mean()) for n in (8, 16)]
+    second = [float((end(n, 2) - truth).abs().mean()) for n in (8, 16)]
+    assert first[0] / first[1] == pytest.approx(2, abs=0.5)
+    assert second[0] / second[1] > 3
+
+
+def rho_between(bridge: Bridge, start: int, count: int) -> list[int]:
+    steps = rho_steps(bridge, count, sigma_max=float(bridge.sigma[start]))
+    assert steps[0] == start
+    return steps
+
+
+@pytest.mark.parametrize("objective", ["eps", "grad", "maxnll", "edm"])
+def test_objective_is_a_choice_of_words_only(objective):
+    model = make(objective=objective)
+    steps, start = [900, 500, 100, 0], at(make(), 900)
+    x = sample(model, observed(), "lsst->euclid", steps, start=start)
+    torch.testing.assert_close(x, sample(make(), observed(), "lsst->euclid", steps, start=start), rtol=0, atol=3e-5)
+
+
+# ---- where it starts
+
+
+def test_published_start_from_the_observed_end():
+    model = make()
+    steps = list(range(999, -1, -4)) + [0]
+    x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
+    mean, variance = moments(model, x)
+    assert mean == pytest.approx(0, abs=0.03)
+    # uniform steps crowd at high noise: part of the variance is missing (the reference keeps 0.67 to 0.76 at 200)
+    assert 0.75 < variance < 1.02
+
+
+def test_schrodinger_start_from_the_observed_end():
+    model = make("schrodinger")
+    steps = list(range(999, -1, -4)) + [0]
+    x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
+    mean, variance = moments(model, x)
+    assert mean == pytest.approx(0, abs=0.03)
+    assert variance == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_boot_is_a_start_without_a_network_call(kind):
+    model = make(kind)
+    bridge = model.card.bridge
+    steps = rho_steps(bridge, 20, sigma_max=5.0)
+    z = torch.randn(SHAPE)
+    start = boot(bridge, observed(), steps[0], z)
+    torch.testing.assert_close(
+        start, bridge.q_sample(observed(), observed(), torch.full((SHAPE[0],), steps[0]), z), rtol=0, atol=1e-5
+    )
+    x = sample(model, observed(), "lsst->euclid", steps, start=start)
+    mean, variance = moments(model, x)
+    assert len(model.calls) == len(steps)
+    # x1 in the place of x0 shifts zeta by far less than sigma_max = 5
+    assert mean == pytest.approx(0, abs=0.03)
+    assert variance == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("eta", "order"), [(0.0, 2), (1.0, 1)])
+def test_midpoint_start_forgets_nothing_that_is_not_noise(eta, order):
+    model = make()
+    truth = GAIN * X1 + OFFSET + 3 * TAU  # an unusual object
+    t = 200
+    start = model.card.bridge.q_sample(torch.full(SHAPE, truth), observed(), torch.full((40,), t), torch.randn(SHAPE))
+    sigma = float(model.card.bridge.sigma[t])
+    steps = uniform_steps(t, 60)
+    x = sample(model, observed(), "lsst->euclid", steps, start=start, noise=fresh, eta=eta, order=order)
+    # the posterior of x0 given zeta = truth + sigma eps is between prior mean and truth
+    weight = TAU**2 / (TAU**2 + sigma**2)
+    expected = weight * truth + (1 - weight) * (GAIN * X1 + OFFSET) if eta else None
+    if expected is not None:
+        assert float(x.mean()) == pytest.approx(expected, abs=0.02)
+    else:  # the flow maps z-scores: (truth - mean) / sqrt(TAU^2 + sigma^2) is kept
+        scale = TAU / (TAU**2 + sigma**2) ** 0.5
+        assert float(x.mean()) == pytest.approx(GAIN * X1 + OFFSET + scale * 3 * TAU, abs=0.02)
+
+
+# ---- noise
+
+
+def sky(stream: int = 7) -> SkyNoise:
+    n = torch.arange(SHAPE[0], dtype=torch.int32)
+    return SkyNoise(seed=5, stream=stream, sample=n % 4, y0=16 * (n // 4), x0=torch.zeros_like(n))
+
+
+def test_sky_noise_and_its_tensors_give_the_same_bits():
+    model, noise = make(), sky()
+    steps, start = [800, 400, 100, 3], at(make(), 800)
+    fused = sample(model, observed(), "lsst->euclid", steps, start=start, noise=noise, eta=1.0, order=1)
+    given = sample(
+        model, observed(), "lsst->euclid", steps, start=start, noise=lambda i: draw(noise, i, start), eta=1.0, order=1
+    )
+    assert torch.equal(fused, given)
+    other = sample(model, observed(), "lsst->euclid", steps, start=start, noise=sky(8), eta=1.0, order=1)
+    assert not torch.equal(fused, other)
+
+
+def test_every_update_draws_once_with_its_own_number_and_the_last_none():
+    numbers: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        numbers.append(step)
+        return torch.randn(SHAPE)
+
+    model = make()
+    sample(model, observed(), "lsst->euclid", [800, 400, 100, 3], start=observed(), noise=noise, eta=1.0, order=1)
+    assert numbers == [0, 1, 2]
+    assert model.calls == [800, 400, 100, 3]
+
+
+def test_deterministic_sampler_needs_no_noise_and_reads_none():
+    model = make()
+    start = at(model, 800)
+    x = sample(model, observed(), "lsst->euclid", [800, 100, 3], start=start)
+    assert torch.equal(x, sample(model, observed(), "lsst->euclid", [800, 100, 3], start=start, noise=sky()))
+
+
+def test_noise_that_is_needed_but_absent_is_refused():
+    with pytest.raises(ValueError, match="noise"):
+        sample(make(), observed(), "lsst->euclid", [800, 100], start=observed(), eta=1.0, order=1)
+
+
+# ---- mechanics
+
+
+def test_clamp_of_the_card_bounds_x0_at_every_step():
+    bounds = (-0.05, 0.5)
+    bridge, bound = Bridge.brownian(), make(clamp=bounds)
+    start = at(bound, 900)
+    steps, states = [900, 400, 0], []
+    x = sample(bound, observed(), "lsst->euclid", steps, start=start, order=1, trajectory=states)
+    assert torch.equal(x, x.clamp(*bounds))
+    # the first update was made with a bounded x0 as well
+    zeta = (start.double() - bridge.b[900] * X1) / bridge.a[900]
+    sigma = float(bridge.sigma[900])
+    x0 = bound.denoise(zeta, sigma, observed().double(), "lsst->euclid")
+    assert float(x0.max()) > bounds[1]
+    k, p, q, _ = bridge.transition(900, 400, 0.0)
+    expected = k * start.double() + p * x0.clamp(*bounds) + q * X1
+    torch.testing.assert_close(states[0].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_trajectory_holds_every_state_and_ends_with_the_result():
+    states: list[Tensor] = []
+    model = make()
+    x = sample(model, observed(), "lsst->euclid", [900, 400, 100, 0], start=at(model, 900), trajectory=states)
+    assert len(states) == 4
+    assert torch.equal(states[-1], x)
+
+
+def test_one_step_is_the_denoiser_itself():
+    model = make()
+    start = at(model, 700)
+    bridge = model.card.bridge
+    zeta = (start.double() - bridge.b[700] * X1) / bridge.a[700]
+    expected = model.denoise(zeta, float(bridge.sigma[700]), observed().double(), "lsst->euclid")
+    x = sample(model, observed(), "lsst->euclid", [700], start=start)
+    torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_input_is_left_as_it_was():
+    model, x1 = random_model(), torch.randn(2, 3, 16, 16)
+    start = torch.randn_like(x1)
+    kept = x1.clone(), start.clone()
+    sample(model, x1, "euclid->lsst", [900, 100, 0], start=start)
+    assert torch.equal(x1, kept[0])
+    assert torch.equal(start, kept[1])
+
+
+def test_directions_use_their_own_head():
+    model, x1 = random_model(), torch.randn(2, 3, 16, 16)
+    there, back = (sample(model, x1, d, [900, 100], start=x1) for d in ("lsst->euclid", "euclid->lsst"))
+    assert not torch.allclose(there, back, atol=1e-3)
+    assert there.dtype == torch.float32
+    # network arithmetic in bfloat16 stays near, and the state is float32 all the same
+    half = sample(model, x1, "lsst->euclid", [900, 100], start=x1, precision="bfloat16")
+    assert half.dtype == torch.float32
+    assert 0 < float((half - there).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("steps", [[], [5, 5], [3, 7], [1000, 4], [4, -1]])
+def test_steps_that_do_not_go_down_the_table_are_refused(steps):
+    with pytest.raises(BridgeError, match="steps"):
+        sample(make(), observed(), "lsst->euclid", steps, start=observed())
+
+
+def test_unknown_order_is_refused():
+    with pytest.raises(BridgeError, match="order 3"):
+        sample(make(), observed(), "lsst->euclid", [5, 0], start=observed(), order=3)
+
+
+# ---- grids and coefficients
+
+
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+@pytest.mark.parametrize("count", [1, 2, 8, 50])
+def test_rho_steps_follow_karras_equation_5(kind, count):
+    bridge = BRIDGES[kind]()
+    steps = rho_steps(bridge, count, sigma_max=3.0)
+    assert steps == sorted(set(steps), reverse=True)
+    assert float(bridge.sigma[steps[0]]) == pytest.approx(3.0, rel=0.02)
+    if count > 1:
+        assert steps[-1] == 0
+    if count == 8:
+        root = [float(bridge.sigma[t]) ** (1 / 7) for t in steps]
+        gaps = [a - b for a, b in zip(root, root[1:], strict=False)]
+        assert len(steps) == 8
+        assert max(gaps) - min(gaps) < 0.25 * max(gaps)  # the table is coarse at its low end
+
+
+def test_sigma_beyond_the_table_starts_at_its_end():
+    assert rho_steps(Bridge.brownian(), 8, sigma_max=1e6)[0] == 999
+
+
+def test_uniform_steps_go_evenly_to_zero():
+    assert uniform_steps(200, 5) == [200, 150, 100, 50, 0]
+    assert uniform_steps(3, 40) == [3, 2, 1, 0]
+    assert uniform_steps(0, 4) == [0]
+
+
+def test_second_order_correction_is_that_of_dpm_solver_2m():
+    model = make()
+    steps = [900, 500, 200, 20]
+    lam = [-float(torch.log(model.card.bridge.sigma[t])) for t in steps]
+    rows = list(step_coefficients(model, steps, 0.0, 2))
+    assert rows[0].h == 0  # no step before it
+    for i in (1, 2):
+        h, before = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
+        # weight of the slope in the integral of e^l (x0 + slope (l - l_i)), by the midpoint rule
+        grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * h
+        exact = float((grid.exp() * grid).sum() / grid.exp().sum())
+        assert rows[i].h == pytest.approx(exact / before, rel=1e-6)
+    assert rows[3] == (*rows[3][:3], 0.0, 0.0, 1.0, 0.0, 0.0)
+    assert all(row.d == 0 for row in rows)
