@@ -31,6 +31,8 @@ class Sampling:
         Network evaluations a draw.
     sigma_max
         Noise level at which the draw starts.
+    order
+        Of the sampler, 1 or 2; deterministic from its start.
     seed
         Key of the noise generator.
     batch
@@ -42,6 +44,7 @@ class Sampling:
     samples: int = 8
     steps: int = 8
     sigma_max: float = 5.0
+    order: int = 2
     seed: int = 0
     batch: int = 16
     precision: Precision = "bfloat16"
@@ -160,7 +163,7 @@ def window_moments(
             x0=torch.tensor([corners[p][1] for p, _ in part], dtype=torch.int32, device=x1.device),
         )
         start = boot(model.card.bridge, conditions, steps[0], draw(noise, 0, conditions))
-        u = sample(model, conditions, direction, steps, start=start, precision=how.precision)
+        u = sample(model, conditions, direction, steps, start=start, order=how.order, precision=how.precision)
         draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
     samples = torch.cat(draws).unflatten(0, (len(corners), how.samples)).double()
     return samples.mean(1).float(), samples.var(1).float()
