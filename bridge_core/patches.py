@@ -167,7 +167,7 @@ def blend(
     weight = grid.weight()
     for index in sorted(range(len(corners)), key=lambda i: corners[i]):
         top, left = corners[index][0] - y0, corners[index][1] - x0
-        ys, xs = slice(max(top, 0), top + grid.size), slice(max(left, 0), left + grid.size)
+        ys, xs = (slice(max(at, 0), max(at + grid.size, 0)) for at in (top, left))
         h, w = total[ys, xs].shape
         py, px = max(-top, 0), max(-left, 0)
         part = (slice(py, py + h), slice(px, px + w))
