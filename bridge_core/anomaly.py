@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bridge_core.checkpoint import Model, Precision
+from bridge_core.errors import BridgeError
 from bridge_core.metrics import unit_range
 from bridge_core.patches import cut
 from bridge_core.sampler import draw, sample, uniform_steps
@@ -61,6 +62,18 @@ def anomaly_score(
     return AnomalyScore(err, smallest_map, norm.mean(1))
 
 
+def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], valid: Tensor | None = None) -> Tensor:
+    """Jackknife standard deviation of the score over its K reconstructions, float64 [N]; arguments as `anomaly_score`.
+
+    sqrt((K - 1) / K sum_k (score without k - their mean)^2), Efron & Stein 1981; K at least 2.
+    """
+    k = len(samples)
+    without = torch.stack(
+        [anomaly_score(torch.cat([samples[:j], samples[j + 1 :]]), truth, bounds, valid).norm.double() for j in range(k)]
+    )
+    return ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How sources are scored: K reconstructions from table index `midpoint` in `steps` network evaluations.
@@ -78,6 +91,13 @@ class Scoring:
     batch: int = 16
     size: int = 64
     precision: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot give a jackknife."""
+        if self.samples < 2 or self.steps < 1 or self.batch < 1:
+            raise BridgeError(
+                f"score samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
+            )
 
 
 class SourceScores(NamedTuple):
@@ -159,10 +179,7 @@ def score_sources(
     samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)
     bounds = score_bounds(model)
     score = anomaly_score(samples, x0, bounds, valid).norm.double()
-    without = torch.stack(
-        [anomaly_score(torch.cat([samples[:j], samples[j + 1 :]]), x0, bounds, valid).norm.double() for j in range(k)]
-    )
-    spread = ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
+    spread = jackknife_std(samples, x0, bounds, valid)
     flux = stretch.inverse(from_channels(samples, 1), bands)
     truth = stretch.inverse(from_channels(x0, 1), bands)
     signed = truth - flux
