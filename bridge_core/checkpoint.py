@@ -203,9 +203,18 @@ def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
 
     Its layout: the U-Net under ``denoise_fn.``, the schedule as buffers beside it; gri and VIS in cutout mode, images
     in [-1, 1]. The stretch to that range is not in the file, so the card has none.
+
+    Raises
+    ------
+    BridgeError
+        Where the file is absent, holds anything but tensors and numbers, or is of another program.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("model", content)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty"
+        raise BridgeError(f"{path}: cannot be read as weights alone ({type(error).__name__}: {reason})") from error
+    state = content.get("model", content) if isinstance(content, dict) else {}
     prefix = "denoise_fn."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if "init_conv.weight" not in weights:

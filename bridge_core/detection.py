@@ -55,7 +55,7 @@ def detect(
     valid
         bool [H, W]; other pixels are not used.
     """
-    image, noise = _native(flux, valid), _native(np.sqrt(variance), valid, 1.0)
+    image, noise = _native(flux, valid), np.sqrt(_native(variance, valid, 1.0))
     found = sep.extract(image, threshold, err=noise, mask=~valid, minarea=5, deblend_cont=0.005)
     order = np.lexsort((found["x"], found["y"]))
     return Sources(
