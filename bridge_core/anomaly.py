@@ -69,7 +69,10 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
     """
     k = len(samples)
     without = torch.stack(
-        [anomaly_score(torch.cat([samples[:j], samples[j + 1 :]]), truth, bounds, valid).norm.double() for j in range(k)]
+        [
+            anomaly_score(torch.cat([samples[:j], samples[j + 1 :]]), truth, bounds, valid).norm.double()
+            for j in range(k)
+        ]
     )
     return ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
 

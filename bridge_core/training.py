@@ -154,6 +154,7 @@ class TrainState:
     def load(self, folder: str | Path) -> None:
         """Continue from what `save` wrote."""
         tensors = load_file(Path(folder) / "state.safetensors")
+        self.optimizer.state.clear()
         self.network.load_state_dict(
             {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         )

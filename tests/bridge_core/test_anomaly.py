@@ -170,8 +170,8 @@ def test_masked_disagreement_is_no_error():
 def test_jackknife_is_that_of_leaving_one_reconstruction_out():
     samples, truth = torch.rand(3, 2, 3, 6, 6), torch.rand(2, 3, 6, 6)
     pairs = [anomaly_score(samples[[i, j]], truth, (0.0, 1.0)).norm.double() for i, j in ((1, 2), (0, 2), (0, 1))]
-    mean = sum(pairs) / 3
-    expected = (2 / 3 * sum((p - mean) ** 2 for p in pairs)).sqrt()
+    without = torch.stack(pairs)
+    expected = (2 / 3 * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
     torch.testing.assert_close(jackknife_std(samples, truth, (0.0, 1.0)), expected)
     same = truth.expand(3, -1, -1, -1, -1)
     assert jackknife_std(same, truth, (0.0, 1.0)).tolist() == [0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -102,7 +103,9 @@ def test_brownian_posterior_is_bbdm_equation_13(t):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_brownian_posterior_is_the_conditional_of_a_brownian_bridge(pair):
     m_t, m_s = (brownian_m()[i] for i in pair)
-    expected = conditional((1 - m_s, m_s), (1 - m_t, m_t), 2 * m_s * (1 - m_s), 2 * m_s * (1 - m_t), 2 * m_t * (1 - m_t))
+    expected = conditional(
+        (1 - m_s, m_s), (1 - m_t, m_t), 2 * m_s * (1 - m_s), 2 * m_s * (1 - m_t), 2 * m_t * (1 - m_t)
+    )
     np.testing.assert_allclose(Bridge.brownian().transition(*pair), expected, atol=3e-4)
 
 
@@ -225,7 +228,7 @@ def test_chain_of_transitions_keeps_the_marginals(bridge, eta):
     steps = [999, 900, 600, 250, 60, 7]
     one = torch.ones(PATHS, 1, 1, 1, dtype=torch.float64)
     x = bridge.q_sample(X0 * one, X1 * one, torch.full((PATHS,), 999), torch.randn_like(one))
-    for t, s in zip(steps, steps[1:], strict=False):
+    for t, s in itertools.pairwise(steps):
         k, p, q, w = bridge.transition(t, s, eta)
         x = k * x + p * X0 + q * X1 + w * torch.randn_like(one)
         assert_moments(x, float(bridge.a[s] * X0 + bridge.b[s] * X1), float(bridge.s[s]))
@@ -265,7 +268,7 @@ def test_parameters_reach_the_table_through_the_card():
 
 
 def test_unknown_kind_and_odd_number_of_mirrored_steps_are_refused():
-    with pytest.raises(BridgeError, match="'wormhole'.*brownian"):
+    with pytest.raises(BridgeError, match=r"'wormhole'.*brownian"):
         Bridge.from_card({"kind": "wormhole"})
     with pytest.raises(BridgeError, match="999 is odd"):
         Bridge.schrodinger(999)

@@ -78,7 +78,9 @@ def test_either_file_or_the_name_without_ending_names_a_checkpoint(saved, ending
 
 
 def test_weights_in_channels_last_memory_are_saved_alike(model, saved, tmp_path):
-    weights = {k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in saved_weights(model).items()}
+    weights = {
+        k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in saved_weights(model).items()
+    }
     other = save_checkpoint(model.card, weights, tmp_path / "nhwc")
     assert other.read_bytes() == saved.read_bytes()
 
@@ -133,7 +135,7 @@ def test_card_that_is_no_card_is_refused(saved):
 
 def test_card_of_another_version_is_refused_with_both(saved):
     edit_card(saved, card_version=7)
-    with pytest.raises(BridgeError, match="version 7 .* reads 1"):
+    with pytest.raises(BridgeError, match=r"version 7 .* reads 1"):
         load_checkpoint(saved)
 
 

@@ -61,7 +61,7 @@ def test_halo_of_64_holds_every_window_and_what_its_fill_reads():
 
 
 def test_grid_with_gaps_and_core_outside_the_array_are_refused():
-    with pytest.raises(BridgeError, match="stride 50 leaves gaps .* 48 pixels"):
+    with pytest.raises(BridgeError, match=r"stride 50 leaves gaps .* 48 pixels"):
         PatchGrid(64, 50, 8)
     with pytest.raises(BridgeError, match="256 x 256"):
         PatchGrid().windows((256, 256), (0, 0), (0, 257, 0, 256))

@@ -6,6 +6,7 @@ lowest noise level, so the variance comes out as TAU^2 times `shrink` (0.96 to 1
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -117,7 +118,8 @@ def test_more_steps_converge_at_the_order_asked_for():
     start = at(model, 900)
 
     def end(count: int, order: int) -> Tensor:
-        steps = sorted({int(round(float(t))) for t in reversed(rho_between(model.card.bridge, 900, count))}, reverse=True)
+        steps = rho_steps(model.card.bridge, count, sigma_max=float(model.card.bridge.sigma[900]))
+        assert steps[0] == 900
         return sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
 
     truth = end(400, 2)
@@ -125,12 +127,6 @@ def test_more_steps_converge_at_the_order_asked_for():
     second = [float((end(n, 2) - truth).abs().mean()) for n in (8, 16)]
     assert first[0] / first[1] == pytest.approx(2, abs=0.5)
     assert second[0] / second[1] > 3
-
-
-def rho_between(bridge: Bridge, start: int, count: int) -> list[int]:
-    steps = rho_steps(bridge, count, sigma_max=float(bridge.sigma[start]))
-    assert steps[0] == start
-    return steps
 
 
 @pytest.mark.parametrize("objective", ["eps", "grad", "maxnll", "edm"])
@@ -146,7 +142,7 @@ def test_objective_is_a_choice_of_words_only(objective):
 
 def test_published_start_from_the_observed_end():
     model = make()
-    steps = list(range(999, -1, -4)) + [0]
+    steps = [*range(999, -1, -4), 0]
     x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
@@ -156,7 +152,7 @@ def test_published_start_from_the_observed_end():
 
 def test_schrodinger_start_from_the_observed_end():
     model = make("schrodinger")
-    steps = list(range(999, -1, -4)) + [0]
+    steps = [*range(999, -1, -4), 0]
     x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
@@ -328,7 +324,7 @@ def test_rho_steps_follow_karras_equation_5(kind, count):
         assert steps[-1] == 0
     if count == 8:
         root = [float(bridge.sigma[t]) ** (1 / 7) for t in steps]
-        gaps = [a - b for a, b in zip(root, root[1:], strict=False)]
+        gaps = [a - b for a, b in itertools.pairwise(root)]
         assert len(steps) == 8
         assert max(gaps) - min(gaps) < 0.25 * max(gaps)  # the table is coarse at its low end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,14 +40,13 @@ def sky(bands: int, height: int = 192, width: int = 192) -> tuple[Tensor, Tensor
 
 
 def translate(model: Model, flux: Tensor, valid: Tensor, direction: str = "lsst->euclid", **changes) -> Posterior:
-    arguments = {"origin": (0, 0), "core": CORE, "psf_fwhm": 5.0, "how": HOW} | changes
+    arguments: dict[str, Any] = {"origin": (0, 0), "core": CORE, "psf_fwhm": 5.0, "how": HOW} | changes
     return translate_tile(model, direction, flux, valid, **arguments)
 
 
-def assert_same(a: Posterior, b: Posterior, **tolerance: float) -> None:
-    tolerance = tolerance or {"rtol": 0, "atol": 0}
+def assert_same(a: Posterior, b: Posterior, rtol: float = 0.0, atol: float = 0.0) -> None:
     for name in ("mean", "std", "coverage"):
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), equal_nan=True, **tolerance)
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), equal_nan=True, rtol=rtol, atol=atol)
 
 
 # ---- tiling
@@ -232,7 +232,7 @@ def test_tile_without_any_observed_pixel_is_all_nan():
 
 
 def smooth_prior_model(tau: float = 0.25, width: float = 2.0) -> Model:
-    """Posterior mean for x0 = x1 + a Gaussian random field, by a local filter: like a network, it sees the window's edge.
+    """Posterior mean for x0 = x1 + a Gaussian random field, by a filter that, like a network, sees the window's edge.
 
     In Fourier space the field has power ~ exp(-width^2 k^2); the filter power / (power + sigma^2) acts on the window
     padded by its own border, so that windows which overlap disagree near their edges.

@@ -1,0 +1,267 @@
+"""One step of training, its average, and a resume that nobody can tell from an undisturbed run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import Card
+from bridge_core.network import NetworkConfig, UNet, channels_last
+from bridge_core.training import Recipe, TrainState, augment, bridge_loss, power_of_width, step_generator
+from tests.bridge_core.models import TINY, make_card
+
+RECIPE = Recipe(learning_rate=2e-3, warmup_steps=5, batch_size=8, seed=4)
+
+
+def toy_pairs(count: int = 32, size: int = 16) -> tuple[Tensor, Tensor]:
+    """One blob a pair: LSST shows it broad in three colours, Euclid sharp."""
+    generator = torch.Generator().manual_seed(9)
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    centres = torch.rand(count, 2, generator=generator) * size
+    squared = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2
+    colours = torch.tensor([0.5, 0.8, 1.0]).view(1, 3, 1, 1)
+    lsst = colours * torch.exp(-squared / 18.0)[:, None]
+    return lsst, torch.exp(-squared / 4.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def make_state(network: NetworkConfig = TINY) -> TrainState:
+    torch.manual_seed(1)
+    return TrainState(channels_last(UNet(network)), RECIPE)
+
+
+def train(state: TrainState, card: Card, steps: int, horizon: int = 60) -> list[float]:
+    """The training job's loop without its session."""
+    lsst, euclid = toy_pairs()
+    losses = []
+    for _ in range(steps):
+        generator = step_generator(RECIPE.seed, state.step, 0)
+        rows = torch.randint(0, len(lsst), (RECIPE.batch_size,), generator=generator)
+        x, y = augment(lsst[rows], euclid[rows], generator)
+        loss = bridge_loss(state.network, card, x, y, generator)
+        state.update(loss, state.step / horizon)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- learning
+
+
+def evaluate(state: TrainState, card: Card) -> float:
+    """Loss on all pairs with noise that is the same at every call."""
+    with torch.no_grad():
+        return float(bridge_loss(state.network, card, *toy_pairs(), step_generator(99, 0, 0)))
+
+
+@pytest.mark.parametrize(("objective", "share"), [("eps", 0.92), ("grad", 0.85), ("maxnll", 0.93), ("edm", 0.85)])
+def test_loss_falls_on_a_toy_problem(objective, share):
+    state, card = make_state(), make_card(objective=objective)
+    before = evaluate(state, card)
+    losses = train(state, card, 40)
+    assert all(map(math.isfinite, losses))
+    assert evaluate(state, card) < share * before
+
+
+@pytest.mark.parametrize("bridge", [Bridge.schrodinger(), Bridge.diffusion()])
+def test_other_bridges_train_alike(bridge):
+    state, card = make_state(), make_card(bridge)
+    before = evaluate(state, card)
+    train(state, card, 20)
+    assert evaluate(state, card) < 0.95 * before
+
+
+def test_loss_of_a_perfect_network_is_zero_in_both_directions():
+    # x0 = 0 = x1: the target of edm is -c_skip zeta / c_out
+    card, n = make_card(), 8
+
+    class Perfect(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, direction: Tensor) -> Tensor:
+            sigma = card.bridge.sigma[t][:, None, None, None].float()
+            # input c_in zeta; -c_skip zeta / c_out = -(sigma_data / sigma) c_in zeta
+            wanted = -(card.objective.sigma_data / sigma) * x[:, :3]
+            other = torch.full_like(wanted, 1e3)
+            to_euclid = direction.view(-1, 1, 1, 1).bool()
+            return torch.cat([torch.where(to_euclid, other, wanted), torch.where(to_euclid, wanted, other)], 1)
+
+    zero = torch.zeros(n, 3, 8, 8)
+    assert float(bridge_loss(Perfect(), card, zero, zero, step_generator(0, 0, 0))) < 1e-8
+
+
+def test_first_half_of_a_batch_goes_to_euclid_and_the_second_back():
+    seen: list[Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, direction: Tensor) -> Tensor:
+            seen.extend([x, direction])
+            return torch.zeros(len(x), 6, *x.shape[-2:], requires_grad=True)
+
+    lsst, euclid = torch.full((4, 3, 8, 8), 2.0), torch.full((4, 3, 8, 8), 5.0)
+    bridge_loss(Spy(), make_card(), lsst, euclid, step_generator(0, 0, 0))
+    x, direction = seen
+    assert direction.tolist() == [1, 1, 0, 0]
+    assert (x[:2, 3:6] == 2).all()
+    assert not x[:2, 6:].any()
+    assert (x[2:, 6:] == 5).all()
+    assert not x[2:, 3:6].any()
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize("norm", ["pixel", "group"])
+def test_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path: Path, norm: str):
+    network = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, time_dim=16, norm=norm)
+    card = make_card(network=network)
+    straight = make_state(network)
+    losses = train(straight, card, 12)
+
+    first = make_state(network)
+    begun = train(first, card, 5)
+    first.seconds = 12.5
+    first.save(tmp_path / "deep" / "state")
+    second = make_state(network)
+    train(second, card, 2)  # whatever was there before is overwritten
+    second.load(tmp_path / "deep" / "state")
+    assert second.step == 5
+    assert second.seconds == 12.5
+    ended = train(second, card, 7)
+
+    assert begun + ended == losses
+    assert same(dict(second.network.state_dict()), dict(straight.network.state_dict()))
+    assert same(second.ema, straight.ema)
+    assert second.step == straight.step == 12
+
+
+def test_state_of_an_untrained_network_saves_and_loads(tmp_path: Path):
+    state = make_state()
+    state.save(tmp_path)
+    other = make_state()
+    train(other, make_card(), 2)
+    other.load(tmp_path)
+    assert other.step == 0
+    assert same(dict(other.network.state_dict()), dict(state.network.state_dict()))
+    # and its optimiser starts anew as well
+    assert train(other, make_card(), 3) == train(state, make_card(), 3)
+
+
+def test_saved_state_is_tensors_only(tmp_path: Path):
+    state = make_state()
+    train(state, make_card(), 1)
+    state.save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+# ---- average
+
+
+@pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_power_of_width_gives_the_numbers_of_edm2(width, gamma):
+    assert power_of_width(width) == pytest.approx(gamma, abs=0.005)
+
+
+def test_average_is_the_power_law_of_edm2():
+    state = make_state()
+    snapshots = []
+    for _ in range(6):
+        train(state, make_card(), 1)
+        snapshots.append(state.network.init_conv.bias.detach().clone().double())
+    # weight of step k is the increase of (k / n)^(gamma + 1), the integral of eq. (121), as products of 1 - beta
+    gamma = power_of_width(RECIPE.ema_width)
+    n = len(snapshots)
+    beta = [(1 - 1 / k) ** (gamma + 1) for k in range(1, n + 1)]
+    expected = torch.zeros_like(snapshots[0])
+    for b, value in zip(beta, snapshots, strict=True):
+        expected = b * expected + (1 - b) * value
+    torch.testing.assert_close(state.ema["init_conv.bias"].double(), expected, rtol=1e-6, atol=1e-7)
+    weights = [(k / n) ** (gamma + 1) - ((k - 1) / n) ** (gamma + 1) for k in range(1, n + 1)]
+    direct = sum(w * v for w, v in zip(weights, snapshots, strict=True))
+    torch.testing.assert_close(expected, direct)
+
+
+def test_average_is_kept_apart_from_the_network():
+    state = make_state()
+    train(state, make_card(), 3)
+    assert not torch.equal(state.ema["init_conv.weight"], state.network.state_dict()["init_conv.weight"])
+
+
+# ---- recipe
+
+
+def test_learning_rate_warms_up_and_comes_to_rest():
+    recipe = Recipe(learning_rate=1.0, warmup_steps=10)
+    assert recipe.learning_rate_at(0, 0.0) == pytest.approx(0.1)
+    assert recipe.learning_rate_at(9, 0.0) == pytest.approx(1.0)
+    assert recipe.learning_rate_at(500, 0.5) == pytest.approx(0.5)
+    assert recipe.learning_rate_at(999, 1.0) == pytest.approx(0.0)
+    assert recipe.learning_rate_at(999, 1.7) == pytest.approx(0.0)
+
+
+def test_gradient_is_clipped_and_its_norm_reported():
+    state = make_state()
+    lsst, euclid = toy_pairs(8)
+    loss = 1e6 * bridge_loss(state.network, make_card(), lsst, euclid, step_generator(0, 0, 0))
+    assert state.update(loss, 0.0) > 1e3
+    total = math.sqrt(
+        sum(float(p.grad.double().square().sum()) for p in state.network.parameters() if p.grad is not None)
+    )
+    assert total == pytest.approx(RECIPE.gradient_clip, rel=1e-3)
+
+
+# ---- randomness
+
+
+def test_generators_differ_by_rank_step_and_seed_and_repeat():
+    def draw(*key: int) -> Tensor:
+        return torch.rand(4, generator=step_generator(*key))
+
+    keys = [(s, k, r) for s in (0, 1, 7) for k in (0, 1, 2, 10_000) for r in (0, 1, 2, 3)]
+    draws = torch.stack([draw(*key) for key in keys])
+    assert len(draws.unique(dim=0)) == len(keys)
+    assert torch.equal(draw(7, 3, 1), draw(7, 3, 1))
+
+
+def test_ranks_never_meet_within_a_long_run():
+    # torch's CPU generator keeps 32 bits of the seed; a million steps of 8 ranks must not share a number
+    starts = [step_generator(5, 0, rank).initial_seed() % 2**32 for rank in range(8)]
+    for i, a in enumerate(starts):
+        for b in starts[:i]:
+            assert min((a - b) % 2**32, (b - a) % 2**32) > 1_000_000
+
+
+def test_both_surveys_are_turned_and_rolled_alike():
+    lsst = torch.rand(64, 3, 8, 8)
+    a, b = augment(lsst, lsst * 2, step_generator(0, 0, 0))
+    assert torch.equal(b, a * 2)
+    # pixels are moved, not made
+    torch.testing.assert_close(a.flatten(2).sort().values, lsst.flatten(2).sort().values, rtol=0, atol=0)
+
+
+def test_every_turn_occurs_and_half_of_the_pairs_stay_in_place():
+    image = torch.arange(64.0).view(1, 1, 8, 8).expand(800, 1, 8, 8)
+    turned, _ = augment(image, image, step_generator(1, 0, 0))
+    dihedral = {
+        tuple(t.flatten().tolist())
+        for k in range(4)
+        for base in [torch.rot90(image[0, 0], k)]
+        for t in (base, base.flip(1))
+    }
+    assert len(dihedral) == 8
+    shapes = [tuple(t.flatten().tolist()) for t in turned[:, 0]]
+    in_place = [s for s in shapes if s in dihedral]
+    assert set(in_place) == dihedral
+    assert 0.4 < len(in_place) / 800 < 0.6
+
+
+def test_augmentation_repeats_with_its_generator():
+    lsst, euclid = toy_pairs(8)
+    first = augment(lsst, euclid, step_generator(0, 5, 0))
+    assert all(torch.equal(x, y) for x, y in zip(first, augment(lsst, euclid, step_generator(0, 5, 0)), strict=True))
+    assert not torch.equal(first[0], augment(lsst, euclid, step_generator(0, 6, 0))[0])
