@@ -1,0 +1,276 @@
+"""What a translated field is measured by: aperture fluxes, shares of pixels within 1, 1.645 and 1.96 std, seams.
+
+Everything is measured on the stitched mosaic against the wanted survey's own image on the same grid, noise included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import sep
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+from scipy import stats
+
+from bridge_core.patches import PatchGrid
+from storage.photometry import flux_from_magnitude
+from storage.runs import RunFolder
+from storage.tiles import TileStore
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+WIDTHS = {"68.3%": 1.0, "90%": 1.645, "95%": 1.96}
+"""Half-widths in std of the intervals, by what they hold of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Translated and true images of the finished tiles on one grid; `known` = both there and nothing masked.
+
+    Parameters
+    ----------
+    bands : tuple of str
+        Of the wanted survey.
+    mean, std : float32 [C, H, W]
+        Posterior, nJy per pixel.
+    true, sigma : float32 [C, H, W]
+        The wanted survey's image and the square root of its variance.
+    known : bool [H, W]
+        Wanted survey valid in all bands, observed survey valid, posterior finite.
+    origin : (y, x)
+        Global pixel of array pixel [0, 0].
+    edges : list of (y0, y1, x0, x1)
+        Cores of the tiles in array pixels.
+    samples : int
+        K of the run.
+    """
+
+    bands: tuple[str, ...]
+    mean: Image
+    std: Image
+    true: Image
+    sigma: Image
+    known: Mask
+    wcs: WCS
+    origin: tuple[int, int]
+    edges: list[tuple[int, int, int, int]]
+    samples: int
+
+
+class Images(NamedTuple):
+    """A survey's image over some tiles of a store: flux and sigma [C, H, W], where both surveys are valid [H, W]."""
+
+    flux: Image
+    sigma: Image
+    valid: Mask
+    wcs: WCS
+    origin: tuple[int, int]
+    edges: list[tuple[int, int, int, int]]
+
+
+def read_field(run_url: str, store_url: str) -> Field:
+    """Stitch a run's finished tiles and the images of the store under them."""
+    run = RunFolder.open(run_url)
+    images = read_images(store_url, str(run.run_json["direction"]).split("->")[1], run.ok_tiles())
+    mosaic = run.read_mosaic()
+    known = images.valid & np.isfinite(mosaic.mean).all(axis=0) & (mosaic.coverage > 0)
+    return Field(
+        bands=run.read_tile_mosaic(run.ok_tiles()[0]).bands,
+        mean=mosaic.mean,
+        std=mosaic.std,
+        true=images.flux,
+        sigma=images.sigma,
+        known=known,
+        wcs=images.wcs,
+        origin=images.origin,
+        edges=images.edges,
+        samples=int(run.run_json["samples"]),
+    )
+
+
+def read_images(store_url: str, survey: str, tile_ids: Sequence[str] | None = None) -> Images:
+    """Stitch a survey's image from the cores of some tiles (default: all)."""
+    store = TileStore.open(store_url)
+    wanted = tile_ids if tile_ids is not None else store.manifest()["tile_id"].to_pylist()
+    tiles = [store.read_tile(tile_id, halo=0) for tile_id in wanted]
+    y0, x0 = (min(tile.core_origin[axis] for tile in tiles) for axis in (0, 1))
+    boxes = [
+        (y - y0, y - y0 + tile.core_shape[0], x - x0, x - x0 + tile.core_shape[1])
+        for tile, (y, x) in ((tile, tile.core_origin) for tile in tiles)
+    ]
+    shape = (max(box[1] for box in boxes), max(box[3] for box in boxes))
+    flux = np.full((len(tiles[0].images[survey].bands), *shape), np.nan, np.float32)
+    sigma, valid = np.full_like(flux, np.nan), np.zeros(shape, bool)
+    for tile, (top, bottom, left, right) in zip(tiles, boxes, strict=True):
+        there, image = (slice(top, bottom), slice(left, right)), tile.images[survey]
+        flux[:, *there], sigma[:, *there] = image.flux, np.sqrt(image.variance)
+        valid[there] = np.logical_and.reduce([each.valid.all(axis=0) for each in tile.images.values()])
+    wcs = tiles[0].images[survey].wcs.deepcopy()
+    wcs.wcs.crpix += (boxes[0][2], boxes[0][0])
+    return Images(flux, sigma, valid, wcs, (y0, x0), boxes)
+
+
+def isolated_galaxies(
+    truth: pd.DataFrame,
+    known: Mask,
+    wcs: WCS,
+    faintest_i: float = 23.5,
+    clear_arcsec: float = 2.0,
+    neighbours: float = 0.1,
+) -> pd.DataFrame:
+    """Rows of the truth table that are galaxies brighter than `faintest_i`, inside, unmasked and isolated.
+
+    Isolated: the truth table's other objects within 3" have together less than `neighbours` of its VIS flux. Unmasked:
+    all pixels of the square that reaches `clear_arcsec` to each side are known.
+    """
+    scale = pixel_arcsec(wcs)
+    x, y = wcs.all_world2pix(truth.ra, truth.dec, 0)
+    lensed = truth.lensed_mag_VIS.to_numpy()
+    flux = flux_from_magnitude(truth.mag_VIS) + np.where(np.isfinite(lensed), flux_from_magnitude(lensed), 0.0)
+    reach = int(np.ceil(clear_arcsec / scale))
+    height, width = known.shape
+    kept = np.zeros(len(truth), bool)
+    for n in np.flatnonzero((truth.kind == "galaxy") & (truth.mag_i < faintest_i)):
+        column, line = round(float(x[n])), round(float(y[n]))
+        if not (reach <= column < width - reach and reach <= line < height - reach):
+            continue
+        away = scale * np.hypot(x - x[n], y - y[n])
+        alone = flux[(away > 0) & (away < 3.0)].sum() <= neighbours * flux[n]
+        kept[n] = alone and known[line - reach : line + reach + 1, column - reach : column + reach + 1].all()
+    return truth[kept]
+
+
+def pixel_arcsec(wcs: WCS) -> float:
+    """Side of a pixel."""
+    return float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
+
+
+def flux_ratios(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) -> dict[str, Any]:
+    """Translated over true aperture flux by band: median, its standard error, 16 and 84%, and how many."""
+    radius = diameter_arcsec / 2 / pixel_arcsec(field.wcs)
+    x, y = field.wcs.all_world2pix(galaxies.ra, galaxies.dec, 0)
+    result: dict[str, Any] = {}
+    for k, band in enumerate(field.bands):
+        mean, true = (
+            sep.sum_circle(np.ascontiguousarray(np.nan_to_num(image[k])), x, y, radius)[0]
+            for image in (field.mean, field.true)
+        )
+        ratio = mean / true
+        low, middle, high = np.percentile(ratio, [16, 50, 84]) if len(ratio) else [np.nan] * 3
+        error = 1.253 * (high - low) / 2 / max(len(ratio), 1) ** 0.5  # of a median, normal distribution
+        result[band] = {
+            "median": middle, "median_error": error, "p16": low, "p84": high, "galaxies": len(ratio),
+            "sum_over_sum": float(mean.sum() / true.sum()),
+        }  # fmt: skip
+    return result
+
+
+def coverages(field: Field) -> dict[str, Any]:
+    """Share of true pixels within 1, 1.645 and 1.96 std of the posterior mean, for several choices of pixels, by band.
+
+    Choosing pixels by the noisy truth (`true_snr`) takes those with upward noise and is biased low; `model_snr` chooses
+    by the posterior's mean over its std, `mean_snr` by its mean over the sigma of the true image. `ideal` is
+    what a perfectly calibrated posterior of K samples would give: (truth - mean) / std then is sqrt(1 + 1/K) times
+    Student's t of K - 1 degrees of freedom.
+    """
+    result: dict[str, Any] = {}
+    for k, band in enumerate(field.bands):
+        mean, std, true, sigma = (
+            plane[k][field.known].astype(np.float64) for plane in (field.mean, field.std, field.true, field.sigma)
+        )
+        snr = mean / sigma
+        chosen = {
+            "true_snr>3": true > 3 * sigma,
+            "model_snr>3": mean > 3 * std,
+            "mean_snr>3": snr > 3,
+            "mean_snr 3-10": (snr > 3) & (snr <= 10),
+            "mean_snr 10-30": (snr > 10) & (snr <= 30),
+            "mean_snr>30": snr > 30,
+            "sky": np.abs(snr) < 1,
+            "all": np.ones_like(snr, bool),
+        }
+        result[band] = {name: pulls((true - mean)[where], std[where]) for name, where in chosen.items()}
+    return result
+
+
+def ideal_coverage(samples: int) -> dict[str, float]:
+    """What `coverages` gives where the K samples and the truth come from one normal distribution."""
+    widening = np.sqrt(1 + 1 / samples)
+    return {name: float(1 - 2 * stats.t.sf(width / widening, samples - 1)) for name, width in WIDTHS.items()}
+
+
+def pulls(difference: NDArray[np.float64], std: NDArray[np.float64]) -> dict[str, float | int]:
+    """Shares within the widths, how many pixels, spread over skill, and the bias in units of std."""
+    if len(std) == 0:
+        return {"pixels": 0}
+    pull = difference / std
+    shares = {name: float(np.mean(np.abs(pull) <= width)) for name, width in WIDTHS.items()}
+    return shares | {
+        "pixels": len(std),
+        "median_pull": float(np.median(pull)),
+        "robust_width": float(np.diff(np.percentile(pull, [15.87, 84.13]))[0] / 2),
+        "spread_over_skill": float(np.sqrt(np.mean(std**2) / np.mean(difference**2))),
+    }
+
+
+def seams(field: Field, grid: PatchGrid) -> dict[str, Any]:
+    """Steps between neighbouring pixels at tile and window borders, over those elsewhere; and std likewise.
+
+    A step is the rms over the line of (difference of two neighbouring columns), pixels of sky only (mean below 2 sigma
+    in both), averaged over x and y. A window border is where a window's used part begins or ends. 1 = no seam.
+    """
+    result: dict[str, Any] = {}
+    for k, band in enumerate(field.bands):
+        sky = field.known & (np.abs(field.mean[k]) < 2 * field.sigma[k])
+        steps: dict[str, list[NDArray[np.float64]]] = {"tile": [], "window": [], "elsewhere": []}
+        levels: dict[str, list[NDArray[np.float64]]] = {"overlap": [], "elsewhere": []}
+        for axis in (0, 1):
+            mean, std, sure = (np.moveaxis(plane, axis, 0) for plane in (field.mean[k], field.std[k], sky))
+            place = np.arange(1, len(mean)) + field.origin[axis]  # global pixel after the step
+            pairs = sure[1:] & sure[:-1]
+            square = np.where(pairs, np.diff(mean.astype(np.float64), axis=0) ** 2, 0.0)
+            tile = np.isin(place - field.origin[axis], [edge[2 * axis] for edge in field.edges])
+            phase = (place - grid.margin) % grid.stride
+            overlap = grid.size - 2 * grid.margin - grid.stride
+            window = (phase == 0) | (phase == overlap)
+            for name, lines in (("tile", tile), ("window", window & ~tile), ("elsewhere", ~window & ~tile)):
+                steps[name].append(np.array([square[lines].sum(), pairs[lines].sum()]))
+            inside = phase < overlap
+            for name, lines in (("overlap", inside), ("elsewhere", ~inside)):
+                chosen = sure[1:][lines]
+                levels[name].append(np.array([std[1:][lines][chosen].astype(np.float64).sum(), chosen.sum()]))
+        rms = {
+            name: float(np.sqrt(np.divide(*np.sum(parts, axis=0))))
+            for name, parts in steps.items()
+            if np.sum(parts, axis=0)[1]
+        }
+        level = {name: float(np.divide(*np.sum(parts, axis=0))) for name, parts in levels.items()}
+        result[band] = {
+            "step_rms_elsewhere_njy": rms["elsewhere"],
+            "step_at_tile_borders": rms["tile"] / rms["elsewhere"] if "tile" in rms else None,
+            "step_at_window_borders": rms["window"] / rms["elsewhere"],
+            "std_elsewhere_njy": level["elsewhere"],
+            "std_in_window_overlaps": level["overlap"] / level["elsewhere"],
+        }
+    return result
+
+
+def by_phase(field: Field, grid: PatchGrid, band: int = 0) -> dict[str, NDArray[np.float64]]:
+    """Rms step and mean std of sky pixels by place in the window grid (0 = a window's first used pixel), both axes."""
+    sky = field.known & (np.abs(field.mean[band]) < 2 * field.sigma[band])
+    total = {name: np.zeros((2, grid.stride)) for name in ("step", "std")}
+    for axis in (0, 1):
+        mean, std, sure = (np.moveaxis(plane, axis, 0) for plane in (field.mean[band], field.std[band], sky))
+        phase = (np.arange(1, len(mean)) + field.origin[axis] - grid.margin) % grid.stride
+        pairs = sure[1:] & sure[:-1]
+        square = np.where(pairs, np.diff(mean.astype(np.float64), axis=0) ** 2, 0.0).sum(axis=1)
+        level = np.where(sure, std, 0).sum(axis=1)[1:]
+        for name, sums, counts in (("step", square, pairs), ("std", level, sure[1:])):
+            total[name][0] += np.bincount(phase, sums, grid.stride)
+            total[name][1] += np.bincount(phase, counts.sum(axis=1), grid.stride)
+    return {"step": np.sqrt(np.divide(*total["step"])), "std": np.divide(*total["std"])}
