@@ -105,7 +105,7 @@ def run(config: Config) -> int:
             stop_ray()
     if folder is None:
         raise RuntimeError(f"training left no checkpoint under {out / 'ray' / name}")
-    rows = list(csv.DictReader((folder / "loss.csv").open()))
+    rows = read_log(folder)
     card = make_card(settings, probe, {"log_end": rows[-1]})
     state = TrainState(UNet(card.network), make_recipe(settings))
     state.load(folder)
@@ -142,7 +142,7 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
     with session.restore() as folder:
         if folder is not None:
             state.load(folder)
-            log = list(csv.DictReader((folder / "loss.csv").open()))
+            log = list(read_log(folder))
     model = session.prepare(network)
 
     def progress() -> float:
@@ -190,6 +190,12 @@ def train_loop(session: Session, config: dict[str, Any]) -> None:
                 print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
             # validation and saving are not training time
             clock = reported = time.monotonic()
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """Rows of `loss.csv`."""
+    with (folder / "loss.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
