@@ -110,6 +110,33 @@ def test_score_of_a_source_is_the_same_in_any_order_batch_and_company():
         torch.testing.assert_close(getattr(alone, name), there[1:2], rtol=1e-4, atol=1e-4)
 
 
+def test_neighbouring_tile_gives_the_source_the_same_score():
+    model, (lsst, euclid) = random_model(), surveys([True, False, True])
+    here = score_sources(model, lsst, euclid, CENTRES[:1], ORIGIN, HOW)
+    part = (slice(None), slice(10, 100), slice(7, 90))
+    there = score_sources(
+        model,
+        (lsst[0][part], lsst[1][part]),
+        (euclid[0][part], euclid[1][part]),
+        CENTRES[:1],
+        (ORIGIN[0] + 10, ORIGIN[1] + 7),
+        HOW,
+    )
+    torch.testing.assert_close(there.score, here.score, rtol=1e-5, atol=0)
+    torch.testing.assert_close(there.mean, here.mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [(140, 300), (180, 240)])
+def test_sources_alike_at_two_places_have_noise_of_their_own(other):
+    both = blob(CENTRES[0], 10.0) + blob(other, 10.0)
+    valid = torch.ones(3, 128, 128, dtype=torch.bool)
+    scores = score_sources(
+        random_model(), (both.expand(3, -1, -1), valid), (both[None], valid[:1]), [CENTRES[0], other], ORIGIN, HOW
+    )
+    assert float(scores.score[0]) != float(scores.score[1])
+    assert float((scores.mean[0] - scores.mean[1]).abs().max()) > 0.1
+
+
 def test_scores_repeat_bit_for_bit_and_follow_the_seed():
     model, (lsst, euclid) = random_model(), surveys([True, True, True])
     first = score_sources(model, lsst, euclid, CENTRES, ORIGIN, HOW)

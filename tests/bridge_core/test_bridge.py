@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from bridge_core.errors import BridgeError
 PATHS = 40_000
 X0, X1 = 0.7, -0.4
 PAIRS = [(999, 998), (999, 500), (500, 499), (300, 40), (2, 1), (1, 0)]
-MAKERS = {"brownian": Bridge.brownian, "schrodinger": Bridge.schrodinger, "diffusion": Bridge.diffusion}
+MAKERS: dict[str, Callable[..., Bridge]] = {
+    "brownian": Bridge.brownian,
+    "schrodinger": Bridge.schrodinger,
+    "diffusion": Bridge.diffusion,
+}
 
 
 @pytest.fixture(params=sorted(MAKERS))

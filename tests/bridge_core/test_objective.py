@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -12,7 +13,11 @@ from bridge_core.bridge import Bridge
 from bridge_core.errors import BridgeError
 from bridge_core.objective import OBJECTIVES, Objective
 
-BRIDGES = {"brownian": Bridge.brownian, "schrodinger": Bridge.schrodinger, "diffusion": Bridge.diffusion}
+BRIDGES: dict[str, Callable[..., Bridge]] = {
+    "brownian": Bridge.brownian,
+    "schrodinger": Bridge.schrodinger,
+    "diffusion": Bridge.diffusion,
+}
 TIMES = torch.tensor([0, 1, 250, 600, 999])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ from kernels.sky_noise import SkyNoise
 from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
 
 GAIN, OFFSET, TAU = 0.8, 0.1, 0.3
-BRIDGES = {"brownian": Bridge.brownian, "schrodinger": Bridge.schrodinger, "diffusion": Bridge.diffusion}
+BRIDGES: dict[str, Callable[..., Bridge]] = {
+    "brownian": Bridge.brownian,
+    "schrodinger": Bridge.schrodinger,
+    "diffusion": Bridge.diffusion,
+}
 SHAPE = (40, 3, 16, 16)
 X1 = 0.5
 
@@ -248,7 +253,8 @@ def test_clamp_of_the_card_bounds_x0_at_every_step():
     bounds = (-0.05, 0.5)
     bridge, bound = Bridge.brownian(), make(clamp=bounds)
     start = at(bound, 900)
-    steps, states = [900, 400, 0], []
+    steps: list[int] = [900, 400, 0]
+    states: list[Tensor] = []
     x = sample(bound, observed(), "lsst->euclid", steps, start=start, order=1, trajectory=states)
     assert torch.equal(x, x.clamp(*bounds))
     # the first update was made with a bounded x0 as well

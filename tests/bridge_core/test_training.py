@@ -172,7 +172,7 @@ def test_average_is_the_power_law_of_edm2():
     snapshots = []
     for _ in range(6):
         train(state, make_card(), 1)
-        snapshots.append(state.network.init_conv.bias.detach().clone().double())
+        snapshots.append(state.network.state_dict()["init_conv.bias"].clone().double())
     # weight of step k is the increase of (k / n)^(gamma + 1), the integral of eq. (121), as products of 1 - beta
     gamma = power_of_width(RECIPE.ema_width)
     n = len(snapshots)
