@@ -182,10 +182,12 @@ def corner(field: Field) -> tuple[int, int]:
 
 
 def rounded(value: Any) -> Any:
-    """JSON with four significant digits."""
+    """JSON with four significant digits; what is not a number becomes null."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value
 
 
 if __name__ == "__main__":

@@ -219,44 +219,42 @@ def pulls(difference: NDArray[np.float64], std: NDArray[np.float64]) -> dict[str
 
 
 def seams(field: Field, grid: PatchGrid) -> dict[str, Any]:
-    """Steps between neighbouring pixels at tile and window borders, over those elsewhere; and std likewise.
+    """Steps of the mean between neighbouring pixels at tile and window borders over those elsewhere; 1 = no seam.
 
-    A step is the rms over the line of (difference of two neighbouring columns), pixels of sky only (mean below 2 sigma
-    in both), averaged over x and y. A window border is where a window's used part begins or ends. 1 = no seam.
+    A step is the rms of the difference in units of the posterior's std there, over both axes. A window border is where
+    a window's used part begins or ends. Sky has a mean below 2 sigma, sources one above 3 sigma, in both pixels. And
+    likewise the mean std where two windows overlap, over that elsewhere.
     """
     result: dict[str, Any] = {}
+    overlap = grid.size - 2 * grid.margin - grid.stride
     for k, band in enumerate(field.bands):
-        sky = field.known & (np.abs(field.mean[k]) < 2 * field.sigma[k])
-        steps: dict[str, list[NDArray[np.float64]]] = {"tile": [], "window": [], "elsewhere": []}
-        levels: dict[str, list[NDArray[np.float64]]] = {"overlap": [], "elsewhere": []}
-        for axis in (0, 1):
-            mean, std, sure = (np.moveaxis(plane, axis, 0) for plane in (field.mean[k], field.std[k], sky))
-            place = np.arange(1, len(mean)) + field.origin[axis]  # global pixel after the step
-            pairs = sure[1:] & sure[:-1]
-            square = np.where(pairs, np.diff(mean.astype(np.float64), axis=0) ** 2, 0.0)
-            tile = np.isin(place - field.origin[axis], [edge[2 * axis] for edge in field.edges])
-            phase = (place - grid.margin) % grid.stride
-            overlap = grid.size - 2 * grid.margin - grid.stride
-            window = (phase == 0) | (phase == overlap)
-            for name, lines in (("tile", tile), ("window", window & ~tile), ("elsewhere", ~window & ~tile)):
-                steps[name].append(np.array([square[lines].sum(), pairs[lines].sum()]))
-            inside = phase < overlap
-            for name, lines in (("overlap", inside), ("elsewhere", ~inside)):
-                chosen = sure[1:][lines]
-                levels[name].append(np.array([std[1:][lines][chosen].astype(np.float64).sum(), chosen.sum()]))
-        rms = {
-            name: float(np.sqrt(np.divide(*np.sum(parts, axis=0))))
-            for name, parts in steps.items()
-            if np.sum(parts, axis=0)[1]
-        }
-        level = {name: float(np.divide(*np.sum(parts, axis=0))) for name, parts in levels.items()}
-        result[band] = {
-            "step_rms_elsewhere_njy": rms["elsewhere"],
-            "step_at_tile_borders": rms["tile"] / rms["elsewhere"] if "tile" in rms else None,
-            "step_at_window_borders": rms["window"] / rms["elsewhere"],
-            "std_elsewhere_njy": level["elsewhere"],
-            "std_in_window_overlaps": level["overlap"] / level["elsewhere"],
-        }
+        snr = np.where(field.known, field.mean[k] / field.sigma[k], np.nan)
+        for kind, chosen in (("sky", np.abs(snr) < 2), ("sources", snr > 3)):
+            steps = {name: np.zeros(2) for name in ("tile", "window", "elsewhere")}
+            levels = {name: np.zeros(2) for name in ("overlap", "elsewhere")}
+            for axis in (0, 1):
+                mean, std, sure = (np.moveaxis(plane, axis, 0) for plane in (field.mean[k], field.std[k], chosen))
+                place = np.arange(1, len(mean))
+                phase = (place + field.origin[axis] - grid.margin) % grid.stride
+                pairs = sure[1:] & sure[:-1]
+                variance = 0.5 * (std[1:].astype(np.float64) ** 2 + std[:-1].astype(np.float64) ** 2)
+                square = np.where(pairs, np.diff(mean.astype(np.float64), axis=0) ** 2 / variance, 0.0)
+                tile = np.isin(place, [edge[2 * axis] for edge in field.edges])
+                window = ((phase == 0) | (phase == overlap)) & ~tile
+                for name, lines in (("tile", tile), ("window", window), ("elsewhere", ~window & ~tile)):
+                    steps[name] += square[lines].sum(), pairs[lines].sum()
+                level = np.where(sure, std, 0.0)[1:]
+                for name, lines in (("overlap", phase < overlap), ("elsewhere", phase >= overlap)):
+                    levels[name] += level[lines].sum(), sure[1:][lines].sum()
+            rms = {name: float(np.sqrt(total / count)) if count else np.nan for name, (total, count) in steps.items()}
+            std_mean = {name: total / count if count else np.nan for name, (total, count) in levels.items()}
+            result.setdefault(band, {})[kind] = {
+                "step_elsewhere_std": rms["elsewhere"],
+                "step_at_tile_borders": rms["tile"] / rms["elsewhere"],
+                "step_at_window_borders": rms["window"] / rms["elsewhere"],
+                "std_elsewhere_njy": float(std_mean["elsewhere"]),
+                "std_in_window_overlaps": float(std_mean["overlap"] / std_mean["elsewhere"]),
+            }
     return result
 
 

@@ -1,0 +1,168 @@
+"""Real Euclid Q1 stamps with ground images: ingest, translate the ground to VIS, draw. A check of behaviour, no metric.
+
+    python -m benchmarks.real [--data ../shared/data/real] [--out docs/real.png] [--samples 16] [--steps 16]
+
+The ground bands stand in for LSST gri and are out of the domain of the checkpoint; see docs/real.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import AsinhNorm
+from matplotlib.figure import Figure
+
+from benchmarks.field_measures import Field, read_field
+from jobs import ingest, translate
+from jobs.panel import GREY, lupton_rgb
+from storage.images import SurveyImage
+from storage.photometry import sky_statistics
+from storage.tiles import TileStore
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file of `DATA` and the extensions that stand in for VIS and for LSST g, r and i."""
+
+    file: str
+    vis: str
+    ground: tuple[str, str, str]
+    title: str
+
+
+STAMPS = (
+    Stamp(
+        "EUCLJ174517.55+655612.5.fits",
+        "VIS_FLUX",
+        ("HSC_G_FLUX", "MEGACAM_R_FLUX", "HSC_Z_FLUX"),
+        "EUCL J174517.55+655612.5\nHSC g, MegaCam r, HSC z",
+    ),
+    Stamp(
+        "102018665_NEG570040238507752998.fits",
+        "VIS_BGSUB",
+        ("DES_G_BGSUB", "DES_R_BGSUB", "DES_I_BGSUB"),
+        "102018665 NEG570040238507752998\nDES g, r, i",
+    ),
+)
+
+
+def main() -> None:
+    """Print what was measured for each stamp as JSON, and draw all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=translate.Config.model_fields["steps"].default)
+    arguments = parser.parse_args()
+    figure = Figure(figsize=(16.5, 3.1 * len(STAMPS) + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(STAMPS), 5)
+    report = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for line, stamp in zip(axes, STAMPS, strict=True):
+            store = str(Path(folder) / stamp.file)
+            run = f"{store}-run"
+            path = arguments.data / stamp.file
+            ground = tuple(f"{path}[{name}]" for name in stamp.ground)
+            ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store))
+            config = translate.Config(
+                store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
+                steps=arguments.steps, executor="serial",
+            )  # fmt: skip
+            code = translate.run(config)
+            tile = TileStore.open(store).read_tile("t0000", halo=0)
+            assert tile.lsst is not None and tile.euclid is not None, stamp.file
+            field = read_field(run, store)
+            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid)
+            draw(line, field, tile.lsst, stamp)
+    for axis, title in zip(axes[0], TITLES, strict=True):
+        axis.set_title(title, fontsize=11)
+    figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")
+    figure.savefig(arguments.out, metadata={"Software": "surveybridge"})
+    print(json.dumps(report, indent=1))
+
+
+TITLES = (
+    "ground stand-ins for LSST gri",
+    "Euclid VIS, true",
+    "translated VIS: posterior mean",
+    "posterior std",
+    "(true − mean) / std",
+)
+CREDIT = (
+    "Euclid Q1 (ESA Euclid); DES; CFIS / UNIONS (MegaCam); HSC. Ground bands resampled onto VIS pixels. Out of the "
+    "checkpoint's domain. Mean and std are model-generated."
+)
+
+
+def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
+    """One line of the figure: ground RGB, true VIS, translated mean, std, and the residual over the std."""
+    known = field.known
+    sigma = np.array([sky_statistics(f, v).sigma for f, v in zip(ground.flux, ground.valid, strict=True)])
+    shown = np.where(ground.valid, ground.flux, np.nan)
+    axes[0].imshow(lupton_rgb(shown[::-1], sigma[::-1]), origin="lower")
+    axes[0].set_ylabel(stamp.title, fontsize=9)
+    true, mean, std = (np.where(known, plane[0], np.nan) for plane in (field.true, field.mean, field.std))
+    soft = 2 * sky_statistics(field.true[0], known).sigma
+    brightest = float(np.nanpercentile(true, 99.95))
+    norm = AsinhNorm(soft, vmin=-soft, vmax=brightest)
+    views: tuple[tuple[Any, str, dict[str, Any], str], ...] = (
+        (true, "gray", {"norm": norm}, "nJy / pixel"),
+        (mean, "gray", {"norm": norm}, "nJy / pixel"),
+        (std, "magma", {"vmin": 0, "vmax": float(np.nanpercentile(std, 99))}, "nJy / pixel"),
+        ((true - mean) / std, "RdBu_r", {"vmin": -5, "vmax": 5}, "std"),
+    )
+    for axis, (image, colours, scale, unit) in zip(axes[1:], views, strict=True):
+        drawn = axis.imshow(image, origin="lower", cmap=colormaps[colours].with_extremes(bad=GREY), **scale)
+        bar = axis.figure.colorbar(drawn, ax=axis, label=unit, shrink=0.72)
+        if isinstance(scale.get("norm"), AsinhNorm):
+            bar.set_ticks([tick for tick in (0, 2, 5, 10, 30, 100, 300) if tick <= brightest])
+            bar.set_ticks([], minor=True)
+            bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+
+
+def describe(field: Field, ground: SurveyImage, vis: SurveyImage) -> dict[str, Any]:
+    """Zero points, units, noise, and how the translation compares: for the reader of docs/real.md."""
+    true, mean, std = (plane[0][field.known].astype(np.float64) for plane in (field.true, field.mean, field.std))
+    sky = sky_statistics(field.true[0], field.known)
+    height, width = field.known.shape
+    y, x = np.mgrid[:height, :width]
+    middle = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)[field.known] < 25  # 5" across
+    pull = np.abs(true - mean) / std
+    numbers = {
+        "known share": field.known.mean(),
+        "true flux within 2.5 arcsec, nJy": true[middle].sum(),
+        "translated over true flux within 2.5 arcsec": mean[middle].sum() / true[middle].sum(),
+        "true sky level, nJy": sky.level,
+        "true sky sigma, nJy": sky.sigma,
+        "translated sky level, nJy": np.median(mean[~middle]),
+        "median std outside 2.5 arcsec, nJy": np.median(std[~middle]),
+        "peak of the true image, nJy": true.max(),
+        "peak of the translated mean, nJy": mean.max(),
+        "share within 1 std": np.mean(pull < 1),
+        "share within 1 std inside 2.5 arcsec": np.mean(pull[middle] < 1),
+    }
+    return {
+        "zero points": [vis.zero_point, ground.zero_point],
+        "domain": vis.provenance["domain"],
+        "ground psf fwhm, arcsec": [round(v, 3) for v in ground.psf_fwhm],
+        "vis psf fwhm, arcsec": round(vis.psf_fwhm[0], 3),
+        "ground noise correlation": [round(v, 3) for v in ground.noise_correlation],
+    } | {name: round(float(value), 4) for name, value in numbers.items()}
+
+
+if __name__ == "__main__":
+    main()
