@@ -113,7 +113,7 @@ def _open(
         raise StorageError(
             f"{url}: not a pair store ({error}); it needs arrays lsst, euclid and the attribute bands"
         ) from error
-    shapes = [getattr(array, "shape", ()) for array in (lsst, euclid)]
+    shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in (lsst, euclid)]
     if (
         not isinstance(lsst, zarr.Array)
         or not isinstance(euclid, zarr.Array)

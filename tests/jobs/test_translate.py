@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,8 @@ import torch
 
 from bridge_core import translate as core
 from bridge_core.checkpoint import load_checkpoint
+from bridge_core.patches import PatchGrid
+from bridge_core.sampler import draw
 from jobs.__main__ import main
 from storage.images import MASK_PLANES
 from storage.runs import RunFolder
@@ -23,9 +26,12 @@ QUICK = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-step
 
 # Another batch is another order of the float32 sums in a convolution: at most 1.5e-5 nJy seen in a mosaic whose noise
 # is 2 nJy, and 1.5e-8 in a score of 0.05.
-CLOSE = {"rtol": 1e-5, "atol": 5e-5}
-CLOSE_NUMBERS = {"rtol": 1e-5, "atol": 1e-6}
-CLOSE_ON_THE_SKY = {"rtol": 0.0, "atol": 1e-8}  # degrees: 0.04 milliarcsec, for positions from float32 images
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 5e-5}
+CLOSE_NUMBERS: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE_ON_THE_SKY: dict[str, Any] = {
+    "rtol": 0.0,
+    "atol": 1e-8,
+}  # degrees: 0.04 milliarcsec, for positions from float32 images
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +123,8 @@ def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, chec
             assert torch.equal(noise.setdefault((sample, y, x), values), values)
         return z
 
-    draw = core.draw
     monkeypatch.setattr(core, "draw", record)
-    corners = core.PatchGrid().windows(tile.shape, tile.origin, tile.core)
+    corners = PatchGrid().windows(tile.shape, tile.origin, tile.core)
 
     def result(batch, corners):
         return core.translate_tile(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import zarr
@@ -17,7 +19,8 @@ def store(tmp_path):
 
 
 def test_cutout_grid_holds_the_stamps_as_they_are(store):
-    pairs, group = read_pairs(store, "cutout"), zarr.open_group(store, mode="r")
+    pairs = read_pairs(store, "cutout")
+    group: Any = zarr.open_group(store, mode="r")
     np.testing.assert_array_equal(pairs.lsst.transpose(0, 2, 3, 1), group["lsst"][...])
     np.testing.assert_array_equal(pairs.euclid[:, 0], group["euclid"][...])
     assert pairs.pixel_scale == {"lsst": 0.2, "euclid": 0.1}
@@ -59,7 +62,7 @@ def break_store(path, case):
             (path / "pairs.fits").write_bytes(b"SIMPLE")
             return str(path / "pairs.fits")
     store = write_pairs(path / "broken.zarr", 4)
-    group = zarr.open_group(store, mode="a")
+    group: Any = zarr.open_group(store, mode="a")
     match case:
         case "no euclid":
             del group["euclid"]
