@@ -18,20 +18,23 @@ from torch import Tensor
 
 from bridge_core.checkpoint import Model, load_checkpoint
 from bridge_core.metrics import coverage_within
-from bridge_core.sampler import boot, rho_steps, sample
+from bridge_core.sampler import boot, end_then_rho_steps, sample
 from bridge_core.translate import from_channels, stretch_of, to_channels
 from storage.pairs import read_pairs
 
 SETTINGS = [  # steps, order, eta, sigma_max
-    (5, 1, 0.0, 5.0),
     (8, 1, 0.0, 5.0),
     (8, 1, 1.0, 5.0),
-    (16, 1, 0.0, 5.0),
-    (5, 2, 0.0, 5.0),
-    (8, 2, 0.0, 3.0),
+    (16, 1, 1.0, 5.0),
     (8, 2, 0.0, 5.0),
     (16, 2, 0.0, 5.0),
-    (32, 2, 0.0, 5.0),
+    (6, 2, 1.0, 3.0),
+    (8, 2, 0.7, 5.0),
+    (8, 2, 1.0, 3.0),
+    (8, 2, 1.0, 5.0),
+    (12, 2, 1.0, 5.0),
+    (16, 2, 1.0, 5.0),
+    (32, 2, 1.0, 5.0),
 ]
 
 
@@ -56,9 +59,8 @@ def main() -> None:
     stretch = stretch_of(model)
     x1 = to_channels(stretch.forward(images[observed], model.card.bands[observed]), model.card.network.image_channels)
     print(f"{model.card.name}, {arguments.direction}, {arguments.count} pairs, K = {arguments.samples}")
-    print(
-        "steps order eta sigma_max | spread/error sky  bright | 68% coverage sky  bright | rms error bright | s/window"
-    )
+    print("                          |     spread/error |     68% coverage |  bright |  flux |        s")
+    print("steps order eta sigma_max |     sky   bright |     sky   bright |     rms | ratio | a window")
     for steps, order, eta, sigma_max in SETTINGS:
         start = time.perf_counter()
         mean, std = posterior(model, x1, arguments.direction, arguments.samples, steps, order, eta, sigma_max)
@@ -68,9 +70,10 @@ def main() -> None:
         ratios = [ratio(mean, std, truth, where, arguments.samples) for where in (sky, bright)]
         shares = [coverage_within(mean, std, truth, where, (1.0,))[0] for where in (sky, bright)]
         error = float(((truth - mean)[bright] ** 2).mean().sqrt())
+        flux_ratio = aperture_ratio(mean, truth)
         print(
-            f"{steps:5d} {order:5d} {eta:3.0f} {sigma_max:9.1f} | {ratios[0]:16.2f} {ratios[1]:7.2f} | "
-            f"{shares[0]:16.2f} {shares[1]:7.2f} | {error:16.2f} | {seconds:.4f}",
+            f"{steps:5d} {order:5d} {eta:3.1f} {sigma_max:9.1f} | {ratios[0]:7.2f} {ratios[1]:8.2f} | "
+            f"{shares[0]:7.2f} {shares[1]:8.2f} | {error:7.2f} | {flux_ratio:5.3f} | {seconds:8.4f}",
             flush=True,
         )
 
@@ -81,7 +84,7 @@ def posterior(
     """Mean and standard deviation over the samples, nJy, each [N, C, H, W]."""
     generator = torch.Generator().manual_seed(0)
     conditions = x1.repeat_interleave(samples, 0)
-    table = rho_steps(model.card.bridge, steps, sigma_max)
+    table = end_then_rho_steps(model.card.bridge, steps, sigma_max)
     z = torch.randn(conditions.shape, generator=generator)
     start = boot(model.card.bridge, conditions, table[0], z)
     draws = []
@@ -102,6 +105,14 @@ def posterior(
     bands = model.card.bands[direction.split("->")[1]]
     flux = stretch_of(model).inverse(from_channels(torch.cat(draws), len(bands)), bands).unflatten(0, (-1, samples))
     return flux.mean(1), flux.std(1)
+
+
+def aperture_ratio(mean: Tensor, truth: Tensor) -> float:
+    """Median over pairs of translated over true flux in the central 2 arcsec (radius 10 pixels), first band."""
+    size = mean.shape[-1]
+    offset = torch.arange(size) - (size - 1) / 2
+    inside = (offset[:, None] ** 2 + offset[None, :] ** 2 < 100).float()
+    return float(((mean[:, 0] * inside).sum((1, 2)) / (truth[:, 0] * inside).sum((1, 2))).median())
 
 
 def ratio(mean: Tensor, std: Tensor, truth: Tensor, where: Tensor, samples: int) -> float:

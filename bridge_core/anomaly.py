@@ -18,7 +18,7 @@ from bridge_core.errors import BridgeError
 from bridge_core.metrics import unit_range
 from bridge_core.patches import cut
 from bridge_core.sampler import draw, sample, uniform_steps
-from bridge_core.translate import from_channels, observed_units, stretch_of
+from bridge_core.translate import START, from_channels, observed_units, stretch_of
 from kernels.sky_noise import SkyNoise
 
 MIDPOINT_STREAM = 2
@@ -164,7 +164,7 @@ def score_sources(
             )
 
         times = torch.full((len(part),), steps[0], device=x0.device)
-        z = draw(noise(MIDPOINT_STREAM), 0, x0[index])
+        z = draw(noise(MIDPOINT_STREAM), START, x0[index])
         start = model.card.bridge.q_sample(x0[index], x1[index], times, z)
         drawn.append(
             sample(

@@ -11,12 +11,13 @@ from torch import Tensor
 from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.errors import BridgeError
 from bridge_core.patches import PatchGrid, blend, cut, fill_masked, local_coverage
-from bridge_core.sampler import boot, draw, rho_steps, sample
+from bridge_core.sampler import boot, draw, end_then_rho_steps, sample
 from bridge_core.stretch import Stretch
 from kernels.sky_noise import SkyNoise
 
 # one stream of the noise generator for each use, so that no two draws of a run coincide
 TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}
+START = 2**16 - 1  # noise step of the start, which no update uses
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Sampling:
     steps
         Network evaluations a draw.
     sigma_max
-        Noise level at which the draw starts.
-    order
-        Of the sampler, 1 or 2; deterministic from its start.
+        Noise level of the second step; the first is at the table's end.
+    order, eta
+        Of the sampler: 1 or 2, and 0 (deterministic from its start) .. 1 (new noise at every step).
     seed
         Key of the noise generator.
     batch
@@ -45,6 +46,7 @@ class Sampling:
     steps: int = 8
     sigma_max: float = 5.0
     order: int = 2
+    eta: float = 1.0
     seed: int = 0
     batch: int = 16
     precision: Precision = "bfloat16"
@@ -151,7 +153,7 @@ def window_moments(
     windows = torch.stack([cut(x1, corner, origin, how.patches.size) for corner in corners])
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
     draws = []
-    steps = rho_steps(model.card.bridge, how.steps, how.sigma_max)
+    steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
     for i in range(0, len(rows), how.batch):
         part = rows[i : i + how.batch]
         conditions = windows[[p for p, _ in part]]
@@ -162,8 +164,18 @@ def window_moments(
             y0=torch.tensor([corners[p][0] for p, _ in part], dtype=torch.int32, device=x1.device),
             x0=torch.tensor([corners[p][1] for p, _ in part], dtype=torch.int32, device=x1.device),
         )
-        start = boot(model.card.bridge, conditions, steps[0], draw(noise, 0, conditions))
-        u = sample(model, conditions, direction, steps, start=start, order=how.order, precision=how.precision)
+        start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
+        u = sample(
+            model,
+            conditions,
+            direction,
+            steps,
+            start=start,
+            noise=noise,
+            eta=how.eta,
+            order=how.order,
+            precision=how.precision,
+        )
         draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
     samples = torch.cat(draws).unflatten(0, (len(corners), how.samples)).double()
     return samples.mean(1).float(), samples.var(1).float()
