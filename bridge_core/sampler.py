@@ -123,8 +123,8 @@ def extrapolation(h: float, h_prev: float, eta: float) -> float:
     """Weight of (x0 - x0_prev) in the second-order step, from x0 extrapolated linearly in lambda = -ln sigma.
 
     Over a step h of lambda the deviation of zeta from x0 shrinks by e^-H = e^-h sqrt(1 - eta^2 (1 - e^-2h)): H = h for
-    the ODE (eta = 0), 2 h for the SDE (eta = 1). The linear part then weighs (e^-H + H - 1) / ((H / h) (1 - e^-H)) / h_prev
-    relative to x0: DPM-Solver++(2M) and its SDE form.
+    the ODE (eta = 0), 2 h for the SDE (eta = 1). Relative to x0 the linear part then weighs
+    (e^-H + H - 1) / ((H / h) (1 - e^-H)) / h_prev: DPM-Solver++(2M) and its SDE form.
     """
     decay = h - 0.5 * math.log1p(-(eta**2) * (1 - math.exp(-2 * h)))
     return (math.exp(-decay) + decay - 1) / (decay / h * (1 - math.exp(-decay))) / h_prev
