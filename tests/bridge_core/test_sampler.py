@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bridge_core.bridge import Bridge
 from bridge_core.errors import BridgeError
-from bridge_core.sampler import boot, draw, rho_steps, sample, step_coefficients, uniform_steps
+from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample, step_coefficients, uniform_steps
 from kernels.sky_noise import SkyNoise
 from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
 
@@ -339,6 +339,18 @@ def test_sigma_beyond_the_table_starts_at_its_end():
     assert rho_steps(Bridge.brownian(), 8, sigma_max=1e6)[0] == 999
 
 
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_translation_starts_at_the_end_where_the_boot_is_the_forward_process(kind):
+    bridge = BRIDGES[kind]()
+    steps = end_then_rho_steps(bridge, 8)
+    assert steps[0] == 999
+    assert len(steps) == 8
+    assert steps[1:] == rho_steps(bridge, 7)
+    assert end_then_rho_steps(bridge, 1) == [999]
+    # what stands for x0 there weighs less than a tenth of the noise
+    assert float(bridge.a[999]) < 0.1 * float(bridge.s[999])
+
+
 def test_uniform_steps_go_evenly_to_zero():
     assert uniform_steps(200, 5) == [200, 150, 100, 50, 0]
     assert uniform_steps(3, 40) == [3, 2, 1, 0]
@@ -359,3 +371,29 @@ def test_second_order_correction_is_that_of_dpm_solver_2m():
         assert rows[i].h == pytest.approx(exact / before, rel=1e-6)
     assert rows[3] == (*rows[3][:3], 0.0, 0.0, 1.0, 0.0, 0.0)
     assert all(row.d == 0 for row in rows)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_second_order_correction_with_noise_is_that_of_the_sde(eta):
+    model = make()
+    bridge, steps = model.card.bridge, [900, 500, 200, 20]
+    lam = [-float(torch.log(bridge.sigma[t])) for t in steps]
+    rows = list(step_coefficients(model, steps, eta, 2))
+    for i in (1, 2):
+        h, before = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
+        # d zeta / d lambda = -rate (zeta - x0), rate so that zeta keeps over h what the transition keeps of it
+        k = bridge.transition(steps[i], steps[i + 1], eta).k
+        rate = -math.log(k * float(bridge.a[steps[i]] / bridge.a[steps[i + 1]])) / h
+        grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * h
+        weight = (-rate * (h - grid)).exp()
+        assert rows[i].h == pytest.approx(float((weight * grid).sum() / weight.sum()) / before, rel=1e-6)
+
+
+def test_second_order_beats_first_with_noise_as_well():
+    model = make()
+    steps = rho_steps(model.card.bridge, 20)
+    start, error = at(model, steps[0]), {}
+    for order in (1, 2):
+        x = sample(model, observed(), "lsst->euclid", steps, start=start, noise=fresh, eta=1.0, order=order)
+        error[order] = abs(moments(model, x)[1] - 1)
+    assert error[2] < 0.5 * error[1]
