@@ -113,7 +113,8 @@ def step_coefficients(model: Model, steps: Sequence[int], eta: float, order: int
             return
         s = steps[i + 1]
         correction = 0.0
-        if order == 2 and i > 0:
+        # the last update is of first order, as DPM-Solver++ does it: extrapolating over it adds variance
+        if order == 2 and 0 < i < len(steps) - 2:
             correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
         k, p_x0, q_x1, w = bridge.transition(t, s, eta)
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w)

@@ -89,7 +89,8 @@ def test_deterministic_sampler_is_dpm_solver_in_zeta(kind, order, count):
         if i + 1 == len(sigma):
             break
         h = math.log(now / sigma[i + 1])
-        slope = 0.0 if order == 1 or before is None else (x0 - before) / math.log(sigma[i - 1] / now)
+        last = i + 2 == len(sigma)  # the solver drops to first order there
+        slope = 0.0 if order == 1 or before is None or last else (x0 - before) / math.log(sigma[i - 1] / now)
         zeta = sigma[i + 1] / now * zeta + (1 - math.exp(-h)) * x0 + (h - 1 + math.exp(-h)) * slope
         before = x0
     torch.testing.assert_close(x.double(), x0, rtol=0, atol=3e-5)
@@ -128,10 +129,10 @@ def test_more_steps_converge_at_the_order_asked_for():
         return sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
 
     truth = end(400, 2)
-    first = [float((end(n, 1) - truth).abs().mean()) for n in (8, 16)]
-    second = [float((end(n, 2) - truth).abs().mean()) for n in (8, 16)]
-    assert first[0] / first[1] == pytest.approx(2, abs=0.5)
-    assert second[0] / second[1] > 3
+    first = [float((end(n, 1) - truth).abs().mean()) for n in (4, 16)]
+    second = [float((end(n, 2) - truth).abs().mean()) for n in (4, 16)]
+    assert first[0] / first[1] == pytest.approx(4, abs=1)
+    assert second[0] / second[1] > 12  # 16 but for steps that snap to the table
 
 
 @pytest.mark.parametrize("objective", ["eps", "grad", "maxnll", "edm"])
@@ -359,7 +360,7 @@ def test_uniform_steps_go_evenly_to_zero():
 
 def test_second_order_correction_is_that_of_dpm_solver_2m():
     model = make()
-    steps = [900, 500, 200, 20]
+    steps = [900, 500, 200, 20, 0]
     lam = [-float(torch.log(model.card.bridge.sigma[t])) for t in steps]
     rows = list(step_coefficients(model, steps, 0.0, 2))
     assert rows[0].h == 0  # no step before it
@@ -369,14 +370,15 @@ def test_second_order_correction_is_that_of_dpm_solver_2m():
         grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * h
         exact = float((grid.exp() * grid).sum() / grid.exp().sum())
         assert rows[i].h == pytest.approx(exact / before, rel=1e-6)
-    assert rows[3] == (*rows[3][:3], 0.0, 0.0, 1.0, 0.0, 0.0)
+    assert rows[3].h == 0  # the last update is of first order
+    assert rows[4] == (*rows[4][:3], 0.0, 0.0, 1.0, 0.0, 0.0)
     assert all(row.d == 0 for row in rows)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
 def test_second_order_correction_with_noise_is_that_of_the_sde(eta):
     model = make()
-    bridge, steps = model.card.bridge, [900, 500, 200, 20]
+    bridge, steps = model.card.bridge, [900, 500, 200, 20, 0]
     lam = [-float(torch.log(bridge.sigma[t])) for t in steps]
     rows = list(step_coefficients(model, steps, eta, 2))
     for i in (1, 2):
