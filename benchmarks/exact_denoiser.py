@@ -1,0 +1,77 @@
+"""What the sampler itself does to mean and variance, with a denoiser that is known exactly.
+
+    python benchmarks/exact_denoiser.py
+
+x0 | x1 is Gaussian with mean 0.5 x1 and standard deviation tau (network units) in every pixel, on the bridge of the
+shipped checkpoint. Printed: the samples' variance over the true one, and the bias of their mean (x1 = 1) over tau,
+for a start at sigma_max with x1 in the place of x0, and for a start at the table's end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import Card, Model
+from bridge_core.network import NetworkConfig, UNet
+from bridge_core.objective import Objective
+from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
+
+GAIN = 0.5
+SHAPE = (64, 3, 32, 32)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactModel(Model):
+    """Predicts what a perfect network would, for the objective `grad` (x_t - x0)."""
+
+    tau: float = 0.1
+
+    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
+        """x_t minus the mean of x0 given x_t and x1."""
+        a, b, s = (float(v[t]) for v in (self.card.bridge.a, self.card.bridge.b, self.card.bridge.s))
+        gain = a * self.tau**2 / (a**2 * self.tau**2 + s**2)
+        return x_t - (GAIN * x1 + gain * (x_t - b * x1 - a * GAIN * x1))
+
+
+def main() -> None:
+    """Print a line for each width of the posterior and number of steps."""
+    network = NetworkConfig(base=8)
+    card = Card("exact", "mosaic", Bridge.brownian(m_min=1e-4), network, Objective("grad"), None, {}, {})
+    settings = [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    print(
+        "variance / true, (order, eta):   " + "  ".join(f"({o}, {eta:.0f})" for o, eta in settings) + "  bias/tau from"
+    )
+    print("  tau steps                                                       sigma_max    end")
+    for tau in (0.05, 0.1, 0.3):
+        model = ExactModel(card, UNet(network), "", tau)
+        for count in (8, 12, 20):
+            draws = [draw(model, end_then_rho_steps(card.bridge, count), order, eta) for order, eta in settings]
+            shares = "  ".join(f"{float(x.var()) / tau**2:6.2f}" for x in draws)
+            early = draw(model, rho_steps(card.bridge, count), 2, 0.0)
+            biases = [float(x.mean() - GAIN) / tau for x in (early, draws[2])]
+            print(f"{tau:5.2f} {count:5d} {'':21s} {shares}      {biases[0]:9.3f} {biases[1]:6.3f}")
+
+
+def draw(model: ExactModel, steps: list[int], order: int, eta: float) -> Tensor:
+    """Samples at x1 = 1, [N, C, H, W]."""
+    generator = torch.Generator().manual_seed(0)
+    x1 = torch.ones(SHAPE)
+    start = boot(model.card.bridge, x1, steps[0], torch.randn(SHAPE, generator=generator))
+    return sample(
+        model,
+        x1,
+        "lsst->euclid",
+        steps,
+        start=start,
+        noise=lambda _: torch.randn(SHAPE, generator=generator),
+        eta=eta,
+        order=order,
+    )
+
+
+if __name__ == "__main__":
+    main()
