@@ -33,7 +33,7 @@ def stamps(shared_data, tmp_path_factory):
     folder = shared_data / "field"
     lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
     field = ingest.read_field(str(folder / "field_euclid_vis.fits"), lsst)
-    known = field.lsst.valid.all(axis=0) & field.euclid.valid.all(axis=0)
+    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.lsst, field.euclid)])
     galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.euclid.wcs)
     store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"), grid_id=field.grid_id)
     rows = []
