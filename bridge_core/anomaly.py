@@ -21,6 +21,8 @@ from bridge_core.sampler import draw, sample, uniform_steps
 from bridge_core.translate import START, from_channels, observed_units, stretch_of
 from kernels.sky_noise import SkyNoise
 
+MIN_VALID = 0.2
+"""A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""
 MIDPOINT_STREAM = 2
 ANCESTRAL_STREAM = 3
 
@@ -183,6 +185,9 @@ def score_sources(
     bounds = score_bounds(model)
     score = anomaly_score(samples, x0, bounds, valid).norm.double()
     spread = jackknife_std(samples, x0, bounds, valid)
+    # with little left to compare the flux sum vanishes, and any score may come out
+    unknown = valid.float().mean((1, 2, 3)) < MIN_VALID
+    score, spread = score.masked_fill(unknown, torch.nan), spread.masked_fill(unknown, torch.nan)
     flux = stretch.inverse(from_channels(samples, 1), bands)
     truth = stretch.inverse(from_channels(x0, 1), bands)
     signed = truth - flux

@@ -74,11 +74,16 @@ CANDIDATES: pa.Schema = pa.schema(
         _DEC,
         _HEALPIX,
         _TILE,
-        _field("score", _F64, "Anomaly score: larger = harder to reconcile between the surveys", "", "stat.value"),
+        _field(
+            "score", _F64, "Anomaly score: larger = harder to reconcile; NaN where too much is masked", "", "stat.value"
+        ),
         _field("score_std", _F64, "Standard deviation of the score over reconstructions", "", "stat.stdev"),
         _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
         *(_field(f"flux_{b}", _F32, f"Flux in {b}", "nJy", "phot.flux.density;em.opt") for b in BANDS),
-        *(_field(f"snr_{b}", _F32, f"Signal to noise in {b}", "", "stat.snr;em.opt") for b in BANDS),
+        *(
+            _field(f"snr_{b}", _F32, f"Signal to noise in {b} (noise taken as white)", "", "stat.snr;em.opt")
+            for b in BANDS
+        ),
         _field("flags", _I32, "Bits of the detection's and the masks' flags", "", "meta.code"),
         _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
         _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),

@@ -240,3 +240,12 @@ def test_bounds_are_the_clamp_without_a_stretch_and_sky_to_bright_with_one():
     assert high == pytest.approx(1.9, abs=0.01)  # 0.25 asinh(1000)
     bare = replace(make_card(clamp=(-1.0, 1.0)), stretch=None)
     assert score_bounds(replace(model, card=bare)) == (-1.0, 1.0)
+
+
+def test_source_with_too_little_left_has_no_score():
+    model, (lsst, euclid) = simple_model(), surveys([True, True, True])
+    mostly_masked = (lsst[0], torch.zeros_like(lsst[1]))
+    mostly_masked[1][:, :20, :] = True
+    scores = score_sources(model, mostly_masked, euclid, [(ORIGIN[0] + 32, ORIGIN[1] + 32)], ORIGIN, HOW)
+    assert scores.score.isnan().all()
+    assert scores.score_std.isnan().all()
