@@ -8,7 +8,7 @@ import pytest
 from astropy.wcs import WCS
 from matplotlib.image import imread
 
-from jobs import panel
+from jobs import panel, panel_views
 from storage.errors import StorageError
 from storage.images import SurveyImage
 from storage.runs import RunFolder
@@ -18,6 +18,10 @@ from storage.tiles import Tile, TileStore
 SIDE = 96
 """Side of a tile's core, pixels; the field is two tiles wide, and starts at global pixel (1000, 2000)."""
 BANDS = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
+
+
+CORNERS = ((1000, 2000), (1000, 2000 + SIDE))
+"""Global pixel (y, x) of the corners of tiles a and b."""
 
 
 def wcs_at(x0: int, y0: int) -> WCS:
@@ -30,7 +34,7 @@ def wcs_at(x0: int, y0: int) -> WCS:
     return wcs
 
 
-def sky_image(survey: str, flux: np.ndarray, mask: np.ndarray, x0: int) -> SurveyImage:
+def sky_image(survey: str, flux: np.ndarray, mask: np.ndarray, corner: tuple[int, int]) -> SurveyImage:
     n = len(BANDS[survey])
     return SurveyImage(
         survey=survey,
@@ -38,7 +42,7 @@ def sky_image(survey: str, flux: np.ndarray, mask: np.ndarray, x0: int) -> Surve
         flux=flux.astype(np.float32),
         variance=np.ones_like(flux, np.float32),
         mask=mask,
-        wcs_header=wcs_at(x0, 1000).to_header_string(),
+        wcs_header=wcs_at(corner[1], corner[0]).to_header_string(),
         pixel_scale=0.1,
         psf_fwhm=(0.5,) * n,
         zero_point=31.4,
@@ -46,30 +50,29 @@ def sky_image(survey: str, flux: np.ndarray, mask: np.ndarray, x0: int) -> Surve
     )
 
 
-def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), bands=("VIS",)):
+def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), bands=("VIS",), corners=CORNERS):
     """Two tiles side by side; `hole` columns of the left tile's mosaic unknown, `bad_columns` of its Euclid masked."""
     rng = np.random.default_rng(0)
     store = TileStore.create(folder / "store", grid_id="test")
     keys = ("checkpoint_sha256", "direction", "samples", "steps", "seed", "grid")
     run = RunFolder.open_or_create(folder / "run", {key: "x" for key in keys} | {"store": "x"})
     rows = []
-    for number, tile_id in enumerate(("a", "b")):
-        x0 = 2000 + number * SIDE
+    for number, (tile_id, corner) in enumerate(zip(("a", "b"), corners, strict=True)):
         images = {}
         for survey, names in BANDS.items():
             flux = rng.normal(number * 100, 2, (len(names), SIDE, SIDE))
             mask = np.zeros(flux.shape, np.uint8)
             if survey == "euclid" and number == 0:
                 mask[..., :bad_columns] = 1
-            images[survey] = sky_image(survey, flux, mask, x0)
-        tile = Tile(tile_id, images["lsst"], images["euclid"], (0, SIDE, 0, SIDE), (1000, x0), "test")
+            images[survey] = sky_image(survey, flux, mask, corner)
+        tile = Tile(tile_id, images["lsst"], images["euclid"], (0, SIDE, 0, SIDE), corner, "test")
         rows.append(store.write_tile(tile))
         mean = rng.normal(0, 2, (len(bands), SIDE, SIDE)).astype(np.float32)
         std = np.ones_like(mean)
         if number == 0:
             mean[..., :hole] = std[..., :hole] = np.nan
-        header = wcs_at(x0, 1000).to_header_string()
-        run.write_mosaic(tile_id, header, bands, mean, std, np.isfinite(mean[0]).astype("f4"), (1000, x0), "test")
+        header = wcs_at(corner[1], corner[0]).to_header_string()
+        run.write_mosaic(tile_id, header, bands, mean, std, np.isfinite(mean[0]).astype("f4"), corner, "test")
         here = [candidate for candidate in candidates if candidate["tile_id"] == tile_id]
         table = CANDIDATES.empty_table()
         if here:
@@ -118,7 +121,9 @@ def test_unknown_pixels_of_the_mosaic_are_grey(tmp_path):
         panel.draw_panel(run, store, tmp_path / f"{name}.png")
     image = imread(tmp_path / "whole.png")
     view = 5.0 * 110 * (5.0 * 110 * SIDE / (2 * SIDE))  # pixels of one view in the upper row: half as tall as wide
-    added = (share(tmp_path / "holed.png", panel.GREY) - share(tmp_path / "whole.png", panel.GREY)) * image[..., 0].size
+    added = (share(tmp_path / "holed.png", panel_views.GREY) - share(tmp_path / "whole.png", panel_views.GREY)) * image[
+        ..., 0
+    ].size
     # Half of mean and of std above; the 9.6 arcsec square below is centred, so half of it is in the left tile too.
     assert added == pytest.approx(0.5 * 2 * view + 0.5 * 2 * (5.0 * 110) ** 2, rel=0.05)
 
@@ -127,7 +132,7 @@ def test_masked_pixels_of_a_survey_are_grey(tmp_path):
     for name, bad in (("good", 0), ("bad", 30)):
         run, store = make_run(tmp_path / name, bad_columns=bad)
         panel.draw_panel(run, store, tmp_path / f"{name}.png")
-    assert share(tmp_path / "bad.png", panel.GREY) > share(tmp_path / "good.png", panel.GREY) + 0.005
+    assert share(tmp_path / "bad.png", panel_views.GREY) > share(tmp_path / "good.png", panel_views.GREY) + 0.005
 
 
 def test_candidates_and_true_lenses_are_marked_where_there_are_any(tmp_path):
@@ -137,11 +142,11 @@ def test_candidates_and_true_lenses_are_marked_where_there_are_any(tmp_path):
     bare = make_run(tmp_path / "bare")
     panel.draw_panel(marked[0], marked[1], tmp_path / "marked.png", truth)
     panel.draw_panel(bare[0], bare[1], tmp_path / "bare.png")
-    for colour in (panel.CANDIDATE, panel.TRUE_LENS):
+    for colour in (panel_views.CANDIDATE, panel_views.TRUE_LENS):
         # The key of candidates is always there; marks are much more.
         assert share(tmp_path / "marked.png", hex_colour(colour)) > 3 * share(tmp_path / "bare.png", hex_colour(colour))
         assert share(tmp_path / "marked.png", hex_colour(colour)) > 1e-4
-    assert share(tmp_path / "bare.png", hex_colour(panel.TRUE_LENS)) == 0
+    assert share(tmp_path / "bare.png", hex_colour(panel_views.TRUE_LENS)) == 0
 
 
 def test_surveys_and_marks_lie_on_the_pixels_of_the_mosaic(tmp_path):
@@ -157,6 +162,18 @@ def test_surveys_and_marks_lie_on_the_pixels_of_the_mosaic(tmp_path):
     tile = TileStore.open(store).read_tile("b")
     assert tile.lsst is not None
     np.testing.assert_array_equal(field.lsst[0, :, SIDE:], tile.lsst.flux[2])  # i is red
+
+
+def test_the_field_starts_at_its_first_pixel_whichever_tile_has_it(tmp_path):
+    corners = ((1000 + SIDE, 2000 + SIDE), (1000, 2000))  # a is above and right of b
+    here = candidate(1, 2050, 1040, tile_id="b")
+    run, store = make_run(tmp_path, corners=corners, candidates=[here])
+    field = panel._read_field(run, store, None, top=10)
+    assert field.euclid.shape == (2 * SIDE, 2 * SIDE) == field.mean.shape[1:]
+    assert field.euclid[SIDE:, SIDE:].mean() == pytest.approx(0, abs=1)
+    assert field.euclid[:SIDE, :SIDE].mean() == pytest.approx(100, abs=1)
+    np.testing.assert_array_equal(np.isfinite(field.euclid), np.isfinite(field.mean[0]))
+    np.testing.assert_allclose(field.candidates, [[50, 40]])
 
 
 def test_the_enlarged_part_holds_the_best_candidate_that_is_a_lens(tmp_path):
@@ -188,14 +205,14 @@ def test_candidate_sheet_grows_with_their_number(tmp_path, count):
 def test_candidates_without_thumbnails_are_grey(tmp_path):
     run, _ = make_run(tmp_path, candidates=[candidate(1, 2050, 1050, **stamps(float("nan")))])
     panel.draw_candidates(run, tmp_path / "sheet.png")
-    assert share(tmp_path / "sheet.png", panel.GREY) > 0.5
+    assert share(tmp_path / "sheet.png", panel_views.GREY) > 0.5
 
 
 def test_colour_depends_on_flux_ratios_and_unknown_is_grey():
     spectrum = np.array([3.0, 2.0, 1.0])
     flux = spectrum[:, None, None] * np.array([[0.5, 5.0], [50.0, np.nan]])
     rgb = panel.lupton_rgb(flux, np.full(3, 0.1))
-    np.testing.assert_allclose(rgb[1, 1], panel.GREY)
+    np.testing.assert_allclose(rgb[1, 1], panel_views.GREY)
     sky = panel.lupton_rgb(np.zeros((3, 1, 1)), np.full(3, 0.1))[0, 0]
     np.testing.assert_allclose(sky, sky[0])  # nothing is grey, and dark
     assert sky[0] < 0.1
@@ -209,4 +226,19 @@ def test_what_is_not_a_run_is_refused(tmp_path):
         panel.draw_panel(store, store, tmp_path / "panel.png")
     with pytest.raises(StorageError, match="not a run folder"):
         panel.draw_candidates(store, tmp_path / "sheet.png")
+    assert not (tmp_path / "panel.png").exists()
+
+
+def test_a_field_that_is_too_large_is_refused_before_pixels_are_read(tmp_path, monkeypatch):
+    run, store = make_run(tmp_path, corners=((1000, 2000), (21000, 22000)))
+
+    def read(*_, **__):
+        raise AssertionError("pixels were read")
+
+    monkeypatch.setattr(TileStore, "read_tile", read)
+    monkeypatch.setattr(RunFolder, "read_tile_mosaic", read)
+    with pytest.raises(
+        StorageError, match=r"^stitching 20096 x 20096 px needs 4621\.\d+ MiB, allowed are 4096\.000 MiB"
+    ):
+        panel.draw_panel(run, store, tmp_path / "panel.png")
     assert not (tmp_path / "panel.png").exists()
