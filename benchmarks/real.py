@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.field_measures import Field, read_field
 from jobs import ingest, translate
-from jobs.panel import GREY, lupton_rgb
+from jobs.panel import lupton_rgb
+from jobs.panel_views import GREY
 from storage.images import SurveyImage
 from storage.photometry import sky_statistics
 from storage.tiles import TileStore
