@@ -43,9 +43,9 @@ class Sampling:
     """
 
     samples: int = 8
-    steps: int = 8
+    steps: int = 12
     sigma_max: float = 5.0
-    order: int = 2
+    order: int = 1
     eta: float = 1.0
     seed: int = 0
     batch: int = 16
