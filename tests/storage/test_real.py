@@ -67,7 +67,7 @@ def test_vis_variance_is_that_of_the_rms_map_and_its_bad_pixels_are_masked(cutou
     rms, _ = extension(path, "VIS_RMS")
     np.testing.assert_array_equal(tile.euclid.mask[0] != 0, rms > 1e15)
     sky = sky_statistics(tile.euclid.flux[0], tile.euclid.valid[0])
-    # measured: the RMS map is about 1.5 times the sigma of these (slightly correlated) pixels; the file does not say why
+    # measured: the RMS map is about 1.5 times the sigma of these pixels; the file does not say why
     assert 1.3 < np.sqrt(np.median(tile.euclid.variance[0])) / sky.sigma < 1.8
     assert 0.1 < tile.euclid.noise_correlation[0] < 0.4
     assert 0.15 < tile.euclid.psf_fwhm[0] < 0.25
