@@ -172,7 +172,9 @@ def test_vis_goes_in_three_times_and_comes_out_as_their_mean():
 
 def test_mean_and_std_are_those_of_the_posterior_in_njy():
     gain, tau = 0.6, 0.2  # the start puts x1 in the place of x0, which must leave no trace
-    how = Sampling(samples=400, steps=25, seed=1, batch=200, precision="float32", patches=PatchGrid(16, 16, 0))
+    how = Sampling(
+        samples=400, steps=25, order=2, eta=1.0, seed=1, batch=200, precision="float32", patches=PatchGrid(16, 16, 0)
+    )
     flux, valid = torch.full((3, 16, 16), 3.0), torch.ones(3, 16, 16, dtype=torch.bool)
     model = analytic_model(gaussian_denoiser(gain, 0.0, tau))
     out = translate(model, flux, valid, core=(0, 16, 0, 16), how=how)
