@@ -232,11 +232,13 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     name = str(detail["loc"][0])
-    if detail["type"] == "missing":
-        return f"{_flag(name)} is required"
     value = detail["input"]
+    if detail["type"] == "missing" and len(detail["loc"]) == 1:
+        return f"{_flag(name)} is required"
     given = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if detail["type"] == "missing":
+        message = f"more values are required than these {len(value)}"
     hint = ""
     choices = [str(choice) for choice in _leaves(model.model_fields[name].annotation, literals=True)]
     if detail["type"] == "literal_error" and any(

@@ -27,7 +27,9 @@ class Config(JobConfig):
 
     euclid: str = Field(description="Euclid VIS image: FITS file or URL, FILE[EXT] to name an extension")
     lsst: tuple[str, ...] = Field(description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT]")
-    store: str = Field(description="tile store to write, local path or s3:// URL")
+    store: str = Field(
+        description="tile store to write, local path or s3:// URL; an earlier one of the same grid is replaced"
+    )
     lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
     tile_size: int = Field(512, description="side of a tile's core, Euclid pixels")
     halo: int = Field(64, description="pixels around the core that a tile also holds")

@@ -40,7 +40,9 @@ class Config(JobConfig):
 
     run: str = Field(description="run folder, a path or s3:// URL")
     cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: within so many arcsec, ICRS deg")
-    top: int | None = Field(None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table, else all)")
+    top: int | None = Field(
+        None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table without --cone, else all)"
+    )
     sql: str | None = Field(None, description="one SELECT over the views candidates and ledger")
     format: Literal["table", "csv", "json"] = Field("table", description="what is printed")
 

@@ -45,8 +45,8 @@ class Config(JobConfig):
     """What to simulate."""
 
     out: Path = Field(description="folder for euclid_vis.fits, lsst_{g,r,i}.fits and truth.parquet")
-    size: int = Field(1024, description="side of the Euclid image in pixels of 0.1 arcsec")
-    lenses: int = Field(4, description="number of strong lenses with visible arcs")
+    size: int = Field(1024, description="side of the Euclid image in pixels of 0.1 arcsec, 300 to 8192")
+    lenses: int = Field(4, description="number of strong lenses with visible arcs; they stand 12 arcsec apart")
     seed: int = Field(1, description="seed of everything that is drawn")
     rotation: float = Field(-4.5, description="rotation of the LSST grid on the sky, degrees")
     overwrite: bool = Field(False, description="write into a folder that already holds these files")

@@ -69,7 +69,7 @@ def run(config: Config) -> int:
         "seed": config.seed,
         "grid": model.card.grid,
         "code_schema_version": SCHEMA_VERSION,
-        "store": store.url,
+        "store": f"{store.url}#{content_of(manifest)}",
     }
     folder = RunFolder.open_or_create(
         config.run, fingerprint | {"code_version": __version__, "model": model.card.name, "config": config.model_dump()}
@@ -119,6 +119,12 @@ def execute(todo: list[str], settings: Settings, config: Config) -> Iterator[dic
     finally:
         if started:
             stop_ray()
+
+
+def content_of(manifest: pa.Table) -> str:
+    """Short hash of what the tiles hold: a store that was ingested anew is another store."""
+    pairs = zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True)
+    return hashlib.sha256(repr(list(pairs)).encode()).hexdigest()[:12]
 
 
 def read_model(path: str | None) -> Model:

@@ -63,6 +63,7 @@ MANIFEST: pa.Schema = pa.schema(
         _field("core_width", _I32, "Columns that the tile owns", "pix", "meta.number"),
         _field("surveys", pa.list_(_TEXT), "Surveys present", "", "meta.id;instr"),
         _field("bytes", _I64, "Size of all arrays in memory, uncompressed", "byte", "phys.size;meta.file"),
+        _field("content", _TEXT, "SHA-256 of all pixels: other content, another value", "", "meta.checksum"),
         _GRID,
     ]
 )
@@ -84,7 +85,7 @@ CANDIDATES: pa.Schema = pa.schema(
             _field(f"snr_{b}", _F32, f"Signal to noise in {b} (noise taken as white)", "", "stat.snr;em.opt")
             for b in BANDS
         ),
-        _field("flags", _I32, "Bits of the detection's and the masks' flags", "", "meta.code"),
+        _field("flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"),
         _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
         _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
         _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),

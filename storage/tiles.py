@@ -11,14 +11,17 @@ Layout below the store's URL::
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import zarr
+from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
@@ -271,8 +274,18 @@ def manifest_row(tile: Tile) -> dict[str, Any]:
         "core_width": tile.core_shape[1],
         "surveys": list(tile.images),
         "bytes": sum(int(array.nbytes) for array in arrays),
+        "content": content_hash(arrays),
         "grid_id": tile.grid_id,
     }
+
+
+def content_hash(arrays: Sequence[NDArray[Any]]) -> str:
+    """SHA-256 over shapes and bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _zarr_store(folder: Folder, *, read_only: bool = False) -> Store:

@@ -347,3 +347,15 @@ def test_a_run_is_not_continued_with_other_settings_of_the_score(store, checkpoi
     error = capsys.readouterr().err
     assert was in error and value in error and flag.strip("-").replace("-", "_") in error
     assert tiny.files_of(reference) == before
+
+
+def test_a_store_ingested_anew_is_another_store(checkpoint, tmp_path, capsys):
+    store, run = tmp_path / "tiles", tmp_path / "run"
+    tiny.write_store(store, tile_size=tiny.SIDE)
+    assert translate(store, run, checkpoint) == 0
+    before = tiny.files_of(run)
+    brighter = lambda tile: replace(tile, lsst=replace(tile.lsst, flux=tile.lsst.flux * 2))  # noqa: E731
+    tiny.write_store(store, tile_size=tiny.SIDE, edit=brighter)
+    assert translate(store, run, checkpoint) == 2
+    assert "store" in capsys.readouterr().err
+    assert tiny.files_of(run) == before
