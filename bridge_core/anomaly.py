@@ -18,8 +18,7 @@ from bridge_core.errors import BridgeError
 from bridge_core.metrics import unit_range
 from bridge_core.patches import cut
 from bridge_core.sampler import draw, sample, uniform_steps
-from bridge_core.translate import START, from_channels, observed_units, stretch_of
-from kernels.sky_noise import SkyNoise
+from bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
 
 MIN_VALID = 0.2
 """A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""
@@ -155,18 +154,8 @@ def score_sources(
     for first in range(0, len(rows), how.batch):
         part = rows[first : first + how.batch]
         index = [i for i, _ in part]
-
-        def noise(stream: int, part: list[tuple[int, int]] = part) -> SkyNoise:
-            return SkyNoise(
-                seed=how.seed,
-                stream=stream,
-                sample=torch.tensor([j for _, j in part], dtype=torch.int32, device=x0.device),
-                y0=torch.tensor([corners[i][0] for i, _ in part], dtype=torch.int32, device=x0.device),
-                x0=torch.tensor([corners[i][1] for i, _ in part], dtype=torch.int32, device=x0.device),
-            )
-
         times = torch.full((len(part),), steps[0], device=x0.device)
-        z = draw(noise(MIDPOINT_STREAM), START, x0[index])
+        z = draw(window_noise(how.seed, MIDPOINT_STREAM, part, corners, x0.device), START, x0[index])
         start = model.card.bridge.q_sample(x0[index], x1[index], times, z)
         drawn.append(
             sample(
@@ -175,7 +164,7 @@ def score_sources(
                 "lsst->euclid",
                 steps,
                 start=start,
-                noise=noise(ANCESTRAL_STREAM),
+                noise=window_noise(how.seed, ANCESTRAL_STREAM, part, corners, x0.device),
                 eta=how.eta,
                 order=how.order,
                 precision=how.precision,

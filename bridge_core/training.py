@@ -120,6 +120,7 @@ class TrainState:
             network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
         self.ema = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.ema_power = power_of_width(recipe.ema_width)
         self.step = 0
         self.seconds = 0.0
 
@@ -133,7 +134,7 @@ class TrainState:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         self.optimizer.step()
         self.step += 1
-        beta = (1 - 1 / self.step) ** (power_of_width(self.recipe.ema_width) + 1)
+        beta = (1 - 1 / self.step) ** (self.ema_power + 1)
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.ema[name].lerp_(value, 1 - beta)

@@ -157,13 +157,7 @@ def window_moments(
     for i in range(0, len(rows), how.batch):
         part = rows[i : i + how.batch]
         conditions = windows[[p for p, _ in part]]
-        noise = SkyNoise(
-            seed=how.seed,
-            stream=TRANSLATION_STREAM[direction],
-            sample=torch.tensor([k for _, k in part], dtype=torch.int32, device=x1.device),
-            y0=torch.tensor([corners[p][0] for p, _ in part], dtype=torch.int32, device=x1.device),
-            x0=torch.tensor([corners[p][1] for p, _ in part], dtype=torch.int32, device=x1.device),
-        )
+        noise = window_noise(how.seed, TRANSLATION_STREAM[direction], part, corners, x1.device)
         start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
         u = sample(
             model,
@@ -179,6 +173,23 @@ def window_moments(
         draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
     samples = torch.cat(draws).unflatten(0, (len(corners), how.samples)).double()
     return samples.mean(1).float(), samples.var(1).float()
+
+
+def window_noise(
+    seed: int, stream: int, rows: Sequence[tuple[int, int]], corners: Sequence[tuple[int, int]], device: torch.device
+) -> SkyNoise:
+    """The sky's noise for a batch whose rows are (window, sample), windows by the global (y, x) of their corners."""
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    return SkyNoise(
+        seed=seed,
+        stream=stream,
+        sample=column([sample for _, sample in rows]),
+        y0=column([corners[window][0] for window, _ in rows]),
+        x0=column([corners[window][1] for window, _ in rows]),
+    )
 
 
 def stretch_of(model: Model) -> Stretch:
