@@ -1,0 +1,167 @@
+"""The three stages of an item, read, model and write, and the guards that turn their failures into outcomes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+MAX_KILLS = 3
+"""An item that was being done when its process died so often is not tried again."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no value."""
+
+    stage: str
+    """Where: "read", "model" or "write"."""
+    reason: str
+    """One line, "ErrorType: message"."""
+    traceback_hash: str
+    """First 12 hexadecimal digits of the SHA-256 of the traceback's frames: equal for equal causes."""
+    quarantined: bool = False
+    """It killed its process `MAX_KILLS` times."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """When and where a stage worked on an item."""
+
+    start: float
+    """Epoch seconds."""
+    end: float
+    worker: str
+    """host:pid."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of an item so far; the writer gets one for every item."""
+
+    item: str
+    value: Any
+    """What the last stage returned; None after a failure."""
+    failure: Failure | None
+    seconds: Mapping[str, float]
+    """Wall seconds of each stage so far."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
+Read = Callable[[str], Any]
+Model = Callable[[str, Any], Any]
+Write = Callable[[Outcome], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The work on every item. Picklable; each ``make_*`` is called once in a process, what it returns does the items.
+
+    A ``make_*`` that raises stops everything with its exception: the request is wrong, not an item.
+    """
+
+    make_read: Callable[[], Read]
+    """Gives ``read(item) -> value``."""
+    make_model: Callable[[], Model]
+    """Gives ``model(item, value) -> value``."""
+    make_write: Callable[[], Write]
+    """Gives ``write(outcome) -> receipt``; it commits outcomes with a failure too, and overwrites what a killed
+    process may have left."""
+
+
+def serially(items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None) -> Iterator[dict[str, Any]]:
+    """Do the items one after another in this process, and yield the receipts: `Stream` without Ray.
+
+    Parameters
+    ----------
+    items
+        Names, e.g. tile ids.
+    stages
+        What to do with each.
+    drain
+        Once it is set no further item is begun.
+    """
+    read, model, write = stages.make_read(), stages.make_model(), stages.make_write()
+    for item in items:
+        if drain is not None and drain.is_set():
+            return
+        yield write_outcome(write, model_outcome(model, read_outcome(read, item)))
+
+
+def read_outcome(read: Read, item: str) -> Outcome:
+    """Read an item; an exception becomes a failure."""
+    return _guarded("read", lambda: read(item), Outcome(item, None, None, {}))
+
+
+def model_outcome(model: Model, outcome: Outcome) -> Outcome:
+    """Run the model on what was read; an exception becomes a failure, and a failure stays what it is."""
+    if outcome.failure is not None:
+        return outcome
+    return _guarded("model", lambda: model(outcome.item, outcome.value), outcome)
+
+
+def write_outcome(write: Write, outcome: Outcome) -> dict[str, Any]:
+    """Write an outcome and return the receipt; what cannot be written is written as a failure.
+
+    Where even that raises, the receipt has status "lost": nothing was committed, so a rerun does the item again.
+    """
+    try:
+        return write(outcome)
+    except Exception as error:
+        failure = outcome.failure or failure_of("write", error)
+    try:
+        return write(replace(outcome, value=None, failure=failure))
+    except Exception as error:
+        return {"tile_id": outcome.item, "status": "lost", "reason": reason_of(error)}
+
+
+def failure_of(stage: str, error: Exception) -> Failure:
+    """Describe an exception that a guard caught."""
+    # the first frame is the guard's own
+    frames = [f"{frame.name}:{frame.line}" for frame in traceback.extract_tb(error.__traceback__)[1:]]
+    return Failure(stage, reason_of(error), _short_hash("\n".join(frames)))
+
+
+def quarantine(stage: str) -> Failure:
+    """Describe an item that was being done each time when `MAX_KILLS` processes died."""
+    return Failure(
+        stage,
+        f"ProcessDied: {MAX_KILLS} processes died while this was in {stage}; see the logs of the workers (memory?)",
+        _short_hash(f"killed:{stage}"),
+        quarantined=True,
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """Type and message of an exception on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _guarded(stage: str, work: Callable[[], Any], outcome: Outcome) -> Outcome:
+    start, clock = time.time(), time.monotonic()
+    value, failure = None, None
+    try:
+        value = work()
+    except Exception as error:
+        failure = failure_of(stage, error)
+    seconds = time.monotonic() - clock
+    return replace(
+        outcome,
+        value=value,
+        failure=failure,
+        seconds={**outcome.seconds, stage: seconds},
+        intervals={
+            **outcome.intervals,
+            stage: Interval(start, start + seconds, f"{socket.gethostname()}:{os.getpid()}"),
+        },
+    )
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
