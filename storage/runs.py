@@ -42,16 +42,25 @@ from storage.sky import healpix_29
 
 FORMAT = "surveybridge-run"
 FINGERPRINT_KEYS = (
+    "code_schema_version",
     "checkpoint_sha256",
     "direction",
     "samples",
     "steps",
+    "score_samples",
+    "score_steps",
+    "precision",
     "seed",
     "grid",
-    "code_schema_version",
     "store",
 )
-"""What decides the pixels: a run folder is resumed only with the same values."""
+"""What decides pixels and scores: a run folder is resumed only with the same values.
+
+`store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
+"""
+
+STATUSES = ("ok", "failed", "quarantined")
+"""What a ledger row says of its tile; quarantined is a failure that killed the process again and again."""
 
 _SECRET = re.compile(r"secret|token|passw|credential|access_?key|api_?key|storage_options", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
@@ -63,6 +72,11 @@ class RunFolder:
     def __init__(self, folder: Folder, run_json: Mapping[str, Any]) -> None:
         self.folder = folder
         self.run_json = dict(run_json)
+        self._written: set[str] = set()  # paths of tiles that are not committed yet: `commit` need not look for them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as folder and run.json: what this instance wrote is no news to another process."""
+        return (type(self), (self.folder, self.run_json))
 
     @property
     def url(self) -> str:
@@ -105,6 +119,12 @@ class RunFolder:
             folder.put_json(document, "run.json")
             return cls(folder, document)
         wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like as JSON has them
+        version = existing["fingerprint"].get("code_schema_version")
+        if version != SCHEMA_VERSION:
+            raise StorageError(
+                f"run folder {folder.url} has schema version {version} but this program writes {SCHEMA_VERSION}: it is "
+                "read but not gone on with; give another --run URL"
+            )
         for key in FINGERPRINT_KEYS:
             if existing["fingerprint"].get(key) != wanted[key]:
                 raise StorageError(
@@ -147,6 +167,7 @@ class RunFolder:
             grid_id=grid_id,
         )
         self.folder.put(mosaics.encode(mosaic), mosaic_path(tile_id))
+        self._written.add(mosaic_path(tile_id))
 
     def write_candidates(self, tile_id: str, table: pa.Table) -> None:
         """Write a tile's candidates; a tile without any writes an empty table.
@@ -172,6 +193,7 @@ class RunFolder:
                     f"{what}: {table[name].null_count} of {table.num_rows} rows lack {name}; give it for all"
                 )
         self.folder.put(parquet_bytes(table, votable=True), candidates_path(tile_id))
+        self._written.add(candidates_path(tile_id))
 
     def commit(self, ledger_row: Mapping[str, Any]) -> None:
         """Write a tile's ledger row: the tile is done. Last, atomic.
@@ -179,8 +201,8 @@ class RunFolder:
         Parameters
         ----------
         ledger_row : mapping
-            Columns of `LEDGER`: at least tile_id and status ("ok" or "failed"); host, finished_at and, for ok tiles,
-            the paths are filled in.
+            Columns of `LEDGER`: at least tile_id and status (one of `STATUSES`); attempt, host, finished_at and, for
+            ok tiles, the paths are filled in.
 
         Raises
         ------
@@ -194,17 +216,19 @@ class RunFolder:
             **ledger_row,
         }
         tile_id = check_name(str(row.get("tile_id", "")), "tile id")
-        if row.get("status") not in ("ok", "failed"):
-            raise StorageError(f"ledger row of tile {tile_id}: status {row.get('status')!r}; give 'ok' or 'failed'")
+        if row.get("status") not in STATUSES:
+            raise StorageError(f"ledger row of tile {tile_id}: status {row.get('status')!r}; give one of {STATUSES}")
+        paths = {"mosaic_path": mosaic_path(tile_id), "candidates_path": candidates_path(tile_id)}
         if row["status"] == "ok":
-            row |= {"mosaic_path": mosaic_path(tile_id), "candidates_path": candidates_path(tile_id)}
-            for path in (row["mosaic_path"], row["candidates_path"]):
-                if not self.folder.exists(path):
+            row |= paths
+            for path in paths.values():
+                if path not in self._written and not self.folder.exists(path):
                     raise StorageError(
                         f"tile {tile_id} cannot be ok: {path} is not in {self.url}; write it before commit"
                     )
         table = table_from_rows([row], LEDGER, f"ledger row of tile {tile_id}")
         self.folder.put(parquet_bytes(table), "ledger", f"{tile_id}.parquet")
+        self._written.difference_update(paths.values())
 
     def ledger(self) -> pa.Table:
         """The committed tiles, schema `LEDGER`, sorted by tile_id."""
@@ -265,18 +289,24 @@ def candidates_path(tile_id: str) -> str:
 
 
 def pending(manifest: pa.Table, ledger: pa.Table, *, retry_failed: bool = False) -> list[str]:
-    """Tiles still to do: manifest minus ledger, in the manifest's order.
+    """Tiles still to do: those of the manifest without a finished row of the same content, in the manifest's order.
 
     Parameters
     ----------
     manifest, ledger : pyarrow.Table
-        Schemas `MANIFEST` and `LEDGER`.
+        Schemas `MANIFEST` and `LEDGER`, or at least their columns tile_id, and status of the ledger. A tile of another
+        `content` than its row's was ingested anew and is to do; an unknown (null) content counts as the same.
     retry_failed : bool
-        Take failed tiles as not done; else a resume would repeat every crash.
+        Take failed and quarantined tiles as not done; else a resume would repeat every crash.
     """
     done = ledger.filter(pc.equal(ledger["status"], "ok")) if retry_failed else ledger
-    finished = set(done["tile_id"].to_pylist())
-    return [str(tile) for tile in manifest["tile_id"].to_pylist() if tile not in finished]
+    tiles = manifest["tile_id"].combine_chunks()
+    row = pc.index_in(tiles, value_set=done["tile_id"].combine_chunks())
+    finished = pc.is_valid(row)
+    if "content" in manifest.column_names and "content" in done.column_names:
+        same = pc.equal(manifest["content"].combine_chunks(), done["content"].combine_chunks().take(row))
+        finished = pc.and_(finished, pc.fill_null(same, True))
+    return [str(tile) for tile in tiles.filter(pc.invert(finished)).to_pylist()]
 
 
 def without_secrets(value: Any) -> Any:

@@ -22,8 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import StorageError
 
-SCHEMA_VERSION = 1
-"""Raised when a column changes its meaning. Files of every version that was ever released stay readable."""
+SCHEMA_VERSION = 2
+"""Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.
+
+1: a ledger row says ok or failed. 2: it may say quarantined, names the failing stage and the content of the tile, and
+rows and candidates of many tiles may lie in one segment.
+"""
 
 CELL = 64
 """Side of a mosaic cell and of a thumbnail, pixels."""
@@ -103,12 +107,16 @@ CANDIDATES: pa.Schema = pa.schema(
 LEDGER: pa.Schema = pa.schema(
     [
         _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
-        _field("status", _TEXT, "ok or failed", "", "meta.code.status"),
+        _field(
+            "status", _TEXT, "ok, failed, or quarantined: it killed its process again and again", "", "meta.code.status"
+        ),
+        _field("stage", _TEXT, "Where it failed: read, model or write", "", "meta.id"),
         _field("reason", _TEXT, "Why it failed, one line", "", "meta.note"),
         _field("traceback_hash", _TEXT, "Equal for failures of one cause", "", "meta.id"),
         _field("attempt", _I32, "How often the tile was tried, 1 = once", "", "meta.number"),
         _field("n_candidates", _I32, "Candidates written", "", "meta.number"),
         _field("n_patches", _I32, "Network windows", "", "meta.number"),
+        _field("content", _TEXT, "The manifest's content of the tile when it was done", "", "meta.checksum"),
         *(
             _field(f"seconds_{s}", _F64, f"Wall time: {s}", "s", "time.duration")
             for s in ("read", "model", "score", "write")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import pickle
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,9 @@ RUN = {
     "direction": "lsst->euclid",
     "samples": 5,
     "steps": 8,
+    "score_samples": 5,
+    "score_steps": 8,
+    "precision": "float32",
     "seed": 1,
     "grid": "mosaic",
     "store": "/data/tiles",
@@ -210,7 +215,74 @@ def test_pending_is_the_manifest_minus_the_ledger_and_failed_tiles_only_when_ask
     assert pending(manifest, run.ledger(), retry_failed=True) == ["c", "b"]
 
 
-@pytest.mark.parametrize(("key", "other"), [("checkpoint_sha256", "decaf"), ("samples", 6), ("store", "/data/other")])
+def test_a_tile_ingested_anew_is_to_do_and_an_unknown_content_counts_as_the_same(run):
+    manifest = pa.table({"tile_id": ["a", "b", "c", "d"], "content": ["A", "B", "C", "D"]})
+    run.commit({"tile_id": "a", "status": "failed", "content": "A"})
+    run.commit({"tile_id": "b", "status": "failed", "content": "before"})
+    run.commit({"tile_id": "c", "status": "quarantined"})
+    assert pending(manifest, run.ledger()) == ["b", "d"]
+    assert pending(manifest, run.ledger(), retry_failed=True) == ["a", "b", "c", "d"]
+    unknown = manifest.set_column(1, "content", pa.array(["A", None, None, "D"]))
+    assert pending(unknown, run.ledger()) == ["d"]
+
+
+def test_a_million_tiles_are_compared_in_seconds():
+    count = 1_000_000
+    tiles = [f"t{i:07d}" for i in range(count)]
+    content = [f"{i:064x}" for i in range(count)]
+    manifest = pa.table({"tile_id": tiles, "content": content})
+    ledger = pa.table(
+        {
+            "tile_id": tiles[::-1][1:],
+            "content": ["before", *content[::-1][2:]],
+            "status": ["failed", "failed", *["ok"] * (count - 3)],
+        }
+    )
+    start = time.monotonic()
+    assert pending(manifest, ledger) == tiles[-2:]
+    assert pending(manifest, ledger, retry_failed=True) == tiles[-3:]
+    assert time.monotonic() - start < 10
+
+
+def test_a_tile_costs_three_writes_and_no_look(run, monkeypatch):
+    calls = []
+    put, exists = Folder.put, Folder.exists
+    monkeypatch.setattr(
+        Folder, "put", lambda self, data, *parts: (calls.append("/".join(parts)), put(self, data, *parts))
+    )
+    monkeypatch.setattr(Folder, "exists", lambda self, *parts: calls.append("exists") or exists(self, *parts))
+    write_tile(run, "a", 0, 0)
+    assert calls == ["mosaics/a.parquet", "candidates/a.parquet", "ledger/a.parquet"]
+    run.commit({"tile_id": "a", "status": "ok"})  # written, but committed before: looked for again
+    assert calls[3:] == ["exists", "exists", "ledger/a.parquet"]
+
+
+def test_a_run_of_the_first_schema_is_read_but_not_gone_on_with(run, tmp_path):
+    write_tile(run, "a", 0, 0)
+    document = json.loads((tmp_path / "run/run.json").read_text())
+    document["fingerprint"]["code_schema_version"] = document["code_schema_version"] = 1
+    (tmp_path / "run/run.json").write_text(json.dumps(document))
+    row = pq.read_table(tmp_path / "run/ledger/a.parquet").drop_columns(["stage", "content"])
+    pq.write_table(row, tmp_path / "run/ledger/a.parquet")
+    old = RunFolder.open(run.url)
+    assert old.ledger().select(["tile_id", "status", "content"]).to_pylist() == [
+        {"tile_id": "a", "status": "ok", "content": None}
+    ]
+    assert old.read_mosaic().mean.shape == (1, 100, 130)
+    with pytest.raises(StorageError, match="has schema version 1 but this program writes 2"):
+        RunFolder.open_or_create(run.url, RUN)
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("checkpoint_sha256", "decaf"),
+        ("samples", 6),
+        ("score_steps", 9),
+        ("precision", "bf16"),
+        ("store", "/data/other"),
+    ],
+)
 def test_a_run_folder_of_another_run_is_refused_with_both_values(run, tmp_path, key, other):
     before = (tmp_path / "run/run.json").read_bytes()
     with pytest.raises(StorageError, match=f"{key} {RUN[key]!r} but this run has {other!r}"):
