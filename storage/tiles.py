@@ -262,7 +262,6 @@ def manifest_row(tile: Tile) -> dict[str, Any]:
     y0, y1, x0, x1 = tile.core
     image = next(iter(tile.images.values()))
     ra, dec = (float(v) for v in image.wcs.all_pix2world((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2, 0))
-    arrays = [array for image in tile.images.values() for array in (image.flux, image.variance, image.mask)]
     return {
         "tile_id": tile.tile_id,
         "ra": ra,
@@ -273,19 +272,23 @@ def manifest_row(tile: Tile) -> dict[str, Any]:
         "core_height": tile.core_shape[0],
         "core_width": tile.core_shape[1],
         "surveys": list(tile.images),
-        "bytes": sum(int(array.nbytes) for array in arrays),
-        "content": content_hash(arrays),
+        "bytes": sum(int(array.nbytes) for array in _arrays(tile)),
+        "content": tile_content(tile),
         "grid_id": tile.grid_id,
     }
 
 
-def content_hash(arrays: Sequence[NDArray[Any]]) -> str:
-    """SHA-256 over shapes and bytes, hexadecimal."""
+def tile_content(tile: Tile) -> str:
+    """SHA-256 over the shapes and bytes of all arrays of a tile read whole, hexadecimal."""
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in _arrays(tile):
         digest.update(repr((array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _arrays(tile: Tile) -> list[NDArray[Any]]:
+    return [array for image in tile.images.values() for array in (image.flux, image.variance, image.mask)]
 
 
 def _zarr_store(folder: Folder, *, read_only: bool = False) -> Store:
