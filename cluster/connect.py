@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 # Where there is no dashboard, Ray Train's helper that removes the placement group of a dead controller says every
 # second that it cannot ask for the controller's state. A cluster started here ends with its driver, placement groups
@@ -22,10 +24,14 @@ def start_ray(slots: int) -> bool:
     """
     if ray.is_initialized():
         return False
+    before = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
         ray.init(num_cpus=max(os.cpu_count() or 1, slots + 1), include_dashboard=False, configure_logging=False)
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        # A job that drains has a handler of its own, which ray.init replaces by one that ends the driver.
+        signal.signal(signal.SIGTERM, before)
     return True
 
 

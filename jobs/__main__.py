@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jobs import __version__
-from jobs.config import RequestError, parse_config, suggestion
+from jobs.config import JobConfig, RequestError, parse_config, suggestion
+from jobs.drain import DRAINED
 from jobs.progress import setup_logging
 
-JOBS = ("demo", "simulate", "ingest", "train", "translate", "query")
+JOBS = ("demo", "simulate", "ingest", "train", "plan", "translate", "sweep", "submit", "status", "query")
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -29,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done; 2 the request is wrong (one line on stderr); 3 finished, but some tiles failed; 130 interrupted. Any
-        other error leaves as its traceback, which Python turns into exit 1.
+        0 done; 2 the request is wrong (one line on stderr); 3 finished, but some tiles failed; 130 interrupted; 143
+        drained by SIGTERM. Any other error leaves as its traceback, which Python turns into exit 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     job = arguments[0] if arguments else "--help"
@@ -59,13 +61,8 @@ def available_jobs() -> dict[str, str]:
     return {name: about for name in JOBS if (about := _first_line(name)) is not None}
 
 
-def _dispatch(job: str, arguments: list[str], prog: str) -> int:
-    if job in ("-h", "--help"):
-        print(_overview())
-        return DONE
-    if job == "--version":
-        print(f"surveybridge {__version__}")
-        return DONE
+def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType, JobConfig]:
+    """Import a job's module and read its configuration; RequestError if there is no such job or a setting is wrong."""
     jobs = available_jobs()
     if job not in jobs:
         nearest = suggestion(job, jobs)
@@ -73,7 +70,19 @@ def _dispatch(job: str, arguments: list[str], prog: str) -> int:
             f"unknown job '{job}'; " + (f"did you mean {nearest}?" if nearest else f"known: {', '.join(jobs)}")
         )
     module = importlib.import_module(f"jobs.{job}")
-    config = parse_config(module.Config, arguments, prog=prog, about=module.__doc__ or "", examples=module.EXAMPLES)
+    return module, parse_config(
+        module.Config, arguments, prog=prog, about=module.__doc__ or "", examples=module.EXAMPLES
+    )
+
+
+def _dispatch(job: str, arguments: list[str], prog: str) -> int:
+    if job in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if job == "--version":
+        print(f"surveybridge {__version__}")
+        return DONE
+    module, config = parse_job(job, arguments, prog)
     setup_logging()
     return int(module.run(config))
 
@@ -83,7 +92,8 @@ def _overview() -> str:
     lines += ["usage: surveybridge JOB [--config FILE] [--name VALUE ...] [name=value ...]", "", "jobs:"]
     lines += [f"  {name:<10} {about}" for name, about in available_jobs().items()]
     lines += ["", "`surveybridge JOB --help` shows a job's settings and examples."]
-    lines += ["exit codes: 0 done, 1 the run failed, 2 the request is wrong, 3 finished but some tiles failed"]
+    lines += ["exit codes: 0 done, 1 the run failed, 2 the request is wrong, 3 finished but some tiles failed,"]
+    lines += [f"            {DRAINED} stopped in good order by SIGTERM; run again, it does what is left"]
     return "\n".join(lines)
 
 
@@ -100,11 +110,12 @@ def _as_request_error(error: ValueError) -> ValueError | None:
         return error
     # Late, because these packages may load numpy or torch, which a mistyped flag need not wait for.
     from bridge_core.errors import BridgeError
+    from cluster.errors import ClusterError
     from storage.errors import StorageError
 
     cause = getattr(error, "cause", None)
     for candidate in (error, cause):
-        if isinstance(candidate, BridgeError | StorageError | RequestError):
+        if isinstance(candidate, BridgeError | ClusterError | StorageError | RequestError):
             return cause if isinstance(cause, ValueError) else error
     return None
 

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -34,6 +34,9 @@ class JobConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    after_dashes: ClassVar[str | None] = None
+    """The field, a tuple of text, that takes whatever follows ``--`` on the command line, word for word."""
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -63,6 +66,7 @@ def parse_config(
     RequestError
         An unknown, repeated, missing or invalid setting, or a file that cannot be read; one line that names the remedy.
     """
+    argv, after = _split_dashes(model, argv)
     pairs, rest = _split_pairs(model, argv)
     flags, unknown = _parser(model, prog, about, examples).parse_known_args(rest)
     if unknown:
@@ -73,7 +77,7 @@ def parse_config(
     if repeated:
         name = repeated[0]
         raise RequestError(f"{_flag(name)} {given[name]!r} and {name}={pairs[name]} are both given; keep one")
-    values = {name: _split_commas(model.model_fields[name], value) for name, value in (pairs | given).items()}
+    values = {name: _split_commas(model.model_fields[name], value) for name, value in (pairs | given).items()} | after
     from_file = read_config_file(config_file, model) if config_file else {}
     try:
         return model.model_validate(from_file | values)
@@ -129,12 +133,13 @@ def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> arg
     needed = [
         f"{_flag(name)} {_metavar(name, field)}{' ...' if _is_tuple(field) else ''}"
         for name, field in model.model_fields.items()
-        if field.is_required()
+        if field.is_required() and name != model.after_dashes
     ]
+    dashes = [] if model.after_dashes is None else [f"-- {model.after_dashes.upper()} ..."]
     shown = textwrap.indent(textwrap.dedent(examples).strip("\n"), "  ")
     parser = _Parser(
         prog=prog,
-        usage=" ".join([prog, *needed, "[--config FILE] [--name VALUE ...] [name=value ...]"]),
+        usage=" ".join([prog, *needed, "[--config FILE] [--name VALUE ...] [name=value ...]", *dashes]),
         description=about.strip() or None,
         epilog=f"examples:\n{shown}" if shown else None,
         formatter_class=_Formatter,
@@ -143,6 +148,10 @@ def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> arg
     )
     required, optional = parser.add_argument_group("required"), parser.add_argument_group("settings")
     for name, field in model.model_fields.items():
+        if name == model.after_dashes:
+            # Only for --help: `_split_dashes` has taken it out before anything is parsed.
+            required.add_argument("--", dest=name, nargs="+", metavar=name.upper(), help=field.description)
+            continue
         help_text = (field.description or "").replace("%", "%%")
         if field.is_required():
             group = required
@@ -162,6 +171,14 @@ def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> arg
         help="TOML or YAML file of these same names; the command line overrides it",
     )
     return parser
+
+
+def _split_dashes(model: type[JobConfig], argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take what follows ``--`` out, for the field that wants it."""
+    if model.after_dashes is None or "--" not in argv:
+        return list(argv), {}
+    where = list(argv).index("--")
+    return list(argv[:where]), {model.after_dashes: list(argv[where + 1 :])}
 
 
 def _split_pairs(model: type[JobConfig], argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -234,7 +251,7 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     name = str(detail["loc"][0])
     value = detail["input"]
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{_flag(name)} is required"
+        return f"{f'-- {name.upper()} ...' if name == model.after_dashes else _flag(name)} is required"
     given = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if detail["type"] == "missing":

@@ -202,7 +202,7 @@ def test_unknown_job_is_refused_with_the_nearest(capsys):
 def test_command_without_a_job_lists_jobs(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
-    for name in command.JOBS:
+    for name in command.available_jobs():
         assert re.search(rf"^  {name} +\S", shown, re.MULTILINE), f"{name} is not listed with its first line"
 
 
@@ -236,7 +236,7 @@ def run_python(*arguments: str, check: bool = True) -> subprocess.CompletedProce
 # -- what every job owes, and what the documents promise --
 
 
-@pytest.mark.parametrize("job", command.JOBS)
+@pytest.mark.parametrize("job", command.available_jobs())
 def test_job_keeps_the_form_of_jobs(job):
     module = importlib.import_module(f"jobs.{job}")
     assert issubclass(module.Config, JobConfig)
