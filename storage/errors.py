@@ -1,4 +1,4 @@
-"""The one error of this library."""
+"""The errors of this library."""
 
 from __future__ import annotations
 
@@ -9,3 +9,11 @@ class StorageError(ValueError):
     The message is one line: what is wrong, where (file, tile), both values, and the remedy. Jobs turn it into exit
     code 2, so it is raised before anything is written.
     """
+
+
+class DamagedData(StorageError):
+    """Stored data fails its checksum, or part of it is gone."""
+
+
+class StorageUnavailable(OSError):
+    """Object storage did not do a request within the time it is given; the request itself may be fine."""

@@ -1,10 +1,16 @@
-"""A folder, local or in object storage: read files, list them, and put each one whole or not at all."""
+"""A folder, local or in object storage: read files, list them, and put each one whole or not at all.
+
+Credentials and endpoints are those of fsspec and botocore: `FSSPEC_S3` (a JSON document), fsspec's configuration
+files, `AWS_*`, profiles; or what `configure` is given. They are never part of a message or of a file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -15,8 +21,12 @@ from typing import Any, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
 
 from storage.errors import StorageError
+
+S3_PROTOCOLS = ("s3", "s3a")
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -47,7 +57,7 @@ class Folder:
     @property
     def filesystem(self) -> AbstractFileSystem:
         """The fsspec filesystem behind the URL (one instance per process)."""
-        return fsspec.core.url_to_fs(self.url, **self.storage_options)[0]
+        return open_filesystem(self.url, self.storage_options)[0]
 
     @property
     def is_local(self) -> bool:
@@ -56,8 +66,7 @@ class Folder:
 
     def path(self, *parts: str) -> str:
         """Path of a file below this folder, as the filesystem wants it."""
-        root = fsspec.core.url_to_fs(self.url, **self.storage_options)[1].rstrip("/")
-        return "/".join((root, *parts))
+        return "/".join((open_filesystem(self.url, self.storage_options)[1].rstrip("/"), *parts))
 
     def file_url(self, *parts: str) -> str:
         """URL of a file below this folder, for messages and ledgers."""
@@ -70,29 +79,35 @@ class Folder:
 
     def read(self, *parts: str) -> bytes:
         """Bytes of one file; FileNotFoundError if there is none."""
-        data = self.filesystem.cat_file(self.path(*parts))
-        return bytes(data)
+        return bytes(self.filesystem.cat_file(self.path(*parts)))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """Bytes of several files, in the order asked; concurrent requests in object storage."""
+        return [_bytes_or_raise(found) for found in self._read_all(names)]
+
+    def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Bytes by name of those files that exist, like `read_many`."""
+        found = zip(names, self._read_all(names), strict=True)
+        return {name: _bytes_or_raise(data) for name, data in found if not isinstance(data, FileNotFoundError)}
+
+    def _read_all(self, names: Sequence[str]) -> list[Any]:
+        """Bytes or the exception of each file."""
         if not names:
             return []
         paths = [self.path(name) for name in names]
-        found = self.filesystem.cat(paths)
-        if isinstance(found, bytes):  # some filesystems unwrap a list of one
-            return [found]
-        by_path = {self.filesystem._strip_protocol(path): data for path, data in found.items()}
-        return [bytes(by_path[self.filesystem._strip_protocol(path)]) for path in paths]
+        return list(self.filesystem.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return"))
 
     def names(self, *parts: str, suffix: str = "") -> list[str]:
         """Sorted names of the entries directly below, hidden ones (unfinished writes) left out."""
-        filesystem = self.filesystem
+        filesystem, path = self.filesystem, self.path(*parts)
         filesystem.invalidate_cache()
         try:
-            entries = filesystem.ls(self.path(*parts), detail=False)
+            entries = filesystem.children(path) if _is_s3(filesystem) else filesystem.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        # A console may have made an object for the folder itself.
+        below = (str(entry).rstrip("/") for entry in entries)
+        names = {entry.rsplit("/", 1)[-1] for entry in below if entry != path.rstrip("/")}
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
     def put(self, data: bytes, *parts: str) -> None:
@@ -115,20 +130,21 @@ class Folder:
                 os.unlink(temporary)
             raise
 
+    def put_many(self, files: Mapping[str, bytes]) -> None:
+        """Write several files, each as `put` does, in no order; concurrent requests in object storage."""
+        if self.is_local:
+            for name, data in files.items():
+                self.put(data, name)
+        else:
+            self.filesystem.pipe({self.path(name): data for name, data in files.items()})
+
     def read_with_token(self, *parts: str) -> tuple[bytes, str]:
         """Bytes of one file and the token of this content, for `replace`; FileNotFoundError if there is none."""
         if self.is_local:
             data = self.read(*parts)
             return data, _digest(data)
-        filesystem = self._s3()
-        bucket, key, _ = filesystem.split_path(self.path(*parts))
-
-        async def get() -> tuple[bytes, str]:
-            reply = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
-            async with reply["Body"] as body:
-                return bytes(await body.read()), str(reply["ETag"])
-
-        return cast("tuple[bytes, str]", fsspec.asyn.sync(filesystem.loop, get))
+        data, token = self._conditional().get_with_etag(self.path(*parts))
+        return bytes(data), str(token)
 
     def put_new(self, data: bytes, *parts: str) -> str | None:
         """Write one file unless it exists: of several writers exactly one succeeds.
@@ -147,7 +163,7 @@ class Folder:
             Token of the content for `replace`; None if the file exists already.
         """
         if not self.is_local:
-            return self._put_if(data, {"IfNoneMatch": "*"}, *parts)
+            return cast("str | None", self._conditional().put_if(self.path(*parts), data, IfNoneMatch="*"))
         with _locked(self.path(*parts)):
             if os.path.exists(self.path(*parts)):
                 return None
@@ -172,7 +188,7 @@ class Folder:
             Token of the new content; None if the file was changed or deleted meanwhile (it is left alone).
         """
         if not self.is_local:
-            return self._put_if(data, {"IfMatch": token}, *parts)
+            return cast("str | None", self._conditional().put_if(self.path(*parts), data, IfMatch=token))
         with _locked(self.path(*parts)):
             try:
                 current = self.read(*parts)
@@ -183,29 +199,10 @@ class Folder:
             self.put(data, *parts)
         return _digest(data)
 
-    def _put_if(self, data: bytes, condition: Mapping[str, str], *parts: str) -> str | None:
-        """PUT under a condition; the ETag, or None if the condition does not hold."""
-        filesystem = self._s3()
-        bucket, key, _ = filesystem.split_path(self.path(*parts))
-        try:
-            reply = filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-            return str(reply["ETag"])
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            response = getattr(error.__cause__, "response", None) or {}
-            if response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
-                raise
-        # An earlier attempt may have succeeded although its reply was lost.
-        with contextlib.suppress(FileNotFoundError):
-            found, token = self.read_with_token(*parts)
-            if found == data:
-                return token
-        return None
-
-    def _s3(self) -> Any:
+    def _conditional(self) -> Any:
+        """The filesystem, if it can write under a condition."""
         filesystem = self.filesystem
-        if "s3" not in filesystem.protocol:
+        if not _is_s3(filesystem):
             raise StorageError(f"{self.url}: conditional writes need a local folder or s3://, this is neither")
         return filesystem
 
@@ -215,16 +212,23 @@ class Folder:
             self.filesystem.rm_file(self.path(*parts))
 
     def delete_many(self, names: Sequence[str]) -> None:
-        """Remove several files; those that are gone already do not matter. A thousand a request in object storage."""
+        """Remove several files; those that are gone already do not matter. A thousand a request in S3."""
         filesystem = self.filesystem
-        paths = [self.path(name) for name in names]
-        if hasattr(filesystem, "_bulk_delete"):
-            for start in range(0, len(paths), 1000):
-                fsspec.asyn.sync(filesystem.loop, filesystem._bulk_delete, paths[start : start + 1000])
+        if _is_s3(filesystem):
+            filesystem.delete_keys([self.path(name) for name in names])
             return
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.rm_file(path)
+        for name in names:
+            self.delete(name)
+
+    def delete_below(self, *parts: str) -> None:
+        """Remove all files below, at any depth, hidden ones too."""
+        filesystem, path = self.filesystem, self.path(*parts)
+        filesystem.invalidate_cache()
+        found = [str(file) for file in filesystem.find(path)]
+        if _is_s3(filesystem):
+            filesystem.delete_keys(found)
+        elif found:
+            filesystem.rm(path, recursive=True)
 
     def put_json(self, document: Mapping[str, Any], *parts: str) -> None:
         """Write a JSON document with sorted keys, so that equal content is equal bytes."""
@@ -240,6 +244,99 @@ class Folder:
             return "nothing (no such folder, or an empty one)"
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         return f"a folder with {shown}"
+
+
+def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the storage options of this process by protocol, `{"s3": {"profile": "survey"}}`.
+
+    They stand in for those of the environment and of fsspec's configuration files, protocol by protocol; arguments
+    of a call go first. A driver gives `configured()` to its workers, which call this.
+
+    Raises
+    ------
+    StorageError
+        If a protocol or an option is not known; values are never shown.
+    """
+    for protocol, values in options.items():
+        if protocol not in fsspec.available_protocols():
+            raise StorageError(f"storage options for {protocol!r}, which fsspec does not know; give s3, gs, ...")
+        if not isinstance(values, Mapping):
+            raise StorageError(f"storage options of {protocol} are no mapping of names to values")
+        if protocol in S3_PROTOCOLS:
+            unknown = sorted(set(map(str, values)) - _s3_option_names())
+            if unknown:
+                raise StorageError(
+                    f"storage options of {protocol}: {', '.join(unknown)} not known; give options of "
+                    "s3fs.S3FileSystem such as profile, anon, requester_pays, endpoint_url, key, secret, client_kwargs"
+                )
+    for protocol, values in options.items():
+        fsspec.config.conf[protocol] = copy.deepcopy(dict(values))
+
+
+def configured() -> dict[str, dict[str, Any]]:
+    """The storage options of this process by protocol, for `configure` in another one. They hold secrets."""
+    return copy.deepcopy({protocol: dict(values) for protocol, values in fsspec.config.conf.items()})
+
+
+def open_filesystem(
+    url: str, storage_options: Mapping[str, Any] | None = None, *, asynchronous: bool = False
+) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a URL, for S3 the one that retries, and the path in it.
+
+    Parameters
+    ----------
+    url : str
+        Local path or URL.
+    storage_options : mapping, optional
+        As `Folder`.
+    asynchronous : bool
+        For use inside coroutines of another event loop than fsspec's own (Zarr's); S3 only.
+    """
+    options = dict(storage_options or {})
+    if url.split("://", 1)[0] not in S3_PROTOCOLS:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+        return filesystem, str(path)
+    from storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
+
+    if asynchronous:
+        options["asynchronous"] = True
+    # botocore reads these when a client is made, and fsspec keeps clients.
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    filesystem = RetryingS3FileSystem(environment=_digest(repr(variables).encode()), **options)
+    return filesystem, str(filesystem._strip_protocol(url))
+
+
+def zarr_store(folder: Folder, *, read_only: bool = True) -> Store:
+    """A folder as a store of zarr-python, with the same retries.
+
+    It belongs to the process that made it: after a fork, make another.
+    """
+    if folder.is_local:
+        return LocalStore(folder.path(), read_only=read_only)
+    if folder.url.split("://", 1)[0] not in S3_PROTOCOLS:
+        return FsspecStore.from_url(folder.url, storage_options=dict(folder.storage_options), read_only=read_only)
+    filesystem, path = open_filesystem(folder.url, folder.storage_options, asynchronous=True)
+    return FsspecStore(fs=filesystem, path=path, read_only=read_only)
+
+
+def _is_s3(filesystem: AbstractFileSystem) -> bool:
+    return hasattr(filesystem, "put_if")
+
+
+def _s3_option_names() -> set[str]:
+    import aiobotocore.session
+    from s3fs import S3FileSystem
+
+    names: set[str] = {"use_listings_cache", "listings_expiry_time", "max_paths"}
+    for made in (S3FileSystem, aiobotocore.session.AioSession):
+        names |= set(inspect.signature(made.__init__).parameters)
+    return names - {"self", "args", "kwargs", "asynchronous", "loop", "session"}
+
+
+def _bytes_or_raise(found: Any) -> bytes:
+    if isinstance(found, Exception):
+        raise found
+    return bytes(found)
 
 
 @contextlib.contextmanager
