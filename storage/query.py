@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from storage.errors import StorageError
-from storage.runs import RunFolder, candidates_path
+from storage.objectstore import check_name
+from storage.runs import READ_TRIES, RunFolder
 from storage.schema import CANDIDATES, THUMBNAILS
+from storage.segments import LedgerRows, candidates_dataset, read_rows
 from storage.sky import check_cone, cone_ranges
 
 # Great-circle distance in arcsec, haversine form: exact at small separations. Parameters: ra, dec in degrees.
@@ -70,21 +72,33 @@ def query(
         raise StorageError(f"top {top} is below 0; give a number of rows")
     if cone is not None:
         check_cone(*cone)
-    with _connect(run) as connection:
-        if sql is not None:
-            return _select(connection, sql)
-        found = _search(connection, cone, top)
-    return _with_thumbnails(run, found) if thumbnails else found
+    for left in reversed(range(READ_TRIES)):
+        rows = read_rows(run.folder)
+        files = rows.candidates_files()
+        try:
+            with _connect(run, rows, files) as connection:
+                if sql is not None:
+                    return _select(connection, sql)
+                found = _search(connection, cone, top)
+            return _with_thumbnails(run, rows, files, found) if thumbnails else found
+        except Exception:
+            # A compaction removes files that this reads, and then others hold the same rows.
+            if not left or read_rows(run.folder, ()).candidates_files() == files:
+                raise
+    raise AssertionError("unreachable")
 
 
-def _connect(run: RunFolder) -> duckdb.DuckDBPyConnection:
+def _connect(run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection:
     """DuckDB with the views `candidates` and `ledger`, and no access to anything else."""
-    ledger = run.ledger()
-    tiles = ledger.filter(pc.equal(ledger["status"], "ok"))["tile_id"].to_pylist()
     connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
     connection.execute("SET TimeZone = 'UTC'")
-    connection.register("ledger", ledger)
-    connection.register("stored_candidates", _dataset(run, tiles))
+    connection.register("ledger", rows.current_table())
+    sources = []
+    for number, (names, stale) in enumerate(_groups(files)):
+        connection.register(f"candidates_{number}", _dataset(run, names))
+        listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
+        sources.append(f"SELECT * FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else ""))
+    connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
     connection.execute(
         # DuckDB sorts NaN above every number: a score that is none must not lead the list.
         "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
@@ -96,12 +110,14 @@ def _connect(run: RunFolder) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _dataset(run: RunFolder, tiles: Sequence[str]) -> ds.Dataset | pa.Table:
-    """The candidates of some tiles, read when and as far as they are needed."""
-    if not tiles:
-        return CANDIDATES.empty_table()
-    paths = [run.folder.path(candidates_path(tile)) for tile in tiles]
-    return ds.dataset(paths, schema=CANDIDATES, format="parquet", filesystem=run.folder.filesystem)
+def _groups(files: Mapping[str, Sequence[str]]) -> list[tuple[list[str], Sequence[str]]]:
+    """Files with the tiles to leave out of them: all files without such tiles together, each other one alone."""
+    whole = [name for name, stale in files.items() if not stale]
+    return [(whole, ()), *(([name], stale) for name, stale in files.items() if stale)]
+
+
+def _dataset(run: RunFolder, files: Sequence[str]) -> ds.Dataset | pa.Table:
+    return candidates_dataset(run.folder, files) if files else CANDIDATES.empty_table()
 
 
 def _search(
@@ -133,17 +149,20 @@ def _select(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
         raise StorageError(f"SQL: {reason}; the views are candidates and ledger") from error
 
 
-def _with_thumbnails(run: RunFolder, found: pa.Table) -> pa.Table:
+def _with_thumbnails(run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]], found: pa.Table) -> pa.Table:
     """`found` with the thumbnails of its rows, read from the files of their tiles only."""
-    tiles = sorted(set(found["tile_id"].to_pylist()))
     wanted = found["object_id"]
-    stamps = (
-        _dataset(run, tiles).to_table(
-            columns=["object_id", *THUMBNAILS], filter=pc.field("object_id").isin(wanted.combine_chunks())
-        )
-        if tiles
-        else CANDIDATES.empty_table()
-    )
+    ledger = rows.current_table()
+    tiles = found["tile_id"].combine_chunks().unique()
+    touched = set(ledger.filter(pc.is_in(ledger["tile_id"], tiles))["candidates_path"].to_pylist())
+    parts = [CANDIDATES.empty_table().select(["object_id", *THUMBNAILS])]
+    for names, stale in _groups({name: files[name] for name in files if name in touched}):
+        if names:
+            here = pc.field("tile_id").isin(tiles) & ~pc.field("tile_id").isin(pa.array(stale, pa.string()))
+            condition = here & pc.field("object_id").isin(wanted.combine_chunks())
+            columns = ["object_id", *THUMBNAILS]
+            parts.append(candidates_dataset(run.folder, names).to_table(columns=columns, filter=condition))
+    stamps = pa.concat_tables(parts)
     place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
     rows = pa.array(np.array([place[object_id] for object_id in wanted.to_pylist()], np.int64))
     stamps = stamps.take(rows)

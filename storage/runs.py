@@ -6,18 +6,21 @@ Layout below the run's URL::
     mosaics/<tile>.parquet        pixel cells: mean, std, coverage
     candidates/<tile>.parquet     objects of the tile's core, VOParquet
     ledger/<tile>.parquet         one row; written last, so a tile without it never counts
+    candidates/segments/, ledger/segments/   candidates and rows of many tiles, once they are compacted (`segments`)
 
 All names are pure functions of the tile, and equal content is equal bytes: doing a tile again changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from storage import mosaics
+from storage import compaction, mosaics, segments
 from storage.errors import StorageError
 from storage.objectstore import Folder, check_name
 from storage.schema import (
@@ -35,7 +38,6 @@ from storage.schema import (
     THUMBNAILS,
     conform,
     parquet_bytes,
-    read_parquet,
     table_from_rows,
 )
 from storage.sky import healpix_29
@@ -58,6 +60,12 @@ FINGERPRINT_KEYS = (
 
 `store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
 """
+
+READ_TRIES = 20
+"""So often a reader looks again where files lie; each compaction that overtakes it costs one."""
+
+HEADERS_AT_ONCE = 16
+"""Mosaic footers that are read concurrently."""
 
 STATUSES = ("ok", "failed", "quarantined")
 """What a ledger row says of its tile; quarantined is a failure that killed the process again and again."""
@@ -227,28 +235,57 @@ class RunFolder:
                         f"tile {tile_id} cannot be ok: {path} is not in {self.url}; write it before commit"
                     )
         table = table_from_rows([row], LEDGER, f"ledger row of tile {tile_id}")
-        self.folder.put(parquet_bytes(table), "ledger", f"{tile_id}.parquet")
+        self.folder.put(parquet_bytes(table), ledger_path(tile_id))
         self._written.difference_update(paths.values())
 
-    def ledger(self) -> pa.Table:
-        """The committed tiles, schema `LEDGER`, sorted by tile_id."""
-        names = self.folder.names("ledger", suffix=".parquet")
-        tables = [read_parquet(data) for data in self.folder.read_many([f"ledger/{name}" for name in names])]
-        rows = pa.concat_tables([LEDGER.empty_table(), *tables], promote_options="default")
-        return conform(rows, LEDGER, "ledger rows").combine_chunks()
+    def ledger(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The committed tiles, one row each, sorted by tile_id; schema `LEDGER`, or some of its columns."""
+        return segments.current_rows(self.folder, columns)
 
     def ok_tiles(self) -> list[str]:
         """Ids of the tiles that are done, sorted."""
-        ledger = self.ledger()
+        ledger = self.ledger(["tile_id", "status"])
         return [str(tile) for tile in ledger.filter(pc.equal(ledger["status"], "ok"))["tile_id"].to_pylist()]
+
+    def loose_tiles(self) -> list[str]:
+        """Ids of the tiles that no compaction has moved yet, sorted."""
+        return segments.loose_tiles(self.folder)
+
+    def compact(self, tile_ids: Iterable[str]) -> int:
+        """Move rows and candidates of finished tiles into segments; returns how many tiles were moved.
+
+        For the holder of the run's lease, with tiles that no worker has in flight. Readers see the same rows before,
+        meanwhile and after; killed at any point it leaves nothing that they could misread, and `tidy` cleans up.
+        """
+        return compaction.compact(self.folder, tile_ids)
+
+    def tidy(self) -> None:
+        """Leave every row that counts exactly once on disk: after a kill, and after tiles were done again.
+
+        For the holder of the run's lease, at start and end, while no tile is in flight.
+        """
+        compaction.tidy(self.folder)
 
     def read_tile_mosaic(self, tile_id: str) -> mosaics.TileMosaic:
         """The mosaic of one tile, with its bands and grid."""
         return mosaics.decode(self.folder.read(mosaic_path(tile_id)))
 
     def read_candidates(self, tile_id: str) -> pa.Table:
-        """The candidates of one tile, thumbnails included."""
-        return read_parquet(self.folder.read(candidates_path(tile_id)))
+        """The candidates of one tile, thumbnails included; of an unfinished tile those that are written."""
+        for _ in range(READ_TRIES):  # a compaction may move them between the look and the read
+            path = self._candidates_of(tile_id)
+            with contextlib.suppress(FileNotFoundError):
+                return segments.read_tile_candidates(self.folder, path, tile_id)
+        raise StorageError(f"tile {tile_id}: {path} is not in {self.url}; translate the tile again")
+
+    def _candidates_of(self, tile_id: str) -> str:
+        """Where the candidates of a tile are now."""
+        row = segments.read_files(self.folder, [ledger_path(tile_id)], LEDGER).get(ledger_path(tile_id))
+        if row is None:  # not committed, or compacted
+            ledger = self.ledger(["tile_id", "candidates_path"])
+            row = ledger.filter(pc.equal(ledger["tile_id"], tile_id))
+        found = row["candidates_path"].drop_null().to_pylist()
+        return str(found[0]) if found else candidates_path(tile_id)
 
     def read_mosaic(
         self, region: tuple[int, int, int, int] | None = None, max_bytes: int = 4 << 30
@@ -270,7 +307,8 @@ class RunFolder:
         tiles = self.ok_tiles()
         if not tiles:
             raise StorageError(f"run {self.url} has no finished tile; run `surveybridge translate` first")
-        headers = [self._mosaic_header(tile) for tile in tiles]
+        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+            headers = list(pool.map(self._mosaic_header, tiles))
         return mosaics.stitch(headers, self.read_tile_mosaic, region, max_bytes)
 
     def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
@@ -286,6 +324,11 @@ def mosaic_path(tile_id: str) -> str:
 def candidates_path(tile_id: str) -> str:
     """Path of a tile's candidates, relative to the run folder."""
     return f"candidates/{check_name(tile_id, 'tile id')}.parquet"
+
+
+def ledger_path(tile_id: str) -> str:
+    """Path of a tile's ledger row until it is compacted, relative to the run folder."""
+    return f"ledger/{check_name(tile_id, 'tile id')}.parquet"
 
 
 def pending(manifest: pa.Table, ledger: pa.Table, *, retry_failed: bool = False) -> list[str]:

@@ -11,12 +11,13 @@ mosaics are `fixed_shape_tensor`.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
@@ -230,24 +231,65 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None, *,
     votable : bool
         Add the VOParquet header (and the string lengths that astropy's reader asks for).
     """
+    lengths = string_lengths([table]) if votable else None
+    sink = io.BytesIO()
+    with parquet_writer(sink, table.schema, lengths, metadata) as writer:
+        writer.write_table(table, row_group_size=row_group_size(table.schema))
+    return sink.getvalue()
+
+
+def parquet_writer(
+    sink: Any,
+    schema: pa.Schema,
+    lengths: Mapping[str, int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> pq.ParquetWriter:
+    """Writer of a Parquet file as `parquet_bytes` makes them, for tables that come one by one.
+
+    Parameters
+    ----------
+    sink : file object
+        Binary.
+    schema : pyarrow.Schema
+        Of this module.
+    lengths : mapping of str to int, optional
+        Longest text of each string column (`string_lengths`): adds the VOParquet header.
+    metadata : mapping of str to str
+        Further footer entries.
+    """
     footer = {"surveybridge.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
-    if votable:
-        lengths = {f.name: _longest(table.column(f.name)) for f in table.schema if pa.types.is_string(f.type)}
+    if lengths is not None:
         footer |= {f"table::len::{name}": str(length) for name, length in lengths.items()}
         footer["IVOA.VOTable-Parquet.version"] = "1.0"
-        footer["IVOA.VOTable-Parquet.content"] = votable_header(table.schema, lengths)
-    sink = io.BytesIO()
-    floats = [leaf for field in table.schema if (leaf := _float_leaf(field))]
-    names = [f.name for f in table.schema if pa.types.is_string(f.type)]
-    pq.write_table(
-        table.replace_schema_metadata(dict(sorted(footer.items()))),
+        footer["IVOA.VOTable-Parquet.content"] = votable_header(schema, lengths)
+    floats = [leaf for field in schema if (leaf := _float_leaf(field))]
+    return pq.ParquetWriter(
         sink,
+        schema.with_metadata(dict(sorted(footer.items()))),
         compression="zstd",
-        use_dictionary=names or False,
+        use_dictionary=_texts(schema) or False,
         use_byte_stream_split=floats or False,
-        row_group_size=1024,  # a row with thumbnails is 100 KB
     )
-    return sink.getvalue()
+
+
+def row_group_size(schema: pa.Schema) -> int:
+    """Rows of a row group: 100 MB of candidates with thumbnails, and never one per thousand rows of a ledger."""
+    arrays = any(pa.types.is_fixed_size_list(f.type) or isinstance(f.type, pa.ExtensionType) for f in schema)
+    return 1 << 10 if arrays else 1 << 17
+
+
+def string_lengths(tables: Iterable[pa.Table]) -> dict[str, int]:
+    """Longest text of each string column over some tables; 1 where there is none."""
+    lengths: dict[str, int] = {}
+    for table in tables:
+        for name in _texts(table.schema):
+            longest = pc.max(pc.utf8_length(table.column(name))).as_py() or 1
+            lengths[name] = max(lengths.get(name, 1), longest)
+    return lengths
+
+
+def _texts(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
 def _float_leaf(field: pa.Field) -> str | None:
@@ -255,10 +297,6 @@ def _float_leaf(field: pa.Field) -> str | None:
     if pa.types.is_fixed_size_list(kind):
         return f"{field.name}.list.element"
     return field.name if pa.types.is_floating(kind) else None
-
-
-def _longest(column: pa.ChunkedArray) -> int:
-    return max((len(text) for text in column.to_pylist() if text), default=1)
 
 
 _VOTABLE_TYPES = {pa.string(): "unicodeChar", _F32: "float", _F64: "double", _I32: "int", _I64: "long"}

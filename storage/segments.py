@@ -1,0 +1,170 @@
+"""Segments of a run folder: ledger rows and candidates of many tiles in one file, and which of all rows count.
+
+A worker commits a tile as files of its own (`ledger/<tile>.parquet`, `candidates/<tile>.parquet`). Whoever holds the
+run's lease has them compacted::
+
+    ledger/segments/<level>-<rows>-<hash>.parquet     rows of many tiles; 32 of a level are merged into one of the next
+    candidates/segments/<hash>.parquet                 their candidates, VOParquet, a row group (or more) per tile
+
+Every step first writes the new file, then removes the old ones, so that a kill leaves a row twice but never not at all.
+Of a tile's rows the one with the highest (attempt, finished_at) counts; of equal ones the segment's. The rows that do
+not count stay in the ledger as long as the candidates that they name, for they say which of these do not count either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from storage.objectstore import Folder
+from storage.schema import CANDIDATES, LEDGER, conform, read_parquet
+
+LEDGER_SEGMENTS, CANDIDATES_SEGMENTS = "ledger/segments", "candidates/segments"
+
+ORDER = ("tile_id", "attempt", "finished_at", "candidates_path")
+"""What decides which row counts; the path last, so that of two copies of a candidates file one is taken as a whole."""
+
+
+@dataclass(frozen=True)
+class LedgerRows:
+    """All ledger rows on disk, whether they count or not.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Columns of `LEDGER`, those of `ORDER` among them.
+    files : sequence of str
+        Where they lie, relative to the run folder.
+    source : ndarray of int32
+        For each row the index into `files`; rows of a file follow each other as they do there.
+    """
+
+    table: pa.Table
+    files: Sequence[str]
+    source: NDArray[np.int32]
+
+    def current(self) -> NDArray[np.int64]:
+        """Indices of the rows that count, one a tile, by tile id."""
+        loose = np.array([not in_segment(file) for file in self.files], bool)[self.source]
+        # Of equal rows in two segments that of the longer file counts: a merge that did not remove its sources.
+        lengths = np.bincount(self.source, minlength=len(self.files)).astype(np.int64)
+        place = np.lexsort((np.array(self.files, str), -lengths)).argsort() if self.files else np.zeros(0, np.int64)
+        keys = self.table.select(list(ORDER))
+        keys = keys.append_column("loose", pa.array(loose)).append_column("place", pa.array(place[self.source]))
+        down = ("attempt", "finished_at")
+        columns = ("tile_id", "attempt", "finished_at", "loose", "candidates_path", "place")
+        order = pc.sort_indices(keys, [(name, "descending" if name in down else "ascending") for name in columns])
+        tiles = keys["tile_id"].combine_chunks().take(order)
+        first = np.ones(len(order), bool)
+        first[1:] = pc.not_equal(tiles[1:], tiles[:-1]).to_numpy(zero_copy_only=False)
+        return order.to_numpy().astype(np.int64)[first]
+
+    def current_table(self) -> pa.Table:
+        """The rows that count, one a tile, by tile id."""
+        return self.table.take(pa.array(self.current()))
+
+    def select(self, keep: NDArray[np.bool_]) -> LedgerRows:
+        """Only some of the rows."""
+        return LedgerRows(self.table.filter(pa.array(keep)), self.files, self.source[keep])
+
+    def candidates_files(self) -> dict[str, list[str]]:
+        """Files with candidates that count, and for each the tiles whose candidates in it do not count."""
+        current = self.current()
+        path = self.table["candidates_path"].combine_chunks()
+        tile = self.table["tile_id"].combine_chunks()
+        files: dict[str, list[str]] = {str(name): [] for name in path.take(current).unique().to_pylist() if name}
+        rest = np.setdiff1d(np.arange(len(path)), current)
+        rest = rest[pc.fill_null(pc.starts_with(path.take(rest), f"{CANDIDATES_SEGMENTS}/"), False).to_numpy(False)]
+        winner = path.take(pc.take(pa.array(current), pc.index_in(tile.take(rest), value_set=tile.take(current))))
+        other = pc.fill_null(pc.not_equal(path.take(rest), winner), True)  # a failed row has no candidates
+        for i in rest[other.to_numpy(zero_copy_only=False)]:
+            if (file := path[i].as_py()) in files:
+                files[file].append(tile[i].as_py())
+        return {file: sorted(set(stale)) for file, stale in files.items()}
+
+
+def read_rows(folder: Folder, columns: Iterable[str] | None = None) -> LedgerRows:
+    """Read all ledger rows; sees every tile that was committed before, also while another compacts.
+
+    Parameters
+    ----------
+    folder : Folder
+        The run folder.
+    columns : iterable of str, optional
+        Only these columns of `LEDGER`, and those of `ORDER`.
+    """
+    schema = LEDGER if columns is None else pa.schema([f for f in LEDGER if f.name in {*columns, *ORDER}])
+    # Loose files before segments: one that is gone when it is read was compacted, so its segment is there by then.
+    loose = read_files(folder, [f"ledger/{name}" for name in folder.names("ledger", suffix=".parquet")], schema)
+    segments: dict[str, pa.Table] = {}
+    listed: list[str] | None = None
+    while listed is None or set(listed) - set(segments):  # what was listed was merged: the merged file is there by now
+        listed = ledger_segments(folder)
+        segments = {file: table for file, table in segments.items() if file in set(listed)}
+        segments |= read_files(folder, [file for file in listed if file not in segments], schema)
+    tables = segments | loose
+    lengths = [table.num_rows for table in tables.values()]
+    return LedgerRows(
+        pa.concat_tables([schema.empty_table(), *tables.values()]).combine_chunks(),
+        list(tables),
+        np.repeat(np.arange(len(tables), dtype=np.int32), lengths),
+    )
+
+
+def current_rows(folder: Folder, columns: Iterable[str] | None = None) -> pa.Table:
+    """The ledger: one row a tile, by tile id."""
+    table = read_rows(folder, columns).current_table()
+    return table if columns is None else table.select(list(columns))
+
+
+def loose_tiles(folder: Folder) -> list[str]:
+    """Tiles whose ledger row is still a file of its own."""
+    return [name.removesuffix(".parquet") for name in folder.names("ledger", suffix=".parquet")]
+
+
+def read_tile_candidates(folder: Folder, path: str, tile_id: str) -> pa.Table:
+    """Candidates of one tile from a file that its ledger row names."""
+    if not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
+        return read_parquet(folder.read(path))
+    return candidates_dataset(folder, [path]).to_table(filter=pc.field("tile_id") == tile_id)
+
+
+def candidates_dataset(folder: Folder, files: Sequence[str]) -> ds.Dataset:
+    """Candidates in some files, read when and as far as they are needed; row groups of other tiles are skipped."""
+    paths = [folder.path(file) for file in files]
+    return ds.dataset(paths, schema=CANDIDATES, format="parquet", filesystem=folder.filesystem)
+
+
+def ledger_segments(folder: Folder) -> list[str]:
+    """Ledger segments. A listing need not be of one moment, so it counts only when the next one is the same."""
+    listed: list[str] | None = None
+    while listed != (again := folder.names(LEDGER_SEGMENTS, suffix=".parquet")):
+        listed = again
+    return [f"{LEDGER_SEGMENTS}/{name}" for name in again]
+
+
+def in_segment(file: str) -> bool:
+    """Whether a file of ledger rows is a segment, not of one tile."""
+    return file.startswith(f"{LEDGER_SEGMENTS}/")
+
+
+def read_files(folder: Folder, files: Sequence[str], schema: pa.Schema) -> dict[str, pa.Table]:
+    """Ledger rows by file, files that are gone left out."""
+    return {file: conform(read_parquet(data, schema.names), schema, file) for file, data in read_present(folder, files)}
+
+
+def read_present(folder: Folder, files: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Files and their bytes, those that are gone left out."""
+    try:
+        return list(zip(files, folder.read_many(files), strict=True))
+    except FileNotFoundError:
+        if len(files) == 1:
+            return []
+        half = len(files) // 2
+        return [*read_present(folder, files[:half]), *read_present(folder, files[half:])]
