@@ -7,6 +7,7 @@ squared error over K, summed and divided by the flux sum, on the Euclid side onl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from bridge_core.translate import START, from_channels, observed_units, stretch_
 
 MIN_VALID = 0.2
 """A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""
+GROUP = 64
+"""Sources whose reconstructions are held at a time, in whole batches: 2 MB each while they are compared."""
 MIDPOINT_STREAM = 2
 ANCESTRAL_STREAM = 3
 
@@ -136,15 +139,32 @@ def score_sources(
     origin
         Global (y, x) of the arrays' first pixel.
     """
-    half, k, n = how.size // 2, how.samples, len(centres)
-    if n == 0:
-        empty = torch.zeros(0, 1, how.size, how.size)
-        return SourceScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), empty, empty)
-    stretch, bands = stretch_of(model), model.card.bands["euclid"]
     condition = observed_units(model, "lsst", *lsst)
     target = observed_units(model, "euclid", *euclid)
     usable = (euclid[1].all(0) & lsst[1].all(0))[None]
+    half = how.size // 2
     corners = [(y - half, x - half) for y, x in centres]
+    # whole batches, so that the grouping changes nothing but the memory
+    group = how.batch * math.ceil(GROUP / how.batch)
+    empty = torch.zeros(0, 1, how.size, how.size)
+    parts = [SourceScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), empty, empty)]
+    for first in range(0, len(corners), group):
+        parts.append(_score_group(model, condition, target, usable, corners[first : first + group], origin, how))
+    return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _score_group(
+    model: Model,
+    condition: Tensor,
+    target: Tensor,
+    usable: Tensor,
+    corners: list[tuple[int, int]],
+    origin: tuple[int, int],
+    how: Scoring,
+) -> SourceScores:
+    """Scores of the sources in some cutouts, from the tile's images in network units and where both are valid."""
+    k, n = how.samples, len(corners)
+    stretch, bands = stretch_of(model), model.card.bands["euclid"]
     x1 = torch.stack([cut(condition, c, origin, how.size) for c in corners])
     x0 = torch.stack([cut(target, c, origin, how.size) for c in corners])
     valid = torch.stack([cut(usable, c, origin, how.size) for c in corners])

@@ -9,14 +9,19 @@ its parts' variances, so blending cannot shrink the uncertainty.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge_core.errors import BridgeError
 
 FILL_REACH = 8
+
+_Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,18 @@ class PatchGrid:
         line = F.pad(torch.clamp(ramp / (overlap + 1), max=1.0), (self.margin, self.margin))
         return line[:, None] * line[None, :]
 
-    def _corners(self, start: int, stop: int) -> list[int]:
+    def span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
+        """First and last n of the windows along one axis whose used part touches global pixels `start` .. `stop` - 1.
+
+        Window n has its corner at n x stride, so last - first + 1 windows touch. Arrays give arrays.
+        """
         # used pixels of the window at corner c are c + margin .. c + size - margin - 1
         first = (start - (self.size - self.margin) + 1 + self.stride - 1) // self.stride
         last = (stop - 1 - self.margin) // self.stride
+        return first, last
+
+    def _corners(self, start: int, stop: int) -> list[int]:
+        first, last = self.span(start, stop)
         return [n * self.stride for n in range(first, last + 1)]
 
 

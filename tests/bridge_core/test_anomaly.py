@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bridge_core import anomaly
 from bridge_core.anomaly import Scoring, anomaly_score, jackknife_std, score_bounds, score_sources
 from bridge_core.checkpoint import Model
 from bridge_core.errors import BridgeError
@@ -108,6 +109,16 @@ def test_score_of_a_source_is_the_same_in_any_order_batch_and_company():
         there = getattr(scores, name)
         torch.testing.assert_close(getattr(back, name).flip(0), there, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(getattr(alone, name), there[1:2], rtol=1e-4, atol=1e-4)
+
+
+def test_sources_scored_in_several_groups_have_the_scores_of_one_group(monkeypatch):
+    model, (lsst, euclid) = random_model(), surveys([True, False, True])
+    how = replace(HOW, batch=2)
+    together = score_sources(model, lsst, euclid, CENTRES, ORIGIN, how)
+    monkeypatch.setattr(anomaly, "GROUP", 2)  # two sources and one
+    apart = score_sources(model, lsst, euclid, CENTRES, ORIGIN, how)
+    for name in ("score", "score_std", "mean", "error"):
+        torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=1e-6, atol=1e-6)
 
 
 def test_neighbouring_tile_gives_the_source_the_same_score():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +40,15 @@ def test_every_core_pixel_is_used_and_every_window_is_needed(grid, origin, core)
     assert all(used_count(grid, [corner], box).any() for corner in corners)
     assert len(set(corners)) == len(corners)
     assert corners == sorted(corners)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_span_of_many_tiles_at_once_is_that_of_each(grid):
+    starts = np.arange(-100, 100)
+    first, last = grid.span(starts, starts + 70)
+    for i, start in enumerate(starts.tolist()):
+        corners = sorted({y for y, _ in grid.windows((70, 70), (start, start), (0, 70, 0, 70))})
+        assert [n * grid.stride for n in range(first[i], last[i] + 1)] == corners
 
 
 @pytest.mark.parametrize("grid", GRIDS[:3])
