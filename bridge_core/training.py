@@ -1,12 +1,14 @@
 """One optimisation step of a bridge, its running average and its state on disk. No data loading, no cluster.
 
-Everything random in a step is a function of (seed, step, rank), so a resumed run draws what the undisturbed one would.
+The pairs are cut into virtual shards, and everything random in a step is a function of (seed, step, shard): a resumed
+run draws what the undisturbed one would, on however many workers the shards are spread.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -27,6 +29,8 @@ class Recipe:
         Peak of AdamW's learning rate, reached after `warmup_steps`, then a half cosine down to 0.
     batch_size
         Pairs a step over all workers; half of them in each direction.
+    shards
+        Virtual shards of the data; each gives ``batch_size / shards`` pairs to every step.
     ema_width
         Relative width of the power-law average (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last 5% or so.
     """
@@ -34,6 +38,7 @@ class Recipe:
     learning_rate: float = 4e-4
     warmup_steps: int = 300
     batch_size: int = 32
+    shards: int = 8
     gradient_clip: float = 1.0
     weight_decay: float = 0.0
     ema_width: float = 0.05
@@ -45,11 +50,11 @@ class Recipe:
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """The generator of everything random in one step of one worker."""
-    # torch's CPU generator keeps the low 32 bits only; rank r starts 2.0e9 r steps away (mod 2^32), so that up to 15
-    # ranks stay apart for 6e7 steps
-    return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 2_000_000_011 + step) % 2**63)
+def step_generator(seed: int, step: int, shard: int) -> torch.Generator:
+    """The generator of everything random in one step of one shard."""
+    # torch's CPU generator keeps the low 32 bits only; multiples of 2^32 / golden ratio spread the shards over them
+    # as evenly as can be: 8 shards stay apart for 3e8 steps, 1024 for 1.6e6
+    return torch.Generator().manual_seed((seed * 1_000_003 + shard * 2_654_435_769 + step) % 2**63)
 
 
 def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -69,35 +74,63 @@ def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> tuple[T
     return stacked[:, : lsst.shape[1]], stacked[:, lsst.shape[1] :]
 
 
-def bridge_loss(network: nn.Module, card: Card, lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> Tensor:
-    """Loss of one batch, the first half translated lsst->euclid, the second euclid->lsst.
+@dataclass(frozen=True)
+class Batch:
+    """Pairs with all that is random about them already drawn, N of them.
 
     Parameters
     ----------
-    network
-        `UNet` or its data-parallel wrapper.
     lsst, euclid
         float32 [N, 3, H, W] network units, Euclid repeated to three channels.
-    generator
-        CPU generator of t and eps.
-
-    Returns
-    -------
-    Tensor
-        Scalar mean of the weighted squared error.
+    direction
+        int64 [N], index into `DIRECTIONS`.
+    t
+        int64 [N], index into the bridge's tables.
+    eps
+        float32 [N, 3, H, W], standard normal.
     """
-    n, c = len(lsst), card.network.image_channels
-    direction = (torch.arange(n, device=lsst.device) < n // 2).long()
-    to_euclid = direction.view(-1, 1, 1, 1).bool()
-    x0, x1 = torch.where(to_euclid, euclid, lsst), torch.where(to_euclid, lsst, euclid)
-    t = card.objective.draw_steps(card.bridge, n, generator).to(lsst.device)
-    eps = torch.randn(x0.shape, generator=generator).to(lsst.device)
-    x_t = card.bridge.q_sample(x0, x1, t, eps)
-    target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, eps)
-    u, v = (k.to(lsst.device, lsst.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
-    inputs = network_input(u * x_t + v * x1, x1, direction).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(lsst.device.type, torch.bfloat16):
-        heads = network(inputs, t, direction)
+
+    lsst: Tensor
+    euclid: Tensor
+    direction: Tensor
+    t: Tensor
+    eps: Tensor
+
+    @classmethod
+    def draw(cls, card: Card, lsst: Tensor, euclid: Tensor, direction: Tensor, generator: torch.Generator) -> Batch:
+        """Draw t and eps of these pairs from a CPU generator."""
+        t = card.objective.draw_steps(card.bridge, len(lsst), generator)
+        return cls(lsst, euclid, direction, t, torch.randn(lsst.shape, generator=generator))
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """One batch of all, in order."""
+        return cls(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(cls)))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+def half_each_way(count: int) -> Tensor:
+    """Directions int64 [count]: the first half lsst->euclid, the second euclid->lsst."""
+    return (torch.arange(count) < count // 2).long()
+
+
+def bridge_loss(network: nn.Module, card: Card, batch: Batch) -> Tensor:
+    """Mean of the weighted squared error over a batch, a scalar; `network` may be a data-parallel wrapper."""
+    c, device, t = card.network.image_channels, batch.lsst.device, batch.t
+    to_euclid = batch.direction.view(-1, 1, 1, 1).bool()
+    x0, x1 = torch.where(to_euclid, batch.euclid, batch.lsst), torch.where(to_euclid, batch.lsst, batch.euclid)
+    x_t = card.bridge.q_sample(x0, x1, t, batch.eps)
+    target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, batch.eps)
+    u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
+    inputs = network_input(u * x_t + v * x1, x1, batch.direction).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        heads = network(inputs, t, batch.direction)
     pred = torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
     return (weight * (pred - target) ** 2).mean()
 
@@ -124,15 +157,14 @@ class TrainState:
         self.step = 0
         self.seconds = 0.0
 
-    def update(self, loss: Tensor, progress: float) -> float:
-        """Take one step downhill and move the average; returns the gradient norm before clipping."""
+    def update(self, progress: float) -> float:
+        """Take one step along the gradients gathered since the last; returns their norm before clipping."""
         lr = self.recipe.learning_rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         beta = (1 - 1 / self.step) ** (self.ema_power + 1)
         with torch.no_grad():

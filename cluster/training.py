@@ -1,18 +1,22 @@
-"""Ray Train around a training loop: workers, a shared clock, checkpoints, resume. The loop comes as an argument."""
+"""Ray Train around a training loop: workers and what they exchange, checkpoints, resume. The loop is an argument."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from fsspec import AbstractFileSystem
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.util.metrics import Gauge
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class Session:
     rank: int
     world_size: int
     device: torch.device
+
+    def shards(self, count: int) -> list[int]:
+        """Those of `count` virtual shards that are this worker's, by their number."""
+        return list(range(self.rank, count, self.world_size))
 
     @contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -38,22 +46,45 @@ class Session:
         prepared: torch.nn.Module = prepare_model(network)
         return prepared
 
-    def agree(self, value: float) -> float:
-        """Rank 0's value on every rank: clocks differ, schedules must not."""
-        if self.world_size == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
-        torch.distributed.broadcast(shared, src=0)
-        return float(shared[0])
+    def gather(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Context of one forward and backward pass of a prepared model; only a step's last exchanges the gradients."""
+        no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
 
-    def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """Report metrics; `save(folder)` writes the checkpoint and is called on rank 0 only."""
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """Rank 0's values on every rank: clocks differ, schedules must not."""
+        return self._exchange(values, lambda shared: torch.distributed.broadcast(shared, src=0))
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, on every rank."""
+        return self._exchange(values, torch.distributed.all_reduce)
+
+    def _exchange(self, values: Sequence[float], operation: Callable[[torch.Tensor], Any]) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        operation(shared)
+        return [float(value) for value in shared.tolist()]
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """Report metrics; `save(folder)` writes the checkpoint and is called on rank 0 only.
+
+        Returns when the checkpoint is in storage. The metrics are Prometheus gauges ``surveybridge_train_<name>`` too.
+        """
+        if self.rank == 0:
+            for name, value in metrics.items():
+                _gauge(name).set(value)
         if save is None or self.rank != 0:
-            ray.train.report(metrics)
+            ray.train.report(dict(metrics))
             return
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            # an upload in the background would be lost with its worker though it has been reported
+            ray.train.report(
+                dict(metrics),
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_upload_mode=CheckpointUploadMode.SYNC,
+            )
 
 
 def fit(
@@ -62,19 +93,27 @@ def fit(
     *,
     storage_path: str,
     name: str,
-    workers: int = 1,
+    filesystem: AbstractFileSystem | None = None,
+    workers: tuple[int, int] = (1, 1),
     cpus_per_worker: float = 1,
     use_gpu: bool = False,
     max_failures: int = 3,
-) -> Path | None:
-    """Run `loop` on Ray Train and return the folder of its last checkpoint.
+) -> Checkpoint | None:
+    """Run `loop` on Ray Train and return its last checkpoint, to be opened with ``as_directory()``.
 
     Parameters
     ----------
     loop
         ``loop(session, config)``, run by every worker; it must call ``session.report`` equally often on all ranks.
+    config
+        Its argument, which Ray shows in its dashboard: no secrets.
     storage_path, name
         Where checkpoints go. A run of the same name resumes from its last checkpoint; a finished one trains nothing.
+    filesystem
+        fsspec filesystem on which `storage_path` is a path; by default this machine's.
+    workers
+        Fewest and most workers. Where they differ, there are as many as the cluster has room for, looked at once a
+        minute and after a failure; a change costs the steps since the last checkpoint.
     max_failures
         Worker-group restarts before the run fails.
     """
@@ -84,20 +123,26 @@ def fit(
         torch.set_num_threads(max(1, int(cpus_per_worker)))
         loop(Session(context.get_world_rank(), context.get_world_size(), get_device()), worker_config)
 
+    count: Any = workers if workers[0] < workers[1] else workers[0]  # a pair is elastic
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=count,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=RunConfig(
             storage_path=storage_path,
+            storage_filesystem=filesystem and pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
             name=name,
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    result = trainer.fit()
-    return Path(result.checkpoint.path) if result.checkpoint else None
+    return trainer.fit().checkpoint
+
+
+@functools.cache
+def _gauge(name: str) -> Gauge:
+    return Gauge(f"surveybridge_train_{name}", f"Last reported {name} of the training.")

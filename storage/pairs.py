@@ -40,7 +40,7 @@ class Pairs:
     name
         Name of the store.
     stored
-        Pairs in the store, of which these may be the first few.
+        Pairs in the store, of which these may be a part.
     """
 
     lsst: NDArray[np.float32]
@@ -52,9 +52,13 @@ class Pairs:
 
 
 def read_pairs(
-    url: str, grid: str = "mosaic", limit: int | None = None, storage_options: Mapping[str, Any] | None = None
+    url: str,
+    grid: str = "mosaic",
+    start: int = 0,
+    stop: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Pairs:
-    """Read a pair store and bring it onto a grid.
+    """Read pairs `start` to `stop` (exclusive) of a store and bring them onto a grid; other chunks are not touched.
 
     Parameters
     ----------
@@ -62,8 +66,8 @@ def read_pairs(
         Local path or fsspec URL of the Zarr group.
     grid
         ``mosaic``: the central half of the LSST stamp on the Euclid pixels; ``cutout``: as stored.
-    limit
-        First so many pairs.
+    start, stop
+        Range of rows; by default to the end. A stop beyond the end is the end.
 
     Raises
     ------
@@ -81,11 +85,12 @@ def read_pairs(
             f'{url}: LSST pixels of {scale_lsst:g}" are no multiple of Euclid\'s {scale_euclid:g}"; '
             "resample the stamps, or train on the cutout grid"
         )
-    stop = lsst.shape[0] if limit is None else min(limit, lsst.shape[0])
-    stamps = np.asarray(lsst[:stop], dtype=np.float32)
-    vis = np.asarray(euclid[:stop], dtype=np.float32)[:, None]
+    stamps = np.asarray(lsst[start:stop], dtype=np.float32)
+    vis = np.asarray(euclid[start:stop], dtype=np.float32)[:, None]
     if not (np.isfinite(stamps).all() and np.isfinite(vis).all()):
-        raise StorageError(f"{url}: pairs hold NaN or infinite flux; leave such stamps out")
+        raise StorageError(
+            f"{url}: pairs {start} to {start + len(vis)} hold NaN or infinite flux; leave such stamps out"
+        )
     noise = {band: numbers[band]["sigma_noise"] for band in (*LSST_BANDS, *EUCLID_BANDS)}
     name = str(attributes.get("name", url.rstrip("/").rsplit("/", 1)[-1]))
     if grid == "cutout":

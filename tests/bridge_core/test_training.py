@@ -12,9 +12,19 @@ from torch import Tensor
 from bridge_core.bridge import Bridge
 from bridge_core.checkpoint import Card
 from bridge_core.network import NetworkConfig, UNet, channels_last
-from bridge_core.training import Recipe, TrainState, augment, bridge_loss, power_of_width, step_generator
+from bridge_core.training import (
+    Batch,
+    Recipe,
+    TrainState,
+    augment,
+    bridge_loss,
+    half_each_way,
+    power_of_width,
+    step_generator,
+)
 from tests.bridge_core.models import TINY, make_card
 
+PIXEL = NetworkConfig(base=8, stem=2, norm="pixel")
 RECIPE = Recipe(learning_rate=2e-3, warmup_steps=5, batch_size=8, seed=4)
 
 
@@ -27,6 +37,10 @@ def toy_pairs(count: int = 32, size: int = 16) -> tuple[Tensor, Tensor]:
     colours = torch.tensor([0.5, 0.8, 1.0]).view(1, 3, 1, 1)
     lsst = colours * torch.exp(-squared / 18.0)[:, None]
     return lsst, torch.exp(-squared / 4.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def both_ways(card: Card, lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> Batch:
+    return Batch.draw(card, lsst, euclid, half_each_way(len(lsst)), generator)
 
 
 def make_state(network: NetworkConfig = TINY) -> TrainState:
@@ -42,8 +56,9 @@ def train(state: TrainState, card: Card, steps: int, horizon: int = 60) -> list[
         generator = step_generator(RECIPE.seed, state.step, 0)
         rows = torch.randint(0, len(lsst), (RECIPE.batch_size,), generator=generator)
         x, y = augment(lsst[rows], euclid[rows], generator)
-        loss = bridge_loss(state.network, card, x, y, generator)
-        state.update(loss, state.step / horizon)
+        loss = bridge_loss(state.network, card, both_ways(card, x, y, generator))
+        loss.backward()
+        state.update(state.step / horizon)
         losses.append(float(loss.detach()))
     return losses
 
@@ -58,7 +73,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def evaluate(state: TrainState, card: Card) -> float:
     """Loss on all pairs with noise that is the same at every call."""
     with torch.no_grad():
-        return float(bridge_loss(state.network, card, *toy_pairs(), step_generator(99, 0, 0)))
+        return float(bridge_loss(state.network, card, both_ways(card, *toy_pairs(), step_generator(99, 0, 0))))
 
 
 @pytest.mark.parametrize(("objective", "share"), [("eps", 0.92), ("grad", 0.85), ("maxnll", 0.93), ("edm", 0.85)])
@@ -92,7 +107,7 @@ def test_loss_of_a_perfect_network_is_zero_in_both_directions():
             return torch.cat([torch.where(to_euclid, other, wanted), torch.where(to_euclid, wanted, other)], 1)
 
     zero = torch.zeros(n, 3, 8, 8)
-    assert float(bridge_loss(Perfect(), card, zero, zero, step_generator(0, 0, 0))) < 1e-8
+    assert float(bridge_loss(Perfect(), card, both_ways(card, zero, zero, step_generator(0, 0, 0)))) < 1e-8
 
 
 def test_first_half_of_a_batch_goes_to_euclid_and_the_second_back():
@@ -104,7 +119,8 @@ def test_first_half_of_a_batch_goes_to_euclid_and_the_second_back():
             return torch.zeros(len(x), 6, *x.shape[-2:], requires_grad=True)
 
     lsst, euclid = torch.full((4, 3, 8, 8), 2.0), torch.full((4, 3, 8, 8), 5.0)
-    bridge_loss(Spy(), make_card(), lsst, euclid, step_generator(0, 0, 0))
+    card = make_card()
+    bridge_loss(Spy(), card, both_ways(card, lsst, euclid, step_generator(0, 0, 0)))
     x, direction = seen
     assert direction.tolist() == [1, 1, 0, 0]
     assert (x[:2, 3:6] == 2).all()
@@ -205,20 +221,41 @@ def test_learning_rate_warms_up_and_comes_to_rest():
 
 
 def test_gradient_is_clipped_and_its_norm_reported():
-    state = make_state()
-    lsst, euclid = toy_pairs(8)
-    loss = 1e6 * bridge_loss(state.network, make_card(), lsst, euclid, step_generator(0, 0, 0))
-    assert state.update(loss, 0.0) > 1e3
-    total = math.sqrt(
-        sum(float(p.grad.double().square().sum()) for p in state.network.parameters() if p.grad is not None)
-    )
-    assert total == pytest.approx(RECIPE.gradient_clip, rel=1e-3)
+    state, card, clipped = make_state(), make_card(), 0.0
+
+    def measure(*_: object) -> None:
+        nonlocal clipped
+        clipped = math.sqrt(
+            sum(float(p.grad.double().square().sum()) for p in state.network.parameters() if p.grad is not None)
+        )
+
+    state.optimizer.register_step_pre_hook(measure)
+    batch = both_ways(card, *toy_pairs(8), step_generator(0, 0, 0))
+    (1e6 * bridge_loss(state.network, card, batch)).backward()
+    assert state.update(0.0) > 1e3
+    assert clipped == pytest.approx(RECIPE.gradient_clip, rel=1e-3)
+    assert all(p.grad is None for p in state.network.parameters())  # the next step starts from nothing
+
+
+def test_gradients_of_shards_add_up_to_those_of_the_batch():
+    """In any order to float32; in one pass to 5%, because autocast rounds each pass's sums over pixels to bfloat16."""
+    card = make_card(network=PIXEL)
+    shards = [both_ways(card, *toy_pairs(8), step_generator(3, 7, shard)) for shard in range(4)]
+    gradients = []
+    for passes in (shards, shards[::-1], [Batch.join(shards)]):
+        state = make_state(PIXEL)
+        for batch in passes:
+            (bridge_loss(state.network, card, batch) * len(batch) / 32).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in state.network.parameters() if p.grad is not None]))
+    one, other, joined = gradients
+    assert float((one - other).norm() / one.norm()) < 1e-6
+    assert float((one - joined).norm() / one.norm()) < 0.05
 
 
 # ---- randomness
 
 
-def test_generators_differ_by_rank_step_and_seed_and_repeat():
+def test_generators_differ_by_shard_step_and_seed_and_repeat():
     def draw(*key: int) -> Tensor:
         return torch.rand(4, generator=step_generator(*key))
 
@@ -228,12 +265,13 @@ def test_generators_differ_by_rank_step_and_seed_and_repeat():
     assert torch.equal(draw(7, 3, 1), draw(7, 3, 1))
 
 
-def test_ranks_never_meet_within_a_long_run():
-    # torch's CPU generator keeps 32 bits of the seed; a million steps of 8 ranks must not share a number
-    starts = [step_generator(5, 0, rank).initial_seed() % 2**32 for rank in range(8)]
+@pytest.mark.parametrize(("shards", "steps"), [(8, 300_000_000), (64, 20_000_000), (1024, 1_600_000)])
+def test_shards_never_meet_within_a_long_run(shards, steps):
+    # torch's CPU generator keeps 32 bits of the seed; so many steps of so many shards must not share a number
+    starts = [step_generator(5, 0, shard).initial_seed() % 2**32 for shard in range(shards)]
     for i, a in enumerate(starts):
         for b in starts[:i]:
-            assert min((a - b) % 2**32, (b - a) % 2**32) > 1_000_000
+            assert min((a - b) % 2**32, (b - a) % 2**32) > steps
 
 
 def test_both_surveys_are_turned_and_rolled_alike():

@@ -21,7 +21,7 @@ from tests import tiny
 pytestmark = pytest.mark.slow
 
 STEPS = 80
-SMALL = ["--base", "8", "--batch-size", "4", "--validation", "8", "--learning-rate", "0.002"]
+SMALL = ["--base", "8", "--batch-size", "4", "--shards", "2", "--validation", "8", "--learning-rate", "0.002"]
 SMALL += ["--steps", str(STEPS), "--report-seconds", "0.5"]
 ROOT = Path(__file__).resolve().parents[2]
 

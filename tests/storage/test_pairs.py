@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,28 @@ def test_noise_is_scaled_by_pixel_area(store):
     assert noise == pytest.approx(SIGMA)
 
 
-def test_limit_takes_the_first_pairs_and_tells_how_many_there_are(store):
-    some, every = read_pairs(store, limit=2), read_pairs(store, limit=100)
+def test_a_range_holds_its_pairs_and_tells_how_many_there_are(store):
+    some, every = read_pairs(store, start=1, stop=3), read_pairs(store, stop=100)
     assert (len(some.lsst), some.stored, len(every.lsst), every.stored) == (2, 6, 6, 6)
-    np.testing.assert_array_equal(some.lsst, every.lsst[:2])
+    np.testing.assert_array_equal(some.lsst, every.lsst[1:3])
+    np.testing.assert_array_equal(some.euclid, every.euclid[1:3])
+
+
+def test_a_range_is_read_without_the_chunks_of_others(store):
+    group: Any = zarr.open_group(store, mode="a")
+    for name in ("lsst", "euclid"):
+        stamps = group[name][...]
+        del group[name]
+        group.create_array(name, data=stamps, chunks=(2, *stamps.shape[1:]))
+    wanted = read_pairs(store, start=2, stop=4)
+    chunks = [path for path in Path(store).glob("*/c/**/*") if path.is_file()]
+    damaged = [path for path in chunks if path.relative_to(store).parts[2] != "1"]  # lsst/c/1/0/0/0 is wanted
+    assert len(damaged) == 4
+    for path in damaged:
+        path.write_bytes(b"damaged")
+    np.testing.assert_array_equal(read_pairs(store, start=2, stop=4).lsst, wanted.lsst)
+    with pytest.raises(Exception, match=r"(?i)zstd|decompress|unknown"):
+        read_pairs(store, start=1, stop=4)
 
 
 def break_store(path, case):
@@ -115,7 +134,7 @@ def test_unknown_grid_is_refused(store):
 
 
 def test_the_shared_pairs_have_the_same_sky_in_both_surveys(shared_data):
-    pairs = read_pairs(str(shared_data / "pairs" / "test_regular.zarr"), limit=64)
+    pairs = read_pairs(str(shared_data / "pairs" / "test_regular.zarr"), stop=64)
     assert pairs.stored == 1000
     # Bright stamps: the i and VIS images of one object correlate when they are on one grid.
     flux_i, flux_vis = (images[:, :, 24:40, 24:40].sum((1, 2, 3)) for images in (pairs.lsst[:, 2:], pairs.euclid))
