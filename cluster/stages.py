@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+STAGES = ("read", "model", "write")
 MAX_KILLS = 3
 """An item that was being done when its process died so often is not tried again."""
 
@@ -118,7 +119,12 @@ def write_outcome(write: Write, outcome: Outcome) -> dict[str, Any]:
     try:
         return write(replace(outcome, value=None, failure=failure))
     except Exception as error:
-        return {"tile_id": outcome.item, "status": "lost", "reason": reason_of(error)}
+        return lost(outcome.item, reason_of(error))
+
+
+def lost(item: str, reason: str) -> dict[str, Any]:
+    """Receipt of an item that could not even be committed as a failure."""
+    return {"tile_id": item, "status": "lost", "reason": reason}
 
 
 def failure_of(stage: str, error: Exception) -> Failure:
@@ -143,23 +149,27 @@ def reason_of(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _guarded(stage: str, work: Callable[[], Any], outcome: Outcome) -> Outcome:
+def timed(work: Callable[[], Any]) -> tuple[Any, Interval]:
+    """Return what `work` returns, and when and where that was."""
     start, clock = time.time(), time.monotonic()
-    value, failure = None, None
-    try:
-        value = work()
-    except Exception as error:
-        failure = failure_of(stage, error)
-    seconds = time.monotonic() - clock
+    result = work()
+    return result, Interval(start, start + time.monotonic() - clock, f"{socket.gethostname()}:{os.getpid()}")
+
+
+def _guarded(stage: str, work: Callable[[], Any], outcome: Outcome) -> Outcome:
+    def attempt() -> tuple[Any, Failure | None]:
+        try:
+            return work(), None
+        except Exception as error:
+            return None, failure_of(stage, error)
+
+    (value, failure), interval = timed(attempt)
     return replace(
         outcome,
         value=value,
         failure=failure,
-        seconds={**outcome.seconds, stage: seconds},
-        intervals={
-            **outcome.intervals,
-            stage: Interval(start, start + seconds, f"{socket.gethostname()}:{os.getpid()}"),
-        },
+        seconds={**outcome.seconds, stage: interval.end - interval.start},
+        intervals={**outcome.intervals, stage: interval},
     )
 
 

@@ -1,65 +1,324 @@
-"""Stream items through a pool of Ray Data actors: one item is one unit of work, one row comes back for each."""
+"""Stream items through read, model and write on a Ray cluster: a receipt comes back for every item, whatever dies."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-Worker = Callable[[str], dict[str, Any]]
+from cluster import metrics
+from cluster.attempts import Attempts, Orders, Worker
+from cluster.errors import ClusterError
+from cluster.stages import (
+    MAX_KILLS,
+    Interval,
+    Outcome,
+    Stages,
+    failure_of,
+    lost,
+    model_outcome,
+    quarantine,
+    read_outcome,
+    timed,
+    write_outcome,
+)
 
-MAX_BLOCKS = 1000
+IO_CPUS = 0.25
+"""CPUs of a reader and of a writer: they wait for storage, and must find room beside the models of a small cluster."""
+IO_PER_MODEL = 2
+"""At most so many readers, and so many writers, for each model."""
+READ_TASKS = 256
+"""Of a small run, so that many readers may share it; of a large one each has `READ_AT_MOST` items."""
+READ_AT_MOST = 64
+"""Items of a read task: so many at most travel together, and are read again when their reader or a node dies."""
+NO_PROGRESS_SECONDS = 1800.0
+"""Give up where no item has left any stage for so long: the cluster has lost what the stream needs."""
+
+# A row holds a group of outcomes. Ray Data cuts and joins blocks by their bytes, and those differ when a task is run
+# again (a failure is smaller than a value): a row is never cut, and a limit of one byte makes every row a block.
+SCHEMA = pa.schema([("group", pa.list_(pa.large_binary()))])
+BLOCK_BYTES = 1
 
 
-def stream(
-    items: Sequence[str], make_worker: Callable[[], Worker], *, workers: int = 1, gpus: float | None = None
-) -> Iterator[dict[str, Any]]:
-    """Run every item through one of `workers` actors and yield what the worker returns, as it comes.
+class Stream:
+    """Receipts of all items, as they come.
+
+    Whatever happens to the workers, each item yields one receipt: an exception in a stage and an item that kills its
+    process `MAX_KILLS` times become failures that the writer commits. An item may be done more than once (when a
+    process or a node dies with what it has done), so writing again must overwrite.
 
     Parameters
     ----------
     items
         Names, e.g. tile ids.
-    make_worker
-        Picklable; called once in each actor. The worker it returns maps an item to a JSON-like row and should turn
-        its own failures into rows: an exception stops the stream.
+    stages
+        What to do with each.
     workers
-        Actors.
+        Smallest and largest number of model actors.
     gpus
-        GPUs of each actor; by default one where the cluster has any.
+        GPUs of each of them; by default one where the cluster has any.
+    memory
+        Heap in bytes of a process by stage, reserved where it runs.
+    drain
+        Once it is set, no item is read and no model begins one; those being done are finished and written.
+    intervals
+        Give receipts `intervals`: stage -> start, end (epoch seconds) and worker.
     """
-    if not items:
-        return
-    workers = min(workers, len(items))
+
+    def __init__(
+        self,
+        items: Sequence[str],
+        stages: Stages,
+        *,
+        workers: tuple[int, int] = (1, 1),
+        gpus: float | None = None,
+        memory: Mapping[str, int] | None = None,
+        drain: threading.Event | None = None,
+        intervals: bool = False,
+    ) -> None:
+        self.items = list(dict.fromkeys(items))
+        self.stages = stages
+        self.workers = workers
+        self.gpus = gpus
+        self.memory = memory or {}
+        self.drain = drain or threading.Event()
+        self.intervals = intervals
+        self._attempts: Any = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Run; the receipts come in the order in which items are finished."""
+        todo = dict.fromkeys(self.items)
+        if not todo:
+            return
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        self._attempts = ray.remote(Attempts).options(**options).remote()
+        job = _Job(ray.put(self.stages), self._attempts)
+        finished = threading.Event()
+        threading.Thread(target=self._forward_drain, args=(finished,), daemon=True).start()
+        try:
+            # One pass does all items. A second one would be needed if the attempts actor died together with a reader:
+            # then groups may differ from those that others have used already.
+            while todo and not self.drain.is_set():
+                before = len(todo)
+                for outcome_item, receipt, intervals in self._pass(list(todo), job):
+                    if outcome_item not in todo:
+                        continue
+                    del todo[outcome_item]
+                    metrics.count_receipt(receipt, intervals)
+                    if self.intervals:
+                        receipt = {**receipt, "intervals": {k: asdict(interval) for k, interval in intervals.items()}}
+                    yield receipt
+                if len(todo) == before and not self.drain.is_set():
+                    raise ClusterError(f"0 of {before} items came back from the cluster; see Ray's logs of the workers")
+        finally:
+            finished.set()
+            attempts, self._attempts = self._attempts, None
+            ray.kill(attempts)
+
+    def in_flight(self) -> list[dict[str, Any]]:
+        """Return what is being done now (item, stage, seconds, node, pid), the longest first; any thread may ask."""
+        attempts = self._attempts
+        try:
+            return [] if attempts is None else ray.get(attempts.in_flight.remote())
+        except ray.exceptions.RayActorError:  # the stream has ended meanwhile
+            return []
+
+    def _pass(self, items: list[str], job: _Job) -> Iterator[tuple[str, dict[str, Any], Mapping[str, Any]]]:
+        smallest, largest = (min(count, len(items)) for count in self.workers)
+        source = _Source(items, job)
+        io = TaskPoolStrategy(min(IO_PER_MODEL * largest, len(source.slices)))
+        memory = {stage: {"memory": size} for stage, size in self.memory.items()}
+        tabular: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+        with DataContext.current(_context()):
+            rows = (
+                ray.data.read_datasource(
+                    source,
+                    override_num_blocks=len(source.slices),
+                    compute=io,
+                    num_cpus=IO_CPUS,
+                    **memory.get("read", {}),
+                )
+                .map_batches(
+                    _ModelActor,
+                    fn_constructor_args=(job,),
+                    compute=ActorPoolStrategy(min_size=smallest, max_size=largest),
+                    num_cpus=1,
+                    num_gpus=gpus_of_model(self.gpus) or None,
+                    **tabular,
+                    **memory.get("model", {}),
+                )
+                .map_batches(
+                    _write_group, fn_kwargs={"job": job}, num_cpus=IO_CPUS, **tabular, **memory.get("write", {})
+                )
+            )
+            batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        try:
+            for batch in batches:
+                for group in batch["group"]:
+                    yield from _unpacked(group)
+        except ray.exceptions.RayError as error:
+            raise _cause_of(error) from error
+
+    def _forward_drain(self, finished: threading.Event) -> None:
+        while not finished.is_set():
+            if self.drain.wait(0.5):
+                attempts = self._attempts
+                if attempts is not None:
+                    attempts.drain.remote()
+                return
+
+
+def gpus_of_model(gpus: float | None) -> float:
+    """GPUs of a model actor: as asked for, else one where the cluster has any."""
+    return (1.0 if ray.cluster_resources().get("GPU", 0) else 0.0) if gpus is None else gpus
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker of a stream is given."""
+
+    stages: Any  # reference to Stages: they may be large, and there are many read tasks
+    attempts: Any  # handle of Attempts
+
+    def do(self, stage: str, outcomes: list[Outcome], one: Callable[[Any, Outcome, int], Any]) -> list[bytes]:
+        """``one(work, outcome, kills)`` of every outcome, pickled; `work` is what the stage's make_* returned here."""
+        work = self.made(stage)
+        items = [outcome.item for outcome in outcomes]
+        orders: Orders = ray.get(self.attempts.begin.remote(stage, items, _worker()))
+        if orders.draining and stage != "write":
+            return []
+        if orders.one_by_one:
+            return [result for outcome in outcomes for result in self.do(stage, [outcome], one)]
+        start = time.monotonic()
+        results = [_pickled(one(work, outcome, k)) for outcome, k in zip(outcomes, orders.kills, strict=True)]
+        self.attempts.done.remote(stage, items, time.monotonic() - start, sum(map(len, results)))
+        return results
+
+    def made(self, stage: str) -> Any:
+        """Return the stage's work, made once in a process."""
+        if _made.get(stage, (None, None))[0] != self.stages:
+            _made[stage] = (self.stages, getattr(ray.get(self.stages), f"make_{stage}")())
+        return _made[stage][1]
+
+
+_made: dict[str, tuple[Any, Any]] = {}
+
+
+class _Source(Datasource):
+    """Read tasks over slices of the items."""
+
+    def __init__(self, items: list[str], job: _Job) -> None:
+        super().__init__()
+        size = max(1, min(READ_AT_MOST, len(items) // READ_TASKS))
+        self.slices = [items[k : k + size] for k in range(0, len(items), size)]
+        self._job = job
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(_read_groups, self._job, items), metadata) for items in self.slices]
+
+
+def _read_groups(job: _Job, items: list[str]) -> Iterator[pa.Table]:
+    def read(work: Any, outcome: Outcome, kills: int) -> Outcome:
+        return replace(outcome, failure=quarantine("read")) if kills >= MAX_KILLS else read_outcome(work, outcome.item)
+
+    start = 0
+    while start < len(items):
+        size = ray.get(job.attempts.group_size.remote(items[start], len(items) - start))
+        group = [Outcome(item, None, None, {}) for item in items[start : start + size]]
+        yield _packed(job.do("read", group, read))
+        start += size
+
+
+class _ModelActor:
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.refusal: Exception | None = None
+        try:
+            job.made("model")
+        except Exception as error:
+            self.refusal = error  # raised by the first call: of an actor that cannot start Ray keeps only a text
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.refusal is not None:
+            raise self.refusal
+        return _packed(self.job.do("model", list(_unpacked(table["group"][0])), self._one))
+
+    @staticmethod
+    def _one(work: Any, outcome: Outcome, kills: int) -> Outcome:
+        if kills >= MAX_KILLS and outcome.failure is None:
+            return replace(outcome, value=None, failure=quarantine("model"))
+        return model_outcome(work, outcome)
+
+
+def _write_group(table: pa.Table, job: _Job) -> pa.Table:
+    def write(work: Any, outcome: Outcome, kills: int) -> tuple[str, dict[str, Any], Mapping[str, Interval]]:
+        if kills >= MAX_KILLS and outcome.failure is None:
+            outcome = replace(outcome, value=None, failure=quarantine("write"))
+        if kills >= 2 * MAX_KILLS:  # writing the failure kills as well
+            return outcome.item, lost(outcome.item, quarantine("write").reason), outcome.intervals
+        receipt, interval = timed(lambda: write_outcome(work, outcome))
+        return outcome.item, receipt, {**outcome.intervals, "write": interval}
+
+    return _packed(job.do("write", list(_unpacked(table["group"][0])), write))
+
+
+def _pickled(result: Any) -> bytes:
+    try:
+        return pickle.dumps(result, protocol=5)
+    except Exception as error:
+        if not isinstance(result, Outcome):
+            raise
+        stage = "model" if "model" in result.intervals else "read"
+        return pickle.dumps(replace(result, value=None, failure=failure_of(stage, error)), protocol=5)
+
+
+def _packed(group: list[bytes]) -> pa.Table:
+    return pa.table({"group": [group]}, schema=SCHEMA)
+
+
+def _unpacked(group: pa.ListScalar) -> Iterator[Any]:
+    return (pickle.loads(member.as_buffer()) for member in group)
+
+
+def _worker() -> Worker:
+    return Worker(ray.get_runtime_context().get_node_id(), os.getpid())
+
+
+def _context() -> DataContext:
+    """Ray Data's settings for a stream, apart from those of the process."""
     # the caller shows its own progress; Ray's would print a page every ten seconds into a job's log
-    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-    dataset = ray.data.from_items(
-        [{"item": item} for item in items], override_num_blocks=min(len(items), MAX_BLOCKS)
-    ).map_batches(
-        _Actor,
-        fn_constructor_args=(make_worker,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
-        num_gpus=gpus or None,
-    )
-    for row in dataset.iter_rows():
-        yield json.loads(row["row"])
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled"
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    return context
 
 
-class _Actor:
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
-        self.work = make_worker()
-
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> pa.Table:
-        # one JSON string a row: an explicit schema, whatever the rows hold
-        return pa.table({"row": pa.array([json.dumps(self.work(str(item))) for item in batch["item"]], pa.string())})
+def _cause_of(error: BaseException) -> BaseException:
+    """Return what a worker raised, out of what Ray has wrapped around it."""
+    while isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UserCodeException):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None or inner is error:
+            break
+        error = inner
+    return error

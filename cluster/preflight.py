@@ -1,0 +1,92 @@
+"""Refuse a cluster that cannot hold even the smallest form of a stream: Ray would wait for ever, and say nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from cluster.errors import ClusterError
+from cluster.stream import IO_CPUS, gpus_of_model
+
+Resources = Mapping[str, float]
+
+
+def check_cluster(
+    *, workers: int = 1, gpus: float | None = None, memory: Mapping[str, int] | None = None, wait: float = 10.0
+) -> None:
+    """Refuse a cluster without room for so many models, one reader and one writer.
+
+    Parameters
+    ----------
+    workers
+        Models of the smallest pool.
+    gpus, memory
+        As `Stream` is given them.
+    wait
+        Seconds to wait for room, e.g. until an earlier run has left. An autoscaling cluster is asked for it.
+    """
+    heap = memory or {}
+    need: dict[str, Resources] = {
+        "model": {"CPU": 1, "GPU": gpus_of_model(gpus), "memory": heap.get("model", 0)},
+        "reader": {"CPU": IO_CPUS, "memory": heap.get("read", 0)},
+        "writer": {"CPU": IO_CPUS, "memory": heap.get("write", 0)},
+    }
+    processes = [*([need["model"]] * workers), need["reader"], need["writer"]]
+    if _room(processes):
+        return
+    request_resources(bundles=[{name: amount for name, amount in process.items() if amount} for process in processes])
+    deadline = time.monotonic() + wait
+    try:
+        while not _room(processes):
+            if time.monotonic() > deadline:
+                raise ClusterError(_refusal(workers, need, processes))
+            time.sleep(0.2)
+    finally:
+        request_resources(bundles=[])
+
+
+def _room(processes: Sequence[Resources]) -> bool:
+    """Whether the nodes are large enough, and enough is free; how much is free on each node Ray does not tell."""
+    return _fit(processes, _nodes()) and _fit(processes, [ray.available_resources()])
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fit(processes: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
+    """Whether the processes, the largest first, each find a node with room."""
+    left = [dict(node) for node in nodes]
+    for process in processes:
+        for room in left:
+            if all(room.get(name, 0) >= amount for name, amount in process.items()):
+                for name, amount in process.items():
+                    room[name] = room.get(name, 0) - amount
+                break
+        else:
+            return False
+    return True
+
+
+def _refusal(workers: int, need: Mapping[str, Resources], processes: Sequence[Resources]) -> str:
+    wanted = {name: sum(process.get(name, 0) for process in processes) for name in need["model"]}
+    nodes = "; ".join(f"{count} of {size}" for size, count in Counter(map(_text, _nodes())).items())
+    free = _text(ray.available_resources())
+    return (
+        f"{workers} model{'s' * (workers != 1)} of {_text(need['model'])}, a reader of {_text(need['reader'])} and a "
+        f"writer of {_text(need['writer'])} need {_text(wanted)}, but the cluster has {free} free "
+        f"(its nodes: {nodes}); ask for fewer workers or less memory, or add nodes"
+    )
+
+
+def _text(resources: Resources) -> str:
+    amounts = [f"{resources.get('CPU', 0):g} CPU"]
+    if resources.get("GPU"):
+        amounts.append(f"{resources['GPU']:g} GPU")
+    if resources.get("memory"):
+        amounts.append(f"{resources['memory'] / 1e9:.1f} GB")
+    return " ".join(amounts)
