@@ -57,7 +57,7 @@ class Folder:
     @property
     def filesystem(self) -> AbstractFileSystem:
         """The fsspec filesystem behind the URL (one instance per process)."""
-        return open_filesystem(self.url, self.storage_options)[0]
+        return self._opened()[0]
 
     @property
     def is_local(self) -> bool:
@@ -66,7 +66,12 @@ class Folder:
 
     def path(self, *parts: str) -> str:
         """Path of a file below this folder, as the filesystem wants it."""
-        return "/".join((open_filesystem(self.url, self.storage_options)[1].rstrip("/"), *parts))
+        return "/".join((self._opened()[1], *parts))
+
+    def _opened(self) -> tuple[AbstractFileSystem, str]:
+        """The filesystem and the folder's path in it."""
+        filesystem, root = open_filesystem(self.url, self.storage_options)
+        return filesystem, root.rstrip("/")
 
     def file_url(self, *parts: str) -> str:
         """URL of a file below this folder, for messages and ledgers."""
@@ -79,7 +84,8 @@ class Folder:
 
     def read(self, *parts: str) -> bytes:
         """Bytes of one file; FileNotFoundError if there is none."""
-        return bytes(self.filesystem.cat_file(self.path(*parts)))
+        filesystem, root = self._opened()
+        return bytes(filesystem.cat_file("/".join((root, *parts))))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """Bytes of several files, in the order asked; concurrent requests in object storage."""
@@ -94,8 +100,9 @@ class Folder:
         """Bytes or the exception of each file."""
         if not names:
             return []
-        paths = [self.path(name) for name in names]
-        return list(self.filesystem.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return"))
+        filesystem, root = self._opened()
+        paths = [f"{root}/{name}" for name in names]
+        return list(filesystem.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return"))
 
     def names(self, *parts: str, suffix: str = "") -> list[str]:
         """Sorted names of the entries directly below, hidden ones (unfinished writes) left out."""
@@ -113,30 +120,22 @@ class Folder:
     def put(self, data: bytes, *parts: str) -> None:
         """Write one file whole: temporary name and rename locally, a single PUT in object storage (atomic there)."""
         filesystem, target = self.filesystem, self.path(*parts)
-        if not self.is_local:
+        if self.is_local:
+            _write_and_rename(target, data, flush=True)
+        else:
             filesystem.pipe_file(target, data)
-            return
-        parent, name = os.path.split(target)
-        os.makedirs(parent, exist_ok=True)
-        temporary = os.path.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())  # the rename must not reach the disk before the bytes
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
 
     def put_many(self, files: Mapping[str, bytes]) -> None:
-        """Write several files, each as `put` does, in no order; concurrent requests in object storage."""
+        """Write several files, in no order, each whole or not at all; concurrent requests in object storage.
+
+        Locally they are not flushed to the disk, for data with checksums of its own.
+        """
+        filesystem, root = self._opened()
         if self.is_local:
             for name, data in files.items():
-                self.put(data, name)
+                _write_and_rename(f"{root}/{name}", data, flush=False)
         else:
-            self.filesystem.pipe({self.path(name): data for name, data in files.items()})
+            filesystem.pipe({f"{root}/{name}": data for name, data in files.items()})
 
     def read_with_token(self, *parts: str) -> tuple[bytes, str]:
         """Bytes of one file and the token of this content, for `replace`; FileNotFoundError if there is none."""
@@ -337,6 +336,23 @@ def _bytes_or_raise(found: Any) -> bytes:
     if isinstance(found, Exception):
         raise found
     return bytes(found)
+
+
+def _write_and_rename(target: str, data: bytes, *, flush: bool) -> None:
+    parent, name = os.path.split(target)
+    os.makedirs(parent, exist_ok=True)
+    temporary = os.path.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            if flush:
+                handle.flush()
+                os.fsync(handle.fileno())  # the rename must not reach the disk before the bytes
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 @contextlib.contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from storage.errors import StorageError
+from storage.errors import DamagedData, StorageError
 from storage.grids import shifted_header
 from storage.images import MASK_PLANES, SurveyImage
+from storage.shards import read_shard, write_shard
 
 CHUNK = 256
 """Side of a chunk inside the shard, pixels: what cutout services and viewers fetch; workers read whole shards."""
@@ -21,40 +21,55 @@ CHUNK = 256
 _ARRAYS = ("flux", "variance", "mask")
 
 _UNWRITTEN = np.uint8(255)
-"""Fill value of masks: what a lost shard reads as, and no ingest writes."""
-
-
-Node = TypeVar("Node", zarr.Array[Any], zarr.Group)
+"""Fill value of masks: what a lost shard reads as elsewhere, and no ingest writes."""
 
 
 def write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
     """Write `image` as the group `<survey>` of its tile."""
     survey = tile_group.create_group(image.survey, attributes=_image_attributes(image))
-    _write_array(survey, "flux", image.flux, np.float32(np.nan))
-    _write_array(survey, "variance", image.variance, np.float32(np.nan))
-    _write_array(survey, "mask", image.mask, _UNWRITTEN)
+    write_shard(survey, "flux", image.flux, np.float32(np.nan), CHUNK)
+    write_shard(survey, "variance", image.variance, np.float32(np.nan), CHUNK)
+    write_shard(survey, "mask", image.mask, _UNWRITTEN, CHUNK)
 
 
-def read_image(tile_group: zarr.Group, survey: str, tile_id: str) -> SurveyImage:
-    """Read one survey whole: one request per array.
+def array_paths(survey: str) -> list[str]:
+    """Paths of a survey's arrays, relative to the tile."""
+    return [f"{survey}/{name}" for name in _ARRAYS]
+
+
+def read_image(
+    metadata: Mapping[str, Mapping[str, Any]], shards: Mapping[str, bytes], survey: str, tile_id: str
+) -> SurveyImage:
+    """One survey, whole.
+
+    Parameters
+    ----------
+    metadata : mapping of path to mapping
+        The tile's zarr.json documents: the survey's and its arrays'.
+    shards : mapping of path to bytes
+        The arrays' shards.
+    survey, tile_id : str
+        Which.
 
     Raises
     ------
-    StorageError
+    DamagedData
         If an array or attribute is missing, a chunk fails its checksum, or a shard is gone.
     """
-    group = _child(tile_group, survey, zarr.Group, tile_id)
     arrays = {}
-    for name in _ARRAYS:
+    for path in (survey, *array_paths(survey)):
+        if path not in metadata:
+            raise DamagedData(f"tile {tile_id}: {path} is missing; ingest the tile again")
+    for name, path in zip(_ARRAYS, array_paths(survey), strict=True):
+        if path not in shards:
+            raise DamagedData(f"tile {tile_id}: {path} has lost its data; ingest the tile again")
         try:
-            arrays[name] = np.asarray(_child(group, name, zarr.Array, tile_id)[...])
+            arrays[name] = read_shard(metadata[path], shards[path])
         except (ValueError, RuntimeError) as error:  # a checksum, a length, or Blosc's own complaint
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StorageError(
-                f"tile {tile_id}: {survey}/{name} cannot be read ({first_line}); ingest the tile again"
-            ) from error
+            raise DamagedData(f"tile {tile_id}: {path} cannot be read ({first_line}); ingest the tile again") from error
     try:
-        a: dict[str, Any] = dict(group.attrs)
+        a: dict[str, Any] = dict(metadata[survey]["attributes"])
         image = SurveyImage(
             survey=survey,
             bands=tuple(str(band) for band in a["bands"]),
@@ -67,10 +82,7 @@ def read_image(tile_group: zarr.Group, survey: str, tile_id: str) -> SurveyImage
             **arrays,
         )
     except KeyError as error:
-        raise StorageError(f"tile {tile_id}: {survey} lacks the attribute {error}; ingest the tile again") from error
-    if (image.mask == _UNWRITTEN).any():
-        raise StorageError(f"tile {tile_id}: {survey}/mask has lost its data; ingest the tile again")
-    # A lost flux or variance shard reads as its fill value: NaN where the mask says that there is data.
+        raise DamagedData(f"tile {tile_id}: {survey} lacks the attribute {error}; ingest the tile again") from error
     check_pixels(tile_id, image)
     for plane, bit in MASK_PLANES.items():
         if a["mask_planes"].get(plane) != bit:
@@ -117,30 +129,3 @@ def _image_attributes(image: SurveyImage) -> dict[str, Any]:
         "provenance": dict(image.provenance),
         "units": {"flux": "nJy", "variance": "nJy2", "pixel_scale": "arcsec", "psf_fwhm": "arcsec"},
     }
-
-
-def _write_array(group: zarr.Group, name: str, data: NDArray[Any], fill_value: Any) -> None:
-    bands, height, width = data.shape
-    chunk = (1, min(CHUNK, height), min(CHUNK, width))
-    shard = (bands, math.ceil(height / chunk[1]) * chunk[1], math.ceil(width / chunk[2]) * chunk[2])
-    array = group.create_array(
-        name,
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=chunk,
-        shards=shard,
-        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle=BloscShuffle.bitshuffle), Crc32cCodec()],
-        fill_value=fill_value,
-        dimension_names=("band", "y", "x"),
-        config={"write_empty_chunks": True},  # a missing shard is damage, not emptiness
-    )
-    array[...] = data
-
-
-def _child(group: zarr.Group, name: str, kind: type[Node], tile_id: str) -> Node:
-    """The array or group `name` directly below `group`."""
-    child = group.get(name)
-    if not isinstance(child, kind):
-        where = f"{group.basename}/{name}" if kind is zarr.Array else name
-        raise StorageError(f"tile {tile_id}: {where} is missing; ingest the tile again")
-    return child

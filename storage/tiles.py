@@ -3,7 +3,8 @@
 Layout below the store's URL::
 
     zarr.json                                   attributes: what this is, format version, grid_id
-    tiles/<tile_id>/                            attributes: core, origin, grid_id, format version
+    tiles/<tile_id>/                            attributes: core, origin, grid_id, format version; the metadata of all
+                                                below (consolidated): one request, and one for each array
     tiles/<tile_id>/<survey>/                   attributes: WCS header, bands, PSF, pixel scale, mask planes, provenance
     tiles/<tile_id>/<survey>/{flux,variance,mask}   [C, H, W], one shard each: one read of a worker
     manifest.parquet                            written last: a store without it is an ingest that did not finish
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +24,16 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from storage.errors import StorageError
+from storage.errors import DamagedData, StorageError
 from storage.images import SurveyImage
 from storage.objectstore import Folder, check_name
 from storage.schema import MANIFEST, parquet_bytes, read_parquet, table_from_rows
+from storage.shards import SHARD_KEY
 from storage.sky import healpix_29
-from storage.tile_arrays import check_pixels, crop_image, read_image, write_image
+from storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image
 
 FORMAT = "surveybridge-tiles"
 FORMAT_VERSION = 1
@@ -144,10 +147,8 @@ class TileStore:
         if attributes is not None:
             folder.delete("manifest.parquet")
         else:
-            zarr.create_group(
-                _zarr_store(folder),
-                attributes={"format": FORMAT, "format_version": FORMAT_VERSION, "grid_id": grid_id},
-            )
+            root = {"format": FORMAT, "format_version": FORMAT_VERSION, "grid_id": grid_id}
+            folder.put_json({"zarr_format": 3, "node_type": "group", "attributes": root}, "zarr.json")
         return cls(folder, grid_id)
 
     @classmethod
@@ -182,20 +183,14 @@ class TileStore:
             )
         for image in tile.images.values():
             check_pixels(tile.tile_id, image)
-        group = zarr.create_group(
-            _zarr_store(self.folder),
-            path=f"tiles/{tile.tile_id}",
-            overwrite=True,
-            attributes={
-                "format_version": FORMAT_VERSION,
-                "core": list(tile.core),
-                "origin": list(tile.origin),
-                "grid_id": tile.grid_id,
-                "surveys": list(tile.images),
-            },
-        )
-        for image in tile.images.values():
-            write_image(group, image)
+        files = _tile_files(tile)
+        head = files.pop("zarr.json")
+        at = f"tiles/{tile.tile_id}"
+        if self.folder.names(at):
+            self.folder.delete(at, "zarr.json")  # first: a reader finds the old tile, none, or the new one
+            self.folder.delete_below(at)
+        self.folder.put_many({f"{at}/{path}": data for path, data in files.items()})
+        self.folder.put(head, at, "zarr.json")
         return manifest_row(tile)
 
     def read_tile(self, tile_id: str, halo: int | None = None) -> Tile:
@@ -213,17 +208,13 @@ class TileStore:
         StorageError
             If there is no such tile, or a chunk is missing or fails its checksum.
         """
-        store = _zarr_store(self.folder, read_only=True)
-        path = f"tiles/{check_name(tile_id, 'tile id')}"
+        check_name(tile_id, "tile id")
         try:
-            group = zarr.open_group(store, path=path, mode="r", zarr_format=3)
-        except FileNotFoundError as error:
-            raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again") from error
-        attributes: dict[str, Any] = dict(group.attrs)
+            attributes, images = self._read_images(tile_id)
+        except DamagedData:
+            attributes, images = self._read_images(tile_id)  # the damage may have happened on the way
         y0, y1, x0, x1 = (int(n) for n in attributes["core"])
         origin_y, origin_x = (int(n) for n in attributes["origin"])
-        # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
-        images = {str(name): read_image(group, str(name), tile_id) for name in attributes["surveys"]}
         height, width = next(iter(images.values())).flux.shape[1:]
         box = (0, height, 0, width)
         if halo is not None:
@@ -237,6 +228,34 @@ class TileStore:
             origin=(origin_y + box[0], origin_x + box[2]),
             grid_id=str(attributes["grid_id"]),
         )
+
+    def _read_images(self, tile_id: str) -> tuple[dict[str, Any], dict[str, SurveyImage]]:
+        """Attributes and surveys of a tile: one request, and then one for each array, concurrently."""
+        at = f"tiles/{tile_id}"
+        try:
+            head = _parse(self.folder.read(at, "zarr.json"), tile_id)
+        except FileNotFoundError as error:
+            raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again") from error
+        try:
+            attributes: dict[str, Any] = head["attributes"]
+            surveys = [check_name(str(name), "survey") for name in attributes["surveys"]]
+        except KeyError as error:
+            raise DamagedData(f"tile {tile_id} lacks {error} in its zarr.json; ingest the tile again") from error
+        arrays = [path for survey in surveys for path in array_paths(survey)]
+        # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
+        wanted = [f"{at}/{path}/{SHARD_KEY}" for path in arrays]
+        metadata = (head.get("consolidated_metadata") or {}).get("metadata")
+        if metadata is None:  # a store of before 0.2: the metadata lies with each array
+            wanted += [f"{at}/{path}/zarr.json" for path in (*surveys, *arrays)]
+        found = {path.removeprefix(f"{at}/"): data for path, data in self.folder.read_existing(wanted).items()}
+        if metadata is None:
+            metadata = {
+                path.removesuffix("/zarr.json"): _parse(data, tile_id)
+                for path, data in found.items()
+                if path.endswith("/zarr.json")
+            }
+        shards = {path.removesuffix(f"/{SHARD_KEY}"): data for path, data in found.items()}
+        return attributes, {name: read_image(metadata, shards, name, tile_id) for name in surveys}
 
     def manifest(self) -> pa.Table:
         """The tiles, schema `MANIFEST`, sorted by tile_id; StorageError if ingest has not finished."""
@@ -291,17 +310,48 @@ def _arrays(tile: Tile) -> list[NDArray[Any]]:
     return [array for image in tile.images.values() for array in (image.flux, image.variance, image.mask)]
 
 
-def _zarr_store(folder: Folder, *, read_only: bool = False) -> Store:
-    if folder.is_local:
-        return LocalStore(folder.path(), read_only=read_only)
-    return FsspecStore.from_url(folder.url, storage_options=dict(folder.storage_options), read_only=read_only)
+def _tile_files(tile: Tile) -> dict[str, bytes]:
+    """The files of a tile by path: Zarr encodes in memory, so that storing them is our own (order, retries)."""
+    contents: dict[str, Buffer] = {}
+    group = zarr.create_group(
+        MemoryStore(contents),
+        attributes={
+            "format_version": FORMAT_VERSION,
+            "core": list(tile.core),
+            "origin": list(tile.origin),
+            "grid_id": tile.grid_id,
+            "surveys": list(tile.images),
+        },
+    )
+    for image in tile.images.values():
+        write_image(group, image)
+    files = {path: data.to_bytes() for path, data in contents.items()}
+    below = {
+        path.removesuffix("/zarr.json"): json.loads(data)
+        for path, data in sorted(files.items())
+        if path.endswith("/zarr.json")
+    }
+    # As zarr.consolidate_metadata writes it; other readers may leave it aside.
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": below}
+    head = json.loads(files["zarr.json"]) | {"consolidated_metadata": consolidated}
+    return files | {"zarr.json": json.dumps(head).encode()}
+
+
+def _parse(data: bytes, tile_id: str) -> dict[str, Any]:
+    """A zarr.json document."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise DamagedData(f"tile {tile_id}: a zarr.json is not JSON ({error}); ingest the tile again") from error
+    return document
 
 
 def _root_attributes(folder: Folder) -> dict[str, Any] | None:
     """Attributes of a tile store's root, None if there is no tile store; StorageError for a newer format."""
     try:
-        attributes = dict(zarr.open_group(_zarr_store(folder, read_only=True), mode="r", zarr_format=3).attrs)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # nothing there, or JSON that is not Zarr's
+        document = json.loads(folder.read("zarr.json"))
+        attributes: dict[str, Any] = dict(document["attributes"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):  # nothing there, or not Zarr's
         return None
     if attributes.get("format") != FORMAT:
         return None

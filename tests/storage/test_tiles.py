@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from astropy.wcs import WCS
-from zarr.storage import LocalStore
 
-from storage import tiles
-from storage.errors import StorageError
+from storage.errors import DamagedData, StorageError
 from storage.images import MASK_PLANES, SurveyImage
+from storage.objectstore import Folder
 from storage.schema import MANIFEST
 from storage.tiles import Tile, TileStore
 
@@ -94,22 +93,88 @@ def test_each_array_is_one_shard_of_several_chunks_with_named_dimensions(store, 
     assert array.shards == (3, 512, 512)
 
 
-@pytest.mark.parametrize("halo", [None, 7])
-def test_reading_a_tile_is_one_request_per_array(store, monkeypatch, halo):
+@pytest.mark.parametrize("shape", [(300, 280), (256, 512), (40, 600)])
+def test_zarr_reads_what_is_written_and_read_without_it(store, tmp_path, shape):
+    store.write_tile(make_tile(shape=shape, halo=5))
+    found = store.read_tile("t0_1")
+    group = zarr.open_group(tmp_path / "store/tiles/t0_1", mode="r", use_consolidated=True)
+    for survey in ("lsst", "euclid"):
+        for name in ("flux", "variance", "mask"):
+            ours = getattr(getattr(found, survey), name)
+            array = group[f"{survey}/{name}"]
+            assert isinstance(array, zarr.Array)
+            np.testing.assert_array_equal(array[...], ours)
+            assert ours.flags.c_contiguous and ours.flags.writeable
+
+
+def test_stores_without_consolidated_metadata_stay_readable(store, tmp_path):
+    tile = make_tile()
+    store.write_tile(tile)
+    head = tmp_path / "store/tiles/t0_1/zarr.json"
+    document = json.loads(head.read_text())
+    assert set(document["consolidated_metadata"]["metadata"]) > {"lsst", "euclid/mask"}
+    del document["consolidated_metadata"]
+    head.write_text(json.dumps(document))
+    assert_same_image(store.read_tile("t0_1").lsst, tile.lsst)
+    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid/mask")
+    with pytest.raises(StorageError, match=r"tile t0_1: euclid/mask is missing"):
+        store.read_tile("t0_1")
+    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid")
+    with pytest.raises(StorageError, match=r"tile t0_1: euclid is missing"):
+        store.read_tile("t0_1")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_damage_on_the_way_is_read_once_more(store, monkeypatch, times):
+    tile = make_tile()
+    store.write_tile(tile)
+    damaged = iter(range(times))
+    read_existing = Folder.read_existing
+
+    def damage_some(folder, names):
+        found = read_existing(folder, names)
+        if next(damaged, None) is not None:
+            found[names[0]] = found[names[0]][:-1] + b"x"
+        return found
+
+    monkeypatch.setattr(Folder, "read_existing", damage_some)
+    if times == 1:
+        assert_same_image(store.read_tile("t0_1").lsst, tile.lsst)
+    else:
+        with pytest.raises(DamagedData, match="lsst/flux cannot be read"):
+            store.read_tile("t0_1")
+
+
+def test_a_tile_appears_only_when_it_is_whole(store, monkeypatch):
     store.write_tile(make_tile())
-    requests = []
+    put_many = Folder.put_many
 
-    class Recorded(LocalStore):
-        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            requests.append((key, byte_range))
-            return await super().get(key, prototype, byte_range)
+    def put_some(folder, files):
+        put_many(folder, dict(list(files.items())[:5]))
+        raise OSError("disk full")
 
-    monkeypatch.setattr(tiles, "_zarr_store", lambda folder, read_only=False: Recorded(folder.path(), read_only=True))
-    store.read_tile("t0_1", halo=halo)
-    shards = [(key, part) for key, part in requests if "/c/" in key]
-    names = [f"{survey}/{name}" for survey in ("lsst", "euclid") for name in ("flux", "variance", "mask")]
-    assert sorted(shards) == sorted((f"tiles/t0_1/{name}/c/0/0/0", None) for name in names)
-    assert len(requests) == len(set(requests)) == 15  # and each zarr.json once
+    monkeypatch.setattr(Folder, "put_many", put_some)
+    with pytest.raises(OSError, match="disk full"):
+        store.write_tile(make_tile())
+    with pytest.raises(StorageError, match="t0_1: not in"):
+        store.read_tile("t0_1")
+
+
+@pytest.mark.parametrize("layout", ["gzip", "two shards", "nothing"])
+def test_another_layout_is_refused(store, tmp_path, layout):
+    store.write_tile(make_tile())
+    head = tmp_path / "store/tiles/t0_1/zarr.json"
+    document = json.loads(head.read_text())
+    array = document["consolidated_metadata"]["metadata"]["lsst/flux"]
+    if layout == "gzip":
+        array["codecs"][0]["configuration"]["codecs"][1]["name"] = "gzip"
+    elif layout == "two shards":
+        array["chunk_grid"]["configuration"]["chunk_shape"] = [3, 256, 512]
+    else:
+        array["codecs"] = []
+    head.write_text(json.dumps(document))
+    with pytest.raises(StorageError, match=r"lsst/flux cannot be read \(it"):
+        store.read_tile("t0_1")
 
 
 @pytest.mark.parametrize("halo", [0, 7, 30, 100])
@@ -234,17 +299,15 @@ def test_a_damaged_shard_is_an_error_that_names_it(store, tmp_path, name, damage
 def test_a_lost_shard_is_an_error_and_not_an_empty_sky(store, tmp_path, name):
     store.write_tile(make_tile())
     shard(tmp_path, name).unlink()
-    with pytest.raises(StorageError, match=r"without flux or variance|lost its data"):
+    with pytest.raises(StorageError, match=f"tile t0_1: {name} has lost its data"):
         store.read_tile("t0_1")
 
 
-def test_a_lost_survey_or_array_is_an_error_that_names_it(store, tmp_path):
+@pytest.mark.parametrize("lost", ["euclid/mask", "euclid"])
+def test_a_lost_survey_or_array_is_an_error_that_names_it(store, tmp_path, lost):
     store.write_tile(make_tile())
-    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid/mask")
-    with pytest.raises(StorageError, match=r"tile t0_1: euclid/mask is missing"):
-        store.read_tile("t0_1")
-    shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid")
-    with pytest.raises(StorageError, match=r"tile t0_1: euclid is missing"):
+    shutil.rmtree(tmp_path / "store/tiles/t0_1" / lost)
+    with pytest.raises(StorageError, match=r"tile t0_1: euclid/\w+ has lost its data"):
         store.read_tile("t0_1")
 
 
