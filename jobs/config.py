@@ -249,9 +249,10 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     name = str(detail["loc"][0])
+    label = f"-- {name.upper()} ..." if name == model.after_dashes else _flag(name)
     value = detail["input"]
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{f'-- {name.upper()} ...' if name == model.after_dashes else _flag(name)} is required"
+        return f"{label} is required"
     given = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if detail["type"] == "missing":
@@ -262,7 +263,7 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
         ">" in choice and choice.partition(">")[0] == given for choice in choices
     ):
         hint = "; the shell took '>' as a redirection: quote the value"
-    return f"{_flag(name)} {given}{origin}: {message}{hint}"
+    return f"{label} {given}{origin}: {message}{hint}"
 
 
 def _flag(name: str) -> str:

@@ -1,0 +1,282 @@
+"""Ray's job server: submit a command under an id of one's own choice, follow its log, return its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import requests
+from ray._private.ray_constants import (
+    DASHBOARD_CLIENT_MAX_SIZE,
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
+    get_runtime_env_default_excludes,
+)
+
+# Private, but exact: what travels is what this walk visits, and Ray is pinned to one minor.
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.errors import ClusterError
+
+PACKAGE_LIMIT = DASHBOARD_CLIENT_MAX_SIZE
+"""Bytes of a working directory that the job server takes: 100 MiB."""
+
+STOPPED = 143
+"""Exit code of a job that `ray job stop` ended; Ray does not keep the process's own."""
+
+LOST_AFTER = 60.0
+"""Seconds without an answer from the job server after which following a job gives up."""
+
+_ZIP_ENTRY = 256
+"""Bytes by which an archive grows for one file besides its content and twice its name, rounded up."""
+
+
+class LostContact(ConnectionError):
+    """The job server does not answer any more; the job may well go on."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the job server knows about a job."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    entrypoint: str
+    message: str
+    started: datetime.datetime | None
+    exit_code: int | None
+    """As a shell would report it: 128 + signal for a killed process; None before the end."""
+    ran: bool = True
+    """False for a job that failed before its command began: `message` says why."""
+
+    def __str__(self) -> str:
+        code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
+        since = f", submitted {self.started:%Y-%m-%d %H:%M} UTC" if self.started else ""
+        return f"{self.state}{code}{since}"
+
+
+def travelling_files(working_dir: Path) -> dict[str, int]:
+    """Bytes of every file that Ray would upload, by path relative to `working_dir`.
+
+    Ray leaves out what .gitignore and .rayignore name (at every level), and .git, .venv, venv and __pycache__.
+    """
+    root = working_dir.absolute()
+    files: dict[str, int] = {}
+
+    def visit(path: Path) -> None:
+        if path.is_file():
+            files[str(path.relative_to(root))] = path.stat().st_size
+
+    _dir_travel(
+        root,
+        [_get_excludes(root, get_runtime_env_default_excludes())],
+        visit,
+        include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
+        logger=logging.Logger("quiet", logging.ERROR),
+    )
+    return files
+
+
+def check_package(working_dir: Path, needed: Sequence[str] = ()) -> int:
+    """Refuse a working directory that cannot be uploaded or that would leave `needed` files behind.
+
+    Parameters
+    ----------
+    working_dir : Path
+        What is to be uploaded.
+    needed : sequence of str
+        Files, relative to it, that the job cannot do without. Those that are not there are not missed.
+
+    Returns
+    -------
+    int
+        Bytes of the archive, at most 256 a file too many; Ray does not compress it.
+    """
+    if not working_dir.is_dir():
+        raise ClusterError(f"working directory {working_dir} is no folder; give the one that holds the code")
+    files = travelling_files(working_dir)
+    left = [name for name in needed if name not in files and (working_dir / name).is_file()]
+    if left:
+        raise ClusterError(
+            f"{left[0]} would not travel with {working_dir}, because .gitignore or .rayignore names it"
+            f"{f' (and {len(left) - 1} more)' if len(left) > 1 else ''}; take it out of there, "
+            f"or set {RAY_RUNTIME_ENV_IGNORE_GITIGNORE}=1 if it is .gitignore's"
+        )
+    size = sum(files.values()) + sum(_ZIP_ENTRY + 2 * len(name.encode()) for name in files)
+    if size > PACKAGE_LIMIT:
+        largest = sorted(files, key=lambda name: -files[name])[:3]
+        raise ClusterError(
+            f"working directory {working_dir} packs to {size / 2**20:.1f} MiB in {len(files)} files but the job server "
+            f"takes {PACKAGE_LIMIT / 2**20:.0f} MiB; name what need not travel in .rayignore (largest: "
+            + ", ".join(f"{name} {files[name] / 2**20:.1f} MiB" for name in largest)
+            + ")"
+        )
+    return size
+
+
+class JobServer:
+    """The job server of a cluster's head, at ``http://HEAD:8265``."""
+
+    def __init__(self, address: str) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise ClusterError(
+                f"{address} is not the address of a job server; give that of the head's dashboard, http://HEAD:8265"
+            )
+        self.address = address.rstrip("/")
+        # It reports every closed connection.
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        with self._refusing(), _only_this(self.address):
+            self._client = JobSubmissionClient(self.address)
+
+    def find(self, submission_id: str) -> Submission | None:
+        """Look a job up; None if the cluster has never seen it (a cluster forgets with its head)."""
+        with self._refusing():
+            try:
+                info = self._client.get_job_info(submission_id)
+            except RuntimeError as error:
+                if "404" in str(error):
+                    return None
+                raise
+        started = datetime.datetime.fromtimestamp(info.start_time / 1000, datetime.UTC) if info.start_time else None
+        return Submission(
+            submission_id,
+            str(info.status),
+            info.entrypoint,
+            info.message or "",
+            started,
+            _exit_code(info),
+            ran=info.status != JobStatus.FAILED or info.driver_exit_code is not None,
+        )
+
+    def submit(
+        self,
+        submission_id: str,
+        command: Sequence[str],
+        *,
+        working_dir: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stop_seconds: int = 3,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a job; ClusterError if the id is taken.
+
+        Parameters
+        ----------
+        submission_id : str
+            The job's name on this cluster.
+        command : sequence of str
+            What runs on the head, word by word.
+        working_dir : Path, optional
+            Uploaded, and the job's folder in all its processes.
+        env : mapping
+            Environment variables for the driver and its workers, besides those of the nodes. The cluster keeps them
+            with the job, in the clear.
+        stop_seconds : int
+            Seconds between `ray job stop`, which sends SIGTERM, and SIGKILL.
+        metadata : mapping
+            Kept with the job.
+        """
+        runtime_env: dict[str, Any] = {"env_vars": dict(env or {}) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds)}}
+        if working_dir is not None:
+            runtime_env["working_dir"] = str(working_dir)
+        with self._refusing():
+            try:
+                self._client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=submission_id,
+                    runtime_env=runtime_env,
+                    metadata=dict(metadata or {}),
+                )
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    raise ClusterError(f"job {submission_id} is already at {self.address}; give another id") from None
+                raise
+
+    def follow(self, submission_id: str, write: Callable[[str], object]) -> Submission:
+        """Pass a job's log on, from its beginning, until the job has ended; LostContact if the server goes away.
+
+        A broken connection is taken up again where it broke.
+        """
+        passed = 0
+        heard = time.monotonic()
+
+        async def tail() -> None:
+            nonlocal passed, heard
+            skip = passed
+            async for text in self._client.tail_job_logs(submission_id):
+                heard = time.monotonic()
+                fresh, skip = text[skip:], max(0, skip - len(text))
+                if fresh:
+                    write(fresh)
+                    passed += len(fresh)
+
+        while True:
+            try:
+                asyncio.run(tail())
+                job = self.find(submission_id)
+                heard = time.monotonic()
+                if job is None:
+                    raise LostContact(f"{self.address} does not know {submission_id} any more: its head was replaced")
+                if job.exit_code is not None:
+                    return job
+            except LostContact:
+                raise
+            except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                if time.monotonic() - heard > LOST_AFTER:
+                    raise LostContact(f"{self.address} has not answered for {LOST_AFTER:.0f} s: {error}") from None
+            time.sleep(1)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn what the connection does wrong into one line."""
+        try:
+            yield
+        except AuthenticationError:
+            raise ClusterError(
+                f"{self.address} refused the token (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE') or 'not set'} "
+                "here); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+            ) from None
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise ClusterError(
+                f"no job server answers at {self.address} ({type(error).__name__}); give the address of the head's "
+                "dashboard (port 8265), or forward it: kubectl port-forward svc/HEAD 8265"
+            ) from None
+
+
+def _exit_code(info: Any) -> int | None:
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED:
+        return STOPPED
+    if info.status == JobStatus.FAILED:
+        # No code: the command never ran, because its environment failed, or its node was lost.
+        code = 1 if info.driver_exit_code is None else int(info.driver_exit_code)
+        return code if code >= 0 else 128 - code
+    return None
+
+
+@contextmanager
+def _only_this(address: str) -> Iterator[None]:
+    """Let nothing override the address: Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to its argument."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
