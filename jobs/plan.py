@@ -1,0 +1,164 @@
+"""Say what a translation will take before it runs: work, time, memory, bytes and requests; writes nothing.
+
+Takes what `translate` takes. The rates are measured here and now, on a few tiles of the request or parts of them, so
+plan on a machine like those that will do the work. Where `--run` exists, only what its ledger lacks is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from jobs import translate
+from jobs.config import RequestError
+
+if TYPE_CHECKING:
+    from jobs.projection import Projection
+
+EXAMPLES = """\
+surveybridge plan --store field.zarr --run runs/field
+surveybridge plan --store s3://survey/tiles --run s3://survey/runs/dr1 --workers 64 --calibrate 60
+surveybridge plan --store field.zarr --run runs/field --samples 16 --json"""
+
+with warnings.catch_warnings():
+    # `json` is also an old method of pydantic's BaseModel, which nobody here calls
+    warnings.simplefilter("ignore", UserWarning)
+
+    class Config(translate.Config):
+        """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
+
+        calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
+        json: bool = Field(False, description="print one JSON object")  # type: ignore[assignment]
+
+
+def run(config: Config) -> int:
+    """Print the projection."""
+    found = plan(config)
+    print(json.dumps(asdict(found), indent=1) if config.json else describe(found, config))
+    return 0
+
+
+def plan(config: Config) -> Projection:
+    """Project a translation; refuse what `translate` would refuse.
+
+    Raises
+    ------
+    RequestError, StorageError, BridgeError
+        As `translate`, before anything is measured.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from bridge_core.patches import PatchGrid
+    from jobs.calibration import calibrate
+    from jobs.projection import Projection, project, stage_memory, steps_of, work_of
+    from jobs.tile_stages import Settings
+    from storage.objectstore import configured
+
+    request = translate.check(config)
+    todo = _todo(request)
+    manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
+    done = request.manifest.num_rows - len(todo)
+    if not todo:
+        return Projection(tiles=0, tiles_done=done)
+    steps = steps_of(request.model, config)
+    settings = Settings(
+        **config.model_dump(include=set(Settings.__dataclass_fields__)),
+        run_id=request.run_id,
+        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
+        attempts={},
+        storage_options=configured(),
+    )
+    rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
+    return project(
+        work_of(manifest, config.direction, tile, PatchGrid()),
+        steps,
+        rates,
+        config,
+        stage_memory(request.model, manifest, config),
+        tiles_done=done,
+        cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
+    )
+
+
+def _todo(request: translate.Request) -> list[str]:
+    """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
+    from storage.objectstore import Folder
+    from storage.runs import RunFolder, pending
+
+    config = request.config
+    folder = Folder.at(config.run)
+    if folder.exists("run.json"):
+        # there is a run, so this writes none: it compares what decides the result
+        run = RunFolder.open_or_create(config.run, request.fingerprint)
+        return pending(request.manifest, run.ledger(), retry_failed=config.retry_failed)
+    if folder.exists() and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
+        raise RequestError(
+            f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
+        )
+    return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
+
+
+def describe(found: Projection, config: Config) -> str:
+    """The projection for a person."""
+    if found.tiles == 0:
+        return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
+    unit = "GPU" if found.rates["gpus"] else "CPU"
+    rates, seconds, memory = found.rates, found.stage_seconds, found.memory
+    about = "" if found.patches_exact else "about "
+    speed = 1 / rates["translate"] if rates["translate"] else 0.0
+    lines = [
+        ("run", f"{config.run}: {config.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
+        ("area", f"{found.square_degrees:.4g} square degrees"),
+        ("patches", f"{about}{found.patches} windows, {found.patches_translated} of them with data"),
+        ("sources", f"about {found.sources} to score"),
+        (
+            "network",
+            f"{found.evaluations['translate']} evaluations to translate, {found.evaluations['score']} to score",
+        ),
+        (
+            "rate",
+            f"{speed:.4g} evaluations/s a worker: {found.device}, {config.precision}, batch {config.batch}, "
+            f"{found.threads} thread{'s' * (found.threads != 1)}; measured on {rates['tiles']} tiles in "
+            f"{rates['seconds']:.1f} s",
+        ),
+        (
+            "stages",
+            ", ".join(f"{stage} {_clock(seconds[stage])}" for stage in seconds) + " (summed over workers)",
+        ),
+        ("wall time", f"{_clock(found.wall_seconds)} with {found.workers} worker{'s' * (found.workers != 1)}"),
+        ("cost", f"{found.device_hours:.4g} {unit}-hours, {found.device_hours_per_square_degree:.4g} a square degree"),
+        (
+            "memory",
+            ", ".join(f"{stage} {_size(memory[stage])}" for stage in memory)
+            + " a worker"
+            + (f"; GPU {_size(found.gpu_memory)}" if found.gpu_memory else ""),
+        ),
+        ("storage", f"{_size(found.bytes_read)} read, {_size(found.bytes_written)} written"),
+        ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
+    ]
+    if found.unusable_tiles:
+        observed = config.direction.split("->")[0]
+        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {observed} and will fail"))
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.2f} h"
+
+
+def _size(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
