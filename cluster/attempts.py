@@ -49,7 +49,9 @@ class Attempts:
         self._suspects: set[str] = set()
         self._cost: dict[str, float] = {}
         self._sizes: dict[str, int] = {}
+        self._unreceived: set[str] = set()
         self._draining = False
+        self._refusal: Exception | None = None
 
     def begin(self, stage: str, items: Sequence[str], worker: Worker) -> Orders:
         """Note that `worker` begins `items`, unless it shall begin them one by one or not at all."""
@@ -58,8 +60,12 @@ class Attempts:
             self._kills[died[0]] += 1
         self._suspects.update(died)
         one_by_one = len(items) > 1 and not self._suspects.isdisjoint(items)
-        if not one_by_one and not (self._draining and stage != "write"):
+        if self._draining and stage != "write":
+            self._unreceived.difference_update(items)
+        elif not one_by_one:
             self._running.update({(stage, item): (time.time(), worker) for item in items})
+            if stage == "model":
+                self._unreceived.update(items)
         self._measure()
         return Orders(one_by_one, tuple(self._kills[item] for item in items), self._draining)
 
@@ -85,6 +91,20 @@ class Attempts:
     def drain(self) -> None:
         """From now on no item is read and no model begins one."""
         self._draining = True
+
+    def refuse(self, error: Exception) -> None:
+        """Note that a worker could not be made, and drain."""
+        self._refusal = self._refusal or error
+        self._draining = True
+
+    def refusal(self) -> Exception | None:
+        """Return why the first worker could not be made."""
+        return self._refusal
+
+    def received(self, items: Sequence[str]) -> bool:
+        """Note that the driver has these receipts; tell whether it need not wait for more."""
+        self._unreceived.difference_update(items)
+        return self._draining and (self._refusal is not None or not self._unreceived)
 
     def in_flight(self) -> list[dict[str, Any]]:
         """What is being done, the longest first."""

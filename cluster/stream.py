@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,6 +34,7 @@ from cluster.stages import (
     model_outcome,
     quarantine,
     read_outcome,
+    reason_of,
     timed,
     write_outcome,
 )
@@ -110,18 +113,19 @@ class Stream:
         finished = threading.Event()
         threading.Thread(target=self._forward_drain, args=(finished,), daemon=True).start()
         try:
-            # One pass does all items. A second one would be needed if the attempts actor died together with a reader:
+            # One pass does all items. A second one is needed where the attempts actor has died together with a reader:
             # then groups may differ from those that others have used already.
             while todo and not self.drain.is_set():
                 before = len(todo)
-                for outcome_item, receipt, intervals in self._pass(list(todo), job):
-                    if outcome_item not in todo:
-                        continue
-                    del todo[outcome_item]
-                    metrics.count_receipt(receipt, intervals)
-                    if self.intervals:
-                        receipt = {**receipt, "intervals": {k: asdict(interval) for k, interval in intervals.items()}}
-                    yield receipt
+                for item, receipt, intervals in self._pass(list(todo), job):
+                    if item in todo:
+                        del todo[item]
+                        metrics.count_receipt(receipt, intervals)
+                        if self.intervals:
+                            receipt["intervals"] = {stage: asdict(interval) for stage, interval in intervals.items()}
+                        yield receipt
+                if (refusal := ray.get(self._attempts.refusal.remote())) is not None:
+                    raise refusal
                 if len(todo) == before and not self.drain.is_set():
                     raise ClusterError(f"0 of {before} items came back from the cluster; see Ray's logs of the workers")
         finally:
@@ -162,16 +166,21 @@ class Stream:
                     **memory.get("model", {}),
                 )
                 .map_batches(
-                    _write_group, fn_kwargs={"job": job}, num_cpus=IO_CPUS, **tabular, **memory.get("write", {})
+                    _write_group,
+                    fn_kwargs={"job": job},
+                    compute=io,
+                    num_cpus=IO_CPUS,
+                    **tabular,
+                    **memory.get("write", {}),
                 )
             )
             batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        try:
-            for batch in batches:
-                for group in batch["group"]:
-                    yield from _unpacked(group)
-        except ray.exceptions.RayError as error:
-            raise _cause_of(error) from error
+        for batch in batches:
+            # a reader that drains gives an empty table
+            written = [entry for group in batch["group"] for entry in _unpacked(group)] if batch.num_rows else []
+            yield from written
+            if ray.get(job.attempts.received.remote([item for item, _, _ in written])):
+                return
 
     def _forward_drain(self, finished: threading.Event) -> None:
         while not finished.is_set():
@@ -196,7 +205,13 @@ class _Job:
 
     def do(self, stage: str, outcomes: list[Outcome], one: Callable[[Any, Outcome, int], Any]) -> list[bytes]:
         """``one(work, outcome, kills)`` of every outcome, pickled; `work` is what the stage's make_* returned here."""
-        work = self.made(stage)
+        if not outcomes:
+            return []
+        try:
+            work = self.made(stage)
+        except Exception as error:
+            ray.get(self.attempts.refuse.remote(_portable(error)))
+            return []
         items = [outcome.item for outcome in outcomes]
         orders: Orders = ray.get(self.attempts.begin.remote(stage, items, _worker()))
         if orders.draining and stage != "write":
@@ -243,22 +258,21 @@ def _read_groups(job: _Job, items: list[str]) -> Iterator[pa.Table]:
     while start < len(items):
         size = ray.get(job.attempts.group_size.remote(items[start], len(items) - start))
         group = [Outcome(item, None, None, {}) for item in items[start : start + size]]
-        yield _packed(job.do("read", group, read))
+        done = job.do("read", group, read)
+        if not done:
+            return
+        yield _packed(done)
         start += size
 
 
 class _ModelActor:
     def __init__(self, job: _Job) -> None:
         self.job = job
-        self.refusal: Exception | None = None
-        try:
+        # before the first item comes; what it may raise the first item will tell
+        with contextlib.suppress(Exception):
             job.made("model")
-        except Exception as error:
-            self.refusal = error  # raised by the first call: of an actor that cannot start Ray keeps only a text
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self.refusal is not None:
-            raise self.refusal
         return _packed(self.job.do("model", list(_unpacked(table["group"][0])), self._one))
 
     @staticmethod
@@ -307,6 +321,8 @@ def _context() -> DataContext:
     # the caller shows its own progress; Ray's would print a page every ten seconds into a job's log
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled"
+    # a drained stream's writers get less than they may do at once
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
@@ -314,11 +330,10 @@ def _context() -> DataContext:
     return context
 
 
-def _cause_of(error: BaseException) -> BaseException:
-    """Return what a worker raised, out of what Ray has wrapped around it."""
-    while isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UserCodeException):
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None or inner is error:
-            break
-        error = inner
+def _portable(error: Exception) -> Exception:
+    """Return the error itself where it can travel to the driver, else its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ClusterError(reason_of(error))
     return error

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,7 +21,7 @@ def main(folder: Path) -> None:
     from cluster.stream import Stream
     from tests.cluster.scripted import Script
 
-    common = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    common: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
     head = {"num_cpus": 2, "_temp_dir": tempfile.mkdtemp(prefix="sb", dir="/tmp"), **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=2, **common)

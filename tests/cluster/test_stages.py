@@ -50,13 +50,19 @@ def test_equal_causes_have_equal_hashes_and_reasons_are_one_line():
     def read(item):
         raise ValueError(f"bad\n  {item}")
 
-    seen = []
-    stages = Stages(lambda: read, lambda: read, lambda: lambda outcome: seen.append(outcome) or {})
-    list(serially(["t0", "t1"], stages))
-    assert [outcome.failure.reason for outcome in seen] == ["ValueError: bad t0", "ValueError: bad t1"]
-    assert seen[0].failure.traceback_hash == seen[1].failure.traceback_hash
-    assert len(seen[0].failure.traceback_hash) == 12
-    assert set(seen[0].seconds) == set(seen[0].intervals) == {"read"}
+    stages = Stages(lambda: read, lambda: lambda item, value: value, lambda: vars)
+    first, second = (outcome["failure"] for outcome in serially(["t0", "t1"], stages))
+    assert (first.reason, second.reason) == ("ValueError: bad t0", "ValueError: bad t1")
+    assert first.traceback_hash == second.traceback_hash
+    assert len(first.traceback_hash) == 12
+
+
+def test_an_outcome_tells_when_and_how_long_each_stage_worked():
+    stages = Stages(lambda: str, lambda: lambda item, value: value, lambda: vars)
+    (outcome,) = serially(["t0"], stages)
+    assert set(outcome["seconds"]) == set(outcome["intervals"]) == {"read", "model"}
+    for stage, interval in outcome["intervals"].items():
+        assert interval.end - interval.start == pytest.approx(outcome["seconds"][stage], abs=1e-5)
 
 
 def test_what_cannot_even_be_written_as_a_failure_is_lost_and_says_so():
@@ -136,6 +142,16 @@ def test_in_flight_is_what_was_begun_and_is_not_done():
     (running,) = attempts.in_flight()
     assert running.pop("seconds") >= 0
     assert running == {"item": "t9", "stage": "write", "node": "node", "pid": 1}
+
+
+def test_a_drained_driver_waits_for_what_a_model_has_begun():
+    attempts = Attempts()
+    attempts.begin("model", ["t0", "t1"], HERE)
+    assert not attempts.received([])
+    attempts.drain()
+    attempts.begin("model", ["t1"], HERE)  # its process died, and it is not begun again
+    assert not attempts.received([])
+    assert attempts.received(["t0"])
 
 
 def test_draining_stops_reading_but_not_writing():

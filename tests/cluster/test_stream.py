@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_a_model_that_is_killed_from_outside_costs_only_what_it_was_doing(tmp_pa
     script = Script(tmp_path, seconds={"model": 0.5})
     stream = Stream(names(8), script.stages())
     rows = []
-    killed: list[dict[str, object]] = []
+    killed: list[dict[str, Any]] = []
     for row in stream:
         rows.append(row)
         if not killed:
