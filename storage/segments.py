@@ -131,7 +131,7 @@ def loose_tiles(folder: Folder) -> list[str]:
 def read_tile_candidates(folder: Folder, path: str, tile_id: str) -> pa.Table:
     """Candidates of one tile from a file that its ledger row names."""
     if not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
-        return read_parquet(folder.read(path))
+        return conform(read_parquet(folder.read(path)), CANDIDATES, path)
     return candidates_dataset(folder, [path]).to_table(filter=pc.field("tile_id") == tile_id)
 
 
@@ -156,7 +156,9 @@ def in_segment(file: str) -> bool:
 
 def read_files(folder: Folder, files: Sequence[str], schema: pa.Schema) -> dict[str, pa.Table]:
     """Ledger rows by file, files that are gone left out."""
-    return {file: conform(read_parquet(data, schema.names), schema, file) for file, data in read_present(folder, files)}
+    tables = {file: read_parquet(data, schema.names) for file, data in read_present(folder, files)}
+    # Of a thousand small files none should be cast that needs no cast.
+    return {f: table if table.schema.equals(schema) else conform(table, schema, f) for f, table in tables.items()}
 
 
 def read_present(folder: Folder, files: Sequence[str]) -> list[tuple[str, bytes]]:
