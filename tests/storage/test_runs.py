@@ -245,12 +245,19 @@ def test_a_million_tiles_are_compared_in_seconds():
 
 
 def test_a_tile_costs_three_writes_and_no_look(run, monkeypatch):
-    calls = []
+    calls: list[str] = []
     put, exists = Folder.put, Folder.exists
-    monkeypatch.setattr(
-        Folder, "put", lambda self, data, *parts: (calls.append("/".join(parts)), put(self, data, *parts))
-    )
-    monkeypatch.setattr(Folder, "exists", lambda self, *parts: calls.append("exists") or exists(self, *parts))
+
+    def counted_put(self, data, *parts):
+        calls.append("/".join(parts))
+        put(self, data, *parts)
+
+    def counted_exists(self, *parts):
+        calls.append("exists")
+        return exists(self, *parts)
+
+    monkeypatch.setattr(Folder, "put", counted_put)
+    monkeypatch.setattr(Folder, "exists", counted_exists)
     write_tile(run, "a", 0, 0)
     assert calls == ["mosaics/a.parquet", "candidates/a.parquet", "ledger/a.parquet"]
     run.commit({"tile_id": "a", "status": "ok"})  # written, but committed before: looked for again

@@ -171,6 +171,7 @@ def test_segments_end_at_the_limit_of_their_candidates(run, monkeypatch):
     assert_each_once(run)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_of_a_compaction_is_not_seen_and_is_tidied_up(run, tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "FAN_IN", 2)
     run.compact("ab")
@@ -188,6 +189,7 @@ def test_a_kill_at_any_point_of_a_compaction_is_not_seen_and_is_tidied_up(run, t
         assert_each_once(again)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_of_tidying_up_is_not_seen_and_the_next_one_finishes(run, tmp_path, monkeypatch):
     run.compact("abc")
     run.compact("def")
@@ -308,7 +310,8 @@ def test_a_ledger_of_a_hundred_thousand_tiles_is_read_in_seconds(tmp_path):
 def read_while(run: RunFolder, work: Callable[[], Any], look: Callable[[RunFolder], Any]) -> int:
     """How often another thread looked while `work` ran; it must see the same every time."""
     before = look(run)
-    looks, wrong, done = [0], [], threading.Event()
+    looks, done = [0], threading.Event()
+    wrong: list[str] = []
 
     def reader() -> None:
         reading = RunFolder.open(run.url, run.folder.storage_options)
@@ -358,9 +361,9 @@ def test_readers_see_the_same_rows_while_files_move(run, monkeypatch):
     assert_each_once(run)
 
 
-def test_readers_see_the_same_rows_while_files_move_in_object_storage(s3_url, s3_options, monkeypatch):
+def test_readers_see_the_same_rows_while_files_move_in_object_storage(bucket, options, monkeypatch):
     monkeypatch.setattr(compaction, "FAN_IN", 2)
-    run = RunFolder.open_or_create(f"{s3_url}/run", RUN, s3_options)
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
     for tile in TILES:
         add(run, tile, status="failed" if tile == "d" else "ok")
     assert read_while(run, lambda: churn(run, TILES, 2), what_counts) >= 2
