@@ -122,7 +122,7 @@ class Lease:
                 token = folder.put_new(_encode(document), FILE)
             elif why := _free(current[0]):
                 token = folder.replace(_encode(document), current[1], FILE)
-                if token is not None and "holder" in current[0]:
+                if token is not None and not current[0].get("released"):
                     log.warning("%s: took over the lease of %s: %s", folder.url, _name(current[0]), why)
             else:
                 token = None

@@ -17,8 +17,9 @@ from bridge_core.patches import PatchGrid
 from bridge_core.sampler import draw
 from jobs.__main__ import main
 from storage.images import MASK_PLANES
+from storage.lease import Lease
 from storage.runs import RunFolder
-from storage.schema import THUMBNAILS
+from storage.schema import THUMBNAILS, WALL_CLOCK
 from storage.tiles import Tile, TileStore
 from tests import tiny
 
@@ -60,6 +61,11 @@ def translate(store, run, checkpoint, *more, executor="serial"):
 def results(run):
     """Bytes of all mosaics and candidates."""
     return tiny.files_of(run, "mosaics") | tiny.files_of(run, "candidates")
+
+
+def files(run):
+    """Everything in the run folder but who worked there last."""
+    return {name: data for name, data in tiny.files_of(run).items() if name != "lease.json"}
 
 
 def candidates(run) -> pa.Table:
@@ -199,17 +205,17 @@ def test_a_corrupt_chunk_fails_its_tile_only_and_is_done_again_when_asked(tmp_pa
         "t0003": "ok",
     }
     assert re.search(
-        r"StorageError: tile t0002: lsst/flux cannot be read .*ingest the tile again", rows["t0002"]["reason"]
+        r"DamagedData: tile t0002: lsst/flux cannot be read .*ingest the tile again", rows["t0002"]["reason"]
     )
     assert re.fullmatch("[0-9a-f]{12}", rows["t0002"]["traceback_hash"])
     assert rows["t0000"]["reason"] is None and rows["t0002"]["mosaic_path"] is None
     assert not any("t0002" in name for name in results(run))
     assert "3 of 4 tiles ok, 1 failed" in capsys.readouterr().out
 
-    before = tiny.files_of(run)
+    before = files(run)
     assert translate(store, run, checkpoint) == 3
     assert "this run: 0 tiles" in capsys.readouterr().out
-    assert tiny.files_of(run) == before
+    assert files(run) == before
 
     assert translate(store, run, checkpoint, "--retry-failed") == 3
     again = ledger(run)["t0002"]
@@ -321,10 +327,9 @@ def test_an_interrupted_run_resumes_with_what_is_left(tmp_path, store, checkpoin
         "t0002": True,
         "t0003": False,
     }
-    wall_clock = {"seconds_read", "seconds_model", "seconds_score", "seconds_write", "host", "finished_at"}
     for tile, row in after.items():
-        assert {k: v for k, v in row.items() if k not in wall_clock} == {
-            k: v for k, v in rows[tile].items() if k not in wall_clock
+        assert {k: v for k, v in row.items() if k not in WALL_CLOCK} == {
+            k: v for k, v in rows[tile].items() if k not in WALL_CLOCK
         }
     assert_close(reference, run)
     assert translate(store, run, checkpoint) == 0
@@ -339,23 +344,70 @@ def test_the_seed_makes_the_sky_and_the_mean_of_more_samples_is_no_copy(tmp_path
 
 @pytest.mark.parametrize(("flag", "value"), [("--score-samples", "3"), ("--precision", "bfloat16")])
 def test_a_run_is_not_continued_with_other_settings_of_the_score(store, checkpoint, reference, capsys, flag, value):
-    before = tiny.files_of(reference)
+    before = files(reference)
     what = ["--store", store, "--run", reference, "--checkpoint", checkpoint, "--executor", "serial"]
     settings = dict(zip(QUICK[::2], QUICK[1::2], strict=True))
     was, settings[flag] = settings[flag], value
     assert main(["translate", *what, *(word for pair in settings.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert was in error and value in error and flag.strip("-").replace("-", "_") in error
-    assert tiny.files_of(reference) == before
+    assert files(reference) == before
 
 
-def test_a_store_ingested_anew_is_another_store(checkpoint, tmp_path, capsys):
+def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, capsys):
     store, run = tmp_path / "tiles", tmp_path / "run"
-    tiny.write_store(store, tile_size=tiny.SIDE)
+    tiny.write_store(store)
     assert translate(store, run, checkpoint) == 0
-    before = tiny.files_of(run)
-    brighter = lambda tile: replace(tile, lsst=replace(tile.lsst, flux=tile.lsst.flux * 2))  # noqa: E731
-    tiny.write_store(store, tile_size=tiny.SIDE, edit=brighter)
-    assert translate(store, run, checkpoint) == 2
-    assert "store" in capsys.readouterr().err
-    assert tiny.files_of(run) == before
+    before, rows = results(run), ledger(run)
+
+    def brighter(tile):
+        return replace(tile, lsst=replace(tile.lsst, flux=tile.lsst.flux * 2)) if tile.tile_id == "t0001" else tile
+
+    tiny.write_store(store, edit=brighter)
+    capsys.readouterr()
+    assert translate(store, run, checkpoint) == 0
+    assert "this run: 1 tiles" in capsys.readouterr().out
+    after, again = results(run), ledger(run)
+    assert {name for name in before if after[name] != before[name]} == {
+        "mosaics/t0001.parquet",
+        "candidates/t0001.parquet",
+    }
+    assert {tile: row["attempt"] for tile, row in again.items()} == {"t0000": 1, "t0001": 2, "t0002": 1, "t0003": 1}
+    assert again["t0001"]["content"] != rows["t0001"]["content"]
+    manifest = TileStore.open(str(store)).manifest()
+    assert [again[tile]["content"] for tile in manifest["tile_id"].to_pylist()] == manifest["content"].to_pylist()
+
+
+def test_a_run_whose_ledger_is_compacted_while_it_goes_holds_the_same(
+    tmp_path, store, checkpoint, reference, monkeypatch
+):
+    monkeypatch.setattr("jobs.translate.SEGMENT_TILES", 2)
+    run = tmp_path / "run"
+    assert translate(store, run, checkpoint) == 0
+    assert len(list(run.glob("ledger/segments/*.parquet"))) == 2
+    assert not list(run.glob("ledger/*.parquet")) and not list(run.glob("candidates/*.parquet"))
+    assert repr(candidates(run).to_pylist()) == repr(candidates(reference).to_pylist())  # NaN is no other NaN
+    assert tiny.files_of(run, "mosaics") == tiny.files_of(reference, "mosaics")
+    wall_clock = {*WALL_CLOCK, "candidates_path"}
+    for tile, row in ledger(reference).items():
+        assert {k: v for k, v in ledger(run)[tile].items() if k not in wall_clock} == {
+            k: v for k, v in row.items() if k not in wall_clock
+        }
+
+
+def test_a_second_driver_is_refused(tmp_path, store, checkpoint, reference, capsys):
+    with Lease.acquire(RunFolder.open(reference).folder):
+        assert translate(store, reference, checkpoint) == 2
+    error = capsys.readouterr().err
+    assert reference in error and "is being written by process" in error and len(error.splitlines()) == 1
+    assert translate(store, reference, checkpoint) == 0
+
+
+def test_no_tile_is_begun_when_the_minutes_are_over_and_a_rerun_goes_on(tmp_path, store, checkpoint, reference, capsys):
+    run = tmp_path / "run"
+    assert translate(store, run, checkpoint, "--minutes", "0.0001") == 0
+    out = capsys.readouterr().out
+    done = len(ledger(run))
+    assert done < 4 and f"{4 - done} tiles are left (0.0001 minutes are over)" in out
+    assert translate(store, run, checkpoint) == 0
+    assert results(run) == results(reference)

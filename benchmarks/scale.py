@@ -1,0 +1,205 @@
+"""What the engine costs beside the model: a store of very many tiny tiles, translated by a model that does nothing.
+
+    python -m benchmarks.scale --tiles 10000 100000 --out benchmarks/results/scale.json    # the engine alone
+    python -m benchmarks.scale --tiles 10000 --pixels                                      # tiles are read as well
+
+Every step is the job itself (`jobs.translate`, in a process of its own), with two stages replaced: the model gives
+zeros at once, and without --pixels the reader opens no tile. Mosaics, candidates, ledger, lease, compaction and resume
+are real. All tiles of the store are one tile under many names (symbolic links), so that it is made in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+SIDE = 64
+"""Pixels of a tile's core; no halo."""
+LEFT = 0.01
+"""Share of the tiles that the resumed run has to do."""
+
+
+def main() -> None:
+    """Make the store, run, resume, ask for the status; print and write what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--pixels", action="store_true", help="read every tile's pixels")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="where store and runs go (default: a temporary folder)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--drive", nargs=3, metavar=("STORE", "RUN", "CHECKPOINT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.drive:
+        print(json.dumps(drive(*arguments.drive, arguments.workers, arguments.pixels)))
+        return
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="scale"))
+    try:
+        rows = [measure(work / f"{count}", count, arguments.workers, arguments.pixels) for count in arguments.tiles]
+    finally:
+        if not arguments.work:
+            shutil.rmtree(work, ignore_errors=True)
+    report = {"machine": platform.machine(), "cpus": os.cpu_count(), "pixels": arguments.pixels, "runs": rows}
+    print(json.dumps(report, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any]:
+    """All numbers of one size: the run, its resume with `LEFT` to do, the status."""
+    from tests import tiny
+
+    work.mkdir(parents=True)
+    checkpoint = tiny.write_checkpoint(work)
+    store, run = work / "tiles", work / "run"
+    first = count - round(LEFT * count)
+    write_store(store, first)
+    whole = driver(store, run, checkpoint, workers, pixels)
+    write_store(store, count)
+    resumed = driver(store, run, checkpoint, workers, pixels)
+    start = time.monotonic()
+    status = subprocess.run(
+        [sys.executable, "-m", "jobs", "status", "--run", str(run)], capture_output=True, text=True, check=True
+    )
+    files = {
+        part: sum(len(names) for _, _, names in os.walk(run / part)) for part in ("ledger", "candidates", "mosaics")
+    }
+    return {
+        "tiles": count,
+        "first": whole,
+        "resumed": resumed,
+        "status_seconds": round(time.monotonic() - start, 2),
+        "status": status.stdout.splitlines(),
+        "files": files,
+    }
+
+
+def write_store(path: Path, count: int) -> None:
+    """Make or extend a store of `count` tiles, all of them the first under other names."""
+    from dataclasses import replace
+
+    from storage.ingest import cut_tile, tile_boxes
+    from storage.tiles import TileStore
+    from tests import tiny
+
+    name = functools.partial(str.format, "t{:08d}")
+    made = path.exists()
+    if made:
+        store = TileStore.open(path)
+        row = store.manifest().slice(0, 1).to_pylist()[0]
+    else:
+        field = tiny.make_field()
+        store = TileStore.create(path, grid_id=field.grid_id)
+        tile = cut_tile(field, tile_boxes((SIDE, SIDE), SIDE, 0)[0])
+        row = store.write_tile(replace(tile, tile_id=name(0)))
+    for k in range(store.manifest().num_rows if made else 1, count):
+        (path / "tiles" / name(k)).symlink_to(name(0))
+    store.write_manifest([row | {"tile_id": name(k)} for k in range(count)])
+
+
+def driver(store: Path, run: Path, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
+    """Run `drive` in a process of its own, whose memory is then the driver's alone."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--workers", str(workers), "--drive", str(store), str(run)]
+    command += [checkpoint, *(["--pixels"] if pixels else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
+    """Translate with stages that do nothing; seconds, rate and memory."""
+    from jobs import translate
+    from jobs.progress import setup_logging
+
+    setup_logging()
+    memory: list[float] = []
+    threading.Thread(target=sample_memory, args=(memory,), daemon=True).start()
+    start = time.monotonic()
+    config = translate.Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
+    request = translate.check(config)
+    tally = translate.translate(request, functools.partial(null_stages, pixels=pixels))
+    total = time.monotonic() - start
+    done = sum(tally.statuses.values())
+    half = len(memory) // 2
+    return {
+        "tiles": done,
+        "ok": tally.total("ok"),
+        "seconds": round(total, 1),
+        "planning_seconds": round(tally.first - start, 1),
+        "tiles_per_second": round(done / (tally.last - tally.first), 1),
+        "driver_mib_half_way": round(memory[half]),
+        "driver_mib_peak": round(max(memory)),
+    }
+
+
+def null_stages(settings: Any, *, pixels: bool) -> Any:
+    """The stages of a run whose model gives zeros, and whose reader opens the tile only with `pixels`."""
+    from cluster.stages import Stages
+    from jobs.tile_stages import TileReader, TileWriter
+
+    return Stages(
+        make_read=functools.partial(TileReader, settings) if pixels else functools.partial(FirstTile, settings),
+        make_model=lambda: zeros,
+        make_write=functools.partial(TileWriter, settings),
+    )
+
+
+class FirstTile:
+    """Gives every tile the pixels of the first, read once in a process."""
+
+    def __init__(self, settings: Any) -> None:
+        from jobs.tile_stages import TileReader
+
+        self.tile = TileReader(settings)("t00000000")
+
+    def __call__(self, tile_id: str) -> Any:
+        """The first tile under another name."""
+        from dataclasses import replace
+
+        return replace(self.tile, tile_id=tile_id)
+
+
+def zeros(tile_id: str, tile: Any) -> Any:
+    """A translation without light and without objects."""
+    import torch
+
+    from bridge_core.translate import Posterior
+    from jobs.tile_stages import Translation, core_header
+    from storage.schema import CANDIDATES
+    from storage.tiles import tile_content
+
+    height, width = tile.core_shape
+    nothing = torch.zeros(1, height, width)
+    return Translation(
+        tile_id=tile_id,
+        content=tile_content(tile),
+        wcs_header=core_header(tile),
+        bands=("VIS",),
+        core_origin=tile.core_origin,
+        grid_id=tile.grid_id,
+        posterior=Posterior(nothing, nothing, nothing[0], 1),
+        candidates=CANDIDATES.empty_table(),
+        seconds_score=0.0,
+    )
+
+
+def sample_memory(memory: list[float]) -> None:
+    """Append this process's resident memory, MiB, every second."""
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    while True:
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Streaming against a bare loop: patches a second of `translate` on Ray with one worker, and memory over a long run.
+
+    python -m benchmarks.stream --tiles 12 --out benchmarks/results/stream.json
+
+The bare loop is the model stage alone over the same tiles, read beforehand, in a process that does nothing else; both use
+one thread, the same batches and the same checkpoint, and take turns, because the machine may be shared. The timeline
+of the last streamed run (PNG) shows reading, model and writing side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs import translate
+from jobs.tile_stages import TileReader, TileTranslator, tile_stages
+
+STAGES = ("read", "model", "write")
+
+
+def main() -> None:
+    """Run both, in turns; print and write the numbers, and draw the timeline."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--longer", type=int, default=10, help="memory: a run of so many times the tiles; 0 leaves it out"
+    )
+    parser.add_argument("--side", type=int, default=128, help="pixels of a tile's core")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="JSON to write; the timeline goes beside it as PNG")
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "STORE", "RUN"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        what, store, run = arguments.child
+        print(json.dumps((bare if what == "bare" else streamed)(store, run, arguments.steps)))
+        return
+    with tempfile.TemporaryDirectory(prefix="stream") as folder:
+        report = compare(Path(folder), arguments)
+    timeline = report.pop("timeline")
+    print(json.dumps(report, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        draw(timeline, arguments.out.with_suffix(".png"))
+
+
+def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rates of both in every round, their medians, and the memory of a short and a long run."""
+    short = write_store(work / "short", arguments.tiles, arguments.side)
+    rates: dict[str, list[float]] = {"bare": [], "streamed": []}
+    for k in range(arguments.rounds):
+        for what in rates:
+            result = child(what, short, work / f"run{k}", arguments.steps)
+            rates[what].append(result["patches_per_second"])
+    report = {
+        "tiles": arguments.tiles,
+        "patches": result["patches"],
+        "patches_per_second": rates,
+        "ratio_of_medians": round(statistics.median(rates["streamed"]) / statistics.median(rates["bare"]), 3),
+        "memory_mib": {"short": result["memory_mib"]},
+        "timeline": result["timeline"],
+    }
+    if arguments.longer:
+        long = write_store(work / "long", arguments.tiles * arguments.longer, arguments.side)
+        report["memory_mib"]["long"] = child("streamed", long, work / "long_run", arguments.steps)["memory_mib"]
+    return report
+
+
+def write_store(path: Path, count: int, side: int) -> Path:
+    """Write a store of `count` tiles: a field of galaxies of the right size, the same in every tile."""
+    from dataclasses import replace
+
+    from storage.ingest import cut_tile, tile_boxes
+    from storage.tiles import TileStore
+    from tests import tiny
+
+    field = tiny.make_field()
+    store = TileStore.create(path, grid_id=field.grid_id)
+    tile = cut_tile(field, tile_boxes((side, side), side, 0)[0])
+    store.write_manifest([store.write_tile(replace(tile, tile_id=f"t{k:05d}")) for k in range(count)])
+    return path
+
+
+def child(what: str, store: Path, run: Path, steps: int) -> dict[str, Any]:
+    """Run one of the two in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.stream", "--steps", str(steps), "--child", what, str(store), str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def config_of(store: str, run: str, steps: int) -> translate.Config:
+    """What is run: the shipped checkpoint, few samples."""
+    return translate.Config(store=store, run=run, samples=2, steps=steps, score_samples=2, score_steps=2)
+
+
+def bare(store: str, run: str, steps: int) -> dict[str, Any]:
+    """Patches a second of the model stage alone, over tiles that were read before."""
+    request = translate.check(config_of(store, run, steps))
+    settings = translate.settings_of(request, attempts={})
+    read, model = TileReader(settings), TileTranslator(settings)
+    names = request.manifest["tile_id"].to_pylist()
+    tiles = {name: read(name) for name in names}
+    model(names[0], tiles[names[0]])  # the first call of a network is slow, there as here
+    start = time.monotonic()
+    patches = sum(model(name, tile).posterior.windows for name, tile in tiles.items())
+    return {"patches_per_second": round(patches / (time.monotonic() - start), 2)}
+
+
+def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
+    """Patches a second of `translate` on Ray from the second tile on, intervals of all stages, and memory."""
+    memory: dict[str, list[float]] = {"driver": [], "model": []}
+    receipts: list[dict[str, Any]] = []
+    threading.Thread(target=sample_memory, args=(memory, receipts), daemon=True).start()
+    translate.translate(translate.check(config_of(store, run, steps)), tile_stages, receipts.append)
+    receipts.sort(key=lambda receipt: receipt["intervals"]["model"]["start"])
+    begun, ended = receipts[0]["intervals"]["model"]["end"], receipts[-1]["intervals"]["model"]["end"]
+    patches = sum(receipt["n_patches"] for receipt in receipts)
+    return {
+        "patches": patches,
+        "patches_per_second": round((patches - receipts[0]["n_patches"]) / (ended - begun), 2),
+        "memory_mib": {who: summary_of(values) for who, values in memory.items()},
+        "timeline": [receipt["intervals"] for receipt in receipts],
+    }
+
+
+def summary_of(values: list[float]) -> dict[str, int]:
+    """Memory after a fifth of the run, at its end, and at most."""
+    return {"early": round(values[len(values) // 5]), "end": round(values[-1]), "peak": round(max(values))}
+
+
+def sample_memory(memory: dict[str, list[float]], receipts: list[dict[str, Any]]) -> None:
+    """Append resident memory, MiB, of this process and of the worker that does the model, every half second."""
+    while True:
+        time.sleep(0.5)
+        if receipts:
+            worker = receipts[0]["intervals"]["model"]["worker"].rsplit(":", 1)[-1]
+            for who, pid in (("driver", "self"), ("model", worker)):
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                memory[who].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def draw(timeline: list[dict[str, Any]], path: Path) -> None:
+    """One bar for each stage of each tile: what overlaps was done at the same time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    origin = min(stages["read"]["start"] for stages in timeline)
+    for line, (stage, colour) in enumerate(zip(STAGES, ("tab:blue", "tab:orange", "tab:green"), strict=True)):
+        bars = [(s[stage]["start"] - origin, max(s[stage]["end"] - s[stage]["start"], 0.02)) for s in timeline]
+        axes.broken_barh(bars, (len(STAGES) - line - 0.9, 0.8), facecolor=colour, edgecolor="white", linewidth=0.6)
+    axes.set_yticks([len(STAGES) - line - 0.5 for line in range(len(STAGES))], STAGES)
+    axes.set_xlabel("seconds since the first read")
+    axes.set_title("One bar a tile and stage: reading and writing go on while the model works")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""One tile from reading to its ledger row, in three stages: what `translate` runs on Ray, or in its own process."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.stages import Outcome, Stages
+from jobs.candidates import find_candidates
+from jobs.config import RequestError
+from jobs.progress import log_context, setup_logging
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bridge_core.checkpoint import Model
+    from bridge_core.translate import Posterior
+    from storage.images import SurveyImage
+    from storage.tiles import Tile
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the stages need to know, resolved: everything that decides the pixels, and where they go."""
+
+    store: str
+    run: str
+    checkpoint: str | None
+    direction: str
+    samples: int
+    steps: int
+    score_samples: int
+    score_steps: int
+    seed: int
+    batch: int
+    precision: Literal["bfloat16", "float32"]
+    run_id: str
+    threads: int
+    attempts: Mapping[str, int]
+    storage_options: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What the model says about a tile, ready to be written."""
+
+    tile_id: str
+    content: str
+    wcs_header: str
+    bands: tuple[str, ...]
+    core_origin: tuple[int, int]
+    grid_id: str
+    posterior: Posterior
+    candidates: pa.Table
+    seconds_score: float
+
+
+def tile_stages(settings: Settings) -> Stages:
+    """The three stages of a run."""
+    return Stages(
+        make_read=functools.partial(TileReader, settings),
+        make_model=functools.partial(TileTranslator, settings),
+        make_write=functools.partial(TileWriter, settings),
+    )
+
+
+class TileReader:
+    """Reads tiles; needs no model and no GPU."""
+
+    def __init__(self, settings: Settings) -> None:
+        from storage.tiles import TileStore
+
+        _start_process(settings)
+        self.settings = settings
+        self.store = TileStore.open(settings.store)
+
+    def __call__(self, tile_id: str) -> Tile:
+        """Core and halo of one tile, with something in it to translate."""
+        with log_context(run=self.settings.run_id, tile=tile_id):
+            tile = self.store.read_tile(tile_id)
+            observed = self.settings.direction.split("->")[0]
+            if observed not in tile.images:
+                raise RequestError(f"tile {tile_id} has no {observed}, which {self.settings.direction} needs")
+            image = tile.images[observed]
+            usable = image.valid.all(axis=0)  # the network needs all bands of a pixel
+            if not usable.any():
+                raise RequestError(
+                    f"tile {tile_id}: 0 of {usable.size} {observed} pixels are usable in all of {','.join(image.bands)}"
+                )
+            return tile
+
+
+class TileTranslator:
+    """Translates and scores tiles: the stage that holds the network, and the GPU where there is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        from bridge_core.checkpoint import load_checkpoint
+
+        _start_process(settings)
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.precision)
+
+    def __call__(self, tile_id: str, tile: Tile) -> Translation:
+        """Posterior of the unseen survey over the tile's core, and the candidates in it."""
+        with log_context(run=self.settings.run_id, tile=tile_id):
+            return self._translate(tile)
+
+    def _translate(self, tile: Tile) -> Translation:
+        import torch
+
+        from bridge_core.anomaly import Scoring
+        from bridge_core.translate import Sampling, translate_tile
+        from storage.tiles import tile_content
+
+        settings = self.settings
+        observed, wanted = settings.direction.split("->")
+        for image in tile.images.values():
+            check_image(self.model, image, tile.tile_id)
+        image = tile.images[observed]
+        posterior = translate_tile(
+            self.model,
+            settings.direction,
+            torch.from_numpy(image.flux).to(self.device),
+            torch.from_numpy(image.valid).to(self.device),
+            origin=tile.origin,
+            core=tile.core,
+            psf_fwhm=seeing(image) / image.pixel_scale,
+            how=Sampling(
+                samples=settings.samples,
+                steps=settings.steps,
+                seed=settings.seed,
+                batch=settings.batch,
+                precision=settings.precision,
+            ),
+        )
+        how = Scoring(
+            samples=settings.score_samples,
+            steps=settings.score_steps,
+            seed=settings.seed,
+            batch=settings.batch,
+            precision=settings.precision,
+        )
+        start = time.monotonic()
+        candidates = find_candidates(self.model, tile, how, settings.run_id, self.device)
+        return Translation(
+            tile_id=tile.tile_id,
+            content=tile_content(tile),
+            wcs_header=core_header(tile),
+            bands=self.model.card.bands[wanted],
+            core_origin=tile.core_origin,
+            grid_id=tile.grid_id,
+            posterior=posterior,
+            candidates=candidates,
+            seconds_score=time.monotonic() - start,
+        )
+
+
+class TileWriter:
+    """Writes a tile's files and, last, the ledger row that makes it count."""
+
+    def __init__(self, settings: Settings) -> None:
+        from storage.runs import RunFolder
+
+        _start_process(settings)
+        self.settings = settings
+        self.folder = RunFolder.open(settings.run)
+
+    def __call__(self, outcome: Outcome) -> dict[str, Any]:
+        """Commit the tile, done or failed; returns the ledger row."""
+        tile_id = outcome.item
+        row: dict[str, Any] = {
+            "tile_id": tile_id,
+            "attempt": self.settings.attempts.get(tile_id, 0) + 1,
+            **{f"seconds_{stage}": seconds for stage, seconds in outcome.seconds.items()},
+        }
+        with log_context(run=self.settings.run_id, tile=tile_id):
+            if outcome.failure is None:
+                start = time.monotonic()
+                row |= self._write(outcome.value)
+                row["seconds_score"] = outcome.value.seconds_score
+                row["seconds_model"] -= outcome.value.seconds_score
+                row["seconds_write"] = time.monotonic() - start
+            else:
+                row |= {
+                    "status": "quarantined" if outcome.failure.quarantined else "failed",
+                    "stage": outcome.failure.stage,
+                    "reason": outcome.failure.reason,
+                    "traceback_hash": outcome.failure.traceback_hash,
+                    "content": self._listed_content.get(tile_id),
+                }
+            self.folder.commit(row)
+        return row
+
+    def _write(self, done: Translation) -> dict[str, Any]:
+        self.folder.write_mosaic(
+            done.tile_id,
+            done.wcs_header,
+            done.bands,
+            done.posterior.mean.numpy(),
+            done.posterior.std.numpy(),
+            done.posterior.coverage.numpy(),
+            core_origin=done.core_origin,
+            grid_id=done.grid_id,
+        )
+        self.folder.write_candidates(done.tile_id, done.candidates)
+        return {
+            "status": "ok",
+            "content": done.content,
+            "n_candidates": done.candidates.num_rows,
+            "n_patches": done.posterior.windows,
+        }
+
+    @functools.cached_property
+    def _listed_content(self) -> dict[str, str]:
+        """Contents by the store's manifest: of a tile that failed, nobody has seen the pixels."""
+        from storage.tiles import TileStore
+
+        manifest = TileStore.open(self.settings.store).manifest()
+        return dict(zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True))
+
+
+def check_image(model: Model, image: SurveyImage, tile_id: str) -> None:
+    """Refuse an image whose pixels or bands the checkpoint does not know."""
+    card = model.card
+    expected = card.pixel_scale[image.survey]
+    if abs(image.pixel_scale / expected - 1) > 0.01:
+        raise RequestError(
+            f'tile {tile_id}: {image.survey} pixel scale {image.pixel_scale:.3f}" but checkpoint {card.name} expects '
+            f'{expected:.3f}"; re-ingest onto that grid or choose another checkpoint'
+        )
+    if image.bands != card.bands[image.survey]:
+        raise RequestError(
+            f"tile {tile_id}: {image.survey} bands {','.join(image.bands)} but checkpoint {card.name} expects "
+            f"{','.join(card.bands[image.survey])}; re-ingest with those bands"
+        )
+
+
+def seeing(image: SurveyImage) -> float:
+    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
+    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
+    return max(known, default=image.pixel_scale)
+
+
+def core_header(tile: Tile) -> str:
+    """WCS header of the tile's core."""
+    from storage.grids import shifted_header
+
+    image = next(iter(tile.images.values()))
+    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])
+
+
+def _start_process(settings: Settings) -> None:
+    """What every process of a run needs before its first tile: a log that says run and tile, and the way to storage."""
+    from storage.objectstore import configure
+
+    setup_logging()
+    configure(settings.storage_options)
