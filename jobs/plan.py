@@ -57,8 +57,6 @@ def plan(config: Config) -> Projection:
     from bridge_core.patches import PatchGrid
     from jobs.calibration import calibrate
     from jobs.projection import Projection, project, stage_memory, steps_of, work_of
-    from jobs.tile_stages import Settings
-    from storage.objectstore import configured
 
     request = translate.check(config)
     todo = _todo(request)
@@ -67,13 +65,7 @@ def plan(config: Config) -> Projection:
     if not todo:
         return Projection(tiles=0, tiles_done=done)
     steps = steps_of(request.model, config)
-    settings = Settings(
-        **config.model_dump(include=set(Settings.__dataclass_fields__)),
-        run_id=request.run_id,
-        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
-        attempts={},
-        storage_options=configured(),
-    )
+    settings = translate.settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
     return project(
         work_of(manifest, config.direction, tile, PatchGrid()),

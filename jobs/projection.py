@@ -26,16 +26,28 @@ PROCESS_BYTES = 470 << 20
 """A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
 
 GPU_PROCESS_BYTES = 3 << 30
-"""What CUDA's context, libraries and pinned buffers add to the host memory of a process with a GPU."""
+"""What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
 
-READ_COPIES = 4.5
+GROUP_BYTES = 16 << 20
+"""Tiles smaller than this travel together up to it, as `cluster.attempts` groups them."""
+
+READ_COPIES = 4.0
 """Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
 
-MODEL_COPIES = 3.0
-"""Of a tile while it is translated: in Ray's block, as arrays, and as network units and masks."""
+MODEL_COPIES = 2.0
+"""Of a tile while it is translated: in Ray's block, and as arrays."""
 
-WRITE_COPIES = 4.5
-"""Of a result while it is written: in Ray's block, as arrays, as cells, and as Parquet before and after compression."""
+CATALOG_COPIES = 3.2
+"""Of the candidates while they are made: scores, thumbnails, columns, pickled."""
+
+RECONSTRUCTION_COPIES = 10
+"""Of a group's reconstructions while they are compared, most of them in the jackknife."""
+
+WRITE_COPIES = 2.1
+"""Of a result while it is written: in Ray's block, and as arrays or as the file."""
+
+ROW_GROUP = 1024
+"""Candidates that Parquet encodes at a time."""
 
 CANDIDATE_BYTES = 100 << 10
 """A row of the catalog: six 64 x 64 planes of thumbnails."""
@@ -254,15 +266,17 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config) -> dict[str, 
 
     tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
     observed, wanted = (len(model.card.bands[survey]) for survey in config.direction.split("->"))
-    sources = core * SOURCES_PER_PIXEL
-    result = core * 4 * (2 * wanted + 1) + sources * CANDIDATE_BYTES
+    tile = max(tile, GROUP_BYTES)
+    catalog = core * SOURCES_PER_PIXEL * CANDIDATE_BYTES
+    result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
+    arrays = _arrays_bytes(pixels, core, observed, wanted, config)
     return {
         "read": PROCESS_BYTES + round(READ_COPIES * tile),
         "model": PROCESS_BYTES
         + (GPU_PROCESS_BYTES if torch.cuda.is_available() else 0)
         + network_bytes(model, config)
-        + round(MODEL_COPIES * tile + _arrays_bytes(pixels, core, observed, wanted, config)),
-        "write": PROCESS_BYTES + round(WRITE_COPIES * result),
+        + round(MODEL_COPIES * tile + arrays),
+        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * CANDIDATE_BYTES)),
     }
 
 
@@ -280,13 +294,14 @@ def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Co
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from bridge_core.anomaly import GROUP
 
-    windows = core / 40**2 * 64**2 * 4 * 2 * wanted  # mean and variance of each window, float32
-    images = pixels * 4 * 3 * observed  # filled, being filled, in network units
-    translating = images + 2 * windows + core * 8 * (2 + 6 * wanted)  # float64 sums of the blend, and its results
+    images = pixels * 4 * 3  # in network units: three channels, float32
+    planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
+    windows = core / 40**2 * 64**2 * 4 * 2 * wanted  # mean and variance of each window, in parts and together
+    blending = core * 8 * (2 + 6 * wanted)  # float64 sums, and what is made of them
+    translating = images * (1 + observed / 3) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
-    compared = 40 * max(GROUP, config.batch) * config.score_samples * 3 * 64**2 * 4 / 5
-    catalog = 4 * sources * CANDIDATE_BYTES  # scores, thumbnails, columns, pickled
-    scoring = 2 * images + compared + catalog + core * 4 * (2 * wanted + 1) * 2
+    group = min(max(GROUP, config.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
+    scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * CANDIDATE_BYTES + 2 * planes
     return max(translating, scoring)
 
 

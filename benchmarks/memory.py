@@ -1,0 +1,182 @@
+"""Peak memory of each stage of `translate`, projected and measured side by side.
+
+    python -m benchmarks.memory                              # three tile sizes, a small network: 3 minutes on one core
+    python -m benchmarks.memory --sides 256 --checkpoint mosaic-v1
+
+Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
+object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).
+The tiles hold as many sources as `jobs.projection.SOURCES_PER_PIXEL` allows for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
+from bridge_core.network import NetworkConfig, UNet
+from jobs.projection import SOURCES_PER_PIXEL, stage_memory
+from jobs.tile_stages import Settings, tile_stages
+from jobs.translate import Config
+from storage.images import SURVEY_BANDS, SurveyImage
+from storage.runs import RunFolder
+from storage.tiles import Tile, TileStore
+
+STAGES = ("read", "model", "write")
+HALO = 64
+WCS_CARDS = {
+    "WCSAXES": 2, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg", "CRVAL1": 53.0,
+    "CRVAL2": -28.0, "CRPIX1": 1.0, "CRPIX2": 1.0, "CDELT1": -0.1 / 3600, "CDELT2": 0.1 / 3600, "RADESYS": "ICRS",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024, 2048], help="core of the tile, pixels")
+    parser.add_argument("--checkpoint", help="default: random weights of a small network, the memory of the arrays")
+    parser.add_argument("--direction", default="lsst->euclid")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a child does, in `--folder`
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        print(json.dumps(do_stage(arguments.stage, Path(arguments.folder))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = arguments.checkpoint or small_checkpoint(Path(folder) / "small")
+        print(f"{'tile':>10} {'stage':<6} {'projected':>11} {'measured':>11} {'ratio':>6}")
+        for side in arguments.sides:
+            place = Path(folder) / str(side)
+            config = prepare(place, side, checkpoint, direction=arguments.direction, samples=arguments.samples)
+            for stage, numbers in compare(place, config).items():
+                projected, measured = numbers["projected"] / 2**20, numbers["measured"] / 2**20
+                print(
+                    f"{side:5d} px   {stage:<6} {projected:7.0f} MiB {measured:7.0f} MiB {projected / measured:6.2f}",
+                    flush=True,
+                )
+
+
+def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
+    """Write a store of one tile, an empty run folder and what the children need to know."""
+    store = TileStore.create(place / "tiles", grid_id="benchmark")
+    store.write_manifest([store.write_tile(crowded_tile(side))])
+    config = Config(
+        store=str(place / "tiles"),
+        run=str(place / "run"),
+        checkpoint=checkpoint,
+        **{"steps": 1, "score_steps": 1, "seed": 0} | settings,
+    )
+    what = config.model_dump()
+    RunFolder.open_or_create(config.run, {**what, "checkpoint_sha256": "", "grid": "mosaic"})
+    settings = {name: what[name] for name in Settings.__dataclass_fields__ if name in what}
+    worker = Settings(**settings, run_id="benchmark", threads=1, attempts={}, storage_options={})
+    (place / "settings.pickle").write_bytes(pickle.dumps(worker))
+    return config
+
+
+def compare(place: Path, config: Config) -> dict[str, dict[str, int]]:
+    """Projected and measured bytes by stage."""
+    model = load_checkpoint(config.checkpoint)
+    projected = stage_memory(model, TileStore.open(config.store).manifest(), config)
+    found: dict[str, dict[str, int]] = {}
+    for stage in STAGES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--stage", stage, "--folder", str(place)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        found[stage] = {"projected": projected[stage], **json.loads(done.stdout.splitlines()[-1])}
+    return found
+
+
+def do_stage(stage: str, place: Path) -> dict[str, int]:
+    """Do one stage of the tile in this process, and say how large the process was at most."""
+    import pyarrow as pa
+    import ray.data  # noqa: F401  # a worker of Ray Data has it loaded
+
+    from cluster.stages import Outcome, model_outcome, read_outcome, write_outcome
+
+    stages = tile_stages(pickle.loads((place / "settings.pickle").read_bytes()))
+    match stage:
+        case "read":
+            outcome = read_outcome(stages.make_read(), "t0")
+        case "model":
+            outcome = model_outcome(stages.make_model(), _load(place / "read"))
+        case _:
+            row = write_outcome(stages.make_write(), _load(place / "model"))
+            return {"measured": high_water(), "sources": row["n_candidates"]}
+    if isinstance(outcome, Outcome) and outcome.failure:
+        raise SystemExit(f"{stage}: {outcome.failure.reason}")
+    column = pa.array([pickle.dumps(outcome, protocol=5)], pa.large_binary())
+    peak = high_water()
+    (place / stage).write_bytes(column[0].as_buffer())
+    return {"measured": peak}
+
+
+def high_water() -> int:
+    """Largest resident set of this process so far, bytes (not ru_maxrss, which begins with the parent's)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def crowded_tile(side: int) -> Tile:
+    """A tile of noise and round galaxies, about `SOURCES_PER_PIXEL`."""
+    rng = np.random.default_rng(side)
+    size = side + 2 * HALO
+    pitch = round(SOURCES_PER_PIXEL**-0.5)
+    y, x = np.indices((size, size), np.float32)
+    squared = ((y % pitch) - pitch // 2) ** 2 + ((x % pitch) - pitch // 2) ** 2
+    images: Mapping[str, SurveyImage] = {
+        survey: _image(survey, squared, width, rng) for survey, width in (("lsst", 3.1), ("euclid", 1.5))
+    }
+    core = (HALO, HALO + side, HALO, HALO + side)
+    return Tile("t0", core=core, origin=(0, 0), grid_id="benchmark", lsst=images["lsst"], euclid=images["euclid"])
+
+
+def _image(survey: str, squared: Any, width: float, rng: np.random.Generator) -> SurveyImage:
+    from astropy.io.fits import Header
+
+    bands = SURVEY_BANDS[survey]
+    sky = 1000 / (2 * np.pi * width**2) * np.exp(-squared / (2 * width**2))
+    flux = (sky + rng.normal(size=(len(bands), *squared.shape))).astype(np.float32)
+    return SurveyImage(
+        survey=survey,
+        bands=bands,
+        flux=flux,
+        variance=np.ones_like(flux),
+        mask=np.zeros(flux.shape, np.uint8),
+        wcs_header=Header(WCS_CARDS).tostring(),
+        pixel_scale=0.1,
+        psf_fwhm=tuple(0.1 * 2.35 * width for _ in bands),
+        zero_point=31.4,
+        noise_correlation=tuple(0.0 for _ in bands),
+    )
+
+
+def small_checkpoint(path: Path) -> str:
+    """Random weights of a small network, under the card of the shipped one."""
+    from dataclasses import replace
+
+    card: Card = load_checkpoint().card
+    network = NetworkConfig(base=8, stem=2, norm="pixel")
+    save_checkpoint(replace(card, network=network), UNet(network).state_dict(), path)
+    return str(path)
+
+
+def _load(path: Path) -> Any:
+    with open(path, "rb") as handle:
+        return pickle.loads(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+if __name__ == "__main__":
+    main()
