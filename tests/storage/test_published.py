@@ -14,7 +14,6 @@ from storage.published import manifest_sha256, publish, published, published_til
 from storage.runs import RunFolder
 from storage.schema import LEDGER, MANIFEST, table_from_rows
 from tests.storage.test_runs import RUN
-from tests.storage.test_s3 import bucket, endpoint, options  # noqa: F401  # fixtures
 
 
 def make_manifest(**contents: str) -> pa.Table:

@@ -1,0 +1,143 @@
+"""The scheduled run: translate what is new or changed in a store, then publish a snapshot; safe to start at any time.
+
+The run folder is RUNS/<run id>, and the run id stands for all settings that decide the result, so that another
+checkpoint or setting is another folder. Work is what the store's manifest lists and the run's ledger does not have with
+the same content. Failed tiles are left until they change, or --retry-failed.
+
+What is done is then published: RUNS/published/<number>.json is a snapshot that never changes, RUNS/published.json names
+the latest. Tiles that the manifest no longer lists are not in it. Runs that share RUNS share the pointer, which also
+names the latest snapshot of each run.
+
+Started while another driver works on the run, it says who that is and ends with 0, having done nothing. After a crash,
+or with nights left out, the next sweep just goes on. With nothing new it does not start Ray.
+
+Exit code 0: done, nothing new, somebody else works, or the time is over (the next sweep does what is left); 1 it
+failed; 2 the request is wrong; 3 tiles of this sweep failed; 143 stopped by SIGTERM with tiles left, nothing published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from jobs import translate
+from jobs.drain import DRAINED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from storage.lease import LeaseHeld
+    from storage.objectstore import Folder
+    from storage.runs import RunFolder
+
+EXAMPLES = """
+  surveybridge sweep --store s3://survey/tiles --runs s3://survey/runs --workers 8
+  surveybridge sweep --store s3://survey/tiles --runs s3://survey/runs --minutes 240 --retry-failed
+"""
+
+
+class Config(translate.Config):
+    """Settings of `surveybridge sweep`: those of translate, with a folder of runs in the place of the run."""
+
+    run: ClassVar[None] = None  # type: ignore[misc]  # the sweep names its run itself
+    wait: ClassVar[None] = None  # type: ignore[misc]  # and waits for nobody
+    runs: str = Field(description="folder of runs, local path or URL; the run is RUNS/<run id>")
+
+
+def run(config: Config) -> int:
+    """Do what is new, publish, and say so."""
+    from storage.lease import LeaseHeld
+    from storage.objectstore import Folder
+
+    root = Folder.at(config.runs)
+    request = _request(config, root)
+    try:
+        if not _has_work(request, root):
+            return 0
+        tally = translate.translate(request)
+    except LeaseHeld as held:
+        print(f"nothing done: {_other_driver(request, held)}")
+        return 0
+    print(translate.summary(request.config.run, tally))
+    if tally.exit_code == DRAINED:
+        return DRAINED
+    try:
+        with _leased(request) as folder:
+            _publish(request, root, folder, folder.ledger())
+    except LeaseHeld as held:
+        print(f"not published here: {_other_driver(request, held)}; the sweep after it publishes this too")
+    return _exit_code(tally)
+
+
+def _request(config: Config, root: Folder) -> translate.Request:
+    """The translation that this sweep would be."""
+    settings = config.model_dump(exclude={"runs"})
+    request = translate.check(translate.Config(run=root.url, **settings))  # the run id is not known before
+    where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
+    return dataclasses.replace(request, config=where)
+
+
+def _has_work(request: translate.Request, root: Folder) -> bool:
+    """Whether there are tiles to do; where there are none, publish what a killed sweep may have left unpublished."""
+    from storage.runs import pending
+
+    if not root.exists(request.run_id, "run.json"):
+        return True
+    with _leased(request) as folder:
+        ledger = folder.ledger()
+        todo = pending(request.manifest, ledger, retry_failed=request.config.retry_failed)
+        if todo:
+            return True
+        print(f"{folder.url}: nothing new in {request.store.url}")
+        _publish(request, root, folder, ledger)
+        return False
+
+
+@contextlib.contextmanager
+def _leased(request: translate.Request) -> Iterator[RunFolder]:
+    """The run folder, with nobody else at work on it."""
+    from storage.lease import Lease
+    from storage.runs import RunFolder
+
+    folder = RunFolder.open(request.config.run)
+    with Lease.acquire(folder.folder):
+        yield folder
+
+
+def _other_driver(request: translate.Request, refusal: LeaseHeld) -> str:
+    """Who works on the run, and since when."""
+    from storage.lease import read_holder
+    from storage.objectstore import Folder
+
+    holder = read_holder(Folder.at(request.config.run))
+    if holder is None:  # it has just ended
+        return str(refusal)
+    since = datetime.datetime.fromtimestamp(holder.started, datetime.UTC)
+    return f"process {holder.pid} on {holder.host} works on {request.config.run} since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _publish(request: translate.Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
+    """Publish a snapshot if it says anything new, and print which one stands."""
+    from storage.published import publish, published
+
+    new = publish(root, folder, request.manifest, ledger)
+    standing = new or published(root, request.run_id)
+    if standing is None:
+        print(f"{root.url}: nothing published, because no tile is ok")
+        return
+    tiles = standing["tiles"]
+    print(
+        f"{'published' if new else 'published before:'} {root.file_url(standing['path'])}: {tiles['ok']} tiles ok, "
+        f"{tiles['failed'] + tiles['quarantined']} failed, {tiles['left']} left of {tiles['manifest']}"
+    )
+
+
+def _exit_code(tally: translate.Tally) -> int:
+    """As `translate`, but failures of earlier sweeps, which were told of then, do not count."""
+    told_now = tally.statuses["lost"] or tally.statuses["failed"] or tally.statuses["quarantined"]
+    return tally.exit_code if told_now else 0
