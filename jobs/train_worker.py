@@ -8,7 +8,7 @@ noise at every step, however many workers there are.
 from __future__ import annotations
 
 import csv
-import sys
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +29,8 @@ from storage.pairs import read_pairs
 
 if TYPE_CHECKING:
     from cluster.training import Session
+
+logger = logging.getLogger(__name__)
 
 LOSS_COLUMNS = (
     *("step", "seconds", "pairs", "loss", "validation_loss", "learning_rate", "gradient_norm"),
@@ -114,7 +116,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
 
             session.report({k: float(v) for k, v in row.items()}, save)
             if session.rank == 0:
-                print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
+                logger.info(" ".join(f"{k}={v}" for k, v in row.items()))
             # validation and saving are not training time
             since = Interval(state)
             clock = reported = time.monotonic()

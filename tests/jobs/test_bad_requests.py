@@ -218,8 +218,11 @@ def test_something_else_at_the_runs_place_is_left_alone(tmp_path, store, checkpo
         (["--steps", 4, "--minutes", 1], ["--minutes or --steps", "minutes=1.0", "steps=4"]),
         (["--steps", 4], ["8 pairs", "128", "--validation"]),
         (["--steps", 4, "--validation", 4, "--limit", 4], ["4 pairs", "4 are kept", "--validation"]),
-        (["--steps", 4, "--validation", 4, "--batch-size", 8, "--workers", 3], ["batch size 8", "3 workers"]),
-        (["--steps", 4, "--validation", 4, "--batch-size", 2, "--workers", 2], ["batch size 2", "2 workers"]),
+        (["--steps", 4, "--validation", 2], ["8 pairs", "2 are kept", "8 shards", "--validation"]),
+        (["--steps", 4, "--batch-size", 8], ["batch size 8", "8 shards", "multiple of 16"]),
+        (["--steps", 4, "--workers", 9], ["9 workers", "8 shards", "--shards 9"]),
+        (["--steps", 4, "--workers", "3,2"], ["--workers 3,2", "MIN,MAX"]),
+        (["--steps", 4, "--accumulate", 3], ["--accumulate 3", "8 shards", "divisor"]),
     ],
 )
 def test_train_refuses(tmp_path, capsys, arguments, said):

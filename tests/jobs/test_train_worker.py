@@ -1,0 +1,207 @@
+"""One worker of a training: it reads its own shards, and any number of workers takes the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import start_processes
+
+import jobs.train_worker
+from bridge_core.bridge import Bridge
+from bridge_core.training import Recipe
+from cluster.training import Session
+from jobs.train import Config, make_card
+from jobs.train_worker import Shard, make_recipe, read_shard, shard_range, train_loop
+from storage.pairs import read_pairs
+from tests import tiny
+from tests.bridge_core.models import make_card as make_tiny_card
+from tests.jobs.training_runs import TOLERANCE, largest_difference, rows
+
+PAIRS, HELD_OUT, SHARDS = 27, 9, 4
+SIZES = {"base": 8, "batch_size": 8, "shards": SHARDS, "validation": HELD_OUT, "learning_rate": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return tiny.write_pairs(tmp_path_factory.mktemp("pairs") / "tiny.zarr", PAIRS)
+
+
+def settings(pairs: str, **more: Any) -> dict[str, Any]:
+    """What the job hands to its workers."""
+    config = Config(pairs=pairs, out="out", **(SIZES | {"steps": 12, "report_steps": 4, "report_seconds": 1e6} | more))
+    numbers = config.model_dump() | {"available": PAIRS}
+    card = make_card(numbers, read_pairs(pairs, stop=4), asdict(make_recipe(numbers)))
+    return numbers | {"card": card.to_json()}
+
+
+# ---- shards
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(18, 4), (7, 7), (1000, 8), (3, 8)])
+def test_shards_hold_every_row_once(rows, shards):
+    ranges = [shard_range(5, 5 + rows, index, shards) for index in range(shards)]
+    assert [row for first, last in ranges for row in range(first, last)] == list(range(5, 5 + rows))
+    sizes = [last - first for first, last in ranges]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_own_every_shard_once(world):
+    owned = [Session(rank, world, torch.device("cpu")).shards(SHARDS) for rank in range(world)]
+    assert sorted(shard for shards in owned for shard in shards) == list(range(SHARDS))
+    assert all(shards for shards in owned)
+
+
+def make_shard(index: int = 0, count: int = 10, seed: int = 0) -> Shard:
+    images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    return Shard(index, seed, images, images, images[:0], images[:0])
+
+
+@pytest.mark.parametrize("count", [2, 4, 32])
+def test_every_epoch_of_a_shard_is_a_permutation_of_its_own(count):
+    shard = make_shard()
+    rows = torch.cat([shard.rows(step, count) for step in range(max(20, 40 // count))])
+    epochs = [rows[first : first + 10].tolist() for first in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    # a resume begins in the middle
+    assert torch.equal(make_shard().rows(3, count), rows[3 * count : 4 * count])
+
+
+def test_what_a_shard_gives_depends_on_seed_step_and_shard_only():
+    card, recipe = make_tiny_card(Bridge.brownian()), Recipe(batch_size=8, shards=4)
+    first, again = (make_shard(1, seed=5).draw(card, recipe, 7) for _ in range(2))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("lsst", "euclid", "t", "eps"))
+    assert first.direction.tolist() == [1, 0]
+    for shard, step in ((make_shard(2, seed=5), 7), (make_shard(1, seed=6), 7), (make_shard(1, seed=5), 8)):
+        assert not torch.equal(shard.draw(card, recipe, step).eps, first.eps)
+
+
+def test_a_worker_reads_its_own_rows_only(pairs, monkeypatch):
+    config = settings(pairs)
+    card = make_card(config, read_pairs(pairs, stop=4), {})
+    seen: list[tuple[int, int]] = []
+
+    def spy(url: str, grid: str, start: int, stop: int) -> Any:
+        seen.append((start, stop))
+        return read_pairs(url, grid, start, stop)
+
+    monkeypatch.setattr(jobs.train_worker, "read_pairs", spy)
+    shard = read_shard(config, card, 1)
+    assert seen == [(4, 9), (20, 22)]  # of 18 for training, then of 9 for validation
+    assert shard.lsst.shape == shard.euclid.shape == (5, 3, 64, 64)
+    assert len(shard.validation_lsst) == 2
+
+
+def test_fewer_held_out_pairs_than_shards_are_dealt_too(pairs):
+    config = settings(pairs, validation=2)
+    card = make_card(config, read_pairs(pairs, stop=4), {})
+    assert [len(read_shard(config, card, index).validation_lsst) for index in range(SHARDS)] == [0, 1, 0, 1]
+
+
+# ---- ranks: processes of this machine that exchange over gloo as Ray Train's do
+
+
+@dataclass(frozen=True)
+class LocalSession(Session):
+    """A session without Ray: checkpoints are folders named by their step."""
+
+    folder: Path
+
+    @contextmanager
+    def restore(self) -> Iterator[Path | None]:
+        yield max(self.folder.glob("*"), default=None)
+
+    def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(network) if self.world_size > 1 else network
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        if self.rank == 0 and save is not None:
+            target = self.folder / f"{int(metrics['step']):06d}"
+            target.mkdir(parents=True)
+            save(target)
+
+
+def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        meeting = folder.with_name(f"{folder.name}.meeting{world}")
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+        train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, float]]:
+    """Train on so many ranks and return the loss curve."""
+    if world == 1:
+        run_rank(0, 1, folder, config)
+    else:
+        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="spawn")
+    return rows((max(folder.glob("*")) / "loss.csv").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, pairs) -> Callable[[int], list[dict[str, float]]]:
+    """Curve of one worker, by --accumulate."""
+    curves: dict[int, list[dict[str, float]]] = {}
+
+    def curve(accumulate: int) -> list[dict[str, float]]:
+        if accumulate not in curves:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            curves[accumulate] = train(1, folder, settings(pairs, accumulate=accumulate))
+        return curves[accumulate]
+
+    return curve
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, SHARDS)])
+def test_any_number_of_ranks_has_the_curve_of_one(tmp_path, pairs, alone, world, accumulate):
+    curve = train(world, tmp_path / "run", settings(pairs, accumulate=accumulate))
+    assert [row["workers"] for row in curve] == [world] * 3
+    difference = largest_difference(alone(accumulate), curve)
+    print(f"\n{world} ranks, --accumulate {accumulate}: curves differ by {difference:.1e}")
+    assert difference < TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_resume_on_another_number_of_ranks_goes_on_with_the_curve(tmp_path, pairs, alone):
+    config = settings(pairs, accumulate=SHARDS)
+    train(1, tmp_path / "run", config)
+    for late in sorted((tmp_path / "run").glob("*"))[1:]:
+        for file in late.iterdir():
+            file.unlink()
+        late.rmdir()
+    curve = train(2, tmp_path / "run", config)
+    assert [row["workers"] for row in curve] == [1, 2, 2]
+    assert largest_difference(alone(SHARDS), curve) < TOLERANCE
+
+
+def test_passes_change_nothing_but_rounding(tmp_path, pairs, alone):
+    assert largest_difference(alone(1), alone(SHARDS)) < TOLERANCE
+
+
+def test_reports_hold_throughput_and_the_wait_for_data(alone):
+    for row in alone(1):
+        assert row["pairs"] == 8 * row["step"]
+        assert row["pairs_per_second"] > 0 and row["data_seconds"] >= 0
+    # the first batch is waited for, the others are drawn meanwhile
+    assert sum(row["data_seconds"] for row in alone(1)) < alone(1)[-1]["seconds"]
+
+
+def test_a_run_repeats_bit_by_bit(tmp_path, pairs):
+    config = settings(pairs, steps=4)
+    for name in ("one", "two"):
+        train(1, tmp_path / name, config)
+    one, two = (load_file(tmp_path / name / "000004" / "state.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one if name != "seconds")
