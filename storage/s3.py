@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 from collections.abc import Mapping
@@ -17,6 +18,13 @@ from storage.retry import error_code, http_status, is_transient, retrying
 
 CONNECTIONS = 64
 """Requests under way at a time, a process: botocore's 10 leave a fast network idle when many small files are read."""
+
+ANSWER_SECONDS = 30.0
+"""Until a request is answered, for which botocore's read timeout does not stand where the server never asks for the
+body of a PUT (`Expect: 100-continue`)."""
+
+UPLOAD_RATE = 1e6
+"""Bytes a second at which a request's body goes at the least, for the same."""
 
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
 
@@ -62,9 +70,10 @@ class RetryingS3FileSystem(S3FileSystem):
     async def _attempt(self, method: str, *akwarglist: Mapping[str, Any], **kwargs: Any) -> Any:
         """One request, with the errors of botocore; the body of a reply is read here, since it may break off."""
         try:
-            await self.set_session()
-            operation = getattr(await self.get_s3(kwargs.get("Bucket")), method)
-            reply = await operation(**self._get_s3_method_kwargs(operation, *akwarglist, **kwargs))
+            async with asyncio.timeout(ANSWER_SECONDS + len(kwargs.get("Body", b"")) / UPLOAD_RATE):
+                await self.set_session()
+                operation = getattr(await self.get_s3(kwargs.get("Bucket")), method)
+                reply = await operation(**self._get_s3_method_kwargs(operation, *akwarglist, **kwargs))
         except NO_CREDENTIALS as error:
             raise StorageError(
                 f"{_name_operation(method, kwargs)}: {error}; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "

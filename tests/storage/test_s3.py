@@ -1,45 +1,33 @@
-"""The same store and run folder in object storage: a real S3 protocol server (moto) on the loopback interface."""
+"""The same store and run folder in object storage: an S3 protocol server (moto) on the loopback interface.
+
+`faulty` is a proxy in front of it: requests are counted, and fail as those of real servers do.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
-import uuid
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import zarr
 
 from jobs.__main__ import main
-from storage.errors import StorageError
-from storage.objectstore import Folder
+from storage import s3
+from storage.errors import StorageError, StorageUnavailable
+from storage.objectstore import Folder, zarr_store
 from storage.query import query
 from storage.runs import RunFolder, pending
 from storage.tiles import TileStore
+from tests.conftest import ROOT
 from tests.storage.test_runs import RUN, make_candidates, write_tile
 from tests.storage.test_tiles import assert_same_image, make_tile
-
-moto_server = pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def options(endpoint):
-    return {"key": "test", "secret": "test", "client_kwargs": {"endpoint_url": endpoint}}
-
-
-@pytest.fixture
-def bucket(options):
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    Folder.at(f"s3://{name}", options).filesystem.mkdir(name)
-    return f"s3://{name}"
 
 
 def test_a_tile_store_round_trips(bucket, options):
@@ -112,3 +100,132 @@ def test_something_else_in_a_bucket_is_said_to_be_so(bucket, options):
         RunFolder.open(f"{bucket}/absent", options)
     with pytest.raises(StorageError, match="neither empty nor a run folder"):
         RunFolder.open_or_create(f"{bucket}/data", RUN, options)
+
+
+def committed(run, tile_id):
+    write_tile(run, tile_id, 0, 0, n=3)
+
+
+def test_a_tile_is_read_in_seven_requests_at_once(bucket, options, faulty, through_faults):
+    TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=options).write_tile(make_tile())
+    store = TileStore.open(f"{bucket}/tiles", through_faults)
+    faulty.forget()
+    faulty.delay = 0.3
+    start = time.monotonic()
+    store.read_tile("t0_1", halo=3)
+    assert time.monotonic() - start < 5 * 0.3  # two rounds of requests, not seven
+    assert faulty.counts() == {("GET", "metadata"): 1, ("GET", "shard"): 6}
+
+
+def test_a_tile_is_written_in_three_requests(bucket, faulty, through_faults):
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
+    committed(run, "a")
+    faulty.forget()
+    committed(run, "b")
+    assert faulty.counts() == {("PUT", "mosaics"): 1, ("PUT", "candidates"): 1, ("PUT", "ledger"): 1}
+
+
+def test_the_ledger_is_one_listing_and_one_request_a_file(bucket, faulty, through_faults):
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
+    for tile in "abc":
+        committed(run, tile)
+    faulty.forget()
+    assert run.ledger()["tile_id"].to_pylist() == ["a", "b", "c"]
+    assert faulty.counts()["GET", "ledger"] == 3
+    assert not any(operation == "HEAD" for operation, _ in faulty.counts())
+
+
+def test_nothing_changes_where_a_third_of_all_requests_fail(bucket, options, faulty, through_faults):
+    tile = make_tile()
+    faulty.error_rate = faulty.cut_rate = faulty.lost_reply_rate = 0.12
+    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    store.write_manifest([store.write_tile(tile)])
+    found = store.read_tile("t0_1")
+    assert_same_image(found.lsst, tile.lsst)
+    assert store.manifest().num_rows == 1
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
+    for name in "abcd":
+        committed(run, name)
+    assert query(run.url, top=24, storage_options=through_faults).num_rows == 12
+    run.folder.delete_many([f"ledger/{name}.parquet" for name in "ab"])
+    assert set(faulty.faults()) == {"slow_down", "cut", "lost_reply"}
+    assert RunFolder.open(run.url, options).ok_tiles() == ["c", "d"]
+    assert TileStore.open(store.url, options).read_tile("t0_1").shape == tile.shape
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_server_that_is_down_for_a_while_is_waited_for(bucket, options, faulty, through_faults, seconds, caplog):
+    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    store.write_tile(make_tile())
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
+    with faulty.outage(seconds), ThreadPoolExecutor(2) as pool:
+        start = time.monotonic()
+        reading, writing = pool.submit(store.read_tile, "t0_1"), pool.submit(committed, run, "a")
+        assert reading.result().shape == (300, 280)
+        writing.result()
+        assert seconds <= time.monotonic() - start < seconds + 15
+    assert run.ok_tiles() == ["a"]
+    assert "attempt 1; again in" in caplog.text
+
+
+def test_a_server_that_stays_away_is_named_after_the_budget(bucket, faulty, through_faults, monkeypatch):
+    monkeypatch.setenv("SURVEYBRIDGE_RETRY_SECONDS", "1")
+    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    faulty.down = True
+    with pytest.raises(StorageUnavailable, match=rf"{bucket}/tiles/tiles/t/zarr.json: no success in \d+ attempts"):
+        store.read_tile("t")
+    with pytest.raises(StorageUnavailable, match=rf"{bucket}/tiles/manifest.parquet: no success"):
+        store.manifest()
+    with pytest.raises(StorageUnavailable):
+        Folder.at(store.url, through_faults).exists("zarr.json")
+    with pytest.raises(StorageUnavailable):
+        Folder.at(store.url, through_faults).names()
+
+
+def test_a_server_that_answers_nothing_is_asked_again(bucket, faulty, through_faults, monkeypatch):
+    monkeypatch.setattr(s3, "ANSWER_SECONDS", 0.5)
+    folder = Folder.at(bucket, through_faults)
+    folder.put(b"x" * 100_000, "a")
+    faulty.stalled = True
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(folder.put, b"y" * 100_000, "a")
+        time.sleep(1.5)
+        assert not writing.done()
+        faulty.stalled = False
+        writing.result()
+    assert folder.read("a") == b"y" * 100_000
+
+
+def test_zarr_itself_reads_through_the_same_retries(bucket, options, faulty, through_faults):
+    folder = Folder.at(f"{bucket}/pairs", through_faults)
+    group = zarr.create_group(zarr_store(folder, read_only=False))
+    wanted = np.arange(4000, dtype=np.float32).reshape(1000, 4)
+    group.create_array("lsst", data=wanted, chunks=(50, 4))
+    faulty.error_rate = faulty.cut_rate = 0.2
+    array = zarr.open_group(zarr_store(folder), mode="r")["lsst"]
+    assert isinstance(array, zarr.Array)
+    np.testing.assert_array_equal(array[...], wanted)
+    assert {"slow_down", "cut"} <= set(faulty.faults())
+
+
+def test_a_worker_process_finds_the_server_in_its_environment(bucket, options, faulty, monkeypatch):
+    TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=options).write_tile(make_tile())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+    faulty.script("slow_down", "GET", "zarr.json")
+    faulty.script("cut", "GET", "lsst/flux/c")
+    code = "import sys; from storage.tiles import TileStore; print(TileStore.open(sys.argv[1]).read_tile('t0_1').shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"{bucket}/tiles"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "(300, 280)\n"
+    assert faulty.faults() == {"slow_down": 1, "cut": 1}
+
+
+def test_a_forked_process_makes_its_own_connections(bucket, options):
+    folder = Folder.at(bucket, options)
+    folder.put(b"x", "a")
+    assert folder.read("a") == b"x"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads: what is tested
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(folder.read, ("a",)).get(timeout=30) == b"x"
