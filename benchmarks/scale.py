@@ -100,7 +100,7 @@ def write_store(path: Path, count: int) -> None:
     else:
         field = tiny.make_field()
         store = TileStore.create(path, grid_id=field.grid_id)
-        tile = cut_tile(field, tile_boxes((SIDE, SIDE), SIDE, 0)[0])
+        tile = cut_tile(field, next(iter(tile_boxes((SIDE, SIDE), SIDE, 0))))
         row = store.write_tile(replace(tile, tile_id=name(0)))
     for k in range(store.manifest().num_rows if made else 1, count):
         (path / "tiles" / name(k)).symlink_to(name(0))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stream --tiles 12 --out benchmarks/results/stream.json
 
-The bare loop is the model stage alone over the same tiles, read beforehand, in a process that does nothing else; both use
-one thread, the same batches and the same checkpoint, and take turns, because the machine may be shared. The timeline
-of the last streamed run (PNG) shows reading, model and writing side by side.
+The bare loop is the model stage alone over the same tiles, read beforehand, in a process that does nothing else; both
+use one thread, the same batches and the same checkpoint, and take turns, because the machine may be shared. The
+timeline of the last streamed run (PNG) shows reading, model and writing side by side.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def write_store(path: Path, count: int, side: int) -> Path:
 
     field = tiny.make_field()
     store = TileStore.create(path, grid_id=field.grid_id)
-    tile = cut_tile(field, tile_boxes((side, side), side, 0)[0])
+    tile = cut_tile(field, next(iter(tile_boxes((side, side), side, 0))))
     store.write_manifest([store.write_tile(replace(tile, tile_id=f"t{k:05d}")) for k in range(count)])
     return path
 

@@ -2,7 +2,7 @@
 
 Works on a running, an interrupted and a finished run, from any machine that reads the run folder; a tile store that
 cannot be read costs only the number of tiles left. Exit code 0 whatever is found, failed tiles too: this reports, and
-does not judge (`--json` is for scripts that do); 2 if there is no run folder.
+does not judge (`--format json` is for scripts that do); 2 if there is no run folder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import datetime
 import json
 import re
 import time
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   surveybridge status --run runs/field
-  surveybridge status --run s3://survey/runs/dr1 --json
+  surveybridge status --run s3://survey/runs/dr1 --format json
 """
 
 RECENT = 600.0
@@ -45,15 +44,12 @@ STRAGGLING = 3.0
 SLOWEST = 5
 STAGES = ("read", "model", "score", "write")
 
-with warnings.catch_warnings():
-    # `json` is also an old method of pydantic's BaseModel, which nobody here calls
-    warnings.simplefilter("ignore", UserWarning)
 
-    class Config(JobConfig):
-        """Which run, and how to print it."""
+class Config(JobConfig):
+    """Which run, and how to print it."""
 
-        run: str = Field(description="run folder, a path or s3:// URL")
-        json: bool = Field(False, description="print one JSON object")  # type: ignore[assignment]
+    run: str = Field(description="run folder, a path or s3:// URL")
+    format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON object")
 
 
 def run(config: Config) -> int:
@@ -61,7 +57,7 @@ def run(config: Config) -> int:
     from storage.runs import RunFolder
 
     status = run_status(RunFolder.open(config.run))
-    print(json.dumps(status, indent=1) if config.json else text(status))
+    print(json.dumps(status, indent=1) if config.format == "json" else text(status))
     return 0
 
 

@@ -35,7 +35,7 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 PASSED = ("RAY_AUTH_MODE",)
 """Variables that go to the job without being named: the mode, never the token."""
 
-RESULTS = ("store", "run", "out")
+RESULTS = ("store", "run", "runs", "out")
 """Settings of the jobs that name what outlives the job, and so cannot lie in its scratch folder."""
 
 PACKAGED = ("bridge_core/checkpoints/*.safetensors", "bridge_core/checkpoints/*.json")

@@ -21,7 +21,7 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -41,11 +41,9 @@ EXAMPLES = """
 """
 
 
-class Config(translate.Config):
+class Config(translate.TranslationConfig):
     """Settings of `surveybridge sweep`: those of translate, with a folder of runs in the place of the run."""
 
-    run: ClassVar[None] = None  # type: ignore[misc]  # the sweep names its run itself
-    wait: ClassVar[None] = None  # type: ignore[misc]  # and waits for nobody
     runs: str = Field(description="folder of runs, local path or URL; the run is RUNS/<run id>")
 
 

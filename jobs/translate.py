@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,11 +50,10 @@ STAGES = ("read", "model", "score", "write")
 """Of a tile's time in the ledger; the score is part of the model's stage on Ray."""
 
 
-class Config(JobConfig):
-    """Arguments of `surveybridge translate`."""
+class TranslationConfig(JobConfig):
+    """What decides a translation and how it is done, but for where it goes."""
 
     store: str = Field(description="tile store, local path or URL")
-    run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
     samples: int = Field(8, ge=2, description="posterior samples K of each patch")
@@ -69,15 +68,21 @@ class Config(JobConfig):
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
-    wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
 
     @model_validator(mode="after")
-    def _pool(self) -> Config:
+    def _pool(self) -> Self:
         if self.min_workers > self.workers:
             raise ValueError(
                 f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most as many"
             )
         return self
+
+
+class Config(TranslationConfig):
+    """Arguments of `surveybridge translate`."""
+
+    run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
+    wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
 
 
 @dataclass(frozen=True)
@@ -243,9 +248,12 @@ def _work(
     drain: threading.Event,
 ) -> None:
     """Stream the tiles, count their receipts, and take ledger rows together as they become many."""
+    from storage.segments import loose_tiles
+
     config = request.config
     start = time.monotonic()
-    committed: list[str] = []
+    # What earlier runs, too short for a segment, have left; not tiles that are about to be written again.
+    committed = sorted(set(loose_tiles(folder.folder)).difference(todo))
     with contextlib.ExitStack() as stack:
         receipts, in_flight, background = _executor(request, make_stages(settings_of(request, attempts)), todo, drain)
         stack.enter_context(_report(lease, tally, start, in_flight))
@@ -342,6 +350,7 @@ def _report(lease: Lease, tally: Tally, start: float, in_flight: Callable[[], li
         )
 
     def repeat() -> None:
+        note()
         while not ended.wait(REPORT_SECONDS):
             note()
 
@@ -379,13 +388,11 @@ def _tally(todo: list[str], manifest: pa.Table, earlier: pa.Table) -> Tally:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from storage.published import standing_rows
+
     tally = Tally(todo=len(todo), manifest=manifest.num_rows)
-    standing = earlier.filter(
-        pc.and_(
-            pc.is_in(earlier["tile_id"], manifest["tile_id"].combine_chunks()),
-            pc.invert(pc.is_in(earlier["tile_id"], pa.array(todo, pa.string()))),
-        )
-    )
+    standing = standing_rows(manifest, earlier)
+    standing = standing.filter(pc.invert(pc.is_in(standing["tile_id"], pa.array(todo, pa.string()))))
     tally.earlier.update(standing["status"].to_pylist())
     tally.candidates = pc.sum(standing["n_candidates"]).as_py() or 0
     failed = standing.filter(pc.not_equal(standing["status"], "ok")).slice(0, FAILURES_SHOWN)

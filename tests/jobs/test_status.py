@@ -197,7 +197,7 @@ def test_the_command_prints_lines_or_json_and_failed_tiles_are_no_failure_of_it(
     assert "tiles     19 of 20 ok, 1 failed, 0 quarantined, 0 left; 57 sources scored" in printed
     assert "failed    1 in read: E: tile <tile> [aaa; for one, tile t0: E: tile t0]" in printed
     assert re.search(r"published published/000001.json at .*: 19 tiles ok", printed)
-    assert main(["status", "--run", run.url, "--json"]) == 0
+    assert main(["status", "--run", run.url, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(json.dumps(run_status(run)))
     assert document["published"]["tiles"]["ok"] == 19
