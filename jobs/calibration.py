@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from bridge_core.detection import detect
@@ -213,11 +212,10 @@ class _Calibration:
             return trial
         for name, value in trial.items():
             self.sum[name] += value
-        y0, y1, x0, x1 = tile.core
         if tile.lsst is not None and tile.euclid is not None:
-            vis, core = tile.euclid, np.s_[0, y0:y1, x0:x1]
-            self.sum["sources"] += len(detect(vis.flux[core], vis.variance[core], vis.valid[core]))
-            self.sum["scored_pixels"] += (y1 - y0) * (x1 - x0)
+            # with the halo, whose sources are as many by pixel: an object cut by the core's border counts once
+            self.sum["sources"] += len(detect(tile.euclid.flux[0], tile.euclid.variance[0], tile.euclid.valid[0]))
+            self.sum["scored_pixels"] += math.prod(tile.shape)
         self.sum["tiles"] += 1
         self.sum["read"] += outcome.seconds["read"]
         self.sum["bytes"] += sum(a.nbytes for i in tile.images.values() for a in (i.flux, i.variance, i.mask))

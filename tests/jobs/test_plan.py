@@ -1,0 +1,174 @@
+"""Plan: it says before a run what the run then takes, counts only what is left, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+
+from bridge_core.checkpoint import Model
+from jobs import plan, translate
+from jobs.__main__ import main
+from storage.runs import RunFolder
+from tests import tiny
+from tests.jobs.test_bad_requests import TRANSLATE, refused, translate_request
+
+QUICK = {"samples": 2, "steps": 2, "score_samples": 2, "score_steps": 2, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny.write_store(tmp_path_factory.mktemp("store") / "tiles", tile_size=48)
+
+
+def request(store, run, checkpoint, **settings):
+    """Arguments of both jobs."""
+    return {"store": store, "run": str(run), "checkpoint": checkpoint, "executor": "serial"} | QUICK | settings
+
+
+def words(settings) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def planned(settings, seconds=0.1):
+    return plan.plan(plan.Config(**settings, calibrate=seconds))
+
+
+def test_plan_writes_nothing_and_says_what_there_is_to_do(tmp_path, store, checkpoint, capsys):
+    before = tiny.files_of(store)
+    settings = words(request(store, tmp_path / "runs" / "field", checkpoint))
+    assert main(["plan", *settings, "--calibrate", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    for said in ("16 tiles to do, 0 done", "81 windows", "evaluations", "CPU-hours", "a square degree", "read", "MiB"):
+        assert said in shown
+    assert tiny.files_of(store) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_holds_the_numbers(tmp_path, store, checkpoint, capsys):
+    assert main(["plan", *words(request(store, tmp_path / "run", checkpoint)), "--calibrate", "0.1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tiles"], found["patches"], found["patches_exact"]) == (16, 81, True)
+    assert found["evaluations"]["translate"] == 81 * 2 * 2
+    assert found["requests"]["write"] == 48
+    assert set(found["memory"]) == {"read", "model", "write"}
+    assert 0 < found["bytes_read"] < 16 * 36 * 192**2
+    assert found["wall_seconds"] > 0
+
+
+def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, monkeypatch):
+    settings = request(store, tmp_path / "run", checkpoint)
+    expected = planned(settings, seconds=20.0)
+    calls = []
+    predict = Model.predict
+
+    def count(self, x_t, x1, t, direction):
+        calls.append(len(x1))
+        return predict(self, x_t, x1, t, direction)
+
+    monkeypatch.setattr(Model, "predict", count)
+    tally = run(settings)
+    assert tally.statuses == {"ok": 16}
+    # windows of tiles are counted exactly, sources by their density in the tiles that were looked at
+    assert sum(calls) - tally.candidates * 2 * 2 == expected.evaluations["translate"] == tally.patches * 2 * 2
+    assert expected.evaluations["score"] == pytest.approx(tally.candidates * 2 * 2, rel=0.3)
+
+
+def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, capsys):
+    settings = request(store, tmp_path / "run", checkpoint)
+    wanted = translate.check(translate.Config(**settings))
+    folder = RunFolder.open_or_create(settings["run"], wanted.fingerprint)
+    ids = wanted.manifest["tile_id"].to_pylist()
+    for tile_id in ids[:12]:
+        folder.commit({"tile_id": tile_id, "status": "failed", "reason": "for the test"})
+    before = tiny.files_of(tmp_path)
+    found = planned(settings)
+    assert (found.tiles, found.tiles_done) == (4, 12)
+    assert found.patches < 81 / 3
+    assert planned(settings | {"retry_failed": True}).tiles == 16
+    for tile_id in ids[12:]:
+        folder.commit({"tile_id": tile_id, "status": "failed", "reason": "for the test"})
+    assert main(["plan", *words(settings)]) == 0
+    assert "nothing to do, all 16 tiles are in the ledger" in capsys.readouterr().out
+    assert set(tiny.files_of(tmp_path)) == set(before) | {f"run/ledger/{tile_id}.parquet" for tile_id in ids[12:]}
+
+
+# ---- the projection holds
+
+
+def run(settings) -> translate.Tally:
+    return translate.translate(translate.check(translate.Config(**settings)))
+
+
+def wall_ratio(tmp_path, rounds: int, **settings) -> float:
+    """Median over rounds of projected wall time / that of the run which follows, in nearly the same weather."""
+    ratios = []
+    for number in range(rounds):
+        request = settings | {"run": str(tmp_path / f"run{number}")}
+        expected = planned(request, seconds=4.0)
+        tally = run(request)
+        assert tally.statuses == {"ok": expected.tiles}
+        ratios.append(expected.wall_seconds / tally.wall)
+    return statistics.median(ratios)
+
+
+@pytest.mark.slow  # three calibrations and three runs, long enough to be measured
+def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
+    # Other programs on the machine make any one ratio wild; each round measures and runs back to back, and the median
+    # of three forgets one burst of load.
+    settings = request(store, "", checkpoint, samples=4, steps=6, score_samples=3, score_steps=4)
+    assert wall_ratio(tmp_path, 3, **settings) == pytest.approx(1.0, rel=0.25)
+
+
+@pytest.mark.slow  # Ray's actors import torch
+def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cluster):
+    # A run of a minute, because the start of its actors (`RAY_START_SECONDS`) is the least certain part of a short one.
+    settings = request(store, "", checkpoint, executor="ray", samples=8, steps=12, score_steps=6)
+    assert wall_ratio(tmp_path, 3, **settings) == pytest.approx(1.0, rel=0.25)
+
+
+# ---- wrong requests
+
+
+@pytest.mark.parametrize("case", TRANSLATE)
+def test_plan_refuses_what_translate_refuses(tmp_path, store, checkpoint, capsys, case):
+    bad_store, bad_checkpoint, more = translate_request(case, tmp_path, store, checkpoint)
+    before = tiny.files_of(tmp_path)
+    what = ["--store", bad_store, "--run", tmp_path / "out" / "run", "--checkpoint", bad_checkpoint]
+    line = refused(capsys, "plan", *what, *more)
+    for said in TRANSLATE[case]:
+        assert said in line
+    assert tiny.files_of(tmp_path) == before
+
+
+def test_plan_refuses_a_run_folder_of_another_run(tmp_path, store, checkpoint, capsys):
+    settings = request(store, tmp_path / "run", checkpoint)
+    fingerprint = translate.check(translate.Config(**settings)).fingerprint
+    RunFolder.open_or_create(settings["run"], fingerprint)
+    before = tiny.files_of(tmp_path)
+    line = refused(capsys, "plan", *words(settings | {"seed": 7}))
+    for said in ("seed 0", "7", "give another --run URL"):
+        assert said in line
+    assert tiny.files_of(tmp_path) == before
+
+
+def test_plan_refuses_something_else_at_the_runs_place(tmp_path, store, checkpoint, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    line = refused(capsys, "plan", *words(request(store, tmp_path, checkpoint)))
+    assert "thesis.tex" in line and "give another --run URL" in line
+
+
+def test_a_store_without_a_sound_tile_is_refused(tmp_path, checkpoint, capsys):
+    store = tiny.write_store(tmp_path / "tiles")
+    for number in range(4):
+        tiny.damage_tile(store, f"t{number:04d}")
+    line = refused(capsys, "plan", *words(request(store, tmp_path / "run", checkpoint)))
+    for said in (str(tmp_path / "tiles"), "0 of 4 tiles tried", "tile t0000", "ingest it again"):
+        assert said in line
+    assert not (tmp_path / "run").exists()
