@@ -238,10 +238,10 @@ def test_a_million_tiles_are_compared_in_seconds():
             "status": ["failed", "failed", *["ok"] * (count - 3)],
         }
     )
-    start = time.monotonic()
+    start = time.process_time()  # of this process, however busy the machine is
     assert pending(manifest, ledger) == tiles[-2:]
     assert pending(manifest, ledger, retry_failed=True) == tiles[-3:]
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 8
 
 
 def test_a_tile_costs_three_writes_and_no_look(run, monkeypatch):

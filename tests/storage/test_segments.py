@@ -300,15 +300,15 @@ def test_a_ledger_of_a_hundred_thousand_tiles_is_read_in_seconds(tmp_path):
         (folder / f"0-{size}-{start:020d}.parquet").write_bytes(parquet_bytes(table_from_rows(rows, LEDGER, "rows")))
     run.compact([])
     assert len(list(folder.iterdir())) < 30
-    start_cpu = time.process_time()
+    start_seconds = time.process_time()  # of this process, however busy the machine is
     ledger = run.ledger()
-    assert time.process_time() - start_cpu < 3
+    assert time.process_time() - start_seconds < 3
     assert ledger.num_rows == count and ledger["tile_id"][-1].as_py() == f"t{count - 1:06d}"
     assert run.ledger(["status", "tile_id"]).column_names == ["status", "tile_id"]
 
 
-def read_while(run: RunFolder, work: Callable[[], Any], look: Callable[[RunFolder], Any]) -> int:
-    """How often another thread looked while `work` ran; it must see the same every time."""
+def read_while(run: RunFolder, work: Callable[[int], Any], look: Callable[[RunFolder], Any], times: int) -> None:
+    """Repeat `work` until another thread has looked so many times; it must see the same every time."""
     before = look(run)
     looks, done = [0], threading.Event()
     wrong: list[str] = []
@@ -326,13 +326,15 @@ def read_while(run: RunFolder, work: Callable[[], Any], look: Callable[[RunFolde
     thread = threading.Thread(target=reader)
     thread.start()
     try:
-        work()
+        for number in itertools.count():
+            work(number)
+            if looks[0] >= times or wrong:
+                break
     finally:
         done.set()
         thread.join()
     assert wrong == []
     assert look(run) == before
-    return looks[0]
 
 
 def what_counts(run: RunFolder) -> Any:
@@ -344,20 +346,19 @@ def what_counts(run: RunFolder) -> Any:
     return ledger, parquet_bytes(found), some
 
 
-def churn(run: RunFolder, tiles: Sequence[str], times: int) -> None:
+def churn(run: RunFolder, number: int) -> None:
     """Compact in batches, do tiles again, tidy up: every kind of move there is."""
-    for attempt in range(2, 2 + times):
-        for start in range(0, len(tiles), 3):
-            run.compact(tiles[start : start + 3])
-        for tile in tiles[::2]:
-            add(run, tile, attempt=attempt, status="failed" if tile == "d" else "ok")
-        run.compact(tiles[::4])
-        run.tidy()
+    for start in range(0, len(TILES), 3):
+        run.compact(TILES[start : start + 3])
+    for tile in TILES[::2]:
+        add(run, tile, attempt=2 + number, status="failed" if tile == "d" else "ok")
+    run.compact(TILES[::4])
+    run.tidy()
 
 
 def test_readers_see_the_same_rows_while_files_move(run, monkeypatch):
     monkeypatch.setattr(compaction, "FAN_IN", 2)
-    assert read_while(run, lambda: churn(run, TILES, 6), what_counts) >= 3
+    read_while(run, lambda number: churn(run, number), what_counts, times=12)
     assert_each_once(run)
 
 
@@ -366,5 +367,5 @@ def test_readers_see_the_same_rows_while_files_move_in_object_storage(bucket, op
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
     for tile in TILES:
         add(run, tile, status="failed" if tile == "d" else "ok")
-    assert read_while(run, lambda: churn(run, TILES, 2), what_counts) >= 2
-    assert len(run.folder.names("ledger", suffix=".parquet")) == 3
+    read_while(run, lambda number: churn(run, number), what_counts, times=2)
+    assert run.loose_tiles() == ["c", "g"]  # done again after the last compaction
