@@ -151,21 +151,21 @@ class Folder:
         Parameters
         ----------
         data : bytes
-            Content that no other writer would write (holding a holder's id, say): when a reply is lost, the file is
-            read back and compared to learn whether this write went through.
+            Content that no other writer would write (with a holder's id in it, say): a file that holds it already
+            counts as written by this call, since a reply may be lost and the request repeated.
         *parts : str
             Path below this folder.
 
         Returns
         -------
         str or None
-            Token of the content for `replace`; None if the file exists already.
+            Token of the content for `replace`; None if there is a file with other content.
         """
         if not self.is_local:
             return cast("str | None", self._conditional().put_if(self.path(*parts), data, IfNoneMatch="*"))
         with _locked(self.path(*parts)):
-            if os.path.exists(self.path(*parts)):
-                return None
+            with contextlib.suppress(FileNotFoundError):
+                return _digest(data) if self.read(*parts) == data else None
             self.put(data, *parts)
         return _digest(data)
 
@@ -193,7 +193,7 @@ class Folder:
                 current = self.read(*parts)
             except FileNotFoundError:
                 return None
-            if _digest(current) != token:
+            if _digest(current) not in (token, _digest(data)):
                 return None
             self.put(data, *parts)
         return _digest(data)

@@ -14,7 +14,7 @@ from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
 from storage.errors import StorageError
-from storage.retry import error_code, http_status, is_transient, retrying
+from storage.retry import error_code, http_status, retrying
 
 CONNECTIONS = 64
 """Requests under way at a time, a process: botocore's 10 leave a fast network idle when many small files are read."""
@@ -112,12 +112,10 @@ class RetryingS3FileSystem(S3FileSystem):
     get_with_etag = sync_wrapper(_get_with_etag)
 
     async def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
-        """PUT under IfNoneMatch or IfMatch; the new ETag, or None where the condition does not hold."""
+        """PUT under IfNoneMatch or IfMatch; the new ETag, or None where other content stands there."""
         bucket, key, _ = self.split_path(path)
-        doubtful = False  # an earlier attempt may have been carried out although its reply did not arrive
 
         async def attempt() -> str | None:
-            nonlocal doubtful
             try:
                 reply = await self._attempt("put_object", Bucket=bucket, Key=key, Body=data, **condition)
                 return str(reply["ETag"])
@@ -125,13 +123,9 @@ class RetryingS3FileSystem(S3FileSystem):
                 if http_status(error) == 404 and error_code(error) != "NoSuchBucket":
                     return None
                 if http_status(error) != 412:
-                    doubtful = doubtful or is_transient(error)
                     raise
-            except Exception:
-                doubtful = True
-                raise
-            if not doubtful:
-                return None
+            # An earlier attempt may have been carried out although its reply was lost, and not only attempts of ours:
+            # aiohttp itself repeats a PUT whose connection breaks. So only the content says whose the file is.
             try:
                 found, etag = await self._get_with_etag(path)
             except FileNotFoundError:
