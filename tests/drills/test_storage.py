@@ -1,0 +1,95 @@
+"""Storage that fails: requests are made again; a run that finds no space says so, and a rerun finishes it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+
+import pytest
+
+from tests.drills.drill import Drill, count
+
+pytestmark = pytest.mark.slow
+
+
+def test_refused_and_broken_replies_change_nothing(scene):
+    drill = Drill(scene, "5% of S3 requests refused, 1% cut short")
+    with faulty(scene, error_rate=0.05, cut_rate=0.01):
+        assert drill.finish() == 0
+    drill.check()
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(scene):
+    drill = Drill(scene, "S3 server down for 20 s")
+    driver = drill.start(seconds=0.2)
+    driver.until(count("write", 5))
+    with faulty(scene, down=True):
+        threading.Event().wait(20)
+        assert driver.process.poll() is None, driver.output
+    assert driver.wait() == 0, driver.output
+    drill.check()
+
+
+def test_a_full_disk_of_workers_and_driver_does_not_matter_to_a_run_in_object_storage(scene, tmp_path):
+    drill = Drill(scene, "temporary folder full")
+    with small_disk(tmp_path / "full", kilobytes=16):
+        with contextlib.suppress(OSError), open(tmp_path / "full" / "rubbish", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1024))
+        driver = drill.start(temporary=str(tmp_path / "full"))
+        assert driver.wait() == 0, driver.output
+    drill.check()
+
+
+def test_a_run_on_a_full_disk_is_finished_when_there_is_space(scene, tmp_path):
+    disk = tmp_path / "disk"
+    with small_disk(disk, kilobytes=600):
+        drill = Drill(scene, "disk of a local run full", run=str(disk / "run"))
+        driver = drill.start()
+        assert driver.wait() in (1, 3), driver.output
+        assert "No space left on device" in driver.output, driver.output
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        again = drill.start("--retry-failed")
+        assert again.wait() == 0, again.output
+        drill.check(read=25, model=25, write=25)
+
+
+def test_a_writer_that_cannot_write_fails_its_tiles_and_they_are_done_later(scene, tmp_path):
+    drill = Drill(scene, "files of a local run too large", run=str(tmp_path / "run"))
+    largest = max(len(tile.mosaic) for tile in scene.reference.values())
+    driver = drill.start(file_limit=largest - 1)
+    assert driver.wait() == 3, driver.output
+    failed = {tile: row for tile, row in drill.rows().items() if row["status"] == "failed"}
+    assert sorted(failed) == [tile for tile in scene.tiles if len(scene.reference[tile].mosaic) >= largest]
+    assert all("File too large" in row["reason"] and row["stage"] == "write" for row in failed.values())
+    drill.guilty |= set(failed)
+    again = drill.start("--retry-failed")
+    assert again.wait() == 0, again.output
+    drill.check()
+
+
+@contextlib.contextmanager
+def faulty(scene, **faults):
+    """Faults of the proxy for a while."""
+    before = {name: getattr(scene.faults, name) for name in faults}
+    for name, value in faults.items():
+        setattr(scene.faults, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(scene.faults, name, value)
+
+
+@contextlib.contextmanager
+def small_disk(path, kilobytes):
+    """A file system of its own, where the machine lets us mount one."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    if (mounted := subprocess.run(mount, capture_output=True, text=True)).returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
