@@ -39,8 +39,9 @@ from cluster.stages import (
     write_outcome,
 )
 
-IO_CPUS = 0.25
-"""CPUs of a reader and of a writer: they wait for storage, and must find room beside the models of a small cluster."""
+IO_CPUS = 0
+"""CPUs reserved for a reader and for a writer. They wait for storage. Where they needed some, and models held all CPUs
+(as after the loss of a node), what was lost would never be read again, and the stream would hang."""
 IO_PER_MODEL = 2
 """At most so many readers, and so many writers, for each model."""
 READ_TASKS = 256

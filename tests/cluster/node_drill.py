@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     from tests.cluster.scripted import Script
 
     common: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
-    head = {"num_cpus": 2, "_temp_dir": tempfile.mkdtemp(prefix="sb", dir="/tmp"), **common}
+    head = {"num_cpus": 2, "temp_dir": tempfile.mkdtemp(prefix="sb", dir="/tmp"), **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=2, **common)
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)

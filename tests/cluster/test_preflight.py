@@ -11,16 +11,15 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")  # of 4 CPUs
 
 
 def test_what_fits_passes():
-    check_cluster(workers=3)
+    check_cluster(workers=4)
     check_cluster(workers=2, memory={"model": 10_000_000, "read": 1_000_000, "write": 1_000_000})
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        # 4 models leave nothing for a reader and a writer
-        ({"workers": 4}, r"4 models of 1 CPU, .* need 4\.5 CPU, but the cluster has .* CPU"),
-        ({"gpus": 1}, r"1 model of 1 CPU 1 GPU, .* need 1\.5 CPU 1 GPU, but .*; ask for fewer workers"),
+        ({"workers": 5}, r"5 models of 1 CPU, .* need 5 CPU, but the cluster has .* CPU"),
+        ({"gpus": 1}, r"1 model of 1 CPU 1 GPU, .* need 1 CPU 1 GPU, but .*; ask for fewer workers"),
         ({"memory": {"model": 10**15}}, r"1 model of 1 CPU 1000000\.0 GB.*nodes: 1 of 4 CPU .* GB"),
     ],
 )
