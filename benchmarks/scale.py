@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SIDE = 64
 """Pixels of a tile's core; no halo."""
 LEFT = 0.01
@@ -171,15 +173,12 @@ class FirstTile:
 
 def zeros(tile_id: str, tile: Any) -> Any:
     """A translation without light and without objects."""
-    import torch
-
-    from bridge_core.translate import Posterior
     from jobs.tile_stages import Translation, core_header
     from storage.schema import CANDIDATES
     from storage.tiles import tile_content
 
     height, width = tile.core_shape
-    nothing = torch.zeros(1, height, width)
+    nothing = np.zeros((1, height, width), np.float32)
     return Translation(
         tile_id=tile_id,
         content=tile_content(tile),
@@ -187,7 +186,10 @@ def zeros(tile_id: str, tile: Any) -> Any:
         bands=("VIS",),
         core_origin=tile.core_origin,
         grid_id=tile.grid_id,
-        posterior=Posterior(nothing, nothing, nothing[0], 1),
+        mean=nothing,
+        std=nothing,
+        coverage=nothing[0],
+        windows=1,
         candidates=CANDIDATES.empty_table(),
         seconds_score=0.0,
     )

@@ -234,8 +234,7 @@ class _Calibration:
         write = time.monotonic() - start
         if row["status"] != "ok":
             return Failure("write", str(row["reason"]), "")
-        posterior, found = done.value.posterior, done.value.candidates.num_rows
-        pixels = posterior.coverage.numel()
+        windows, found = done.value.windows, done.value.candidates.num_rows
         sizes = {
             name: len(self.folder.folder.read(path))
             for name, path in (
@@ -246,13 +245,13 @@ class _Calibration:
         }
         return {
             "windows": len(PatchGrid().windows(tile.shape, tile.origin, tile.core)),
-            "live": posterior.windows,
-            "evaluations": posterior.windows * self.settings.samples * self.steps["translate"],
+            "live": windows,
+            "evaluations": windows * self.settings.samples * self.steps["translate"],
             "score_evaluations": found * self.settings.score_samples * self.steps["score"],
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,
             "write": write,
-            "pixels": pixels,
+            "pixels": done.value.coverage.size,
             "found": found,
             **sizes,
         }

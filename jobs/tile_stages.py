@@ -14,10 +14,11 @@ from jobs.config import RequestError
 from jobs.progress import log_context, setup_logging
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from bridge_core.checkpoint import Model
-    from bridge_core.translate import Posterior
     from storage.images import SurveyImage
     from storage.tiles import Tile
 
@@ -45,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Translation:
-    """What the model says about a tile, ready to be written."""
+    """What the model says about a tile, ready to be written; without tensors, so that the writer does without torch."""
 
     tile_id: str
     content: str
@@ -53,7 +54,10 @@ class Translation:
     bands: tuple[str, ...]
     core_origin: tuple[int, int]
     grid_id: str
-    posterior: Posterior
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    windows: int
     candidates: pa.Table
     seconds_score: float
 
@@ -156,7 +160,10 @@ class TileTranslator:
             bands=self.model.card.bands[wanted],
             core_origin=tile.core_origin,
             grid_id=tile.grid_id,
-            posterior=posterior,
+            mean=posterior.mean.numpy(),
+            std=posterior.std.numpy(),
+            coverage=posterior.coverage.numpy(),
+            windows=posterior.windows,
             candidates=candidates,
             seconds_score=time.monotonic() - start,
         )
@@ -203,9 +210,9 @@ class TileWriter:
             done.tile_id,
             done.wcs_header,
             done.bands,
-            done.posterior.mean.numpy(),
-            done.posterior.std.numpy(),
-            done.posterior.coverage.numpy(),
+            done.mean,
+            done.std,
+            done.coverage,
             core_origin=done.core_origin,
             grid_id=done.grid_id,
         )
@@ -214,7 +221,7 @@ class TileWriter:
             "status": "ok",
             "content": done.content,
             "n_candidates": done.candidates.num_rows,
-            "n_patches": done.posterior.windows,
+            "n_patches": done.windows,
         }
 
     @functools.cached_property
