@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from jobs import panel, panel_views
 from storage.errors import StorageError
 from storage.images import SurveyImage
-from storage.runs import RunFolder
+from storage.runs import FINGERPRINT_KEYS, RunFolder
 from storage.schema import CANDIDATES
 from storage.tiles import Tile, TileStore
 
@@ -54,8 +54,7 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
     """Two tiles side by side; `hole` columns of the left tile's mosaic unknown, `bad_columns` of its Euclid masked."""
     rng = np.random.default_rng(0)
     store = TileStore.create(folder / "store", grid_id="test")
-    keys = ("checkpoint_sha256", "direction", "samples", "steps", "seed", "grid")
-    run = RunFolder.open_or_create(folder / "run", {key: "x" for key in keys} | {"store": "x"})
+    run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS, "x"))
     rows = []
     for number, (tile_id, corner) in enumerate(zip(("a", "b"), corners, strict=True)):
         images = {}

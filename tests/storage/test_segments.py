@@ -221,6 +221,22 @@ def test_a_kill_at_any_point_of_tidying_up_is_not_seen_and_the_next_one_finishes
     assert not (folder / "candidates/segments/orphan.parquet").exists()
 
 
+@pytest.mark.parametrize("seconds", range(4))  # other hashes: which of two copies counts depends on their names
+def test_a_segment_that_a_killed_tidying_wrote_is_not_removed_as_its_own_predecessor(tmp_path, seconds):
+    run = RunFolder.open_or_create(tmp_path / "run", RUN)
+    for tile in "ab":
+        add(run, tile, finished_at=WHEN + datetime.timedelta(seconds=seconds))
+    run.compact("ab")
+    add(run, "b", attempt=2, seed=1)
+    before = seen(run)
+    with pytest.raises(Killed):  # after the new candidates and the new rows, before anything is removed
+        RunFolder(MortalFolder(run.url, left=[2]), run.run_json).tidy()
+    assert len(list((tmp_path / "run/ledger/segments").iterdir())) == 2
+    run.tidy()
+    assert seen(run) == before
+    assert_each_once(run)
+
+
 def test_the_last_attempt_counts_and_of_equal_ones_the_later(run):
     run.compact(TILES)
     add(run, "a", attempt=2, seed=1)
