@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import fsspec
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
 from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageUnavailable
 from storage.images import MASK_PLANES
+from storage.objectstore import open_filesystem
 from storage.photometry import psf_stamp_fwhm
 
 BAD_RMS = 1e15
@@ -55,9 +55,10 @@ def open_fits(path: str, storage_options: Mapping[str, Any] | None = None) -> It
         # astropy only warns of a file that ends early, and then reads what is not there
         warnings.filterwarnings("error", message="File may have been truncated", category=AstropyUserWarning)
         try:
-            with fsspec.open(path, "rb", **(storage_options or {})) as stream, fits.open(stream, memmap=False) as hdus:
+            filesystem, inside = open_filesystem(path, storage_options)
+            with filesystem.open(inside, "rb") as stream, fits.open(stream, memmap=False) as hdus:
                 yield hdus
-        except StorageError:
+        except (StorageError, StorageUnavailable):
             raise
         except FileNotFoundError as error:
             raise StorageError(f"{path}: no such file; check the path") from error

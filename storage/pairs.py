@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore
 
 from storage.coregister import resample_stamps
 from storage.errors import StorageError
+from storage.objectstore import Folder, zarr_store
 
 LSST_BANDS = ("g", "r", "i")
 EUCLID_BANDS = ("VIS",)
@@ -107,12 +107,7 @@ def _open(
 ) -> tuple[zarr.Array[Any], zarr.Array[Any], dict[str, Any]]:
     """Arrays lsst and euclid and the attributes of a pair store."""
     try:
-        store = (
-            FsspecStore.from_url(url, storage_options=dict(storage_options or {}), read_only=True)
-            if "://" in url
-            else url
-        )
-        group = zarr.open_group(store, mode="r")
+        group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
         lsst, euclid = group["lsst"], group["euclid"]
     except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise StorageError(
