@@ -134,6 +134,7 @@ def _process(module: str, environment: Mapping[str, str], log: Path) -> Iterator
         try:
             yield server
         finally:
+            assert server.stdin is not None
             server.stdin.close()
             try:
                 server.wait(30)
