@@ -80,7 +80,7 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
     what = config.model_dump()
     RunFolder.open_or_create(config.run, {**what, "checkpoint_sha256": "", "grid": "mosaic"})
     settings = {name: what[name] for name in Settings.__dataclass_fields__ if name in what}
-    worker = Settings(**settings, run_id="benchmark", threads=1, attempts={}, storage_options={})
+    worker = Settings(**settings, run_id="benchmark", threads=1, attempts={}, filesystems={})
     (place / "settings.pickle").write_bytes(pickle.dumps(worker))
     return config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jobs import __version__
-from jobs.config import JobConfig, RequestError, parse_config, suggestion
+from jobs.config import JobConfig, RequestError, parse_config, read_storage_options, suggestion
 from jobs.drain import DRAINED
 from jobs.progress import setup_logging
 
@@ -84,6 +84,10 @@ def _dispatch(job: str, arguments: list[str], prog: str) -> int:
         return DONE
     module, config = parse_job(job, arguments, prog)
     setup_logging()
+    if config.storage_options is not None:
+        from storage.objectstore import configure
+
+        configure(read_storage_options(config.storage_options))
     return int(module.run(config))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -34,6 +34,10 @@ class JobConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    storage_options: Path | None = Field(
+        None, description="TOML or YAML file of fsspec's options by protocol, as [s3] profile = 'survey' (never logged)"
+    )
 
     after_dashes: ClassVar[str | None] = None
     """The field, a tuple of text, that takes whatever follows ``--`` on the command line, word for word."""
@@ -92,23 +96,23 @@ def parse_config(
 
 def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
     """Read settings from a TOML or YAML file; RequestError if it is not a flat table of the model's own names."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        values = _loads(path, text)
-    except ValueError as error:
-        raise RequestError(f"--config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise RequestError(
-            f"--config {path}: holds a {type(values).__name__}, expected a table of settings (name: value)"
-        )
+    values = _read_table(path, "--config")
     settings = {str(key).replace("-", "_"): value for key, value in values.items()}
     for name in settings:
         if name not in model.model_fields:
             raise RequestError(f"--config {path}: unknown setting '{name}'{_suggest(name, model.model_fields)}")
     return settings
+
+
+def read_storage_options(path: Path) -> dict[str, dict[str, Any]]:
+    """Read fsspec's options by protocol from a TOML or YAML file; RequestError, without any value, if it is no such."""
+    options = _read_table(path, "--storage-options", secret=True)
+    for protocol, values in options.items():
+        if not isinstance(values, dict):
+            raise RequestError(
+                f"--storage-options {path}: {protocol} is no table of options; write [s3] and then a line each"
+            )
+    return options
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -147,7 +151,7 @@ def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> arg
         argument_default=argparse.SUPPRESS,
     )
     required, optional = parser.add_argument_group("required"), parser.add_argument_group("settings")
-    for name, field in model.model_fields.items():
+    for name, field in _own_first(model).items():
         if name == model.after_dashes:
             # Only for --help: `_split_dashes` has taken it out before anything is parsed.
             required.add_argument("--", dest=name, nargs="+", metavar=name.upper(), help=field.description)
@@ -216,7 +220,7 @@ def _split_commas(field: FieldInfo, value: Any) -> Any:
 def _unknown_argument(model: type[JobConfig], argument: str) -> str:
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
     if argument.startswith("--") or "=" in argument:
-        return f"unknown setting '{argument.partition('=')[0]}'{_suggest(name, [*model.model_fields, 'config'])}"
+        return f"unknown setting '{argument.partition('=')[0]}'{_suggest(name, [*_own_first(model), 'config'])}"
     return f"unexpected argument '{argument}'; settings are given as --name value or name=value"
 
 
@@ -224,6 +228,25 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     nearest = suggestion(name, known)
     return f"; did you mean {_flag(nearest)}?" if nearest else f"; known: {', '.join(known)}"
+
+
+def _read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any]:
+    """Read a TOML or YAML file that holds a table; what a secret one holds is not quoted."""
+    try:
+        values = _loads(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"{flag} {path}: {getattr(error, 'strerror', None) or error}; give a TOML or YAML file"
+        ) from None
+    except ValueError as error:
+        # YAML's messages quote the line that they complain about, which may be a key
+        said = "is not written as its ending says" if secret else " ".join(str(error).split())
+        raise RequestError(f"{flag} {path}: {said}") from None
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"{flag} {path}: holds a {type(values).__name__}, expected a table of settings (name: value)"
+        )
+    return values
 
 
 def _loads(path: Path, text: str) -> Any:
@@ -264,6 +287,12 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     ):
         hint = "; the shell took '>' as a redirection: quote the value"
     return f"{label} {given}{origin}: {message}{hint}"
+
+
+def _own_first(model: type[JobConfig]) -> dict[str, FieldInfo]:
+    """Fields in the order of --help: those that all jobs have come last."""
+    fields = model.model_fields
+    return {name: fields[name] for name in sorted(fields, key=lambda name: name in JobConfig.model_fields)}
 
 
 def _flag(name: str) -> str:

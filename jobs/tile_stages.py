@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.stages import Outcome, Stages
 from jobs.candidates import find_candidates
 from jobs.config import RequestError
 from jobs.progress import log_context, setup_logging
+from storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,7 @@ class Settings:
     run_id: str
     threads: int
     attempts: Mapping[str, int]
-    storage_options: Mapping[str, Mapping[str, Any]]
+    filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,9 @@ class TileWriter:
                 row["seconds_score"] = outcome.value.seconds_score
                 row["seconds_model"] -= outcome.value.seconds_score
                 row["seconds_write"] = time.monotonic() - start
+            elif outcome.failure.reason.startswith(StorageUnavailable.__name__):
+                # not the tile's fault: without a ledger row a rerun does it
+                return {"tile_id": tile_id, "status": "lost", "reason": outcome.failure.reason}
             else:
                 row |= {
                     "status": "quarantined" if outcome.failure.quarantined else "failed",
@@ -268,4 +272,4 @@ def _start_process(settings: Settings) -> None:
     from storage.objectstore import configure
 
     setup_logging()
-    configure(settings.storage_options)
+    configure(settings.filesystems)

@@ -227,6 +227,7 @@ def translate(
         )
         if todo:
             _work(request, make_stages, watch, folder, lease, todo, _attempts(earlier, todo), tally, drain)
+            lease.check()
             folder.tidy()
     for tile_id, reason in tally.failures:
         log.warning("tile %s %s", tile_id, reason)
@@ -282,7 +283,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         run_id=request.run_id,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
         attempts=attempts,
-        storage_options=configured(),
+        filesystems=configured(),
     )
 
 

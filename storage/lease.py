@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from storage.errors import StorageError
-from storage.objectstore import Folder
+from storage.objectstore import Folder, json_bytes
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,9 @@ class Lease:
             document = holder | {"expires_at": time.time() + ttl}
             current = _read(folder)
             if current is None:
-                token = folder.put_new(_encode(document), FILE)
+                token = folder.put_new(json_bytes(document), FILE)
             elif why := _free(current[0]):
-                token = folder.replace(_encode(document), current[1], FILE)
+                token = folder.replace(json_bytes(document), current[1], FILE)
                 if token is not None and not current[0].get("released"):
                     log.warning("%s: took over the lease of %s: %s", folder.url, _name(current[0]), why)
             else:
@@ -154,7 +154,7 @@ class Lease:
         if self._lost is None:
             with self._lock:
                 self._document |= {"expires_at": time.time(), "released": True}
-                self._folder.replace(_encode(self._document), self._token, FILE)
+                self._folder.replace(json_bytes(self._document), self._token, FILE)
             self._lost = f"lease of {self._folder.url} was given back"
 
     def __enter__(self) -> Lease:
@@ -178,7 +178,7 @@ class Lease:
     def _renew(self, start: float) -> None:
         with self._lock:
             self._document["expires_at"] = time.time() + self._ttl
-            data = _encode(self._document)
+            data = json_bytes(self._document)
         token = self._folder.replace(data, self._token, FILE)
         if token is None:
             current = _read(self._folder)
@@ -255,7 +255,3 @@ def _refusal(folder: Folder, document: Mapping[str, Any]) -> str:
         f"{folder.url} is being written by {_name(document)}, whose lease runs until {until} UTC ({left:.0f} s from "
         "now) and is renewed while it lives; wait for it, stop it, or give another --run URL"
     )
-
-
-def _encode(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -230,9 +230,8 @@ class Folder:
             filesystem.rm(path, recursive=True)
 
     def put_json(self, document: Mapping[str, Any], *parts: str) -> None:
-        """Write a JSON document with sorted keys, so that equal content is equal bytes."""
-        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        self.put((text + "\n").encode(), *parts)
+        """Write a JSON document."""
+        self.put(json_bytes(document), *parts)
 
     def describe(self) -> str:
         """What stands here, in a few words, for error messages."""
@@ -243,6 +242,11 @@ class Folder:
             return "nothing (no such folder, or an empty one)"
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         return f"a folder with {shown}"
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys, so that equal content is equal bytes."""
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def configure(options: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import StorageError
-from storage.objectstore import Folder
+from storage.objectstore import Folder, json_bytes
 from storage.runs import RunFolder, pending
 from storage.schema import parquet_bytes, read_parquet
 
@@ -157,7 +157,7 @@ def _put_snapshot(root: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
             "path": f"published/{sequence:06d}.json",
             "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         }
-        if root.put_new(_json_bytes(snapshot), snapshot["path"]) is not None:
+        if root.put_new(json_bytes(snapshot), snapshot["path"]) is not None:
             return snapshot
 
 
@@ -167,7 +167,7 @@ def _point_to(root: Folder, snapshot: Mapping[str, Any]) -> None:
         pointer, token = _read_pointer(root)
         latest = max(pointer["latest"] or "", snapshot["path"])
         changed = {**pointer, "latest": latest, "runs": {**pointer["runs"], snapshot["run_id"]: snapshot["path"]}}
-        data = _json_bytes(changed)
+        data = json_bytes(changed)
         done = root.put_new(data, POINTER) if token is None else root.replace(data, token, POINTER)
         if done is not None:
             return
@@ -199,10 +199,6 @@ def _document(root: Folder, path: str, data: bytes) -> dict[str, Any]:
             f"{FORMAT_VERSION}; update surveybridge"
         )
     return document
-
-
-def _json_bytes(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _table_hash(table: pa.Table) -> str:

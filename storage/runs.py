@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 
 from storage import compaction, mosaics, segments
 from storage.errors import StorageError
-from storage.objectstore import Folder, check_name
+from storage.objectstore import Folder, check_name, json_bytes
 from storage.schema import (
     CANDIDATES,
     LEDGER,
@@ -124,8 +124,9 @@ class RunFolder:
                 raise StorageError(
                     f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
                 )
-            folder.put_json(document, "run.json")
-            return cls(folder, document)
+            if folder.put_new(json_bytes(document), "run.json") is not None:
+                return cls(folder, document)
+            return cls.open_or_create(url, run_json, storage_options)  # another driver was faster
         wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like as JSON has them
         version = existing["fingerprint"].get("code_schema_version")
         if version != SCHEMA_VERSION:
