@@ -152,7 +152,7 @@ def test_a_tile_without_ledger_row_does_not_count(run):
 def test_doing_a_tile_again_gives_the_same_bytes(run, tmp_path):
     def contents():
         root = tmp_path / "run"
-        return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("[!.]*") if p.is_file()}
 
     write_tile(run, "a", 0, 0)
     before = contents()
