@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -218,8 +219,16 @@ def test_other_variables_do_not_override_the_address(monkeypatch):
 class Head:
     address: str
     env: dict[str, str]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        assert self.process.poll() is None, (
+            f"the head ended with {self.process.returncode}: {self.log.read_text()[-3000:]}"
+        )
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        self.check()
         return subprocess.run(
             command, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
         )
@@ -234,6 +243,7 @@ class Head:
 def head() -> Iterator[Head]:
     """A head as the README starts one: dashboard, token; its own ports, folder and process group."""
     folder = tempfile.mkdtemp(prefix="sbh", dir="/tmp")
+    log = Path(folder) / "head.log"
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -242,6 +252,7 @@ def head() -> Iterator[Head]:
         "RAY_TMPDIR": folder,
     }
     env.pop("RAY_ADDRESS", None)
+    output = log.open("wb")
     started = subprocess.Popen(
         [
             *f"ray start --head --block --num-cpus=3 --object-store-memory=150000000 --temp-dir={folder}".split(),
@@ -249,16 +260,18 @@ def head() -> Iterator[Head]:
         ],
         env=env,
         cwd=folder,
-        stdout=subprocess.DEVNULL,
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        wait_for(f"{address}/api/version", env["RAY_AUTH_TOKEN"], started)
-        yield Head(address, env)
+        started_head = Head(address, env, started, log)
+        wait_for(started_head)
+        yield started_head
     finally:
         end(started, folder)
+        output.close()
 
 
 PORTS = (
@@ -268,24 +281,29 @@ PORTS = (
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [bound.getsockname()[1] for bound in sockets]
-    for bound in sockets:
-        bound.close()
-    return ports
+    """Ports that neither Ray gives to its workers nor the system to anybody, until the head takes them."""
+    start = random.SystemRandom().randrange(20000, 30000)
+    found = []
+    for port in range(start, start + 2000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"no {count} free ports from {start} on")
 
 
-def wait_for(url: str, token: str, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+def wait_for(head: Head, seconds: float = 120.0) -> None:
+    request = urllib.request.Request(
+        f"{head.address}/api/version", headers={"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"}
+    )
     end_of_patience = time.monotonic() + seconds
     while time.monotonic() < end_of_patience:
-        assert process.poll() is None, f"ray start ended with {process.returncode}"
-        try:
+        head.check()
+        with suppress(OSError):
             urllib.request.urlopen(request, timeout=5).close()
             return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer within {seconds} s")
+        time.sleep(0.5)
+    raise AssertionError(f"{head.address} did not answer within {seconds} s")
 
 
 def end(process: subprocess.Popen[bytes], folder: str) -> None:
@@ -391,10 +409,11 @@ import os, sys, time
 from jobs.drain import DRAINED, drain_on_sigterm
 print("variables", os.environ.get("RAY_AUTH_MODE"), os.environ.get("WORD"), flush=True)
 with drain_on_sigterm() as drain:
-    print("ready", flush=True)
+    # in two pieces, because the log begins with the text of this program
+    print("now", "draining is possible", flush=True)
     drain.wait(60)
     time.sleep(4)  # longer than the three seconds that Ray leaves by default
-    print("finished what had begun", flush=True)
+    print("finished", "what had begun", flush=True)
 sys.exit(DRAINED)
 """
 
@@ -423,7 +442,7 @@ def test_ray_job_stop_leaves_time_to_drain(head):
         env=head.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as following:  # fmt: skip
         assert following.stdout is not None
-        said = until("ready", following.stdout)
+        said = until("now draining is possible", following.stdout)
         stopped = head.run(*f"ray job stop --address {head.address} drain-1".split())
         said += following.stdout.read()
     assert stopped.returncode == 0, stopped.stderr
