@@ -232,7 +232,7 @@ def test_the_smallest_pipeline_fits_the_smallest_cluster(name):
     (workers,) = cluster["workerGroupSpecs"]
     need = stages(gpu=int(logical(workers)["GPU"]))
     assert _fit(list(need.values()), [logical(workers)])
-    smallest = {name: sum(process[name] for process in need.values()) for name in ("CPU", "GPU", "memory")}
+    smallest = {name: sum(process.get(name, 0) for process in need.values()) for name in ("CPU", "GPU", "memory")}
     assert _fit(list(need.values()), [smallest])
     assert not any(_fit(list(need.values()), [{**smallest, name: smallest[name] - 0.1}]) for name in ("CPU", "memory"))
 
