@@ -1,0 +1,116 @@
+"""docs/operations.md: every command of the page runs, in its order, on one machine with an S3 server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.objectstore import Folder
+from storage.runs import RunFolder
+from tests import tiny
+from tests.conftest import ROOT
+from tests.storage.faults import moto_server
+
+PAGE = (ROOT / "docs" / "operations.md").read_text()
+LABELLED = re.compile(r"^```(bash|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with the page's files, and an environment with a server that has the page's tile store."""
+    pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
+    folder = Path(tempfile.mkdtemp(prefix="ops", dir="/tmp"))  # Ray's sockets need a short path
+    with moto_server() as endpoint:
+        environment = os.environ | {
+            "AWS_ENDPOINT_URL": endpoint,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_TMPDIR": str(folder),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment.pop("RAY_ADDRESS", None)
+        store = tiny.write_store(folder / "tiles")
+        filesystem = Folder.at("s3://sky", {"endpoint_url": endpoint, "key": "test", "secret": "test"}).filesystem
+        filesystem.mkdir("sky")
+        filesystem.put(store, "sky/tiles", recursive=True)
+        for kind, text in LABELLED.findall(PAGE):
+            if kind == "toml":
+                (folder / text.split()[1]).write_text(text)
+        yield folder, environment
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def script() -> str:
+    """The page's commands; the head gets ports that are free here."""
+    text = "\n".join(text for kind, text in LABELLED.findall(PAGE) if kind == "bash")
+    for port in ("6379", "8265"):
+        assert port in text
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            text = text.replace(port, str(probe.getsockname()[1]))
+    return text
+
+
+@pytest.mark.slow  # two clusters, a head and a dozen commands
+def test_every_command_of_the_page_runs_and_leaves_what_it_says(place, monkeypatch):
+    folder, environment = place
+    driver = subprocess.Popen(
+        ["bash", "-x", "-euo", "pipefail", "-c", script()],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = driver.communicate(timeout=900)
+    finally:
+        stop_ray_below(folder)
+    assert driver.returncode == 0, printed[-5000:]
+    assert printed.count("4 of 4 tiles ok, 0 failed") >= 5, printed[-5000:]
+    assert "nothing new in s3://sky/tiles" in printed
+    monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
+    for name in ("first", "second", "dr1"):
+        assert len(RunFolder.open(f"s3://sky/runs/{name}").ok_tiles()) == 4
+    assert Folder.at("s3://sky/nightly").exists("published.json")
+
+
+def stop_ray_below(folder: Path) -> None:
+    """End the head that the page starts (`ray stop` would end every Ray of this machine)."""
+    for _ in range(3):
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if f"RAY_TMPDIR={folder}" in environment and "ray" in command and entry.name != str(os.getpid()):
+                os.kill(int(entry.name), signal.SIGKILL)
+        time.sleep(0.5)
+
+
+def test_exit_codes_of_the_page_are_those_of_the_command():
+    from jobs.__main__ import DONE, FAILED, INTERRUPTED, REFUSED, SOME_TILES_FAILED
+    from jobs.drain import DRAINED
+
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
+    assert codes == {DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED, DRAINED}
+
+
+def test_ledger_states_of_the_page_are_those_of_the_ledger():
+    from storage.runs import STATUSES
+
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]*\| [^|]*\|$", PAGE, re.MULTILINE)) >= set(STATUSES)
