@@ -28,7 +28,10 @@ def start_ray(slots: int) -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
-        ray.init(num_cpus=max(os.cpu_count() or 1, slots + 1), include_dashboard=False, configure_logging=False)
+        # "local": a head that happens to run on this machine is joined only when RAY_ADDRESS names it
+        ray.init(
+            "local", num_cpus=max(os.cpu_count() or 1, slots + 1), include_dashboard=False, configure_logging=False
+        )
     if callable(before) and threading.current_thread() is threading.main_thread():
         # A job that drains has a handler of its own, which ray.init replaces by one that ends the driver.
         signal.signal(signal.SIGTERM, before)
