@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def main(folder: Path) -> None:
-    """Print a report as the last line."""
+    """Write report.json into `folder`."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -40,16 +40,13 @@ def main(folder: Path) -> None:
             if second.node_id in busy:
                 cluster.remove_node(second, allow_graceful=False)
                 removed_while_busy = True
-    print(
-        json.dumps(
-            {
-                "removed_while_busy": removed_while_busy,
-                "items": sorted(row["tile_id"] for row in rows),
-                "statuses": Counter(row["status"] for row in rows),
-                "repeated": Counter(stage for stage, _ in script.repeated()),
-            }
-        )
-    )
+    report = {
+        "removed_while_busy": removed_while_busy,
+        "items": sorted(row["tile_id"] for row in rows),
+        "statuses": Counter(row["status"] for row in rows),
+        "repeated": Counter(stage for stage, _ in script.repeated()),
+    }
+    (folder / "report.json").write_text(json.dumps(report))
     ray.shutdown()
     cluster.shutdown()
 

@@ -160,7 +160,7 @@ def test_a_node_that_is_lost_costs_only_what_it_held(tmp_path):
     drill = Path(__file__).parent / "node_drill.py"
     done = subprocess.run([sys.executable, str(drill), str(tmp_path)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads((tmp_path / "report.json").read_text())
     print(report)
     assert report["removed_while_busy"]
     assert report["items"] == names(40)
