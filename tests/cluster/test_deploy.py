@@ -70,13 +70,13 @@ def number(quantity: str) -> float:
     return float(quantity[:-2]) * UNITS[unit] if unit in UNITS else float(quantity)
 
 
-def parsed(command: str) -> translate_job.Config:
+def parsed(command: str) -> translate_job.TranslationConfig:
     """What the job's own parser makes of a command line that starts a job."""
     match = re.fullmatch(r"(?:python -m jobs|surveybridge) (.*)", " ".join(command.split()))
     assert match, command
     job, *arguments = shlex.split(match[1], comments=True)
     config = parse_job(job, arguments, job)[1]
-    assert isinstance(config, translate_job.Config)
+    assert isinstance(config, translate_job.TranslationConfig)
     return config
 
 
@@ -140,7 +140,8 @@ def test_entrypoint_is_accepted_by_the_job_and_fits_the_workers(name):
         container(workers)["resources"]["limits"]["nvidia.com/gpu"]
     )
     assert config.min_workers <= workers["minReplicas"]
-    assert config.store.startswith("s3://") and config.run.startswith("s3://")
+    where = config.run if isinstance(config, translate_job.Config) else config.model_dump()["runs"]
+    assert config.store.startswith("s3://") and where.startswith("s3://")
     assert spec["shutdownAfterJobFinishes"] is True
 
 
@@ -368,6 +369,7 @@ def test_slurms_command_is_accepted(tmp_path):
     assert script.returncode == 0
     ray, python = (tmp_path / "log").read_text().splitlines()
     config = parsed(f"python {python}")
+    assert isinstance(config, translate_job.Config)
     assert (config.store, config.run, config.workers) == ("/shared/tiles", "/shared/runs/dr1", 8)
     options = shlex.split(ray)
     assert options[:5] == ["symmetric-run", "--address", "10.0.0.1:24242", "--min-nodes", "2"]
