@@ -255,8 +255,10 @@ def project(
     )
 
 
-def stage_memory(model: Model, manifest: pa.Table, config: Config) -> dict[str, int]:
+def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float | None = None) -> dict[str, int]:
     """Largest heap of a worker of each stage, bytes: "read", "model", "write".
+
+    `gpus` is what a model will have; by default one where torch finds any on this machine.
 
     The constants are measured by `benchmarks/memory.py`, which shows projected and measured side by side. A stage
     holds one tile at a time: the sum of the process itself, copies of what comes in, what the stage makes, and copies
@@ -273,7 +275,7 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config) -> dict[str, 
     return {
         "read": PROCESS_BYTES + round(READ_COPIES * tile),
         "model": PROCESS_BYTES
-        + (GPU_PROCESS_BYTES if torch.cuda.is_available() else 0)
+        + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
         + network_bytes(model, config)
         + round(MODEL_COPIES * tile + arrays),
         "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * CANDIDATE_BYTES)),

@@ -298,14 +298,13 @@ def _executor(
         return serially(todo, stages, drain=drain), list, lambda function: function()
     from cluster.background import Background
     from cluster.stream import Stream
-    from jobs.projection import stage_memory
 
     background = Background()
     stream = Stream(
         todo,
         stages,
         workers=(config.min_workers, config.workers),
-        memory=stage_memory(request.model, request.manifest, config),
+        memory=_memory(request),
         drain=drain,
         intervals=True,
     )
@@ -322,16 +321,23 @@ def _cluster(request: Request) -> Iterator[None]:
     """Ray, with room for this run; refused before anything is written."""
     from cluster.connect import start_ray, stop_ray
     from cluster.preflight import check_cluster
-    from jobs.projection import stage_memory
 
     config = request.config
     started = start_ray(config.workers)
     try:
-        check_cluster(workers=config.min_workers, memory=stage_memory(request.model, request.manifest, config))
+        check_cluster(workers=config.min_workers, memory=_memory(request))
         yield
     finally:
         if started:
             stop_ray()
+
+
+def _memory(request: Request) -> dict[str, int]:
+    """Heap of a process of each stage on the cluster that Ray is connected to."""
+    from cluster.stream import gpus_of_model
+    from jobs.projection import stage_memory
+
+    return stage_memory(request.model, request.manifest, request.config, gpus_of_model(None))
 
 
 @contextlib.contextmanager
