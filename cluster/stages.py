@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,9 @@ class Stages:
     process may have left."""
 
 
-def serially(items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None) -> Iterator[dict[str, Any]]:
+def serially(
+    items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None
+) -> Generator[dict[str, Any], None, None]:
     """Do the items one after another in this process, and yield the receipts: `Stream` without Ray.
 
     Parameters

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -45,6 +45,8 @@ REPORT_SECONDS = 10.0
 """Between two notes on the run's progress beside its lease, which `surveybridge status` reads."""
 
 FAILURES_SHOWN = 20
+
+Receipts = Generator[dict[str, Any], None, None]
 
 STAGES = ("read", "model", "score", "write")
 """Of a tile's time in the ledger; the score is part of the model's stage on Ray."""
@@ -257,6 +259,7 @@ def _work(
     committed = sorted(set(loose_tiles(folder.folder)).difference(todo))
     with contextlib.ExitStack() as stack:
         receipts, in_flight, background = _executor(request, make_stages(settings_of(request, attempts)), todo, drain)
+        stack.enter_context(contextlib.closing(receipts))  # what ends the loop below ends the stream before Ray
         stack.enter_context(_report(lease, tally, start, in_flight))
         stack.enter_context(_budget(config.minutes, tally, drain))
         for receipt in progress(receipts, "translate", total=len(todo)):
@@ -266,11 +269,25 @@ def _work(
             if receipt["status"] != "lost":
                 committed.append(receipt["tile_id"])
             if len(committed) >= SEGMENT_TILES:
-                background(functools.partial(folder.compact, committed))
+                background(functools.partial(_compact, folder, committed))
                 committed = []
     if drain.is_set() and not tally.drained:
         tally.drained = "SIGTERM"
     tally.wall = time.monotonic() - start
+
+
+def _compact(folder: RunFolder, tile_ids: list[str]) -> None:
+    """Take tiles together; where that fails, on a full disk say, they stay as they are, and are read all the same."""
+    try:
+        folder.compact(tile_ids)
+    except Exception as error:
+        log.warning(
+            "%s: %d tiles not compacted (%s: %s); a later run does it",
+            folder.url,
+            len(tile_ids),
+            type(error).__name__,
+            error,
+        )
 
 
 def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
@@ -289,7 +306,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
 
 def _executor(
     request: Request, stages: Stages, todo: list[str], drain: threading.Event
-) -> tuple[Iterator[dict[str, Any]], Callable[[], list[dict[str, Any]]], Callable[[Callable[[], Any]], None]]:
+) -> tuple[Receipts, Callable[[], list[dict[str, Any]]], Callable[[Callable[[], Any]], None]]:
     """Receipts as they come, what is in flight, and where compactions run."""
     config = request.config
     if config.executor == "serial":
@@ -309,7 +326,7 @@ def _executor(
         intervals=True,
     )
 
-    def receipts() -> Iterator[dict[str, Any]]:
+    def receipts() -> Receipts:
         yield from stream
         background.wait()
 
