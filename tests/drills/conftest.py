@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.drills.drill import STAGES, Drill, Driver, results
+from tests.drills.driver import TILES
 from tests.drills.scene import Row, Scene, set_up
 
 TABLE = pytest.StashKey[list[Row]]()
@@ -30,7 +31,7 @@ def run_undisturbed(scene: Scene) -> None:
     run = drill.run_folder()
     scene.reference = results(run)
     scene.tiles = sorted(scene.reference)
-    assert len(scene.tiles) == 25
+    assert len(scene.tiles) == TILES
     assert sum(tile.ledger["n_candidates"] for tile in scene.reference.values()) == len(tiny.BLOBS)
     for tile, result in scene.reference.items():
         assert run.folder.read("candidates", f"{tile}.parquet") == result.candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -72,16 +73,22 @@ class Drill:
     def run_folder(self) -> RunFolder:
         return RunFolder.open(self.run, self.scene.storage_options if "://" in self.run else None)
 
-    def check(self, *, without: Sequence[str] = (), **bound: int) -> None:
+    def check(
+        self, bound: Mapping[str, int] | None = None, *, without: Sequence[str] = (), compacted: bool = True
+    ) -> None:
         """The run is the undisturbed one but for some failed tiles; no row is on disk twice; few tiles were done again.
 
         Parameters
         ----------
+        bound
+            Most tiles that a stage may have begun more than once, those aside that were made to fail; by default none.
         without
             Tiles that are not ok.
-        **bound
-            Most tiles that a stage may have begun more than once, those aside that were made to fail.
+        compacted
+            Whether segments were made while it ran.
         """
+        assert bool(self.run_folder().folder.names("ledger/segments")) == compacted
+        bound = bound or {}
         found = results(self.run_folder())
         assert sorted(found) == [tile for tile in self.scene.tiles if tile not in without]
         for tile, result in found.items():
@@ -179,6 +186,7 @@ def candidates_bytes(table: pa.Table) -> bytes:
 
 def assert_no_row_twice(run: RunFolder, download: Path, ok: set[str]) -> None:
     """Every Parquet file of ledger and candidates, read by somebody who knows nothing of segments."""
+    shutil.rmtree(download, ignore_errors=True)
     for folder in ("ledger", "ledger/segments", "candidates", "candidates/segments"):
         (download / folder).mkdir(parents=True, exist_ok=True)
         for name in run.folder.names(folder, suffix=".parquet"):

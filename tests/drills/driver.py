@@ -5,13 +5,14 @@ The product knows nothing of this: the command's stages are wrapped before they 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,10 @@ from cluster.stages import Outcome, Stages
 PLAN = "SURVEYBRIDGE_DRILL"
 SEGMENT_TILES = 5
 """Tiles of a segment, so that a few tiles are compacted several times while a run goes."""
-READ_AT_MOST = 8
-"""Tiles of a read task, so that there are several tasks and one that dies costs little."""
+TILES = 25
+"""Of the store."""
+SLICE = 3
+"""Tiles of a read task."""
 HOLD_SECONDS = 120.0
 
 
@@ -79,13 +82,15 @@ def main() -> int:
     plan = Plan(**json.loads(os.environ[PLAN]))
     _use_temporary(plan)
     translate.SEGMENT_TILES = SEGMENT_TILES
-    cluster.stream.READ_AT_MOST = READ_AT_MOST
+    cluster.stream.READ_TASKS = TILES // SLICE
     vars(translate)["translate"] = partial(translate.translate, make_stages=partial(stages, plan))
+    vars(translate)["_compact"] = partial(_compact, plan, translate._compact)
     tidy, tidied = RunFolder.tidy, iter(range(1, 1000))
 
     def held_tidy(self: RunFolder) -> None:
         if next(tidied) == plan.holding_tidy:
-            _hold(plan, "driver", "tidy")
+            _note(plan, "driver", "tidy")
+            _hold(plan, "tidy of driver")
         tidy(self)
 
     RunFolder.tidy = held_tidy  # type: ignore[method-assign]
@@ -106,9 +111,6 @@ def stages(plan: Plan, settings: Any) -> Stages:
 
 def _make(plan: Plan, stage: str, make_real: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
     _use_temporary(plan)
-    if stage == "write" and plan.file_limit:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_limit, resource.RLIM_INFINITY))
     work = make_real()
 
     def one(*arguments: Any) -> Any:
@@ -116,17 +118,24 @@ def _make(plan: Plan, stage: str, make_real: Callable[[], Callable[..., Any]]) -
         failed = isinstance(first, Outcome) and first.failure is not None
         tile = first.item if isinstance(first, Outcome) else first
         _begin(plan, stage, tile, harmless=failed)
-        return work(*arguments)
+        with _limited(plan.file_limit if stage == "write" else 0):
+            return work(*arguments)
 
     return one
 
 
+def _compact(plan: Plan, compact: Callable[..., None], *arguments: Any) -> None:
+    _use_temporary(plan)
+    compact(*arguments)
+
+
 def _begin(plan: Plan, stage: str, tile: str, *, harmless: bool) -> None:
-    _note(plan, stage, tile)
+    held = not harmless and plan.holding.get(tile) == stage and _first(plan, stage, tile)
+    _note(plan, stage, tile)  # whoever waits for this may kill the process at once
     if harmless:  # the writer of a failure
         return
-    if plan.holding.get(tile) == stage and _first(plan, stage, tile):
-        _hold(plan, stage, tile, noted=True)
+    if held:
+        _hold(plan, f"{stage} of {tile}")
     if stage == "model":
         time.sleep(plan.seconds)
     if plan.raising.get(tile) == stage:
@@ -145,6 +154,20 @@ def _note(plan: Plan, stage: str, tile: str) -> None:
     os.close(handle)
 
 
+@contextlib.contextmanager
+def _limited(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes meanwhile; Ray's logs have room again afterwards."""
+    if not size:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def _first(plan: Plan, stage: str, tile: str) -> bool:
     try:
         os.close(os.open(Path(plan.folder) / f"held-{stage}-{tile}", os.O_CREAT | os.O_EXCL))
@@ -153,13 +176,11 @@ def _first(plan: Plan, stage: str, tile: str) -> bool:
     return True
 
 
-def _hold(plan: Plan, stage: str, tile: str, *, noted: bool = False) -> None:
-    if not noted:
-        _note(plan, stage, tile)
+def _hold(plan: Plan, what: str) -> None:
     deadline = time.monotonic() + HOLD_SECONDS
     while not (Path(plan.folder) / "release").exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"drill: nobody came to kill {stage} of {tile}")
+            raise TimeoutError(f"drill: nobody came to kill {what}")
         time.sleep(0.05)
 
 

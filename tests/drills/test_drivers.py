@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import time
 
 import pytest
 
-from tests.drills.drill import Drill, count, held
+from storage.objectstore import Folder
+from tests.drills.drill import STAGES, Drill, count, held
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +21,7 @@ def test_a_driver_killed_early_has_done_no_harm(scene):
     assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
     assert drill.finish() == 0
     # Whatever was read or in a model when the driver died: two models, and readers ahead of them.
-    drill.check(read=len(scene.tiles), model=4, write=4)
+    drill.check({"read": len(scene.tiles), "model": 4, "write": 4})
 
 
 def test_a_driver_killed_half_way_is_followed_by_one_that_does_the_rest(scene):
@@ -28,7 +31,7 @@ def test_a_driver_killed_half_way_is_followed_by_one_that_does_the_rest(scene):
     assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
     assert drill.finish() == 0
     # The readers are ahead by what the object store holds, which is all of these small tiles.
-    drill.check(read=len(scene.tiles) - 11, model=6, write=4)
+    drill.check({"read": len(scene.tiles) - 11, "model": 6, "write": 4})
 
 
 def test_a_driver_killed_before_it_has_tidied_leaves_nothing_to_do_but_that(scene):
@@ -52,6 +55,23 @@ def test_of_two_drivers_one_is_refused(scene):
     drill.check()
 
 
+def test_a_driver_whose_lease_was_taken_stops(scene):
+    drill = Drill(scene, "lease taken away")
+    driver = drill.start(holding={"t0004": "model"})
+    driver.until(held("t0004", "model"))
+    folder = Folder.at(drill.run, scene.storage_options)
+    taken = {**json.loads(folder.read("lease.json")), "holder": "another", "expires_at": time.time() + 3600}
+    folder.put_json(taken, "lease.json")
+    driver.until(lambda begun: "was taken by" in driver.output)  # at its next renewal
+    drill.release()
+    assert driver.wait() == 1, driver.output
+    assert "LeaseLost" in driver.output and "Ray has not been started" not in driver.output, driver.output
+    folder.put_json({**taken, "released": True}, "lease.json")
+    done = len(drill.rows())
+    assert drill.finish() == 0
+    drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))
+
+
 def test_a_drained_driver_says_so_and_a_rerun_does_the_rest(scene):
     drill = Drill(scene, "SIGTERM half way")
     driver = drill.start(seconds=0.5)
@@ -62,4 +82,4 @@ def test_a_drained_driver_says_so_and_a_rerun_does_the_rest(scene):
     assert "run the same command again" in driver.output
     assert drill.finish() == 0
     # What was read ahead is read again; what a model had begun was finished.
-    drill.check(read=len(scene.tiles) - done)
+    drill.check({"read": len(scene.tiles) - done})

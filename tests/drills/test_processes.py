@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.drills.drill import Drill, held
-from tests.drills.driver import READ_AT_MOST
+from tests.drills.driver import SLICE
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_killed_workers_change_nothing(scene):
     assert drill.again()["model"] >= 1 and drill.again()["write"] >= 1
     # A reader's death costs its task's tiles. What a model or a writer had under way is done again: a group of tiles,
     # here of one to a few, each.
-    drill.check(read=READ_AT_MOST, model=4, write=4)
+    drill.check({"read": SLICE, "model": 4, "write": 4})
     assert {row["attempt"] for row in drill.rows().values()} == {1}
 
 
@@ -36,4 +36,4 @@ def test_a_node_that_is_gone_changes_nothing(scene):
     scene.servers.add_node()
     assert code == 0, driver.output
     # Lost with the node: what was done there and not yet written, and what its readers had in memory.
-    drill.check(read=2 * READ_AT_MOST, model=6, write=4)
+    drill.check({"read": 3 * SLICE, "model": 6, "write": 4})

@@ -8,15 +8,17 @@ import threading
 
 import pytest
 
-from tests.drills.drill import Drill, count
+from tests.drills.drill import STAGES, Drill, count
 
 pytestmark = pytest.mark.slow
 
 
 def test_refused_and_broken_replies_change_nothing(scene):
     drill = Drill(scene, "5% of S3 requests refused, 1% cut short")
+    scene.faults.forget()
     with faulty(scene, error_rate=0.05, cut_rate=0.01):
         assert drill.finish() == 0
+    assert scene.faults.faults().keys() == {"slow_down", "cut"}
     drill.check()
 
 
@@ -39,7 +41,8 @@ def test_a_full_disk_of_workers_and_driver_does_not_matter_to_a_run_in_object_st
                 file.write(bytes(1024))
         driver = drill.start(temporary=str(tmp_path / "full"))
         assert driver.wait() == 0, driver.output
-    drill.check()
+    assert "not compacted (OSError: [Errno 28] No space left on device" in driver.output, driver.output
+    drill.check(compacted=False)  # what is not compacted is read all the same
 
 
 def test_a_run_on_a_full_disk_is_finished_when_there_is_space(scene, tmp_path):
@@ -50,18 +53,20 @@ def test_a_run_on_a_full_disk_is_finished_when_there_is_space(scene, tmp_path):
         assert driver.wait() in (1, 3), driver.output
         assert "No space left on device" in driver.output, driver.output
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done = sum(row["status"] == "ok" for row in drill.rows().values())
         again = drill.start("--retry-failed")
         assert again.wait() == 0, again.output
-        drill.check(read=25, model=25, write=25)
+        drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))  # what is not ok is done again from the start
 
 
 def test_a_writer_that_cannot_write_fails_its_tiles_and_they_are_done_later(scene, tmp_path):
     drill = Drill(scene, "files of a local run too large", run=str(tmp_path / "run"))
-    largest = max(len(tile.mosaic) for tile in scene.reference.values())
-    driver = drill.start(file_limit=largest - 1)
+    longest = {tile: max(len(what.mosaic), len(what.candidates)) for tile, what in scene.reference.items()}
+    limit = sorted(longest.values())[len(longest) // 2]
+    driver = drill.start(file_limit=limit)
     assert driver.wait() == 3, driver.output
     failed = {tile: row for tile, row in drill.rows().items() if row["status"] == "failed"}
-    assert sorted(failed) == [tile for tile in scene.tiles if len(scene.reference[tile].mosaic) >= largest]
+    assert sorted(failed) == [tile for tile in scene.tiles if longest[tile] > limit]
     assert all("File too large" in row["reason"] and row["stage"] == "write" for row in failed.values())
     drill.guilty |= set(failed)
     again = drill.start("--retry-failed")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from storage.objectstore import Folder
 from tests.drills.drill import Drill
-from tests.drills.driver import READ_AT_MOST
+from tests.drills.driver import SLICE
 
 pytestmark = pytest.mark.slow
 
@@ -44,15 +42,15 @@ def test_tiles_that_raise_or_kill_or_are_corrupt_fail_alone_and_are_done_when_cu
     assert drill.rows() == rows
     assert all(f"tile {tile} {rows[tile]['status']}: {rows[tile]['reason']}" in again.output for tile in BAD)
 
-    # Three deaths in each stage. A reader's costs the tiles of its task; a model's or a writer's those in its group.
-    bounds: Any = {"read": 2 * READ_AT_MOST, "model": 6, "write": 6}
-    drill.check(without=sorted(BAD), **bounds)
+    # Three deaths in each stage. A reader's costs the tiles of its task, a model's and a writer's what is in its group.
+    bounds = {"read": 3 * SLICE, "model": 6, "write": 6}
+    drill.check(bounds, without=sorted(BAD))
     repair()
     cured = drill.start("--retry-failed")
     assert cured.wait() == 0, cured.output
     assert {tile: row["attempt"] for tile, row in drill.rows().items() if row["attempt"] != 1} == dict.fromkeys(BAD, 2)
     scene.table.pop()
-    drill.check(**bounds)
+    drill.check(bounds)
 
 
 def corrupt(scene, tile):
