@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where store and runs go (default: a temporary folder)")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--null", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--drive", nargs=3, metavar=("STORE", "RUN", "CHECKPOINT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
         print(json.dumps(drive(*arguments.drive, arguments.workers, arguments.pixels)))
+        return
+    if arguments.null:
+        print(json.dumps(null_stream(arguments.null, arguments.workers)))
         return
     work = arguments.work or Path(tempfile.mkdtemp(prefix="scale"))
     try:
@@ -51,7 +56,14 @@ def main() -> None:
     finally:
         if not arguments.work:
             shutil.rmtree(work, ignore_errors=True)
-    report = {"machine": platform.machine(), "cpus": os.cpu_count(), "pixels": arguments.pixels, "runs": rows}
+    bare = child("--workers", str(arguments.workers), "--null", str(max(arguments.tiles)))
+    report = {
+        "stream_alone": bare,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "pixels": arguments.pixels,
+        "runs": rows,
+    }
     print(json.dumps(report, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -88,8 +100,6 @@ def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any
 
 def write_store(path: Path, count: int) -> None:
     """Make or extend a store of `count` tiles, all of them the first under other names."""
-    from dataclasses import replace
-
     from storage.ingest import cut_tile, tile_boxes
     from storage.tiles import TileStore
     from tests import tiny
@@ -111,11 +121,33 @@ def write_store(path: Path, count: int) -> None:
 
 def driver(store: Path, run: Path, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
     """Run `drive` in a process of its own, whose memory is then the driver's alone."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--workers", str(workers), "--drive", str(store), str(run)]
-    command += [checkpoint, *(["--pixels"] if pixels else [])]
+    paths = (str(store), str(run), checkpoint)
+    return child("--workers", str(workers), "--drive", *paths, *(["--pixels"] if pixels else []))
+
+
+def child(*arguments: str) -> dict[str, Any]:
+    """Run this module again with other arguments; what it prints last."""
+    command = [sys.executable, "-m", "benchmarks.scale", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def null_stream(count: int, workers: int) -> dict[str, Any]:
+    """Stages that do nothing, and no files: what Ray Data, attempts and receipts cost."""
+    from cluster.connect import start_ray, stop_ray
+    from cluster.stages import Stages
+    from cluster.stream import Stream
+
+    stages = Stages(
+        make_read=lambda: lambda item: item,
+        make_model=lambda: lambda item, value: value,
+        make_write=lambda: lambda outcome: {"tile_id": outcome.item, "status": "ok"},
+    )
+    start_ray(workers)
+    times = [time.monotonic() for _ in Stream([f"t{k:08d}" for k in range(count)], stages, workers=(1, workers))]
+    stop_ray()
+    return {"items": len(times), "items_per_second": round(len(times) / (times[-1] - times[0]), 1)}
 
 
 def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
@@ -139,6 +171,7 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
         "seconds": round(total, 1),
         "planning_seconds": round(tally.first - start, 1),
         "tiles_per_second": round(done / (tally.last - tally.first), 1),
+        "seconds_by_stage": {stage: round(seconds, 1) for stage, seconds in tally.seconds.items()},
         "driver_mib_half_way": round(memory[half]),
         "driver_mib_peak": round(max(memory)),
     }
@@ -166,14 +199,12 @@ class FirstTile:
 
     def __call__(self, tile_id: str) -> Any:
         """The first tile under another name."""
-        from dataclasses import replace
-
         return replace(self.tile, tile_id=tile_id)
 
 
 def zeros(tile_id: str, tile: Any) -> Any:
     """A translation without light and without objects."""
-    from jobs.tile_stages import Translation, core_header
+    from jobs.tile_stages import Translation
     from storage.schema import CANDIDATES
     from storage.tiles import tile_content
 
@@ -182,7 +213,7 @@ def zeros(tile_id: str, tile: Any) -> Any:
     return Translation(
         tile_id=tile_id,
         content=tile_content(tile),
-        wcs_header=core_header(tile),
+        wcs_header=tile.lsst.wcs_header,  # without a halo the core is the tile
         bands=("VIS",),
         core_origin=tile.core_origin,
         grid_id=tile.grid_id,
