@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -23,23 +22,20 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 surveybridge plan --store field.zarr --run runs/field
 surveybridge plan --store s3://survey/tiles --run s3://survey/runs/dr1 --workers 64 --calibrate 60
-surveybridge plan --store field.zarr --run runs/field --samples 16 --json"""
+surveybridge plan --store field.zarr --run runs/field --samples 16 --format json"""
 
-with warnings.catch_warnings():
-    # `json` is also an old method of pydantic's BaseModel, which nobody here calls
-    warnings.simplefilter("ignore", UserWarning)
 
-    class Config(translate.Config):
-        """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
+class Config(translate.Config):
+    """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
 
-        calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
-        json: bool = Field(False, description="print one JSON object")  # type: ignore[assignment]
+    calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
+    format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON object")
 
 
 def run(config: Config) -> int:
     """Print the projection."""
     found = plan(config)
-    print(json.dumps(asdict(found), indent=1) if config.json else describe(found, config))
+    print(json.dumps(asdict(found), indent=1) if config.format == "json" else describe(found, config))
     return 0
 
 

@@ -55,7 +55,10 @@ def test_plan_writes_nothing_and_says_what_there_is_to_do(tmp_path, store, check
 
 
 def test_json_holds_the_numbers(tmp_path, store, checkpoint, capsys):
-    assert main(["plan", *words(request(store, tmp_path / "run", checkpoint)), "--calibrate", "0.1", "--json"]) == 0
+    assert (
+        main(["plan", *words(request(store, tmp_path / "run", checkpoint)), "--calibrate", "0.1", "--format", "json"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert (found["tiles"], found["patches"], found["patches_exact"]) == (16, 81, True)
     assert found["evaluations"]["translate"] == 81 * 2 * 2
