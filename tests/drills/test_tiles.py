@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.stages import MAX_KILLS
 from storage.objectstore import Folder
 from tests.drills.drill import Drill
 from tests.drills.driver import SLICE
@@ -30,7 +31,9 @@ def test_tiles_that_raise_or_kill_or_are_corrupt_fail_alone_and_are_done_when_cu
     for tile, stage in DYING.items():
         assert (rows[tile]["status"], rows[tile]["stage"]) == ("quarantined", stage)
         assert "3 processes died" in rows[tile]["reason"]
-        assert sum(begun.tile == tile and begun.stage == stage for begun in drill.begun()) in (3, 4)
+        # A death in a group of tiles has no culprit yet; then it dies alone; then a writer writes that it failed.
+        times = sum(begun.tile == tile and begun.stage == stage for begun in drill.begun())
+        assert MAX_KILLS <= times <= MAX_KILLS + 2
     assert (rows[CORRUPT]["status"], rows[CORRUPT]["stage"]) == ("failed", "read")
     assert f"tile {CORRUPT}: lsst/flux cannot be read" in rows[CORRUPT]["reason"]
     assert all(f"tile {tile} {rows[tile]['status']}: {rows[tile]['reason']}" in driver.output for tile in BAD)
