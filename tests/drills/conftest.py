@@ -17,6 +17,7 @@ TABLE = pytest.StashKey[list[Row]]()
 @pytest.fixture(scope="session")
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Cluster, servers, tile store, and the run that nothing disturbed."""
+    pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
     with set_up(tmp_path_factory.mktemp("drills")) as made:
         made.table = request.config.stash.setdefault(TABLE, [])
         run_undisturbed(made)
