@@ -41,7 +41,9 @@ def place() -> Iterator[tuple[Path, dict[str, str]]]:
         environment.pop("RAY_ADDRESS", None)
         store = tiny.write_store(folder / "tiles")
         filesystem = Folder.at("s3://sky", {"endpoint_url": endpoint, "key": "test", "secret": "test"}).filesystem
-        filesystem.mkdir("sky")
+        if filesystem.exists("sky"):  # servers of one process share their buckets
+            filesystem.rm("sky", recursive=True)
+        filesystem.makedirs("sky", exist_ok=True)
         filesystem.put(store, "sky/tiles", recursive=True)
         for kind, text in LABELLED.findall(PAGE):
             if kind == "toml":

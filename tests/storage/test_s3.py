@@ -19,7 +19,7 @@ import pytest
 import zarr
 
 from jobs.__main__ import main
-from storage import s3
+from storage import retry, s3
 from storage.errors import StorageError, StorageUnavailable
 from storage.objectstore import Folder, zarr_store
 from storage.query import query
@@ -154,7 +154,10 @@ def test_nothing_changes_where_a_third_of_all_requests_fail(bucket, options, fau
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_server_that_is_down_for_a_while_is_waited_for(bucket, options, faulty, through_faults, seconds, caplog):
+def test_a_server_that_is_down_for_a_while_is_waited_for(
+    bucket, options, faulty, through_faults, seconds, caplog, monkeypatch
+):
+    monkeypatch.setattr(retry, "_quiet", retry._Quiet(seconds=10.0))  # it may just have spoken in another test
     store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
     store.write_tile(make_tile())
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
