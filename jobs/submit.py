@@ -13,9 +13,10 @@ import logging
 import os
 import shlex
 import sys
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -211,8 +212,10 @@ def write_through(text: str) -> None:
 
 
 def _texts(inner: JobConfig) -> Iterator[str]:
-    for name, value in inner:
-        if name not in RESULTS:
+    """What was given that may be a path: no defaults, no choices (a folder may be called ray)."""
+    for name in sorted(inner.model_fields_set.difference(RESULTS)):
+        if typing.get_origin(type(inner).model_fields[name].annotation) is not Literal:
+            value = getattr(inner, name)
             items = value if isinstance(value, tuple) else [value]
             yield from (str(item) for item in items if isinstance(item, str | Path))
 
