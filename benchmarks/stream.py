@@ -134,20 +134,25 @@ def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
     }
 
 
-def summary_of(values: list[float]) -> dict[str, int]:
-    """Memory after a fifth of the run, at its end, and at most."""
-    return {"early": round(values[len(values) // 5]), "end": round(values[-1]), "peak": round(max(values))}
+def summary_of(values: list[float]) -> list[int]:
+    """Memory at its highest in each tenth of the run."""
+    lived = [value for value in values if value > 0]  # of a process that has ended it is 0
+    return [round(max(lived[len(lived) * k // 10 : len(lived) * (k + 1) // 10] or [0])) for k in range(10)]
 
 
 def sample_memory(memory: dict[str, list[float]], receipts: list[dict[str, Any]]) -> None:
-    """Append resident memory, MiB, of this process and of the worker that does the model, every half second."""
+    """Append the memory, MiB, that this process and the worker of the model have for themselves, every half second.
+
+    Without shared pages: a worker that reads tiles from Ray's object store has touched more and more of that, up to
+    its whole size, which is there once for all of the node.
+    """
     while True:
         time.sleep(0.5)
         if receipts:
             worker = receipts[0]["intervals"]["model"]["worker"].rsplit(":", 1)[-1]
             for who, pid in (("driver", "self"), ("model", worker)):
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                memory[who].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+                resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+                memory[who].append((resident - shared) * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
 def draw(timeline: list[dict[str, Any]], path: Path) -> None:
@@ -161,7 +166,8 @@ def draw(timeline: list[dict[str, Any]], path: Path) -> None:
     origin = min(stages["read"]["start"] for stages in timeline)
     for line, (stage, colour) in enumerate(zip(STAGES, ("tab:blue", "tab:orange", "tab:green"), strict=True)):
         bars = [(s[stage]["start"] - origin, max(s[stage]["end"] - s[stage]["start"], 0.02)) for s in timeline]
-        axes.broken_barh(bars, (len(STAGES) - line - 0.9, 0.8), facecolor=colour, edgecolor="white", linewidth=0.6)
+        edge = "white" if stage == "model" else colour  # the others are thinner than a line
+        axes.broken_barh(bars, (len(STAGES) - line - 0.9, 0.8), facecolor=colour, edgecolor=edge, linewidth=0.8)
     axes.set_yticks([len(STAGES) - line - 0.5 for line in range(len(STAGES))], STAGES)
     axes.set_xlabel("seconds since the first read")
     axes.set_title("One bar a tile and stage: reading and writing go on while the model works")
