@@ -57,15 +57,18 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Rates of both in every round, their medians, and the memory of a short and a long run."""
     short = write_store(work / "short", arguments.tiles, arguments.side)
     rates: dict[str, list[float]] = {"bare": [], "streamed": []}
+    busy: list[float] = []
     for k in range(arguments.rounds):
         for what in rates:
             result = child(what, short, work / f"run{k}", arguments.steps)
             rates[what].append(result["patches_per_second"])
+        busy.append(result["busy"])
     report = {
         "tiles": arguments.tiles,
         "patches": result["patches"],
         "patches_per_second": rates,
         "ratio_of_medians": round(statistics.median(rates["streamed"]) / statistics.median(rates["bare"]), 3),
+        "share_of_time_that_the_model_works": busy,
         "memory_mib": {"short": result["memory_mib"]},
         "timeline": result["timeline"],
     }
@@ -126,8 +129,12 @@ def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
     receipts.sort(key=lambda receipt: receipt["intervals"]["model"]["start"])
     begun, ended = receipts[0]["intervals"]["model"]["end"], receipts[-1]["intervals"]["model"]["end"]
     patches = sum(receipt["n_patches"] for receipt in receipts)
+    busy = sum(
+        receipt["intervals"]["model"]["end"] - receipt["intervals"]["model"]["start"] for receipt in receipts[1:]
+    )
     return {
         "patches": patches,
+        "busy": round(busy / (ended - begun), 3),
         "patches_per_second": round((patches - receipts[0]["n_patches"]) / (ended - begun), 2),
         "memory_mib": {who: summary_of(values) for who, values in memory.items()},
         "timeline": [receipt["intervals"] for receipt in receipts],
