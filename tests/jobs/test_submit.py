@@ -96,6 +96,18 @@ def paths_of(working_dir: Path | None, *command: str) -> list[str]:
     return check_paths(command, inner_config(command), working_dir)
 
 
+def test_a_file_of_storage_options_is_not_uploaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "storage.toml").write_text("[s3]\nsecret = 'hush'\n")
+    command = ["translate", *S3, "--storage-options"]
+    with pytest.raises(
+        RequestError, match=r"storage\.toml is relative, and would be uploaded with its secrets"
+    ) as caught:
+        paths_of(tmp_path, *command, "storage.toml")
+    assert "hush" not in str(caught.value)
+    assert paths_of(tmp_path, *command, "/etc/surveybridge/storage.toml") == []
+
+
 def test_relative_results_are_refused_and_relative_inputs_must_travel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=r"--run runs/a is relative, .* s3:// URL"):
