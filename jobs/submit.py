@@ -176,8 +176,8 @@ def check_paths(command: Sequence[str], inner: JobConfig, working_dir: Path | No
         log.warning("--%s %s must be on a file system that all nodes share", name, value)
     if inner.storage_options is not None and not inner.storage_options.is_absolute():
         raise RequestError(
-            f"--storage-options {inner.storage_options} is relative, and would be uploaded with its secrets; put it on the "
-            "nodes and give its absolute path there"
+            f"--storage-options {inner.storage_options} is relative, and would be uploaded with its secrets; put it on "
+            "the nodes and give its absolute path there"
         )
     travel = []
     for text in [*_texts(inner), *_config_file(command)]:
