@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import metrics
+from cluster.stages import GROUP_BYTES
 
 GROUP_SECONDS = 1.0
 """Work of one stage that items too small to travel alone are gathered to; so much is done again after a kill."""
-GROUP_BYTES = 16 << 20
 MEMORY = 0.9
 """Weight of the past in the running mean of what an item costs."""
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 STAGES = ("read", "model", "write")
+GROUP_BYTES = 16 << 20
+"""Items smaller than this travel together up to it; a stage needs memory for as much."""
+
 MAX_KILLS = 3
 """An item that was being done when its process died so often is not tried again."""
 

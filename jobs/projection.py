@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.stages import GROUP_BYTES
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -27,9 +29,6 @@ PROCESS_BYTES = 470 << 20
 
 GPU_PROCESS_BYTES = 3 << 30
 """What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
-
-GROUP_BYTES = 16 << 20
-"""Tiles smaller than this travel together up to it, as `cluster.attempts` groups them."""
 
 READ_COPIES = 4.0
 """Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""

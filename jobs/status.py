@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import JobConfig
+from jobs.translate import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,6 @@ STRAGGLING = 3.0
 """A tile straggles if its stage takes so many times the median."""
 
 SLOWEST = 5
-STAGES = ("read", "model", "score", "write")
 
 
 class Config(JobConfig):
