@@ -49,7 +49,7 @@ def query(
         At most so many rows.
     sql : str, optional
         One SELECT over the views `candidates` and `ledger`, instead of `cone` and `top`. It sees nothing else: no
-        files, no network.
+        files, no network. `candidates` has those thumbnails that the SQL names.
     thumbnails : bool
         Also return the thumbnails of the rows found (never part of the search; `sql` returns what it selects).
     storage_options : mapping, optional
@@ -72,11 +72,12 @@ def query(
         raise StorageError(f"top {top} is below 0; give a number of rows")
     if cone is not None:
         check_cone(*cone)
+    columns = [name for name in CANDIDATES.names if name not in THUMBNAILS or name in (sql or "").lower()]
     for left in reversed(range(READ_TRIES)):
         rows = read_rows(run.folder)
         files = rows.candidates_files()
         try:
-            with _connect(run, rows, files) as connection:
+            with _connect(run, rows, files, columns) as connection:
                 if sql is not None:
                     return _select(connection, sql)
                 found = _search(connection, cone, top)
@@ -88,16 +89,19 @@ def query(
     raise AssertionError("unreachable")
 
 
-def _connect(run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]]) -> duckdb.DuckDBPyConnection:
+def _connect(
+    run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]], columns: Sequence[str]
+) -> duckdb.DuckDBPyConnection:
     """DuckDB with the views `candidates` and `ledger`, and no access to anything else."""
     connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
     connection.execute("SET TimeZone = 'UTC'")
     connection.register("ledger", rows.current_table())
     sources = []
     for number, (names, stale) in enumerate(_groups(files)):
-        connection.register(f"candidates_{number}", _dataset(run, names))
+        connection.register(f"candidates_{number}", _source(run, names, columns))
         listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
-        sources.append(f"SELECT * FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else ""))
+        chosen = f"SELECT {', '.join(_quoted(columns))} FROM candidates_{number}"
+        sources.append(chosen + (f" WHERE tile_id NOT IN ({listed})" if stale else ""))
     connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
     connection.execute(
         # DuckDB sorts NaN above every number: a score that is none must not lead the list.
@@ -116,20 +120,32 @@ def _groups(files: Mapping[str, Sequence[str]]) -> list[tuple[list[str], Sequenc
     return [(whole, ()), *(([name], stale) for name, stale in files.items() if stale)]
 
 
-def _dataset(run: RunFolder, files: Sequence[str]) -> ds.Dataset | pa.Table:
-    return candidates_dataset(run.folder, files) if files else CANDIDATES.empty_table()
+def _source(run: RunFolder, files: Sequence[str], columns: Sequence[str]) -> ds.Dataset | pa.Table:
+    """What DuckDB scans: local files as it needs them, those of object storage read beforehand.
+
+    pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps the interpreter's lock while it waits for a mutex that
+    Arrow holds when it describes an error; where that is Python's, as of a file that has just gone from object
+    storage, the process stands still (docs/notes/2026-11-26-query-deadlock.md).
+    """
+    if not files:
+        return CANDIDATES.empty_table()
+    dataset = candidates_dataset(run.folder, files)
+    return dataset if run.folder.is_local else dataset.to_table(columns=list(columns))
+
+
+def _quoted(columns: Sequence[str]) -> list[str]:
+    return [f'"{name}"' for name in columns]
 
 
 def _search(
     connection: duckdb.DuckDBPyConnection, cone: tuple[float, float, float] | None, top: int | None
 ) -> pa.Table:
-    columns = ", ".join(f'"{name}"' for name in CANDIDATES.names if name not in THUMBNAILS)
-    source, parameters = f"SELECT {columns} FROM candidates", {}
+    source, parameters = "SELECT * FROM candidates", {}
     if cone is not None:
         ra, dec, radius = cone
         cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in cone_ranges(ra, dec, radius))
         source = (
-            f"SELECT * FROM (SELECT {columns}, {_SEPARATION} AS separation FROM candidates WHERE {cells}) "
+            f"SELECT * FROM (SELECT *, {_SEPARATION} AS separation FROM candidates WHERE {cells}) "
             "WHERE separation <= $radius"
         )
         parameters = {"ra": ra, "dec": dec, "radius": radius}

@@ -132,13 +132,20 @@ def test_requests_that_contradict_themselves_are_refused(run):
 
 def test_a_run_without_finished_tiles_is_an_empty_table(tmp_path):
     RunFolder.open_or_create(tmp_path, RUN)
-    for found in (
-        query(tmp_path),
-        query(tmp_path, cone=(*CENTRE, 10)),
-        query(tmp_path, sql="SELECT * FROM candidates"),
-    ):
+    for found in (query(tmp_path), query(tmp_path, cone=(*CENTRE, 10))):
         assert found.num_rows == 0
         assert set(CANDIDATES.names) <= set(found.column_names)
+    found = query(tmp_path, sql="SELECT * FROM candidates")
+    assert (found.num_rows, set(CANDIDATES.names) - set(found.column_names)) == (0, set(THUMBNAILS))
+
+
+def test_sql_has_the_thumbnails_that_it_names(run, truth):
+    assert not set(THUMBNAILS) & set(query(run.url, sql="SELECT * FROM candidates").column_names)
+    found = query(run.url, sql="SELECT object_id, Thumbnail_Euclid FROM candidates ORDER BY object_id")
+    stamps = dict(zip(truth["object_id"].to_pylist(), truth["thumbnail_euclid"].to_pylist(), strict=True))
+    assert found.num_rows == truth.num_rows
+    for name, stamp in zip(found["object_id"].to_pylist(), found.column(1).to_pylist(), strict=True):
+        np.testing.assert_array_equal(stamp, stamps[name])
 
 
 # -- the command --

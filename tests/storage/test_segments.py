@@ -324,7 +324,7 @@ def test_a_ledger_of_a_hundred_thousand_tiles_is_read_in_seconds(tmp_path):
 
 
 def read_while(run: RunFolder, work: Callable[[int], Any], look: Callable[[RunFolder], Any], times: int) -> None:
-    """Repeat `work` until another thread has looked so many times; it must see the same every time."""
+    """Repeat `work` until another thread has looked so many times, in two minutes; it must see the same every time."""
     before = look(run)
     looks, done = [0], threading.Event()
     wrong: list[str] = []
@@ -341,15 +341,17 @@ def read_while(run: RunFolder, work: Callable[[int], Any], look: Callable[[RunFo
 
     thread = threading.Thread(target=reader)
     thread.start()
+    deadline = time.monotonic() + 120
     try:
         for number in itertools.count():
             work(number)
-            if looks[0] >= times or wrong:
+            if looks[0] >= times or wrong or time.monotonic() > deadline:
                 break
     finally:
         done.set()
         thread.join()
     assert wrong == []
+    assert looks[0] >= times
     assert look(run) == before
 
 
@@ -383,5 +385,5 @@ def test_readers_see_the_same_rows_while_files_move_in_object_storage(bucket, op
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
     for tile in TILES:
         add(run, tile, status="failed" if tile == "d" else "ok")
-    read_while(run, lambda number: churn(run, number), what_counts, times=2)
+    read_while(run, lambda number: churn(run, number), what_counts, times=5)
     assert run.loose_tiles() == ["c", "g"]  # done again after the last compaction
