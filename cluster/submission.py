@@ -38,6 +38,9 @@ STOPPED = 143
 LOST_AFTER = 60.0
 """Seconds without an answer from the job server after which following a job gives up."""
 
+AGENT_SECONDS = 60.0
+"""A head that has just started takes jobs only once the agent of a node has reported to it."""
+
 _ZIP_ENTRY = 256
 """Bytes by which an archive grows for one file besides its content and twice its name, rounded up."""
 
@@ -170,7 +173,7 @@ class JobServer:
         stop_seconds: int = 3,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Start a job; ClusterError if the id is taken.
+        """Start a job; ClusterError if the id is taken. A head that is still starting is waited for.
 
         Parameters
         ----------
@@ -191,18 +194,30 @@ class JobServer:
         runtime_env: dict[str, Any] = {"env_vars": dict(env or {}) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds)}}
         if working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
+        deadline = time.monotonic() + AGENT_SECONDS
         with self._refusing():
-            try:
-                self._client.submit_job(
-                    entrypoint=shlex.join(command),
-                    submission_id=submission_id,
-                    runtime_env=runtime_env,
-                    metadata=dict(metadata or {}),
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    raise ClusterError(f"job {submission_id} is already at {self.address}; give another id") from None
-                raise
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=shlex.join(command),
+                        submission_id=submission_id,
+                        runtime_env=runtime_env,
+                        metadata=dict(metadata or {}),
+                    )
+                    return
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        raise ClusterError(
+                            f"job {submission_id} is already at {self.address}; give another id"
+                        ) from None
+                    if "No available agent" not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise ClusterError(
+                            f"{self.address}: no node of the cluster has taken job {submission_id} for "
+                            f"{AGENT_SECONDS:.0f} s (no available agent); see that its nodes are up, then submit again"
+                        ) from None
+                time.sleep(1)
 
     def follow(self, submission_id: str, write: Callable[[str], object]) -> Submission:
         """Pass a job's log on, from its beginning, until the job has ended; LostContact if the server goes away.

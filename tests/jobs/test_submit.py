@@ -214,6 +214,29 @@ def test_a_server_that_stays_away_is_given_up(monkeypatch):
         server.follow("n-2026-11-22-1", lambda text: None)
 
 
+NO_AGENT = RuntimeError(
+    "Request failed with status code 500: No available agent to submit job, please try again later.."
+)
+
+
+def test_a_head_that_is_still_starting_is_waited_for(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server, answers, asked = Server(states=[]), [NO_AGENT, NO_AGENT, None], []
+
+    def submit_job(**job):
+        asked.append(job["submission_id"])
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    server._client.submit_job = submit_job
+    server.submit("n-2026-11-22-1", ["true"])
+    assert asked == 3 * ["n-2026-11-22-1"]
+    monkeypatch.setattr(submission, "AGENT_SECONDS", 0.0)
+    answers[:] = [NO_AGENT]
+    with pytest.raises(ClusterError, match=r"h:8265: no node of the cluster has taken job n-2026-11-22-1 for 0 s"):
+        server.submit("n-2026-11-22-1", ["true"])
+
+
 def test_other_variables_do_not_override_the_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:3")
@@ -468,6 +491,7 @@ def test_ray_job_stop_leaves_time_to_drain(head):
 def test_ctrl_c_stops_following_and_says_how_to_stop_the_job(head):
     with subprocess.Popen(
         [
+            "env", "--default-signal=INT",  # tests that a script runs in the background are deaf to it
             sys.executable, "-m", "jobs", "submit", "--address", head.address, "--pipeline", "long", "--date",
             "2026-11-22", "--", "simulate", "--out", str(Path(head.env["RAY_TMPDIR"]) / "sky"),
         ],
