@@ -32,7 +32,7 @@ from benchmarks.field_measures import (
     seams,
 )
 from bridge_core.patches import PatchGrid
-from jobs import ingest, translate
+from jobs import ingest, translate, translation
 from storage.runs import RunFolder
 from storage.tiles import TileStore
 
@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, help="only so many tiles, from the middle of the field")
     parser.add_argument("--checkpoint")
     for name in ("samples", "steps", "seed", "batch"):
-        parser.add_argument(f"--{name}", type=int, default=translate.Config.model_fields[name].default)
-    parser.add_argument("--precision", default=translate.Config.model_fields["precision"].default)
+        parser.add_argument(f"--{name}", type=int, default=translation.Config.model_fields[name].default)
+    parser.add_argument("--precision", default=translation.Config.model_fields["precision"].default)
     arguments = parser.parse_args()
     store = arguments.store or make_store(arguments.data, arguments.work, arguments.tiles)
     runs = arguments.run or [translate_store(store, direction, arguments) for direction in arguments.directions]
@@ -104,7 +104,7 @@ def copy_tiles(source: str, target: str, tiles: list[str]) -> None:
 def translate_store(store: str, direction: str, arguments: argparse.Namespace) -> str:
     """`surveybridge translate` in this process; resumes. Anomaly scores are not what is measured: as few as allowed."""
     run = f"{store.removesuffix('.zarr')}-{direction.replace('->', '-')}"
-    config = translate.Config(
+    config = translation.Config(
         store=store, run=run, checkpoint=arguments.checkpoint, direction=direction, samples=arguments.samples,
         steps=arguments.steps, seed=arguments.seed, batch=arguments.batch, precision=arguments.precision,
         score_samples=2, score_steps=2, executor="serial",

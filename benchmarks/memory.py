@@ -28,7 +28,7 @@ from bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
 from bridge_core.network import NetworkConfig, UNet
 from jobs.projection import SOURCES_PER_PIXEL, stage_memory
 from jobs.tile_stages import Settings, tile_stages
-from jobs.translate import Config
+from jobs.translation import Config
 from storage.images import SURVEY_BANDS, SurveyImage
 from storage.runs import RunFolder
 from storage.tiles import Tile, TileStore

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stream import write_store
-from jobs import plan, translate
+from jobs import plan, translate, translation
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def one_round(store: Path, run: Path, executor: str, calibrate: float) -> dict[s
     request = {"store": str(store), "run": str(run), **settings}
     planned = plan.plan(plan.Config(**request, calibrate=calibrate))
     start = time.monotonic()
-    translate.translate(translate.check(translate.Config(**request)))
+    translate.translate(translation.check(translation.Config(**request)))
     return {"planned_seconds": round(planned.wall_seconds, 1), "took_seconds": round(time.monotonic() - start, 1)}
 
 

@@ -21,7 +21,7 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from benchmarks.field_measures import Field, read_field
-from jobs import ingest, translate
+from jobs import ingest, translate, translation
 from jobs.panel import lupton_rgb
 from jobs.panel_views import GREY
 from storage.images import SurveyImage
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
     parser.add_argument("--checkpoint")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=translate.Config.model_fields["steps"].default)
+    parser.add_argument("--steps", type=int, default=translation.Config.model_fields["steps"].default)
     arguments = parser.parse_args()
     figure = Figure(figsize=(16.5, 3.1 * len(STAMPS) + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -77,7 +77,7 @@ def main() -> None:
             path = arguments.data / stamp.file
             ground = tuple(f"{path}[{name}]" for name in stamp.ground)
             ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store))
-            config = translate.Config(
+            config = translation.Config(
                 store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
                 steps=arguments.steps, executor="serial",
             )  # fmt: skip

@@ -152,15 +152,15 @@ def null_stream(count: int, workers: int) -> dict[str, Any]:
 
 def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
     """Translate with stages that do nothing; seconds, rate and memory."""
-    from jobs import translate
+    from jobs import translate, translation
     from jobs.progress import setup_logging
 
     setup_logging()
     memory: list[float] = []
     threading.Thread(target=sample_memory, args=(memory,), daemon=True).start()
     start = time.monotonic()
-    config = translate.Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
-    request = translate.check(config)
+    config = translation.Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
+    request = translation.check(config)
     tally = translate.translate(request, functools.partial(null_stages, pixels=pixels))
     total = time.monotonic() - start
     done = sum(tally.statuses.values())

@@ -32,6 +32,8 @@ class Failure:
     """First 12 hexadecimal digits of the SHA-256 of the traceback's frames: equal for equal causes."""
     quarantined: bool = False
     """It killed its process `MAX_KILLS` times."""
+    kind: str = ""
+    """Name of the exception's class, where there was one."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def failure_of(stage: str, error: Exception) -> Failure:
     """Describe an exception that a guard caught."""
     # the first frame is the guard's own
     frames = [f"{frame.name}:{frame.line}" for frame in traceback.extract_tb(error.__traceback__)[1:]]
-    return Failure(stage, reason_of(error), _short_hash("\n".join(frames)))
+    return Failure(stage, reason_of(error), _short_hash("\n".join(frames)), kind=type(error).__name__)
 
 
 def quarantine(stage: str) -> Failure:

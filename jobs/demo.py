@@ -39,7 +39,7 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Do every stage in turn; the exit code is the translation's."""
-    from jobs import ingest, query, simulate, translate
+    from jobs import ingest, query, simulate, translate, translation
     from jobs.panel import draw_candidates, draw_panel
 
     out = Path(config.out)
@@ -58,7 +58,7 @@ def run(config: Config) -> int:
         ingest.run(ingest.Config(euclid=str(field / "euclid_vis.fits"), lsst=bands, store=str(store)))
     with _stage("translate", times):
         code = translate.run(
-            translate.Config(
+            translation.Config(
                 store=str(store),
                 run=str(folder),
                 checkpoint=config.checkpoint,

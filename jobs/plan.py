@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from jobs import translate
+from jobs import translation
 from jobs.config import RequestError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ surveybridge plan --store s3://survey/tiles --run s3://survey/runs/dr1 --workers
 surveybridge plan --store field.zarr --run runs/field --samples 16 --format json"""
 
 
-class Config(translate.Config):
+class Config(translation.Config):
     """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
 
     calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
@@ -54,14 +54,14 @@ def plan(config: Config) -> Projection:
     from jobs.calibration import calibrate
     from jobs.projection import Projection, project, stage_memory, steps_of, work_of
 
-    request = translate.check(config)
+    request = translation.check(config)
     todo = _todo(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
     if not todo:
         return Projection(tiles=0, tiles_done=done)
     steps = steps_of(request.model, config)
-    settings = translate.settings_of(request, attempts={})
+    settings = translation.settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
     return project(
         work_of(manifest, config.direction, tile, PatchGrid()),
@@ -74,7 +74,7 @@ def plan(config: Config) -> Projection:
     )
 
 
-def _todo(request: translate.Request) -> list[str]:
+def _todo(request: translation.Request) -> list[str]:
     """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
     from storage.objectstore import Folder
     from storage.runs import RunFolder, pending

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bridge_core.checkpoint import Model
     from bridge_core.patches import PatchGrid
     from jobs.calibration import Rates
-    from jobs.translate import Config
+    from jobs.translation import Config
     from storage.tiles import Tile
 
 SOURCES_PER_PIXEL = 1 / 1500

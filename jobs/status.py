@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import JobConfig
-from jobs.translate import STAGES
+from jobs.tally import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from jobs import translate
+from jobs import translate, translation
 from jobs.drain import DRAINED
+from jobs.tally import Tally, summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,7 @@ EXAMPLES = """
 """
 
 
-class Config(translate.TranslationConfig):
+class Config(translation.TranslationConfig):
     """Settings of `surveybridge sweep`: those of translate, with a folder of runs in the place of the run."""
 
     runs: str = Field(description="folder of runs, local path or URL; the run is RUNS/<run id>")
@@ -61,7 +62,7 @@ def run(config: Config) -> int:
     except LeaseHeld as held:
         print(f"nothing done: {_other_driver(request, held)}")
         return 0
-    print(translate.summary(request.config.run, tally))
+    print(summary(request.config.run, tally))
     if tally.exit_code == DRAINED:
         return DRAINED
     try:
@@ -72,15 +73,15 @@ def run(config: Config) -> int:
     return _exit_code(tally)
 
 
-def _request(config: Config, root: Folder) -> translate.Request:
+def _request(config: Config, root: Folder) -> translation.Request:
     """The translation that this sweep would be."""
     settings = config.model_dump(exclude={"runs"})
-    request = translate.check(translate.Config(run=root.url, **settings))  # the run id is not known before
+    request = translation.check(translation.Config(run=root.url, **settings))  # the run id is not known before
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
     return dataclasses.replace(request, config=where)
 
 
-def _has_work(request: translate.Request, root: Folder) -> bool:
+def _has_work(request: translation.Request, root: Folder) -> bool:
     """Whether there are tiles to do; where there are none, publish what a killed sweep may have left unpublished."""
     from storage.runs import pending
 
@@ -97,7 +98,7 @@ def _has_work(request: translate.Request, root: Folder) -> bool:
 
 
 @contextlib.contextmanager
-def _leased(request: translate.Request) -> Iterator[RunFolder]:
+def _leased(request: translation.Request) -> Iterator[RunFolder]:
     """The run folder, with nobody else at work on it."""
     from storage.lease import Lease
     from storage.runs import RunFolder
@@ -107,7 +108,7 @@ def _leased(request: translate.Request) -> Iterator[RunFolder]:
         yield folder
 
 
-def _other_driver(request: translate.Request, refusal: LeaseHeld) -> str:
+def _other_driver(request: translation.Request, refusal: LeaseHeld) -> str:
     """Who works on the run, and since when."""
     from storage.lease import read_holder
     from storage.objectstore import Folder
@@ -119,7 +120,7 @@ def _other_driver(request: translate.Request, refusal: LeaseHeld) -> str:
     return f"process {holder.pid} on {holder.host} works on {request.config.run} since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _publish(request: translate.Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
+def _publish(request: translation.Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
     """Publish a snapshot if it says anything new, and print which one stands."""
     from storage.published import publish, published
 
@@ -135,7 +136,7 @@ def _publish(request: translate.Request, root: Folder, folder: RunFolder, ledger
     )
 
 
-def _exit_code(tally: translate.Tally) -> int:
+def _exit_code(tally: Tally) -> int:
     """As `translate`, but failures of earlier sweeps, which were told of then, do not count."""
     told_now = tally.statuses["lost"] or tally.statuses["failed"] or tally.statuses["quarantined"]
     return tally.exit_code if told_now else 0

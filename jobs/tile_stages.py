@@ -195,7 +195,7 @@ class TileWriter:
                 row["seconds_score"] = outcome.value.seconds_score
                 row["seconds_model"] -= outcome.value.seconds_score
                 row["seconds_write"] = time.monotonic() - start
-            elif outcome.failure.reason.startswith(StorageUnavailable.__name__):
+            elif outcome.failure.kind == StorageUnavailable.__name__:
                 # not the tile's fault: without a ledger row a rerun does it
                 return {"tile_id": tile_id, "status": "lost", "reason": outcome.failure.reason}
             else:

@@ -23,7 +23,7 @@ from bridge_core.checkpoint import load_checkpoint
 from cluster.preflight import _fit
 from cluster.stream import IO_CPUS, IO_PER_MODEL
 from jobs import __version__
-from jobs import translate as translate_job
+from jobs import translation
 from jobs.__main__ import parse_job
 from jobs.drain import DRAINED
 from jobs.projection import GPU_PROCESS_BYTES, stage_memory
@@ -70,13 +70,13 @@ def number(quantity: str) -> float:
     return float(quantity[:-2]) * UNITS[unit] if unit in UNITS else float(quantity)
 
 
-def parsed(command: str) -> translate_job.TranslationConfig:
+def parsed(command: str) -> translation.TranslationConfig:
     """What the job's own parser makes of a command line that starts a job."""
     match = re.fullmatch(r"(?:python -m jobs|surveybridge) (.*)", " ".join(command.split()))
     assert match, command
     job, *arguments = shlex.split(match[1], comments=True)
     config = parse_job(job, arguments, job)[1]
-    assert isinstance(config, translate_job.TranslationConfig)
+    assert isinstance(config, translation.TranslationConfig)
     return config
 
 
@@ -140,7 +140,7 @@ def test_entrypoint_is_accepted_by_the_job_and_fits_the_workers(name):
         container(workers)["resources"]["limits"]["nvidia.com/gpu"]
     )
     assert config.min_workers <= workers["minReplicas"]
-    where = config.run if isinstance(config, translate_job.Config) else config.model_dump()["runs"]
+    where = config.run if isinstance(config, translation.Config) else config.model_dump()["runs"]
     assert config.store.startswith("s3://") and where.startswith("s3://")
     assert spec["shutdownAfterJobFinishes"] is True
 
@@ -218,7 +218,7 @@ def stages(gpu: int) -> dict[str, dict[str, float]]:
     manifest = pa.table(
         {"bytes": [side * side * 4 * 9], "height": [side], "width": [side], "core_height": [core], "core_width": [core]}
     )
-    heap = stage_memory(load_checkpoint(None), manifest, translate_job.Config(store="s", run="r"))
+    heap = stage_memory(load_checkpoint(None), manifest, translation.Config(store="s", run="r"))
     return {
         "model": {"CPU": 1, "GPU": gpu, "memory": heap["model"] + gpu * GPU_PROCESS_BYTES},
         "reader": {"CPU": IO_CPUS, "memory": heap["read"]},
@@ -369,7 +369,7 @@ def test_slurms_command_is_accepted(tmp_path):
     assert script.returncode == 0
     ray, python = (tmp_path / "log").read_text().splitlines()
     config = parsed(f"python {python}")
-    assert isinstance(config, translate_job.Config)
+    assert isinstance(config, translation.Config)
     assert (config.store, config.run, config.workers) == ("/shared/tiles", "/shared/runs/dr1", 8)
     options = shlex.split(ray)
     assert options[:5] == ["symmetric-run", "--address", "10.0.0.1:24242", "--min-nodes", "2"]

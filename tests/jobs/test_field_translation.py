@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
 from bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
-from jobs import translate
+from jobs import translate, translation
 from storage import ingest
 from storage.tiles import TileStore
 
@@ -62,7 +62,7 @@ def translated(request, stamps, tmp_path_factory):
     settings = {"direction": request.param, "executor": "serial", "score_samples": 2, "score_steps": 1}
     if request.param == "euclid->lsst":
         settings["samples"] = 4
-    assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
+    assert translate.run(translation.Config(store=store, run=run, **settings)) == 0
     return read_field(run, store), galaxies
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bridge_core.checkpoint import Model
-from jobs import plan, translate
+from jobs import plan, translate, translation
 from jobs.__main__ import main
+from jobs.tally import Tally
 from storage.runs import RunFolder
 from tests import tiny
 from tests.jobs.test_bad_requests import TRANSLATE, refused, translate_request
@@ -88,7 +89,7 @@ def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, 
 
 def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, capsys):
     settings = request(store, tmp_path / "run", checkpoint)
-    wanted = translate.check(translate.Config(**settings))
+    wanted = translation.check(translation.Config(**settings))
     folder = RunFolder.open_or_create(settings["run"], wanted.fingerprint)
     ids = wanted.manifest["tile_id"].to_pylist()
     for tile_id in ids[:12]:
@@ -108,8 +109,8 @@ def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, caps
 # ---- the projection holds
 
 
-def run(settings) -> translate.Tally:
-    return translate.translate(translate.check(translate.Config(**settings)))
+def run(settings) -> Tally:
+    return translate.translate(translation.check(translation.Config(**settings)))
 
 
 # Other programs take their share of the processors, another one from minute to minute. So what was planned and what was
@@ -151,7 +152,7 @@ def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cl
             interval = receipt["intervals"]["model"]
             seen.append((time.time(), processor_seconds(int(interval["worker"].rpartition(":")[2])), interval))
 
-        asked = translate.check(translate.Config(**settings))
+        asked = translation.check(translation.Config(**settings))
         assert translate.translate(asked, watch=watch).statuses == {"ok": tiles}
         # from the first receipt on, when the actor had loaded everything and done some tiles, in part or whole
         (begin, before, _), (_, after, _) = seen[0], seen[-1]
@@ -183,7 +184,7 @@ def test_plan_refuses_what_translate_refuses(tmp_path, store, checkpoint, capsys
 
 def test_plan_refuses_a_run_folder_of_another_run(tmp_path, store, checkpoint, capsys):
     settings = request(store, tmp_path / "run", checkpoint)
-    fingerprint = translate.check(translate.Config(**settings)).fingerprint
+    fingerprint = translation.check(translation.Config(**settings)).fingerprint
     RunFolder.open_or_create(settings["run"], fingerprint)
     before = tiny.files_of(tmp_path)
     line = refused(capsys, "plan", *words(settings | {"seed": 7}))
