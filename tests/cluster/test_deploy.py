@@ -22,8 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from bridge_core.checkpoint import load_checkpoint
 from cluster.preflight import _fit
 from cluster.stream import IO_CPUS, IO_PER_MODEL
-from jobs import __version__
-from jobs import translation
+from jobs import __version__, translation
 from jobs.__main__ import parse_job
 from jobs.drain import DRAINED
 from jobs.projection import GPU_PROCESS_BYTES, stage_memory
