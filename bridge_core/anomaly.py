@@ -8,6 +8,7 @@ squared error over K, summed and divided by the flux sum, on the Euclid side onl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,25 +150,31 @@ def score_sources(
     empty = torch.zeros(0, 1, how.size, how.size)
     parts = [SourceScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), empty, empty)]
     for first in range(0, len(corners), group):
-        parts.append(_score_group(model, condition, target, usable, corners[first : first + group], origin, how))
+        some = corners[first : first + group]
+        x1, x0, valid = (
+            torch.stack([cut(image, corner, origin, how.size) for corner in some])
+            for image in (condition, target, usable)
+        )
+        parts.append(score_windows(model, x1, x0, valid, some, how))
     return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
-def _score_group(
-    model: Model,
-    condition: Tensor,
-    target: Tensor,
-    usable: Tensor,
-    corners: list[tuple[int, int]],
-    origin: tuple[int, int],
-    how: Scoring,
+def score_windows(
+    model: Model, x1: Tensor, x0: Tensor, valid: Tensor, corners: Sequence[tuple[int, int]], how: Scoring
 ) -> SourceScores:
-    """Scores of the sources in some cutouts, from the tile's images in network units and where both are valid."""
+    """Score the sources of some cutouts.
+
+    Parameters
+    ----------
+    x1, x0
+        LSST and Euclid, float32 [N, 3, H, W] in network units.
+    valid
+        bool [N, 1, H, W], usable in both.
+    corners
+        Global (y, x) of each cutout's first pixel, for the noise.
+    """
     k, n = how.samples, len(corners)
     stretch, bands = stretch_of(model), model.card.bands["euclid"]
-    x1 = torch.stack([cut(condition, c, origin, how.size) for c in corners])
-    x0 = torch.stack([cut(target, c, origin, how.size) for c in corners])
-    valid = torch.stack([cut(usable, c, origin, how.size) for c in corners])
     steps = uniform_steps(how.midpoint, how.steps)
     rows = [(i, j) for i in range(n) for j in range(k)]
     drawn = []
@@ -212,6 +219,6 @@ def _score_group(
 
 def score_bounds(model: Model) -> tuple[float, float]:
     """Network units that stand for [0, 1] in the score: the clamp of published weights, else sky to 1000 softenings."""
-    if model.card.stretch is None:
+    if model.card.clamp is not None or model.card.stretch is None:
         return model.card.clamp or (-1.0, 1.0)
-    return 0.0, model.card.stretch.unit(1000.0)
+    return 0.0, model.card.stretch.unit(1000.0, model.card.bands["euclid"][0])

@@ -148,16 +148,36 @@ def window_moments(
     model: Model, direction: str, x1: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], how: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over K samples of some windows, each float32 [P, C, size, size] in nJy."""
-    wanted = direction.split("->")[1]
-    bands = model.card.bands[wanted]
     windows = torch.stack([cut(x1, corner, origin, how.patches.size) for corner in corners])
+    samples = window_samples(model, direction, windows, corners, how).double()
+    return samples.mean(1).float(), samples.var(1).float()
+
+
+def window_samples(
+    model: Model, direction: str, windows: Tensor, corners: Sequence[tuple[int, int]], how: Sampling
+) -> Tensor:
+    """K samples of the unseen survey in some windows.
+
+    Parameters
+    ----------
+    windows
+        float32 [P, 3, H, W], the observed survey in network units.
+    corners
+        Global (y, x) of each window's first pixel, for the noise.
+
+    Returns
+    -------
+    Tensor
+        float32 [P, K, C, H, W] nJy per pixel, on the CPU.
+    """
+    bands = model.card.bands[direction.split("->")[1]]
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
     draws = []
     steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
     for i in range(0, len(rows), how.batch):
         part = rows[i : i + how.batch]
         conditions = windows[[p for p, _ in part]]
-        noise = window_noise(how.seed, TRANSLATION_STREAM[direction], part, corners, x1.device)
+        noise = window_noise(how.seed, TRANSLATION_STREAM[direction], part, corners, windows.device)
         start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
         u = sample(
             model,
@@ -171,8 +191,7 @@ def window_moments(
             precision=how.precision,
         )
         draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
-    samples = torch.cat(draws).unflatten(0, (len(corners), how.samples)).double()
-    return samples.mean(1).float(), samples.var(1).float()
+    return torch.cat(draws).unflatten(0, (len(corners), how.samples))
 
 
 def window_noise(

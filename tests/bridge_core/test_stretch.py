@@ -44,7 +44,7 @@ def test_brighter_is_higher():
 def test_every_band_has_its_own_softening():
     u = STRETCH.forward(torch.tensor([2 * SIGMA, 4.0]).view(2, 1, 1), ("g", "VIS"))
     assert float(u[0]) == pytest.approx(float(u[1]), rel=1e-6)
-    assert float(u[0]) == pytest.approx(STRETCH.unit(1.0), rel=1e-6)
+    assert float(u[0]) == pytest.approx(STRETCH.unit(1.0, "g"), rel=1e-6)
 
 
 def test_bands_follow_the_order_asked_for_and_leading_axes_pass_through():

@@ -1,0 +1,197 @@
+"""What an evaluation counts of each pair: sums that add up over pairs, so that any split of the work gives one result.
+
+Pixels are judged by band in units of the band's sky noise, everywhere and in regions: `bright` where the posterior
+mean is above 3 sigma, `sky` where it is below 1.5 sigma (neither looks at the truth, whose noise would choose pixels
+that it has raised), and `bright_truth` where the observed pixel itself is above 3 sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
+from bridge_core.stretch import Stretch
+from bridge_core.translate import to_channels
+
+REGIONS = ("all", "sky", "bright", "bright_truth")
+LEVELS = (0.50, 0.68, 0.90, 0.95)
+PATCH_SCALES = (1, 2, 4, 8)
+APERTURE_ARCSEC = 1.0
+"""Radius of the circle around a stamp's centre in which fluxes are measured."""
+
+Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class PixelSums:
+    """Sums over the pixels of each pair, by band and region.
+
+    Parameters
+    ----------
+    pixels, squared_error, variance, crps
+        float64 [N, C, R]: count, squared error of the mean, unbiased variance over samples, fair CRPS; in units of the
+        sky noise.
+    within
+        float64 [N, C, R, L]: pixels inside the predictive interval of each of `LEVELS`.
+    ranks
+        float64 [N, C, R, K + 1]: histogram of the truth's rank among the samples.
+    """
+
+    pixels: Tensor
+    squared_error: Tensor
+    variance: Tensor
+    crps: Tensor
+    within: Tensor
+    ranks: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor, truth: Tensor, sigma: Tensor) -> PixelSums:
+        """Sums of samples [K, N, C, H, W] against a truth [N, C, H, W], nJy, with a sky noise [C]."""
+        k = len(samples)
+        unit = sigma.double().view(-1, 1, 1)
+        x, y = samples.double() / unit, truth.double() / unit
+        mean, std = x.mean(0), x.std(0)
+        inside = {"all": torch.ones_like(mean, dtype=torch.bool), "sky": mean < 1.5, "bright": mean > 3}
+        inside["bright_truth"] = y > 3
+        where = torch.stack([inside[region] for region in REGIONS], 2).double()  # [N, C, R, H, W]
+
+        def total(values: Tensor) -> Tensor:
+            return torch.einsum("ncrhw,nchw->ncr", where, values.double())
+
+        pull = (y - mean).abs() / std
+        rank = ranks(x, y)
+        return cls(
+            pixels=where.sum((3, 4)),
+            squared_error=total((y - mean) ** 2),
+            variance=total(std**2),
+            crps=total(crps(x, y)),
+            within=torch.stack([total(pull <= interval_width(level, k)) for level in LEVELS], -1),
+            ranks=torch.stack([total(rank == j) for j in range(k + 1)], -1),
+        )
+
+
+@dataclass(frozen=True)
+class PixelMeasures:
+    """What follows from summed `PixelSums`, each float64 with the leading axes of the sums."""
+
+    rmse: NDArray[np.float64]
+    crps: NDArray[np.float64]
+    spread_skill: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        samples: int,
+        pixels: NDArray[np.float64],
+        squared_error: NDArray[np.float64],
+        variance: NDArray[np.float64],
+        crps: NDArray[np.float64],
+        within: NDArray[np.float64],
+    ) -> PixelMeasures:
+        """Measures of sums over any pairs and bands; NaN where there is no pixel.
+
+        The mean of K samples misses the truth by sqrt(1 + 1/K) of the posterior's width, so spread/skill is
+        sqrt((1 + 1/K) mean variance / mean squared error): 1 where calibrated, for any K (Fortin et al. 2014).
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return cls(
+                rmse=np.sqrt(squared_error / pixels),
+                crps=crps / pixels,
+                spread_skill=np.sqrt((1 + 1 / samples) * variance / squared_error),
+                coverage=within / pixels[..., None],
+            )
+
+
+def image_scores(samples: Tensor, truth: Tensor, bands: tuple[str, ...], display: Stretch) -> Columns:
+    """Scores of whole images, each [N]: energy score as published and fair, and by patches at `PATCH_SCALES`.
+
+    Parameters
+    ----------
+    samples
+        [K, N, C, H, W] nJy per pixel.
+    truth
+        [N, C, H, W].
+    display
+        AS-Bridge's stretch (`Stretch.asbridge`), whatever the model's own is: its [-1, 1] is [0, 1] of the score, with
+        VIS repeated to three channels as it does.
+    """
+    u = to_channels(display.forward(samples, bands), 3)
+    y = to_channels(display.forward(truth, bands), 3)
+    scores = {
+        "energy_score": energy_score(u, y),
+        "energy_score_fair": energy_score(u, y, fair=True),
+    }
+    by_scale = patch_energy_score(display.forward(samples, bands), display.forward(truth, bands), PATCH_SCALES)
+    scores |= {f"patch_energy_{scale}": score for scale, score in zip(PATCH_SCALES, by_scale, strict=True)}
+    return {name: score.double().numpy() for name, score in scores.items()}
+
+
+def photometry(samples: Tensor, truth: Tensor, bands: tuple[str, ...], pixel_scale: float) -> Columns:
+    """Flux in the central aperture, nJy, each [N] by band: of the truth, of the mean, and the samples' std."""
+    circle = aperture((truth.shape[-2], truth.shape[-1]), APERTURE_ARCSEC / pixel_scale).double()
+    drawn = torch.einsum("kncyx,yx->knc", samples.double(), circle)
+    true = torch.einsum("ncyx,yx->nc", truth.double(), circle)
+    columns: Columns = {}
+    for c, band in enumerate(bands):
+        columns[f"flux_{band}"] = true[:, c].numpy()
+        columns[f"flux_{band}_mean"] = drawn.mean(0)[:, c].numpy()
+        columns[f"flux_{band}_std"] = drawn.std(0)[:, c].numpy()
+    return columns
+
+
+def trivial_scores(lsst: Tensor, euclid: Tensor, pixel_scale: Mapping[str, float], noise: float) -> Columns:
+    """Anomaly scores that need no model, each [N]: what any score of a model has to beat.
+
+    Parameters
+    ----------
+    lsst, euclid
+        [N, 3, H, W] gri and [N, 1, H, W] VIS, nJy per pixel.
+    pixel_scale
+        Arcsec by survey.
+    noise
+        Sky noise of VIS, nJy per pixel.
+
+    Returns
+    -------
+    dict
+        `central_flux`: i in the central aperture; `total_flux`: all of VIS; `inverse_flux`: -central_flux, which
+        ranks as 1/flux does; `smooth_residual`: what a Gaussian of 3 pixels (FWHM 0.7") leaves of VIS, mean square
+        in sigma^2.
+    """
+    central = torch.einsum(
+        "nyx,yx->n", lsst[:, 2].double(), aperture((lsst.shape[-2], lsst.shape[-1]), 1.0 / pixel_scale["lsst"]).double()
+    )
+    residual = (euclid - gaussian_blur(euclid, 3.0)) / noise
+    return {
+        "central_flux": central.numpy(),
+        "total_flux": euclid.double().sum((1, 2, 3)).numpy(),
+        "inverse_flux": -central.numpy(),
+        "smooth_residual": (residual.double() ** 2).mean((1, 2, 3)).numpy(),
+    }
+
+
+def aperture(shape: Sequence[int], radius: float, oversample: int = 5) -> Tensor:
+    """Share of each pixel inside a circle around the image's centre, float32 [H, W]."""
+    places = [
+        (torch.arange(n * oversample, dtype=torch.float64) + 0.5) / oversample - n / 2 for n in shape
+    ]  # sub-pixels from the centre
+    inside = (places[0][:, None] ** 2 + places[1][None] ** 2 <= radius**2).float()
+    return torch.nn.functional.avg_pool2d(inside[None, None], oversample)[0, 0]
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """[N, 1, H, W] smoothed by a Gaussian of `sigma` pixels, mirrored at the edge."""
+    reach = math.ceil(3 * sigma)
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
+    line = line / line.sum()
+    padded = torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")
+    blurred = torch.nn.functional.conv2d(padded, line.view(1, 1, -1, 1))
+    return torch.nn.functional.conv2d(blurred, line.view(1, 1, 1, -1))

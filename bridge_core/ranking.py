@@ -1,0 +1,86 @@
+"""How well a score tells anomalies from regular objects: areas under curves, rates at a threshold, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.bool_]
+
+
+def auroc(score: Floats, anomalous: Labels) -> float:
+    """Area under the ROC curve: how often an anomaly scores above a regular object, ties counted half.
+
+    Parameters
+    ----------
+    score : ndarray of float64 [N]
+        Larger is more anomalous.
+    anomalous : ndarray of bool [N]
+        Both kinds are there.
+    """
+    positives = int(anomalous.sum())
+    above = float(rankdata(score)[anomalous].sum()) - positives * (positives + 1) / 2
+    return above / (positives * (len(score) - positives))
+
+
+def average_precision(score: Floats, anomalous: Labels) -> float:
+    """Area under the precision-recall curve (AUPR): sum of precision times the step in recall, ties together."""
+    true, taken = _curve(score, anomalous)
+    recall = true / true[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * true / taken))
+
+
+def false_alarms(score: Floats, anomalous: Labels, completeness: float) -> float:
+    """Share of the regular objects above the threshold at which so large a share of the anomalies is found."""
+    true, taken = _curve(score, anomalous)
+    place = int(np.searchsorted(true, completeness * true[-1] - 1e-9))
+    return float((taken[place] - true[place]) / (taken[-1] - true[-1]))
+
+
+def precision_at(score: Floats, anomalous: Labels, count: int) -> float:
+    """Share of anomalies among the `count` highest scores; of equal scores each is as likely to be among them."""
+    order = np.sort(score)[::-1]
+    threshold = order[min(count, len(score)) - 1]
+    above, at = score > threshold, score == threshold
+    share = (min(count, len(score)) - above.sum()) / at.sum()
+    return float((anomalous[above].sum() + share * anomalous[at].sum()) / min(count, len(score)))
+
+
+def inspection_load(score: Floats, anomalous: Labels, prevalence: float, completeness: float) -> float:
+    """Objects that a person looks at for each anomaly found, where a share `prevalence` of all objects is anomalous.
+
+    The lists are looked through down to the score at which `completeness` of the anomalies is found.
+    """
+    false = false_alarms(score, anomalous, completeness)
+    return 1 + false * (1 - prevalence) / (completeness * prevalence)
+
+
+def bootstrap(
+    measures: Callable[[Floats, Labels], Sequence[float]],
+    score: Floats,
+    anomalous: Labels,
+    *,
+    draws: int = 400,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Percentile intervals of measures of a score, objects drawn anew within each kind (Efron & Tibshirani 1993)."""
+    rng = np.random.default_rng(seed)
+    kinds = [np.flatnonzero(anomalous), np.flatnonzero(~anomalous)]
+    found = []
+    for _ in range(draws):
+        rows = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
+        found.append(measures(score[rows], anomalous[rows]))
+    low, high = np.quantile(np.array(found), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _curve(score: Floats, anomalous: Labels) -> tuple[Floats, Floats]:
+    """Anomalies found and objects taken at every distinct threshold, from the highest score down."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    return np.cumsum(anomalous[order])[last].astype(np.float64), (last + 1).astype(np.float64)

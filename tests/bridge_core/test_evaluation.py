@@ -1,0 +1,139 @@
+"""Sums over pixels and what follows from them, on posteriors that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bridge_core.evaluation import (
+    LEVELS,
+    REGIONS,
+    PixelMeasures,
+    PixelSums,
+    aperture,
+    gaussian_blur,
+    image_scores,
+    photometry,
+    trivial_scores,
+)
+from bridge_core.metrics import energy_score
+from bridge_core.stretch import Stretch
+
+SIGMA = torch.tensor([2.0, 0.5])
+
+
+def gaussian_case(spread: float, k: int = 5, n: int = 40):
+    """Truth and samples around one mean, the samples `spread` times as wide as the truth."""
+    mean = 10 * torch.rand(n, 2, 32, 32) * SIGMA.view(2, 1, 1)
+    width = SIGMA.view(2, 1, 1)
+    return mean + spread * width * torch.randn(k, *mean.shape), mean + width * torch.randn(mean.shape)
+
+
+def sums_of(case) -> PixelSums:
+    samples, truth = case
+    return PixelSums.of(samples, truth, SIGMA)
+
+
+def measures(sums: PixelSums, k: int) -> PixelMeasures:
+    names = ("pixels", "squared_error", "variance", "crps", "within")
+    return PixelMeasures.of(k, **{name: getattr(sums, name).sum((0, 1)).numpy() for name in names})
+
+
+@pytest.mark.parametrize("k", [2, 5, 12])
+def test_a_perfect_posterior_is_calibrated_for_any_number_of_samples(k):
+    sums = sums_of(gaussian_case(1.0, k))
+    found = measures(sums, k)
+    for r in (REGIONS.index("all"), REGIONS.index("bright")):
+        assert found.spread_skill[r] == pytest.approx(1, abs=0.02)
+        assert found.coverage[r] == pytest.approx(LEVELS, abs=0.015)
+    assert found.rmse[0] == pytest.approx(math.sqrt(1 + 1 / k), rel=0.02)
+    assert found.crps[0] == pytest.approx(1 / math.sqrt(math.pi), rel=0.02)  # of N(0, 1) at a draw from it
+    histogram = sums.ranks.sum((0, 1))[0] / sums.pixels.sum((0, 1))[0]
+    assert histogram.tolist() == pytest.approx([1 / (k + 1)] * (k + 1), abs=0.01)
+
+
+def test_a_narrow_posterior_is_found_out():
+    found = measures(sums_of(gaussian_case(0.5)), 5)
+    assert found.spread_skill[0] == pytest.approx(0.5 * math.sqrt(1.2 / (1 + 0.25 / 5)), rel=0.02)
+    assert (found.coverage[0] < np.array(LEVELS) - 0.1).all()
+
+
+def test_choosing_pixels_by_their_observed_flux_spoils_a_perfect_posterior():
+    """Why `bright` goes by the predicted mean: noise that lifts a pixel above the threshold counts as an error."""
+    samples, truth = gaussian_case(1.0, 8, 60)
+    found = measures(PixelSums.of(samples / 4, truth / 4, SIGMA / 4), 8)
+    assert found.spread_skill[REGIONS.index("bright")] == pytest.approx(1, abs=0.02)
+    faint = torch.full((60, 2, 32, 32), 2.0) * SIGMA.view(2, 1, 1)
+    width = SIGMA.view(2, 1, 1)
+    draws = faint + width * torch.randn(9, *faint.shape)
+    chosen = measures(PixelSums.of(draws[:8], draws[8], SIGMA), 8)
+    assert chosen.spread_skill[REGIONS.index("bright_truth")] < 0.75
+
+
+def test_sums_of_parts_are_the_sums_of_the_whole():
+    samples, truth = gaussian_case(0.8, 4, 12)
+    whole = PixelSums.of(samples, truth, SIGMA)
+    parts = [PixelSums.of(samples[:, some], truth[some], SIGMA) for some in (slice(0, 5), slice(5, 12))]
+    for name in ("pixels", "squared_error", "variance", "crps", "within", "ranks"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-12, atol=0)
+    assert (whole.ranks.sum(-1) == whole.pixels).all()
+    assert (whole.pixels[:, :, REGIONS.index("all")] == 32 * 32).all()
+
+
+def test_no_pixel_is_no_measure_and_no_warning():
+    zeros = np.zeros(1)
+    found = PixelMeasures.of(5, zeros, zeros, zeros, zeros, np.zeros((1, 4)))
+    assert np.isnan([found.rmse[0], found.crps[0], found.spread_skill[0], found.coverage[0, 0]]).all()
+
+
+def test_energy_score_is_that_of_asbridge_display_with_vis_repeated():
+    noise, top = {"VIS": 2.0}, {"VIS": 1500.0}
+    display = Stretch.asbridge(noise, top)
+    samples, truth = 300 * torch.rand(3, 4, 1, 64, 64), 300 * torch.rand(4, 1, 64, 64)
+    found = image_scores(samples, truth, ("VIS",), display)
+    unit = [(torch.asinh(f / 6) / math.asinh(250)) * 2 - 1 for f in (samples, truth)]
+    expected = math.sqrt(3) * energy_score(unit[0], unit[1])
+    assert found["energy_score"] == pytest.approx(expected.numpy(), rel=1e-4)
+    assert np.all(found["energy_score_fair"] < found["energy_score"])
+
+
+def test_asbridge_stretch_has_sky_at_minus_one_and_the_top_at_one():
+    stretch = Stretch.asbridge({"g": 1.3}, {"g": 3000.0})
+    flux = torch.tensor([0.0, 3000.0, 1e6, -1e6]).view(4, 1, 1, 1)
+    assert stretch.forward(flux, ("g",)).flatten().tolist() == pytest.approx([-1, 1, 1, -1.4], abs=1e-6)
+    some = torch.tensor([-2.0, 0.5, 80.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(stretch.inverse(stretch.forward(some, ("g",)), ("g",)), some, rtol=1e-4, atol=1e-4)
+    assert Stretch.from_card(stretch.card) == stretch
+
+
+def test_photometry_is_the_flux_in_the_circle():
+    truth = torch.zeros(2, 1, 64, 64)
+    truth[:, :, 31:33, 31:33] = 25.0
+    samples = truth + torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1)
+    found = photometry(samples, truth, ("VIS",), pixel_scale=0.1)
+    assert found["flux_VIS"] == pytest.approx([100, 100]) and found["flux_VIS_mean"] == pytest.approx([100, 100])
+    area = math.pi * 10**2
+    assert found["flux_VIS_std"] == pytest.approx([math.sqrt(2) * area] * 2, rel=0.01)
+    assert float(aperture((64, 64), 10.0).sum()) == pytest.approx(area, rel=0.01)
+
+
+def test_blur_keeps_flux_and_has_its_width():
+    point = torch.zeros(1, 1, 65, 65)
+    point[..., 32, 32] = 1
+    blurred = gaussian_blur(point, 3.0)[0, 0]
+    x = torch.arange(65.0) - 32
+    assert float(blurred.sum()) == pytest.approx(1, abs=1e-5)
+    assert float((blurred.sum(0) * x**2).sum()) == pytest.approx(9, rel=0.04)
+
+
+def test_trivial_scores_rank_by_flux_and_by_structure():
+    lsst, euclid = torch.zeros(3, 3, 64, 64), torch.zeros(3, 1, 64, 64)
+    lsst[1, 2, 30:34, 30:34] = 10.0
+    euclid[2, 0, 10, 10] = 100.0
+    found = trivial_scores(lsst, euclid, {"lsst": 0.2, "euclid": 0.1}, 2.0)
+    assert found["central_flux"].argmax() == 1 and found["inverse_flux"].argmin() == 1
+    assert found["total_flux"].argmax() == 2 and found["smooth_residual"].argmax() == 2

@@ -1,0 +1,64 @@
+"""Areas and rates of a score, against scikit-learn and by counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from bridge_core.ranking import auroc, average_precision, bootstrap, false_alarms, inspection_load, precision_at
+
+RNG = np.random.default_rng(5)
+ANOMALOUS = RNG.random(400) < 0.3
+SCORES = {
+    "continuous": RNG.normal(size=400) + ANOMALOUS,
+    "with ties": np.round(RNG.normal(size=400) + ANOMALOUS),
+    "all equal": np.zeros(400),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_areas_are_those_of_scikit_learn(name):
+    assert auroc(SCORES[name], ANOMALOUS) == pytest.approx(metrics.roc_auc_score(ANOMALOUS, SCORES[name]), abs=1e-12)
+    theirs = metrics.average_precision_score(ANOMALOUS, SCORES[name])
+    assert average_precision(SCORES[name], ANOMALOUS) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("completeness", [0.01, 0.05, 0.5, 1.0])
+def test_false_alarms_are_read_off_the_roc_curve(name, completeness):
+    false, true, _ = metrics.roc_curve(ANOMALOUS, SCORES[name], drop_intermediate=False)
+    assert false_alarms(SCORES[name], ANOMALOUS, completeness) == pytest.approx(false[true >= completeness - 1e-9][0])
+
+
+def test_precision_is_that_of_the_list_and_ties_count_by_chance():
+    score, anomalous = np.array([5.0, 4, 3, 3, 3, 1]), np.array([True, False, True, False, True, True])
+    assert [precision_at(score, anomalous, n) for n in (1, 2, 5, 6, 99)] == [1.0, 0.5, 0.6, 4 / 6, 4 / 6]
+    orders = [np.argsort(-(score + 0.1 * np.random.default_rng(seed).random(6))) for seed in range(4000)]
+    by_chance = np.mean([anomalous[order[:3]].mean() for order in orders])
+    assert precision_at(score, anomalous, 3) == pytest.approx(by_chance, abs=0.01)
+
+
+def test_the_load_of_a_blind_score_is_one_in_the_prevalence():
+    blind, anomalous = np.zeros(1000), np.arange(1000) < 300
+    assert inspection_load(blind, anomalous, prevalence=1e-3, completeness=1.0) == pytest.approx(1000)
+    assert inspection_load(anomalous.astype(float), anomalous, prevalence=1e-3, completeness=1.0) == 1
+
+
+def test_intervals_hold_the_true_area_as_often_as_they_say():
+    """Two normal populations a standard deviation apart: the area is Phi(1 / sqrt 2) = 0.7602."""
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        anomalous = np.arange(300) < 100
+        ((low, high),) = bootstrap(lambda s, a: [auroc(s, a)], rng.normal(size=300) + anomalous, anomalous, draws=200)
+        held += low <= 0.7602 <= high
+    assert 178 <= held <= 199  # 95% of 200, and three standard deviations of that
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    def both() -> list[tuple[float, float]]:
+        return bootstrap(lambda s, a: [auroc(s, a), precision_at(s, a, 20)], SCORES["continuous"], ANOMALOUS)
+
+    assert both() == both()
+    assert all(low < high for low, high in both())
