@@ -50,6 +50,21 @@ def precision_at(score: Floats, anomalous: Labels, count: int) -> float:
     return float((anomalous[above].sum() + share * anomalous[at].sum()) / min(count, len(score)))
 
 
+def matched_auroc(score: Floats, anomalous: Labels, flux: Floats, neighbours: int = 20) -> float:
+    """AUROC at matched flux: each anomaly against the regular objects nearest to it in flux, averaged.
+
+    A score that knows nothing but the flux is worth 0.5 here, up to the distance of the neighbours.
+    """
+    regular = np.flatnonzero(~anomalous)
+    regular = regular[np.argsort(flux[regular], kind="stable")]
+    count = min(neighbours, len(regular))
+    place = np.searchsorted(flux[regular], flux[anomalous])
+    first = np.clip(place - count // 2, 0, len(regular) - count)
+    nearest = score[regular][first[:, None] + np.arange(count)]
+    own = score[anomalous][:, None]
+    return float(((own > nearest) + 0.5 * (own == nearest)).mean())
+
+
 def inspection_load(score: Floats, anomalous: Labels, prevalence: float, completeness: float) -> float:
     """Objects that a person looks at for each anomaly found, where a share `prevalence` of all objects is anomalous.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.errors import BridgeError
 from bridge_core.patches import PatchGrid, blend, cut, fill_masked, local_coverage
-from bridge_core.sampler import boot, draw, end_then_rho_steps, sample
+from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
 from bridge_core.stretch import Stretch
 from kernels.sky_noise import SkyNoise
 
@@ -31,7 +31,10 @@ class Sampling:
     steps
         Network evaluations a draw.
     sigma_max
-        Noise level of the second step; the first is at the table's end.
+        Highest noise level of the steps; with `from_end` one more step stands before them, at the table's end.
+    from_end
+        Begin at the table's end. What predicts the noise (AS-Bridge's `eps`) is useless there, since x0 then is the
+        difference of two large numbers; without it the observed image stands for the unknown one at `sigma_max`.
     order, eta
         Of the sampler: 1 or 2, and 0 (deterministic from its start) .. 1 (new noise at every step).
     seed
@@ -45,6 +48,7 @@ class Sampling:
     samples: int = 8
     steps: int = 12
     sigma_max: float = 5.0
+    from_end: bool = True
     order: int = 1
     eta: float = 1.0
     seed: int = 0
@@ -173,7 +177,8 @@ def window_samples(
     bands = model.card.bands[direction.split("->")[1]]
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
     draws = []
-    steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
+    grid = end_then_rho_steps if how.from_end else rho_steps
+    steps = grid(model.card.bridge, how.steps, how.sigma_max)
     for i in range(0, len(rows), how.batch):
         part = rows[i : i + how.batch]
         conditions = windows[[p for p, _ in part]]

@@ -15,8 +15,9 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.coregister import resample_stamps
-from storage.errors import StorageError
+from storage.errors import DamagedData, StorageError, StorageUnavailable
 from storage.objectstore import Folder, zarr_store
+from storage.schema import read_parquet
 
 LSST_BANDS = ("g", "r", "i")
 EUCLID_BANDS = ("VIS",)
@@ -85,8 +86,15 @@ def read_pairs(
             f'{url}: LSST pixels of {scale_lsst:g}" are no multiple of Euclid\'s {scale_euclid:g}"; '
             "resample the stamps, or train on the cutout grid"
         )
-    stamps = np.asarray(lsst[start:stop], dtype=np.float32)
-    vis = np.asarray(euclid[start:stop], dtype=np.float32)[:, None]
+    try:
+        stamps = np.asarray(lsst[start:stop], dtype=np.float32)
+        vis = np.asarray(euclid[start:stop], dtype=np.float32)[:, None]
+    except StorageUnavailable:
+        raise
+    except Exception as error:  # a codec raises what it likes
+        last = min(stop or lsst.shape[0], lsst.shape[0])
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedData(f"{url}: pairs {start} to {last} cannot be read ({reason}); write the store again") from error
     if not (np.isfinite(stamps).all() and np.isfinite(vis).all()):
         raise StorageError(
             f"{url}: pairs {start} to {start + len(vis)} hold NaN or infinite flux; leave such stamps out"
@@ -100,6 +108,31 @@ def read_pairs(
         noise[band] /= ratio**2
     gri = resample_stamps(stamps, scale=ratio, out=vis.shape[-1])
     return Pairs(gri, vis, {"lsst": scale_euclid, "euclid": scale_euclid}, noise, name, lsst.shape[0])
+
+
+def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:
+    """Names of pairs `start` to `stop`: the store's array `id`, or NAME-NUMBER where it has none."""
+    lsst, _, attributes = _open(url, None)
+    count = lsst.shape[0] if stop is None else min(stop, lsst.shape[0])
+    try:
+        ids = zarr.open_array(zarr_store(Folder.at(url)), path="id", mode="r")
+    except FileNotFoundError:
+        name = attributes.get("name", url.rstrip("/").rsplit("/", 1)[-1])
+        return [f"{name}-{number:06d}" for number in range(start, count)]
+    return [str(value) for value in np.asarray(ids[start:count])]
+
+
+def read_classes(url: str) -> dict[str, str]:
+    """`central_class` by id from the table beside a pair store (NAME.parquet of NAME.zarr); empty without one."""
+    path = url.rstrip("/").removesuffix(".zarr") + ".parquet"
+    folder, _, name = path.rpartition("/")
+    try:
+        table = read_parquet(Folder.at(folder or ".").read(name))
+    except FileNotFoundError:
+        return {}
+    if not {"id", "central_class"} <= set(table.column_names):
+        return {}
+    return dict(zip(table["id"].to_pylist(), table["central_class"].to_pylist(), strict=True))
 
 
 def _open(

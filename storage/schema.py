@@ -129,6 +129,59 @@ LEDGER: pa.Schema = pa.schema(
     ]
 )
 
+_OBJECT = _field("object_id", _TEXT, "Object, as the pair store names it", "", "meta.id;meta.main")
+_DIRECTION = _field("direction", _TEXT, "What became what", "", "meta.id")
+
+EVALUATED_IMAGES: pa.Schema = pa.schema(
+    [
+        _OBJECT,
+        _DIRECTION,
+        _field("energy_score", _F64, "Energy score as AS-Bridge defines it, on [0, 1]", "", "stat.value"),
+        _field("energy_score_fair", _F64, "The same over different samples only", "", "stat.value"),
+        *(
+            _field(f"patch_energy_{s}", _F64, f"Fair energy score of 8 x 8 patches, {s} px averaged", "", "stat.value")
+            for s in (1, 2, 4, 8)
+        ),
+        *(
+            _field(f"flux_{b}{suffix}", _F64, f"Flux in {b} within 1 arcsec: {what}", "nJy", "phot.flux.density")
+            for b in BANDS
+            for suffix, what in (("", "truth"), ("_mean", "mean of samples"), ("_std", "std of samples"))
+        ),
+    ]
+)
+"""Scores of whole images: a row for each pair and direction."""
+
+EVALUATED_PIXELS: pa.Schema = pa.schema(
+    [
+        _OBJECT,
+        _DIRECTION,
+        _field("band", _TEXT, "Band of the wanted survey", "", "meta.id;instr.bandpass"),
+        _field("region", _TEXT, "Which pixels: all, sky, bright, bright_truth", "", "meta.id"),
+        _field("pixels", _F64, "Pixels in the region", "", "meta.number"),
+        _field("squared_error", _F64, "Summed squared error of the mean, in the sky's variance", "", "stat.error"),
+        _field("variance", _F64, "Summed variance over samples, in the sky's variance", "", "stat.variance"),
+        _field("crps", _F64, "Summed fair CRPS, in the sky's standard deviation", "", "stat.value"),
+        _field("within", pa.list_(_F64), "Pixels inside the 50, 68, 90 and 95% intervals", "", "meta.number"),
+        _field("ranks", pa.list_(_F64), "Pixels by rank of the truth among the samples", "", "meta.number"),
+    ]
+)
+"""Sums over pixels: a row for each pair, direction, band and region."""
+
+EVALUATED_SCORES: pa.Schema = pa.schema(
+    [
+        _OBJECT,
+        _field("anomalous", pa.bool_(), "From the store of anomalies", "", "meta.code"),
+        _field("central_class", _TEXT, "Class of the central object, where the store's table says", "", "src.class"),
+        _field("score", _F64, "Anomaly score: larger = harder to reconcile", "", "stat.value"),
+        _field("score_std", _F64, "Standard deviation of the score over reconstructions", "", "stat.stdev"),
+        _field("central_flux", _F64, "Flux in i within 1 arcsec, a score without a model", "nJy", "phot.flux.density"),
+        _field("total_flux", _F64, "Flux of the stamp in VIS, a score without a model", "nJy", "phot.flux.density"),
+        _field("inverse_flux", _F64, "central_flux with the other sign: ranks as 1/flux", "nJy", "phot.flux.density"),
+        _field("smooth_residual", _F64, "What a Gaussian leaves of VIS, mean square in sigma^2", "", "stat.value"),
+    ]
+)
+"""Anomaly scores: a row for each object."""
+
 WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write", "host", "finished_at")
 """Ledger columns that differ between equal runs."""
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from bridge_core.ranking import auroc, average_precision, bootstrap, false_alarms, inspection_load, precision_at
+from bridge_core.ranking import (
+    auroc,
+    average_precision,
+    bootstrap,
+    false_alarms,
+    inspection_load,
+    matched_auroc,
+    precision_at,
+)
 
 RNG = np.random.default_rng(5)
 ANOMALOUS = RNG.random(400) < 0.3
@@ -62,3 +70,13 @@ def test_the_same_seed_gives_the_same_intervals():
 
     assert both() == both()
     assert all(low < high for low, high in both())
+
+
+def test_a_flux_meter_is_worth_nothing_at_matched_flux():
+    rng = np.random.default_rng(3)
+    anomalous = np.arange(3000) < 1000
+    flux = rng.normal(size=3000) + 1.0 * anomalous
+    assert auroc(flux, anomalous) > 0.7
+    assert matched_auroc(flux, anomalous, flux) == pytest.approx(0.5, abs=0.05)
+    hidden = rng.normal(size=3000) + 1.0 * anomalous + flux
+    assert matched_auroc(hidden, anomalous, flux) == pytest.approx(0.76, abs=0.04)

@@ -1,0 +1,200 @@
+"""Evaluate a checkpoint on pairs it has not seen: calibration, energy scores, photometry, and how anomalies rank.
+
+Writes metrics.json (every number with a 95% interval from drawing pairs anew), images.parquet, pixels.parquet and
+scores.parquet (a row for each object, from which the numbers follow) and three plots. With --anomalies, the pairs are
+the regular objects and each anomaly score stands beside scores that need no model: central flux, total flux, 1/flux,
+and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of pairs through its display, white at
+3000 nJy (LSST) and 1500 nJy (Euclid) a pixel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from jobs import __version__
+from jobs.config import JobConfig, RequestError
+from jobs.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pyarrow as pa
+
+    from bridge_core.checkpoint import Model
+    from jobs.evaluation_stages import Settings
+    from storage.objectstore import Folder
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """\
+surveybridge evaluate --pairs pairs/test_regular.zarr --anomalies pairs/test_lens.zarr --out evaluation
+surveybridge evaluate --pairs pairs/test_regular.zarr --direction 'lsst->euclid' --limit 64 --samples 5 --out quick
+surveybridge evaluate --pairs s3://sky/test.zarr --checkpoint runs/mosaic/bridge --executor ray --workers 8 --out e"""
+
+TABLES = ("images", "pixels", "scores")
+
+
+class Config(JobConfig):
+    """Arguments of `surveybridge evaluate`."""
+
+    pairs: str = Field(description="pair store of regular objects, local path or URL")
+    out: str = Field(description="folder to write, local path or URL; files of an earlier evaluation are replaced")
+    anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")
+    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
+    direction: Literal["both", "lsst->euclid", "euclid->lsst"] = Field("both", description="what becomes what")
+    samples: int = Field(8, ge=2, description="posterior samples K of each pair")
+    steps: int = Field(12, ge=1, description="network evaluations a sample")
+    order: int = Field(1, ge=1, le=2, description="order of the sampler")
+    eta: float = Field(1.0, ge=0, le=1, description="noise of the sampler: 0 none after the start, 1 ancestral")
+    sigma_max: float = Field(5.0, gt=0, description="noise level of the sampler's second step, network units")
+    from_end: bool = Field(True, description="begin at the bridge's end; false for what predicts the noise, as eps")
+    score_samples: int = Field(5, ge=2, description="reconstructions K of each object for the anomaly score")
+    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
+    limit: int | None = Field(None, ge=1, description="only the first so many pairs of each store")
+    seed: int = Field(0, ge=0, description="key of the noise")
+    batch: int = Field(16, ge=1, description="stamps in one network call")
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
+    executor: Literal["ray", "serial"] = Field("serial", description="serial in this process, or ray for large sets")
+    workers: int = Field(1, ge=1, description="most actors at a time, on Ray")
+
+
+def run(config: Config) -> int:
+    """Judge, summarise, draw; 0, or 1 where pairs could not be judged."""
+    from jobs.evaluation_plots import draw
+    from jobs.evaluation_summary import lines_of, summarise
+    from storage.objectstore import Folder
+    from storage.schema import parquet_bytes
+
+    settings, model = check(config)
+    out = Folder.at(config.out)
+    failures = [receipt for receipt in judge(config, settings) if receipt["status"] != "ok"]
+    for receipt in failures:
+        log.error("%s: %s", receipt["tile_id"], receipt["reason"])
+    if failures:
+        return 1
+    tables = gather(out, settings)
+    found = summarise(tables["images"], tables["pixels"], tables.get("scores"), config.samples)
+    document = {
+        "checkpoint": {"name": model.card.name, "sha256": model.sha256, "grid": model.card.grid},
+        "code_version": __version__,
+        "config": config.model_dump(exclude={"storage_options"}, mode="json"),
+        "pairs": dict(settings.counts),
+        **found,
+    }
+    for name, table in tables.items():
+        out.put(parquet_bytes(table), f"{name}.parquet")
+    for name, image in draw(found, tables).items():
+        out.put(image, name)
+    out.put_json(document, "metrics.json")
+    out.delete_below("parts")
+    print("\n".join([f"{model.card.name} on {settings.counts['pairs']} pairs, {out.file_url('metrics.json')}"]))
+    print("\n".join(lines_of(found)))
+    return 0
+
+
+def check(config: Config) -> tuple[Settings, Model]:
+    """Read what the evaluation is about; refuse what cannot work, before anything is written."""
+    from bridge_core.checkpoint import DIRECTIONS
+    from jobs.evaluation_stages import Settings, evaluated_model
+    from storage.objectstore import Folder, configured
+    from storage.pairs import read_pairs
+
+    grid = "cutout" if config.checkpoint and config.checkpoint.endswith(".pth") else "mosaic"
+    model = None
+    counts: dict[str, int] = {}
+    for which, url in (("pairs", config.pairs), ("anomalies", config.anomalies)):
+        if url is None:
+            continue
+        probe = read_pairs(url, grid, stop=1)
+        if model is None:
+            model = evaluated_model(config.checkpoint, probe)
+            grid = model.card.grid
+            probe = read_pairs(url, grid, stop=1)
+        for survey, expected in model.card.pixel_scale.items():
+            if abs(probe.pixel_scale[survey] / expected - 1) > 0.01:
+                raise RequestError(
+                    f'{url}: {survey} pixel scale {probe.pixel_scale[survey]:.3f}" on the {grid} grid but checkpoint '
+                    f'{model.card.name} expects {expected:.3f}"; choose another checkpoint'
+                )
+        counts[which] = min(probe.stored, config.limit or probe.stored)
+        if counts[which] == 0:
+            raise RequestError(f"{url} has 0 pairs; give a store that has some")
+    assert model is not None
+    settings = Settings(
+        **config.model_dump(
+            include={
+                *(
+                    "checkpoint",
+                    "samples",
+                    "steps",
+                    "order",
+                    "eta",
+                    "sigma_max",
+                    "from_end",
+                    "score_samples",
+                    "score_steps",
+                ),
+                *("seed", "batch", "precision"),
+            }
+        ),
+        pairs=Folder.at(config.pairs).url,
+        anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
+        grid=grid,
+        directions=DIRECTIONS if config.direction == "both" else (config.direction,),
+        out=Folder.at(config.out).url,
+        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
+        counts=counts,
+        filesystems=configured(),
+    )
+    return settings, model
+
+
+def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
+    """Receipts of all blocks; each has written its rows."""
+    from cluster.stages import serially
+    from jobs.evaluation_stages import evaluation_stages
+
+    blocks, stages = settings.blocks(), evaluation_stages(settings)
+    if config.executor == "serial":
+        yield from progress(serially(blocks, stages), "evaluate", total=len(blocks), unit="blocks")
+        return
+    from cluster.connect import start_ray, stop_ray
+    from cluster.stream import Stream
+
+    started = start_ray(config.workers)
+    try:
+        yield from progress(
+            iter(Stream(blocks, stages, workers=(1, config.workers))), "evaluate", total=len(blocks), unit="blocks"
+        )
+    finally:
+        if started:
+            stop_ray()
+
+
+def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
+    """Tables of all blocks, in the order of the stores, whoever has done which block when."""
+    import pyarrow as pa
+
+    from jobs.evaluation_stages import PARTS
+    from storage.schema import read_parquet
+
+    tables = {}
+    for name in TABLES:
+        files = [f"{PARTS}/{block}.{name}.parquet" for block in settings.blocks()]
+        found = out.read_existing(files)
+        if found:
+            table = pa.concat_tables([read_parquet(found[file]) for file in files if file in found])
+            tables[name] = table if name == "scores" else _by_direction(table, settings.directions)
+    return tables
+
+
+def _by_direction(table: pa.Table, directions: tuple[str, ...]) -> pa.Table:
+    """All rows of one direction, then all of the other, each in the order of the store."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pa.concat_tables([table.filter(pc.equal(table["direction"], one)) for one in directions]).combine_chunks()

@@ -1,0 +1,288 @@
+"""A block of pairs from reading to its judged rows, in the three stages of `cluster.stages`; each block is one item."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from cluster.stages import Outcome, Stages
+from jobs.progress import setup_logging
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bridge_core.checkpoint import Model, Precision
+    from storage.pairs import Pairs
+
+BLOCK = 64
+"""Pairs of a block; they are judged one by one, so the number changes nothing but memory and overhead."""
+PARTS = "parts"
+WHITE = {"lsst": (3000.0, 0.2), "euclid": (1500.0, 0.1)}
+"""Flux in nJy that AS-Bridge's display shows white, and the pixel in arcsec that it is of."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the stages need to know."""
+
+    pairs: str
+    anomalies: str | None
+    checkpoint: str | None
+    grid: str
+    directions: tuple[str, ...]
+    samples: int
+    steps: int
+    order: int
+    eta: float
+    sigma_max: float
+    from_end: bool
+    score_samples: int
+    score_steps: int
+    seed: int
+    batch: int
+    precision: Precision
+    out: str
+    threads: int
+    counts: Mapping[str, int]
+    filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
+
+    def blocks(self) -> list[str]:
+        """Items: pairs-000000, pairs-000064, ..., anomalies-000000, ..."""
+        return [f"{which}-{first:08d}" for which, count in self.counts.items() for first in range(0, count, BLOCK)]
+
+    def rows(self, item: str) -> tuple[str, int, int]:
+        """Store and range of rows of an item."""
+        which, _, first = item.partition("-")
+        return which, int(first), min(int(first) + BLOCK, self.counts[which])
+
+    def url(self, which: str) -> str:
+        """URL of the store of pairs or of anomalies."""
+        return self.pairs if which == "pairs" else str(self.anomalies)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some pairs with their names and classes."""
+
+    which: str
+    first: int
+    pairs: Pairs
+    ids: list[str]
+    classes: list[str | None]
+
+
+def evaluation_stages(settings: Settings) -> Stages:
+    """The three stages of an evaluation."""
+    return Stages(
+        make_read=functools.partial(BlockReader, settings),
+        make_model=functools.partial(BlockJudge, settings),
+        make_write=functools.partial(BlockWriter, settings),
+    )
+
+
+class BlockReader:
+    """Reads blocks of pairs."""
+
+    def __init__(self, settings: Settings) -> None:
+        from storage.pairs import read_classes
+
+        _start_process(settings)
+        self.settings = settings
+        self.classes = {which: read_classes(settings.url(which)) for which in settings.counts}
+
+    def __call__(self, item: str) -> Block:
+        """Pairs, names and classes of one item."""
+        from storage.pairs import read_ids, read_pairs
+
+        which, first, stop = self.settings.rows(item)
+        url = self.settings.url(which)
+        ids = read_ids(url, first, stop)
+        pairs = read_pairs(url, self.settings.grid, first, stop)
+        return Block(which, first, pairs, ids, [self.classes[which].get(name) for name in ids])
+
+
+class BlockJudge:
+    """Samples, scores and judges the pairs of a block: the stage that holds the network."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        _start_process(settings)
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Model | None = None
+
+    def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
+        """Rows by table: images and pixels of pairs, scores of pairs and anomalies."""
+        settings = self.settings
+        model = self.model = self.model or evaluated_model(settings.checkpoint, block.pairs).to(
+            self.device, settings.precision
+        )
+        tables: dict[str, pa.Table] = {}
+        if block.which == "pairs":
+            tables |= self._translations(model, block)
+        if settings.anomalies is not None:
+            tables["scores"] = self._scores(model, block)
+        return tables
+
+    def _translations(self, model: Model, block: Block) -> dict[str, pa.Table]:
+        import pyarrow as pa
+        import torch
+
+        from bridge_core.evaluation import REGIONS, PixelSums, image_scores, photometry
+        from bridge_core.translate import Sampling, observed_units, window_samples
+        from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
+
+        settings, pairs = self.settings, block.pairs
+        how = Sampling(
+            samples=settings.samples,
+            steps=settings.steps,
+            order=settings.order,
+            eta=settings.eta,
+            sigma_max=settings.sigma_max,
+            from_end=settings.from_end,
+            seed=settings.seed,
+            batch=settings.batch,
+            precision=settings.precision,
+        )
+        images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+        display = display_stretch(pairs)
+        image_rows, pixel_rows = [], []
+        for direction in settings.directions:
+            observed, wanted = direction.split("->")
+            bands, truth = model.card.bands[wanted], images[wanted]
+            everywhere = torch.ones_like(images[observed][0], dtype=torch.bool)
+            windows = torch.stack(
+                [
+                    observed_units(model, observed, flux.to(self.device), everywhere.to(self.device))
+                    for flux in images[observed]
+                ]
+            )
+            samples = window_samples(model, direction, windows, corners(block), how).transpose(0, 1).contiguous()
+            columns = image_scores(samples, truth, bands, display)
+            columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
+            image_rows.append(_table({"object_id": block.ids, "direction": [direction] * len(truth)} | columns))
+            sums = PixelSums.of(samples, truth, torch.tensor([pairs.noise[band] for band in bands]))
+            names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
+            pixel_rows.append(
+                pa.table(
+                    {
+                        "object_id": [name for name, _, _ in names],
+                        "direction": [direction] * len(names),
+                        "band": [band for _, band, _ in names],
+                        "region": [region for _, _, region in names],
+                        **{
+                            name: getattr(sums, name).flatten().tolist()
+                            for name in ("pixels", "squared_error", "variance", "crps")
+                        },
+                        **{name: getattr(sums, name).flatten(0, 2).tolist() for name in ("within", "ranks")},
+                    }
+                )
+            )
+        return {
+            "images": pa.concat_tables([conform(t, EVALUATED_IMAGES, "image scores") for t in image_rows]),
+            "pixels": pa.concat_tables([conform(t, EVALUATED_PIXELS, "pixel sums") for t in pixel_rows]),
+        }
+
+    def _scores(self, model: Model, block: Block) -> pa.Table:
+        import torch
+
+        from bridge_core.anomaly import Scoring, score_windows
+        from bridge_core.evaluation import trivial_scores
+        from bridge_core.translate import observed_units
+        from storage.schema import EVALUATED_SCORES, conform
+
+        settings, pairs = self.settings, block.pairs
+        how = Scoring(
+            samples=settings.score_samples,
+            steps=settings.score_steps,
+            seed=settings.seed,
+            batch=settings.batch,
+            precision=settings.precision,
+        )
+        lsst, euclid = torch.from_numpy(pairs.lsst), torch.from_numpy(pairs.euclid)
+        valid = torch.ones(len(euclid), 1, *euclid.shape[-2:], dtype=torch.bool, device=self.device)
+        x1, x0 = (
+            torch.stack(
+                [
+                    observed_units(model, survey, flux.to(self.device), torch.ones_like(flux, dtype=torch.bool))
+                    for flux in images
+                ]
+            )
+            for survey, images in (("lsst", lsst), ("euclid", euclid))
+        )
+        scores = score_windows(model, x1, x0, valid, corners(block), how)
+        columns = {
+            "object_id": block.ids,
+            "anomalous": [block.which == "anomalies"] * len(block.ids),
+            "central_class": block.classes,
+            "score": scores.score.numpy(),
+            "score_std": scores.score_std.numpy(),
+        }
+        columns |= trivial_scores(lsst, euclid, pairs.pixel_scale, pairs.noise["VIS"])
+        return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")
+
+
+class BlockWriter:
+    """Writes a block's rows as Parquet files of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        from storage.objectstore import Folder
+
+        _start_process(settings)
+        self.folder = Folder.at(settings.out)
+
+    def __call__(self, outcome: Outcome) -> dict[str, Any]:
+        """Receipt: tile_id (the item), status, reason."""
+        from storage.schema import parquet_bytes
+
+        if outcome.failure is not None:
+            return {"tile_id": outcome.item, "status": "failed", "reason": outcome.failure.reason}
+        for name, table in outcome.value.items():
+            self.folder.put(parquet_bytes(table), PARTS, f"{outcome.item}.{name}.parquet")
+        return {"tile_id": outcome.item, "status": "ok"}
+
+
+def evaluated_model(checkpoint: str | None, pairs: Pairs) -> Model:
+    """The checkpoint; AS-Bridge's does not say what its [-1, 1] means, and takes the display of these pairs."""
+    from bridge_core.checkpoint import import_asbridge, load_checkpoint
+
+    if not (checkpoint and checkpoint.endswith(".pth")):
+        return load_checkpoint(checkpoint)
+    model = import_asbridge(checkpoint)
+    return replace(model, card=replace(model.card, stretch=display_stretch(pairs)))
+
+
+def display_stretch(pairs: Pairs) -> Any:
+    """AS-Bridge's display for these pairs: white is the flux of `WHITE` on its own pixels, scaled to theirs by area."""
+    from bridge_core.stretch import Stretch
+    from storage.pairs import EUCLID_BANDS, LSST_BANDS
+
+    top: dict[str, float] = {}
+    for survey, bands in (("lsst", LSST_BANDS), ("euclid", EUCLID_BANDS)):
+        flux, arcsec = WHITE[survey]
+        top |= dict.fromkeys(bands, flux * (pairs.pixel_scale[survey] / arcsec) ** 2)
+    return Stretch.asbridge(pairs.noise, top)
+
+
+def corners(block: Block) -> list[tuple[int, int]]:
+    """A place for each pair in the noise's pixels, which no other pair shares."""
+    size = block.pairs.euclid.shape[-1]
+    row = 0 if block.which == "pairs" else size
+    return [(row, size * (block.first + k)) for k in range(len(block.ids))]
+
+
+def _table(columns: Mapping[str, Any]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table(dict(columns))
+
+
+def _start_process(settings: Settings) -> None:
+    from storage.objectstore import configure
+
+    setup_logging()
+    configure(settings.filesystems)
