@@ -228,7 +228,7 @@ def test_without_anomalies_there_is_no_ranking():
 @pytest.mark.slow
 def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_data, tmp_path):
     """On these weights and pairs, 2M with 8 steps from sigma 3 gave 6.77 (K = 5, all of 64 pairs) with other noise."""
-    arguments = ["--samples", "5", "--steps", "8", "--order", "2", "--eta", "0", "--sigma-max", "3", "from_end=false"]
+    arguments = ["--samples", "5", "--steps", "8", "--order", "2", "--eta", "0", "--sigma-max", "3", "--no-from-end"]
     arguments += ["--checkpoint", str(shared_data / "golden" / "asbridge_base32.pth"), "--direction", "lsst->euclid"]
     pairs = str(shared_data / "pairs" / "test_regular.zarr")
     assert main(["evaluate", "--pairs", pairs, "--limit", "32", "--out", str(tmp_path), *arguments]) == 0
