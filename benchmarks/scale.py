@@ -156,7 +156,7 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
     from jobs.progress import setup_logging
 
     setup_logging()
-    memory: list[float] = []
+    memory: list[tuple[float, float]] = []
     threading.Thread(target=sample_memory, args=(memory,), daemon=True).start()
     start = time.monotonic()
     config = translation.Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
@@ -164,7 +164,7 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
     tally = translate.translate(request, functools.partial(null_stages, pixels=pixels))
     total = time.monotonic() - start
     done = sum(tally.statuses.values())
-    half = len(memory) // 2
+    private = [own for own, _ in memory]
     return {
         "tiles": done,
         "ok": tally.total("ok"),
@@ -172,8 +172,13 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
         "planning_seconds": round(tally.first - start, 1),
         "tiles_per_second": round(done / (tally.last - tally.first), 1),
         "seconds_by_stage": {stage: round(seconds, 1) for stage, seconds in tally.seconds.items()},
-        "driver_mib_half_way": round(memory[half]),
-        "driver_mib_peak": round(max(memory)),
+        # after Ray has started, in the middle, and at most; without the pages of Ray's object store that it has read
+        "driver_private_mib": [
+            round(private[len(private) // 10]),
+            round(private[len(private) // 2]),
+            round(max(private)),
+        ],
+        "driver_resident_mib_peak": round(max(resident for _, resident in memory)),
     }
 
 
@@ -226,11 +231,12 @@ def zeros(tile_id: str, tile: Any) -> Any:
     )
 
 
-def sample_memory(memory: list[float]) -> None:
-    """Append this process's resident memory, MiB, every second."""
+def sample_memory(memory: list[tuple[float, float]]) -> None:
+    """Append this process's private and its resident memory, MiB, every second."""
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
     while True:
-        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+        resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+        memory.append(((resident - shared) * page, resident * page))
         time.sleep(1)
 
 
