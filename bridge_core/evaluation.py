@@ -7,8 +7,9 @@ that it has raised), and `bright_truth` where the observed pixel itself is above
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge_core.apertures import aperture
+from bridge_core.detection import detect
 from bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
+from bridge_core.morphology import STATISTICS, power_spectrum, shapes
 from bridge_core.stretch import Stretch
 from bridge_core.translate import to_channels
 
@@ -135,7 +139,11 @@ def image_scores(samples: Tensor, truth: Tensor, bands: tuple[str, ...], display
 
 
 def photometry(samples: Tensor, truth: Tensor, bands: tuple[str, ...], pixel_scale: float) -> Columns:
-    """Flux in the central aperture, nJy, each [N] by band: of the truth, of the mean, and the samples' std."""
+    """Flux in the central aperture, nJy, each [N] by band: of the truth, of the mean, and the samples' std.
+
+    With several bands also their colours, magnitudes, NaN where a flux is not positive: of the truth [N], and
+    `.._samples` [N, K].
+    """
     circle = aperture((truth.shape[-2], truth.shape[-1]), APERTURE_ARCSEC / pixel_scale).double()
     drawn = torch.einsum("kncyx,yx->knc", samples.double(), circle)
     true = torch.einsum("ncyx,yx->nc", truth.double(), circle)
@@ -144,6 +152,29 @@ def photometry(samples: Tensor, truth: Tensor, bands: tuple[str, ...], pixel_sca
         columns[f"flux_{band}"] = true[:, c].numpy()
         columns[f"flux_{band}_mean"] = drawn.mean(0)[:, c].numpy()
         columns[f"flux_{band}_std"] = drawn.std(0)[:, c].numpy()
+    for c, (blue, red) in enumerate(itertools.pairwise(bands)):
+        columns[f"colour_{blue}{red}"] = _colour(true[:, c], true[:, c + 1]).numpy()
+        columns[f"colour_{blue}{red}_samples"] = _colour(drawn[:, :, c], drawn[:, :, c + 1]).T.numpy()
+    return columns
+
+
+def morphology(samples: Tensor, truth: Tensor, sigma: Tensor, pixel_scale: float) -> Columns:
+    """Shape statistics, power and detected sources of the last band: of the truth [N, ...], and `.._samples` of all.
+
+    Parameters
+    ----------
+    samples, truth
+        [K, N, C, H, W] and [N, C, H, W], nJy.
+    sigma
+        Sky noise by band, nJy.
+    """
+    true, drawn = shapes(truth[:, -1], pixel_scale), shapes(samples[:, :, -1], pixel_scale)
+    columns: Columns = {name: true[name].numpy() for name in STATISTICS}
+    columns |= {f"{name}_samples": drawn[name].T.numpy() for name in STATISTICS}
+    columns["power"] = power_spectrum(truth[:, -1]).numpy()
+    columns["power_samples"] = power_spectrum(samples[:, :, -1]).mean(0).numpy()
+    columns["sources"] = _count_sources(truth[:, -1], float(sigma[-1]))
+    columns["sources_samples"] = np.stack([_count_sources(x[:, -1], float(sigma[-1])) for x in samples], 1)
     return columns
 
 
@@ -178,15 +209,6 @@ def trivial_scores(lsst: Tensor, euclid: Tensor, pixel_scale: Mapping[str, float
     }
 
 
-def aperture(shape: Sequence[int], radius: float, oversample: int = 5) -> Tensor:
-    """Share of each pixel inside a circle around the image's centre, float32 [H, W]."""
-    places = [
-        (torch.arange(n * oversample, dtype=torch.float64) + 0.5) / oversample - n / 2 for n in shape
-    ]  # sub-pixels from the centre
-    inside = (places[0][:, None] ** 2 + places[1][None] ** 2 <= radius**2).float()
-    return torch.nn.functional.avg_pool2d(inside[None, None], oversample)[0, 0]
-
-
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """[N, 1, H, W] smoothed by a Gaussian of `sigma` pixels, mirrored at the edge."""
     reach = math.ceil(3 * sigma)
@@ -195,3 +217,15 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     padded = torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")
     blurred = torch.nn.functional.conv2d(padded, line.view(1, 1, -1, 1))
     return torch.nn.functional.conv2d(blurred, line.view(1, 1, 1, -1))
+
+
+def _count_sources(images: Tensor, sigma: float) -> NDArray[np.float64]:
+    """Sources that `detect` finds in each of [N, H, W]."""
+    noise = np.full(images.shape[1:], sigma**2, np.float32)
+    valid = np.ones(images.shape[1:], bool)
+    return np.array([len(detect(image, noise, valid)) for image in images.numpy()], np.float64)
+
+
+def _colour(blue: Tensor, red: Tensor) -> Tensor:
+    known = (blue > 0) & (red > 0)
+    return torch.where(known, -2.5 * torch.log10(torch.where(known, blue / red, 1.0)), torch.nan)

@@ -64,13 +64,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Block:
-    """Some pairs with their names and classes."""
+    """Some pairs with their names and what is known of them."""
 
     which: str
     first: int
     pairs: Pairs
     ids: list[str]
-    classes: list[str | None]
+    labels: list[Mapping[str, Any]]
+    """Rows of the table beside the store; empty where there is none."""
 
 
 def evaluation_stages(settings: Settings) -> Stages:
@@ -86,21 +87,21 @@ class BlockReader:
     """Reads blocks of pairs."""
 
     def __init__(self, settings: Settings) -> None:
-        from storage.pairs import read_classes
+        from storage.pairs import read_labels
 
         _start_process(settings)
         self.settings = settings
-        self.classes = {which: read_classes(settings.url(which)) for which in settings.counts}
+        self.labels = {which: read_labels(settings.url(which)) for which in settings.counts}
 
     def __call__(self, item: str) -> Block:
-        """Pairs, names and classes of one item."""
+        """Pairs, names and labels of one item."""
         from storage.pairs import read_ids, read_pairs
 
         which, first, stop = self.settings.rows(item)
         url = self.settings.url(which)
         ids = read_ids(url, first, stop)
         pairs = read_pairs(url, self.settings.grid, first, stop)
-        return Block(which, first, pairs, ids, [self.classes[which].get(name) for name in ids])
+        return Block(which, first, pairs, ids, [self.labels[which].get(name, {}) for name in ids])
 
 
 class BlockJudge:
@@ -132,7 +133,7 @@ class BlockJudge:
         import pyarrow as pa
         import torch
 
-        from bridge_core.evaluation import REGIONS, PixelSums, image_scores, photometry
+        from bridge_core.evaluation import REGIONS, PixelSums, image_scores, morphology, photometry
         from bridge_core.translate import Sampling, observed_units, window_samples
         from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
@@ -164,8 +165,12 @@ class BlockJudge:
             samples = window_samples(model, direction, windows, corners(block), how).transpose(0, 1).contiguous()
             columns = image_scores(samples, truth, bands, display)
             columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
-            image_rows.append(_table({"object_id": block.ids, "direction": [direction] * len(truth)} | columns))
-            sums = PixelSums.of(samples, truth, torch.tensor([pairs.noise[band] for band in bands]))
+            sigma = torch.tensor([pairs.noise[band] for band in bands])
+            columns |= morphology(samples, truth, sigma, pairs.pixel_scale[wanted])
+            blended = [row.get("blended_lsst") for row in block.labels]
+            named = {"object_id": block.ids, "direction": [direction] * len(truth), "blended_lsst": blended}
+            image_rows.append(_table(named | columns))
+            sums = PixelSums.of(samples, truth, sigma)
             names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
             pixel_rows.append(
                 pa.table(
@@ -218,7 +223,7 @@ class BlockJudge:
         columns = {
             "object_id": block.ids,
             "anomalous": [block.which == "anomalies"] * len(block.ids),
-            "central_class": block.classes,
+            "central_class": [row.get("central_class") for row in block.labels],
             "score": scores.score.numpy(),
             "score_std": scores.score_std.numpy(),
         }
@@ -278,7 +283,7 @@ def corners(block: Block) -> list[tuple[int, int]]:
 def _table(columns: Mapping[str, Any]) -> pa.Table:
     import pyarrow as pa
 
-    return pa.table(dict(columns))
+    return pa.table({name: list(values) for name, values in columns.items()})
 
 
 def _start_process(settings: Settings) -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bridge_core.evaluation import LEVELS, PATCH_SCALES, REGIONS, PixelMeasures
+from bridge_core.morphology import STATISTICS, wasserstein
 from bridge_core.ranking import (
     auroc,
     average_precision,
@@ -51,7 +52,7 @@ def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, sampl
     found: Found = {
         name: {} for name in ("energy_score", "patch_energy", "crps", "rmse", "coverage", "spread_skill", "ranks")
     }
-    found["photometry"] = {}
+    found |= {"photometry": {}, "morphology": {}, "power": {}, "sources": {}}
     for direction in images["direction"].unique().to_pylist():
         of_images = images.filter(pc.equal(images["direction"], direction))
         found["energy_score"][direction] = {
@@ -62,6 +63,10 @@ def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, sampl
             str(scale): _mean(_floats(of_images, f"patch_energy_{scale}")) for scale in PATCH_SCALES
         }
         found["photometry"][direction] = _photometry(of_images, samples)
+        found["morphology"][direction] = _morphology(of_images)
+        power, drawn = (_lists(of_images, name) for name in ("power", "power_samples"))
+        found["power"][direction] = [_number(ratio) for ratio in drawn.mean(0) / power.mean(0)]
+        found["sources"][direction] = _sources(of_images)
         of_pixels = pixels.filter(pc.equal(pixels["direction"], direction))
         for name, value in _pixel_measures(of_pixels, samples).items():
             found[name][direction] = value
@@ -78,8 +83,7 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
         name: _floats(pixels, name).reshape(shape) for name in ("pixels", "squared_error", "variance", "crps")
     }
     for name in ("within", "ranks"):
-        flat = np.asarray(pixels[name].combine_chunks().flatten(), np.float64)
-        sums[name] = flat.reshape(*sums["pixels"].shape, -1)
+        sums[name] = _lists(pixels, name).reshape(*sums["pixels"].shape, -1)
 
     def measures(total: Callable[[Floats], Floats], region: int) -> PixelMeasures:
         names = ("pixels", "squared_error", "variance", "crps", "within")
@@ -135,6 +139,43 @@ def _photometry(images: pa.Table, samples: int) -> Found:
             "pull_std": _number(np.std(pull)),
             "objects": len(ratio),
         }
+    return found
+
+
+def _morphology(images: pa.Table) -> Found:
+    """Wasserstein distance of samples from truths, in standard deviations of the truths, for each statistic.
+
+    `floor` is the distance of one half of the truths from the other: what so many objects cannot tell apart.
+    """
+    found: Found = {}
+    for name in (*STATISTICS, "colour_gr", "colour_ri"):
+        true = _floats(images, name)
+        if np.isnan(true).all():
+            continue
+        drawn = _lists(images, f"{name}_samples")
+        halves = [wasserstein(true[k::2], true[1 - k :: 2]) for k in (0, 1)]
+        found[name] = {
+            "wasserstein": _number(wasserstein(drawn.ravel(), true)),
+            "floor": _number(float(np.mean(halves))),
+            "median": _median(drawn),
+            "true_median": _median(true),
+        }
+    return found
+
+
+def _sources(images: pa.Table) -> Found:
+    """Sources detected in samples and truths, of all pairs and of those that LSST blends."""
+    true, drawn = _floats(images, "sources"), _lists(images, "sources_samples")
+    blended = np.array([flag is True for flag in images["blended_lsst"].to_pylist()], bool)
+    found: Found = {}
+    for name, rows in (("all", np.ones(len(true), bool)), ("blended_lsst", blended)):
+        if rows.any():
+            found[name] = {
+                "true_mean": _number(true[rows].mean()),
+                "mean": _number(drawn[rows].mean()),
+                "same_count": _number((drawn[rows] == true[rows, None]).mean()),
+                "pairs": int(rows.sum()),
+            }
     return found
 
 
@@ -212,6 +253,17 @@ def _floats(table: pa.Table, name: str) -> Floats:
     return np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64)
 
 
+def _lists(table: pa.Table, name: str) -> Floats:
+    """A column of lists of one length, float64 [N, length]; null as NaN."""
+    flat = np.asarray(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float64)
+    return flat.reshape(table.num_rows, -1)
+
+
+def _median(values: Floats) -> float | None:
+    known = values[~np.isnan(values)]
+    return _number(np.median(known)) if len(known) else None
+
+
 def _number(value: float | np.floating[Any]) -> float | None:
     """A number as JSON has it: six digits, null for none."""
     return float(f"{value:.6g}") if np.isfinite(value) else None
@@ -235,6 +287,14 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f'  {band:3} flux in 1": {_text(flux["median_ratio"])} of the truth, scatter {flux["scatter"]:.2g}'
             )
+        shapes = ", ".join(
+            f"{name} {row['wasserstein']:.2f} ({row['floor']:.2f})"
+            for name, row in found["morphology"][direction].items()
+            if row["wasserstein"] is not None
+        )
+        lines.append(f"  Wasserstein distance from the truth, sigma (floor): {shapes}")
+        for name, row in found["sources"][direction].items():
+            lines.append(f"  sources, {name}: {row['mean']:.2f} in samples, {row['true_mean']:.2f} in truth")
     for name, part in (("all", found.get("anomaly")), ("deflector-like", found.get("anomaly", {}).get(DEFLECTOR_LIKE))):
         if part is None:
             continue

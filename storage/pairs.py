@@ -122,17 +122,15 @@ def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:
     return [str(value) for value in np.asarray(ids[start:count])]
 
 
-def read_classes(url: str) -> dict[str, str]:
-    """`central_class` by id from the table beside a pair store (NAME.parquet of NAME.zarr); empty without one."""
+def read_labels(url: str) -> dict[str, dict[str, Any]]:
+    """Rows by id of the table beside a pair store (NAME.parquet of NAME.zarr); empty without one."""
     path = url.rstrip("/").removesuffix(".zarr") + ".parquet"
     folder, _, name = path.rpartition("/")
     try:
         table = read_parquet(Folder.at(folder or ".").read(name))
     except FileNotFoundError:
         return {}
-    if not {"id", "central_class"} <= set(table.column_names):
-        return {}
-    return dict(zip(table["id"].to_pylist(), table["central_class"].to_pylist(), strict=True))
+    return {row["id"]: row for row in table.to_pylist() if "id" in row}
 
 
 def _open(

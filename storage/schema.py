@@ -147,6 +147,26 @@ EVALUATED_IMAGES: pa.Schema = pa.schema(
             for b in BANDS
             for suffix, what in (("", "truth"), ("_mean", "mean of samples"), ("_std", "std of samples"))
         ),
+        *(
+            field
+            for name, what in (
+                ("colour_gr", "Colour g - r within 1 arcsec (mag)"),
+                ("colour_ri", "Colour r - i within 1 arcsec (mag)"),
+                ("size", "Size from weighted second moments (arcsec)"),
+                ("ellipticity", "Ellipticity from weighted second moments"),
+                ("bulge", "Flux within 0.3 arcsec over that within 1 arcsec"),
+                ("gini", "Gini coefficient within 1 arcsec"),
+                ("asymmetry", "Rotational asymmetry within 1 arcsec"),
+                ("sources", "Sources detected in the stamp"),
+            )
+            for field in (
+                _field(name, _F64, f"{what}: truth", "", "stat.value"),
+                _field(f"{name}_samples", pa.list_(_F64), f"{what}: each sample", "", "stat.value"),
+            )
+        ),
+        _field("power", pa.list_(_F64), "Power by spatial frequency up to Nyquist's: truth", "", "stat.value"),
+        _field("power_samples", pa.list_(_F64), "The same, mean of samples", "", "stat.value"),
+        _field("blended_lsst", pa.bool_(), "Blended in LSST, where the store's table says", "", "meta.code"),
     ]
 )
 """Scores of whole images: a row for each pair and direction."""

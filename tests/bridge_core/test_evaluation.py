@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from bridge_core.apertures import aperture
 from bridge_core.evaluation import (
     LEVELS,
     REGIONS,
     PixelMeasures,
     PixelSums,
-    aperture,
     gaussian_blur,
     image_scores,
     photometry,

@@ -154,14 +154,23 @@ def test_a_checkpoint_for_other_pixels_is_refused(stores, tmp_path, capsys):
 # -- numbers that are known --
 
 
-def made_tables(samples: int = 4):
+def made_tables() -> tuple[pa.Table, pa.Table, pa.Table]:
     """Tables of 40 pairs whose sums give known measures, and scores that a flux explains in part."""
-    rng = np.random.default_rng(0)
+    rng, samples = np.random.default_rng(0), 4
     ids = [f"o{k:02d}" for k in range(40)]
     images = {"object_id": ids, "direction": ["lsst->euclid"] * 40, "energy_score": np.arange(40.0)}
     images |= {"energy_score_fair": np.arange(40.0) - 1, "flux_VIS": np.full(40, 100.0)}
     images |= {f"patch_energy_{s}": np.full(40, 0.5) for s in (1, 2, 4, 8)}
-    images |= {"flux_VIS_mean": 90 + rng.normal(size=40), "flux_VIS_std": np.full(40, 5.0)}
+    shape = rng.normal(size=40)
+    for name in ("size", "ellipticity", "bulge", "gini", "asymmetry"):
+        images |= {name: shape, f"{name}_samples": [[value + 0.5] * samples for value in shape]}
+    images |= {"power": [[1.0, 2.0]] * 40, "power_samples": [[1.0, 3.0]] * 40}
+    images |= {"sources": np.full(40, 2.0), "sources_samples": [[2.0, 2.0, 2.0, 1.0]] * 40}
+    images |= {
+        "blended_lsst": [True, False] * 20,
+        "flux_VIS_mean": 90 + rng.normal(size=40),
+        "flux_VIS_std": np.full(40, 5.0),
+    }
     rows = [(name, region) for name in ids for region in REGIONS]
     pixels = {
         "object_id": [name for name, _ in rows],
@@ -189,7 +198,8 @@ def made_tables(samples: int = 4):
         "smooth_residual": rng.normal(size=300),
     }
     wanted = ((images, EVALUATED_IMAGES), (pixels, EVALUATED_PIXELS), (scores, EVALUATED_SCORES))
-    return [conform(pa.table(table), schema, "made") for table, schema in wanted]
+    images_table, pixels_table, scores_table = (conform(pa.table(t), schema, "made") for t, schema in wanted)
+    return images_table, pixels_table, scores_table
 
 
 def test_measures_follow_from_the_sums():
@@ -206,6 +216,14 @@ def test_measures_follow_from_the_sums():
         assert found["ranks"]["lsst->euclid"][region] == [0.2] * 5
     flux = found["photometry"]["lsst->euclid"]["VIS"]
     assert flux["median_ratio"]["value"] == pytest.approx(0.9, abs=0.01) and flux["objects"] == 40
+    shape = found["morphology"]["lsst->euclid"]
+    assert set(shape) == {"size", "ellipticity", "bulge", "gini", "asymmetry"}  # no colours of one band
+    assert shape["gini"]["median"] - shape["gini"]["true_median"] == pytest.approx(0.5, abs=0.05)
+    assert 0.4 < shape["gini"]["wasserstein"] < 0.7
+    assert found["power"]["lsst->euclid"] == [1.0, 1.5]
+    sources = found["sources"]["lsst->euclid"]
+    assert (sources["all"]["mean"], sources["all"]["true_mean"], sources["all"]["same_count"]) == (1.75, 2, 0.75)
+    assert sources["blended_lsst"]["pairs"] == 20
 
 
 def test_the_ranking_stands_beside_scores_without_a_model():
