@@ -4,7 +4,7 @@ Writes metrics.json (every number with a 95% interval from drawing pairs anew), 
 scores.parquet (a row for each object, from which the numbers follow) and three plots. With --anomalies, the pairs are
 the regular objects and each anomaly score stands beside scores that need no model: central flux, total flux, 1/flux,
 and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of pairs through its display, white at
-3000 nJy (LSST) and 1500 nJy (Euclid) a pixel.
+3000 nJy (LSST) and 1500 nJy (Euclid) a pixel, and its own 8-bit data sets as they are.
 """
 
 from __future__ import annotations
@@ -103,17 +103,18 @@ def check(config: Config) -> tuple[Settings, Model]:
     from storage.objectstore import Folder, configured
     from storage.pairs import read_pairs
 
-    grid = "cutout" if config.checkpoint and config.checkpoint.endswith(".pth") else "mosaic"
+    published = bool(config.checkpoint) and str(config.checkpoint).endswith(".pth")  # it sees the display, not fluxes
+    grid = "cutout" if published else "mosaic"
     model = None
     counts: dict[str, int] = {}
     for which, url in (("pairs", config.pairs), ("anomalies", config.anomalies)):
         if url is None:
             continue
-        probe = read_pairs(url, grid, stop=1)
+        probe = read_pairs(url, grid, stop=1, eight_bit=published)
         if model is None:
             model = evaluated_model(config.checkpoint, probe)
             grid = model.card.grid
-            probe = read_pairs(url, grid, stop=1)
+            probe = read_pairs(url, grid, stop=1, eight_bit=published)
         for survey, expected in model.card.pixel_scale.items():
             if abs(probe.pixel_scale[survey] / expected - 1) > 0.01:
                 raise RequestError(

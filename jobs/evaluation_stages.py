@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 BLOCK = 64
 """Pairs of a block; they are judged one by one, so the number changes nothing but memory and overhead."""
 PARTS = "parts"
-WHITE = {"lsst": (3000.0, 0.2), "euclid": (1500.0, 0.1)}
-"""Flux in nJy that AS-Bridge's display shows white, and the pixel in arcsec that it is of."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class BlockReader:
         which, first, stop = self.settings.rows(item)
         url = self.settings.url(which)
         ids = read_ids(url, first, stop)
-        pairs = read_pairs(url, self.settings.grid, first, stop)
+        pairs = read_pairs(url, self.settings.grid, first, stop, eight_bit=True)
         return Block(which, first, pairs, ids, [self.labels[which].get(name, {}) for name in ids])
 
 
@@ -264,7 +262,7 @@ def evaluated_model(checkpoint: str | None, pairs: Pairs) -> Model:
 def display_stretch(pairs: Pairs) -> Any:
     """AS-Bridge's display for these pairs: white is the flux of `WHITE` on its own pixels, scaled to theirs by area."""
     from bridge_core.stretch import Stretch
-    from storage.pairs import EUCLID_BANDS, LSST_BANDS
+    from storage.pairs import EUCLID_BANDS, LSST_BANDS, WHITE
 
     top: dict[str, float] = {}
     for survey, bands in (("lsst", LSST_BANDS), ("euclid", EUCLID_BANDS)):

@@ -2,6 +2,9 @@
 
 A Zarr v3 group with ``lsst`` [N, 64, 64, 3] gri, ``euclid`` [N, 64, 64] VIS and ``id`` [N]; float32 nJy per pixel, sky
 subtracted; the numbers of the instruments in the group's attributes under ``bands``.
+
+AS-Bridge's own data sets have the same layout in 8 bits: display values, whose flux is not known. Where a caller takes
+them, they are given nominal fluxes, which its display turns back into the same values.
 """
 
 from __future__ import annotations
@@ -22,6 +25,17 @@ from storage.schema import read_parquet
 LSST_BANDS = ("g", "r", "i")
 EUCLID_BANDS = ("VIS",)
 GRIDS = ("mosaic", "cutout")
+
+WHITE = {"lsst": (3000.0, 0.2), "euclid": (1500.0, 0.1)}
+"""Flux in nJy that AS-Bridge's display shows white, and the pixel in arcsec that it is of."""
+
+NOMINAL = {
+    "g": {"pixel_arcsec": 0.2, "sigma_noise": 1.3},
+    "r": {"pixel_arcsec": 0.2, "sigma_noise": 1.3},
+    "i": {"pixel_arcsec": 0.2, "sigma_noise": 2.1},
+    "VIS": {"pixel_arcsec": 0.1, "sigma_noise": 2.0},
+}
+"""Numbers of the instruments that 8-bit stores do not state: about LSST's ten years and Euclid's wide survey."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,8 @@ def read_pairs(
     start: int = 0,
     stop: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    *,
+    eight_bit: bool = False,
 ) -> Pairs:
     """Read pairs `start` to `stop` (exclusive) of a store and bring them onto a grid; other chunks are not touched.
 
@@ -69,6 +85,8 @@ def read_pairs(
         ``mosaic``: the central half of the LSST stamp on the Euclid pixels; ``cutout``: as stored.
     start, stop
         Range of rows; by default to the end. A stop beyond the end is the end.
+    eight_bit
+        Take AS-Bridge's display values as well, with nominal fluxes.
 
     Raises
     ------
@@ -78,7 +96,10 @@ def read_pairs(
     if grid not in GRIDS:
         raise StorageError(f"grid {grid!r} is not one of {GRIDS}")
     lsst, euclid, attributes = _open(url, storage_options)
-    numbers = _numbers(attributes.get("bands"), url)
+    display = lsst.dtype == np.uint8 and euclid.dtype == np.uint8
+    if display and not eight_bit:
+        raise StorageError(f"{url}: 8-bit display values have no flux; give stamps in nJy (float32)")
+    numbers = NOMINAL if display else _numbers(attributes.get("bands"), url)
     scale_lsst, scale_euclid = numbers["g"]["pixel_arcsec"], numbers["VIS"]["pixel_arcsec"]
     ratio = round(scale_lsst / scale_euclid)
     if grid == "mosaic" and abs(ratio * scale_euclid - scale_lsst) > 1e-6:
@@ -95,6 +116,9 @@ def read_pairs(
         last = min(stop or lsst.shape[0], lsst.shape[0])
         reason = f"{type(error).__name__}: {error}"
         raise DamagedData(f"{url}: pairs {start} to {last} cannot be read ({reason}); write the store again") from error
+    if display:
+        stamps = np.stack([_nominal_flux(stamps[..., c], band) for c, band in enumerate(LSST_BANDS)], -1)
+        vis = _nominal_flux(vis, "VIS")
     if not (np.isfinite(stamps).all() and np.isfinite(vis).all()):
         raise StorageError(
             f"{url}: pairs {start} to {start + len(vis)} hold NaN or infinite flux; leave such stamps out"
@@ -156,6 +180,13 @@ def _open(
             f"{url}: lsst is {shapes[0]} and euclid {shapes[1]}; a pair store has [N, H, W, 3] gri and [N, H, W] VIS"
         )
     return lsst, euclid, dict(group.attrs)
+
+
+def _nominal_flux(values: NDArray[np.float32], band: str) -> NDArray[np.float32]:
+    """Flux that AS-Bridge's display shows as a value 0..255: v / 255 = asinh(f / 3 sigma) / asinh(white / 3 sigma)."""
+    softening = 3 * NOMINAL[band]["sigma_noise"]
+    white = WHITE["euclid" if band == "VIS" else "lsst"][0]
+    return np.asarray(softening * np.sinh(values / 255 * np.arcsinh(white / softening)), np.float32)
 
 
 def _numbers(bands: Any, url: str) -> dict[str, dict[str, float]]:

@@ -9,11 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import zarr
 
 from bridge_core.evaluation import LEVELS, REGIONS
+from bridge_core.stretch import Stretch
 from jobs import evaluation_stages
 from jobs.__main__ import main
 from jobs.evaluation_summary import summarise
+from storage.pairs import NOMINAL, WHITE, read_pairs
 from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
 from tests import tiny
 
@@ -151,6 +155,38 @@ def test_a_checkpoint_for_other_pixels_is_refused(stores, tmp_path, capsys):
     assert 'lsst pixel scale 0.100" on the mosaic grid but checkpoint coarse expects 0.300"' in capsys.readouterr().err
 
 
+def test_eight_bit_stores_are_for_checkpoints_that_see_the_display(stores, tmp_path, capsys):
+    bytes_store = eight_bit_copy(stores[0], tmp_path / "bytes.zarr")
+    assert evaluate((bytes_store, *stores[1:]), tmp_path / "out") == 2
+    assert "bytes.zarr: 8-bit display values have no flux; give stamps in nJy" in capsys.readouterr().err
+
+
+def eight_bit_copy(store: str, path: Path) -> str:
+    """The stamps as AS-Bridge's data sets hold them: its display, rounded to bytes."""
+    pairs = read_pairs(store, "cutout")
+    shown = {}
+    for name, images, bands in (("lsst", pairs.lsst, ("g", "r", "i")), ("euclid", pairs.euclid, ("VIS",))):
+        noise = {band: NOMINAL[band]["sigma_noise"] for band in bands}
+        stretch = Stretch.asbridge(noise, dict.fromkeys(bands, WHITE[name][0]))
+        unit = (stretch.forward(torch.from_numpy(images), bands).numpy() + 1) / 2
+        shown[name] = np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
+    group = zarr.open_group(str(path), mode="w")
+    group.create_array("lsst", data=np.ascontiguousarray(shown["lsst"].transpose(0, 2, 3, 1)))
+    group.create_array("euclid", data=shown["euclid"][:, 0])
+    return str(path)
+
+
+def test_eight_bit_stamps_come_back_as_they_were_shown(stores, tmp_path):
+    path = eight_bit_copy(stores[0], tmp_path / "bytes.zarr")
+    pairs = read_pairs(path, "cutout", eight_bit=True)
+    again = evaluation_stages.display_stretch(pairs)
+    for images, bands, name in ((pairs.lsst, ("g", "r", "i"), "lsst"), (pairs.euclid, ("VIS",), "euclid")):
+        shown = (again.forward(torch.from_numpy(images), bands) + 1) / 2 * 255
+        stored = np.asarray(zarr.open_group(path, mode="r")[name]).astype(np.float32)
+        stored = stored.transpose(0, 3, 1, 2) if name == "lsst" else stored[:, None]
+        np.testing.assert_allclose(shown.numpy(), stored, atol=1e-3)
+
+
 # -- numbers that are known --
 
 
@@ -243,13 +279,35 @@ def test_without_anomalies_there_is_no_ranking():
     assert "anomaly" not in summarise(images, pixels, None, samples=4)
 
 
+def published(shared_data: Path) -> list[str]:
+    """AS-Bridge's checkpoint and a sampler that suits it."""
+    sampler = ["--samples", "5", "--steps", "8", "--order", "2", "--eta", "0", "--sigma-max", "3", "--no-from-end"]
+    return [
+        "--checkpoint",
+        str(shared_data / "golden" / "asbridge_base32.pth"),
+        "--direction",
+        "lsst->euclid",
+        *sampler,
+    ]
+
+
 @pytest.mark.slow
 def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_data, tmp_path):
     """On these weights and pairs, 2M with 8 steps from sigma 3 gave 6.77 (K = 5, all of 64 pairs) with other noise."""
-    arguments = ["--samples", "5", "--steps", "8", "--order", "2", "--eta", "0", "--sigma-max", "3", "--no-from-end"]
-    arguments += ["--checkpoint", str(shared_data / "golden" / "asbridge_base32.pth"), "--direction", "lsst->euclid"]
     pairs = str(shared_data / "pairs" / "test_regular.zarr")
-    assert main(["evaluate", "--pairs", pairs, "--limit", "32", "--out", str(tmp_path), *arguments]) == 0
+    assert main(["evaluate", "--pairs", pairs, "--limit", "32", "--out", str(tmp_path), *published(shared_data)]) == 0
     score = metrics_of(tmp_path)["energy_score"]["lsst->euclid"]["published"]
     assert score["value"] == pytest.approx(6.77, abs=1.0)
     assert score["interval"][0] < 6.77 < score["interval"][1] + 0.5
+
+
+@pytest.mark.slow
+def test_published_weights_score_alike_on_eight_bit_stamps(shared_data, tmp_path):
+    """Their own data sets hold what their display shows, rounded to 1/255 of its range."""
+    pairs = eight_bit_copy(str(shared_data / "pairs" / "test_regular.zarr"), tmp_path / "bytes.zarr")
+    scores: list[float] = []
+    for store in (str(shared_data / "pairs" / "test_regular.zarr"), pairs):
+        out = tmp_path / str(len(scores))
+        assert main(["evaluate", "--pairs", store, "--limit", "4", "--out", str(out), *published(shared_data)]) == 0
+        scores.append(metrics_of(out)["energy_score"]["lsst->euclid"]["published"]["value"])
+    assert scores[1] == pytest.approx(scores[0], rel=0.1)
