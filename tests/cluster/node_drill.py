@@ -6,6 +6,7 @@ What is left has no room for the model that the lost node held, which keeps wait
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -24,13 +25,14 @@ def main(folder: Path) -> None:
     from cluster.stream import Stream
     from tests.cluster.scripted import Script
 
+    os.environ["RAY_health_check_period_ms"] = "500"  # a head asks 5 times before it gives a node up
     common: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
     head = {"num_cpus": 1, "temp_dir": tempfile.mkdtemp(prefix="sb", dir="/tmp"), **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1, **common)
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
     script = Script(folder, seconds={"model": 1.0, "read": 0.1}, size=200_000)
-    stream = Stream([f"t{k:04d}" for k in range(40)], script.stages(), workers=(2, 2))
+    stream = Stream([f"t{k:04d}" for k in range(24)], script.stages(), workers=(2, 2))
     rows, removed_while_busy = [], False
     for row in stream:
         rows.append(row)

@@ -36,6 +36,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Ray writes the address of the latest cluster there, where other programs of this machine look for theirs.
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_health_check_period_ms", "500")  # a head asks 5 times before it gives a node up
         head = {"num_cpus": 1, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
