@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     from cluster.stream import Stream
     from tests.cluster.scripted import Script
 
-    os.environ["RAY_health_check_period_ms"] = "500"  # a head asks 5 times before it gives a node up
+    os.environ.update(RAY_health_check_period_ms="500")  # a head asks 5 times before it gives a node up
     common: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
     head = {"num_cpus": 1, "temp_dir": tempfile.mkdtemp(prefix="sb", dir="/tmp"), **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -28,7 +28,7 @@ def main() -> None:
         command, *arguments = line.split()
         if command == "start":
             os.environ["AWS_ENDPOINT_URL"] = arguments[0]
-            os.environ["RAY_health_check_period_ms"] = "500"  # a head asks 5 times before it gives a node up
+            os.environ.update(RAY_health_check_period_ms="500")  # a head asks 5 times before it gives a node up
             cluster.add_node(num_cpus=0, **NODE)  # where drivers live, as on a cluster with a head of its own
             for _ in range(2):
                 cluster.add_node(num_cpus=2, **NODE)
