@@ -124,8 +124,8 @@ def image_scores(samples: Tensor, truth: Tensor, bands: tuple[str, ...], display
     truth
         [N, C, H, W].
     display
-        AS-Bridge's stretch (`Stretch.asbridge`), whatever the model's own is: its [-1, 1] is [0, 1] of the score, with
-        VIS repeated to three channels as it does.
+        AS-Bridge's stretch (`Stretch.asbridge`), whatever the model's own is. Of the energy scores its [-1, 1] is
+        [0, 1], with VIS repeated to three channels as it does; those of patches are in its own units, VIS once.
     """
     u = to_channels(display.forward(samples, bands), 3)
     y = to_channels(display.forward(truth, bands), 3)

@@ -1,7 +1,7 @@
 """Shapes of the object in the middle of a stamp, measured alike on samples and on the truth.
 
-What counts is whether generated images have the distribution of true ones (Hackstein et al. 2023, arXiv 2203.11956,
-who compare these statistics by their Wasserstein distances), so the definitions are plain and need no segmentation:
+What counts is whether generated images have the distribution of true ones (Holzschuh et al. 2022, arXiv 2203.11956,
+who compare such statistics by their Wasserstein distances), so the definitions are plain and need no segmentation:
 everything is measured in fixed circles, noise included in both.
 """
 
@@ -43,8 +43,9 @@ def shapes(images: Tensor, pixel_scale: float) -> dict[str, Tensor]:
         `size`: arcsec, sqrt of the trace of the second moments weighted by a Gaussian. `ellipticity`: of the same
         moments, |e| = sqrt((Qxx - Qyy)^2 + 4 Qxy^2) / (Qxx + Qyy). `bulge`: share of the flux within 0.3" of that
         within 1". `gini`: Gini coefficient of the |flux| of the pixels within 1" (Lotz et al. 2004, eq. (6)).
-        `asymmetry`: sum of |I - I turned by 180 degrees| over twice the sum of |I| within 1" (Conselice 2003). NaN
-        where the weighted flux is not positive (size, ellipticity).
+        `asymmetry`: sum of |I - I turned by 180 degrees| over twice the sum of |I| within 1", about the middle of the
+        stamp and with its noise (after Conselice et al. 2000). NaN where the weighted flux is not positive (size,
+        ellipticity).
     """
     height, width = images.shape[-2:]
     image = images.double()
@@ -95,5 +96,5 @@ def power_spectrum(images: Tensor, bins: int = 16) -> Tensor:
 def wasserstein(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Wasserstein-1 distance of two sets of numbers, in standard deviations of `other`; NaN values are left out."""
     first, second = (values[~np.isnan(values)] for values in (one, other))
-    spread = float(second.std())
+    spread = float(second.std()) if len(second) else 0.0
     return float(wasserstein_distance(first, second)) / spread if len(first) and spread > 0 else math.nan

@@ -36,9 +36,7 @@ def average_precision(score: Floats, anomalous: Labels) -> float:
 
 def false_alarms(score: Floats, anomalous: Labels, completeness: float) -> float:
     """Share of the regular objects above the threshold at which so large a share of the anomalies is found."""
-    true, taken = _curve(score, anomalous)
-    place = int(np.searchsorted(true, completeness * true[-1] - 1e-9))
-    return float((taken[place] - true[place]) / (taken[-1] - true[-1]))
+    return _rates(score, anomalous, completeness)[1]
 
 
 def precision_at(score: Floats, anomalous: Labels, count: int) -> float:
@@ -70,28 +68,44 @@ def inspection_load(score: Floats, anomalous: Labels, prevalence: float, complet
 
     The lists are looked through down to the score at which `completeness` of the anomalies is found.
     """
-    false = false_alarms(score, anomalous, completeness)
-    return 1 + false * (1 - prevalence) / (completeness * prevalence)
+    true, false = _rates(score, anomalous, completeness)
+    return 1 + false * (1 - prevalence) / (true * prevalence)
 
 
 def bootstrap(
-    measures: Callable[[Floats, Labels], Sequence[float]],
-    score: Floats,
+    measures: Callable[[NDArray[np.int64]], Sequence[float]],
     anomalous: Labels,
     *,
     draws: int = 400,
     level: float = 0.95,
     seed: int = 0,
 ) -> list[tuple[float, float]]:
-    """Percentile intervals of measures of a score, objects drawn anew within each kind (Efron & Tibshirani 1993)."""
+    """Percentile intervals of measures, objects drawn anew within each kind (Efron & Tibshirani 1993).
+
+    Parameters
+    ----------
+    measures : callable
+        Measures of the objects of some rows.
+    anomalous : ndarray of bool [N]
+        Both kinds are there.
+    draws, level, seed
+        How often they are drawn, share of the draws that an interval holds, seed of the draws.
+    """
     rng = np.random.default_rng(seed)
     kinds = [np.flatnonzero(anomalous), np.flatnonzero(~anomalous)]
     found = []
     for _ in range(draws):
         rows = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
-        found.append(measures(score[rows], anomalous[rows]))
+        found.append(measures(rows))
     low, high = np.quantile(np.array(found), [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _rates(score: Floats, anomalous: Labels, completeness: float) -> tuple[float, float]:
+    """Shares of the anomalies and of the regular objects above the threshold at which `completeness` is reached."""
+    true, taken = _curve(score, anomalous)
+    place = int(np.searchsorted(true, completeness * true[-1] - 1e-9))
+    return float(true[place] / true[-1]), float((taken[place] - true[place]) / (taken[-1] - true[-1]))
 
 
 def _curve(score: Floats, anomalous: Labels) -> tuple[Floats, Floats]:

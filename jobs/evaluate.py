@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on pairs it has not seen: calibration, energy scores, photometry, and how anomalies rank.
 
-Writes metrics.json (every number with a 95% interval from drawing pairs anew), images.parquet, pixels.parquet and
-scores.parquet (a row for each object, from which the numbers follow) and three plots. With --anomalies, the pairs are
+Writes metrics.json (scores, calibration and ranking with 95% intervals from drawing pairs anew), images.parquet,
+pixels.parquet and scores.parquet, from whose rows the numbers follow, and three plots. With --anomalies, the pairs are
 the regular objects and each anomaly score stands beside scores that need no model: central flux, total flux, 1/flux,
 and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of pairs through its display, white at
 3000 nJy (LSST) and 1500 nJy (Euclid) a pixel, and its own 8-bit data sets as they are.
@@ -35,7 +35,14 @@ surveybridge evaluate --pairs pairs/test_regular.zarr --anomalies pairs/test_len
 surveybridge evaluate --pairs pairs/test_regular.zarr --direction 'lsst->euclid' --limit 64 --samples 5 --out quick
 surveybridge evaluate --pairs s3://sky/test.zarr --checkpoint runs/mosaic/bridge --executor ray --workers 8 --out e"""
 
-TABLES = ("images", "pixels", "scores")
+BLOCK = 64
+"""Pairs of an item of work."""
+
+STAMP = 64
+"""Stamps have multiples of so many pixels: patches of 8 x 8 at scales up to 8."""
+
+OUTPUTS = ("scores.parquet", "anomalies.png")
+"""Files that an evaluation without anomalies does not write."""
 
 
 class Config(JobConfig):
@@ -65,12 +72,15 @@ class Config(JobConfig):
 def run(config: Config) -> int:
     """Judge, summarise, draw; 0, or 1 where pairs could not be judged."""
     from jobs.evaluation_plots import draw
+    from jobs.evaluation_stages import TABLES
     from jobs.evaluation_summary import lines_of, summarise
     from storage.objectstore import Folder
     from storage.schema import parquet_bytes
 
-    settings, model = check(config)
+    settings, model, nominal = check(config)
     out = Folder.at(config.out)
+    parts = [file for name in TABLES for file in settings.parts(name)]
+    out.delete_many(parts)  # of an evaluation that failed
     failures = [receipt for receipt in judge(config, settings) if receipt["status"] != "ok"]
     for receipt in failures:
         log.error("%s: %s", receipt["tile_id"], receipt["reason"])
@@ -83,75 +93,82 @@ def run(config: Config) -> int:
         "code_version": __version__,
         "config": config.model_dump(exclude={"storage_options"}, mode="json"),
         "pairs": dict(settings.counts),
+        "fluxes_are_nominal": nominal,
         **found,
     }
-    for name, table in tables.items():
-        out.put(parquet_bytes(table), f"{name}.parquet")
-    for name, image in draw(found, tables).items():
-        out.put(image, name)
+    files = {f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()} | draw(found, tables)
+    for name, content in files.items():
+        out.put(content, name)
     out.put_json(document, "metrics.json")
-    out.delete_below("parts")
-    print("\n".join([f"{model.card.name} on {settings.counts['pairs']} pairs, {out.file_url('metrics.json')}"]))
+    out.delete_many([*parts, *(name for name in OUTPUTS if name not in files)])
+    print(f"{model.card.name} on {settings.counts['pairs']} pairs, {out.file_url('metrics.json')}")
     print("\n".join(lines_of(found)))
     return 0
 
 
-def check(config: Config) -> tuple[Settings, Model]:
-    """Read what the evaluation is about; refuse what cannot work, before anything is written."""
-    from bridge_core.checkpoint import DIRECTIONS
-    from jobs.evaluation_stages import Settings, evaluated_model
-    from storage.objectstore import Folder, configured
-    from storage.pairs import read_pairs
+def check(config: Config) -> tuple[Settings, Model, bool]:
+    """Read what the evaluation is about; refuse what cannot work, before anything is written.
 
+    Returns
+    -------
+    tuple
+        Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
+    """
+    from bridge_core.checkpoint import DIRECTIONS, load_checkpoint
+    from jobs.evaluation_stages import Settings, display_stretch, evaluated_model
+    from storage.objectstore import Folder, configured
+    from storage.pairs import NOMINAL, read_pairs
+
+    out = Folder.at(config.out)
+    if out.is_local and os.path.isfile(out.path()):
+        raise RequestError(f"--out {config.out} is a file; give a folder")
     published = bool(config.checkpoint) and str(config.checkpoint).endswith(".pth")  # it sees the display, not fluxes
-    grid = "cutout" if published else "mosaic"
-    model = None
-    counts: dict[str, int] = {}
-    for which, url in (("pairs", config.pairs), ("anomalies", config.anomalies)):
-        if url is None:
-            continue
-        probe = read_pairs(url, grid, stop=1, eight_bit=published)
-        if model is None:
-            model = evaluated_model(config.checkpoint, probe)
-            grid = model.card.grid
-            probe = read_pairs(url, grid, stop=1, eight_bit=published)
+    grid = "cutout" if published else load_checkpoint(config.checkpoint).card.grid
+    stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
+    probes = {which: read_pairs(url, grid, stop=1, eight_bit=published) for which, url in stores.items()}
+    display = display_stretch(probes["pairs"])
+    model = evaluated_model(config.checkpoint, display)
+    for which, probe in probes.items():
+        url = stores[which]
+        if probe.stored == 0:
+            raise RequestError(f"{url} has 0 pairs; give a store that has some")
         for survey, expected in model.card.pixel_scale.items():
             if abs(probe.pixel_scale[survey] / expected - 1) > 0.01:
                 raise RequestError(
                     f'{url}: {survey} pixel scale {probe.pixel_scale[survey]:.3f}" on the {grid} grid but checkpoint '
                     f'{model.card.name} expects {expected:.3f}"; choose another checkpoint'
                 )
-        counts[which] = min(probe.stored, config.limit or probe.stored)
-        if counts[which] == 0:
-            raise RequestError(f"{url} has 0 pairs; give a store that has some")
-    assert model is not None
+        for survey, stamps in (("lsst", probe.lsst), ("euclid", probe.euclid)):
+            if stamps.shape[-2] % STAMP or stamps.shape[-1] % STAMP:
+                raise RequestError(
+                    f"{url}: {survey} stamps of {stamps.shape[-2]} x {stamps.shape[-1]} pixels, but patches at all "
+                    f"scales need multiples of {STAMP}; cut other stamps"
+                )
+        if published and any(abs(noise / probes["pairs"].noise[b] - 1) > 0.01 for b, noise in probe.noise.items()):
+            raise RequestError(
+                f"{url} and {config.pairs} state another sky noise, and {model.card.name} sees both through one "
+                "display; give stores of one survey"
+            )
     settings = Settings(
         **config.model_dump(
             include={
-                *(
-                    "checkpoint",
-                    "samples",
-                    "steps",
-                    "order",
-                    "eta",
-                    "sigma_max",
-                    "from_end",
-                    "score_samples",
-                    "score_steps",
-                ),
-                *("seed", "batch", "precision"),
+                *("checkpoint", "samples", "steps", "order", "eta", "sigma_max", "from_end", "score_samples"),
+                *("score_steps", "seed", "batch", "precision"),
             }
         ),
         pairs=Folder.at(config.pairs).url,
         anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
         grid=grid,
         directions=DIRECTIONS if config.direction == "both" else (config.direction,),
-        out=Folder.at(config.out).url,
+        out=out.url,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
-        counts=counts,
+        counts={which: min(probe.stored, config.limit or probe.stored) for which, probe in probes.items()},
+        block=BLOCK,
+        display=display,
         filesystems=configured(),
     )
-    return settings, model
+    nominal = all(probes["pairs"].noise[band] == numbers["sigma_noise"] for band, numbers in NOMINAL.items())
+    return settings, model, nominal
 
 
 def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
@@ -180,16 +197,14 @@ def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
     """Tables of all blocks, in the order of the stores, whoever has done which block when."""
     import pyarrow as pa
 
-    from jobs.evaluation_stages import PARTS
+    from jobs.evaluation_stages import TABLES
     from storage.schema import read_parquet
 
     tables = {}
-    for name in TABLES:
-        files = [f"{PARTS}/{block}.{name}.parquet" for block in settings.blocks()]
-        found = out.read_existing(files)
-        if found:
-            table = pa.concat_tables([read_parquet(found[file]) for file in files if file in found])
-            tables[name] = table if name == "scores" else _by_direction(table, settings.directions)
+    for name in TABLES[: 2 + (settings.anomalies is not None)]:
+        found = out.read_existing(settings.parts(name))
+        table = pa.concat_tables([read_parquet(found[file]) for file in settings.parts(name) if file in found])
+        tables[name] = table if name == "scores" else _by_direction(table, settings.directions)
     return tables
 
 

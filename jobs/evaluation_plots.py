@@ -37,9 +37,10 @@ def calibration(found: Mapping[str, Any]) -> Figure:
             left.stairs(np.array(shares) * len(shares), places, color=colour, label=f"{region} pixels", lw=1.8)
             held = [found["coverage"][direction][region][f"{level:.2f}"]["value"] for level in LEVELS]
             known = [(level, share) for level, share in zip(LEVELS, held, strict=True) if share is not None]
-            right.plot(*zip(*known, strict=True), "o-", color=colour, label=f"{region} pixels")
+            if known:
+                right.plot(*zip(*known, strict=True), "o-", color=colour, label=f"{region} pixels")
         left.axhline(1, color="k", lw=0.8, ls=":")
-        left.set(title=f"{direction}: rank of the truth among the samples", xlabel="rank / K", ylabel="density")
+        left.set(title=f"{direction}: rank of the truth among the samples", xlabel="rank / (K + 1)", ylabel="density")
         left.set_ylim(bottom=0)
         right.plot([0.45, 1], [0.45, 1], "k:", lw=0.8)
         right.set(title="predictive intervals", xlabel="nominal", ylabel="share of pixels inside")
@@ -53,8 +54,9 @@ def photometry(images: pa.Table) -> Figure:
     figure = Figure(figsize=(3.4 * len(bands), 3.2), layout="constrained")
     for axes, band in zip(figure.subplots(1, len(bands), squeeze=False)[0], bands, strict=True):
         rows = images.filter(pc.is_valid(images[f"flux_{band}"]))
+        rows = rows.filter(pc.greater(rows[f"flux_{band}"], 0))
         true, mean = (rows[f"flux_{band}{suffix}"].to_numpy() for suffix in ("", "_mean"))
-        axes.semilogx(true[true > 0], (mean / true)[true > 0], ".", ms=3, alpha=0.5)
+        axes.semilogx(true, mean / true, ".", ms=3, alpha=0.5)
         axes.axhline(1, color="k", lw=0.8, ls=":")
         axes.set(title=band, xlabel='true flux in 1" (nJy)', ylabel="mean of samples / truth", ylim=(0, 2.5))
     return figure
@@ -62,6 +64,7 @@ def photometry(images: pa.Table) -> Figure:
 
 def anomalies(scores: pa.Table) -> Figure:
     """ROC curve, and purity against completeness at the assumed prevalence, of the score and of the trivial ones."""
+    scores = scores.filter(pc.is_finite(scores["score"]))
     anomalous = np.asarray(scores["anomalous"].to_numpy(zero_copy_only=False), bool)
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

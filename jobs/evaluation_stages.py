@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bridge_core.checkpoint import Model, Precision
+    from bridge_core.stretch import Stretch
     from storage.pairs import Pairs
 
-BLOCK = 64
-"""Pairs of a block; they are judged one by one, so the number changes nothing but memory and overhead."""
-PARTS = "parts"
+PARTS = "evaluate-parts"
+TABLES = ("images", "pixels", "scores")
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,24 @@ class Settings:
     out: str
     threads: int
     counts: Mapping[str, int]
+    block: int
+    """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
+    display: Stretch
+    """AS-Bridge's display of the pairs, in which energy scores are taken and its checkpoints see the world."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
     def blocks(self) -> list[str]:
-        """Items: pairs-000000, pairs-000064, ..., anomalies-000000, ..."""
-        return [f"{which}-{first:08d}" for which, count in self.counts.items() for first in range(0, count, BLOCK)]
+        """Items: pairs-00000000, pairs-00000064, ..., anomalies-00000000, ..."""
+        return [f"{which}-{first:08d}" for which, count in self.counts.items() for first in range(0, count, self.block)]
+
+    def parts(self, name: str) -> list[str]:
+        """Files of a table, one a block, relative to `out`."""
+        return [f"{PARTS}/{block}.{name}.parquet" for block in self.blocks()]
 
     def rows(self, item: str) -> tuple[str, int, int]:
         """Store and range of rows of an item."""
         which, _, first = item.partition("-")
-        return which, int(first), min(int(first) + BLOCK, self.counts[which])
+        return which, int(first), min(int(first) + self.block, self.counts[which])
 
     def url(self, which: str) -> str:
         """URL of the store of pairs or of anomalies."""
@@ -112,19 +120,16 @@ class BlockJudge:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Model | None = None
+        model = evaluated_model(settings.checkpoint, settings.display)
+        self.model = model.to(self.device, settings.precision)
 
     def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
         """Rows by table: images and pixels of pairs, scores of pairs and anomalies."""
-        settings = self.settings
-        model = self.model = self.model or evaluated_model(settings.checkpoint, block.pairs).to(
-            self.device, settings.precision
-        )
         tables: dict[str, pa.Table] = {}
         if block.which == "pairs":
-            tables |= self._translations(model, block)
-        if settings.anomalies is not None:
-            tables["scores"] = self._scores(model, block)
+            tables |= self._translations(self.model, block)
+        if self.settings.anomalies is not None:
+            tables["scores"] = self._scores(self.model, block)
         return tables
 
     def _translations(self, model: Model, block: Block) -> dict[str, pa.Table]:
@@ -148,7 +153,6 @@ class BlockJudge:
             precision=settings.precision,
         )
         images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
-        display = display_stretch(pairs)
         image_rows, pixel_rows = [], []
         for direction in settings.directions:
             observed, wanted = direction.split("->")
@@ -161,7 +165,7 @@ class BlockJudge:
                 ]
             )
             samples = window_samples(model, direction, windows, corners(block), how).transpose(0, 1).contiguous()
-            columns = image_scores(samples, truth, bands, display)
+            columns = image_scores(samples, truth, bands, settings.display)
             columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
             sigma = torch.tensor([pairs.noise[band] for band in bands])
             columns |= morphology(samples, truth, sigma, pairs.pixel_scale[wanted])
@@ -249,17 +253,17 @@ class BlockWriter:
         return {"tile_id": outcome.item, "status": "ok"}
 
 
-def evaluated_model(checkpoint: str | None, pairs: Pairs) -> Model:
-    """The checkpoint; AS-Bridge's does not say what its [-1, 1] means, and takes the display of these pairs."""
+def evaluated_model(checkpoint: str | None, display: Stretch) -> Model:
+    """The checkpoint; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
     from bridge_core.checkpoint import import_asbridge, load_checkpoint
 
     if not (checkpoint and checkpoint.endswith(".pth")):
         return load_checkpoint(checkpoint)
     model = import_asbridge(checkpoint)
-    return replace(model, card=replace(model.card, stretch=display_stretch(pairs)))
+    return replace(model, card=replace(model.card, stretch=display))
 
 
-def display_stretch(pairs: Pairs) -> Any:
+def display_stretch(pairs: Pairs) -> Stretch:
     """AS-Bridge's display for these pairs: white is the flux of `WHITE` on its own pixels, scaled to theirs by area."""
     from bridge_core.stretch import Stretch
     from storage.pairs import EUCLID_BANDS, LSST_BANDS, WHITE

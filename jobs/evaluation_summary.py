@@ -1,6 +1,6 @@
-"""What an evaluation says, from its tables alone: every number of metrics.json with a 95% bootstrap interval.
+"""What an evaluation says, from its tables alone: scores, calibration and ranking with 95% bootstrap intervals.
 
-Pairs are drawn anew, not pixels: pixels of one image are not independent.
+Pairs are drawn anew, not pixels: pixels of one image are not independent. A number that is not known is null.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from bridge_core.evaluation import LEVELS, PATCH_SCALES, REGIONS, PixelMeasures
+from bridge_core.metrics import interval_width
 from bridge_core.morphology import STATISTICS, wasserstein
 from bridge_core.ranking import (
     auroc,
@@ -123,20 +125,22 @@ def _total(values: Floats, band: int | None = None) -> Floats:
 
 
 def _photometry(images: pa.Table, samples: int) -> Found:
-    """Flux within the aperture: median ratio of the mean to the truth, its scatter, and the pull of single objects."""
+    """Flux within the aperture: median ratio of the mean to the truth, its scatter, and whether its error is right."""
     found: Found = {}
     for band in ("g", "r", "i", "VIS"):
         true, mean, std = (_floats(images, f"flux_{band}{suffix}") for suffix in ("", "_mean", "_std"))
         if np.isnan(true).all():
             continue
-        ratio = mean / true
+        ratio = mean[true > 0] / true[true > 0]
+        if not len(ratio):
+            continue
         low, middle, high = np.quantile(ratio, [0.16, 0.5, 0.84])
         drawn = [np.median(ratio[rows]) for rows in _rows(len(ratio))]
-        pull = (true - mean) / (std * np.sqrt(1 + 1 / samples))
+        inside = np.abs(true - mean) <= interval_width(0.68, samples) * std
         found[band] = {
             "median_ratio": _value(middle, np.array(drawn)),
             "scatter": _number((high - low) / 2),
-            "pull_std": _number(np.std(pull)),
+            "coverage_0.68": _mean(inside.astype(np.float64)),
             "objects": len(ratio),
         }
     return found
@@ -145,7 +149,8 @@ def _photometry(images: pa.Table, samples: int) -> Found:
 def _morphology(images: pa.Table) -> Found:
     """Wasserstein distance of samples from truths, in standard deviations of the truths, for each statistic.
 
-    `floor` is the distance of one half of the truths from the other: what so many objects cannot tell apart.
+    `perfect` is the distance where one sample of each object stands for its truth, mean over the samples: what a
+    perfect posterior would show with so many objects and samples.
     """
     found: Found = {}
     for name in (*STATISTICS, "colour_gr", "colour_ri"):
@@ -153,10 +158,10 @@ def _morphology(images: pa.Table) -> Found:
         if np.isnan(true).all():
             continue
         drawn = _lists(images, f"{name}_samples")
-        halves = [wasserstein(true[k::2], true[1 - k :: 2]) for k in (0, 1)]
+        perfect = [wasserstein(np.delete(drawn, k, 1).ravel(), drawn[:, k]) for k in range(drawn.shape[1])]
         found[name] = {
             "wasserstein": _number(wasserstein(drawn.ravel(), true)),
-            "floor": _number(float(np.mean(halves))),
+            "perfect": _number(float(np.mean(perfect))),
             "median": _median(drawn),
             "true_median": _median(true),
         }
@@ -184,14 +189,14 @@ def _anomaly(scores: pa.Table) -> Found:
     anomalous = np.asarray(scores["anomalous"].to_numpy(zero_copy_only=False), bool)
     found = _kinds(scores, anomalous)
     found["prevalence"] = PREVALENCE
-    regular = ~anomalous
-    flux = _floats(scores, "central_flux")[regular]
-    own = _floats(scores, "score")[regular]
-    ranks = [np.argsort(np.argsort(values)) for values in (flux, own)]
-    found["rank_correlation_with_flux"] = _number(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    flux, own = (_floats(scores, name)[~anomalous] for name in ("central_flux", "score"))
+    known = np.isfinite(own)
+    ranks = [rankdata(values[known]) for values in (flux, own)]
+    if known.any() and all(np.ptp(values) > 0 for values in ranks):
+        found["rank_correlation_with_flux"] = _number(np.corrcoef(ranks[0], ranks[1])[0, 1])
     like = np.array([kind == DEFLECTOR_LIKE for kind in scores["central_class"].to_pylist()], bool)
     some = anomalous | like
-    if like[regular].any():
+    if like[~anomalous].any():
         found[DEFLECTOR_LIKE] = _kinds(scores.filter(pa.array(some)), anomalous[some])
     return found
 
@@ -207,20 +212,28 @@ def _kinds(scores: pa.Table, anomalous: NDArray[np.bool_]) -> Found:
 
 
 def _ranking(score: Floats, anomalous: NDArray[np.bool_], flux: Floats) -> Found:
-    """All measures of one score."""
-    names: list[tuple[str, ...]] = [("auroc",), ("aupr",)]
+    """All measures of one score, over the objects that have it; `unscored` counts the others."""
+    known = np.isfinite(score)
+    found: Found = {
+        "unscored": {"anomalous": int((~known & anomalous).sum()), "regular": int((~known & ~anomalous).sum())}
+    }
+    score, anomalous, flux = score[known], anomalous[known], flux[known]
+    names: list[tuple[str, ...]] = [("auroc",), ("matched_flux_auroc",), ("aupr",)]
     names += [("fpr_at_tpr", str(tpr)) for tpr in TPR] + [("precision_at", str(n)) for n in PRECISION_AT]
     names += [("inspection_load", str(share)) for share in COMPLETENESS]
 
-    def all_of(score: Floats, anomalous: NDArray[np.bool_]) -> list[float]:
-        values = [auroc(score, anomalous), average_precision(score, anomalous)]
-        values += [false_alarms(score, anomalous, tpr) for tpr in TPR]
-        values += [precision_at(score, anomalous, n) for n in PRECISION_AT]
-        return values + [inspection_load(score, anomalous, PREVALENCE, share) for share in COMPLETENESS]
+    def all_of(rows: NDArray[np.int64]) -> list[float]:
+        some, kinds = score[rows], anomalous[rows]
+        values = [auroc(some, kinds), matched_auroc(some, kinds, flux[rows]), average_precision(some, kinds)]
+        values += [false_alarms(some, kinds, tpr) for tpr in TPR]
+        values += [precision_at(some, kinds, n) if n <= len(some) else np.nan for n in PRECISION_AT]
+        return values + [inspection_load(some, kinds, PREVALENCE, share) for share in COMPLETENESS]
 
-    found: Found = {"matched_flux_auroc": _number(matched_auroc(score, anomalous, flux))}
-    intervals = bootstrap(all_of, score, anomalous, draws=DRAWS)
-    for path, value, interval in zip(names, all_of(score, anomalous), intervals, strict=True):
+    if anomalous.all() or not anomalous.any():  # nothing to rank
+        whole, intervals = [np.nan] * len(names), [(np.nan, np.nan)] * len(names)
+    else:
+        whole, intervals = all_of(np.arange(len(score))), bootstrap(all_of, anomalous, draws=DRAWS)
+    for path, value, interval in zip(names, whole, intervals, strict=True):
         where = found
         for key in path[:-1]:
             where = where.setdefault(key, {})
@@ -285,26 +298,30 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
             )
         for band, flux in found["photometry"][direction].items():
             lines.append(
-                f'  {band:3} flux in 1": {_text(flux["median_ratio"])} of the truth, scatter {flux["scatter"]:.2g}'
+                f'  {band:3} flux in 1": {_text(flux["median_ratio"])} of the truth, '
+                f"scatter {_plain(flux['scatter'])}, 68% interval holds {_share(flux['coverage_0.68'])}"
             )
         shapes = ", ".join(
-            f"{name} {row['wasserstein']:.2f} ({row['floor']:.2f})"
+            f"{name} {_plain(row['wasserstein'])} ({_plain(row['perfect'])})"
             for name, row in found["morphology"][direction].items()
-            if row["wasserstein"] is not None
         )
-        lines.append(f"  Wasserstein distance from the truth, sigma (floor): {shapes}")
+        lines.append(f"  Wasserstein distance from the truth, sigma (of a perfect posterior): {shapes}")
         for name, row in found["sources"][direction].items():
-            lines.append(f"  sources, {name}: {row['mean']:.2f} in samples, {row['true_mean']:.2f} in truth")
+            lines.append(f"  sources, {name}: {_plain(row['mean'])} in samples, {_plain(row['true_mean'])} in truth")
     for name, part in (("all", found.get("anomaly")), ("deflector-like", found.get("anomaly", {}).get(DEFLECTOR_LIKE))):
         if part is None:
             continue
         lines.append(f"anomalies: {part['anomalous']} against {part['regular']} regular ({name})")
         for score, row in {"score": part["score"], **part["baselines"]}.items():
             lines.append(
-                f"  {score:16} AUROC {_text(row['auroc'])}, at matched flux {row['matched_flux_auroc']:.3f}, "
+                f"  {score:16} AUROC {_text(row['auroc'])}, at matched flux {_text(row['matched_flux_auroc'])}, "
                 f"AUPR {_text(row['aupr'])}, FPR at 5% TPR {_share(row['fpr_at_tpr']['0.05'])}"
             )
     return lines
+
+
+def _plain(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
 
 
 def _text(found: Mapping[str, Any]) -> str:

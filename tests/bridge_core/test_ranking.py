@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -47,10 +49,18 @@ def test_precision_is_that_of_the_list_and_ties_count_by_chance():
     assert precision_at(score, anomalous, 3) == pytest.approx(by_chance, abs=0.01)
 
 
-def test_the_load_of_a_blind_score_is_one_in_the_prevalence():
+@pytest.mark.parametrize("completeness", [0.1, 0.5, 1.0])
+def test_the_load_of_a_blind_score_is_one_in_the_prevalence(completeness):
     blind, anomalous = np.zeros(1000), np.arange(1000) < 300
-    assert inspection_load(blind, anomalous, prevalence=1e-3, completeness=1.0) == pytest.approx(1000)
+    assert inspection_load(blind, anomalous, prevalence=1e-3, completeness=completeness) == pytest.approx(1000)
+    chance = np.random.default_rng(0).random(100_000)
+    found = inspection_load(chance, np.arange(100_000) < 50_000, prevalence=1e-3, completeness=completeness)
+    assert found == pytest.approx(1000, rel=0.05)
     assert inspection_load(anomalous.astype(float), anomalous, prevalence=1e-3, completeness=1.0) == 1
+
+
+def area(score, anomalous, rows) -> list[float]:
+    return [auroc(score[rows], anomalous[rows])]
 
 
 def test_intervals_hold_the_true_area_as_often_as_they_say():
@@ -59,14 +69,15 @@ def test_intervals_hold_the_true_area_as_often_as_they_say():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         anomalous = np.arange(300) < 100
-        ((low, high),) = bootstrap(lambda s, a: [auroc(s, a)], rng.normal(size=300) + anomalous, anomalous, draws=200)
+        score = rng.normal(size=300) + anomalous
+        ((low, high),) = bootstrap(functools.partial(area, score, anomalous), anomalous, draws=200)
         held += low <= 0.7602 <= high
     assert 178 <= held <= 199  # 95% of 200, and three standard deviations of that
 
 
 def test_the_same_seed_gives_the_same_intervals():
     def both() -> list[tuple[float, float]]:
-        return bootstrap(lambda s, a: [auroc(s, a), precision_at(s, a, 20)], SCORES["continuous"], ANOMALOUS)
+        return bootstrap(functools.partial(area, SCORES["continuous"], ANOMALOUS), ANOMALOUS)
 
     assert both() == both()
     assert all(low < high for low, high in both())

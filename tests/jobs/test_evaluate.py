@@ -14,15 +14,17 @@ import zarr
 
 from bridge_core.evaluation import LEVELS, REGIONS
 from bridge_core.stretch import Stretch
+from jobs import evaluate as job
 from jobs import evaluation_stages
 from jobs.__main__ import main
-from jobs.evaluation_summary import summarise
+from jobs.evaluation_summary import _photometry, summarise
 from storage.pairs import NOMINAL, WHITE, read_pairs
 from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
 from tests import tiny
 
 QUICK = ["--samples", "3", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
-FILES = ["anomalies.png", "calibration.png", "images.parquet", "metrics.json", "photometry.png", "pixels.parquet"]
+PLOTS = ["anomalies.png", "calibration.png", "photometry.png"]
+FILES = ["images.parquet", "metrics.json", "pixels.parquet", "scores.parquet", *PLOTS]
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,10 @@ def metrics_of(out: Path):
 
 
 def test_it_leaves_metrics_tables_and_plots(evaluated):
-    assert sorted(path.name for path in evaluated.iterdir() if path.is_file()) == sorted([*FILES, "scores.parquet"])
-    assert not list(evaluated.rglob("parts/*"))
-    for name in FILES:
-        if name.endswith(".png"):
-            assert (evaluated / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(path.name for path in evaluated.iterdir() if path.is_file()) == sorted(FILES)
+    assert not [path for path in evaluated.rglob("*") if "parts" in path.parts and path.is_file()]
+    for name in PLOTS:
+        assert (evaluated / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     found = metrics_of(evaluated)
     for name in ("energy_score", "crps", "coverage", "spread_skill"):
         assert set(found[name]) == {"lsst->euclid", "euclid->lsst"}
@@ -90,22 +91,24 @@ def same_tables(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES if name.endswith("parquet"))
 
 
-def test_ray_gives_the_same_files(stores, evaluated, tmp_path, monkeypatch, ray_cluster):
-    assert evaluate(stores, tmp_path, "--executor", "ray", "--workers", "2") == 0
-    assert same_tables(evaluated, tmp_path)
-    one, other = (metrics_of(out) for out in (evaluated, tmp_path))
+def test_ray_gives_the_same_files(stores, tmp_path, monkeypatch, ray_cluster):
+    monkeypatch.setattr(job, "BLOCK", 4)  # several blocks of each store, for two workers
+    assert evaluate(stores, tmp_path / "serial") == 0
+    assert evaluate(stores, tmp_path / "ray", "--executor", "ray", "--workers", "2") == 0
+    assert same_tables(tmp_path / "serial", tmp_path / "ray")
+    one, other = (metrics_of(tmp_path / name) for name in ("serial", "ray"))
     assert all(one[name] == other[name] for name in one if name != "config")
 
 
 def test_blocks_change_nothing(stores, evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_stages, "BLOCK", 3)
+    monkeypatch.setattr(job, "BLOCK", 3)
     assert evaluate(stores, tmp_path) == 0
     for name in ("images", "pixels", "scores"):
         one, other = (pq.read_table(out / f"{name}.parquet") for out in (evaluated, tmp_path))
         assert one["object_id"].to_pylist() == other["object_id"].to_pylist()
         for column in ("energy_score", "crps", "score"):
             if column in one.column_names:  # another number of stamps in a call rounds otherwise
-                np.testing.assert_allclose(one[column].to_numpy(), other[column].to_numpy(), rtol=1e-3)
+                np.testing.assert_allclose(one[column].to_numpy(), other[column].to_numpy(), rtol=1e-4)
 
 
 def test_a_limit_takes_the_first_pairs(stores, evaluated, tmp_path):
@@ -147,6 +150,50 @@ def test_a_wrong_request_is_refused_in_a_line(stores, tmp_path, capsys, change, 
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(words in line for words in said)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_replaces_an_earlier_one_and_leaves_other_files_alone(stores, tmp_path):
+    regular, _, checkpoint = stores
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    left = tmp_path / evaluation_stages.PARTS / "pairs-00000000.scores.parquet"
+    left.parent.mkdir()
+    left.write_bytes(b"of an evaluation that failed")
+    (tmp_path / "scores.parquet").write_bytes(b"of an earlier one")
+    assert main(["evaluate", "--pairs", regular, "--checkpoint", checkpoint, "--out", str(tmp_path), *QUICK]) == 0
+    assert "anomaly" not in metrics_of(tmp_path)
+    assert not left.exists() and not (tmp_path / "scores.parquet").exists()
+    assert (tmp_path / "parts" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_very_few_pairs_are_judged_too(stores, tmp_path, capsys, limit):
+    assert evaluate(stores, tmp_path, "--limit", str(limit)) == 0
+    assert f"anomalies: {limit} against {limit} regular (all)" in capsys.readouterr().out
+
+
+def test_a_black_stamp_is_judged_too(stores, tmp_path):
+    regular = tiny.write_pairs(tmp_path / "black.zarr", 6)
+    euclid = zarr.open_group(regular)["euclid"]
+    assert isinstance(euclid, zarr.Array)
+    euclid[2] = np.zeros((64, 64), np.float32)
+    assert evaluate((regular, *stores[1:]), tmp_path / "out") == 0
+    assert metrics_of(tmp_path / "out")["photometry"]["lsst->euclid"]["VIS"]["objects"] == 5
+
+
+def test_stamps_that_patches_do_not_tile_are_refused(stores, tmp_path, capsys):
+    group = zarr.open_group(stores[0], mode="r")
+    small = zarr.open_group(str(tmp_path / "small.zarr"), mode="w", attributes=dict(group.attrs))
+    small.create_array("lsst", data=np.asarray(group["lsst"])[:, 8:56, 8:56])
+    small.create_array("euclid", data=np.asarray(group["euclid"])[:, 8:56, 8:56])
+    assert evaluate((str(tmp_path / "small.zarr"), *stores[1:]), tmp_path / "out") == 2
+    assert "stamps of 48 x 48 pixels, but patches at all scales need multiples of 64" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file_is_refused(stores, tmp_path, capsys):
+    (tmp_path / "out").write_text("thesis")
+    assert evaluate(stores, tmp_path / "out") == 2
+    assert "out is a file; give a folder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_for_other_pixels_is_refused(stores, tmp_path, capsys):
@@ -270,8 +317,31 @@ def test_the_ranking_stands_beside_scores_without_a_model():
     assert by_flux["auroc"]["value"] == pytest.approx(0.76, abs=0.06)
     assert by_flux["auroc"]["interval"][0] < by_flux["auroc"]["value"] < by_flux["auroc"]["interval"][1]
     assert anomaly["baselines"]["inverse_flux"]["auroc"]["value"] == pytest.approx(1 - by_flux["auroc"]["value"])
-    assert by_flux["matched_flux_auroc"] < 0.65 and perfect["matched_flux_auroc"] == 1
+    assert by_flux["matched_flux_auroc"]["value"] < 0.65 and perfect["matched_flux_auroc"]["value"] == 1
     assert anomaly["deflector_like"]["regular"] == 100
+
+
+def test_objects_without_a_score_are_left_out_and_counted():
+    images, pixels, scores = made_tables()
+    values = scores["score"].to_numpy().copy()
+    values[[3, 5, 150]] = np.nan, np.inf, np.nan
+    place = scores.column_names.index("score")
+    scores = scores.set_column(place, scores.schema.field(place), pa.array(values))
+    anomaly = summarise(images, pixels, scores, samples=4)["anomaly"]
+    assert anomaly["score"]["unscored"] == {"anomalous": 2, "regular": 1}
+    assert anomaly["score"]["auroc"]["value"] == anomaly["score"]["aupr"]["value"] == 1
+    assert anomaly["score"]["precision_at"]["500"]["value"] is None  # there are 300 objects
+    nothing = scores.set_column(place, scores.schema.field(place), pa.array(np.full(300, np.nan)))
+    assert summarise(images, pixels, nothing, samples=4)["anomaly"]["score"]["auroc"]["value"] is None
+
+
+@pytest.mark.parametrize("k", [2, 8])
+def test_errors_of_fluxes_are_judged_alike_for_any_number_of_samples(k):
+    rng = np.random.default_rng(k)
+    draws = 100 + 5 * rng.normal(size=(k + 1, 4000))
+    fluxes = {"flux_VIS": draws[k], "flux_VIS_mean": draws[:k].mean(0), "flux_VIS_std": draws[:k].std(0, ddof=1)}
+    found = _photometry(conform(pa.table({"object_id": ["o"] * 4000, **fluxes}), EVALUATED_IMAGES, "made"), k)
+    assert found["VIS"]["coverage_0.68"]["value"] == pytest.approx(0.68, abs=0.03)
 
 
 def test_without_anomalies_there_is_no_ranking():
