@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from bridge_core.evaluation import LEVELS
-from jobs.evaluation_summary import BASELINES, PREVALENCE
+from jobs.evaluation_ranking import BASELINES, PREVALENCE
 
 REGION_COLOURS = {"sky": "0.55", "bright": "C0"}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.stages import Outcome, Stages
-from jobs.progress import setup_logging
+from jobs.progress import start_worker
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +95,7 @@ class BlockReader:
     def __init__(self, settings: Settings) -> None:
         from storage.pairs import read_labels
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         self.settings = settings
         self.labels = {which: read_labels(settings.url(which)) for which in settings.counts}
 
@@ -116,7 +116,7 @@ class BlockJudge:
     def __init__(self, settings: Settings) -> None:
         import torch
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -239,7 +239,7 @@ class BlockWriter:
     def __init__(self, settings: Settings) -> None:
         from storage.objectstore import Folder
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         self.folder = Folder.at(settings.out)
 
     def __call__(self, outcome: Outcome) -> dict[str, Any]:
@@ -286,10 +286,3 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
     import pyarrow as pa
 
     return pa.table({name: list(values) for name, values in columns.items()})
-
-
-def _start_process(settings: Settings) -> None:
-    from storage.objectstore import configure
-
-    setup_logging()
-    configure(settings.filesystems)

@@ -13,29 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from bridge_core.evaluation import LEVELS, PATCH_SCALES, REGIONS, PixelMeasures
 from bridge_core.metrics import interval_width
 from bridge_core.morphology import STATISTICS, wasserstein
-from bridge_core.ranking import (
-    auroc,
-    average_precision,
-    bootstrap,
-    false_alarms,
-    inspection_load,
-    matched_auroc,
-    precision_at,
-)
-
-DRAWS = 400
-TPR = (0.01, 0.05)
-PRECISION_AT = (100, 500)
-PREVALENCE = 1e-3
-"""Lenses among the objects that a search looks at: an assumption, for the expected inspection load alone."""
-COMPLETENESS = (0.1, 0.3, 0.5, 0.7, 0.9)
-BASELINES = ("central_flux", "total_flux", "inverse_flux", "smooth_residual")
-DEFLECTOR_LIKE = "deflector_like"
+from jobs.evaluation_ranking import DEFLECTOR_LIKE, DRAWS, floats, number, ranking
 
 Floats = NDArray[np.float64]
 Found = dict[str, Any]
@@ -58,22 +40,22 @@ def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, sampl
     for direction in images["direction"].unique().to_pylist():
         of_images = images.filter(pc.equal(images["direction"], direction))
         found["energy_score"][direction] = {
-            name: _mean(_floats(of_images, column))
+            name: _mean(floats(of_images, column))
             for name, column in (("published", "energy_score"), ("fair", "energy_score_fair"))
         }
         found["patch_energy"][direction] = {
-            str(scale): _mean(_floats(of_images, f"patch_energy_{scale}")) for scale in PATCH_SCALES
+            str(scale): _mean(floats(of_images, f"patch_energy_{scale}")) for scale in PATCH_SCALES
         }
         found["photometry"][direction] = _photometry(of_images, samples)
         found["morphology"][direction] = _morphology(of_images)
         power, drawn = (_lists(of_images, name) for name in ("power", "power_samples"))
-        found["power"][direction] = [_number(ratio) for ratio in drawn.mean(0) / power.mean(0)]
+        found["power"][direction] = [number(ratio) for ratio in drawn.mean(0) / power.mean(0)]
         found["sources"][direction] = _sources(of_images)
         of_pixels = pixels.filter(pc.equal(pixels["direction"], direction))
         for name, value in _pixel_measures(of_pixels, samples).items():
             found[name][direction] = value
     if scores is not None:
-        found["anomaly"] = _anomaly(scores)
+        found["anomaly"] = ranking(scores)
     return found
 
 
@@ -82,7 +64,7 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
     bands = pixels["band"].unique().to_pylist()
     shape = (-1, len(bands), len(REGIONS))  # as the rows follow each other
     sums: dict[str, Floats] = {
-        name: _floats(pixels, name).reshape(shape) for name in ("pixels", "squared_error", "variance", "crps")
+        name: floats(pixels, name).reshape(shape) for name in ("pixels", "squared_error", "variance", "crps")
     }
     for name in ("within", "ranks"):
         sums[name] = _lists(pixels, name).reshape(*sums["pixels"].shape, -1)
@@ -104,18 +86,18 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
         for name in ("crps", "rmse", "spread_skill"):
             found[name][region] = {
                 **_value(getattr(whole, name), getattr(drawn, name)),
-                "by_band": {band: _number(getattr(of_band, name)) for band, of_band in by_band.items()},
+                "by_band": {band: number(getattr(of_band, name)) for band, of_band in by_band.items()},
                 "pixels": count,
             }
         found["coverage"][region] = {
             f"{level:.2f}": {
                 **_value(whole.coverage[j], drawn.coverage[:, j]),
-                "by_band": {band: _number(of_band.coverage[j]) for band, of_band in by_band.items()},
+                "by_band": {band: number(of_band.coverage[j]) for band, of_band in by_band.items()},
             }
             for j, level in enumerate(LEVELS)
         }
         histogram = sums["ranks"][:, :, r].sum((0, 1))
-        found["ranks"][region] = [_number(share) for share in histogram / max(histogram.sum(), 1.0)]
+        found["ranks"][region] = [number(share) for share in histogram / max(histogram.sum(), 1.0)]
     return found
 
 
@@ -128,7 +110,7 @@ def _photometry(images: pa.Table, samples: int) -> Found:
     """Flux within the aperture: median ratio of the mean to the truth, its scatter, and whether its error is right."""
     found: Found = {}
     for band in ("g", "r", "i", "VIS"):
-        true, mean, std = (_floats(images, f"flux_{band}{suffix}") for suffix in ("", "_mean", "_std"))
+        true, mean, std = (floats(images, f"flux_{band}{suffix}") for suffix in ("", "_mean", "_std"))
         if np.isnan(true).all():
             continue
         ratio = mean[true > 0] / true[true > 0]
@@ -139,7 +121,7 @@ def _photometry(images: pa.Table, samples: int) -> Found:
         inside = np.abs(true - mean) <= interval_width(0.68, samples) * std
         found[band] = {
             "median_ratio": _value(middle, np.array(drawn)),
-            "scatter": _number((high - low) / 2),
+            "scatter": number((high - low) / 2),
             "coverage_0.68": _mean(inside.astype(np.float64)),
             "objects": len(ratio),
         }
@@ -154,14 +136,14 @@ def _morphology(images: pa.Table) -> Found:
     """
     found: Found = {}
     for name in (*STATISTICS, "colour_gr", "colour_ri"):
-        true = _floats(images, name)
+        true = floats(images, name)
         if np.isnan(true).all():
             continue
         drawn = _lists(images, f"{name}_samples")
         perfect = [wasserstein(np.delete(drawn, k, 1).ravel(), drawn[:, k]) for k in range(drawn.shape[1])]
         found[name] = {
-            "wasserstein": _number(wasserstein(drawn.ravel(), true)),
-            "perfect": _number(float(np.mean(perfect))),
+            "wasserstein": number(wasserstein(drawn.ravel(), true)),
+            "perfect": number(float(np.mean(perfect))),
             "median": _median(drawn),
             "true_median": _median(true),
         }
@@ -170,74 +152,17 @@ def _morphology(images: pa.Table) -> Found:
 
 def _sources(images: pa.Table) -> Found:
     """Sources detected in samples and truths, of all pairs and of those that LSST blends."""
-    true, drawn = _floats(images, "sources"), _lists(images, "sources_samples")
+    true, drawn = floats(images, "sources"), _lists(images, "sources_samples")
     blended = np.array([flag is True for flag in images["blended_lsst"].to_pylist()], bool)
     found: Found = {}
     for name, rows in (("all", np.ones(len(true), bool)), ("blended_lsst", blended)):
         if rows.any():
             found[name] = {
-                "true_mean": _number(true[rows].mean()),
-                "mean": _number(drawn[rows].mean()),
-                "same_count": _number((drawn[rows] == true[rows, None]).mean()),
+                "true_mean": number(true[rows].mean()),
+                "mean": number(drawn[rows].mean()),
+                "same_count": number((drawn[rows] == true[rows, None]).mean()),
                 "pairs": int(rows.sum()),
             }
-    return found
-
-
-def _anomaly(scores: pa.Table) -> Found:
-    """The score and the baselines, on all regular objects and on those like deflectors."""
-    anomalous = np.asarray(scores["anomalous"].to_numpy(zero_copy_only=False), bool)
-    found = _kinds(scores, anomalous)
-    found["prevalence"] = PREVALENCE
-    flux, own = (_floats(scores, name)[~anomalous] for name in ("central_flux", "score"))
-    known = np.isfinite(own)
-    ranks = [rankdata(values[known]) for values in (flux, own)]
-    if known.any() and all(np.ptp(values) > 0 for values in ranks):
-        found["rank_correlation_with_flux"] = _number(np.corrcoef(ranks[0], ranks[1])[0, 1])
-    like = np.array([kind == DEFLECTOR_LIKE for kind in scores["central_class"].to_pylist()], bool)
-    some = anomalous | like
-    if like[~anomalous].any():
-        found[DEFLECTOR_LIKE] = _kinds(scores.filter(pa.array(some)), anomalous[some])
-    return found
-
-
-def _kinds(scores: pa.Table, anomalous: NDArray[np.bool_]) -> Found:
-    flux = _floats(scores, "central_flux")
-    return {
-        "anomalous": int(anomalous.sum()),
-        "regular": int((~anomalous).sum()),
-        "score": _ranking(_floats(scores, "score"), anomalous, flux),
-        "baselines": {name: _ranking(_floats(scores, name), anomalous, flux) for name in BASELINES},
-    }
-
-
-def _ranking(score: Floats, anomalous: NDArray[np.bool_], flux: Floats) -> Found:
-    """All measures of one score, over the objects that have it; `unscored` counts the others."""
-    known = np.isfinite(score)
-    found: Found = {
-        "unscored": {"anomalous": int((~known & anomalous).sum()), "regular": int((~known & ~anomalous).sum())}
-    }
-    score, anomalous, flux = score[known], anomalous[known], flux[known]
-    names: list[tuple[str, ...]] = [("auroc",), ("matched_flux_auroc",), ("aupr",)]
-    names += [("fpr_at_tpr", str(tpr)) for tpr in TPR] + [("precision_at", str(n)) for n in PRECISION_AT]
-    names += [("inspection_load", str(share)) for share in COMPLETENESS]
-
-    def all_of(rows: NDArray[np.int64]) -> list[float]:
-        some, kinds = score[rows], anomalous[rows]
-        values = [auroc(some, kinds), matched_auroc(some, kinds, flux[rows]), average_precision(some, kinds)]
-        values += [false_alarms(some, kinds, tpr) for tpr in TPR]
-        values += [precision_at(some, kinds, n) if n <= len(some) else np.nan for n in PRECISION_AT]
-        return values + [inspection_load(some, kinds, PREVALENCE, share) for share in COMPLETENESS]
-
-    if anomalous.all() or not anomalous.any():  # nothing to rank
-        whole, intervals = [np.nan] * len(names), [(np.nan, np.nan)] * len(names)
-    else:
-        whole, intervals = all_of(np.arange(len(score))), bootstrap(all_of, anomalous, draws=DRAWS)
-    for path, value, interval in zip(names, whole, intervals, strict=True):
-        where = found
-        for key in path[:-1]:
-            where = where.setdefault(key, {})
-        where[path[-1]] = {"value": _number(value), "interval": [_number(edge) for edge in interval]}
     return found
 
 
@@ -248,8 +173,8 @@ def _mean(values: Floats) -> Found:
 def _value(value: float, drawn: Floats) -> Found:
     """A measure with the interval of its values on pairs drawn anew."""
     known = drawn[np.isfinite(drawn)]
-    interval = [_number(edge) for edge in np.quantile(known, [0.025, 0.975])] if len(known) else [None, None]
-    return {"value": _number(value), "interval": interval}
+    interval = [number(edge) for edge in np.quantile(known, [0.025, 0.975])] if len(known) else [None, None]
+    return {"value": number(value), "interval": interval}
 
 
 def _rows(count: int) -> Sequence[NDArray[np.int64]]:
@@ -262,10 +187,6 @@ def _draws(count: int) -> Floats:
     return np.stack([np.bincount(rows, minlength=count) for rows in _rows(count)]).astype(np.float64)
 
 
-def _floats(table: pa.Table, name: str) -> Floats:
-    return np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64)
-
-
 def _lists(table: pa.Table, name: str) -> Floats:
     """A column of lists of one length, float64 [N, length]; null as NaN."""
     flat = np.asarray(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float64)
@@ -274,12 +195,7 @@ def _lists(table: pa.Table, name: str) -> Floats:
 
 def _median(values: Floats) -> float | None:
     known = values[~np.isnan(values)]
-    return _number(np.median(known)) if len(known) else None
-
-
-def _number(value: float | np.floating[Any]) -> float | None:
-    """A number as JSON has it: six digits, null for none."""
-    return float(f"{value:.6g}") if np.isfinite(value) else None
+    return number(np.median(known)) if len(known) else None
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,20 @@ def setup_logging(level: int = logging.INFO) -> None:
         logging.getLogger(library).setLevel(level)
 
 
+def start_worker(filesystems: Mapping[str, Mapping[str, Any]]) -> None:
+    """What every process of a run needs before its first item: a log, and the way to storage.
+
+    Parameters
+    ----------
+    filesystems : mapping
+        fsspec's options by protocol, `storage.objectstore.configured()` of the driver.
+    """
+    from storage.objectstore import configure
+
+    setup_logging()
+    configure(filesystems)
+
+
 @contextmanager
 def log_context(**values: str) -> Iterator[None]:
     """Name what is being worked on, as in ``log_context(run=url, tile=tile_id)``, in every line logged meanwhile.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.stages import Outcome, Stages
 from jobs.candidates import find_candidates
 from jobs.config import RequestError
-from jobs.progress import log_context, setup_logging
+from jobs.progress import log_context, start_worker
 from storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class TileReader:
     def __init__(self, settings: Settings) -> None:
         from storage.tiles import TileStore
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         self.settings = settings
         self.store = TileStore.open(settings.store)
 
@@ -106,7 +106,7 @@ class TileTranslator:
 
         from bridge_core.checkpoint import load_checkpoint
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -176,7 +176,7 @@ class TileWriter:
     def __init__(self, settings: Settings) -> None:
         from storage.runs import RunFolder
 
-        _start_process(settings)
+        start_worker(settings.filesystems)
         self.settings = settings
         self.folder = RunFolder.open(settings.run)
 
@@ -265,11 +265,3 @@ def core_header(tile: Tile) -> str:
 
     image = next(iter(tile.images.values()))
     return shifted_header(image.wcs_header, tile.core[0], tile.core[2])
-
-
-def _start_process(settings: Settings) -> None:
-    """What every process of a run needs before its first tile: a log that says run and tile, and the way to storage."""
-    from storage.objectstore import configure
-
-    setup_logging()
-    configure(settings.filesystems)
