@@ -215,7 +215,8 @@ class JobServer:
                     if time.monotonic() > deadline:
                         raise ClusterError(
                             f"{self.address}: no node of the cluster has taken job {submission_id} for "
-                            f"{AGENT_SECONDS:.0f} s (no available agent); see that its nodes are up, then submit again"
+                            f"{AGENT_SECONDS:.0f} s (no available agent); see that its nodes are up and that their "
+                            "agents have their port (52365, or --dashboard-agent-listen-port of ray start)"
                         ) from None
                 time.sleep(1)
 

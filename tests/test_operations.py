@@ -53,14 +53,19 @@ def place() -> Iterator[tuple[Path, dict[str, str]]]:
 
 
 def script() -> str:
-    """The page's commands; the head gets ports that are free here."""
+    """The page's commands; the head gets ports that are free here, also where other clusters run beside it."""
     text = "\n".join(text for kind, text in LABELLED.findall(PAGE) if kind == "bash")
     for port in ("6379", "8265"):
         assert port in text
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             text = text.replace(port, str(probe.getsockname()[1]))
-    return text
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        # the agent that starts a head's jobs; where its usual port is taken, the head takes no jobs
+        agent = f"--dashboard-agent-listen-port={probe.getsockname()[1]}"
+    assert text.count("ray start --head") == 1
+    return text.replace("ray start --head", f"ray start --head {agent}")
 
 
 @pytest.mark.slow  # two clusters, a head and a dozen commands

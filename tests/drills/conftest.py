@@ -14,7 +14,7 @@ from tests.drills.scene import Row, Scene, set_up
 TABLE = pytest.StashKey[list[Row]]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Cluster, servers, tile store, and the run that nothing disturbed."""
     pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
