@@ -127,13 +127,13 @@ def image_scores(samples: Tensor, truth: Tensor, bands: tuple[str, ...], display
         AS-Bridge's stretch (`Stretch.asbridge`), whatever the model's own is. Of the energy scores its [-1, 1] is
         [0, 1], with VIS repeated to three channels as it does; those of patches are in its own units, VIS once.
     """
-    u = to_channels(display.forward(samples, bands), 3)
-    y = to_channels(display.forward(truth, bands), 3)
+    shown, shown_truth = display.forward(samples, bands), display.forward(truth, bands)
+    u, y = to_channels(shown, 3), to_channels(shown_truth, 3)
     scores = {
         "energy_score": energy_score(u, y),
         "energy_score_fair": energy_score(u, y, fair=True),
     }
-    by_scale = patch_energy_score(display.forward(samples, bands), display.forward(truth, bands), PATCH_SCALES)
+    by_scale = patch_energy_score(shown, shown_truth, PATCH_SCALES)
     scores |= {f"patch_energy_{scale}": score for scale, score in zip(PATCH_SCALES, by_scale, strict=True)}
     return {name: score.double().numpy() for name, score in scores.items()}
 
@@ -198,7 +198,9 @@ def trivial_scores(lsst: Tensor, euclid: Tensor, pixel_scale: Mapping[str, float
         in sigma^2.
     """
     central = torch.einsum(
-        "nyx,yx->n", lsst[:, 2].double(), aperture((lsst.shape[-2], lsst.shape[-1]), 1.0 / pixel_scale["lsst"]).double()
+        "nyx,yx->n",
+        lsst[:, 2].double(),
+        aperture((lsst.shape[-2], lsst.shape[-1]), APERTURE_ARCSEC / pixel_scale["lsst"]).double(),
     )
     residual = (euclid - gaussian_blur(euclid, 3.0)) / noise
     return {

@@ -18,6 +18,7 @@ from pydantic import Field
 from jobs import __version__
 from jobs.config import JobConfig, RequestError
 from jobs.progress import progress
+from jobs.translation import read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,20 +115,20 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     tuple
         Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
     """
-    from bridge_core.checkpoint import DIRECTIONS, load_checkpoint
-    from jobs.evaluation_stages import Settings, display_stretch, evaluated_model
+    from bridge_core.checkpoint import DIRECTIONS
+    from jobs.evaluation_stages import Settings, display_stretch, with_display
     from storage.objectstore import Folder, configured
     from storage.pairs import NOMINAL, read_pairs
 
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
         raise RequestError(f"--out {config.out} is a file; give a folder")
-    published = bool(config.checkpoint) and str(config.checkpoint).endswith(".pth")  # it sees the display, not fluxes
-    grid = "cutout" if published else load_checkpoint(config.checkpoint).card.grid
+    model = read_model(config.checkpoint)
+    published, grid = model.card.stretch is None, model.card.grid  # AS-Bridge's sees the display, not fluxes
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
     probes = {which: read_pairs(url, grid, stop=1, eight_bit=published) for which, url in stores.items()}
     display = display_stretch(probes["pairs"])
-    model = evaluated_model(config.checkpoint, display)
+    model = with_display(model, display)
     for which, probe in probes.items():
         url = stores[which]
         if probe.stored == 0:
@@ -201,7 +202,7 @@ def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
     from storage.schema import read_parquet
 
     tables = {}
-    for name in TABLES[: 2 + (settings.anomalies is not None)]:
+    for name in TABLES if settings.anomalies else TABLES[:2]:
         found = out.read_existing(settings.parts(name))
         table = pa.concat_tables([read_parquet(found[file]) for file in settings.parts(name) if file in found])
         tables[name] = table if name == "scores" else _by_direction(table, settings.directions)

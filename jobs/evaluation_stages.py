@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.stages import Outcome, Stages
 from jobs.progress import start_worker
+from jobs.translation import read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from bridge_core.checkpoint import Model, Precision
     from bridge_core.stretch import Stretch
@@ -120,7 +122,7 @@ class BlockJudge:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = evaluated_model(settings.checkpoint, settings.display)
+        model = with_display(read_model(settings.checkpoint), settings.display)
         self.model = model.to(self.device, settings.precision)
 
     def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
@@ -137,7 +139,7 @@ class BlockJudge:
         import torch
 
         from bridge_core.evaluation import REGIONS, PixelSums, image_scores, morphology, photometry
-        from bridge_core.translate import Sampling, observed_units, window_samples
+        from bridge_core.translate import Sampling, window_samples
         from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
         settings, pairs = self.settings, block.pairs
@@ -157,13 +159,7 @@ class BlockJudge:
         for direction in settings.directions:
             observed, wanted = direction.split("->")
             bands, truth = model.card.bands[wanted], images[wanted]
-            everywhere = torch.ones_like(images[observed][0], dtype=torch.bool)
-            windows = torch.stack(
-                [
-                    observed_units(model, observed, flux.to(self.device), everywhere.to(self.device))
-                    for flux in images[observed]
-                ]
-            )
+            windows = self._units(observed, images[observed])
             samples = window_samples(model, direction, windows, corners(block), how).transpose(0, 1).contiguous()
             columns = image_scores(samples, truth, bands, settings.display)
             columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
@@ -199,7 +195,6 @@ class BlockJudge:
 
         from bridge_core.anomaly import Scoring, score_windows
         from bridge_core.evaluation import trivial_scores
-        from bridge_core.translate import observed_units
         from storage.schema import EVALUATED_SCORES, conform
 
         settings, pairs = self.settings, block.pairs
@@ -212,15 +207,7 @@ class BlockJudge:
         )
         lsst, euclid = torch.from_numpy(pairs.lsst), torch.from_numpy(pairs.euclid)
         valid = torch.ones(len(euclid), 1, *euclid.shape[-2:], dtype=torch.bool, device=self.device)
-        x1, x0 = (
-            torch.stack(
-                [
-                    observed_units(model, survey, flux.to(self.device), torch.ones_like(flux, dtype=torch.bool))
-                    for flux in images
-                ]
-            )
-            for survey, images in (("lsst", lsst), ("euclid", euclid))
-        )
+        x1, x0 = self._units("lsst", lsst), self._units("euclid", euclid)
         scores = score_windows(model, x1, x0, valid, corners(block), how)
         columns = {
             "object_id": block.ids,
@@ -231,6 +218,16 @@ class BlockJudge:
         }
         columns |= trivial_scores(lsst, euclid, pairs.pixel_scale, pairs.noise["VIS"])
         return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")
+
+    def _units(self, survey: str, images: Tensor) -> Tensor:
+        """Stamps [N, C, H, W] nJy as the network sees them, on its device; nothing of them is masked."""
+        import torch
+
+        from bridge_core.translate import observed_units
+
+        flux = images.to(self.device)
+        valid = torch.ones_like(flux[0], dtype=torch.bool)
+        return torch.stack([observed_units(self.model, survey, stamp, valid) for stamp in flux])
 
 
 class BlockWriter:
@@ -253,14 +250,9 @@ class BlockWriter:
         return {"tile_id": outcome.item, "status": "ok"}
 
 
-def evaluated_model(checkpoint: str | None, display: Stretch) -> Model:
-    """The checkpoint; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
-    from bridge_core.checkpoint import import_asbridge, load_checkpoint
-
-    if not (checkpoint and checkpoint.endswith(".pth")):
-        return load_checkpoint(checkpoint)
-    model = import_asbridge(checkpoint)
-    return replace(model, card=replace(model.card, stretch=display))
+def with_display(model: Model, display: Stretch) -> Model:
+    """The model; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
+    return model if model.card.stretch else replace(model, card=replace(model.card, stretch=display))
 
 
 def display_stretch(pairs: Pairs) -> Stretch:

@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from bridge_core.evaluation import LEVELS, PATCH_SCALES, REGIONS, PixelMeasures
 from bridge_core.metrics import interval_width
 from bridge_core.morphology import STATISTICS, wasserstein
-from jobs.evaluation_ranking import DEFLECTOR_LIKE, DRAWS, floats, number, ranking
-
-Floats = NDArray[np.float64]
-Found = dict[str, Any]
+from jobs.evaluation_ranking import DEFLECTOR_LIKE, DRAWS, Floats, Found, floats, number, ranking
 
 
 def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, samples: int) -> Found:
@@ -182,6 +179,7 @@ def _rows(count: int) -> Sequence[NDArray[np.int64]]:
     return [rng.integers(0, count, count) for _ in range(DRAWS)]
 
 
+@functools.lru_cache(maxsize=4)  # nearly every measure of a table asks for the same
 def _draws(count: int) -> Floats:
     """How often each of `count` pairs is drawn, float64 [DRAWS, count]."""
     return np.stack([np.bincount(rows, minlength=count) for rows in _rows(count)]).astype(np.float64)

@@ -38,6 +38,10 @@ NOMINAL = {
 """Numbers of the instruments that 8-bit stores do not state: about LSST's ten years and Euclid's wide survey."""
 
 
+LABELS = ("central_class", "blended_lsst")
+"""What an evaluation asks of the table beside a pair store."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Stamps of both surveys on the grid of the network.
@@ -147,14 +151,15 @@ def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:
 
 
 def read_labels(url: str) -> dict[str, dict[str, Any]]:
-    """Rows by id of the table beside a pair store (NAME.parquet of NAME.zarr); empty without one."""
+    """`LABELS` by id from the table beside a pair store (NAME.parquet of NAME.zarr); empty without one."""
     path = url.rstrip("/").removesuffix(".zarr") + ".parquet"
     folder, _, name = path.rpartition("/")
     try:
         table = read_parquet(Folder.at(folder or ".").read(name))
     except FileNotFoundError:
         return {}
-    return {row["id"]: row for row in table.to_pylist() if "id" in row}
+    known = table.select([name for name in ("id", *LABELS) if name in table.column_names])
+    return {row["id"]: row for row in known.to_pylist() if "id" in row}
 
 
 def _open(

@@ -100,8 +100,10 @@ def _connect(
     for number, (names, stale) in enumerate(_groups(files)):
         connection.register(f"candidates_{number}", _source(run, names, columns))
         listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
-        chosen = f"SELECT {', '.join(_quoted(columns))} FROM candidates_{number}"
-        sources.append(chosen + (f" WHERE tile_id NOT IN ({listed})" if stale else ""))
+        quoted = ", ".join(f'"{name}"' for name in columns)
+        sources.append(
+            f"SELECT {quoted} FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else "")
+        )
     connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
     connection.execute(
         # DuckDB sorts NaN above every number: a score that is none must not lead the list.
@@ -131,10 +133,6 @@ def _source(run: RunFolder, files: Sequence[str], columns: Sequence[str]) -> ds.
         return CANDIDATES.empty_table()
     dataset = candidates_dataset(run.folder, files)
     return dataset if run.folder.is_local else dataset.to_table(columns=list(columns))
-
-
-def _quoted(columns: Sequence[str]) -> list[str]:
-    return [f'"{name}"' for name in columns]
 
 
 def _search(
