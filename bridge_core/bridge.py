@@ -50,12 +50,27 @@ class Bridge:
 
     @classmethod
     def brownian(
-        cls, num_steps: int = 1000, max_var: float = 1.0, m_min: float = 0.001, m_max: float = 0.999
+        cls,
+        num_steps: int = 1000,
+        max_var: float = 1.0,
+        m_min: float = 0.001,
+        m_max: float = 0.999,
+        spacing: str = "linear",
     ) -> Bridge:
-        """Brownian bridge of BBDM eq. (4) as AS-Bridge uses it: a = 1 - m, b = m, s^2 = 2 (m - m^2) max_var."""
-        # the published program holds m in float32, and 1 - m near m = 0.999 feels the rounding
-        m = torch.linspace(m_min, m_max, num_steps, dtype=torch.float32).double()
-        parameters = {"num_steps": num_steps, "max_var": max_var, "m_min": m_min, "m_max": m_max}
+        """Brownian bridge of BBDM eq. (4) as AS-Bridge uses it: a = 1 - m, b = m, s^2 = 2 (m - m^2) max_var.
+
+        AS-Bridge spaces m evenly (``linear``), which leaves a handful of entries below the noise of a faint sky.
+        ``logit`` spaces ln (m / (1 - m)) evenly, and with it ln sigma: sigma^2 = 2 max_var m / (1 - m).
+        """
+        if spacing == "linear":
+            # the published program holds m in float32, and 1 - m near m = 0.999 feels the rounding
+            m = torch.linspace(m_min, m_max, num_steps, dtype=torch.float32).double()
+        elif spacing == "logit":
+            ends = torch.tensor([m_min, m_max], dtype=torch.float64).logit()
+            m = torch.linspace(float(ends[0]), float(ends[1]), num_steps, dtype=torch.float64).sigmoid()
+        else:
+            raise BridgeError(f"brownian bridge: spacing {spacing!r} is not 'linear' or 'logit'")
+        parameters = {"num_steps": num_steps, "max_var": max_var, "m_min": m_min, "m_max": m_max, "spacing": spacing}
         return cls("brownian", parameters, 1 - m, m, (2 * (m - m**2) * max_var).sqrt())
 
     @classmethod

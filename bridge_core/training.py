@@ -31,6 +31,9 @@ class Recipe:
         Pairs a step over all workers; half of them in each direction.
     shards
         Virtual shards of the data; each gives ``batch_size / shards`` pairs to every step.
+    bright_weight
+        Weight of a pixel in the loss: 1 + so much per network unit of the observed survey's brightest band. The optimum
+        E[x0 | x_t, x1] does not move, because the weight depends on x1 alone; bright pixels are few and need the help.
     ema_width
         Relative width of the power-law average (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last 5% or so.
     """
@@ -41,6 +44,7 @@ class Recipe:
     shards: int = 8
     gradient_clip: float = 1.0
     weight_decay: float = 0.0
+    bright_weight: float = 4.0
     ema_width: float = 0.05
     seed: int = 0
 
@@ -57,19 +61,20 @@ def step_generator(seed: int, step: int, shard: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + shard * 2_654_435_769 + step) % 2**63)
 
 
-def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Apply the same random dihedral transform to each pair and roll half of the pairs around the window's edge.
+def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator, *, roll: bool) -> tuple[Tensor, Tensor]:
+    """Apply the same random dihedral transform to each pair and, if asked, roll half of them around the window's edge.
 
-    The stamps are centred on an object but a mosaic is not: rolling puts objects everywhere in the window.
+    The stamps are centred on an object but a mosaic is not: rolling puts objects everywhere in the window. It needs
+    both surveys on one grid.
     """
     pairs = torch.cat([lsst, euclid], dim=1)
     n, _, height, width = pairs.shape
     draws = torch.randint(0, 2**30, (n, 5), generator=generator)
     out = []
-    for image, (turn, flip, roll, dy, dx) in zip(pairs, draws.tolist(), strict=True):
+    for image, (turn, flip, rolled, dy, dx) in zip(pairs, draws.tolist(), strict=True):
         image = torch.rot90(image, turn % 4, (1, 2))
         image = image.flip(2) if flip % 2 else image
-        out.append(image.roll((dy % height, dx % width), (1, 2)) if roll % 2 else image)
+        out.append(image.roll((dy % height, dx % width), (1, 2)) if roll and rolled % 2 else image)
     stacked = torch.stack(out)
     return stacked[:, : lsst.shape[1]], stacked[:, lsst.shape[1] :]
 
@@ -120,7 +125,7 @@ def half_each_way(count: int) -> Tensor:
     return (torch.arange(count) < count // 2).long()
 
 
-def bridge_loss(network: nn.Module, card: Card, batch: Batch) -> Tensor:
+def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float = 0.0) -> Tensor:
     """Mean of the weighted squared error over a batch, a scalar; `network` may be a data-parallel wrapper."""
     c, device, t = card.network.image_channels, batch.lsst.device, batch.t
     to_euclid = batch.direction.view(-1, 1, 1, 1).bool()
@@ -132,7 +137,12 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch) -> Tensor:
     with torch.autocast(device.type, torch.bfloat16):
         heads = network(inputs, t, batch.direction)
     pred = torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
-    return (weight * (pred - target) ** 2).mean()
+    return (weight * brightness_weight(x1, bright_weight) * (pred - target) ** 2).mean()
+
+
+def brightness_weight(x1: Tensor, slope: float) -> Tensor:
+    """Weight of each pixel from the observed survey alone, float32 [N, 1, H, W] (`Recipe.bright_weight`)."""
+    return 1 + slope * x1.amax(1, keepdim=True).clamp(min=0)
 
 
 class TrainState:

@@ -57,6 +57,9 @@ class Config(JobConfig):
         1, ge=1, description="passes in which a worker alone takes a batch, to save memory; divides --shards"
     )
     learning_rate: float = Field(4e-4, gt=0, description="peak learning rate")
+    bright_weight: float = Field(
+        4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
+    )
     validation: int = Field(128, ge=1, description="pairs at the end of the store kept for validation")
     limit: int | None = Field(None, ge=4, description="use only the first so many pairs")
     report_seconds: float = Field(120.0, gt=0, description="seconds between checkpoints")
@@ -161,10 +164,10 @@ def make_card(config: dict[str, Any], pairs: Pairs, recipe: dict[str, Any]) -> C
     from bridge_core.objective import Objective
     from bridge_core.stretch import Stretch
 
-    # from sigma 0.014 (an eighth of the noise of a pixel in network units) instead of the published 0.045
-    m_min = 1e-4 if config["objective"] == "edm" else 1e-3
+    # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
+    even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")
     bridge = {
-        "brownian": lambda: Bridge.brownian(m_min=m_min),
+        "brownian": even_in_sigma if config["objective"] == "edm" else Bridge.brownian,
         "schrodinger": Bridge.schrodinger,
         "diffusion": Bridge.diffusion,
     }[config["bridge"]]()
@@ -173,7 +176,7 @@ def make_card(config: dict[str, Any], pairs: Pairs, recipe: dict[str, Any]) -> C
         grid=config["grid"],
         bridge=bridge,
         network=NetworkConfig(base=config["base"], stem=config["stem"], norm=config["norm"]),
-        objective=Objective(config["objective"], sigma_data=0.3, log_sigma_mean=-1.2, log_sigma_std=1.4),
+        objective=Objective(config["objective"], sigma_data=0.3, log_sigma_mean=-1.4, log_sigma_std=1.5),
         stretch=Stretch({band: 2 * sigma for band, sigma in pairs.noise.items()}),
         bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
         pixel_scale=pairs.pixel_scale,

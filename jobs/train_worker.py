@@ -81,7 +81,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 with session.gather(model, last=index == len(passes) - 1):
                     # workers may own unequal numbers of shards; the exchange takes the mean over workers
                     share = len(batch) * session.world_size / recipe.batch_size
-                    loss = share * bridge_loss(model, card, batch)
+                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight)
                     loss.backward()
                 since.loss += float(loss.detach())
             norm = state.update(progress())
@@ -98,7 +98,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 "seconds": round(state.seconds, 1),
                 "pairs": state.step * recipe.batch_size,
                 "loss": round(loss_sum / session.world_size / steps, 7),
-                "validation_loss": round(validation_loss(state.ema, card, shards, session), 7),
+                "validation_loss": round(validation_loss(state.ema, card, shards, session, recipe.bright_weight), 7),
                 "learning_rate": recipe.learning_rate_at(state.step, progress()),
                 "gradient_norm": round(norm, 4),
                 "workers": session.world_size,
@@ -152,7 +152,7 @@ class Shard:
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
         rows = self.rows(step, count)
-        lsst, euclid = augment(self.lsst[rows], self.euclid[rows], generator)
+        lsst, euclid = augment(self.lsst[rows], self.euclid[rows], generator, roll=card.grid == "mosaic")
         return Batch.draw(card, lsst, euclid, half_each_way(count), generator)
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -183,7 +183,9 @@ def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, in
     return start + count * index // shards, start + count * (index + 1) // shards
 
 
-def validation_loss(weights: dict[str, Tensor], card: Card, shards: list[Shard], session: Session) -> float:
+def validation_loss(
+    weights: dict[str, Tensor], card: Card, shards: list[Shard], session: Session, bright_weight: float
+) -> float:
     """Loss of the averaged weights on the held-out pairs, both ways, with noise that is the same at every call."""
     network = channels_last(UNet(card.network).to(session.device))
     network.load_state_dict(weights)
@@ -198,7 +200,7 @@ def validation_loss(weights: dict[str, Tensor], card: Card, shards: list[Shard],
                 for direction in (0, 1):
                     ways = torch.full((len(lsst),), direction)
                     batch = Batch.draw(card, lsst, euclid, ways, generator).to(session.device)
-                    loss += float(bridge_loss(network, card, batch)) * len(batch)
+                    loss += float(bridge_loss(network, card, batch, bright_weight)) * len(batch)
                     count += len(batch)
     loss, count = session.total([loss, count])
     return loss / count
@@ -212,5 +214,5 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 
 def make_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe that the arguments ask for."""
-    names = ("learning_rate", "batch_size", "shards", "seed")
+    names = ("learning_rate", "batch_size", "shards", "bright_weight", "seed")
     return Recipe(**{name: config[name] for name in names})

@@ -55,7 +55,7 @@ def train(state: TrainState, card: Card, steps: int, horizon: int = 60) -> list[
     for _ in range(steps):
         generator = step_generator(RECIPE.seed, state.step, 0)
         rows = torch.randint(0, len(lsst), (RECIPE.batch_size,), generator=generator)
-        x, y = augment(lsst[rows], euclid[rows], generator)
+        x, y = augment(lsst[rows], euclid[rows], generator, roll=True)
         loss = bridge_loss(state.network, card, both_ways(card, x, y, generator))
         loss.backward()
         state.update(state.step / horizon)
@@ -276,7 +276,7 @@ def test_shards_never_meet_within_a_long_run(shards, steps):
 
 def test_both_surveys_are_turned_and_rolled_alike():
     lsst = torch.rand(64, 3, 8, 8)
-    a, b = augment(lsst, lsst * 2, step_generator(0, 0, 0))
+    a, b = augment(lsst, lsst * 2, step_generator(0, 0, 0), roll=True)
     assert torch.equal(b, a * 2)
     # pixels are moved, not made
     torch.testing.assert_close(a.flatten(2).sort().values, lsst.flatten(2).sort().values, rtol=0, atol=0)
@@ -284,7 +284,7 @@ def test_both_surveys_are_turned_and_rolled_alike():
 
 def test_every_turn_occurs_and_half_of_the_pairs_stay_in_place():
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(800, 1, 8, 8)
-    turned, _ = augment(image, image, step_generator(1, 0, 0))
+    turned, _ = augment(image, image, step_generator(1, 0, 0), roll=True)
     dihedral = {
         tuple(t.flatten().tolist())
         for k in range(4)
@@ -300,6 +300,8 @@ def test_every_turn_occurs_and_half_of_the_pairs_stay_in_place():
 
 def test_augmentation_repeats_with_its_generator():
     lsst, euclid = toy_pairs(8)
-    first = augment(lsst, euclid, step_generator(0, 5, 0))
-    assert all(torch.equal(x, y) for x, y in zip(first, augment(lsst, euclid, step_generator(0, 5, 0)), strict=True))
-    assert not torch.equal(first[0], augment(lsst, euclid, step_generator(0, 6, 0))[0])
+    first = augment(lsst, euclid, step_generator(0, 5, 0), roll=True)
+    assert all(
+        torch.equal(x, y) for x, y in zip(first, augment(lsst, euclid, step_generator(0, 5, 0), roll=True), strict=True)
+    )
+    assert not torch.equal(first[0], augment(lsst, euclid, step_generator(0, 6, 0), roll=True)[0])
