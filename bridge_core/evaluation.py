@@ -27,6 +27,8 @@ from bridge_core.translate import to_channels
 REGIONS = ("all", "sky", "bright", "bright_truth")
 LEVELS = (0.50, 0.68, 0.90, 0.95)
 PATCH_SCALES = (1, 2, 4, 8)
+PIXEL_SUMS = ("pixels", "squared_error", "variance", "crps", "squared_error_display", "variance_display")
+"""The single numbers among `PixelSums`."""
 APERTURE_ARCSEC = 1.0
 """Radius of the circle around a stamp's centre in which fluxes are measured."""
 
@@ -42,6 +44,9 @@ class PixelSums:
     pixels, squared_error, variance, crps
         float64 [N, C, R]: count, squared error of the mean, unbiased variance over samples, fair CRPS; in units of the
         sky noise.
+    squared_error_display, variance_display
+        float64 [N, C, R]: the same two in the display in which the energy score is taken, where a few bright cores do
+        not outweigh all other pixels.
     within
         float64 [N, C, R, L]: pixels inside the predictive interval of each of `LEVELS`.
     ranks
@@ -52,11 +57,13 @@ class PixelSums:
     squared_error: Tensor
     variance: Tensor
     crps: Tensor
+    squared_error_display: Tensor
+    variance_display: Tensor
     within: Tensor
     ranks: Tensor
 
     @classmethod
-    def of(cls, samples: Tensor, truth: Tensor, sigma: Tensor) -> PixelSums:
+    def of(cls, samples: Tensor, truth: Tensor, sigma: Tensor, bands: tuple[str, ...], display: Stretch) -> PixelSums:
         """Sums of samples [K, N, C, H, W] against a truth [N, C, H, W], nJy, with a sky noise [C]."""
         k = len(samples)
         unit = sigma.double().view(-1, 1, 1)
@@ -69,6 +76,7 @@ class PixelSums:
         def total(values: Tensor) -> Tensor:
             return torch.einsum("ncrhw,nchw->ncr", where, values.double())
 
+        shown, shown_truth = display.forward(samples, bands).double(), display.forward(truth, bands).double()
         pull = (y - mean).abs() / std
         rank = ranks(x, y)
         return cls(
@@ -76,6 +84,8 @@ class PixelSums:
             squared_error=total((y - mean) ** 2),
             variance=total(std**2),
             crps=total(crps(x, y)),
+            squared_error_display=total((shown_truth - shown.mean(0)) ** 2),
+            variance_display=total(shown.var(0)),
             within=torch.stack([total(pull <= interval_width(level, k)) for level in LEVELS], -1),
             ranks=torch.stack([total(rank == j) for j in range(k + 1)], -1),
         )
@@ -88,6 +98,7 @@ class PixelMeasures:
     rmse: NDArray[np.float64]
     crps: NDArray[np.float64]
     spread_skill: NDArray[np.float64]
+    spread_skill_display: NDArray[np.float64]
     coverage: NDArray[np.float64]
 
     @classmethod
@@ -98,6 +109,8 @@ class PixelMeasures:
         squared_error: NDArray[np.float64],
         variance: NDArray[np.float64],
         crps: NDArray[np.float64],
+        squared_error_display: NDArray[np.float64],
+        variance_display: NDArray[np.float64],
         within: NDArray[np.float64],
     ) -> PixelMeasures:
         """Measures of sums over any pairs and bands; NaN where there is no pixel.
@@ -110,6 +123,7 @@ class PixelMeasures:
                 rmse=np.sqrt(squared_error / pixels),
                 crps=crps / pixels,
                 spread_skill=np.sqrt((1 + 1 / samples) * variance / squared_error),
+                spread_skill_display=np.sqrt((1 + 1 / samples) * variance_display / squared_error_display),
                 coverage=within / pixels[..., None],
             )
 

@@ -62,7 +62,8 @@ class Config(JobConfig):
     from_end: bool = Field(True, description="begin at the bridge's end; false for what predicts the noise, as eps")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each object for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
-    limit: int | None = Field(None, ge=1, description="only the first so many pairs of each store")
+    start: int = Field(0, ge=0, description="first row of each store, such as where the pairs kept from training begin")
+    limit: int | None = Field(None, ge=1, description="only so many pairs of each store")
     seed: int = Field(0, ge=0, description="key of the noise")
     batch: int = Field(16, ge=1, description="stamps in one network call")
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
@@ -131,8 +132,8 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     model = with_display(model, display)
     for which, probe in probes.items():
         url = stores[which]
-        if probe.stored == 0:
-            raise RequestError(f"{url} has 0 pairs; give a store that has some")
+        if probe.stored <= config.start:
+            raise RequestError(f"{url} has {probe.stored} pairs but --start is {config.start}; give a smaller one")
         for survey, expected in model.card.pixel_scale.items():
             if abs(probe.pixel_scale[survey] / expected - 1) > 0.01:
                 raise RequestError(
@@ -163,7 +164,10 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         directions=DIRECTIONS if config.direction == "both" else (config.direction,),
         out=out.url,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
-        counts={which: min(probe.stored, config.limit or probe.stored) for which, probe in probes.items()},
+        start=config.start,
+        counts={
+            which: min(probe.stored - config.start, config.limit or probe.stored) for which, probe in probes.items()
+        },
         block=BLOCK,
         display=display,
         filesystems=configured(),

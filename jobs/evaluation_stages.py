@@ -45,6 +45,8 @@ class Settings:
     precision: Precision
     out: str
     threads: int
+    start: int
+    """First row of each store."""
     counts: Mapping[str, int]
     block: int
     """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
@@ -53,8 +55,12 @@ class Settings:
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
     def blocks(self) -> list[str]:
-        """Items: pairs-00000000, pairs-00000064, ..., anomalies-00000000, ..."""
-        return [f"{which}-{first:08d}" for which, count in self.counts.items() for first in range(0, count, self.block)]
+        """Items, named by store and first row: pairs-00000000, pairs-00000064, ..., anomalies-00000000, ..."""
+        return [
+            f"{which}-{self.start + first:08d}"
+            for which, count in self.counts.items()
+            for first in range(0, count, self.block)
+        ]
 
     def parts(self, name: str) -> list[str]:
         """Files of a table, one a block, relative to `out`."""
@@ -63,7 +69,7 @@ class Settings:
     def rows(self, item: str) -> tuple[str, int, int]:
         """Store and range of rows of an item."""
         which, _, first = item.partition("-")
-        return which, int(first), min(int(first) + self.block, self.counts[which])
+        return which, int(first), min(int(first) + self.block, self.start + self.counts[which])
 
     def url(self, which: str) -> str:
         """URL of the store of pairs or of anomalies."""
@@ -138,7 +144,7 @@ class BlockJudge:
         import pyarrow as pa
         import torch
 
-        from bridge_core.evaluation import REGIONS, PixelSums, image_scores, morphology, photometry
+        from bridge_core.evaluation import PIXEL_SUMS, REGIONS, PixelSums, image_scores, morphology, photometry
         from bridge_core.translate import Sampling, window_samples
         from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
@@ -168,7 +174,7 @@ class BlockJudge:
             blended = [row.get("blended_lsst") for row in block.labels]
             named = {"object_id": block.ids, "direction": [direction] * len(truth), "blended_lsst": blended}
             image_rows.append(_table(named | columns))
-            sums = PixelSums.of(samples, truth, sigma)
+            sums = PixelSums.of(samples, truth, sigma, bands, settings.display)
             names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
             pixel_rows.append(
                 pa.table(
@@ -177,10 +183,7 @@ class BlockJudge:
                         "direction": [direction] * len(names),
                         "band": [band for _, band, _ in names],
                         "region": [region for _, _, region in names],
-                        **{
-                            name: getattr(sums, name).flatten().tolist()
-                            for name in ("pixels", "squared_error", "variance", "crps")
-                        },
+                        **{name: getattr(sums, name).flatten().tolist() for name in PIXEL_SUMS},
                         **{name: getattr(sums, name).flatten(0, 2).tolist() for name in ("within", "ranks")},
                     }
                 )

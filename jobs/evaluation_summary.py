@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bridge_core.evaluation import LEVELS, PATCH_SCALES, REGIONS, PixelMeasures
+from bridge_core.evaluation import LEVELS, PATCH_SCALES, PIXEL_SUMS, REGIONS, PixelMeasures
 from bridge_core.metrics import interval_width
 from bridge_core.morphology import STATISTICS, wasserstein
 from jobs.evaluation_ranking import DEFLECTOR_LIKE, DRAWS, Floats, Found, floats, number, ranking
@@ -30,10 +30,9 @@ def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, sampl
     samples
         K of the translation.
     """
-    found: Found = {
-        name: {} for name in ("energy_score", "patch_energy", "crps", "rmse", "coverage", "spread_skill", "ranks")
-    }
-    found |= {"photometry": {}, "morphology": {}, "power": {}, "sources": {}}
+    pixel_measures = ("crps", "rmse", "coverage", "spread_skill", "spread_skill_display", "ranks")
+    of_objects = ("photometry", "morphology", "power", "sources")
+    found: Found = {name: {} for name in ("energy_score", "patch_energy", *pixel_measures, *of_objects)}
     for direction in images["direction"].unique().to_pylist():
         of_images = images.filter(pc.equal(images["direction"], direction))
         found["energy_score"][direction] = {
@@ -60,27 +59,25 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
     """Measures over all bands and by band, for each region."""
     bands = pixels["band"].unique().to_pylist()
     shape = (-1, len(bands), len(REGIONS))  # as the rows follow each other
-    sums: dict[str, Floats] = {
-        name: floats(pixels, name).reshape(shape) for name in ("pixels", "squared_error", "variance", "crps")
-    }
+    sums: dict[str, Floats] = {name: floats(pixels, name).reshape(shape) for name in PIXEL_SUMS}
     for name in ("within", "ranks"):
         sums[name] = _lists(pixels, name).reshape(*sums["pixels"].shape, -1)
 
     def measures(total: Callable[[Floats], Floats], region: int) -> PixelMeasures:
-        names = ("pixels", "squared_error", "variance", "crps", "within")
-        return PixelMeasures.of(samples, **{name: total(sums[name][:, :, region]) for name in names})
+        return PixelMeasures.of(samples, **{name: total(sums[name][:, :, region]) for name in (*PIXEL_SUMS, "within")})
 
     def drawn_total(values: Floats) -> Floats:
         return np.tensordot(choices, values.sum(1), 1)
 
     choices = _draws(len(sums["pixels"]))
-    found: Found = {name: {} for name in ("crps", "rmse", "spread_skill", "coverage", "ranks")}
+    plain = ("crps", "rmse", "spread_skill", "spread_skill_display")
+    found: Found = {name: {} for name in (*plain, "coverage", "ranks")}
     for r, region in enumerate(REGIONS):
         whole = measures(_total, r)
         drawn = measures(drawn_total, r)
         by_band = {band: measures(functools.partial(_total, band=b), r) for b, band in enumerate(bands)}
         count = float(sums["pixels"][:, :, r].sum())
-        for name in ("crps", "rmse", "spread_skill"):
+        for name in plain:
             found[name][region] = {
                 **_value(getattr(whole, name), getattr(drawn, name)),
                 "by_band": {band: number(getattr(of_band, name)) for band, of_band in by_band.items()},
@@ -207,7 +204,8 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
             coverage = found["coverage"][direction][region]
             lines.append(
                 f"  {region:6} pixels: CRPS {_text(found['crps'][direction][region])} sigma, "
-                f"spread/skill {_text(found['spread_skill'][direction][region])}, "
+                f"spread/skill {_text(found['spread_skill'][direction][region])} "
+                f"({_text(found['spread_skill_display'][direction][region])} in the display), "
                 + ", ".join(f"{float(level):.0%} interval holds {_share(c)}" for level, c in coverage.items())
             )
         for band, flux in found["photometry"][direction].items():

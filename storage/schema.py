@@ -181,6 +181,10 @@ EVALUATED_PIXELS: pa.Schema = pa.schema(
         _field("squared_error", _F64, "Summed squared error of the mean, in the sky's variance", "", "stat.error"),
         _field("variance", _F64, "Summed variance over samples, in the sky's variance", "", "stat.variance"),
         _field("crps", _F64, "Summed fair CRPS, in the sky's standard deviation", "", "stat.value"),
+        _field(
+            "squared_error_display", _F64, "Summed squared error of the mean, AS-Bridge's display", "", "stat.error"
+        ),
+        _field("variance_display", _F64, "Summed variance over samples, AS-Bridge's display", "", "stat.variance"),
         _field("within", pa.list_(_F64), "Pixels inside the 50, 68, 90 and 95% intervals", "", "meta.number"),
         _field("ranks", pa.list_(_F64), "Pixels by rank of the truth among the samples", "", "meta.number"),
     ]

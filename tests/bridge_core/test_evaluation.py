@@ -11,6 +11,7 @@ import torch
 from bridge_core.apertures import aperture
 from bridge_core.evaluation import (
     LEVELS,
+    PIXEL_SUMS,
     REGIONS,
     PixelMeasures,
     PixelSums,
@@ -23,6 +24,8 @@ from bridge_core.metrics import energy_score
 from bridge_core.stretch import Stretch
 
 SIGMA = torch.tensor([2.0, 0.5])
+BANDS = ("g", "VIS")
+DISPLAY = Stretch.asbridge({"g": 2.0, "VIS": 0.5}, {"g": 3000.0, "VIS": 1500.0})
 
 
 def gaussian_case(spread: float, k: int = 5, n: int = 40):
@@ -34,12 +37,11 @@ def gaussian_case(spread: float, k: int = 5, n: int = 40):
 
 def sums_of(case) -> PixelSums:
     samples, truth = case
-    return PixelSums.of(samples, truth, SIGMA)
+    return PixelSums.of(samples, truth, SIGMA, BANDS, DISPLAY)
 
 
 def measures(sums: PixelSums, k: int) -> PixelMeasures:
-    names = ("pixels", "squared_error", "variance", "crps", "within")
-    return PixelMeasures.of(k, **{name: getattr(sums, name).sum((0, 1)).numpy() for name in names})
+    return PixelMeasures.of(k, **{name: getattr(sums, name).sum((0, 1)).numpy() for name in (*PIXEL_SUMS, "within")})
 
 
 @pytest.mark.parametrize("k", [2, 5, 12])
@@ -55,6 +57,15 @@ def test_a_perfect_posterior_is_calibrated_for_any_number_of_samples(k):
     assert histogram.tolist() == pytest.approx([1 / (k + 1)] * (k + 1), abs=0.01)
 
 
+def test_one_bright_core_does_not_outweigh_the_display():
+    """A core that is wrong by a thousand sigma rules the ratio of mean squares in flux, and not that in the display."""
+    samples, truth = gaussian_case(1.0, 8)
+    truth[0, 1, 16, 16] += 400
+    found = measures(sums_of((samples, truth)), 8)
+    assert found.spread_skill[0] < 0.35
+    assert found.spread_skill_display[0] == pytest.approx(1, abs=0.02)
+
+
 def test_a_narrow_posterior_is_found_out():
     found = measures(sums_of(gaussian_case(0.5)), 5)
     assert found.spread_skill[0] == pytest.approx(0.5 * math.sqrt(1.2 / (1 + 0.25 / 5)), rel=0.02)
@@ -64,19 +75,19 @@ def test_a_narrow_posterior_is_found_out():
 def test_choosing_pixels_by_their_observed_flux_spoils_a_perfect_posterior():
     """Why `bright` goes by the predicted mean: noise that lifts a pixel above the threshold counts as an error."""
     samples, truth = gaussian_case(1.0, 8, 60)
-    found = measures(PixelSums.of(samples / 4, truth / 4, SIGMA / 4), 8)
+    found = measures(PixelSums.of(samples / 4, truth / 4, SIGMA / 4, BANDS, DISPLAY), 8)
     assert found.spread_skill[REGIONS.index("bright")] == pytest.approx(1, abs=0.02)
     faint = torch.full((60, 2, 32, 32), 2.0) * SIGMA.view(2, 1, 1)
     width = SIGMA.view(2, 1, 1)
     draws = faint + width * torch.randn(9, *faint.shape)
-    chosen = measures(PixelSums.of(draws[:8], draws[8], SIGMA), 8)
+    chosen = measures(PixelSums.of(draws[:8], draws[8], SIGMA, BANDS, DISPLAY), 8)
     assert chosen.spread_skill[REGIONS.index("bright_truth")] < 0.75
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole():
     samples, truth = gaussian_case(0.8, 4, 12)
-    whole = PixelSums.of(samples, truth, SIGMA)
-    parts = [PixelSums.of(samples[:, some], truth[some], SIGMA) for some in (slice(0, 5), slice(5, 12))]
+    whole = PixelSums.of(samples, truth, SIGMA, BANDS, DISPLAY)
+    parts = [PixelSums.of(samples[:, some], truth[some], SIGMA, BANDS, DISPLAY) for some in (slice(0, 5), slice(5, 12))]
     for name in ("pixels", "squared_error", "variance", "crps", "within", "ranks"):
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-12, atol=0)
@@ -86,7 +97,7 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
 
 def test_no_pixel_is_no_measure_and_no_warning():
     zeros = np.zeros(1)
-    found = PixelMeasures.of(5, zeros, zeros, zeros, zeros, np.zeros((1, 4)))
+    found = PixelMeasures.of(5, **dict.fromkeys(PIXEL_SUMS, zeros), within=np.zeros((1, 4)))
     assert np.isnan([found.rmse[0], found.crps[0], found.spread_skill[0], found.coverage[0, 0]]).all()
 
 

@@ -1,0 +1,269 @@
+"""What a network learns from each objective, bridge and network at equal training, judged on pairs it has not seen.
+
+    python -m benchmarks.objectives --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
+
+AS-Bridge's three objectives (`grad`, `maxnll`, `eps`) and ours (`edm`) on the Brownian bridge; two comparators of its
+Table 1 on `Bridge.diffusion`: Palette (conditional diffusion from noise, Saharia et al. 2022) and joint diffusion (both
+surveys noised together, the observed one put back at every step, Song et al. 2021, sec. 5); `edm` with a network for
+each direction alone; and `edm` with the published layout of the network (no stem, GroupNorm) at equal training *time*.
+All see the same pairs in the same order with a batch of 32, and are sampled with second order, `NFE` calls. Intervals
+(95%) are from drawing the judged pairs anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.samplers import judge
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import DIRECTIONS, Card, Model
+from bridge_core.evaluation import image_scores
+from bridge_core.network import NetworkConfig, UNet, channels_last
+from bridge_core.objective import Objective
+from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
+from bridge_core.stretch import Stretch
+from bridge_core.training import Batch, Recipe, TrainState, augment, bridge_loss, half_each_way, step_generator
+from bridge_core.translate import from_channels, stretch_of, to_channels
+from jobs.evaluation_stages import display_stretch
+from storage.pairs import Pairs, read_pairs
+
+NFE = 20
+BATCH = 40
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What is trained, and from where it is sampled.
+
+    Parameters
+    ----------
+    sigma_max
+        Highest noise level of the sampler's grid.
+    from_end
+        Whether a call at the table's end stands before it (only for what predicts x0 there).
+    direction
+        The only direction it learns, or None for both.
+    joint
+        Noise both surveys together.
+    equal_time
+        Train for as long as the first entrant takes, not for as many steps.
+    """
+
+    name: str
+    bridge: Bridge
+    objective: Objective
+    network: NetworkConfig
+    bright_weight: float = 0.0
+    sigma_max: float = 3.0
+    from_end: bool = False
+    direction: str | None = None
+    joint: bool = False
+    equal_time: bool = False
+
+
+def entrants(base: int) -> list[Entrant]:
+    """All of them; the first sets the time for those of equal time."""
+    network = NetworkConfig(base=base, stem=2, norm="pixel")
+    even = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
+    edm = Entrant(
+        "edm", even, Objective("edm", 0.3, -1.4, 1.5), network, bright_weight=4.0, sigma_max=1.5, from_end=True
+    )
+    published, noise = Bridge.brownian(), Bridge.diffusion()
+    return [
+        edm,
+        *(Entrant(name, published, Objective(name), network) for name in ("grad", "maxnll", "eps")),
+        Entrant("palette", noise, Objective("eps"), network, sigma_max=20.0),
+        Entrant("joint diffusion", noise, Objective("eps"), network, sigma_max=20.0, joint=True),
+        replace(edm, name="edm, all pixels alike", bright_weight=0.0),
+        replace(edm, name="edm, one direction", direction="lsst->euclid"),
+        replace(edm, name="edm, one direction", direction="euclid->lsst"),
+        replace(edm, name="edm, published network", network=NetworkConfig(base=base), equal_time=True),
+    ]
+
+
+def main() -> None:
+    """Train and judge each, print a line for each direction, write objectives.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--base", type=int, default=16, help="channels of the first stage")
+    parser.add_argument("--held-out", type=int, default=128, help="pairs at the end of the store that are judged")
+    parser.add_argument("--samples", type=int, default=5, help="K")
+    parser.add_argument("--only", nargs="+", default=None, help="names of some")
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    pairs = read_pairs(arguments.pairs, "mosaic")
+    held_out = arguments.held_out
+    training, judged = part(pairs, slice(0, -held_out)), part(pairs, slice(-held_out, None))
+    everyone = entrants(arguments.base)
+    rows: list[dict[str, Any]] = []
+    print(
+        f"{len(training.euclid)} pairs to learn from, {held_out} to judge, base {arguments.base}, K {arguments.samples}"
+    )
+    print("                        direction     steps | energy score           | CRPS b. | spread/skill | minutes")
+    for one in everyone:
+        if arguments.only and one.name not in arguments.only:
+            continue
+        steps = arguments.steps
+        if one.equal_time:
+            steps = round(steps * step_seconds(everyone[0], training) / step_seconds(one, training))
+        began = time.perf_counter()
+        model = train(one, training, steps)
+        minutes = (time.perf_counter() - began) / 60
+        for direction in DIRECTIONS[::-1] if one.direction is None else (one.direction,):
+            row = {"name": one.name, "direction": direction, "steps": steps, "minutes": round(minutes, 2)}
+            row |= scores(model, one, judged, direction, arguments.samples)
+            rows.append(row)
+            low, high = row["energy_interval"]
+            print(
+                f"{one.name:23s} {direction} {steps:6d} | {row['energy_score']:6.3f} [{low:6.3f}, {high:6.3f}] | "
+                f"{row['crps_bright']:7.2f} | {row['spread_skill_bright']:5.2f} {row['spread_skill_sky']:5.2f} | "
+                f"{minutes:6.1f}",
+                flush=True,
+            )
+    if arguments.out:
+        settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "pairs")}
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        document = {"settings": settings | {"nfe": NFE}, "rows": rows}
+        (arguments.out / "objectives.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def part(pairs: Pairs, rows: slice) -> Pairs:
+    """Some of the pairs."""
+    return replace(pairs, lsst=pairs.lsst[rows], euclid=pairs.euclid[rows])
+
+
+def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
+    """Weights averaged over the end of a training of so many steps; pairs, noise and start as for every entrant."""
+    torch.manual_seed(0)
+    card = card_of(one, pairs)
+    network = channels_last(UNet(card.network))
+    state = TrainState(network, Recipe(bright_weight=one.bright_weight))
+    next_batch = batches(one, card, pairs, state.recipe)
+    loss_of = joint_loss if one.joint else bridge_loss
+    for step in range(steps):
+        loss_of(network, card, next_batch(step), one.bright_weight).backward()
+        state.update(step / steps)
+    network.load_state_dict(state.ema)
+    return Model(card, network.eval(), "")
+
+
+def card_of(one: Entrant, pairs: Pairs) -> Card:
+    """As `surveybridge train` would write it."""
+    return Card(
+        name=one.name,
+        grid="mosaic",
+        bridge=one.bridge,
+        network=one.network,
+        objective=one.objective,
+        stretch=Stretch({band: 2 * sigma for band, sigma in pairs.noise.items()}),
+        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
+        pixel_scale=pairs.pixel_scale,
+    )
+
+
+def batches(one: Entrant, card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
+    """The batch of a step: pairs drawn with replacement, augmented, with t and noise, a function of the step alone."""
+    stretch = stretch_of(Model(card, UNet(NetworkConfig(base=8)), ""))
+    lsst = stretch.forward(torch.from_numpy(pairs.lsst), card.bands["lsst"])
+    euclid = to_channels(stretch.forward(torch.from_numpy(pairs.euclid), card.bands["euclid"]), 3)
+    directions = half_each_way(recipe.batch_size)
+    if one.direction is not None:
+        directions = torch.full_like(directions, DIRECTIONS.index(one.direction))
+
+    def of(step: int) -> Batch:
+        generator = step_generator(recipe.seed, step, 0)
+        rows = torch.randint(0, len(lsst), (recipe.batch_size,), generator=generator)
+        return Batch.draw(card, *augment(lsst[rows], euclid[rows], generator, roll=True), directions, generator)
+
+    return of
+
+
+def joint_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float) -> Tensor:
+    """Squared error of both heads' noise, LSST and Euclid noised to the same step; x_t's own slot stays empty."""
+    eps = torch.cat([batch.eps, batch.eps.flip(0)], 1)
+    both = torch.cat([batch.lsst, batch.euclid], 1)
+    x_t = card.bridge.q_sample(both, torch.zeros_like(both), batch.t, eps)
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = network(joint_input(x_t), batch.t, torch.zeros_like(batch.direction))
+    return ((heads.float() - eps) ** 2).mean()
+
+
+def joint_input(x_t: Tensor) -> Tensor:
+    """[N, 6, H, W] noised LSST and Euclid -> the network's nine channels."""
+    return torch.cat([torch.zeros_like(x_t[:, :3]), x_t], 1).contiguous(memory_format=torch.channels_last)
+
+
+def sample_joint(model: Model, x1: Tensor, direction: str, steps: list[int], generator: torch.Generator) -> Tensor:
+    """x0 of the wanted survey, ancestral, the observed one noised afresh at every step (replacement)."""
+    bridge, wants_lsst = model.card.bridge, direction == "euclid->lsst"
+    x = torch.randn(x1.shape, generator=generator) * float(bridge.s[steps[0]])
+    x0 = x
+    for i, t in enumerate(steps):
+        a, s = float(bridge.a[t]), float(bridge.s[t])
+        known = a * x1 + s * torch.randn(x1.shape, generator=generator)
+        both = torch.cat([x, known] if wants_lsst else [known, x], 1)
+        times = torch.full((len(x1),), t)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            heads = model.network(joint_input(both), times, torch.zeros_like(times))
+        eps = heads[:, :3].float() if wants_lsst else heads[:, 3:].float()
+        x0 = (x - s * eps) / a
+        if i + 1 < len(steps):
+            k, p, _, w = bridge.transition(t, steps[i + 1], 1.0)
+            x = k * x + p * x0 + w * torch.randn(x.shape, generator=generator)
+    return x0
+
+
+def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: int) -> dict[str, Any]:
+    """Energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
+    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+    observed, wanted = direction.split("->")
+    stretch, bands, bridge = stretch_of(model), model.card.bands, model.card.bridge
+    x1 = to_channels(stretch.forward(images[observed], bands[observed]), 3).repeat(samples, 1, 1, 1)
+    steps = (end_then_rho_steps if one.from_end else rho_steps)(bridge, NFE, one.sigma_max)
+    found = []
+    for first in range(0, len(x1), BATCH):
+        some, generator = x1[first : first + BATCH], torch.Generator().manual_seed(first)
+        if one.joint:
+            u = sample_joint(model, some, direction, steps, generator)
+        else:
+            start = boot(bridge, some, steps[0], torch.randn(some.shape, generator=generator))
+            u = sample(model, some, direction, steps, start=start, order=2, eta=0.0, precision="bfloat16")
+        found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
+    drawn = torch.cat(found).unflatten(0, (samples, -1))
+    display, truth = display_stretch(pairs), images[wanted]
+    each = image_scores(drawn, truth, bands[wanted], display)["energy_score"]
+    rng = np.random.default_rng(0)
+    means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(DRAWS)]
+    row: dict[str, Any] = judge(model, drawn, truth, direction, pairs.noise, display)
+    return row | {"energy_interval": [float(edge) for edge in np.quantile(means, [0.025, 0.975])]}
+
+
+def step_seconds(one: Entrant, pairs: Pairs) -> float:
+    """Median time of a training step."""
+    network = channels_last(UNet(one.network))
+    card, state = card_of(one, pairs), TrainState(network, Recipe())
+    batch = batches(one, card, part(pairs, slice(0, 64)), state.recipe)(0)
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        bridge_loss(network, card, batch).backward()
+        state.update(0.0)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Which sampler, and how many network evaluations: scores and calibration of all of them, on pairs kept from training.
+
+    python -m benchmarks.samplers --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
+
+The pairs are the last of the training store, which `surveybridge train` keeps for validation; test sets stay untouched.
+Every sampler sees the same pairs and the same noise in one process. `ancestral` is AS-Bridge's own sampler (from the
+observed survey, steps even in the table's m, eta 1), `ancestral eta 0` the same with the eta of DBIM, which moves the
+mean as well as the noise. `dbim1`, `dbim2` and `sde2` go down the rho grid from the table's end: first and second order
+without noise, and second order with it. `heun` is that of Karras et al. 2022. NFE counts network calls a sample.
+
+Printed and written to samplers.json: energy score (as published, K samples, in AS-Bridge's display), CRPS of bright
+pixels in sigma, spread/skill of bright pixels (in the display) and of the sky, share of both inside the 68% interval,
+and milliseconds a sample. The choice is the cheapest whose energy score is within 1% of the best and whose bright
+spread/skill is within 1% of the best one's distance from 1, in both directions together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
+from bridge_core.sampler import boot, end_then_rho_steps, sample, sample_heun
+from bridge_core.translate import from_channels, stretch_of, to_channels
+from jobs.evaluation_stages import display_stretch
+from storage.pairs import read_pairs
+
+BATCH = 40
+NFE = (1, 2, 4, 6, 8, 10, 12, 20, 50)
+LONG = (200,)
+"""Of the published sampler alone, which is made for it."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way from the observed survey to samples of the wanted one."""
+
+    name: str
+    steps: Callable[[Bridge, int], list[int]]
+    order: int = 1
+    eta: float = 0.0
+    from_observed: bool = False
+    heun: bool = False
+
+    def draw(self, model: Model, x1: Tensor, direction: str, count: int, generator: torch.Generator) -> Tensor:
+        """One sample of each row of x1 [N, C, H, W] in `count` network evaluations, network units."""
+        steps = self.steps(model.card.bridge, (count + 1) // 2 if self.heun else count)
+        z = torch.randn(x1.shape, generator=generator)
+        start = x1 if self.from_observed else boot(model.card.bridge, x1, steps[0], z)
+        if self.heun:
+            return sample_heun(model, x1, direction, steps, start=start, precision="bfloat16")
+        return sample(
+            model,
+            x1,
+            direction,
+            steps,
+            start=start,
+            noise=lambda _: torch.randn(x1.shape, generator=generator),
+            eta=self.eta,
+            order=self.order,
+            precision="bfloat16",
+        )
+
+
+def even_in_m(bridge: Bridge, count: int) -> list[int]:
+    """Steps even in m from the table's end, as the published sampler's are even in t."""
+    wanted = torch.linspace(float(bridge.b[-1]), float(bridge.b[0]), max(count, 2), dtype=torch.float64)[:count]
+    return sorted({int((bridge.b - m).abs().argmin()) for m in wanted}, reverse=True)
+
+
+def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
+    """The rho grid below `sigma_max`, after the table's end."""
+    return lambda bridge, count: end_then_rho_steps(bridge, count, sigma_max)
+
+
+SAMPLERS = (
+    Sampler("ancestral", even_in_m, eta=1.0, from_observed=True),
+    Sampler("ancestral eta 0", even_in_m, from_observed=True),
+    Sampler("dbim1", rho(1.5)),
+    Sampler("dbim2", rho(1.5), order=2),
+    Sampler("dbim2 from 5", rho(5.0), order=2),
+    Sampler("sde2", rho(1.5), order=2, eta=1.0),
+    Sampler("heun", rho(1.5), heun=True),
+)
+
+
+def main() -> None:
+    """Print a line for each sampler, number of evaluations and direction; write samplers.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True)
+    parser.add_argument("--checkpoint", default=None)
+    parser.add_argument("--start", type=int, default=4992, help="first row, where the pairs kept from training begin")
+    parser.add_argument("--count", type=int, default=40, help="pairs")
+    parser.add_argument("--samples", type=int, default=5, help="K")
+    parser.add_argument("--nfe", type=int, nargs="+", default=NFE)
+    parser.add_argument("--long", type=int, nargs="*", default=LONG, help="numbers of evaluations of `ancestral` alone")
+    parser.add_argument("--samplers", nargs="+", default=[one.name for one in SAMPLERS])
+    parser.add_argument("--out", type=Path, default=None, help="folder for samplers.json")
+    arguments = parser.parse_args()
+    model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
+    pairs = read_pairs(arguments.pairs, model.card.grid, arguments.start, arguments.start + arguments.count)
+    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+    display = display_stretch(pairs)
+    rows = []
+    print(f"{model.card.name}, {len(pairs.euclid)} pairs, K = {arguments.samples}, {torch.get_num_threads()} threads")
+    print("direction    sampler          NFE | energy |   CRPS |  spread/skill | 68% interval  |     ms")
+    print("                                  |  score | bright | bright    sky | bright    sky | sample")
+    for direction in DIRECTIONS[::-1]:
+        for one in SAMPLERS:
+            if one.name not in arguments.samplers:
+                continue
+            for nfe in (*arguments.nfe, *(arguments.long if one.name == "ancestral" else ())):
+                if one.heun and nfe % 2 == 0 and nfe > 1:
+                    nfe -= 1  # an odd number of calls
+                began = time.perf_counter()
+                drawn = draws(model, one, images, direction, nfe, arguments.samples)
+                seconds = time.perf_counter() - began
+                row = {"direction": direction, "sampler": one.name, "nfe": nfe, "order": one.order, "eta": one.eta}
+                row |= judge(model, drawn, images[direction.split("->")[1]], direction, pairs.noise, display)
+                row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs.euclid))
+                rows.append(row)
+                print(
+                    f"{direction} {one.name:16s} {nfe:3d} | {row['energy_score']:6.3f} | {row['crps_bright']:6.2f} | "
+                    f"{row['spread_skill_bright']:6.2f} {row['spread_skill_sky']:6.2f} | "
+                    f"{row['inside_68_bright']:6.1%} {row['inside_68_sky']:6.1%} | {row['ms_per_sample']:6.1f}",
+                    flush=True,
+                )
+    best = choice(rows)
+    print(f"cheapest within 1% of the best: {best}")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        document = {"checkpoint": model.card.name, "sha256": model.sha256, "settings": settings, "choice": best}
+        path = arguments.out / "samplers.json"
+        path.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
+
+
+def draws(model: Model, one: Sampler, images: dict[str, Tensor], direction: str, nfe: int, samples: int) -> Tensor:
+    """Samples [K, N, C, H, W] in nJy; the noise depends on the place in the batch alone, not on the sampler."""
+    observed, wanted = direction.split("->")
+    stretch, bands = stretch_of(model), model.card.bands
+    x1 = to_channels(stretch.forward(images[observed], bands[observed]), model.card.network.image_channels)
+    rows = x1.repeat(samples, 1, 1, 1)
+    found = []
+    for first in range(0, len(rows), BATCH):
+        generator = torch.Generator().manual_seed(first)
+        u = one.draw(model, rows[first : first + BATCH], direction, nfe, generator)
+        found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
+    return torch.cat(found).unflatten(0, (samples, -1))
+
+
+def judge(
+    model: Model, drawn: Tensor, truth: Tensor, direction: str, noise: dict[str, float], display: Any
+) -> dict[str, float]:
+    """The numbers of one line."""
+    bands = model.card.bands[direction.split("->")[1]]
+    sums = PixelSums.of(drawn, truth, torch.tensor([noise[band] for band in bands]), bands, display)
+
+    def measures(region: str) -> PixelMeasures:
+        r = REGIONS.index(region)
+        total = {name: getattr(sums, name)[:, :, r].sum((0, 1)).numpy() for name in (*PIXEL_SUMS, "within")}
+        return PixelMeasures.of(len(drawn), **total)
+
+    bright, sky = measures("bright"), measures("sky")
+    return {
+        "energy_score": float(image_scores(drawn, truth, bands, display)["energy_score"].mean()),
+        "crps_bright": float(bright.crps),
+        "spread_skill_bright": float(bright.spread_skill_display),
+        "spread_skill_sky": float(sky.spread_skill_display),
+        "inside_68_bright": float(bright.coverage[LEVELS.index(0.68)]),
+        "inside_68_sky": float(sky.coverage[LEVELS.index(0.68)]),
+    }
+
+
+def choice(rows: Sequence[dict[str, Any]], tolerance: float = 0.01) -> str | None:
+    """The cheapest sampler within 1% of the best in energy score and in bright spread/skill, in every direction."""
+    kept: set[tuple[int, str]] | None = None
+    for direction in {row["direction"] for row in rows}:
+        some = [row for row in rows if row["direction"] == direction]
+        best = min(row["energy_score"] for row in some)
+        off = min(abs(row["spread_skill_bright"] - 1) for row in some)
+        good = {
+            (row["nfe"], row["sampler"])
+            for row in some
+            if row["energy_score"] <= best * (1 + tolerance) and abs(row["spread_skill_bright"] - 1) <= off + tolerance
+        }
+        kept = good if kept is None else kept & good
+    return "{1}, {0} network evaluations".format(*min(kept)) if kept else None
+
+
+if __name__ == "__main__":
+    main()
