@@ -30,7 +30,7 @@ from torch import Tensor
 from bridge_core.bridge import Bridge
 from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
 from bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
-from bridge_core.sampler import boot, end_then_rho_steps, sample, sample_heun
+from bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
 from bridge_core.translate import from_channels, stretch_of, to_channels
 from jobs.evaluation_stages import display_stretch
 from storage.pairs import read_pairs
@@ -72,10 +72,9 @@ class Sampler:
         )
 
 
-def even_in_m(bridge: Bridge, count: int) -> list[int]:
-    """Steps even in m from the table's end, as the published sampler's are even in t."""
-    wanted = torch.linspace(float(bridge.b[-1]), float(bridge.b[0]), max(count, 2), dtype=torch.float64)[:count]
-    return sorted({int((bridge.b - m).abs().argmin()) for m in wanted}, reverse=True)
+def from_the_end(bridge: Bridge, count: int) -> list[int]:
+    """The published program's steps."""
+    return bridge_steps(bridge, bridge.num_steps - 1, count)[:count]
 
 
 def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
@@ -84,8 +83,8 @@ def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
 
 
 SAMPLERS = (
-    Sampler("ancestral", even_in_m, eta=1.0, from_observed=True),
-    Sampler("ancestral eta 0", even_in_m, from_observed=True),
+    Sampler("ancestral", from_the_end, eta=1.0, from_observed=True),
+    Sampler("ancestral eta 0", from_the_end, from_observed=True),
     Sampler("dbim1", rho(1.5)),
     Sampler("dbim2", rho(1.5), order=2),
     Sampler("dbim2 from 5", rho(5.0), order=2),

@@ -1,8 +1,9 @@
-"""The anomaly score of AS-Bridge: what the model cannot reconcile between the surveys.
+"""Anomaly scores of sources: what the model cannot reconcile between the surveys.
 
-Midpoint fusion: the Euclid image is noised part of the way towards LSST, x_t at an early t, so that it carries both;
-then K reconstructions are drawn down to Euclid. What none of them reproduces is anomalous: per pixel the smallest
-squared error over K, summed and divided by the flux sum, on the Euclid side only (AS-Bridge, sec. 3.3).
+That of AS-Bridge, midpoint fusion: the Euclid image is noised part of the way towards LSST, x_t at an early t, so that
+it carries both; then K reconstructions are drawn down to Euclid. What none of them reproduces is anomalous: per pixel
+the smallest squared error over K, summed and divided by the flux sum, on the Euclid side only (AS-Bridge, sec. 3.3).
+And the lens score of `bridge_core.residuals` and `bridge_core.discriminant`, where the checkpoint is calibrated for it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from bridge_core.checkpoint import Model, Precision
+from bridge_core.discriminant import Discriminant
 from bridge_core.errors import BridgeError
 from bridge_core.metrics import unit_range
 from bridge_core.patches import cut
-from bridge_core.sampler import draw, sample, uniform_steps
+from bridge_core.residuals import measure
+from bridge_core.sampler import bridge_steps, draw, sample, step_at
 from bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
 
 MIN_VALID = 0.2
@@ -84,14 +87,14 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
 
 @dataclass(frozen=True)
 class Scoring:
-    """How sources are scored: K reconstructions from table index `midpoint` in `steps` network evaluations.
+    """How sources are scored: K reconstructions from noise level `midpoint` in `steps` network evaluations.
 
-    The published settings are samples 5, midpoint 200, steps 40, eta 1 and first order; the second-order
-    deterministic sampler needs fewer steps.
+    The published settings are samples 5, midpoint 0.7089 (step 200 of its table), steps 40, eta 1 and first order; the
+    second-order deterministic sampler needs fewer steps.
     """
 
     samples: int = 5
-    midpoint: int = 200
+    midpoint: float = 0.7089
     steps: int = 8
     eta: float = 0.0
     order: int = 2
@@ -111,12 +114,17 @@ class Scoring:
 class SourceScores(NamedTuple):
     """Scores of N sources, and what the K reconstructions looked like.
 
-    score: float64 [N]; score_std: its jackknife standard deviation over the reconstructions; mean: float32 [N, 1, S, S]
-    nJy, of the reconstructions; error: likewise, the signed residual of the closest reconstruction at each pixel.
+    score, score_std: float64 [N], the lens score and its standard error over the noises, or AS-Bridge's score and its
+    jackknife standard deviation where the checkpoint has no discriminant; false_alarm: float64 [N], share of regular
+    objects of like flux and colour with a higher lens score, NaN without one; published: float64 [N], AS-Bridge's
+    score; mean: float32 [N, 1, S, S] nJy, of the reconstructions; error: likewise, the signed residual of the closest
+    reconstruction at each pixel.
     """
 
     score: Tensor
     score_std: Tensor
+    false_alarm: Tensor
+    published: Tensor
     mean: Tensor
     error: Tensor
 
@@ -148,7 +156,8 @@ def score_sources(
     # whole batches, so that the grouping changes nothing but the memory
     group = how.batch * math.ceil(GROUP / how.batch)
     empty = torch.zeros(0, 1, how.size, how.size)
-    parts = [SourceScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), empty, empty)]
+    none = torch.zeros(0, dtype=torch.float64)
+    parts = [SourceScores(none, none, none, none, empty, empty)]
     for first in range(0, len(corners), group):
         some = corners[first : first + group]
         x1, x0, valid = (
@@ -175,7 +184,7 @@ def score_windows(
     """
     k, n = how.samples, len(corners)
     stretch, bands = stretch_of(model), model.card.bands["euclid"]
-    steps = uniform_steps(how.midpoint, how.steps)
+    steps = reconstruction_steps(model, how)
     rows = [(i, j) for i in range(n) for j in range(k)]
     drawn = []
     for first in range(0, len(rows), how.batch):
@@ -199,22 +208,62 @@ def score_windows(
         )
     samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)
     bounds = score_bounds(model)
-    score = anomaly_score(samples, x0, bounds, valid).norm.double()
-    spread = jackknife_std(samples, x0, bounds, valid)
+    published = anomaly_score(samples, x0, bounds, valid).norm.double()
+    score, spread, false_alarm = (
+        published,
+        jackknife_std(samples, x0, bounds, valid),
+        torch.full_like(published, torch.nan),
+    )
+    if model.card.discriminant is not None:
+        score, spread, false_alarm = lens_score(model, model.card.discriminant, x1, x0, valid, corners, how)
     # with little left to compare the flux sum vanishes, and any score may come out
-    unknown = valid.float().mean((1, 2, 3)) < MIN_VALID
-    score, spread = score.masked_fill(unknown, torch.nan), spread.masked_fill(unknown, torch.nan)
+    unknown = (valid.float().mean((1, 2, 3)) < MIN_VALID).cpu()
     flux = stretch.inverse(from_channels(samples, 1), bands)
     truth = stretch.inverse(from_channels(x0, 1), bands)
     signed = truth - flux
     error = signed.gather(0, signed.abs().argmin(0, keepdim=True))[0]
     hole = ~valid
     return SourceScores(
-        score.cpu(),
-        spread.cpu(),
+        score.cpu().masked_fill(unknown, torch.nan),
+        spread.cpu().masked_fill(unknown, torch.nan),
+        false_alarm.cpu().masked_fill(unknown, torch.nan),
+        published.cpu().masked_fill(unknown, torch.nan),
         flux.mean(0).masked_fill(hole, torch.nan).cpu(),
         error.masked_fill(hole, torch.nan).cpu(),
     )
+
+
+def reconstruction_steps(model: Model, how: Scoring) -> list[int]:
+    """Steps of a reconstruction, one network call each."""
+    return bridge_steps(model.card.bridge, step_at(model.card.bridge, how.midpoint), how.steps)
+
+
+def lens_score(
+    model: Model,
+    discriminant: Discriminant,
+    x1: Tensor,
+    x0: Tensor,
+    valid: Tensor,
+    corners: Sequence[tuple[int, int]],
+    how: Scoring,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lens score, its standard error over the noises (NaN with one), and its false-alarm rate, each float64 [N]."""
+    measured = measure(
+        model,
+        x1,
+        x0,
+        valid,
+        corners,
+        sigma=discriminant.sigma,
+        draws=discriminant.draws,
+        seed=how.seed,
+        batch=how.batch,
+        precision=how.precision,
+    )
+    each = torch.from_numpy(discriminant.score(measured.features, measured.flux, measured.colour))
+    score = torch.from_numpy(discriminant.score(measured.features.mean(0), measured.flux, measured.colour))
+    error = each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(score, torch.nan)
+    return score, error, torch.from_numpy(discriminant.false_alarm(score.numpy()))
 
 
 def score_bounds(model: Model) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bridge_core.bridge import Bridge
+from bridge_core.discriminant import Discriminant
 from bridge_core.errors import BridgeError
 from bridge_core.network import NetworkConfig, UNet, channels_last
 from bridge_core.objective import Objective
@@ -48,6 +49,8 @@ class Card:
         Bounds of x0 in network units during sampling, or None.
     provenance
         Command, data, steps, loss, versions.
+    discriminant
+        What makes the lens score of this model's residuals, or None where it has not been calibrated.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Card:
     pixel_scale: dict[str, float]
     clamp: tuple[float, float] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    discriminant: Discriminant | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON form of the card."""
@@ -75,6 +79,7 @@ class Card:
             "pixel_scale": self.pixel_scale,
             "clamp": list(self.clamp) if self.clamp else None,
             "provenance": self.provenance,
+            "discriminant": self.discriminant.card if self.discriminant else None,
         }
 
     @classmethod
@@ -96,6 +101,7 @@ class Card:
             pixel_scale=dict(card["pixel_scale"]),
             clamp=(card["clamp"][0], card["clamp"][1]) if card["clamp"] else None,
             provenance=card["provenance"],
+            discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
         )
 
 

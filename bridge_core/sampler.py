@@ -107,23 +107,25 @@ def sample_heun(
     """
     bridge = model.card.bridge
     check_steps(bridge, steps)
-    p, q, r = ([float(v) for v in table] for table in model.card.objective.table(bridge))
     a, b, sigma = (v.tolist() for v in (bridge.a, bridge.b, bridge.sigma))
-
-    def denoise(x: Tensor, t: int) -> Tensor:
-        with torch.inference_mode(), autocast(x.device, precision):
-            pred = model.predict(x, x1, t, direction)
-        x0 = p[t] * (x + r[t] * x1) + q[t] * pred.float()
-        return x0.clamp(*model.card.clamp) if model.card.clamp else x0
-
     x = start
     for t, s in itertools.pairwise(steps):
         zeta = (x - b[t] * x1) / a[t]
-        slope = (zeta - denoise(x, t)) / sigma[t]
+        slope = (zeta - denoise(model, x, x1, t, direction, precision)) / sigma[t]
         below = zeta + (sigma[s] - sigma[t]) * slope
-        slope_below = (below - denoise(a[s] * below + b[s] * x1, s)) / sigma[s]
+        there = denoise(model, a[s] * below + b[s] * x1, x1, s, direction, precision)
+        slope_below = (below - there) / sigma[s]
         x = a[s] * (zeta + (sigma[s] - sigma[t]) * 0.5 * (slope + slope_below)) + b[s] * x1
-    return denoise(x, steps[-1])
+    return denoise(model, x, x1, steps[-1], direction, precision)
+
+
+def denoise(model: Model, x: Tensor, x1: Tensor, t: int, direction: str, precision: Precision = "float32") -> Tensor:
+    """The network's E[x0 | x_t = x, x1], float32 [N, C, H, W], within the card's clamp."""
+    with torch.inference_mode(), autocast(x.device, precision):
+        pred = model.predict(x, x1, t, direction)
+    p, q, r = (float(v[t]) for v in model.card.objective.table(model.card.bridge))
+    x0 = p * (x + r * x1) + q * pred.float()
+    return x0.clamp(*model.card.clamp) if model.card.clamp else x0
 
 
 def boot(bridge: Bridge, x1: Tensor, t: int, z: Tensor) -> Tensor:
@@ -173,6 +175,22 @@ def uniform_steps(start: int, count: int) -> list[int]:
         return [start, 0] if start else [0]
     raw = torch.linspace(start, 0, min(count, start + 1)).round().long().tolist()
     return sorted({int(t) for t in raw}, reverse=True)
+
+
+def bridge_steps(bridge: Bridge, start: int, count: int) -> list[int]:
+    """Steps from `start` to 0, even in b, the share of x1: those of the published program on any table.
+
+    On a table that is linear in m they are `uniform_steps`, and so they are on a bridge that x1 has no share in.
+    """
+    if bridge.b[start] == bridge.b[0]:
+        return uniform_steps(start, count)
+    wanted = torch.linspace(float(bridge.b[start]), float(bridge.b[0]), max(count, 2), dtype=torch.float64)
+    return sorted({start, 0, *(int((bridge.b - b).abs().argmin()) for b in wanted)}, reverse=True)
+
+
+def step_at(bridge: Bridge, sigma: float) -> int:
+    """Index of the table's entry nearest to a noise level."""
+    return int((bridge.sigma.log() - math.log(sigma)).abs().argmin())
 
 
 def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7.0) -> list[int]:

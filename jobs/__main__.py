@@ -16,7 +16,20 @@ from jobs.config import JobConfig, RequestError, parse_config, read_storage_opti
 from jobs.drain import DRAINED
 from jobs.progress import setup_logging
 
-JOBS = ("demo", "simulate", "ingest", "train", "evaluate", "plan", "translate", "sweep", "submit", "status", "query")
+JOBS = (
+    "demo",
+    "simulate",
+    "ingest",
+    "train",
+    "calibrate",
+    "evaluate",
+    "plan",
+    "translate",
+    "sweep",
+    "submit",
+    "status",
+    "query",
+)
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 

@@ -55,6 +55,8 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
         "tile_id": [tile.tile_id] * len(sources),
         "score": scores.score.numpy(),
         "score_std": scores.score_std.numpy(),
+        "false_alarm": scores.false_alarm.numpy(),
+        "score_asbridge": scores.published.numpy(),
         "flags": sources.flags,
         "x": tile.origin[1] + sources.x,
         "y": tile.origin[0] + sources.y,

@@ -26,7 +26,7 @@ PRECISION_AT = (100, 500)
 PREVALENCE = 1e-3
 """Lenses among the objects that a search looks at: an assumption, for the expected inspection load alone."""
 COMPLETENESS = (0.1, 0.3, 0.5, 0.7, 0.9)
-BASELINES = ("central_flux", "total_flux", "inverse_flux", "smooth_residual")
+BASELINES = ("score_asbridge", "central_flux", "total_flux", "inverse_flux", "smooth_residual")
 DEFLECTOR_LIKE = "deflector_like"
 
 Floats = NDArray[np.float64]
@@ -43,6 +43,9 @@ def ranking(scores: pa.Table) -> Found:
     ranks = [rankdata(values[known]) for values in (flux, own)]
     if known.any() and all(np.ptp(values) > 0 for values in ranks):
         found["rank_correlation_with_flux"] = number(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    rate = floats(scores, "false_alarm")[~anomalous]
+    if np.isfinite(rate).any():  # a rate that is right is below 5% for 5% of the regular objects
+        found["false_alarms_below"] = {str(share): number(np.mean(rate < share)) for share in (0.1, 0.05, 0.01)}
     like = np.array([kind == DEFLECTOR_LIKE for kind in scores["central_class"].to_pylist()], bool)
     some = anomalous | like
     if like[~anomalous].any():

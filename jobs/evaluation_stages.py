@@ -218,6 +218,8 @@ class BlockJudge:
             "central_class": [row.get("central_class") for row in block.labels],
             "score": scores.score.numpy(),
             "score_std": scores.score_std.numpy(),
+            "false_alarm": scores.false_alarm.numpy(),
+            "score_asbridge": scores.published.numpy(),
         }
         columns |= trivial_scores(lsst, euclid, pairs.pixel_scale, pairs.noise["VIS"])
         return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")

@@ -51,8 +51,8 @@ def plan(config: Config) -> Projection:
     import pyarrow.compute as pc
 
     from bridge_core.patches import PatchGrid
-    from jobs.calibration import calibrate
     from jobs.projection import Projection, project, stage_memory, steps_of, work_of
+    from jobs.rates import calibrate
 
     request = translation.check(config)
     todo = _todo(request)

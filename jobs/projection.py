@@ -1,4 +1,4 @@
-"""What a translation will take, by arithmetic: windows, memory, and from the rates of `jobs.calibration` the rest."""
+"""What a translation will take, by arithmetic: windows, memory, and from the rates of `jobs.rates` the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bridge_core.checkpoint import Model
     from bridge_core.patches import PatchGrid
-    from jobs.calibration import Rates
+    from jobs.rates import Rates
     from jobs.translation import Config
     from storage.tiles import Tile
 
@@ -161,14 +161,15 @@ def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDA
 
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
-    """Network evaluations of a sample (translate) and of a reconstruction (score), after rounding to the table."""
-    from bridge_core.anomaly import Scoring
-    from bridge_core.sampler import end_then_rho_steps, uniform_steps
+    """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
+    from bridge_core.anomaly import Scoring, reconstruction_steps
+    from bridge_core.sampler import end_then_rho_steps
     from bridge_core.translate import Sampling
 
     return {
         "translate": len(end_then_rho_steps(model.card.bridge, config.steps, Sampling().sigma_max)),
-        "score": len(uniform_steps(Scoring().midpoint, config.score_steps)),
+        "score": config.score_samples * len(reconstruction_steps(model, Scoring(steps=config.score_steps)))
+        + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
     }
 
 
@@ -187,7 +188,7 @@ def project(
     Parameters
     ----------
     work, steps, rates, memory
-        Of `work_of`, `steps_of`, `jobs.calibration.calibrate` and `stage_memory`.
+        Of `work_of`, `steps_of`, `jobs.rates.calibrate` and `stage_memory`.
     config
         The request.
     tiles_done
@@ -200,7 +201,7 @@ def project(
     sources = round(work.scored_pixels * rates.sources_per_pixel)
     evaluations = {
         "translate": translated * config.samples * steps["translate"],
-        "score": sources * config.score_samples * steps["score"],
+        "score": sources * steps["score"],
     }
     seconds = {
         "read": work.bytes * rates.read,

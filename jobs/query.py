@@ -29,7 +29,7 @@ SCREENFUL = 20
 """Rows of a printed table when nobody says how many."""
 
 SHOWN = (
-    "rank", "object_id", "ra", "dec", "separation", "score", "score_std",
+    "rank", "object_id", "ra", "dec", "separation", "score", "score_std", "false_alarm",
     "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags",
 )  # fmt: skip
 """Columns of a printed table; csv and json have all but the thumbnails."""

@@ -41,6 +41,42 @@ class Arc:
     flux: dict[str, float]
 
 
+@dataclass(frozen=True)
+class SourceRange:
+    """What sources are drawn, uniformly, and which are kept.
+
+    Attributes
+    ----------
+    mag_i, re, offset : (float, float)
+        Range of the i magnitude before lensing, of the half-light radius in arcsec, of the distance from the lens in
+        Einstein radii.
+    min_snr, min_magnification : float
+        What the images must reach: S/N in VIS, and magnification.
+    """
+
+    mag_i: tuple[float, float]
+    re: tuple[float, float]
+    offset: tuple[float, float]
+    min_snr: float
+    min_magnification: float
+
+
+SEEN = SourceRange((24.3, 25.6), (0.14, 0.32), (0.03, 0.45), MIN_ARC_SNR, 3.0)
+"""Sources of the lenses of a simulated sky."""
+
+
+@dataclass(frozen=True)
+class LensedImages:
+    """Images of one source: the source as `shoot` takes it, their light of sum 1, flux in nJy by band, and numbers."""
+
+    source: dict[str, float]
+    shape: NDArray[np.float64]
+    flux: dict[str, float]
+    magnification: float
+    snr: float
+    z: float
+
+
 def draw_lenses(rng: np.random.Generator, n: int, half_size: float) -> tuple[Catalogue, list[Arc]]:
     """Draw `n` lenses with visible arcs inside |u|, |v| < `half_size` arcsec, at least 12 arcsec from each other.
 
@@ -112,32 +148,48 @@ def _draw_lens(rng: np.random.Generator, u: float, v: float) -> tuple[Catalogue,
         "theta_E": theta_e, "q": 1 - 0.8 * (1 - q), "angle": angle + 0.1 * rng.normal(),
         "gamma1": gamma * np.cos(2 * gamma_angle), "gamma2": gamma * np.sin(2 * gamma_angle),
     }  # fmt: skip
-    half_width = 2.2 * theta_e + 1.5
-    for _ in range(200):
-        radius, direction = theta_e * rng.uniform(0.03, 0.45), rng.uniform(0, 2 * np.pi)
-        source = {
-            "beta_u": radius * np.cos(direction), "beta_v": radius * np.sin(direction),
-            "re": rng.uniform(0.14, 0.32), "q": rng.uniform(0.4, 0.95), "angle": rng.uniform(0, np.pi),
-        }  # fmt: skip
-        z_source = np.array([rng.uniform(1.3, 2.8)])
-        source_mags = galaxy_magnitudes(rng, rng.uniform(24.3, 25.6, 1), z_source, np.zeros(1, bool))
-        light = shoot(lens, source, half_width) * RAY_SPACING**2
-        magnification = float(light.sum())
-        flux = {band: float(nanojansky(source_mags[f"mag_{band}"])[0]) * magnification for band in BANDS}
-        snr = _arc_snr(light * flux["VIS"] / magnification)
-        if snr >= MIN_ARC_SNR and magnification >= 3:
-            break
+    images = draw_images(rng, lens, SEEN)
+    source, flux = images.source, images.flux
     row = {
         "u": u, "v": v, "z": z, "red": True, "re": 0.55 * theta_e**0.6 * np.exp(0.25 * rng.normal()),
-        "sersic_n": rng.choice([3.5, 4.0, 4.5]), "q": q, "angle": angle, "bulge_fraction": 0.0, "z_source": z_source[0],
-        "theta_E": theta_e, "gamma1": lens["gamma1"], "gamma2": lens["gamma2"], "magnification": magnification,
-        "arc_snr_vis": snr, "n_images": _count_images(lens, source),
+        "sersic_n": rng.choice([3.5, 4.0, 4.5]), "q": q, "angle": angle, "bulge_fraction": 0.0, "z_source": images.z,
+        "theta_E": theta_e, "gamma1": lens["gamma1"], "gamma2": lens["gamma2"], "magnification": images.magnification,
+        "arc_snr_vis": images.snr, "n_images": _count_images(lens, source),
         **{f"lensed_mag_{band}": 31.4 - 2.5 * np.log10(flux[band]) for band in BANDS},
     }  # fmt: skip
     row["main_re"] = row["re"]
     arrays = {name: np.atleast_1d(value) for name, value in row.items()}
     arrays |= galaxy_magnitudes(rng, mag_i, np.array([z]), np.ones(1, bool))
-    return columns("lens", arrays), Arc(u, v, light / magnification, flux)
+    return columns("lens", arrays), Arc(u, v, images.shape, flux)
+
+
+def draw_images(rng: np.random.Generator, lens: dict[str, float], sources: SourceRange) -> LensedImages:
+    """Draw blue discs behind a lens until one makes arcs that are bright enough (the last of 200 tries, if none does).
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    lens : dict
+        As `shoot` takes it.
+    sources : SourceRange
+    """
+    theta_e = lens["theta_E"]
+    half_width = 2.2 * theta_e + 1.5
+    for _ in range(200):
+        radius, direction = theta_e * rng.uniform(*sources.offset), rng.uniform(0, 2 * np.pi)
+        source = {
+            "beta_u": radius * np.cos(direction), "beta_v": radius * np.sin(direction),
+            "re": rng.uniform(*sources.re), "q": rng.uniform(0.4, 0.95), "angle": rng.uniform(0, np.pi),
+        }  # fmt: skip
+        z = np.array([rng.uniform(1.3, 2.8)])
+        mags = galaxy_magnitudes(rng, rng.uniform(*sources.mag_i, 1), z, np.zeros(1, bool))
+        light = shoot(lens, source, half_width) * RAY_SPACING**2
+        magnification = float(light.sum())
+        flux = {band: float(nanojansky(mags[f"mag_{band}"])[0]) * magnification for band in BANDS}
+        snr = _arc_snr(light * flux["VIS"] / magnification)
+        if snr >= sources.min_snr and magnification >= sources.min_magnification:
+            break
+    return LensedImages(source, light / magnification, flux, magnification, snr, float(z[0]))
 
 
 def _arc_snr(light: NDArray[np.float64]) -> float:

@@ -10,7 +10,7 @@ them, they are given nominal fluxes, which its display turns back into the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -129,13 +129,20 @@ def read_pairs(
         )
     noise = {band: numbers[band]["sigma_noise"] for band in (*LSST_BANDS, *EUCLID_BANDS)}
     name = str(attributes.get("name", url.rstrip("/").rsplit("/", 1)[-1]))
-    if grid == "cutout":
-        gri = np.ascontiguousarray(stamps.transpose(0, 3, 1, 2))
-        return Pairs(gri, vis, {"lsst": scale_lsst, "euclid": scale_euclid}, noise, name, lsst.shape[0])
-    for band in LSST_BANDS:
-        noise[band] /= ratio**2
-    gri = resample_stamps(stamps, scale=ratio, out=vis.shape[-1])
-    return Pairs(gri, vis, {"lsst": scale_euclid, "euclid": scale_euclid}, noise, name, lsst.shape[0])
+    gri = np.ascontiguousarray(stamps.transpose(0, 3, 1, 2))
+    pairs = Pairs(gri, vis, {"lsst": scale_lsst, "euclid": scale_euclid}, noise, name, lsst.shape[0])
+    return pairs if grid == "cutout" else on_mosaic_grid(pairs)
+
+
+def on_mosaic_grid(pairs: Pairs) -> Pairs:
+    """Pairs on their own pixels, LSST's a multiple of Euclid's -> the central part of LSST on Euclid's pixels."""
+    ratio = round(pairs.pixel_scale["lsst"] / pairs.pixel_scale["euclid"])
+    return replace(
+        pairs,
+        lsst=resample_stamps(pairs.lsst.transpose(0, 2, 3, 1), scale=ratio, out=pairs.euclid.shape[-1]),
+        pixel_scale={survey: pairs.pixel_scale["euclid"] for survey in pairs.pixel_scale},
+        noise={band: sigma / ratio**2 if band in LSST_BANDS else sigma for band, sigma in pairs.noise.items()},
+    )
 
 
 def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:

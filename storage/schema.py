@@ -23,11 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import StorageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.
 
 1: a ledger row says ok or failed. 2: it may say quarantined, names the failing stage and the content of the tile, and
-rows and candidates of many tiles may lie in one segment.
+rows and candidates of many tiles may lie in one segment. 3: a candidate's score is the lens score where the checkpoint
+has one, with its false-alarm rate beside it, and AS-Bridge's has a column of its own.
 """
 
 CELL = 64
@@ -83,7 +84,9 @@ CANDIDATES: pa.Schema = pa.schema(
         _field(
             "score", _F64, "Anomaly score: larger = harder to reconcile; NaN where too much is masked", "", "stat.value"
         ),
-        _field("score_std", _F64, "Standard deviation of the score over reconstructions", "", "stat.stdev"),
+        _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
+        _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
+        _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
         _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
         *(_field(f"flux_{b}", _F32, f"Flux in {b}", "nJy", "phot.flux.density;em.opt") for b in BANDS),
         *(
@@ -197,7 +200,9 @@ EVALUATED_SCORES: pa.Schema = pa.schema(
         _field("anomalous", pa.bool_(), "From the store of anomalies", "", "meta.code"),
         _field("central_class", _TEXT, "Class of the central object, where the store's table says", "", "src.class"),
         _field("score", _F64, "Anomaly score: larger = harder to reconcile", "", "stat.value"),
-        _field("score_std", _F64, "Standard deviation of the score over reconstructions", "", "stat.stdev"),
+        _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
+        _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
+        _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
         _field("central_flux", _F64, "Flux in i within 1 arcsec, a score without a model", "nJy", "phot.flux.density"),
         _field("total_flux", _F64, "Flux of the stamp in VIS, a score without a model", "nJy", "phot.flux.density"),
         _field("inverse_flux", _F64, "central_flux with the other sign: ranks as 1/flux", "nJy", "phot.flux.density"),

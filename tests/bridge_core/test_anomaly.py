@@ -14,7 +14,7 @@ from bridge_core.checkpoint import Model
 from bridge_core.errors import BridgeError
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 
-HOW = Scoring(samples=4, midpoint=200, steps=6, seed=3, batch=8, size=32, precision="float32")
+HOW = Scoring(samples=4, midpoint=0.7089, steps=6, seed=3, batch=8, size=32, precision="float32")
 CENTRES = [(140, 240), (140, 300), (180, 250)]
 ORIGIN = (100, 200)
 

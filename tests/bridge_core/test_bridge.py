@@ -277,3 +277,21 @@ def test_unknown_kind_and_odd_number_of_mirrored_steps_are_refused():
         Bridge.from_card({"kind": "wormhole"})
     with pytest.raises(BridgeError, match="999 is odd"):
         Bridge.schrodinger(999)
+
+
+def test_logit_spacing_is_even_in_the_logarithm_of_sigma():
+    bridge = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
+    steps = bridge.sigma.log().diff()
+    assert float(steps.max() / steps.min()) == pytest.approx(1, abs=1e-9)
+    assert (float(bridge.b[0]), float(bridge.b[-1])) == pytest.approx((2e-5, 0.98))
+    assert Bridge.from_card(bridge.card).b.equal(bridge.b)
+
+
+def test_unknown_spacing_is_refused():
+    with pytest.raises(BridgeError, match="spacing 'even' is not"):
+        Bridge.brownian(spacing="even")
+
+
+def test_a_card_from_before_spacing_opens():
+    card = {"kind": "brownian", "num_steps": 1000, "max_var": 1.0, "m_min": 0.0001, "m_max": 0.999}
+    assert Bridge.from_card(card).b.equal(Bridge.brownian(m_min=1e-4).b)

@@ -62,7 +62,7 @@ def test_one_bright_core_does_not_outweigh_the_display():
     samples, truth = gaussian_case(1.0, 8)
     truth[0, 1, 16, 16] += 400
     found = measures(sums_of((samples, truth)), 8)
-    assert found.spread_skill[0] < 0.35
+    assert found.spread_skill[0] < 0.5
     assert found.spread_skill_display[0] == pytest.approx(1, abs=0.02)
 
 

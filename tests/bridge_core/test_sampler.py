@@ -16,7 +16,18 @@ from torch import Tensor
 
 from bridge_core.bridge import Bridge
 from bridge_core.errors import BridgeError
-from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample, step_coefficients, uniform_steps
+from bridge_core.sampler import (
+    boot,
+    bridge_steps,
+    draw,
+    end_then_rho_steps,
+    rho_steps,
+    sample,
+    sample_heun,
+    step_at,
+    step_coefficients,
+    uniform_steps,
+)
 from kernels.sky_noise import SkyNoise
 from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
 
@@ -399,3 +410,29 @@ def test_second_order_beats_first_with_noise_as_well():
         x = sample(model, observed(), "lsst->euclid", steps, start=start, noise=fresh, eta=1.0, order=order)
         error[order] = abs(moments(model, x)[1] - 1)
     assert error[2] < 0.5 * error[1]
+
+
+@pytest.mark.parametrize("kind", BRIDGES)
+def test_heun_draws_the_posterior_and_converges_at_second_order(kind):
+    model = make(kind)
+    errors = []
+    for count in (8, 16, 32):
+        model.calls.clear()
+        steps = rho_steps(model.card.bridge, count)
+        x = sample_heun(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]))
+        assert len(model.calls) == 2 * len(steps) - 1
+        errors.append(abs(moments(model, x)[1] - 1))
+    assert errors[2] < 0.05
+    assert errors[0] > errors[2]
+
+
+def test_steps_even_in_the_share_of_the_observed_survey_are_the_published_ones_on_its_table():
+    published = Bridge.brownian()
+    assert bridge_steps(published, 200, 8) == uniform_steps(200, 8)
+    assert step_at(published, 0.7089) == 200
+    even = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
+    shares = even.b[bridge_steps(even, step_at(even, 0.7089), 8)]
+    assert shares[0] == pytest.approx(float(published.b[200]), rel=0.01)
+    assert torch.diff(shares).tolist() == pytest.approx([-float(shares[0]) / 7] * 7, rel=0.05)
+    noise = Bridge.diffusion()
+    assert bridge_steps(noise, 100, 5) == uniform_steps(100, 5)

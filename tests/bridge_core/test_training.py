@@ -18,6 +18,7 @@ from bridge_core.training import (
     TrainState,
     augment,
     bridge_loss,
+    brightness_weight,
     half_each_way,
     power_of_width,
     step_generator,
@@ -305,3 +306,20 @@ def test_augmentation_repeats_with_its_generator():
         torch.equal(x, y) for x, y in zip(first, augment(lsst, euclid, step_generator(0, 5, 0), roll=True), strict=True)
     )
     assert not torch.equal(first[0], augment(lsst, euclid, step_generator(0, 6, 0), roll=True)[0])
+
+
+def test_pixels_weigh_by_the_observed_survey_alone():
+    x1 = torch.zeros(1, 3, 2, 2)
+    x1[0, 1, 0, 0], x1[0, 2, 1, 1] = 0.5, -3.0
+    weight = brightness_weight(x1, 4.0)
+    assert weight.tolist() == [[[[3.0, 1.0], [1.0, 1.0]]]]
+    assert brightness_weight(x1, 0.0).unique().tolist() == [1.0]
+
+
+def test_no_pair_is_rolled_where_the_surveys_have_pixels_of_their_own():
+    images = torch.zeros(64, 3, 8, 8)
+    images[:, :, 3:5, 3:5] = 1.0
+    still, _ = augment(images, images, step_generator(0, 0, 0), roll=False)
+    rolled, _ = augment(images, images, step_generator(0, 0, 0), roll=True)
+    assert torch.equal(still, images)
+    assert not torch.equal(rolled, images)

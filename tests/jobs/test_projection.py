@@ -12,8 +12,8 @@ import pytest
 from benchmarks import memory
 from bridge_core.checkpoint import load_checkpoint
 from bridge_core.patches import PatchGrid
-from jobs.calibration import Rates, part_of, spread
 from jobs.projection import core_origins, project, stage_memory, steps_of, work_of
+from jobs.rates import Rates, part_of, spread
 from jobs.translation import Config
 from storage.tiles import Tile, TileStore
 from tests import tiny

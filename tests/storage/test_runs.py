@@ -276,7 +276,7 @@ def test_a_run_of_the_first_schema_is_read_but_not_gone_on_with(run, tmp_path):
         {"tile_id": "a", "status": "ok", "content": None}
     ]
     assert old.read_mosaic().mean.shape == (1, 100, 130)
-    with pytest.raises(StorageError, match="has schema version 1 but this program writes 2"):
+    with pytest.raises(StorageError, match="has schema version 1 but this program writes 3"):
         RunFolder.open_or_create(run.url, RUN)
 
 

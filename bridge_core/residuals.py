@@ -1,0 +1,121 @@
+"""How each survey departs, around an object, from what the other lets expect.
+
+Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
+direction predicts each survey from the other. The residual, observed minus predicted in network units, is averaged in
+rings around the object: signed by band (arcs put light, and blue light, where none was expected; a core is fainter than
+the blend seen by LSST promised) and squared over the bands. `bridge_core.discriminant` makes the lens score of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridge_core.apertures import aperture
+from bridge_core.checkpoint import DIRECTIONS, Model, Precision
+from bridge_core.discriminant import Measured
+from bridge_core.sampler import denoise, draw, step_at
+from bridge_core.translate import from_channels, stretch_of, window_noise
+
+RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)
+"""Edges of the rings; the third and fourth hold the arcs of most galaxy-scale lenses."""
+FLUX_ARCSEC = 1.0
+"""Radius of the circle in which flux and colour are measured, on LSST."""
+MIN_SHARE = 0.25
+"""A ring with a smaller share of usable pixels is not known (NaN)."""
+RESIDUAL_STREAM = 4
+
+
+def measure(
+    model: Model,
+    lsst: Tensor,
+    euclid: Tensor,
+    valid: Tensor,
+    corners: Sequence[tuple[int, int]],
+    *,
+    sigma: float,
+    draws: int,
+    seed: int = 0,
+    batch: int = 16,
+    precision: Precision = "bfloat16",
+) -> Measured:
+    """Residuals of both directions around the objects in the middle of some cutouts.
+
+    Parameters
+    ----------
+    lsst, euclid
+        float32 [N, 3, H, W] network units, Euclid repeated to three channels.
+    valid
+        bool [N, 1, H, W], usable in both.
+    corners
+        Global (y, x) of each cutout's first pixel, for the noise.
+    sigma, draws
+        As in `Discriminant`: 2 ``draws`` network calls an object.
+    """
+    bridge, bands, n = model.card.bridge, model.card.bands, len(corners)
+    t = step_at(bridge, sigma)
+    images = {"lsst": lsst, "euclid": euclid}
+    found = []
+    for sample in range(draws):
+        columns = []
+        for step, direction in enumerate(DIRECTIONS):
+            observed, wanted = direction.split("->")
+            scale = model.card.pixel_scale[wanted]
+            rings = ring_masks((lsst.shape[-2], lsst.shape[-1]), scale).to(lsst.device)
+            parts = []
+            for first in range(0, n, batch):
+                some = slice(first, first + batch)
+                x0, x1 = images[wanted][some], images[observed][some]
+                rows = [(window, sample) for window in range(first, first + len(x0))]
+                noise = window_noise(seed, RESIDUAL_STREAM, rows, corners, x0.device)
+                x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
+                residual = x0 - denoise(model, x_t, x1, t, direction, precision)
+                parts.append(
+                    ring_features(from_channels(residual, len(bands[wanted])).double(), valid[some], rings).cpu()
+                )
+            columns.append(torch.cat(parts) if parts else torch.zeros(0, 0))
+        found.append(torch.cat(columns, 1))
+    flux = stretch_of(model).inverse(lsst, bands["lsst"]).double() * valid
+    circle = aperture((lsst.shape[-2], lsst.shape[-1]), FLUX_ARCSEC / model.card.pixel_scale["lsst"]).double()
+    inside = (flux * circle.to(flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # nJy
+    return Measured(torch.stack(found).numpy(), np.log10(inside[:, -1]), -2.5 * np.log10(inside[:, 0] / inside[:, -1]))
+
+
+def ring_masks(shape: tuple[int, int], pixel_scale: float) -> Tensor:
+    """Pixels of each ring of `RINGS_ARCSEC` around the middle, float64 [R, H, W] of 0 and 1."""
+    height, width = shape
+    y = (torch.arange(height, dtype=torch.float64) - (height - 1) / 2) * pixel_scale
+    x = (torch.arange(width, dtype=torch.float64) - (width - 1) / 2) * pixel_scale
+    radius = torch.hypot(y[:, None], x[None])
+    edges = torch.tensor(RINGS_ARCSEC, dtype=torch.float64)[:, None, None]
+    return ((radius >= edges[:-1]) & (radius < edges[1:])).double()
+
+
+def ring_features(residual: Tensor, valid: Tensor, rings: Tensor) -> Tensor:
+    """Mean residual of each band and ring, and log mean square of each ring over the bands.
+
+    Parameters
+    ----------
+    residual
+        float64 [N, C, H, W].
+    valid
+        bool [N, 1, H, W].
+    rings
+        float64 [R, H, W].
+
+    Returns
+    -------
+    Tensor
+        float64 [N, (C + 1) R]; NaN for a ring with too few usable pixels.
+    """
+    usable = valid[:, 0].double()
+    count = torch.einsum("rhw,nhw->nr", rings, usable)
+    known = count >= MIN_SHARE * rings.sum((1, 2)).clamp(min=1)
+    count = count.where(known, torch.nan)
+    kept = residual * usable[:, None]
+    signed = torch.einsum("rhw,nchw->ncr", rings, kept) / count[:, None]
+    squared = torch.einsum("rhw,nhw->nr", rings, (kept**2).sum(1)) / count
+    return torch.cat([signed.flatten(1), torch.log(squared + 1e-12)], 1)

@@ -1,0 +1,147 @@
+"""Calibrate a checkpoint's lens score: what regular objects look like to it, and what lenses do.
+
+Puts simulated arcs around deflector-like galaxies of a pair store and measures how both surveys depart from what the
+checkpoint lets expect, for these lenses and for the store's own regular objects. From that follow the weights of the
+score and its false-alarm rate, which are written into the card of a copy of the checkpoint. Take pairs that no test
+uses; those that training kept for validation are best, and the others do where the network does not know them by heart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from jobs.config import JobConfig, RequestError
+from jobs.progress import progress
+from jobs.translation import read_model
+
+if TYPE_CHECKING:
+    from bridge_core.checkpoint import Model
+    from bridge_core.discriminant import Floats, Measured
+    from storage.pairs import Pairs
+
+EXAMPLES = """\
+surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/mosaic/bridge --out runs/calibrated"""
+
+LIKE_LENSES = "deflector_like"
+"""Class of the galaxies that get arcs (column central_class of the table beside the store)."""
+GROUP = 256
+"""Objects measured at a time."""
+FEWEST = 50
+"""Lenses and regular objects that a calibration needs."""
+
+
+class Config(JobConfig):
+    """Arguments of `surveybridge calibrate`."""
+
+    pairs: str = Field(description="pair store of regular objects with its table beside it, local path or URL")
+    out: str = Field(description="folder or URL for the calibrated checkpoint")
+    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
+    start: int = Field(0, ge=0, description="first row of the store")
+    limit: int | None = Field(None, ge=1, description="only so many pairs")
+    sigma: float = Field(2.0, gt=0, description="noise level at which the network is asked, network units")
+    draws: int = Field(2, ge=1, description="noises that are averaged")
+    seed: int = Field(0, ge=0, description="seed of lenses and noise")
+    batch: int = Field(16, ge=1, description="stamps in one network call")
+
+
+def run(config: Config) -> int:
+    """Measure, learn, say how well it tells lenses apart, and write the checkpoint."""
+    import tempfile
+    from dataclasses import replace
+    from pathlib import Path
+
+    from bridge_core.checkpoint import save_checkpoint
+    from bridge_core.discriminant import fit
+    from storage.objectstore import Folder
+
+    model = read_model(config.checkpoint)
+    if model.card.stretch is None:
+        raise RequestError(
+            f"checkpoint {model.card.name} has no stretch, so fluxes cannot enter it; use one trained here"
+        )
+    weights = {name: value.clone() for name, value in model.network.state_dict().items()}
+    model.to("cpu", "bfloat16")
+    measured, lens, group = measure_all(config, model)
+    discriminant, held_out = fit(measured, lens, group, sigma=config.sigma)
+    print_ranks(measured, lens, group, held_out)
+    card = replace(model.card, discriminant=discriminant)
+    out = Folder.at(config.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = save_checkpoint(card, weights, Path(scratch, card.name))
+        for file in (path.with_suffix(".json"), path):
+            out.put(file.read_bytes(), file.name)
+    print(out.file_url(f"{card.name}.safetensors"))
+    return 0
+
+
+def measure_all(
+    config: Config, model: Model
+) -> tuple[Measured, np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
+    from bridge_core.discriminant import Measured
+    from jobs.injection import inject
+    from storage.pairs import read_ids, read_labels, read_pairs
+
+    stop = None if config.limit is None else config.start + config.limit
+    pairs = read_pairs(config.pairs, "cutout", config.start, stop)
+    labels, ids = read_labels(config.pairs), read_ids(config.pairs, config.start, stop)
+    rows = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == LIKE_LENSES]
+    if len(rows) < FEWEST or len(ids) - len(rows) < FEWEST:
+        raise RequestError(
+            f"{config.pairs}: {len(rows)} of {len(ids)} pairs are {LIKE_LENSES} by the table beside the store, but a "
+            f"calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
+        )
+    lenses, _, origin = inject(pairs, rows, config.seed)
+    parts = [measure_pairs(config, model, pairs, 0), measure_pairs(config, model, lenses, len(ids))]
+    measured = Measured.join(parts)
+    is_lens = np.repeat([False, True], [len(ids), len(origin)])
+    return measured, is_lens, np.concatenate([np.arange(len(ids)), np.array(origin)])
+
+
+def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Measured:
+    """Residuals of pairs on their own pixels; `first` places them in the noise."""
+    import torch
+
+    from bridge_core.discriminant import Measured
+    from bridge_core.residuals import measure
+    from bridge_core.translate import stretch_of, to_channels
+    from storage.pairs import on_mosaic_grid
+
+    if model.card.grid == "mosaic":
+        pairs = on_mosaic_grid(pairs)
+    stretch, bands, size = stretch_of(model), model.card.bands, pairs.euclid.shape[-1]
+    found = []
+    for begin in progress(range(0, len(pairs.euclid), GROUP), "measure", unit="groups"):
+        some = slice(begin, begin + GROUP)
+        lsst = stretch.forward(torch.from_numpy(pairs.lsst[some]), bands["lsst"])
+        euclid = to_channels(stretch.forward(torch.from_numpy(pairs.euclid[some]), bands["euclid"]), 3)
+        corners = [(0, size * (first + begin + k)) for k in range(len(lsst))]
+        valid = torch.ones(len(lsst), 1, size, size, dtype=torch.bool)
+        found.append(
+            measure(
+                model, lsst, euclid, valid, corners,
+                sigma=config.sigma, draws=config.draws, seed=config.seed, batch=config.batch,
+            )
+        )  # fmt: skip
+    return Measured.join(found)
+
+
+def print_ranks(measured: Measured, lens: Any, group: Any, score: Floats) -> None:
+    """How the score of the folds that had not seen them tells lenses from regular objects."""
+    from scipy.stats import spearmanr
+
+    from bridge_core.ranking import auroc, matched_auroc
+
+    regular = ~lens
+    alike = lens | np.isin(group, group[lens])
+    correlation = float(spearmanr(score[regular], measured.flux[regular]).statistic)
+    print(f"{lens.sum()} lenses made of {alike.sum() - lens.sum()} of {regular.sum()} regular objects; held-out folds:")
+    print(
+        f"  AUROC {auroc(score, lens):.3f}, against the galaxies without their arcs "
+        f"{auroc(score[alike], lens[alike]):.3f}, at matched flux {matched_auroc(score, lens, measured.flux):.3f}; "
+        f"central flux alone {auroc(measured.flux, lens):.3f}"
+    )
+    print(f"  rank correlation of regular objects' score with flux {correlation:.3f}")
