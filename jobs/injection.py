@@ -71,6 +71,11 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
     -------
     Pairs, list of InjectedLens, list of int
         The copies, what was put into each, and the row it was made of; draws whose arcs stay too faint are left out.
+
+    Raises
+    ------
+    ValueError
+        Where all do.
     """
     rng = np.random.default_rng(seed)
     found: list[tuple[int, InjectedLens, NDArray[np.float32], NDArray[np.float32]]] = []
@@ -82,5 +87,7 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
             continue
         lsst = pairs.lsst[row] + np.stack([stamps[band] for band in "gri"])
         found.append((row, lens, lsst.astype(np.float32), (pairs.euclid[row] + stamps["VIS"]).astype(np.float32)))
+    if not found:
+        raise ValueError(f"no arcs of {len(rows)} draws reach S/N {SOURCES.min_snr:g}")
     copies = replace(pairs, lsst=np.stack([f[2] for f in found]), euclid=np.stack([f[3] for f in found]))
     return copies, [f[1] for f in found], [f[0] for f in found]
