@@ -107,7 +107,7 @@ def calibrate(
     run_json
         As for `RunFolder.open_or_create`.
     steps
-        Evaluations of a sample by use, "translate" and "score".
+        Evaluations of a sample ("translate") and of a source ("score").
     seconds
         How long it may take; one tile or part of it is always done.
 
@@ -247,7 +247,7 @@ class _Calibration:
             "windows": len(PatchGrid().windows(tile.shape, tile.origin, tile.core)),
             "live": windows,
             "evaluations": windows * self.settings.samples * self.steps["translate"],
-            "score_evaluations": found * self.settings.score_samples * self.steps["score"],
+            "score_evaluations": found * self.steps["score"],
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,
             "write": write,

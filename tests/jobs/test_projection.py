@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import memory
 from bridge_core.checkpoint import load_checkpoint
+from bridge_core.discriminant import Discriminant
 from bridge_core.patches import PatchGrid
 from jobs.projection import core_origins, project, stage_memory, steps_of, work_of
 from jobs.rates import Rates, part_of, spread
@@ -112,10 +113,20 @@ def test_a_million_tiles_are_counted_in_seconds(store):
 
 def test_steps_are_counted_as_the_samplers_take_them():
     model = load_checkpoint()
-    assert steps_of(model, config(steps=12, score_steps=8)) == {"translate": 12, "score": 8}
+    model = replace(model, card=replace(model.card, discriminant=None))
+    assert steps_of(model, config(steps=12, score_samples=5, score_steps=8)) == {"translate": 12, "score": 5 * 8}
     # one step from the middle of the table ends at its beginning: two evaluations
-    assert steps_of(model, config(steps=1, score_steps=1)) == {"translate": 1, "score": 2}
+    assert steps_of(model, config(steps=1, score_samples=5, score_steps=1)) == {"translate": 1, "score": 5 * 2}
     assert steps_of(model, config(steps=10_000))["translate"] < 10_000  # no more than the table has
+
+
+def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
+    model = load_checkpoint()
+    numbers = (1.0,) * 30
+    learnt = Discriminant(2.0, 3, (1.0, 4.0), (0.0, 3.0), (numbers,) * 6, numbers, numbers, 0.0, 1.0, (0.0, 1.0))
+    plain, calibrated = (replace(model, card=replace(model.card, discriminant=one)) for one in (None, learnt))
+    counts = [steps_of(one, config(score_samples=2, score_steps=8))["score"] for one in (plain, calibrated)]
+    assert counts[1] - counts[0] == 2 * 3
 
 
 # ---- the projection
@@ -131,7 +142,7 @@ def test_work_times_rates_is_the_projection(store):
     found = projected(store, executor="serial")
     windows = found.patches
     assert found.patches_translated == round(windows / 2)
-    assert found.evaluations == {"translate": found.patches_translated * 24, "score": found.sources * 12}
+    assert found.evaluations == {"translate": found.patches_translated * 24, "score": found.sources * 4}
     assert found.sources == round(34364e-3)
     assert found.stage_seconds["translate"] == pytest.approx(found.evaluations["translate"] * 1e-3)
     assert found.wall_seconds == pytest.approx(sum(found.stage_seconds.values()) + 0.5)
