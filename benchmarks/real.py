@@ -19,6 +19,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
 
 from benchmarks.field_measures import Field, read_field
 from jobs import ingest, translate, translation
@@ -26,6 +28,7 @@ from jobs.panel import lupton_rgb
 from jobs.panel_views import GREY
 from storage.images import SurveyImage
 from storage.photometry import sky_statistics
+from storage.query import query
 from storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
@@ -66,9 +69,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--steps", type=int, default=translation.Config.model_fields["steps"].default)
     arguments = parser.parse_args()
-    figure = Figure(figsize=(16.5, 3.1 * len(STAMPS) + 0.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(19.5, 3.1 * len(STAMPS) + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(STAMPS), 5)
+    axes = figure.subplots(len(STAMPS), 6)
     report = {}
     with tempfile.TemporaryDirectory() as folder:
         for line, stamp in zip(axes, STAMPS, strict=True):
@@ -85,7 +88,7 @@ def main() -> None:
             tile = TileStore.open(store).read_tile("t0000", halo=0)
             assert tile.lsst is not None and tile.euclid is not None, stamp.file
             field = read_field(run, store)
-            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid)
+            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid) | ranked(run, field)
             draw(line, field, tile.lsst, stamp)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
@@ -100,6 +103,7 @@ TITLES = (
     "translated VIS: posterior mean",
     "posterior std",
     "(true − mean) / std",
+    "its distribution",
 )
 CREDIT = (
     "Euclid Q1 (ESA Euclid); DES; CFIS / UNIONS (MegaCam); HSC. Ground bands resampled onto VIS pixels. Out of the "
@@ -131,8 +135,45 @@ def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
             bar.set_ticks([tick for tick in (0, 2, 5, 10, 30, 100, 300) if tick <= brightest])
             bar.set_ticks([], minor=True)
             bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    for axis in axes:
+    for axis in axes[:5]:
         axis.set(xticks=[], yticks=[])
+    draw_pulls(axes[5], field)
+
+
+def draw_pulls(axis: Any, field: Field) -> None:
+    """Histogram of (true - mean) / std of the sky and of bright pixels, and what calibrated samples would show."""
+    edges = np.linspace(-6, 6, 49)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    for name, pull in pulls(field).items():
+        axis.hist(np.clip(pull, -5.99, 5.99), edges, density=True, histtype="step", label=f"{name}, {len(pull)} px")
+    # with K samples the pull of a calibrated Gaussian posterior follows Student's t, widened by sqrt(1 + 1/K)
+    wide = np.sqrt(1 + 1 / field.samples)
+    axis.plot(middle, stats.t.pdf(middle / wide, field.samples - 1) / wide, "k:", lw=1, label="calibrated")
+    axis.set(yscale="log", ylim=(1e-4, 1), xlabel="(true − mean) / std")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def pulls(field: Field) -> dict[str, NDArray[np.float64]]:
+    """(true - mean) / std by region; bright: mean above 3 sigma of the true image's own sky."""
+    sigma = sky_statistics(field.true[0], field.known).sigma
+    bright = field.known & (field.mean[0] > 3 * sigma)
+    pull = (field.true[0].astype(np.float64) - field.mean[0]) / np.maximum(field.std[0], 1e-9)
+    return {"sky": pull[field.known & ~bright], "bright": pull[bright]}
+
+
+def ranked(run: str, field: Field) -> dict[str, Any]:
+    """Lens score and false-alarm rate of the source nearest to the middle, and the spread of the pulls."""
+    sources = query(run).to_pandas()
+    height, width = field.known.shape
+    away = np.hypot(sources.x - field.origin[1] - (width - 1) / 2, sources.y - field.origin[0] - (height - 1) / 2)
+    middle = sources.iloc[int(away.to_numpy().argmin())]
+    found = {"sources": len(sources), "lens score": round(float(middle.score), 2)}
+    found |= {"false-alarm rate": float(f"{middle.false_alarm:.2g}"), "rank": int(middle["rank"])}
+    for name, pull in pulls(field).items():
+        low, high = np.quantile(pull, [0.16, 0.84])
+        found |= {f"pull, {name}: median": round(float(np.median(pull)), 2)}
+        found |= {f"pull, {name}: half 16-84%": round(float(high - low) / 2, 2)}
+    return found
 
 
 def describe(field: Field, ground: SurveyImage, vis: SurveyImage) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""One to four network evaluations a sample: the denoiser taught to draw x0 instead of its mean, with an energy score.
+
+    python -m benchmarks.few_steps --pairs ../shared/data/pairs/train_regular.zarr --minutes 25 --out benchmarks/results
+
+Distributional diffusion (De Bortoli et al., ICML 2025): the network gets noise as one more input, here in the slot of
+the survey that it does not see (otherwise zero), and learns p(x0 | x_t, x1) by an energy score of `DRAWN` samples, here
+of patches at several scales. Then a few ancestral steps do: x0 is drawn, x_s follows from x_t and x0 (`transition`, eta
+1). It starts from a trained checkpoint and sees the noise levels of the few steps alone. The table puts 1, 2 and 4
+steps beside the checkpoint's own sampler, on pairs kept from training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.samplers import BATCH, SAMPLERS, draws, judge
+from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from bridge_core.metrics import patch_energy_score
+from bridge_core.network import channels_last
+from bridge_core.sampler import boot, step_at
+from bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator
+from bridge_core.translate import from_channels, stretch_of, to_channels
+from jobs.evaluation_stages import display_stretch
+from storage.pairs import Pairs, read_pairs
+
+DRAWN = 3
+"""Samples of x0 a pair sees in training."""
+SCALES = (1, 2, 4)
+LADDER = {1: (), 2: (0.6,), 4: (1.5, 0.6, 0.2)}
+"""Noise levels after the table's end, by number of evaluations."""
+OWN = ("dbim2", 10)
+"""The checkpoint's own sampler beside it."""
+
+
+def main() -> None:
+    """Fine-tune, judge, print, write few_steps.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True)
+    parser.add_argument("--checkpoint", default=None)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--held-out", type=int, default=128, help="pairs at the end of the store that are not learnt")
+    parser.add_argument("--count", type=int, default=40, help="of them, pairs that are judged")
+    parser.add_argument("--samples", type=int, default=5, help="K")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    base, model = load_checkpoint(arguments.checkpoint), load_checkpoint(arguments.checkpoint)
+    store = read_pairs(arguments.pairs, base.card.grid)
+    held_out = len(store.euclid) - arguments.held_out
+    steps = teach(model, store, held_out, arguments.minutes, arguments.learning_rate)
+    judged = slice(held_out, held_out + arguments.count)
+    images = {"lsst": torch.from_numpy(store.lsst[judged]), "euclid": torch.from_numpy(store.euclid[judged])}
+    own = next(one for one in SAMPLERS if one.name == OWN[0])
+    base.to("cpu", "bfloat16")
+    rows = []
+    print(f"{base.card.name}, {steps} steps of fine-tuning, {arguments.count} pairs, K = {arguments.samples}")
+    print("direction    sampler        NFE | energy |   CRPS |  spread/skill | 68% interval  ")
+    print("                                |  score | bright | bright    sky | bright    sky ")
+    for direction in DIRECTIONS[::-1]:
+        ways = {f"taught {n}": (n, few_draws(model, images, direction, n, arguments.samples)) for n in LADDER}
+        ways[" ".join(map(str, OWN))] = (OWN[1], draws(base, own, images, direction, OWN[1], arguments.samples))
+        for name, (nfe, drawn) in ways.items():
+            row: dict[str, Any] = {"direction": direction, "sampler": name, "nfe": nfe}
+            row |= judge(base, drawn, images[direction.split("->")[1]], direction, store.noise, display_stretch(store))
+            rows.append(row)
+            print(
+                f"{direction} {name:14s} {nfe:3d} | {row['energy_score']:6.3f} | {row['crps_bright']:6.2f} | "
+                f"{row['spread_skill_bright']:6.2f} {row['spread_skill_sky']:6.2f} | "
+                f"{row['inside_68_bright']:6.1%} {row['inside_68_sky']:6.1%}",
+                flush=True,
+            )
+    if arguments.out:
+        document = {"checkpoint": base.card.name, "minutes": arguments.minutes, "steps": steps, "rows": rows}
+        (arguments.out / "few_steps.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def teach(model: Model, store: Pairs, held_out: int, minutes: float, learning_rate: float) -> int:
+    """Fine-tune the model's network in place on the first `held_out` pairs; returns the number of steps."""
+    stretch, card = stretch_of(model), model.card
+    lsst = stretch.forward(torch.from_numpy(store.lsst[:held_out]), card.bands["lsst"])
+    euclid = to_channels(stretch.forward(torch.from_numpy(store.euclid[:held_out]), card.bands["euclid"]), 3)
+    network = channels_last(model.network.train().requires_grad_(True))
+    state = TrainState(network, Recipe(learning_rate=learning_rate, warmup_steps=100, batch_size=16))
+    levels = sorted({card.bridge.num_steps - 1, *(step_at(card.bridge, s) for some in LADDER.values() for s in some)})
+    directions, began, losses = half_each_way(state.recipe.batch_size), time.monotonic(), []
+    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+        generator = step_generator(1, state.step, 0)
+        rows = torch.randint(0, held_out, (state.recipe.batch_size,), generator=generator)
+        images = augment(lsst[rows], euclid[rows], generator, roll=card.grid == "mosaic")
+        t = torch.tensor(levels)[torch.randint(0, len(levels), (len(rows),), generator=generator)]
+        eps = torch.randn(images[0].shape, generator=generator)
+        loss = energy_loss(model, Batch(*images, directions, t, eps), generator)
+        loss.backward()
+        state.update(progress)
+        losses.append(float(loss.detach()))
+        if state.step % 200 == 0:
+            print(
+                f"step {state.step}, {60 * minutes * progress:.0f} s, loss {sum(losses[-200:]) / 200:.5f}", flush=True
+            )
+    network.load_state_dict(state.ema)
+    network.eval().requires_grad_(False)
+    return state.step
+
+
+def energy_loss(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Fair energy score of `DRAWN` samples of x0, over patches at `SCALES`, mean over pairs and scales."""
+    to_euclid = batch.direction.view(-1, 1, 1, 1).bool()
+    x0, x1 = torch.where(to_euclid, batch.euclid, batch.lsst), torch.where(to_euclid, batch.lsst, batch.euclid)
+    x_t = model.card.bridge.q_sample(x0, x1, batch.t, batch.eps)
+    repeated = [v.repeat(DRAWN, *[1] * (v.dim() - 1)) for v in (x_t, x1, batch.t, batch.direction)]
+    xi = torch.randn(repeated[0].shape, generator=generator)
+    samples = drawn_x0(model, model.network, *repeated, xi).unflatten(0, (DRAWN, -1))
+    return torch.stack(patch_energy_score(samples, x0, SCALES)).mean()
+
+
+def drawn_x0(
+    model: Model, network: nn.Module, x_t: Tensor, x1: Tensor, t: Tensor, direction: Tensor, xi: Tensor
+) -> Tensor:
+    """One x0 of p(x0 | x_t, x1) for each row, by the noise xi [N, 3, H, W] in the slot of the unseen survey."""
+    card = model.card
+    u, v = (k.to(x_t.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
+    p, q, r = (k.to(x_t.dtype)[t][:, None, None, None] for k in card.objective.table(card.bridge))
+    to_euclid = direction.view(-1, 1, 1, 1).bool()
+    # Euclid is one band thrice: one noise for all three
+    xi = torch.where(to_euclid, xi[:, :1].expand_as(xi), xi)
+    inputs = torch.cat([u * x_t + v * x1, torch.where(to_euclid, x1, xi), torch.where(to_euclid, xi, x1)], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = network(inputs.contiguous(memory_format=torch.channels_last), t, direction)
+    c = card.network.image_channels
+    return p * (x_t + r * x1) + q * torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
+
+
+def few_draws(model: Model, images: dict[str, Tensor], direction: str, nfe: int, samples: int) -> Tensor:
+    """Samples [K, N, C, H, W] in nJy in `nfe` evaluations each."""
+    observed, wanted = direction.split("->")
+    stretch, bands, bridge = stretch_of(model), model.card.bands, model.card.bridge
+    x1 = to_channels(stretch.forward(images[observed], bands[observed]), 3).repeat(samples, 1, 1, 1)
+    steps = [bridge.num_steps - 1, *(step_at(bridge, sigma) for sigma in LADDER[nfe])]
+    found = []
+    for first in range(0, len(x1), BATCH):
+        some, generator = x1[first : first + BATCH], torch.Generator().manual_seed(first)
+
+        def noise(like: Tensor = some, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(like.shape, generator=generator)
+
+        ways = torch.full((len(some),), DIRECTIONS.index(direction))
+        x = boot(bridge, some, steps[0], noise())
+        x0 = x
+        for i, t in enumerate(steps):
+            with torch.inference_mode():
+                x0 = drawn_x0(model, model.network, x, some, torch.full((len(some),), t), ways, noise())
+            if i + 1 < len(steps):
+                k, p, q, w = bridge.transition(t, steps[i + 1], 1.0)
+                x = k * x + p * x0 + q * some + w * noise()
+        found.append(stretch.inverse(from_channels(x0, len(bands[wanted])), bands[wanted]))
+    return torch.cat(found).unflatten(0, (samples, -1))
+
+
+if __name__ == "__main__":
+    main()
