@@ -46,6 +46,17 @@ class NetworkConfig:
         """Heights and widths must be multiples of this many pixels."""
         return self.stem * 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def reach(self) -> int:
+        """Pixels to each side that an output pixel can see at most (half the receptive field), with norm "pixel".
+
+        Each 3 x 3 convolution sees one pixel of its own resolution further; beside those of the residual blocks there
+        is one at each change of resolution and one at each end. Pixels of one coarsest cell share what the cell sees.
+        """
+        scales = [self.stem * 2**level for level in range(len(self.multipliers))]
+        blocks = 2 * 2 * self.blocks * sum(scales) + 4 * scales[-1]  # down and up, and the two in the middle
+        return blocks + 2 * sum(scales[:-1]) + 2 * scales[0] + scales[-1] - 1
+
 
 class UNet(nn.Module):
     """Predicts the objective for one direction.

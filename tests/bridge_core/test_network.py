@@ -110,3 +110,24 @@ def test_config_goes_through_json():
 def test_unknown_norm_is_refused():
     with pytest.raises(BridgeError, match="'batch'"):
         UNet(NetworkConfig(norm="batch"))
+
+
+@pytest.mark.parametrize(("stem", "multipliers", "blocks"), [(1, (1, 2), 1), (2, (1, 2), 1), (2, (1, 1, 2), 1)])
+def test_no_pixel_beyond_the_reach_is_seen_and_nearly_all_within(stem, multipliers, blocks):
+    config = NetworkConfig(base=8, multipliers=multipliers, blocks=blocks, time_dim=16, norm="pixel", stem=stem)
+    torch.manual_seed(0)
+    network = UNet(config).eval()
+    size = 2 * config.reach + 3 * config.window_multiple
+    size += -size % config.window_multiple
+    x = torch.randn(1, 9, size, size, requires_grad=True)
+    t, direction = torch.tensor([5]), torch.tensor([1])
+    middle = size // 2
+    network(x, t, direction)[..., middle, middle].sum().backward()
+    assert x.grad is not None
+    seen = torch.nonzero(x.grad.abs().sum((0, 1)))
+    distance = int((seen - middle).abs().max())
+    assert config.reach - config.window_multiple <= distance <= config.reach
+
+
+def test_shipped_network_sees_167_pixels():
+    assert NetworkConfig(base=32, stem=2, norm="pixel").reach == 167

@@ -69,6 +69,20 @@ def test_tiles_stitch_to_what_one_big_tile_gives():
     assert float(whole.std.nanmean()) > 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_chunks_with_a_margin_of_the_reach_are_the_tile_translated_whole(steps):
+    """The network has no statistics of the window; each of its calls sees one reach further."""
+    model, (flux, valid) = random_model(), sky(3)
+    margin = steps * (model.card.network.reach + 1)
+    how = replace(HOW, steps=steps)
+    whole = translate(model, flux, valid, how=replace(how, patches=PatchGrid(2 * margin + 152, 152, margin)))
+    chunks = translate(model, flux, valid, how=replace(how, patches=PatchGrid(2 * margin + 48, 48, margin)))
+    assert whole.windows < chunks.windows
+    assert_same(whole, chunks, **TOLERANCE)
+    without = translate(model, flux, valid, how=replace(how, patches=PatchGrid(48, 48, 0)))
+    assert not torch.allclose(whole.mean, without.mean, atol=1e-2)
+
+
 def test_origin_moves_the_noise():
     model, (flux, valid) = random_model(), sky(3)
     here, there = translate(model, flux, valid), translate(model, flux, valid, origin=(40, 80))
