@@ -76,7 +76,7 @@ def test_chunks_with_a_margin_of_the_reach_are_the_tile_translated_whole(steps):
     margin = steps * (model.card.network.reach + 1)
     how = replace(HOW, steps=steps)
     whole = translate(model, flux, valid, how=replace(how, patches=PatchGrid(2 * margin + 152, 152, margin)))
-    chunks = translate(model, flux, valid, how=replace(how, patches=PatchGrid(2 * margin + 48, 48, margin)))
+    chunks = translate(model, flux, valid, how=replace(how, patches=PatchGrid(2 * margin + 24, 24, margin)))
     assert whole.windows < chunks.windows
     assert_same(whole, chunks, **TOLERANCE)
     without = translate(model, flux, valid, how=replace(how, patches=PatchGrid(48, 48, 0)))
