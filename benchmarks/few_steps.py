@@ -104,7 +104,7 @@ def teach(model: Model, store: Pairs, held_out: int, minutes: float, learning_ra
             print(
                 f"step {state.step}, {60 * minutes * progress:.0f} s, loss {sum(losses[-200:]) / 200:.5f}", flush=True
             )
-    network.load_state_dict(state.ema)
+    network.load_state_dict(state.averages[0.05])
     network.eval().requires_grad_(False)
     return state.step
 

@@ -156,7 +156,7 @@ def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
     for step in range(steps):
         loss_of(network, card, next_batch(step), one.bright_weight).backward()
         state.update(step / steps)
-    network.load_state_dict(state.ema)
+    network.load_state_dict(state.averages[0.05])
     return Model(card, network.eval(), "")
 
 

@@ -6,6 +6,7 @@ run draws what the undisturbed one would, on however many workers the shards are
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -34,8 +35,9 @@ class Recipe:
     bright_weight
         Weight of a pixel in the loss: 1 + so much per network unit of the observed survey's brightest band. The optimum
         E[x0 | x_t, x1] does not move, because the weight depends on x1 alone; bright pixels are few and need the help.
-    ema_width
-        Relative width of the power-law average (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last 5% or so.
+    ema_widths
+        Relative widths of the power-law averages that are kept (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last
+        5% or so. Which of them is taken is chosen afterwards.
     """
 
     learning_rate: float = 4e-4
@@ -45,7 +47,7 @@ class Recipe:
     gradient_clip: float = 1.0
     weight_decay: float = 0.0
     bright_weight: float = 4.0
-    ema_width: float = 0.05
+    ema_widths: tuple[float, ...] = (0.02, 0.05, 0.1)
     seed: int = 0
 
     def learning_rate_at(self, step: int, progress: float) -> float:
@@ -162,8 +164,9 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
-        self.ema = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.ema_power = power_of_width(recipe.ema_width)
+        self.averages = {
+            width: {k: v.detach().clone() for k, v in network.state_dict().items()} for width in recipe.ema_widths
+        }
         self.step = 0
         self.seconds = 0.0
 
@@ -176,16 +179,17 @@ class TrainState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        beta = (1 - 1 / self.step) ** (self.ema_power + 1)
         with torch.no_grad():
-            for name, value in self.network.state_dict().items():
-                self.ema[name].lerp_(value, 1 - beta)
+            for width, average in self.averages.items():
+                beta = (1 - 1 / self.step) ** (power_of_width(width) + 1)
+                for name, value in self.network.state_dict().items():
+                    average[name].lerp_(value, 1 - beta)
         return float(norm)
 
     def save(self, folder: str | Path) -> None:
-        """Write `state.safetensors`: network, average, both moments of AdamW, counters."""
+        """Write `state.safetensors`: network, averages, both moments of AdamW, counters."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
+        tensors |= {f"ema.{width}.{k}": v for width, average in self.averages.items() for k, v in average.items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
@@ -201,8 +205,9 @@ class TrainState:
         self.network.load_state_dict(
             {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         )
-        for name, value in self.ema.items():
-            value.copy_(tensors[f"ema.{name}"])
+        for width, average in self.averages.items():
+            for name, value in average.items():
+                value.copy_(tensors[f"ema.{width}.{name}"])
         for name, parameter in self.network.named_parameters():
             keys = ("exp_avg", "exp_avg_sq", "step")
             if f"adam.{name}.step" in tensors:
@@ -215,6 +220,7 @@ class TrainState:
         self.seconds = float(tensors["seconds"])
 
 
+@functools.cache
 def power_of_width(width: float) -> float:
     """Exponent gamma of the power-law average of relative width, EDM2 eq. (126): the largest real root."""
     # sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), falling in gamma, solved by bisection

@@ -26,7 +26,7 @@ surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
 
-FREE = ("minutes", "steps", "report_seconds", "report_steps", "workers", "threads", "accumulate")
+FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "workers", "threads", "accumulate")
 """Settings that may change between resumes; everything else makes another run."""
 
 
@@ -64,6 +64,9 @@ class Config(JobConfig):
     limit: int | None = Field(None, ge=4, description="use only the first so many pairs")
     report_seconds: float = Field(120.0, gt=0, description="seconds between checkpoints")
     report_steps: int | None = Field(None, gt=0, description="steps between checkpoints, besides the seconds")
+    patience: int | None = Field(
+        None, ge=1, description="stop when so many reports in a row have not lowered the validation energy score"
+    )
     seed: int = Field(0, ge=0, description="seed of initialisation, order and noise")
 
 
@@ -119,7 +122,7 @@ def run(config: Config) -> int:
             log.write_bytes(Path(folder, "loss.csv").read_bytes())
             _plot(rows, plot)
             card = replace(card, provenance=card.provenance | {"log_end": rows[-1]})
-            weights = save_checkpoint(card, state.ema, Path(scratch, config.name))
+            weights = save_checkpoint(card, state.averages[float(rows[-1]["ema_width"])], Path(scratch, config.name))
             for file in (log, plot, weights.with_suffix(".json"), weights):
                 out.put(file.read_bytes(), file.name)
     finally:
@@ -127,7 +130,7 @@ def run(config: Config) -> int:
             stop_ray()
     print(
         f"{out.file_url(weights.name)}: {state.step} steps, {state.seconds / 60:.1f} minutes, "
-        f"loss {rows[-1]['loss']}, validation {rows[-1]['validation_loss']}"
+        f"loss {rows[-1]['loss']}, validation {rows[-1]['validation_loss']}, energy {rows[-1]['validation_energy']}"
     )
     return 0
 

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge_core.checkpoint import Card
+from bridge_core.checkpoint import DIRECTIONS, Card, Model
+from bridge_core.metrics import patch_energy_score
 from bridge_core.network import UNet, channels_last
 from bridge_core.training import Batch, Recipe, TrainState, augment, bridge_loss, half_each_way, step_generator
+from bridge_core.translate import Sampling, from_channels, stretch_of, window_samples
 from storage.objectstore import configure
 from storage.pairs import read_pairs
 
@@ -33,13 +35,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOSS_COLUMNS = (
-    *("step", "seconds", "pairs", "loss", "validation_loss", "learning_rate", "gradient_norm"),
-    *("workers", "pairs_per_second", "data_seconds"),
+    *("step", "seconds", "pairs", "loss", "validation_loss", "validation_energy", "ema_width", "learning_rate"),
+    *("gradient_norm", "workers", "pairs_per_second", "data_seconds"),
 )
-"""Of loss.csv. ``data_seconds``: waiting for data since the row before, mean of the workers."""
+"""Of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns belong;
+``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row before,
+mean of the workers."""
 
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 64
+ENERGY_PAIRS = 8
+"""Of those kept for validation, pairs that are sampled at every report (fewer where there are fewer)."""
+ENERGY_SAMPLING = Sampling(samples=4, steps=8, seed=VALIDATION_SEED)
 
 
 def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, config: dict[str, Any]) -> None:
@@ -60,7 +67,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
     def progress() -> float:
         by_time = state.seconds / (60 * config["minutes"]) if config["minutes"] else 0.0
         by_step = state.step / config["steps"] if config["steps"] else 0.0
-        return max(by_time, by_step)
+        return 1.0 if out_of_patience(log, config["patience"]) else max(by_time, by_step)
 
     together = recipe.shards // config["accumulate"]
 
@@ -93,12 +100,21 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 continue
             loss_sum, waited = session.total([since.loss, since.data_seconds])
             steps = state.step - since.step
+            losses = {
+                width: validation_loss(average, card, shards, session, recipe.bright_weight)
+                for width, average in state.averages.items()
+            }
+            best = min(losses, key=losses.__getitem__)
             row = {
                 "step": state.step,
                 "seconds": round(state.seconds, 1),
                 "pairs": state.step * recipe.batch_size,
                 "loss": round(loss_sum / session.world_size / steps, 7),
-                "validation_loss": round(validation_loss(state.ema, card, shards, session, recipe.bright_weight), 7),
+                "validation_loss": round(losses[best], 7),
+                "validation_energy": round(
+                    validation_energy(state.averages[best], card, shards, session, recipe.shards), 7
+                ),
+                "ema_width": best,
                 "learning_rate": recipe.learning_rate_at(state.step, progress()),
                 "gradient_norm": round(norm, 4),
                 "workers": session.world_size,
@@ -204,6 +220,39 @@ def validation_loss(
                     count += len(batch)
     loss, count = session.total([loss, count])
     return loss / count
+
+
+def validation_energy(
+    weights: dict[str, Tensor], card: Card, shards: list[Shard], session: Session, of_all: int
+) -> float:
+    """Energy score of samples of some held-out pairs, both ways: mean over patches at four scales, network units."""
+    network = channels_last(UNet(card.network).to(session.device))
+    network.load_state_dict(weights)
+    model = Model(card, network.eval(), "")
+    # what predicts the noise cannot begin at the table's end
+    how = replace(ENERGY_SAMPLING, from_end=card.objective.name == "edm")
+    score = count = 0.0
+    for shard in shards:
+        some = slice(0, max(1, ENERGY_PAIRS // of_all))
+        images = {"lsst": shard.validation_lsst[some], "euclid": shard.validation_euclid[some]}
+        size = shard.validation_lsst.shape[-1]
+        corners = [(size * shard.index, size * k) for k in range(len(images["lsst"]))]
+        for direction in DIRECTIONS if corners else ():
+            observed, wanted = direction.split("->")
+            bands = card.bands[wanted]
+            flux = window_samples(model, direction, images[observed].to(session.device), corners, how)
+            drawn = stretch_of(model).forward(flux.transpose(0, 1), bands)
+            truth = from_channels(images[wanted], len(bands))
+            score += float(torch.stack(patch_energy_score(drawn, truth)).mean(0).sum())
+            count += len(truth)
+    score, count = session.total([score, count])
+    return score / count
+
+
+def out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` reports brought no lower validation energy than those before them."""
+    energies = [float(row["validation_energy"]) for row in log]
+    return patience is not None and len(energies) > patience and min(energies[-patience:]) >= min(energies[:-patience])
 
 
 def read_log(folder: Path) -> list[dict[str, str]]:

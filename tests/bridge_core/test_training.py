@@ -153,7 +153,8 @@ def test_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path: Path, norm: st
 
     assert begun + ended == losses
     assert same(dict(second.network.state_dict()), dict(straight.network.state_dict()))
-    assert same(second.ema, straight.ema)
+    for width, average in straight.averages.items():
+        assert same(second.averages[width], average)
     assert second.step == straight.step == 12
 
 
@@ -191,13 +192,13 @@ def test_average_is_the_power_law_of_edm2():
         train(state, make_card(), 1)
         snapshots.append(state.network.state_dict()["init_conv.bias"].clone().double())
     # weight of step k is the increase of (k / n)^(gamma + 1), the integral of eq. (121), as products of 1 - beta
-    gamma = power_of_width(RECIPE.ema_width)
+    gamma = power_of_width(0.05)
     n = len(snapshots)
     beta = [(1 - 1 / k) ** (gamma + 1) for k in range(1, n + 1)]
     expected = torch.zeros_like(snapshots[0])
     for b, value in zip(beta, snapshots, strict=True):
         expected = b * expected + (1 - b) * value
-    torch.testing.assert_close(state.ema["init_conv.bias"].double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(state.averages[0.05]["init_conv.bias"].double(), expected, rtol=1e-6, atol=1e-7)
     weights = [(k / n) ** (gamma + 1) - ((k - 1) / n) ** (gamma + 1) for k in range(1, n + 1)]
     direct = sum(w * v for w, v in zip(weights, snapshots, strict=True))
     torch.testing.assert_close(expected, direct)
@@ -206,7 +207,7 @@ def test_average_is_the_power_law_of_edm2():
 def test_average_is_kept_apart_from_the_network():
     state = make_state()
     train(state, make_card(), 3)
-    assert not torch.equal(state.ema["init_conv.weight"], state.network.state_dict()["init_conv.weight"])
+    assert not torch.equal(state.averages[0.05]["init_conv.weight"], state.network.state_dict()["init_conv.weight"])
 
 
 # ---- recipe

@@ -18,7 +18,7 @@ from bridge_core.bridge import Bridge
 from bridge_core.training import Recipe
 from cluster.training import Session
 from jobs.train import Config, make_card
-from jobs.train_worker import Shard, make_recipe, read_shard, shard_range, train_loop
+from jobs.train_worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
 from storage.pairs import read_pairs
 from tests import tiny
 from tests.bridge_core.models import make_card as make_tiny_card
@@ -205,3 +205,19 @@ def test_a_run_repeats_bit_by_bit(tmp_path, pairs):
         train(1, tmp_path / name, config)
     one, two = (load_file(tmp_path / name / "000004" / "state.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one if name != "seconds")
+
+
+@pytest.mark.parametrize(
+    ("energies", "patience", "stop"),
+    [
+        ([], 1, False),
+        ([3.0, 2.0, 1.0], 1, False),
+        ([3.0, 2.0, 2.0], 1, True),
+        ([3.0, 1.0, 2.0, 2.5], 2, True),
+        ([3.0, 1.0, 2.0, 0.5], 2, False),
+        ([3.0, 1.0], 2, False),
+        ([1.0, 2.0, 3.0], None, False),
+    ],
+)
+def test_training_ends_when_the_validation_energy_has_not_fallen_for_so_many_reports(energies, patience, stop):
+    assert out_of_patience([{"validation_energy": energy} for energy in energies], patience) is stop
