@@ -174,6 +174,13 @@ def _fit(measured: Measured, anomalous: NDArray[np.bool_], sigma: float) -> Disc
     return replace(start, weight=tuple(weight.tolist()), centre=float(centre), width=float((high - low) / 2))
 
 
+def surprise(measured: Measured, regular: NDArray[np.bool_]) -> Floats:
+    """How far each object lies from regular ones alike, knowing no lens: Mahalanobis distance squared, float64 [N]."""
+    z = _fit(measured, ~regular, 0.0).standardise(measured.features.mean(0), measured.flux, measured.colour)
+    away = z - z[regular].mean(0)
+    return np.asarray(np.einsum("nf,fg,ng->n", away, np.linalg.pinv(np.cov(z[regular].T)), away))
+
+
 def logistic_weights(z: Floats, anomalous: NDArray[np.bool_], strength: float = 0.05) -> Floats:
     """Weights [F] of a logistic regression with an intercept: |w|^2 / 2 + strength x the summed log loss, minimised."""
     labels = anomalous.astype(np.float64)

@@ -27,6 +27,14 @@ FLUX_ARCSEC = 1.0
 MIN_SHARE = 0.25
 """A ring with a smaller share of usable pixels is not known (NaN)."""
 RESIDUAL_STREAM = 4
+_RINGS = len(RINGS_ARCSEC) - 1
+PARTS = {
+    "euclid->lsst": list(range(4 * _RINGS)),
+    "lsst->euclid": list(range(4 * _RINGS, 6 * _RINGS)),
+    "signed residuals": [*range(3 * _RINGS), *range(4 * _RINGS, 5 * _RINGS)],
+    "squared residuals": [*range(3 * _RINGS, 4 * _RINGS), *range(5 * _RINGS, 6 * _RINGS)],
+}
+"""Columns of `measure` for gri and VIS: those of each direction, and of each kind."""
 
 
 def measure(

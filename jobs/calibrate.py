@@ -66,7 +66,7 @@ def run(config: Config) -> int:
     model.to("cpu", "bfloat16")
     measured, lens, group = measure_all(config, model)
     discriminant, held_out = fit(measured, lens, group, sigma=config.sigma)
-    print_ranks(measured, lens, group, held_out)
+    print_ranks(measured, lens, group, held_out, config.sigma)
     card = replace(model.card, discriminant=discriminant)
     out = Folder.at(config.out)
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,19 +129,29 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
     return Measured.join(found)
 
 
-def print_ranks(measured: Measured, lens: Any, group: Any, score: Floats) -> None:
-    """How the score of the folds that had not seen them tells lenses from regular objects."""
+def print_ranks(measured: Measured, lens: Any, group: Any, score: Floats, sigma: float) -> None:
+    """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
     from scipy.stats import spearmanr
 
+    from bridge_core.discriminant import fit, surprise
     from bridge_core.ranking import auroc, matched_auroc
+    from bridge_core.residuals import PARTS
 
     regular = ~lens
     alike = lens | np.isin(group, group[lens])
-    correlation = float(spearmanr(score[regular], measured.flux[regular]).statistic)
     print(f"{lens.sum()} lenses made of {alike.sum() - lens.sum()} of {regular.sum()} regular objects; held-out folds:")
-    print(
-        f"  AUROC {auroc(score, lens):.3f}, against the galaxies without their arcs "
-        f"{auroc(score[alike], lens[alike]):.3f}, at matched flux {matched_auroc(score, lens, measured.flux):.3f}; "
-        f"central flux alone {auroc(measured.flux, lens):.3f}"
-    )
-    print(f"  rank correlation of regular objects' score with flux {correlation:.3f}")
+    print("                                   AUROC  galaxies without arcs  matched flux  rank corr. with flux")
+
+    def line(name: str, values: Floats) -> None:
+        correlation = float(spearmanr(values[regular], measured.flux[regular]).statistic)
+        print(
+            f"  {name:32s} {auroc(values, lens):.3f}  {auroc(values[alike], lens[alike]):20.3f}  "
+            f"{matched_auroc(values, lens, measured.flux):12.3f}  {correlation:20.3f}"
+        )
+
+    line("the lens score", score)
+    for name, columns in PARTS.items():
+        part = measured._replace(features=measured.features[..., columns])
+        line(f"of it, {name} alone", fit(part, lens, group, sigma=sigma)[1])
+    line("no lens seen: Mahalanobis", surprise(measured, regular))
+    line("central flux alone", measured.flux)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 
-from bridge_core.discriminant import CLIP, TAIL, Discriminant, Measured, fit, logistic_weights
+from bridge_core.discriminant import CLIP, TAIL, Discriminant, Measured, fit, logistic_weights, surprise
 from bridge_core.ranking import auroc
 
 RNG = np.random.default_rng(5)
@@ -108,3 +108,10 @@ def test_weights_are_those_of_logistic_regression():
     z[labels, 0] += 1
     expected = LogisticRegression(C=0.05, tol=1e-8).fit(z, labels).coef_[0]
     assert logistic_weights(z, labels) == pytest.approx(expected, abs=1e-4)
+
+
+def test_surprise_needs_no_lens_and_finds_what_is_unlike_regular_objects():
+    measured, lens, _ = population()
+    distance = surprise(measured, ~lens)
+    assert distance[~lens].mean() == pytest.approx(FEATURES, rel=0.05)  # chi square
+    assert 0.7 < auroc(distance, lens) < auroc(fit(measured, lens, np.arange(len(lens)), sigma=2.0)[1], lens)

@@ -117,7 +117,7 @@ def test_it_says_how_well_it_does_on_what_it_had_not_seen(store, calibrated, tmp
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "60 lenses made of 60 of 120 regular objects" in text
-    assert "rank correlation" in text
+    assert "no lens seen: Mahalanobis" in text
     assert load_checkpoint(tmp_path / "tiny").card.discriminant == load_checkpoint(calibrated[1]).card.discriminant
 
 
