@@ -46,11 +46,11 @@ class Sampling:
     """
 
     samples: int = 8
-    steps: int = 12
-    sigma_max: float = 5.0
+    steps: int = 10
+    sigma_max: float = 1.5
     from_end: bool = True
-    order: int = 1
-    eta: float = 1.0
+    order: int = 2
+    eta: float = 0.0
     seed: int = 0
     batch: int = 16
     precision: Precision = "bfloat16"

@@ -14,8 +14,9 @@ import zarr
 
 from bridge_core.evaluation import LEVELS, REGIONS
 from bridge_core.stretch import Stretch
+from bridge_core.translate import Sampling
+from jobs import demo, evaluation_stages, translation
 from jobs import evaluate as job
-from jobs import evaluation_stages
 from jobs.__main__ import main
 from jobs.evaluation_summary import _photometry, summarise
 from storage.pairs import NOMINAL, WHITE, read_pairs
@@ -381,3 +382,11 @@ def test_published_weights_score_alike_on_eight_bit_stamps(shared_data, tmp_path
         assert main(["evaluate", "--pairs", store, "--limit", "4", "--out", str(out), *published(shared_data)]) == 0
         scores.append(metrics_of(out)["energy_score"]["lsst->euclid"]["published"]["value"])
     assert scores[1] == pytest.approx(scores[0], rel=0.1)
+
+
+def test_jobs_draw_samples_as_the_library_does_unless_told_otherwise():
+    how, evaluation = Sampling(), job.Config(pairs="p", out="o")
+    for name in ("samples", "steps", "order", "eta", "sigma_max", "from_end"):
+        assert getattr(evaluation, name) == getattr(how, name), name
+    for config in (demo.Config(), translation.Config(store="s", run="r")):
+        assert (config.samples, config.steps) == (how.samples, how.steps)
