@@ -288,8 +288,8 @@ def test_blended_std_is_that_of_a_single_window_within_five_percent():
 def test_averaging_samples_of_windows_with_their_own_noise_would_shrink_it():
     """What the design avoids: with independent noise the mean over two windows has 1 / sqrt 2 of the deviation."""
     model = smooth_prior_model()
-    noisy = {"order": 1, "eta": 1.0, "sigma_max": 5.0}
-    how = Sampling(samples=60, steps=4, precision="float32", batch=64, patches=PatchGrid(32, 16, 0), **noisy)
+    noisy = Sampling(order=1, eta=1.0, sigma_max=5.0)
+    how = replace(noisy, samples=60, steps=4, precision="float32", batch=64, patches=PatchGrid(32, 16, 0))
     x1 = torch.zeros(3, 64, 64)
     moments = [
         window_moments(model, "euclid->lsst", x1, [(0, 0), (0, 16)], (0, 0), replace(how, seed=s)) for s in (1, 2)
