@@ -8,9 +8,10 @@ uses; those that training kept for validation are best, and the others do where 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import JobConfig, RequestError
@@ -77,13 +78,17 @@ def run(config: Config) -> int:
     return 0
 
 
-def measure_all(
-    config: Config, model: Model
-) -> tuple[Measured, np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.int64]]]:
+def measure_all(config: Config, model: Model) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
     """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
     from bridge_core.discriminant import Measured
-    from jobs.injection import inject
     from storage.pairs import read_ids, read_labels, read_pairs
+
+    try:
+        from jobs.injection import inject
+    except ModuleNotFoundError as missing:
+        raise RequestError(
+            f"calibrate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
+        ) from None
 
     stop = None if config.limit is None else config.start + config.limit
     pairs = read_pairs(config.pairs, "cutout", config.start, stop)
@@ -129,7 +134,9 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
     return Measured.join(found)
 
 
-def print_ranks(measured: Measured, lens: Any, group: Any, score: Floats, sigma: float) -> None:
+def print_ranks(
+    measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
+) -> None:
     """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
     from scipy.stats import spearmanr
 

@@ -13,6 +13,7 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.config import RequestError
 from jobs.progress import progress
 from jobs.simulated_lenses import RAY_SPACING, LensedImages, SourceRange, draw_images
 from jobs.simulated_sky import INSTRUMENTS, Instrument
@@ -74,9 +75,16 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
 
     Raises
     ------
-    ValueError
-        Where all do.
+    RequestError
+        Where all do, or where the stamps have other pixels than the simulator's instruments.
     """
+    for one in INSTRUMENTS:
+        scale = pairs.pixel_scale["lsst" if one.survey == "LSST" else "euclid"]
+        if abs(scale / one.pixel_scale - 1) > 0.01:
+            raise RequestError(
+                f'{pairs.name}: {one.band} has pixels of {scale:.3f}", but arcs are drawn for the {one.pixel_scale:.3f}" '
+                f"of {one.survey}; give stamps on the surveys' own pixels"
+            )
     rng = np.random.default_rng(seed)
     found: list[tuple[int, InjectedLens, NDArray[np.float32], NDArray[np.float32]]] = []
     for row in progress(rows, "inject", unit="lenses"):
@@ -88,6 +96,6 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
         lsst = pairs.lsst[row] + np.stack([stamps[band] for band in "gri"])
         found.append((row, lens, lsst.astype(np.float32), (pairs.euclid[row] + stamps["VIS"]).astype(np.float32)))
     if not found:
-        raise ValueError(f"no arcs of {len(rows)} draws reach S/N {SOURCES.min_snr:g}")
+        raise RequestError(f"no arcs of {len(rows)} draws reach S/N {SOURCES.min_snr:g}; give more galaxies")
     copies = replace(pairs, lsst=np.stack([f[2] for f in found]), euclid=np.stack([f[3] for f in found]))
     return copies, [f[1] for f in found], [f[0] for f in found]

@@ -12,6 +12,7 @@ import pytest
 from bridge_core.checkpoint import load_checkpoint
 from jobs import injection
 from jobs.__main__ import main
+from jobs.config import RequestError
 from jobs.injection import SOURCES, arc_stamp, draw_lens, inject
 from jobs.simulated_sky import INSTRUMENTS
 from storage.pairs import on_mosaic_grid, read_pairs
@@ -88,8 +89,10 @@ def test_injection_is_the_same_again_and_leaves_out_what_is_too_faint(store, mon
     assert np.array_equal(one.lsst, other.lsst)
     assert np.array_equal(one.euclid, other.euclid)
     monkeypatch.setattr(injection, "SOURCES", replace(SOURCES, mag_i=(25.9, 26.0), min_snr=300.0))
-    with pytest.raises(ValueError, match="no arcs"):
+    with pytest.raises(RequestError, match="no arcs"):
         inject(pairs, rows[:1], seed=5)
+    with pytest.raises(RequestError, match=r'g has pixels of 0\.100", but arcs are drawn for the 0\.200" of LSST'):
+        inject(on_mosaic_grid(pairs), rows[:1], seed=5)
 
 
 def test_mosaic_grid_of_stamps_is_that_of_the_reader(store):
