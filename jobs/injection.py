@@ -82,8 +82,8 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
         scale = pairs.pixel_scale["lsst" if one.survey == "LSST" else "euclid"]
         if abs(scale / one.pixel_scale - 1) > 0.01:
             raise RequestError(
-                f'{pairs.name}: {one.band} has pixels of {scale:.3f}", but arcs are drawn for the {one.pixel_scale:.3f}" '
-                f"of {one.survey}; give stamps on the surveys' own pixels"
+                f'{pairs.name}: {one.band} has pixels of {scale:.3f}", but arcs are drawn for the '
+                f"{one.pixel_scale:.3f}\" of {one.survey}; give stamps on the surveys' own pixels"
             )
     rng = np.random.default_rng(seed)
     found: list[tuple[int, InjectedLens, NDArray[np.float32], NDArray[np.float32]]] = []
