@@ -1,7 +1,7 @@
 """Peak memory of each stage of `translate`, projected and measured side by side.
 
     python -m benchmarks.memory                              # three tile sizes, a small network: 3 minutes on one core
-    python -m benchmarks.memory --sides 256 --checkpoint mosaic-v1
+    python -m benchmarks.memory --sides 256 --checkpoint mosaic-v2
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
 object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).

@@ -28,7 +28,7 @@ from bridge_core.stretch import Stretch
 CARD_VERSION = 1
 Precision = Literal["bfloat16", "float32"]
 DIRECTIONS = ("euclid->lsst", "lsst->euclid")  # index = direction embedding and head, as published
-DEFAULT_CHECKPOINT = "mosaic-v1"
+DEFAULT_CHECKPOINT = "mosaic-v2"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def save_checkpoint(card: Card, weights: dict[str, Tensor], path: str | Path) ->
 
 
 def load_checkpoint(path: str | Path | None = None) -> Model:
-    """Load a checkpoint by path, or one that ships with the package by its name (default: `mosaic-v1`).
+    """Load a checkpoint by path, or one that ships with the package by its name (default: `mosaic-v2`).
 
     Raises
     ------
