@@ -128,7 +128,7 @@ def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
         (std, "magma", {"vmin": 0, "vmax": float(np.nanpercentile(std, 99))}, "nJy / pixel"),
         ((true - mean) / std, "RdBu_r", {"vmin": -5, "vmax": 5}, "std"),
     )
-    for axis, (image, colours, scale, unit) in zip(axes[1:], views, strict=True):
+    for axis, (image, colours, scale, unit) in zip(axes[1:5], views, strict=True):
         drawn = axis.imshow(image, origin="lower", cmap=colormaps[colours].with_extremes(bad=GREY), **scale)
         bar = axis.figure.colorbar(drawn, ax=axis, label=unit, shrink=0.72)
         if isinstance(scale.get("norm"), AsinhNorm):
