@@ -4,7 +4,7 @@
 
 x0 | x1 is Gaussian with mean 0.5 x1 and standard deviation tau (network units) in every pixel, on the bridge of the
 shipped checkpoint. Printed: the samples' variance over the true one, and the bias of their mean (x1 = 1) over tau,
-for a start at sigma_max with x1 in the place of x0, and for a start at the table's end.
+for a start at sigma_max with x1 in the place of x0, for one at the table's end, and for that with a noised first step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 
 GAIN = 0.5
 SHAPE = (64, 3, 32, 32)
+SIGMA_MAX = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,23 +41,34 @@ class ExactModel(Model):
 def main() -> None:
     """Print a line for each width of the posterior and number of steps."""
     network = NetworkConfig(base=8)
-    card = Card("exact", "mosaic", Bridge.brownian(m_min=1e-4), network, Objective("grad"), None, {}, {})
+    card = Card(
+        "exact",
+        "mosaic",
+        Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"),
+        network,
+        Objective("grad"),
+        None,
+        {},
+        {},
+    )
     settings = [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
     print(
         "variance / true, (order, eta):   " + "  ".join(f"({o}, {eta:.0f})" for o, eta in settings) + "  bias/tau from"
     )
-    print("  tau steps                                                       sigma_max    end")
+    print("  tau steps                                                       sigma_max    end renoised")
     for tau in (0.05, 0.1, 0.3):
         model = ExactModel(card, UNet(network), "", tau)
         for count in (8, 12, 20):
-            draws = [draw(model, end_then_rho_steps(card.bridge, count), order, eta) for order, eta in settings]
+            steps = end_then_rho_steps(card.bridge, count, SIGMA_MAX)
+            draws = [draw(model, steps, order, eta, renoise=True) for order, eta in settings]
             shares = "  ".join(f"{float(x.var()) / tau**2:6.2f}" for x in draws)
-            early = draw(model, rho_steps(card.bridge, count), 2, 0.0)
-            biases = [float(x.mean() - GAIN) / tau for x in (early, draws[2])]
-            print(f"{tau:5.2f} {count:5d} {'':21s} {shares}      {biases[0]:9.3f} {biases[1]:6.3f}")
+            early = draw(model, rho_steps(card.bridge, count, SIGMA_MAX), 2, 0.0)
+            kept = draw(model, steps, 2, 0.0)
+            biases = [float(x.mean() - GAIN) / tau for x in (early, kept, draws[2])]
+            print(f"{tau:5.2f} {count:5d} {'':21s} {shares}      {biases[0]:9.3f} {biases[1]:6.3f} {biases[2]:7.3f}")
 
 
-def draw(model: ExactModel, steps: list[int], order: int, eta: float) -> Tensor:
+def draw(model: ExactModel, steps: list[int], order: int, eta: float, *, renoise: bool = False) -> Tensor:
     """Samples at x1 = 1, [N, C, H, W]."""
     generator = torch.Generator().manual_seed(0)
     x1 = torch.ones(SHAPE)
@@ -70,6 +82,7 @@ def draw(model: ExactModel, steps: list[int], order: int, eta: float) -> Tensor:
         noise=lambda _: torch.randn(SHAPE, generator=generator),
         eta=eta,
         order=order,
+        renoise=renoise,
     )
 
 

@@ -240,7 +240,11 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: in
             u = sample_joint(model, some, direction, steps, generator)
         else:
             start = boot(bridge, some, steps[0], torch.randn(some.shape, generator=generator))
-            u = sample(model, some, direction, steps, start=start, order=2, eta=0.0, precision="bfloat16")
+            noise = torch.randn(some.shape, generator=generator)
+            u = sample(
+                model, some, direction, steps, start=start, noise=lambda _, z=noise: z, order=2, renoise=one.from_end,
+                precision="bfloat16",
+            )  # fmt: skip
         found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
     drawn = torch.cat(found).unflatten(0, (samples, -1))
     display, truth = display_stretch(pairs), images[wanted]

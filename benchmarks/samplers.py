@@ -69,6 +69,7 @@ class Sampler:
             noise=lambda _: torch.randn(x1.shape, generator=generator),
             eta=self.eta,
             order=self.order,
+            renoise=not self.from_observed,
             precision="bfloat16",
         )
 

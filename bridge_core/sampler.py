@@ -34,6 +34,7 @@ def sample(
     noise: NoiseSource | None = None,
     eta: float = 0.0,
     order: int = 2,
+    renoise: bool = False,
     precision: Precision = "float32",
     trajectory: list[Tensor] | None = None,
 ) -> Tensor:
@@ -57,6 +58,9 @@ def sample(
         0 deterministic .. 1 ancestral.
     order
         1, or 2 for the multistep correction from the x0 of the step before.
+    renoise
+        Take the first transition with eta 1, whatever `eta` is: what stood for the unknown x0 in the start is then
+        forgotten. For a start at the table's end and a long first step.
     precision
         Of the network (autocast); the state is always float32.
     trajectory
@@ -71,7 +75,7 @@ def sample(
     if order not in (1, 2):
         raise BridgeError(f"sampler order {order} is not 1 or 2")
     x, x0_prev = start, None
-    for i, k in enumerate(step_coefficients(model, steps, eta, order)):
+    for i, k in enumerate(step_coefficients(model, steps, eta, order, renoise=renoise)):
         with torch.inference_mode(), autocast(x.device, precision):
             pred = model.predict(x, x1, steps[i], direction)
         z = noise(i) if callable(noise) and k.d != 0 else noise
@@ -139,7 +143,9 @@ def draw(noise: SkyNoise, step: int, like: Tensor) -> Tensor:
     return sky_noise(noise, step, (like.shape[1], like.shape[2], like.shape[3]), device=like.device)
 
 
-def step_coefficients(model: Model, steps: Sequence[int], eta: float, order: int) -> Iterator[StepCoefficients]:
+def step_coefficients(
+    model: Model, steps: Sequence[int], eta: float, order: int, *, renoise: bool = False
+) -> Iterator[StepCoefficients]:
     """Coefficients of the fused update after each network evaluation, as `bridge_step` takes them."""
     bridge = model.card.bridge
     table = model.card.objective.table(bridge)
@@ -154,7 +160,7 @@ def step_coefficients(model: Model, steps: Sequence[int], eta: float, order: int
         # the last update is of first order, as DPM-Solver++ does it: extrapolating over it adds variance
         if order == 2 and 0 < i < len(steps) - 2:
             correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
-        k, p_x0, q_x1, w = bridge.transition(t, s, eta)
+        k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if renoise and i == 0 else eta)
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w)
 
 
@@ -204,8 +210,8 @@ def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7
 def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0) -> list[int]:
     """The table's end, where the state is all noise, then `rho_steps`: `count` network evaluations in all.
 
-    At the end it does not matter what stands for the unknown x0 in `boot`; begun at sigma_max the difference between
-    the surveys would survive in part (10% of the flux, docs/notes/).
+    At the end it matters little what stands for the unknown x0 in `boot`, and with `renoise` not at all; begun at
+    sigma_max the difference between the surveys would survive in part (10% of the flux, docs/notes/).
     """
     if count == 1:
         return [bridge.num_steps - 1]

@@ -193,6 +193,7 @@ def window_samples(
             noise=noise,
             eta=how.eta,
             order=how.order,
+            renoise=how.from_end,
             precision=how.precision,
         )
         draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())

@@ -436,3 +436,19 @@ def test_steps_even_in_the_share_of_the_observed_survey_are_the_published_ones_o
     assert torch.diff(shares).tolist() == pytest.approx([-float(shares[0]) / 7] * 7, rel=0.05)
     noise = Bridge.diffusion()
     assert bridge_steps(noise, 100, 5) == uniform_steps(100, 5)
+
+
+def test_noise_in_the_first_step_forgets_what_stood_for_the_unknown_image():
+    """From the table's end with x1 in the place of x0, a twentieth of the posterior width stays, or next to nothing."""
+    card = make_card(Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"), "edm")
+    model = analytic_model(gaussian_denoiser(0.0, 0.0, 0.1), card)
+    steps = end_then_rho_steps(card.bridge, 8, 0.8)
+    x1 = observed()
+    means = []
+    for renoise in (False, True):
+        start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
+        x = sample(model, x1, "lsst->euclid", steps, start=start, noise=fresh, eta=0.0, order=2, renoise=renoise)
+        means.append(abs(float(x.mean())) / 0.1)
+        assert float(x.var()) / 0.01 == pytest.approx(1.05, abs=0.06)
+    assert means[0] > 0.03
+    assert means[1] < 0.012
