@@ -22,7 +22,7 @@ from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 
 GAIN = 0.5
 SHAPE = (64, 3, 32, 32)
-SIGMA_MAX = 0.8
+SIGMA_MAX = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def main() -> None:
     print("  tau steps                                                       sigma_max    end renoised")
     for tau in (0.05, 0.1, 0.3):
         model = ExactModel(card, UNet(network), "", tau)
-        for count in (8, 12, 20):
+        for count in (6, 8, 12, 20):
             steps = end_then_rho_steps(card.bridge, count, SIGMA_MAX)
             draws = [draw(model, steps, order, eta, renoise=True) for order, eta in settings]
             shares = "  ".join(f"{float(x.var()) / tau**2:6.2f}" for x in draws)

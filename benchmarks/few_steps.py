@@ -35,7 +35,7 @@ DRAWN = 3
 SCALES = (1, 2, 4)
 LADDER = {1: (), 2: (0.6,), 4: (1.5, 0.6, 0.2)}
 """Noise levels after the table's end, by number of evaluations."""
-OWN = ("dbim2", 8)
+OWN = ("dbim2", 6)
 """The checkpoint's own sampler beside it."""
 
 

@@ -78,7 +78,7 @@ def entrants(base: int) -> list[Entrant]:
     network = NetworkConfig(base=base, stem=2, norm="pixel")
     even = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
     edm = Entrant(
-        "edm", even, Objective("edm", 0.3, -1.4, 1.5), network, bright_weight=4.0, sigma_max=0.8, from_end=True
+        "edm", even, Objective("edm", 0.3, -1.4, 1.5), network, bright_weight=4.0, sigma_max=2.0, from_end=True
     )
     published, noise = Bridge.brownian(), Bridge.diffusion()
     return [

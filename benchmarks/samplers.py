@@ -87,11 +87,11 @@ def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
 SAMPLERS = (
     Sampler("ancestral", from_the_end, eta=1.0, from_observed=True),
     Sampler("ancestral eta 0", from_the_end, from_observed=True),
-    Sampler("dbim1", rho(0.8)),
-    Sampler("dbim2", rho(0.8), order=2),
-    Sampler("dbim2 from 3", rho(3.0), order=2),
-    Sampler("sde2", rho(0.8), order=2, eta=1.0),
-    Sampler("heun", rho(0.8), heun=True),
+    Sampler("dbim1", rho(2.0)),
+    Sampler("dbim2", rho(2.0), order=2),
+    Sampler("dbim2 from 0.8", rho(0.8), order=2),
+    Sampler("sde2", rho(2.0), order=2, eta=1.0),
+    Sampler("heun", rho(2.0), heun=True),
 )
 
 

@@ -3,7 +3,8 @@
 Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
 direction predicts each survey from the other. The residual, observed minus predicted in network units, is averaged in
 rings around the object: signed by band (arcs put light, and blue light, where none was expected; a core is fainter than
-the blend seen by LSST promised) and squared over the bands. `bridge_core.discriminant` makes the lens score of it.
+the blend seen by LSST promised) and squared over the bands; and of each ring the highest and lowest place is taken
+after smoothing, since an arc fills a part of it. `bridge_core.discriminant` makes the lens score of all that.
 """
 
 from __future__ import annotations
@@ -17,24 +18,34 @@ from torch import Tensor
 from bridge_core.apertures import aperture
 from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.discriminant import Measured
+from bridge_core.evaluation import gaussian_blur
 from bridge_core.sampler import denoise, draw, step_at
 from bridge_core.translate import from_channels, stretch_of, window_noise
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)
 """Edges of the rings; the third and fourth hold the arcs of most galaxy-scale lenses."""
+SMOOTHING_ARCSEC = 0.15
+"""Standard deviation of the Gaussian before the highest and the lowest place are looked for: the width of an arc."""
 FLUX_ARCSEC = 1.0
 """Radius of the circle in which flux and colour are measured, on LSST."""
 MIN_SHARE = 0.25
 """A ring with a smaller share of usable pixels is not known (NaN)."""
 RESIDUAL_STREAM = 4
 _RINGS = len(RINGS_ARCSEC) - 1
-PARTS = {
-    "euclid->lsst": list(range(4 * _RINGS)),
-    "lsst->euclid": list(range(4 * _RINGS, 6 * _RINGS)),
-    "signed residuals": [*range(3 * _RINGS), *range(4 * _RINGS, 5 * _RINGS)],
-    "squared residuals": [*range(3 * _RINGS, 4 * _RINGS), *range(5 * _RINGS, 6 * _RINGS)],
-}
-"""Columns of `measure` for gri and VIS: those of each direction, and of each kind."""
+_KINDS = ("signed", "squared", "highest", "lowest")
+
+
+def columns(bands: Sequence[int] = (3, 1)) -> dict[str, list[int]]:
+    """Columns of `measure` by direction and by kind, for so many bands of LSST and of Euclid."""
+    found: dict[str, list[int]] = {name: [] for name in (*DIRECTIONS, *_KINDS)}
+    first = 0
+    for direction, count in zip(DIRECTIONS, bands, strict=True):
+        for kind in _KINDS:
+            some = range(first, first + _RINGS * (1 if kind == "squared" else count))
+            found[direction] += some
+            found[kind] += some
+            first = some.stop
+    return found
 
 
 def measure(
@@ -81,9 +92,8 @@ def measure(
                 noise = window_noise(seed, RESIDUAL_STREAM, rows, corners, x0.device)
                 x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
                 residual = x0 - denoise(model, x_t, x1, t, direction, precision)
-                parts.append(
-                    ring_features(from_channels(residual, len(bands[wanted])).double(), valid[some], rings).cpu()
-                )
+                of_bands = from_channels(residual, len(bands[wanted])).double()
+                parts.append(ring_features(of_bands, valid[some], rings, SMOOTHING_ARCSEC / scale).cpu())
             columns.append(torch.cat(parts) if parts else torch.zeros(0, 0))
         found.append(torch.cat(columns, 1))
     flux = stretch_of(model).inverse(lsst, bands["lsst"]).double() * valid
@@ -102,8 +112,8 @@ def ring_masks(shape: tuple[int, int], pixel_scale: float) -> Tensor:
     return ((radius >= edges[:-1]) & (radius < edges[1:])).double()
 
 
-def ring_features(residual: Tensor, valid: Tensor, rings: Tensor) -> Tensor:
-    """Mean residual of each band and ring, and log mean square of each ring over the bands.
+def ring_features(residual: Tensor, valid: Tensor, rings: Tensor, smoothing: float) -> Tensor:
+    """Mean residual of each band and ring, log mean square of each ring over the bands, and its extremes by band.
 
     Parameters
     ----------
@@ -113,11 +123,13 @@ def ring_features(residual: Tensor, valid: Tensor, rings: Tensor) -> Tensor:
         bool [N, 1, H, W].
     rings
         float64 [R, H, W].
+    smoothing
+        Standard deviation of the Gaussian before the extremes, pixels.
 
     Returns
     -------
     Tensor
-        float64 [N, (C + 1) R]; NaN for a ring with too few usable pixels.
+        float64 [N, (3 C + 1) R], in the order of `columns`; NaN for a ring with too few usable pixels.
     """
     usable = valid[:, 0].double()
     count = torch.einsum("rhw,nhw->nr", rings, usable)
@@ -126,4 +138,9 @@ def ring_features(residual: Tensor, valid: Tensor, rings: Tensor) -> Tensor:
     kept = residual * usable[:, None]
     signed = torch.einsum("rhw,nchw->ncr", rings, kept) / count[:, None]
     squared = torch.einsum("rhw,nhw->nr", rings, (kept**2).sum(1)) / count
-    return torch.cat([signed.flatten(1), torch.log(squared + 1e-12)], 1)
+    smooth = gaussian_blur(kept.flatten(0, 1)[:, None], smoothing).view_as(kept)
+    inside = (rings[None] * usable[:, None]).bool()[:, None]  # [N, 1, R, H, W]
+    highest = smooth[:, :, None].where(inside, -torch.inf).amax((3, 4)).where(known[:, None], torch.nan)
+    lowest = smooth[:, :, None].where(inside, torch.inf).amin((3, 4)).where(known[:, None], torch.nan)
+    parts = (signed.flatten(1), torch.log(squared + 1e-12), highest.flatten(1), lowest.flatten(1))
+    return torch.cat(parts, 1)

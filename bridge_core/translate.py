@@ -46,8 +46,8 @@ class Sampling:
     """
 
     samples: int = 8
-    steps: int = 8
-    sigma_max: float = 0.8
+    steps: int = 6
+    sigma_max: float = 2.0
     from_end: bool = True
     order: int = 2
     eta: float = 0.0

@@ -142,7 +142,7 @@ def print_ranks(
 
     from bridge_core.discriminant import fit, surprise
     from bridge_core.ranking import auroc, matched_auroc
-    from bridge_core.residuals import PARTS
+    from bridge_core.residuals import columns
 
     regular = ~lens
     alike = lens | np.isin(group, group[lens])
@@ -157,8 +157,10 @@ def print_ranks(
         )
 
     line("the lens score", score)
-    for name, columns in PARTS.items():
-        part = measured._replace(features=measured.features[..., columns])
+    kinds = columns()
+    kinds |= {"signed and squared": kinds["signed"] + kinds["squared"]}
+    for name, some in kinds.items():
+        part = measured._replace(features=measured.features[..., some])
         line(f"of it, {name} alone", fit(part, lens, group, sigma=sigma)[1])
     line("no lens seen: Mahalanobis", surprise(measured, regular))
     line("central flux alone", measured.flux)

@@ -31,7 +31,7 @@ class Config(JobConfig):
     lenses: int = Field(4, ge=0, description="strong lenses in the field")
     seed: int = Field(3, ge=0, description="seed of the sky and of the noise")
     samples: int = Field(8, ge=2, description="posterior samples of each patch")
-    steps: int = Field(8, ge=1, description="network evaluations a sample")
+    steps: int = Field(6, ge=1, description="network evaluations a sample")
     workers: int = Field(2, ge=1, description="Ray actors")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     top: int = Field(10, ge=1, description="candidates to print and circle")

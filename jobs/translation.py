@@ -26,7 +26,7 @@ class TranslationConfig(JobConfig):
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
     samples: int = Field(8, ge=2, description="posterior samples K of each patch")
-    steps: int = Field(8, ge=1, description="network evaluations a sample")
+    steps: int = Field(6, ge=1, description="network evaluations a sample")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
     workers: int = Field(1, ge=1, description="most actors at a time (each on a GPU where there are any)")

@@ -12,7 +12,7 @@ import torch
 
 from bridge_core.anomaly import Scoring, score_windows
 from bridge_core.discriminant import Discriminant
-from bridge_core.residuals import RINGS_ARCSEC, measure, ring_features, ring_masks
+from bridge_core.residuals import RINGS_ARCSEC, columns, measure, ring_features, ring_masks
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 
 RINGS = len(RINGS_ARCSEC) - 1
@@ -28,7 +28,7 @@ def windows(n: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[
     return lsst, euclid, valid, [(0, SIZE * k) for k in range(n)]
 
 
-def discriminant(features: int = 30) -> Discriminant:
+def discriminant(features: int = 70) -> Discriminant:
     rng = np.random.default_rng(0)
     mean = tuple(tuple(row) for row in rng.normal(size=(6, features)).tolist())
     weight = tuple(rng.normal(size=features).tolist())
@@ -51,11 +51,34 @@ def test_signed_and_squared_residuals_of_a_ring():
     residual = torch.zeros(1, 2, SIZE, SIZE, dtype=torch.float64)
     residual[0, 0] = 0.5 * rings[2]
     residual[0, 1] = -0.25 * rings[2]
-    found = ring_features(residual, torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool), rings)
-    signed, squared = found[0, : 2 * RINGS].view(2, RINGS), found[0, 2 * RINGS :]
+    found = ring_features(residual, torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool), rings, 1.5)
+    assert found.shape == (1, 7 * RINGS)
+    signed, squared = found[0, : 2 * RINGS].view(2, RINGS), found[0, 2 * RINGS : 3 * RINGS]
+    highest, lowest = found[0, 3 * RINGS :].view(2, 2, RINGS)
     assert signed[:, 2].tolist() == pytest.approx([0.5, -0.25])
     assert signed[:, [0, 1, 3, 4]].abs().max() == 0
     assert float(squared[2].exp()) == pytest.approx(0.5**2 + 0.25**2)
+    assert 0.3 < highest[0, 2] < 0.5
+    assert -0.25 < lowest[1, 2] < -0.15
+    assert highest[0, 2] == highest[0].max()
+
+
+def test_a_spot_of_light_is_the_highest_place_of_its_ring_and_no_other():
+    rings = ring_masks((SIZE, SIZE), 0.1)
+    residual = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.float64)
+    residual[0, 0, 32, 42] = 10.0  # an arcsec from the middle
+    found = ring_features(residual, torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool), rings, 1.5)
+    highest = found[0, 2 * RINGS : 3 * RINGS]
+    assert int(highest.argmax()) == 2
+    assert float(highest[2]) == pytest.approx(10 / (2 * math.pi * 1.5**2), rel=0.05)
+    assert float(highest[[0, 4]].abs().max()) < 0.01
+
+
+def test_columns_name_every_number_once():
+    kinds = columns()
+    assert sorted(kinds["euclid->lsst"] + kinds["lsst->euclid"]) == list(range(70))
+    assert sorted(k for kind in ("signed", "squared", "highest", "lowest") for k in kinds[kind]) == list(range(70))
+    assert [len(kinds[kind]) for kind in ("signed", "squared")] == [4 * RINGS, 2 * RINGS]
 
 
 def test_masked_pixels_do_not_count_and_an_empty_ring_is_unknown():
@@ -64,9 +87,9 @@ def test_masked_pixels_do_not_count_and_an_empty_ring_is_unknown():
     residual[..., 40:] = 1e6
     valid = torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool)
     valid[..., 40:] = False
-    assert ring_features(residual, valid, rings)[0, :RINGS].tolist() == pytest.approx([1] * RINGS)
+    assert ring_features(residual, valid, rings, 1.5)[0, :RINGS].tolist() == pytest.approx([1] * RINGS)
     valid[:] = rings[0] == 0
-    assert math.isnan(ring_features(residual, valid, rings)[0, 0])
+    assert math.isnan(ring_features(residual, valid, rings, 1.5)[0, 0])
 
 
 def test_residual_of_a_model_that_is_right_is_the_noise_it_cannot_know():
@@ -75,7 +98,7 @@ def test_residual_of_a_model_that_is_right_is_the_noise_it_cannot_know():
     lsst, _, valid, corners = windows(6)
     euclid = lsst.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     measured = measure(model, lsst, euclid, valid, corners, sigma=2.0, draws=2, precision="float32")
-    assert measured.features.shape == (2, 6, 3 * RINGS + RINGS + RINGS + RINGS)
+    assert measured.features.shape == (2, 6, 70)
     assert np.abs(measured.features[..., : 3 * RINGS]).max() < 0.1
     assert len(model.calls) == 2 * 2 * 1  # noises, directions, one batch
 
@@ -86,7 +109,7 @@ def test_light_that_only_euclid_shows_is_positive_there():
     lsst, euclid = torch.zeros_like(lsst), torch.zeros_like(euclid)
     euclid += ring_masks((SIZE, SIZE), 0.1)[2].float()
     found = measure(model, lsst, euclid, valid, corners, sigma=2.0, draws=1, precision="float32").features[0, 0]
-    to_lsst, to_euclid = found[: 4 * RINGS], found[4 * RINGS :]
+    to_lsst, to_euclid = found[: 10 * RINGS], found[10 * RINGS :]
     assert to_euclid[2] > 0.9
     assert np.allclose(to_lsst[[2, 2 + RINGS, 2 + 2 * RINGS]], -1, atol=0.1)  # LSST lacks it in all bands
 

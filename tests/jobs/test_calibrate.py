@@ -111,7 +111,7 @@ def test_weights_stay_and_the_card_gains_a_score(calibrated):
     assert after.sha256 != before.sha256
     for name, value in before.network.state_dict().items():
         assert value.equal(after.network.state_dict()[name])
-    assert len(after.card.discriminant.weight) == 30
+    assert len(after.card.discriminant.weight) == 70
     assert (np.diff(after.card.discriminant.tail) > 0).all()
 
 
