@@ -163,4 +163,6 @@ def print_ranks(
         part = measured._replace(features=measured.features[..., some])
         line(f"of it, {name} alone", fit(part, lens, group, sigma=sigma)[1])
     line("no lens seen: Mahalanobis", surprise(measured, regular))
+    plain = measured._replace(features=measured.features[..., kinds["signed and squared"]])
+    line("the same, signed and squared", surprise(plain, regular))
     line("central flux alone", measured.flux)

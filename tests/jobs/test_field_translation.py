@@ -83,7 +83,9 @@ def test_share_of_bright_pixels_within_1_std_is_plausible(translated):
         for choice in ("true_snr>3", "mean_snr>3"):
             within = choices[choice]
             assert within["pixels"] > 2000
-            assert 0.50 < within["68.3%"] < 0.85, (band, choice, within)
+            # of a perfect posterior with so few samples; the observed pixels above 3 sigma are those the noise raised
+            ideal = ideal_coverage(field.samples)["68.3%"]
+            assert 0.8 < within["68.3%"] / ideal < 1.35, (band, choice, within, ideal)
             assert within["68.3%"] < within["90%"] < within["95%"]
 
 
