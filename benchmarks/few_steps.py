@@ -12,6 +12,7 @@ steps beside the checkpoint's own sampler, on pairs kept from training.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.samplers import BATCH, SAMPLERS, draws, judge
+from benchmarks.samplers import SAMPLERS, draws, judge
 from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
 from bridge_core.metrics import patch_energy_score
 from bridge_core.network import channels_last
 from bridge_core.sampler import boot, step_at
 from bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator
-from bridge_core.translate import from_channels, stretch_of, to_channels
+from bridge_core.translate import stretch_of, to_channels
 from jobs.evaluation_stages import display_stretch
 from storage.pairs import Pairs, read_pairs
 
@@ -64,9 +65,10 @@ def main() -> None:
     print("direction    sampler        NFE | energy |   CRPS |  spread/skill | 68% interval  ")
     print("                                |  score | bright | bright    sky | bright    sky ")
     for direction in DIRECTIONS[::-1]:
-        ways = {f"taught {n}": (n, few_draws(model, images, direction, n, arguments.samples)) for n in LADDER}
-        ways[" ".join(map(str, OWN))] = (OWN[1], draws(base, own, images, direction, OWN[1], arguments.samples))
-        for name, (nfe, drawn) in ways.items():
+        ways = {f"taught {n}": (n, functools.partial(few_draws, model, direction, n)) for n in LADDER}
+        ways[" ".join(map(str, OWN))] = (OWN[1], own.at(base, direction, OWN[1]))
+        for name, (nfe, draw) in ways.items():
+            drawn = draws(base, images, direction, arguments.samples, draw)
             row: dict[str, Any] = {"direction": direction, "sampler": name, "nfe": nfe}
             row |= judge(base, drawn, images[direction.split("->")[1]], direction, store.noise, display_stretch(store))
             rows.append(row)
@@ -137,30 +139,24 @@ def drawn_x0(
     return p * (x_t + r * x1) + q * torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
 
 
-def few_draws(model: Model, images: dict[str, Tensor], direction: str, nfe: int, samples: int) -> Tensor:
-    """Samples [K, N, C, H, W] in nJy in `nfe` evaluations each."""
-    observed, wanted = direction.split("->")
-    stretch, bands, bridge = stretch_of(model), model.card.bands, model.card.bridge
-    x1 = to_channels(stretch.forward(images[observed], bands[observed]), 3).repeat(samples, 1, 1, 1)
+def few_draws(model: Model, direction: str, nfe: int, x1: Tensor, generator: torch.Generator) -> Tensor:
+    """One sample of each row of x1 [N, C, H, W] in `nfe` evaluations, network units."""
+    bridge = model.card.bridge
     steps = [bridge.num_steps - 1, *(step_at(bridge, sigma) for sigma in LADDER[nfe])]
-    found = []
-    for first in range(0, len(x1), BATCH):
-        some, generator = x1[first : first + BATCH], torch.Generator().manual_seed(first)
+    ways = torch.full((len(x1),), DIRECTIONS.index(direction))
 
-        def noise(like: Tensor = some, generator: torch.Generator = generator) -> Tensor:
-            return torch.randn(like.shape, generator=generator)
+    def noise() -> Tensor:
+        return torch.randn(x1.shape, generator=generator)
 
-        ways = torch.full((len(some),), DIRECTIONS.index(direction))
-        x = boot(bridge, some, steps[0], noise())
-        x0 = x
-        for i, t in enumerate(steps):
-            with torch.inference_mode():
-                x0 = drawn_x0(model, model.network, x, some, torch.full((len(some),), t), ways, noise())
-            if i + 1 < len(steps):
-                k, p, q, w = bridge.transition(t, steps[i + 1], 1.0)
-                x = k * x + p * x0 + q * some + w * noise()
-        found.append(stretch.inverse(from_channels(x0, len(bands[wanted])), bands[wanted]))
-    return torch.cat(found).unflatten(0, (samples, -1))
+    x = boot(bridge, x1, steps[0], noise())
+    x0 = x
+    for i, t in enumerate(steps):
+        with torch.inference_mode():
+            x0 = drawn_x0(model, model.network, x, x1, torch.full((len(x1),), t), ways, noise())
+        if i + 1 < len(steps):
+            k, p, q, w = bridge.transition(t, steps[i + 1], 1.0)
+            x = k * x + p * x0 + q * x1 + w * noise()
+    return x0
 
 
 if __name__ == "__main__":

@@ -165,8 +165,8 @@ def measure(fields: list[Searched]) -> dict[str, Any]:
     rank = np.concatenate([best_share(field, "score") for field in fields])
     by_flux = np.concatenate([best_share(field, "flux_i") for field in fields])
     top = {}
+    rows = [near(field).any(0)[np.argsort(-scores(field, "score"), kind="stable")] for field in fields]
     for share in SHARES:
-        rows = [belongs(field)[np.argsort(-scores(field, "score"), kind="stable")] for field in fields]
         first = np.concatenate([of[: max(1, round(share * len(of)))] for of in rows])
         top[str(share)] = {
             "complete": float((rank <= share).mean()),
@@ -190,25 +190,18 @@ def scores(field: Searched, column: str) -> np.ndarray[Any, np.dtype[np.float64]
     return np.nan_to_num(field.catalog[column].to_numpy(np.float64), nan=-np.inf)
 
 
-def belongs(field: Searched) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows of the catalog lie within 1.3 Einstein radii of a lens, bool [rows]."""
-    near = separations(field) < 1.3 * field.lenses.theta_E.to_numpy()[:, None]
-    return np.asarray(near.any(0))
-
-
 def best_share(field: Searched, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Share of the sources one has to look at until each lens turns up, float [lenses]; 2 for one without a row."""
     place = np.empty(len(field.catalog))
     place[np.argsort(-scores(field, column), kind="stable")] = np.arange(1, len(place) + 1)
-    near = separations(field) < 1.3 * field.lenses.theta_E.to_numpy()[:, None]
-    return np.asarray(np.where(near, place, 2.0 * len(place)).min(1) / len(place))
+    return np.asarray(np.where(near(field), place, 2.0 * len(place)).min(1) / len(place))
 
 
-def separations(field: Searched) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Arcsec, [lenses, rows]."""
+def near(field: Searched) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows of the catalog lie within 1.3 Einstein radii of which lens, bool [lenses, rows]."""
     lenses = SkyCoord(field.lenses.ra.to_numpy(), field.lenses.dec.to_numpy(), unit="deg")
     rows = SkyCoord(field.catalog.ra.to_numpy(), field.catalog.dec.to_numpy(), unit="deg")
-    return np.asarray(lenses[:, None].separation(rows[None]).arcsec)
+    return np.asarray(lenses[:, None].separation(rows[None]).arcsec < 1.3 * field.lenses.theta_E.to_numpy()[:, None])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

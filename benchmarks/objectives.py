@@ -25,21 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.samplers import judge
-from bridge_core.bridge import Bridge
+from benchmarks.samplers import draws, judge
 from bridge_core.checkpoint import DIRECTIONS, Card, Model
 from bridge_core.evaluation import image_scores
 from bridge_core.network import NetworkConfig, UNet, channels_last
-from bridge_core.objective import Objective
 from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
-from bridge_core.stretch import Stretch
 from bridge_core.training import Batch, Recipe, TrainState, augment, bridge_loss, half_each_way, step_generator
-from bridge_core.translate import from_channels, stretch_of, to_channels
+from bridge_core.translate import stretch_of, to_channels
 from jobs.evaluation_stages import display_stretch
+from jobs.train import make_card
 from storage.pairs import Pairs, read_pairs
 
 NFE = 20
-BATCH = 40
 DRAWS = 400
 
 
@@ -49,6 +46,8 @@ class Entrant:
 
     Parameters
     ----------
+    objective, bridge, base, stem, norm
+        As `surveybridge train` takes them.
     sigma_max
         Highest noise level of the sampler's grid.
     from_end
@@ -62,9 +61,11 @@ class Entrant:
     """
 
     name: str
-    bridge: Bridge
-    objective: Objective
-    network: NetworkConfig
+    objective: str
+    bridge: str = "brownian"
+    base: int = 16
+    stem: int = 2
+    norm: str = "pixel"
     bright_weight: float = 0.0
     sigma_max: float = 3.0
     from_end: bool = False
@@ -75,21 +76,17 @@ class Entrant:
 
 def entrants(base: int) -> list[Entrant]:
     """All of them; the first sets the time for those of equal time."""
-    network = NetworkConfig(base=base, stem=2, norm="pixel")
-    even = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
-    edm = Entrant(
-        "edm", even, Objective("edm", 0.3, -1.4, 1.5), network, bright_weight=4.0, sigma_max=2.0, from_end=True
-    )
-    published, noise = Bridge.brownian(), Bridge.diffusion()
+    edm = Entrant("edm", "edm", base=base, bright_weight=4.0, sigma_max=2.0, from_end=True)
+    noise = Entrant("palette", "eps", bridge="diffusion", base=base, sigma_max=20.0)
     return [
         edm,
-        *(Entrant(name, published, Objective(name), network) for name in ("grad", "maxnll", "eps")),
-        Entrant("palette", noise, Objective("eps"), network, sigma_max=20.0),
-        Entrant("joint diffusion", noise, Objective("eps"), network, sigma_max=20.0, joint=True),
+        *(Entrant(name, name, base=base) for name in ("grad", "maxnll", "eps")),
+        noise,
+        replace(noise, name="joint diffusion", joint=True),
         replace(edm, name="edm, all pixels alike", bright_weight=0.0),
         replace(edm, name="edm, one direction", direction="lsst->euclid"),
         replace(edm, name="edm, one direction", direction="euclid->lsst"),
-        replace(edm, name="edm, published network", network=NetworkConfig(base=base), equal_time=True),
+        replace(edm, name="edm, published network", stem=1, norm="group", equal_time=True),
     ]
 
 
@@ -162,16 +159,8 @@ def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
 
 def card_of(one: Entrant, pairs: Pairs) -> Card:
     """As `surveybridge train` would write it."""
-    return Card(
-        name=one.name,
-        grid="mosaic",
-        bridge=one.bridge,
-        network=one.network,
-        objective=one.objective,
-        stretch=Stretch({band: 2 * sigma for band, sigma in pairs.noise.items()}),
-        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
-        pixel_scale=pairs.pixel_scale,
-    )
+    names = ("name", "bridge", "objective", "base", "stem", "norm")
+    return make_card({name: getattr(one, name) for name in names} | {"grid": "mosaic"}, pairs, {})
 
 
 def batches(one: Entrant, card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
@@ -229,24 +218,21 @@ def sample_joint(model: Model, x1: Tensor, direction: str, steps: list[int], gen
 def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: int) -> dict[str, Any]:
     """Energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
     images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
-    observed, wanted = direction.split("->")
-    stretch, bands, bridge = stretch_of(model), model.card.bands, model.card.bridge
-    x1 = to_channels(stretch.forward(images[observed], bands[observed]), 3).repeat(samples, 1, 1, 1)
+    wanted = direction.split("->")[1]
+    bands, bridge = model.card.bands, model.card.bridge
     steps = (end_then_rho_steps if one.from_end else rho_steps)(bridge, NFE, one.sigma_max)
-    found = []
-    for first in range(0, len(x1), BATCH):
-        some, generator = x1[first : first + BATCH], torch.Generator().manual_seed(first)
+
+    def draw(x1: Tensor, generator: torch.Generator) -> Tensor:
         if one.joint:
-            u = sample_joint(model, some, direction, steps, generator)
-        else:
-            start = boot(bridge, some, steps[0], torch.randn(some.shape, generator=generator))
-            noise = torch.randn(some.shape, generator=generator)
-            u = sample(
-                model, some, direction, steps, start=start, noise=lambda _, z=noise: z, order=2, renoise=one.from_end,
-                precision="bfloat16",
-            )  # fmt: skip
-        found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
-    drawn = torch.cat(found).unflatten(0, (samples, -1))
+            return sample_joint(model, x1, direction, steps, generator)
+        start = boot(bridge, x1, steps[0], torch.randn(x1.shape, generator=generator))
+        noise = torch.randn(x1.shape, generator=generator)
+        return sample(
+            model, x1, direction, steps, start=start, noise=lambda _: noise, order=2, renoise=one.from_end,
+            precision="bfloat16",
+        )  # fmt: skip
+
+    drawn = draws(model, images, direction, samples, draw)
     display, truth = display_stretch(pairs), images[wanted]
     each = image_scores(drawn, truth, bands[wanted], display)["energy_score"]
     rng = np.random.default_rng(0)
@@ -257,8 +243,9 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: in
 
 def step_seconds(one: Entrant, pairs: Pairs) -> float:
     """Median time of a training step."""
-    network = channels_last(UNet(one.network))
-    card, state = card_of(one, pairs), TrainState(network, Recipe())
+    card = card_of(one, pairs)
+    network = channels_last(UNet(card.network))
+    state = TrainState(network, Recipe())
     batch = batches(one, card, part(pairs, slice(0, 64)), state.recipe)(0)
     times = []
     for _ in range(12):

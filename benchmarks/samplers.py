@@ -18,6 +18,7 @@ by mean |X - X'| / (2 K), and with K = 5 would choose a sampler that is too sure
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ NFE = (1, 2, 4, 6, 8, 10, 12, 20, 50)
 LONG = (200,)
 """Of the published sampler alone, which is made for it."""
 
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""The observed survey [N, C, H, W] and a source of noise -> one sample of the wanted one each, network units."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -53,7 +57,11 @@ class Sampler:
     from_observed: bool = False
     heun: bool = False
 
-    def draw(self, model: Model, x1: Tensor, direction: str, count: int, generator: torch.Generator) -> Tensor:
+    def at(self, model: Model, direction: str, count: int) -> Draw:
+        """What `draws` calls for each batch."""
+        return functools.partial(self.draw, model, direction, count)
+
+    def draw(self, model: Model, direction: str, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
         """One sample of each row of x1 [N, C, H, W] in `count` network evaluations, network units."""
         steps = self.steps(model.card.bridge, (count + 1) // 2 if self.heun else count)
         z = torch.randn(x1.shape, generator=generator)
@@ -124,7 +132,7 @@ def main() -> None:
                 if one.heun and nfe % 2 == 0 and nfe > 1:
                     nfe -= 1  # an odd number of calls
                 began = time.perf_counter()
-                drawn = draws(model, one, images, direction, nfe, arguments.samples)
+                drawn = draws(model, images, direction, arguments.samples, one.at(model, direction, nfe))
                 seconds = time.perf_counter() - began
                 row = {"direction": direction, "sampler": one.name, "nfe": nfe, "order": one.order, "eta": one.eta}
                 row |= judge(model, drawn, images[direction.split("->")[1]], direction, pairs.noise, display)
@@ -147,8 +155,8 @@ def main() -> None:
         path.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
 
 
-def draws(model: Model, one: Sampler, images: dict[str, Tensor], direction: str, nfe: int, samples: int) -> Tensor:
-    """Samples [K, N, C, H, W] in nJy; the noise depends on the place in the batch alone, not on the sampler."""
+def draws(model: Model, images: dict[str, Tensor], direction: str, samples: int, draw: Draw) -> Tensor:
+    """Samples [K, N, C, H, W] in nJy; the noise depends on the place in the batch alone, not on what draws."""
     observed, wanted = direction.split("->")
     stretch, bands = stretch_of(model), model.card.bands
     x1 = to_channels(stretch.forward(images[observed], bands[observed]), model.card.network.image_channels)
@@ -156,7 +164,7 @@ def draws(model: Model, one: Sampler, images: dict[str, Tensor], direction: str,
     found = []
     for first in range(0, len(rows), BATCH):
         generator = torch.Generator().manual_seed(first)
-        u = one.draw(model, rows[first : first + BATCH], direction, nfe, generator)
+        u = draw(rows[first : first + BATCH], generator)
         found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
     return torch.cat(found).unflatten(0, (samples, -1))
 

@@ -209,13 +209,11 @@ def score_windows(
     samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)
     bounds = score_bounds(model)
     published = anomaly_score(samples, x0, bounds, valid).norm.double()
-    score, spread, false_alarm = (
-        published,
-        jackknife_std(samples, x0, bounds, valid),
-        torch.full_like(published, torch.nan),
-    )
     if model.card.discriminant is not None:
         score, spread, false_alarm = lens_score(model, model.card.discriminant, x1, x0, valid, corners, how)
+    else:
+        score, spread = published, jackknife_std(samples, x0, bounds, valid)
+        false_alarm = torch.full_like(published, torch.nan)
     # with little left to compare the flux sum vanishes, and any score may come out
     unknown = (valid.float().mean((1, 2, 3)) < MIN_VALID).cpu()
     flux = stretch.inverse(from_channels(samples, 1), bands)

@@ -203,8 +203,7 @@ def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7
     """Steps even in sigma^(1/rho) from sigma_max down to the table's end (Karras et al. 2022, eq. (5))."""
     low, high = float(bridge.sigma[0]) ** (1 / rho), min(sigma_max, float(bridge.sigma[-1])) ** (1 / rho)
     grid = (high + torch.linspace(0, 1, count, dtype=torch.float64) * (low - high)) ** rho
-    nearest = (bridge.sigma.log()[None, :] - grid.log()[:, None]).abs().argmin(1)
-    return sorted({int(t) for t in nearest}, reverse=True)
+    return sorted({step_at(bridge, sigma) for sigma in grid.tolist()}, reverse=True)
 
 
 def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0) -> list[int]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import JobConfig, RequestError
+from jobs.evaluation_ranking import DEFLECTOR_LIKE
 from jobs.progress import progress
 from jobs.translation import read_model
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/mosaic/bridge --out runs/calibrated"""
 
-LIKE_LENSES = "deflector_like"
-"""Class of the galaxies that get arcs (column central_class of the table beside the store)."""
 GROUP = 256
 """Objects measured at a time."""
 FEWEST = 50
@@ -93,11 +92,11 @@ def measure_all(config: Config, model: Model) -> tuple[Measured, NDArray[np.bool
     stop = None if config.limit is None else config.start + config.limit
     pairs = read_pairs(config.pairs, "cutout", config.start, stop)
     labels, ids = read_labels(config.pairs), read_ids(config.pairs, config.start, stop)
-    rows = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == LIKE_LENSES]
+    rows = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == DEFLECTOR_LIKE]
     if len(rows) < FEWEST or len(ids) - len(rows) < FEWEST:
         raise RequestError(
-            f"{config.pairs}: {len(rows)} of {len(ids)} pairs are {LIKE_LENSES} by the table beside the store, but a "
-            f"calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
+            f"{config.pairs}: {len(rows)} of {len(ids)} pairs are {DEFLECTOR_LIKE} by the table beside the store, but "
+            f"a calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
         )
     lenses, _, origin = inject(pairs, rows, config.seed)
     parts = [measure_pairs(config, model, pairs, 0), measure_pairs(config, model, lenses, len(ids))]
