@@ -29,7 +29,7 @@ from bridge_core.checkpoint import Model, load_checkpoint
 from bridge_core.detection import detect
 from bridge_core.translate import Sampling, observed_units, window_samples
 from jobs import ingest
-from jobs.panel import lupton_rgb
+from jobs.rendering import lupton_rgb
 from storage.pairs import read_ids, read_labels, read_pairs
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -24,8 +24,7 @@ from scipy import stats
 
 from benchmarks.field_measures import Field, read_field
 from jobs import ingest, translate, translation
-from jobs.panel import lupton_rgb
-from jobs.panel_views import GREY
+from jobs.rendering import GREY, lupton_rgb
 from storage.images import SurveyImage
 from storage.photometry import sky_statistics
 from storage.query import query

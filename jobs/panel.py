@@ -18,14 +18,14 @@ from astropy.wcs import WCS
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from jobs import panel_views as views
-from jobs.panel_views import GREY, Field, Scales
+from jobs.panel_views import Field, Scales
+from jobs.rendering import VIEWS, candidate_pictures, lupton_rgb
 from storage.query import query
 from storage.runs import RunFolder
 from storage.tiles import TileStore
@@ -36,8 +36,8 @@ MATCH_ARCSEC = 1.0
 """A candidate this near to a true lens is that lens."""
 _PANEL, _GAP = 5.0, 0.12
 """Side of a view and the space between views, inches."""
-_RGB_WEIGHTS = np.array([0.8, 1.1, 1.7])[:, None, None]
-"""Of i, r, g: a typical faint galaxy comes out neither red nor blue."""
+_SHOWN = ("lsst", "euclid", "mean", "error")
+"""Pictures of a candidate in the sheet."""
 _STYLE: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 12, "axes.linewidth": 0.6, "figure.facecolor": "white"}
 
 
@@ -140,33 +140,6 @@ def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
         figure.savefig(out_png, metadata={"Software": "surveybridge"})
 
 
-def lupton_rgb(flux: NDArray[np.floating[Any]], sigma: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Colour image by the asinh stretch of the summed flux that keeps colours (Lupton et al. 2004, eq. 1-2).
-
-    Parameters
-    ----------
-    flux : ndarray [3, H, W]
-        Red, green and blue, nJy; NaN where unknown.
-    sigma : ndarray [3]
-        Noise of each; the stretch is in units of it.
-
-    Returns
-    -------
-    ndarray [H, W, 3] float64
-        0..1; `GREY` where any band is unknown.
-    """
-    known = np.isfinite(flux).all(axis=0)
-    weighted = np.nan_to_num(flux) * _RGB_WEIGHTS
-    intensity = weighted.mean(axis=0)
-    soft = 5.0 * float(np.sqrt(np.mean(np.square(np.ravel(sigma) * _RGB_WEIGHTS.ravel()))))
-    lifted = np.maximum(intensity, 0.0) + 0.1 * soft  # the sky is dark grey, not black
-    stretched = np.arcsinh(lifted / soft) / np.arcsinh(60.0)
-    rgb = np.moveaxis((weighted + 0.1 * soft) * stretched / lifted, 0, -1)
-    rgb = np.clip(rgb / np.maximum(rgb.max(axis=-1, keepdims=True), 1.0), 0, 1)  # keep the hue where it is too bright
-    rgb[~known] = GREY
-    return rgb
-
-
 def _read_field(run_url: str, store_url: str, truth: str | Path | pa.Table | None, top: int) -> Field:
     """The run's mosaic, the store's images under it, candidates and true lenses."""
     run, store = RunFolder.open(run_url), TileStore.open(store_url)
@@ -232,21 +205,13 @@ def _draw_view(axis: Axes, field: Field, column: int, scales: Scales, bar_arcsec
 
 def _draw_candidate(axes: Sequence[Axes], row: dict[str, Any], headings: bool) -> None:
     """One row of thumbnails with its line of text."""
-    stamps = {
-        name: np.asarray(row[f"thumbnail_{name}"], np.float32).reshape(-1, 64, 64)
-        for name in ("lsst", "euclid", "mean", "error")
-    }
-    sigma = np.array([views.noise(plane) for plane in stamps["lsst"]], np.float32)
-    views.draw_image(axes[0], lupton_rgb(stamps["lsst"][::-1], sigma[::-1]))
-    noise = views.noise(stamps["euclid"])
-    flux = AsinhNorm(linear_width=3 * noise, vmin=-2 * noise, vmax=views.bright(stamps["euclid"], 99.8, 30 * noise))
-    for axis, name in zip(axes[1:3], ("euclid", "mean"), strict=True):
-        views.draw_image(axis, stamps[name][-1], "gray", flux)
-    error = np.abs(stamps["error"][-1])
-    views.draw_image(axes[3], error, "magma", Normalize(0, views.bright(error, 99.8, 1e-6)))
+    pictures = candidate_pictures(row)
+    for axis, name in zip(axes, _SHOWN, strict=True):
+        axis.imshow(pictures[name])
+        axis.set(xticks=[], yticks=[])
     if headings:
-        for axis, heading in zip(axes, ("LSST gri", "Euclid VIS", "reconstruction", "error"), strict=True):
-            axis.set_title(heading, fontsize=11, pad=20)
+        for axis, name in zip(axes, _SHOWN, strict=True):
+            axis.set_title(VIEWS[name].split(" that")[0], fontsize=11, pad=20)
     text = f"{row['rank']}.  score {row['score']:.3g}"
     if row["score_std"] is not None and np.isfinite(row["score_std"]):
         text += f" ± {row['score_std']:.2g}"

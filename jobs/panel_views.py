@@ -17,10 +17,8 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+from jobs.rendering import GREY, Image, bright, noise
 
-GREY = (0.55, 0.55, 0.58)
-"""Colour of what is not known."""
 CANDIDATE, TRUE_LENS = "#d62728", "#1f77b4"
 _TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -85,20 +83,6 @@ class Scales:
         std = field.std[-1]
         spread = float(np.nanmedian(std)) if np.isfinite(std).any() else 1.0
         return cls(lsst, flux, AsinhNorm(linear_width=2 * spread, vmin=0, vmax=bright(std, 99.9, 10 * spread)))
-
-
-def noise(image: Image) -> float:
-    """Robust standard deviation of the pixels; 1 where nothing is known."""
-    known = image[np.isfinite(image)]
-    if known.size == 0:
-        return 1.0
-    return float(1.4826 * np.median(np.abs(known - np.median(known)))) or 1.0
-
-
-def bright(image: Image, percentile: float, least: float) -> float:
-    """Upper end of a scale: a high percentile of what is known, but not below `least`."""
-    known = image[np.isfinite(image)]
-    return max(least, float(np.percentile(known, percentile))) if known.size else least
 
 
 def titles(field: Field) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from astropy.wcs import WCS
 from matplotlib.image import imread
 
-from jobs import panel, panel_views
+from jobs import panel, panel_views, rendering
 from storage.errors import StorageError
 from storage.images import SurveyImage
 from storage.runs import FINGERPRINT_KEYS, RunFolder
@@ -120,7 +120,7 @@ def test_unknown_pixels_of_the_mosaic_are_grey(tmp_path):
         panel.draw_panel(run, store, tmp_path / f"{name}.png")
     image = imread(tmp_path / "whole.png")
     view = 5.0 * 110 * (5.0 * 110 * SIDE / (2 * SIDE))  # pixels of one view in the upper row: half as tall as wide
-    added = (share(tmp_path / "holed.png", panel_views.GREY) - share(tmp_path / "whole.png", panel_views.GREY)) * image[
+    added = (share(tmp_path / "holed.png", rendering.GREY) - share(tmp_path / "whole.png", rendering.GREY)) * image[
         ..., 0
     ].size
     # Half of mean and of std above; the 9.6 arcsec square below is centred, so half of it is in the left tile too.
@@ -131,7 +131,7 @@ def test_masked_pixels_of_a_survey_are_grey(tmp_path):
     for name, bad in (("good", 0), ("bad", 30)):
         run, store = make_run(tmp_path / name, bad_columns=bad)
         panel.draw_panel(run, store, tmp_path / f"{name}.png")
-    assert share(tmp_path / "bad.png", panel_views.GREY) > share(tmp_path / "good.png", panel_views.GREY) + 0.005
+    assert share(tmp_path / "bad.png", rendering.GREY) > share(tmp_path / "good.png", rendering.GREY) + 0.005
 
 
 def test_candidates_and_true_lenses_are_marked_where_there_are_any(tmp_path):
@@ -204,15 +204,15 @@ def test_candidate_sheet_grows_with_their_number(tmp_path, count):
 def test_candidates_without_thumbnails_are_grey(tmp_path):
     run, _ = make_run(tmp_path, candidates=[candidate(1, 2050, 1050, **stamps(float("nan")))])
     panel.draw_candidates(run, tmp_path / "sheet.png")
-    assert share(tmp_path / "sheet.png", panel_views.GREY) > 0.5
+    assert share(tmp_path / "sheet.png", rendering.GREY) > 0.5
 
 
 def test_colour_depends_on_flux_ratios_and_unknown_is_grey():
     spectrum = np.array([3.0, 2.0, 1.0])
     flux = spectrum[:, None, None] * np.array([[0.5, 5.0], [50.0, np.nan]])
-    rgb = panel.lupton_rgb(flux, np.full(3, 0.1))
-    np.testing.assert_allclose(rgb[1, 1], panel_views.GREY)
-    sky = panel.lupton_rgb(np.zeros((3, 1, 1)), np.full(3, 0.1))[0, 0]
+    rgb = rendering.lupton_rgb(flux, np.full(3, 0.1))
+    np.testing.assert_allclose(rgb[1, 1], rendering.GREY)
+    sky = rendering.lupton_rgb(np.zeros((3, 1, 1)), np.full(3, 0.1))[0, 0]
     np.testing.assert_allclose(sky, sky[0])  # nothing is grey, and dark
     assert sky[0] < 0.1
     np.testing.assert_allclose(rgb[1, 0] / rgb[1, 0, 0], rgb[0, 1] / rgb[0, 1, 0], rtol=0.05)
