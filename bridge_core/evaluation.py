@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bridge_core.apertures import aperture
@@ -32,7 +33,11 @@ PIXEL_SUMS = ("pixels", "squared_error", "variance", "crps", "squared_error_disp
 APERTURE_ARCSEC = 1.0
 """Radius of the circle around a stamp's centre in which fluxes are measured."""
 
-Columns = dict[str, NDArray[np.float64]]
+MATCH_ARCSEC = 0.3
+"""A source of a sample this near to one of the truth is that source: twice VIS's PSF sigma, a third of LSST's."""
+
+Floats = NDArray[np.float64]
+Columns = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,14 @@ def morphology(samples: Tensor, truth: Tensor, sigma: Tensor, pixel_scale: float
     columns |= {f"{name}_samples": drawn[name].T.numpy() for name in STATISTICS}
     columns["power"] = power_spectrum(truth[:, -1]).numpy()
     columns["power_samples"] = power_spectrum(samples[:, :, -1]).mean(0).numpy()
-    columns["sources"] = _count_sources(truth[:, -1], float(sigma[-1]))
-    columns["sources_samples"] = np.stack([_count_sources(x[:, -1], float(sigma[-1])) for x in samples], 1)
+    true_places = _source_places(truth[:, -1], float(sigma[-1]))
+    places = [_source_places(x[:, -1], float(sigma[-1])) for x in samples]
+    reach = MATCH_ARCSEC / pixel_scale
+    columns["sources"] = np.array([len(there) for there in true_places], np.float64)
+    columns["sources_samples"] = np.array([[len(there) for there in each] for each in places], np.float64).T
+    columns["sources_matched_samples"] = np.array(
+        [[matches(*two, reach) for two in zip(each, true_places, strict=True)] for each in places], np.float64
+    ).T
     return columns
 
 
@@ -235,11 +246,26 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return torch.nn.functional.conv2d(blurred, line.view(1, 1, 1, -1))
 
 
-def _count_sources(images: Tensor, sigma: float) -> NDArray[np.float64]:
-    """Sources that `detect` finds in each of [N, H, W]."""
+def matches(found: Floats, true: Floats, reach: float) -> int:
+    """Pairs of a found and a true place within `reach`, each place in one pair at most, as many as can be.
+
+    Parameters
+    ----------
+    found, true
+        float64 [F, 2] and [T, 2], pixels.
+    reach
+        Pixels.
+    """
+    near = np.linalg.norm(found[:, None] - true[None], axis=-1) <= reach
+    return int(near[linear_sum_assignment(near, maximize=True)].sum())
+
+
+def _source_places(images: Tensor, sigma: float) -> list[Floats]:
+    """Centres [S, 2] of the sources that `detect` finds in each of [N, H, W]."""
     noise = np.full(images.shape[1:], sigma**2, np.float32)
     valid = np.ones(images.shape[1:], bool)
-    return np.array([len(detect(image, noise, valid)) for image in images.numpy()], np.float64)
+    found = [detect(image, noise, valid) for image in images.numpy()]
+    return [np.stack([sources.x, sources.y], 1) for sources in found]
 
 
 def _colour(blue: Tensor, red: Tensor) -> Tensor:

@@ -145,8 +145,8 @@ def _morphology(images: pa.Table) -> Found:
 
 
 def _sources(images: pa.Table) -> Found:
-    """Sources detected in samples and truths, of all pairs and of those that LSST blends."""
-    true, drawn = floats(images, "sources"), _lists(images, "sources_samples")
+    """Sources detected in samples and truths, of all pairs and of those that LSST blends, matched by position."""
+    true, drawn, matched = floats(images, "sources"), *(_lists(images, f"sources{s}_samples") for s in ("", "_matched"))
     blended = np.array([flag is True for flag in images["blended_lsst"].to_pylist()], bool)
     found: Found = {}
     for name, rows in (("all", np.ones(len(true), bool)), ("blended_lsst", blended)):
@@ -155,9 +155,15 @@ def _sources(images: pa.Table) -> Found:
                 "true_mean": number(true[rows].mean()),
                 "mean": number(drawn[rows].mean()),
                 "same_count": number((drawn[rows] == true[rows, None]).mean()),
+                "completeness": _ratio(matched[rows].sum(), true[rows].sum() * drawn.shape[1]),
+                "purity": _ratio(matched[rows].sum(), drawn[rows].sum()),
                 "pairs": int(rows.sum()),
             }
     return found
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return number(part / whole) if whole else None
 
 
 def _mean(values: Floats) -> Found:
@@ -219,7 +225,11 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"  Wasserstein distance from the truth, sigma (of a perfect posterior): {shapes}")
         for name, row in found["sources"][direction].items():
-            lines.append(f"  sources, {name}: {_plain(row['mean'])} in samples, {_plain(row['true_mean'])} in truth")
+            found_share, true_share = _percent(row["completeness"]), _percent(row["purity"])
+            lines.append(
+                f"  sources, {name}: {_plain(row['mean'])} in samples, {_plain(row['true_mean'])} in truth; "
+                f"by position {found_share} of the true are found, {true_share} of the found are true"
+            )
     for name, part in (("all", found.get("anomaly")), ("deflector-like", found.get("anomaly", {}).get(DEFLECTOR_LIKE))):
         if part is None:
             continue
@@ -244,4 +254,8 @@ def _text(found: Mapping[str, Any]) -> str:
 
 
 def _share(found: Mapping[str, Any]) -> str:
-    return "unknown" if found["value"] is None else f"{found['value']:.1%}"
+    return _percent(found["value"])
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"

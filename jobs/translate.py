@@ -199,6 +199,9 @@ def _cluster(request: Request) -> Iterator[None]:
     try:
         check_cluster(workers=config.min_workers, memory=_memory(request))
         yield
+    except RuntimeError as error:  # as LeaseLost; Ray may end this process before its traceback is printed
+        log.error("%s: %s", type(error).__name__, error)
+        raise
     finally:
         if started:
             stop_ray()

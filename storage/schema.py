@@ -167,6 +167,9 @@ EVALUATED_IMAGES: pa.Schema = pa.schema(
                 _field(f"{name}_samples", pa.list_(_F64), f"{what}: each sample", "", "stat.value"),
             )
         ),
+        _field(
+            "sources_matched_samples", pa.list_(_F64), "Sources of each sample that the truth has", "", "meta.number"
+        ),
         _field("power", pa.list_(_F64), "Power by spatial frequency up to Nyquist's: truth", "", "stat.value"),
         _field("power_samples", pa.list_(_F64), "The same, mean of samples", "", "stat.value"),
         _field("blended_lsst", pa.bool_(), "Blended in LSST, where the store's table says", "", "meta.code"),

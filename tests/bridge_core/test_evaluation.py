@@ -17,6 +17,8 @@ from bridge_core.evaluation import (
     PixelSums,
     gaussian_blur,
     image_scores,
+    matches,
+    morphology,
     photometry,
     trivial_scores,
 )
@@ -148,3 +150,27 @@ def test_trivial_scores_rank_by_flux_and_by_structure():
     found = trivial_scores(lsst, euclid, {"lsst": 0.2, "euclid": 0.1}, 2.0)
     assert found["central_flux"].argmax() == 1 and found["inverse_flux"].argmin() == 1
     assert found["total_flux"].argmax() == 2 and found["smooth_residual"].argmax() == 2
+
+
+def test_places_match_once_at_most_and_as_many_as_can():
+    true = np.array([[0.0, 0.0], [2.0, 0.0], [50.0, 50.0]])
+    # The first is near both of the first two: it is left for the one that the second cannot reach.
+    found = np.array([[1.0, 0.0], [3.5, 0.0], [90.0, 0.0]])
+    assert matches(found, true, reach=2.0) == 2
+    assert matches(found[:1], true, reach=2.0) == 1
+    assert matches(np.zeros((0, 2)), true, reach=2.0) == matches(found, np.zeros((0, 2)), reach=2.0) == 0
+
+
+def test_a_source_at_another_place_is_counted_but_not_matched():
+    y, x = np.mgrid[:64, :64]
+
+    def image(*places):
+        return torch.tensor(sum(300 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 8) for a, b in places))[
+            None, None
+        ].float()
+
+    truth = image((20, 20), (44, 40))
+    samples = torch.stack([image((20, 21), (44, 40)), image((20, 20), (30, 52))])
+    columns = morphology(samples, truth, torch.tensor([2.0]), pixel_scale=0.1)
+    assert columns["sources"].tolist() == [2] and columns["sources_samples"].tolist() == [[2, 2]]
+    assert columns["sources_matched_samples"].tolist() == [[2, 1]]

@@ -250,6 +250,7 @@ def made_tables() -> tuple[pa.Table, pa.Table, pa.Table]:
         images |= {name: shape, f"{name}_samples": [[value + 0.5] * samples for value in shape]}
     images |= {"power": [[1.0, 2.0]] * 40, "power_samples": [[1.0, 3.0]] * 40}
     images |= {"sources": np.full(40, 2.0), "sources_samples": [[2.0, 2.0, 2.0, 1.0]] * 40}
+    images |= {"sources_matched_samples": [[2.0, 1.0, 2.0, 1.0]] * 40}
     images |= {
         "blended_lsst": [True, False] * 20,
         "flux_VIS_mean": 90 + rng.normal(size=40),
@@ -307,6 +308,7 @@ def test_measures_follow_from_the_sums():
     assert found["power"]["lsst->euclid"] == [1.0, 1.5]
     sources = found["sources"]["lsst->euclid"]
     assert (sources["all"]["mean"], sources["all"]["true_mean"], sources["all"]["same_count"]) == (1.75, 2, 0.75)
+    assert (sources["all"]["completeness"], sources["all"]["purity"]) == (6 / 8, pytest.approx(6 / 7, abs=1e-5))
     assert sources["blended_lsst"]["pairs"] == 20
 
 
