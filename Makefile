@@ -2,13 +2,14 @@
 # make demo   simulate two surveys, ingest, translate, query; writes demo/demo.png
 # make test   formatting, lint, types and all tests (what .ci/run runs)
 # make lint   the first three only
+# make docs   the documentation site, in site/
 # make clean  removes the environment and what the demo wrote
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test lint docs clean
 
 env: $(STAMP)
 
@@ -35,5 +36,8 @@ lint: env
 test: lint
 	.venv/bin/python -m pytest
 
+docs: env
+	.venv/bin/sphinx-build -W --keep-going -q docs site
+
 clean:
-	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv demo site build *.egg-info .mypy_cache .pytest_cache .ruff_cache

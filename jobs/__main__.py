@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jobs import __version__
-from jobs.config import JobConfig, RequestError, parse_config, read_storage_options, suggestion
+from jobs.config import JobConfig, RequestError, parse_config, parser_of, read_storage_options, suggestion
 from jobs.drain import DRAINED
 from jobs.progress import setup_logging
 
@@ -72,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def available_jobs() -> dict[str, str]:
     """Map each job's name to the first line of its docstring, read without importing the job."""
     return {name: about for name in JOBS if (about := _first_line(name)) is not None}
+
+
+def help_of(job: str) -> str:
+    """What `surveybridge JOB --help` prints."""
+    module = importlib.import_module(f"jobs.{job}")
+    return parser_of(module.Config, f"surveybridge {job}", module.__doc__ or "", module.EXAMPLES).format_help()
 
 
 def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType, JobConfig]:

@@ -72,7 +72,7 @@ def parse_config(
     """
     argv, after = _split_dashes(model, argv)
     pairs, rest = _split_pairs(model, argv)
-    flags, unknown = _parser(model, prog, about, examples).parse_known_args(rest)
+    flags, unknown = parser_of(model, prog, about, examples).parse_known_args(rest)
     if unknown:
         raise RequestError(_unknown_argument(model, unknown[0]))
     given = vars(flags)
@@ -133,7 +133,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
 
-def _parser(model: type[JobConfig], prog: str, about: str, examples: str) -> argparse.ArgumentParser:
+def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
+    """The parser of a job's flags, with its help; arguments as those of `parse_config`."""
     needed = [
         f"{_flag(name)} {_metavar(name, field)}{' ...' if _is_tuple(field) else ''}"
         for name, field in model.model_fields.items()

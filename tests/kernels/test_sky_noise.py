@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from itertools import product
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from kernels.sky_noise import SkyNoise, naive, sky_noise
@@ -107,6 +109,29 @@ def test_key_and_counter_are_seed_pixel_step_sample_and_stream(impl):
         words = np.array(philox_of_the_paper(counter, key))
         expected = numpy_normals(words[:, None])[:bands, 0]
         assert z[i_n, :, y, x].numpy().tobytes() == expected.tobytes(), (i_n, y, x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # by inductor's imports
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_compiled_and_interpreted():
+    bands, side = 4, 1584
+    noise = SkyNoise(0x0123456789ABCDEF, 3, torch.tensor([9]), torch.tensor([-40]), torch.tensor([2**31 - 100]))
+    eager = sky_noise(noise, 77, (bands, side, side), impl="naive")[0]
+    assert eager.numel() > 10_000_000
+    y, x = torch.meshgrid(torch.arange(side) - 40, torch.arange(side) + 2**31 - 100, indexing="ij")
+    counter = (x & MASK, y & MASK, torch.full_like(x, 9 << 16 | 77), torch.full_like(x, 3))
+    words = torch.stack(philox4x32(counter, (noise.seed & MASK, noise.seed >> 32)))
+    in_numpy = numpy_normals(words.flatten(1).numpy())
+    assert eager.numpy().tobytes() == in_numpy.tobytes()
+    compiled = torch.compile(naive.box_muller, fullgraph=True)
+    pairs = [compiled(words[0], words[1]), compiled(words[2], words[3])]
+    assert torch.stack([z for pair in pairs for z in pair]).numpy().tobytes() == in_numpy.tobytes()
+    interpreted = sky_noise(noise, 77, (bands, side, side), impl="triton")[0]
+    assert interpreted.numpy().tobytes() == in_numpy.tobytes()
+    assert scipy.stats.kstest(in_numpy.ravel(), "norm").pvalue > 1e-3
 
 
 def test_portable_box_muller_has_the_same_bits_in_numpy_and_lies_close_to_float64():

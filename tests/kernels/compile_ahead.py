@@ -1,4 +1,4 @@
-"""Compile both kernels for sm_90 without a GPU and print, as one JSON line, what the machine code does.
+"""Compile both kernels for the GPUs named (80 90 100) without one; print, as one JSON line, what the machine code does.
 
 A process of its own: Triton decides when a kernel is decorated whether to interpret or to compile it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,9 @@ TYPES = (
 SEED = ("key_lo", "key_hi", "stream", "step")  # not specialised in a launch either
 
 
-def inspect(kernel: triton.JITFunction, constexprs: Mapping[str, object], types: dict[str, str]) -> dict[str, object]:
+def inspect(
+    kernel: triton.JITFunction, constexprs: Mapping[str, object], types: dict[str, str], target: int
+) -> dict[str, object]:
     """Compile as a launch on contiguous aligned tensors would, and count what matters in PTX and SASS."""
     signature = {name: "constexpr" if name in constexprs else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {
@@ -36,7 +39,7 @@ def inspect(kernel: triton.JITFunction, constexprs: Mapping[str, object], types:
         if (signature[name] == "i32" and name not in SEED) or signature[name].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
     ptx = compiled.asm["ptx"]
     found: dict[str, object] = {
         "fma": len(re.findall(r"\bfma\.rn\S*\.?f32", ptx)),
@@ -65,10 +68,15 @@ def machine_code(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    """Compile every variant that a sampler launches."""
-    report = {f"sky_noise C={c}": inspect(sky_noise_kernel, {"C": c, "BLOCK": BLOCK}, TYPES) for c in (1, 3, 4)}
+    """Compile every variant that a sampler launches, for every target."""
+    print(json.dumps({f"sm_{target}": variants(target) for target in map(int, sys.argv[1:])}))
+
+
+def variants(target: int) -> dict[str, dict[str, object]]:
+    """What each variant does on one target."""
+    report = {f"sky_noise C={c}": inspect(sky_noise_kernel, {"C": c, "BLOCK": BLOCK}, TYPES, target) for c in (1, 3, 4)}
     one_pixel = {"C": 1, "BLOCK": BLOCK, "HW": 1, "W": 1}  # a launch makes constants of arguments that are 1
-    report["sky_noise, one pixel"] = inspect(sky_noise_kernel, one_pixel, TYPES)
+    report["sky_noise, one pixel"] = inspect(sky_noise_kernel, one_pixel, TYPES, target)
     for name, noise, clamp, second, pred in (
         ("first order, sky noise", "sky", True, False, "*fp32"),
         ("second order, sky noise, bf16", "sky", True, True, "*bf16"),
@@ -77,8 +85,8 @@ def main() -> None:
     ):
         constexprs = {"C": 3, "NOISE": noise, "CLAMP": clamp, "SECOND": second, "BLOCK": BLOCK}
         constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z")}
-        report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": pred})
-    print(json.dumps(report))
+        report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": pred}, target)
+    return report
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""What each lever of the sampler gives: from the published algorithm done plainly to this project's default.
+
+    python -m benchmarks.sampler --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
+
+The published algorithm is 200 ancestral steps even in m, from the observed survey, in eager float32. Every row adds one
+lever to the row above, on the same windows in one process; times are medians over rounds that take all rows in turn. A
+row of very many steps is timed over the first of them and scaled, which `timed` says. Only the first row has another
+network: AS-Bridge's layout with untrained weights, for its time. Both ends are scored on pairs kept from training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.samplers import Draw, draws, judge
+from bridge_core.checkpoint import DIRECTIONS, Model, Precision, load_checkpoint
+from bridge_core.network import NetworkConfig, UNet
+from bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
+from bridge_core.translate import START, Sampling, window_noise
+from jobs.evaluation_stages import display_stretch
+from kernels.sky_noise import SkyNoise
+from storage.pairs import read_pairs
+
+SIDE = 64
+PUBLISHED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: a network and how it is sampled.
+
+    Parameters
+    ----------
+    published
+        200 ancestral steps from the observed survey; else the default steps, order and start.
+    sky
+        Noise of the sky, reproducible; else the generator's.
+    timed
+        Network evaluations that are timed, 0 for all.
+    """
+
+    name: str
+    model: Model
+    published: bool
+    precision: Precision = "float32"
+    sky: bool = False
+    timed: int = 0
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the table, all of them."""
+        bridge = self.model.card.bridge
+        if self.published:
+            return bridge_steps(bridge, bridge.num_steps - 1, PUBLISHED_STEPS)[:PUBLISHED_STEPS]
+        return end_then_rho_steps(bridge, Sampling().steps, Sampling().sigma_max)
+
+    def run(self, x1: Tensor, direction: str, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
+        """Samples of the wanted survey, network units."""
+        how, start = Sampling(), x1
+        if not self.published:
+            start = boot(
+                self.model.card.bridge, x1, steps[0], draw(z, START, x1) if isinstance(z, SkyNoise) else z(START)
+            )
+        return sample(
+            self.model,
+            x1,
+            direction,
+            steps,
+            start=start,
+            noise=z,
+            eta=1.0 if self.published else how.eta,
+            order=1 if self.published else how.order,
+            renoise=not self.published,
+            precision=self.precision,
+        )
+
+    def at(self, direction: str) -> Draw:
+        """What `draws` calls for each batch."""
+
+        def one(x1: Tensor, generator: torch.Generator) -> Tensor:
+            return self.run(x1, direction, lambda _: torch.randn(x1.shape, generator=generator), self.steps)
+
+        return one
+
+    def seconds(self, x1: Tensor) -> float:
+        """Time of all steps on these windows."""
+        rows = [(window, 0) for window in range(len(x1))]
+        sky = window_noise(0, 0, rows, [(SIDE * window, 0) for window in range(len(x1))], x1.device)
+        steps = self.steps[: self.timed] if self.timed else self.steps
+        began = time.perf_counter()
+        self.run(x1, DIRECTIONS[1], sky if self.sky else lambda _: torch.randn(x1.shape), steps)
+        return (time.perf_counter() - began) * len(self.steps) / len(steps)
+
+
+def ways() -> list[Way]:
+    """The rows, from the published algorithm to the default."""
+    plain, ours = load_checkpoint(), load_checkpoint().to("cpu", "bfloat16")
+    published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "")
+    return [
+        Way("published algorithm and network, float32", published, True, timed=2),
+        Way("network: base 32, space to depth, pixel norm", plain, True, timed=10),
+        Way("steps: second order, 6 evaluations", plain, False),
+        Way("memory: channels last", ours, False),
+        Way("network in bfloat16", ours, False, "bfloat16"),
+        Way("noise of the sky (the default)", ours, False, "bfloat16", sky=True),
+    ]
+
+
+def main() -> None:
+    """Print a row for each lever and the scores of both ends; write sampler.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", required=True)
+    parser.add_argument("--batch", type=int, default=16, help="windows")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=int, default=4992, help="first row, where the pairs kept from training begin")
+    parser.add_argument("--count", type=int, default=12, help="pairs that are scored")
+    parser.add_argument("--samples", type=int, default=5, help="K of the scores")
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = timings(ways(), arguments.batch, arguments.rounds)
+    scores = scored(arguments.pairs, arguments.start, arguments.count, arguments.samples)
+    if arguments.out:
+        machine = {"processor": processor(), "torch": torch.__version__, "threads": arguments.threads}
+        settings = {name: getattr(arguments, name) for name in ("batch", "rounds", "count", "samples")}
+        document = {"machine": machine, "settings": settings, "levers": rows, "scores": scores}
+        (arguments.out / "sampler.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def timings(all_ways: list[Way], batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Windows a second of every row, with its factors on the row above and on the first."""
+    x1 = torch.randn(batch, 3, SIDE, SIDE)
+    taken: dict[str, list[float]] = {way.name: [] for way in all_ways}
+    for _ in range(rounds):
+        for way in all_ways:
+            taken[way.name].append(way.seconds(x1))
+    rate = {name: batch / statistics.median(times) for name, times in taken.items()}
+    rows: list[dict[str, Any]] = []
+    print(" " * 45 + "| evaluations | windows/s |  factor | times the first | the second")
+    for above, way in zip([all_ways[0], *all_ways], all_ways, strict=False):
+        row = {
+            "name": way.name,
+            "evaluations": len(way.steps),
+            "timed": way.timed,
+            "windows_per_second": rate[way.name],
+        }
+        row["factor"] = rate[way.name] / rate[above.name]
+        row["times_published"] = rate[way.name] / rate[all_ways[0].name]
+        row["times_same_network"] = rate[way.name] / rate[all_ways[1].name]
+        rows.append(row)
+        print(
+            f"{way.name:44s} | {row['evaluations']:11d} | {row['windows_per_second']:9.3g} | {row['factor']:7.2f} | "
+            f"{row['times_published']:15.0f} | {row['times_same_network']:10.0f}",
+            flush=True,
+        )
+    return rows
+
+
+def scored(path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
+    """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
+    _, plain, *_, default = ways()
+    pairs = read_pairs(path, plain.model.card.grid, start, start + count)
+    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+    found = []
+    print(f"{count} pairs, K = {samples}: energy score as published, fair; spread/skill and 68% interval: bright, sky")
+    for direction in DIRECTIONS[::-1]:
+        truth = images[direction.split("->")[1]]
+        for name, way in (("published", plain), ("default", default)):
+            drawn = draws(plain.model, images, direction, samples, way.at(direction))
+            row = judge(plain.model, drawn, truth, direction, pairs.noise, display_stretch(pairs))
+            found.append({"direction": direction, "sampler": name, **row})
+            print(f"{direction} {name:9s} " + "  ".join(f"{value:6.3f}" for value in list(row.values())[:2]), end="  ")
+            print("  ".join(f"{value:5.2f}" for value in list(row.values())[3:]), flush=True)
+    return found
+
+
+def processor() -> str:
+    """Model of this machine's processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()

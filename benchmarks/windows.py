@@ -1,0 +1,153 @@
+"""Windows of several sizes on the same tiles: what they cost, whether they are as good, and how far from none at all.
+
+    python -m benchmarks.windows --store tiles --tiles 2 --out benchmarks/results
+
+The reference is the whole tile with its halo as one window. `off` is how far a grid's posterior mean lies from the
+reference's, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only the
+context differs. Quality is judged against the image that the other survey really has there. Times are medians of
+rounds that take all grids in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from bridge_core.metrics import interval_width
+from bridge_core.patches import PatchGrid
+from bridge_core.translate import Posterior, Sampling, translate_tile
+from storage.tiles import Tile, TileStore
+
+GRIDS = (
+    PatchGrid(64, 40, 8),
+    PatchGrid(64, 32, 16),
+    PatchGrid(128, 104, 8),
+    PatchGrid(128, 88, 16),
+    PatchGrid(256, 232, 8),
+    PatchGrid(256, 216, 16),
+)
+PIXELS = 16 * 64 * 64
+"""In one call of the network, whatever the size of the windows."""
+
+
+def main() -> None:
+    """Print a table a direction, write windows.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--tiles", type=int, default=2, help="so many tiles of both surveys with a halo around")
+    parser.add_argument("--samples", type=int, default=4, help="K")
+    parser.add_argument("--rounds", type=int, default=1, help="of timing")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = load_checkpoint().to("cpu", "bfloat16")
+    store = TileStore.open(arguments.store)
+    tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
+    tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= 32][: arguments.tiles]
+    rows: list[dict[str, Any]] = []
+    for direction in DIRECTIONS[::-1]:
+        print(f"{direction}, {len(tiles)} tiles, core {tiles[0].core}, K = {arguments.samples}")
+        print(
+            "  size stride margin | pixels computed | seconds |  off, sigma | RMSE  spread/skill  in 68%, bright | sky"
+        )
+        rows += measure(model, tiles, direction, arguments.samples, arguments.rounds)
+    if arguments.out:
+        settings = {name: getattr(arguments, name) for name in ("tiles", "samples", "rounds", "threads")}
+        document = {"checkpoint": model.card.name, "settings": settings, "rows": rows}
+        (arguments.out / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def measure(model: Model, tiles: list[Tile], direction: str, samples: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each grid; all tiles by the reference first."""
+    whole = whole_tile(tiles[0])
+    references = [translate(model, tile, direction, whole, samples) for tile in tiles]
+    seconds: dict[PatchGrid, list[float]] = {grid: [] for grid in GRIDS}
+    found: dict[PatchGrid, list[Posterior]] = {}
+    for _ in range(rounds):
+        for grid in GRIDS:
+            began = time.perf_counter()
+            found[grid] = [translate(model, tile, direction, grid, samples) for tile in tiles]
+            seconds[grid].append((time.perf_counter() - began) / len(tiles))
+    rows = []
+    for grid in (*GRIDS, whole):
+        posteriors = found.get(grid, references)
+        core = sum(posterior.coverage.numel() for posterior in posteriors)
+        row: dict[str, Any] = {"direction": direction, "size": grid.size, "stride": grid.stride, "margin": grid.margin}
+        row["whole"] = grid is whole
+        row["pixels_computed"] = sum(p.windows for p in posteriors) * grid.size**2 / core
+        row["seconds"] = statistics.median(seconds[grid]) if grid in seconds else None
+        off = [((p.mean - r.mean) / r.std).square().nanmean() for p, r in zip(posteriors, references, strict=True)]
+        row["off"] = float(torch.stack(off).mean().sqrt())
+        row |= quality(model, tiles, posteriors, direction, samples)
+        rows.append(row)
+        print(
+            f"  {grid.size:4d} {grid.stride:6d} {grid.margin:6d} | {row['pixels_computed']:15.2f} | "
+            f"{row['seconds'] or np.nan:7.1f} | {row['off']:11.3f} | {row['rmse_bright']:4.2f} "
+            f"{row['spread_skill_bright']:6.2f} {row['inside_68_bright']:17.1%} | "
+            f"{row['rmse_sky']:.3f} {row['spread_skill_sky']:.3f} {row['inside_68_sky']:.1%}",
+            flush=True,
+        )
+    return rows
+
+
+def whole_tile(tile: Tile) -> PatchGrid:
+    """One window that holds the tile with its halo, and whose used part holds the core."""
+    size = -(-max(tile.shape) // 8) * 8
+    return PatchGrid(size, size - 2 * halo(tile), halo(tile))
+
+
+def halo(tile: Tile) -> int:
+    """Pixels around the core on its narrowest side."""
+    y0, y1, x0, x1 = tile.core
+    return min(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
+
+
+def translate(model: Model, tile: Tile, direction: str, grid: PatchGrid, samples: int) -> Posterior:
+    """Posterior over the tile's core; a grid of one window is laid onto the tile itself."""
+    image = tile.images[direction.split("->")[0]]
+    one = grid.size >= max(tile.shape)
+    how = Sampling(samples=samples, batch=max(1, PIXELS // grid.size**2), patches=grid)
+    return translate_tile(
+        model, direction, torch.from_numpy(image.flux), torch.from_numpy(image.valid), origin=tile.origin,
+        core=tile.core, psf_fwhm=7.0, how=how, corners=[tile.origin] if one else None,
+    )  # fmt: skip
+
+
+def quality(
+    model: Model, tiles: list[Tile], posteriors: list[Posterior], direction: str, samples: int
+) -> dict[str, float]:
+    """RMSE in the observed noise, spread/skill and coverage of bright and of sky pixels, all bands and tiles."""
+    wanted = direction.split("->")[1]
+    error, spread, bright = [], [], []
+    for tile, posterior in zip(tiles, posteriors, strict=True):
+        y0, y1, x0, x1 = tile.core
+        image = tile.images[wanted]
+        flux, valid = image.flux[:, y0:y1, x0:x1], image.valid[:, y0:y1, x0:x1]
+        sigma = np.sqrt(np.median(image.variance[:, y0:y1, x0:x1], axis=(1, 2), keepdims=True))
+        mean, std = posterior.mean.numpy(), posterior.std.numpy()
+        known = valid & np.isfinite(mean)
+        error.append(((flux - mean) / sigma)[known])
+        spread.append((std / sigma)[known])
+        bright.append((mean / sigma)[known])
+    e, s, m = (np.concatenate(parts) for parts in (error, spread, bright))
+    row = {}
+    for name, where in (("bright", m > 3), ("sky", m < 1.5)):
+        row[f"rmse_{name}"] = float(np.sqrt(np.mean(e[where] ** 2)))
+        row[f"spread_skill_{name}"] = float(
+            np.sqrt((1 + 1 / samples) * np.mean(s[where] ** 2) / np.mean(e[where] ** 2))
+        )
+        row[f"inside_68_{name}"] = float(np.mean(np.abs(e[where]) <= interval_width(0.68, samples) * s[where]))
+    return row
+
+
+if __name__ == "__main__":
+    main()

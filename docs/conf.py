@@ -1,0 +1,65 @@
+"""The documentation site: `make docs` builds it into site/, without a network.
+
+Two directives put into the reference what the code says: every job's help, and the Parquet schemas.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs import __version__
+from jobs.__main__ import JOBS, help_of
+from storage import schema
+
+project, author, version = "SurveyBridge", "SurveyBridge developers", __version__
+copyright = f"2026, {author}"
+extensions = ["myst_parser"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = True
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"SurveyBridge {__version__}"
+html_copy_source = False
+nitpicky = True
+smartquotes = False  # -- is a flag here, and quotes are copied into shells
+
+
+class Commands(SphinxDirective):
+    """A section for each job, with what its --help prints."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [line for job in JOBS for line in (f"## {job}", "", "```text", *help_of(job).splitlines(), "```", "")]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Schema(SphinxDirective):
+    """The columns of a schema of `storage.schema`, with units, UCDs and descriptions."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        lines = ["| column | type | unit | UCD | is |", "|---|---|---|---|---|"]
+        return self.parse_text_to_nodes("\n".join(lines + [row(field) for field in getattr(schema, self.arguments[0])]))
+
+
+def row(field: pa.Field) -> str:
+    """One column as a line of a Markdown table."""
+    texts = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    kind = str(field.type).split("[")[0].replace("extension<arrow.", "").split("<")[0]
+    kind += f" [{texts['shape']}]" if "shape" in texts else ""
+    cells = (f"`{field.name}`", kind, texts.get("unit", ""), texts.get("ucd", ""), texts.get("description", ""))
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |"
+
+
+def setup(app: Sphinx) -> None:
+    """Register the directives."""
+    app.add_directive("commands", Commands)
+    app.add_directive("schema", Schema)
