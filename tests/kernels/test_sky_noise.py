@@ -116,7 +116,7 @@ def test_key_and_counter_are_seed_pixel_step_sample_and_stream(impl):
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # by inductor's imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_compiled_and_interpreted():
+def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_and_compiled_and_a_million_interpreted():
     bands, side = 4, 1584
     noise = SkyNoise(0x0123456789ABCDEF, 3, torch.tensor([9]), torch.tensor([-40]), torch.tensor([2**31 - 100]))
     eager = sky_noise(noise, 77, (bands, side, side), impl="naive")[0]
@@ -129,8 +129,9 @@ def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_compiled_and_int
     compiled = torch.compile(naive.box_muller, fullgraph=True)
     pairs = [compiled(words[0], words[1]), compiled(words[2], words[3])]
     assert torch.stack([z for pair in pairs for z in pair]).numpy().tobytes() == in_numpy.tobytes()
-    interpreted = sky_noise(noise, 77, (bands, side, side), impl="triton")[0]
-    assert interpreted.numpy().tobytes() == in_numpy.tobytes()
+    rows = 160  # the interpreter is a hundred times slower
+    interpreted = sky_noise(noise, 77, (bands, rows, side), impl="triton")[0]
+    assert torch.equal(interpreted.view(torch.int32), eager[:, :rows].contiguous().view(torch.int32))
     assert scipy.stats.kstest(in_numpy.ravel(), "norm").pvalue > 1e-3
 
 
