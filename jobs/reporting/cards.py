@@ -1,0 +1,123 @@
+"""The top candidates of a run as a page shows them: pictures, numbers in words, and where else to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from jobs.rendering import VIEWS, candidate_pictures, png
+from jobs.reporting.plots import data_url
+from storage.schema import BANDS
+
+MODELLED = ("mean", "residual", "error")
+"""Pictures that are model-generated, wholly or in part."""
+HEADINGS = VIEWS | {"mean": "mean of reconstructions", "error": "least error"}
+DETECTED = 3.0
+"""Signal to noise below which a magnitude is an upper limit of as many sigma."""
+FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a card: heading, description and data URL; whether a model made it."""
+
+    heading: str
+    alt: str
+    src: str
+    modelled: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One candidate. All texts are plain: the page escapes them."""
+
+    rank: int
+    object_id: str
+    place: str
+    facts: dict[str, str]
+    magnitudes: list[tuple[str, str, str]]
+    pictures: list[Picture]
+    links: dict[str, str]
+
+
+def card(row: Mapping[str, Any]) -> Card:
+    """The card of a row of `storage.schema.CANDIDATES` with its thumbnails and its rank."""
+    pictures = candidate_pictures(row)
+    ra, dec = float(row["ra"]), float(row["dec"])
+    return Card(
+        rank=row["rank"],
+        object_id=row["object_id"],
+        place=f"{ra:.6f} {dec:+.6f}",
+        facts={
+            "score": _with_error(row["score"], row["score_std"]),
+            "false alarms": _number(row["false_alarm"], ".2g"),
+            "AS-Bridge's score": _number(row["score_asbridge"], ".3g"),
+            "tile": row["tile_id"],
+            "flags": flags(row["flags"]),
+        },
+        magnitudes=[
+            (band, magnitude(row[f"flux_{band}"], row[f"snr_{band}"]), _snr(row[f"snr_{band}"])) for band in BANDS
+        ],
+        pictures=[
+            Picture(
+                HEADINGS[name],
+                f"{HEADINGS[name]} of candidate {row['rank']}, {row['object_id']}",
+                data_url("image/png", png(pictures[name])),
+                name in MODELLED,
+            )
+            for name in VIEWS
+        ],
+        links=links(ra, dec),
+    )
+
+
+def magnitude(flux: float | None, snr: float | None) -> str:
+    """AB magnitude of a flux in nJy, `31.4 - 2.5 log10 f`, with its error; `> m` where it is below 3 sigma.
+
+    A flux of unknown error, or of none, is `–`.
+    """
+    if flux is None or snr is None or not (math.isfinite(flux) and math.isfinite(snr)) or flux == 0 or snr == 0:
+        return "–"
+    if snr < DETECTED:
+        return f"> {_ab(DETECTED * abs(flux / snr)):.2f}"
+    return f"{_ab(flux):.2f} ± {2.5 / math.log(10) / snr:.2f}"
+
+
+def links(ra: float, dec: float) -> dict[str, str]:
+    """Pages of other archives at a position in ICRS deg, by their names."""
+    target = quote(f"{ra:.6f} {dec:+.6f}")
+    return {
+        "Aladin Lite": f"https://aladin.cds.unistra.fr/AladinLite/?target={target}&fov=0.01",
+        "Legacy Survey": f"https://www.legacysurvey.org/viewer?ra={ra:.6f}&dec={dec:.6f}&layer=ls-dr10&zoom=16"
+        f"&mark={ra:.6f},{dec:.6f}",
+        "ESASky": f"https://sky.esa.int/esasky/?target={target}&fov=0.01&cooframe=J2000&sci=true",
+    }
+
+
+def flags(bits: int | None) -> str:
+    """SExtractor's flags in words."""
+    if bits is None:
+        return "–"
+    named = [name for bit, name in FLAGS.items() if bits & bit]
+    other = bits & ~sum(FLAGS)
+    return ", ".join([*named, *([f"others ({other})"] if other else [])]) or "none"
+
+
+def _ab(flux: float) -> float:
+    return 31.4 - 2.5 * math.log10(flux)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    known = error is not None and math.isfinite(error)
+    return _number(value, ".3g") + (f" ± {error:.2g}" if known else "")
+
+
+def _snr(value: float | None) -> str:
+    return _number(value, ".3g" if value is not None and abs(value) < 100 else ".0f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None or not math.isfinite(value) else format(value, form)

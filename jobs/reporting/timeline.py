@@ -1,0 +1,111 @@
+"""How fast a run went: tiles a minute and seconds of each stage, over the time that somebody worked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, Plot, canvas, svg_url
+from jobs.status import PAUSE
+from jobs.tally import STAGES
+
+HEADING = "Throughput"
+COLOURS = dict(zip(STAGES, (BLUE, BLACK, ORANGE, GREEN), strict=True))
+MARKERS = dict(zip(STAGES, "osd^", strict=True))
+BINS = 60
+GROUPS = 100
+"""Points of a stage's line at most; each is the median of as many tiles as need be."""
+
+Floats = NDArray[np.float64]
+
+
+def timeline_plot(ledger: pa.Table) -> Plot:
+    """Plot tiles a minute and seconds a stage of the ledger's rows, in the order in which they were finished."""
+    ledger = ledger.filter(pc.is_valid(ledger["finished_at"])).sort_by("finished_at")
+    if ledger.num_rows == 0:
+        return Plot(HEADING, "No tile is finished yet.")
+    finished = ledger["finished_at"].to_numpy().astype("datetime64[us]").astype(np.int64) / 1e6
+    seconds = {stage: ledger[f"seconds_{stage}"].to_numpy().astype(np.float64) for stage in STAGES}
+    minutes, pauses = worked_minutes(finished, np.nansum(list(seconds.values()), 0))
+    failed = np.array([status != "ok" for status in ledger["status"].to_pylist()])
+    with canvas(7.2, 4.6) as figure:
+        _draw(figure, minutes, pauses, failed, seconds)
+        src = svg_url(figure)
+    rate = len(minutes) / minutes[-1]
+    first, last = (np.datetime64(int(second), "s") for second in (finished[0], finished[-1]))
+    paused = f" Dashed lines: {len(pauses)} pause(s) without a finished tile, left out." if len(pauses) else ""
+    return Plot(
+        HEADING,
+        f"From {first} to {last} UTC, {_span(minutes[-1])} of work, {rate:.3g} tiles a minute on average. Below, each "
+        "point is the median of the tiles that were finished around then; stages of different workers run at the same "
+        f"time.{paused}",
+        f"Tiles finished a minute over {_span(minutes[-1])} of work, {rate:.3g} on average, {int(failed.sum())} of "
+        f"{len(minutes)} without a result; and the median seconds of each stage: "
+        + ", ".join(f"{stage} {_median(values)}" for stage, values in seconds.items())
+        + ".",
+        src,
+    )
+
+
+def worked_minutes(finished: Floats, took: Floats) -> tuple[Floats, Floats]:
+    """Minutes of work until each tile was finished, without the pauses between two drivers.
+
+    Parameters
+    ----------
+    finished : float64 [N]
+        Seconds since 1970, ascending.
+    took : float64 [N]
+        Seconds that each tile took itself: what the first tile after a pause counts for.
+
+    Returns
+    -------
+    tuple of float64
+        Minutes [N], ascending and above 0; and the minutes at which there was a pause.
+    """
+    gaps = np.diff(finished)
+    limit = max(PAUSE, 20 * float(np.median(gaps))) if len(gaps) else PAUSE
+    after_pause = np.concatenate([[True], gaps > limit])
+    steps = np.where(after_pause, np.clip(took, 1.0, PAUSE), np.concatenate([[0.0], gaps]))
+    minutes = np.cumsum(steps) / 60
+    return minutes, (minutes - steps / 60)[after_pause][1:]
+
+
+def _draw(
+    figure: Figure, minutes: Floats, pauses: Floats, failed: NDArray[np.bool_], seconds: dict[str, Floats]
+) -> None:
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+    edges = np.linspace(0, minutes[-1], int(np.clip(len(minutes) // 5, 1, BINS)) + 1)
+    rate, bad = (np.histogram(part, edges)[0] / (edges[1] - edges[0]) for part in (minutes, minutes[failed]))
+    above.stairs(rate, edges, fill=True, color="#8fc1e3", label="all tiles")
+    above.stairs(rate, edges, color=BLUE)
+    if failed.any():
+        above.stairs(bad, edges, fill=True, color=ORANGE, label="failed or quarantined")
+        above.legend(loc="upper right", ncols=2)
+    above.set(ylabel="tiles / min", ylim=(0, 1.25 * rate.max()), xlim=(0, minutes[-1]))
+    groups = np.array_split(np.arange(len(minutes)), min(len(minutes), GROUPS))
+    for stage, values in seconds.items():
+        points = np.array([[np.median(minutes[g]), np.median(v)] for g in groups if len(v := _known(values[g]))])
+        if len(points):
+            below.plot(*points.T, marker=MARKERS[stage], ms=3, lw=1, color=COLOURS[stage], label=stage)
+    below.set(xlabel="time worked (min)", ylabel="seconds / tile", yscale="log")
+    if below.lines:
+        below.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    for pause in pauses:
+        for axes in (above, below):
+            axes.axvline(pause, color=PURPLE, lw=0.9, ls="--")
+
+
+def _known(values: Floats) -> Floats:
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def _median(values: Floats) -> str:
+    known = _known(values)
+    return f"{np.median(known):.3g}" if len(known) else "unknown"
+
+
+def _span(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
