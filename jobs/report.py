@@ -62,8 +62,8 @@ def read_evaluation(url: str, run: RunFolder) -> dict[str, Any]:
     folder = Folder.at(url)
     try:
         document: dict[str, Any] = json.loads(folder.read("metrics.json"))
-        checkpoint, _ = document["checkpoint"], document["coverage"]
-        name, sha256 = checkpoint["name"], checkpoint["sha256"]
+        name, sha256 = document["checkpoint"]["name"], document["checkpoint"]["sha256"]
+        directions = list(document["coverage"])
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(
             f"--evaluation {url}: found {folder.describe()}, no metrics.json; give what `surveybridge evaluate` wrote"
@@ -77,5 +77,10 @@ def read_evaluation(url: str, run: RunFolder) -> dict[str, Any]:
         raise RequestError(
             f"--evaluation {url} is of checkpoint {name} {sha256[:12]} but the run's is {run.run_json.get('model')} "
             f"{run.run_json['checkpoint_sha256'][:12]}; evaluate that one"
+        )
+    if run.run_json["direction"] not in directions:
+        raise RequestError(
+            f"--evaluation {url} is of {', '.join(directions)} but the run of {run.run_json['direction']}; evaluate "
+            "with --direction both"
         )
     return document

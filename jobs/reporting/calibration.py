@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from jobs.rendering import noise
-from jobs.reporting.plots import BLACK, BLUE, GREY, ORANGE, Plot, canvas, svg_url
+from jobs.reporting.plots import BLACK, BLUE, GREY, ORANGE, Plot, panel
 from storage.schema import CELL, stamp_array
 
 if TYPE_CHECKING:
@@ -71,20 +71,28 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
     pulls = _read_pulls(run, rows, wanted)
     if not pulls and judged is None:
         return Plot(HEADING, f"No finished tile has a candidate whose thumbnail shows what {wanted} observed.")
-    with canvas(7.2, 3.3) as figure:
-        left, right = figure.subplots(1, 2)
-        _draw_coverage(left, pulls, judged)
-        _draw_pulls(right, pulls, int(run.run_json["samples"]), wanted)
-        src = svg_url(figure)
-    said, of_68 = _said(pulls, wanted)
+    said, share = _said(pulls, wanted)
     if judged is not None:
-        said += " Diamonds: `surveybridge evaluate` on pairs of its own, 95% interval."
+        said += " Diamonds: `surveybridge evaluate` on pairs of its own, with 95% intervals."
+    samples = int(run.run_json["samples"])
+    panels = [
+        panel(
+            lambda axes: _draw_coverage(axes, pulls, judged),
+            f"Coverage of predictive intervals against their nominal probability. {share}",
+        )
+    ]
+    if pulls:
+        panels.append(
+            panel(
+                lambda axes: _draw_pulls(axes, pulls, samples, wanted),
+                "Histogram of observed minus mean over standard deviation, beside that of a calibrated Gaussian.",
+            )
+        )
     return Plot(
         HEADING,
-        f"Left: share of pixels inside the predictive interval of each probability; on the dotted line the uncertainty "
+        "First: share of pixels inside the predictive interval of each probability; on the dotted line the uncertainty "
         f"is right, below it too small, above it too large. {said}",
-        f"Coverage of predictive intervals against their nominal probability. {of_68}",
-        src,
+        tuple(panels),
     )
 
 
@@ -144,7 +152,7 @@ def _draw_coverage(axes: Axes, pulls: list[Pulls], judged: Mapping[str, Any] | N
             axes.plot(LEVELS, _pooled(pulls, region), color=colour, lw=1.7, label=f"{region} pixels of the run")
         if judged is None:
             continue
-        for level, found in judged[region].items():
+        for level, found in judged.get(region, {}).items():
             if found["value"] is not None:
                 ends = [found["value"] if end is None else end for end in found["interval"]]
                 bar = [[found["value"] - ends[0]], [ends[1] - found["value"]]]
@@ -157,15 +165,15 @@ def _draw_pulls(axes: Axes, pulls: list[Pulls], samples: int, survey: str) -> No
     from scipy.stats import t
 
     for region, colour in COLOURS.items():
-        counts = np.sum([tile.histogram[region] for tile in pulls], 0) if pulls else np.zeros(0)
+        counts = np.sum([tile.histogram[region] for tile in pulls], 0)
         if counts.sum():
             axes.stairs(counts / counts.sum() / np.diff(EDGES), EDGES, color=colour, lw=1.4, label=f"{region} pixels")
     spread = np.sqrt(1 + 1 / samples)
     x = np.linspace(EDGES[0], EDGES[-1], 300)
     axes.plot(x, t.pdf(x / spread, samples - 1) / spread, "--", color=ORANGE, lw=1.2, label="calibrated, Gaussian")
     axes.axvline(0, color=GREY, lw=0.7, ls=":")
-    axes.set(yscale="log", ylim=(1e-4, 2), xlim=(EDGES[0], EDGES[-1]))
-    axes.set(xlabel=f"({survey} observed − mean) / std", ylabel="density")
+    axes.set(yscale="log", ylim=(1e-4, 30), xlim=(EDGES[0], EDGES[-1]))
+    axes.set(xlabel=f"(observed {survey} − mean) / std", ylabel="density")
     axes.legend(loc="upper right", fontsize=8)
 
 
@@ -188,6 +196,6 @@ def _said(pulls: list[Pulls], survey: str) -> tuple[str, str]:
     said = (
         f"Compared are observed {survey} pixels around the candidates of {len(pulls)} tile(s) with the translated "
         f"mosaic; the shades span these tiles. Bright is a mean above {BRIGHT:g} sigma of the sky, sky one below "
-        f"{SKY:g}. {share} Right: the pulls; beyond ±6 counts as at the edge."
+        f"{SKY:g}. {share} Second: the pulls; beyond ±6 counts as at the edge."
     )
     return said, share

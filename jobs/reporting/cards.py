@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +14,11 @@ from storage.schema import BANDS
 
 MODELLED = ("mean", "residual", "error")
 """Pictures that are model-generated, wholly or in part."""
-HEADINGS = VIEWS | {"mean": "mean of reconstructions", "error": "least error"}
+HEADINGS = VIEWS | {"mean": "mean of reconstructions", "error": "minimum error"}
 DETECTED = 3.0
 """Signal to noise below which a magnitude is an upper limit of as many sigma."""
+NEARBY = 3.2
+"""Arcsec: half a thumbnail on Euclid's grid."""
 FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}
 
 
@@ -43,8 +45,12 @@ class Card:
     links: dict[str, str]
 
 
-def card(row: Mapping[str, Any]) -> Card:
-    """The card of a row of `storage.schema.CANDIDATES` with its thumbnails and its rank."""
+def cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """The cards of rows of `storage.schema.CANDIDATES`, by rank, with their thumbnails."""
+    return [_card(row, _nearby(row, rows[:place])) for place, row in enumerate(rows)]
+
+
+def _card(row: Mapping[str, Any], nearby: str) -> Card:
     pictures = candidate_pictures(row)
     ra, dec = float(row["ra"]), float(row["dec"])
     return Card(
@@ -54,9 +60,10 @@ def card(row: Mapping[str, Any]) -> Card:
         facts={
             "score": _with_error(row["score"], row["score_std"]),
             "false alarms": _number(row["false_alarm"], ".2g"),
-            "AS-Bridge's score": _number(row["score_asbridge"], ".3g"),
+            "AS-Bridge score": _number(row["score_asbridge"], ".3g"),
             "tile": row["tile_id"],
             "flags": flags(row["flags"]),
+            **({"in the picture": nearby} if nearby else {}),
         },
         magnitudes=[
             (band, magnitude(row[f"flux_{band}"], row[f"snr_{band}"]), _snr(row[f"snr_{band}"])) for band in BANDS
@@ -75,15 +82,12 @@ def card(row: Mapping[str, Any]) -> Card:
 
 
 def magnitude(flux: float | None, snr: float | None) -> str:
-    """AB magnitude of a flux in nJy, `31.4 - 2.5 log10 f`, with its error; `> m` where it is below 3 sigma.
-
-    A flux of unknown error, or of none, is `–`.
-    """
+    """AB magnitude of a flux in nJy, `31.4 - 2.5 log10 f`; `> m` where it is below 3 sigma, `–` where not known."""
     if flux is None or snr is None or not (math.isfinite(flux) and math.isfinite(snr)) or flux == 0 or snr == 0:
         return "–"
     if snr < DETECTED:
         return f"> {_ab(DETECTED * abs(flux / snr)):.2f}"
-    return f"{_ab(flux):.2f} ± {2.5 / math.log(10) / snr:.2f}"
+    return f"{_ab(flux):.2f}"
 
 
 def links(ra: float, dec: float) -> dict[str, str]:
@@ -104,6 +108,17 @@ def flags(bits: int | None) -> str:
     named = [name for bit, name in FLAGS.items() if bits & bit]
     other = bits & ~sum(FLAGS)
     return ", ".join([*named, *([f"others ({other})"] if other else [])]) or "none"
+
+
+def _nearby(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str:
+    """Candidates of higher rank so near that a blend or the same object may stand in the list twice."""
+    found = []
+    for other in before:
+        along_ra = (row["ra"] - other["ra"] + 180) % 360 - 180
+        distance = 3600 * math.hypot(along_ra * math.cos(math.radians(row["dec"])), row["dec"] - other["dec"])
+        if distance < NEARBY:
+            found.append(f"candidate {other['rank']} at {distance:.1f}″")
+    return ", ".join(found)
 
 
 def _ab(flux: float) -> float:

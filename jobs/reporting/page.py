@@ -12,7 +12,7 @@ import jinja2
 from jobs import __version__
 from jobs.candidates import APERTURE_ARCSEC
 from jobs.reporting.calibration import calibration_plot
-from jobs.reporting.cards import DETECTED, card
+from jobs.reporting.cards import DETECTED, cards
 from jobs.reporting.scores import scores_plot
 from jobs.reporting.sky import sky_plot, tile_grid
 from jobs.reporting.timeline import timeline_plot
@@ -55,7 +55,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     )
     return environment.get_template("page.html").render(
         status=status,
-        summary=summary(status, run.run_json, scores.num_rows),
+        summary=summary(status, run.run_json),
         failures=status["failures"][:FAILURES_SHOWN],
         more_failures=len(status["failures"]) - FAILURES_SHOWN,
         plots=[
@@ -64,7 +64,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
             scores_plot(scores),
             calibration_plot(run, rows, evaluation),
         ],
-        cards=[card(row) for row in found.to_pylist()],
+        cards=cards(found.to_pylist()),
         aperture=APERTURE_ARCSEC,
         detected=DETECTED,
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),
@@ -72,15 +72,11 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     )
 
 
-def summary(status: Mapping[str, Any], run_json: Mapping[str, Any], scored: int) -> dict[str, str]:
+def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str, str]:
     """What a reader wants to know first, a text for each name."""
-    tiles, rate, published = status["tiles"], status["tiles_per_minute"], status["published"]
-    known = "" if tiles["manifest"] is None else f" of {tiles['manifest']}"
-    left = "" if not tiles["left"] else f", {tiles['left']} left"
-    lines = {
+    rate, published = status["tiles_per_minute"], status["published"]
+    return {
         "state": status["state"] + _driver(status),
-        "tiles": f"{tiles['ok']}{known} ok, {tiles['failed']} failed, {tiles['quarantined']} quarantined{left}",
-        "sources scored": str(scored),
         "direction": str(status["direction"]),
         "model": f"{status['model']} ({str(run_json.get('checkpoint_sha256'))[:12]})",
         "sampling": f"{run_json.get('samples')} samples of {run_json.get('steps')} steps; scores from "
@@ -97,7 +93,6 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any], scored: int)
         "tile store": str(status["store"]),
         "version": f"surveybridge {status['code_version']}",
     }
-    return lines
 
 
 def _driver(status: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from bridge_core.discriminant import TAIL
-from jobs.reporting.plots import BLUE, GREY, ORANGE, Plot, canvas, svg_url
+from jobs.reporting.plots import BLUE, GREY, ORANGE, Plot, panel
 
 HEADING = "Scores"
 BINS = 40
@@ -32,52 +32,57 @@ def scores_plot(candidates: pa.Table) -> Plot:
         return Plot(HEADING, f"No source is scored yet.{rest}")
     score, false_alarm = score[scored], false_alarm[scored]
     known = np.isfinite(false_alarm)
-    with canvas(7.2, 3.1) as figure:
-        left, right = figure.subplots(1, 2)
-        _draw_scores(left, score, score[known], false_alarm[known])
-        _draw_rates(right, false_alarm[known])
-        src = svg_url(figure)
     quantiles = ", ".join(f"{value:.3g}" for value in np.quantile(score, [0.5, 0.9, 1.0]))
-    alt = f"Histogram of the scores of {len(score)} sources: median, 90th percentile and highest are {quantiles}."
+    histogram = panel(
+        lambda axes: _draw_scores(axes, score, score[known], false_alarm[known]),
+        f"Histogram of the scores of {len(score)} sources: median, 90th percentile and highest are {quantiles}.",
+    )
     if not known.any():
         return Plot(
             HEADING,
             f"{len(score)} scored sources.{rest} There is no reference: the run's checkpoint has no calibrated lens "
             "score, and the score is AS-Bridge's. `surveybridge calibrate` adds one.",
-            alt,
-            src,
+            (histogram,),
         )
     low = min(TAIL)
     seen, expected = int((false_alarm[known] <= low).sum()), low * known.sum()
     return Plot(
         HEADING,
-        f"{len(score)} scored sources.{rest} Left: how many have a score, and how many would if all were regular "
-        "objects of the calibration sample. Right: the share of sources up to a false-alarm rate; regular objects lie "
-        "in the grey band (95% of samples of this size), lenses and whatever the calibration sample lacks above it. "
-        f"Rates are tabulated between {max(TAIL):g} and {low:g} and extrapolated beyond (dotted). At {low:g} and below "
-        f"stand {seen} sources where {expected:.1f} regular ones are expected.",
-        f"{alt} {seen} sources have a false-alarm rate up to {low:g}; {expected:.1f} are expected of regular objects.",
-        src,
+        f"{len(score)} scored sources.{rest} First: how many have a score, and how many would if all were regular "
+        "objects of the calibration sample, of which the upper half is tabulated. Second: the share of sources up to a "
+        "false-alarm rate; regular objects lie in the grey band (95% of samples of this size), lenses and whatever the "
+        f"calibration sample lacks above it. Rates are tabulated between {max(TAIL):g} and {low:g} and extrapolated "
+        f"beyond the dotted lines. Sources at {low:g} and below: {seen}; were all regular, {expected:.2g}.",
+        (
+            histogram,
+            panel(
+                lambda axes: _draw_rates(axes, false_alarm[known]),
+                "Share of sources up to each false-alarm rate, beside that of regular objects. Sources at "
+                f"{low:g} and below: {seen}; were all regular, {expected:.2g}.",
+            ),
+        ),
     )
 
 
 def _draw_scores(axes: Axes, score: Floats, reference: Floats, false_alarm: Floats) -> None:
-    edges = np.linspace(score.min(), max(score.max(), score.min() + 1e-6), min(BINS, 5 + len(score) // 5) + 1)
+    low, high = (score.min(), score.max()) if np.ptp(score) > 0 else (score[0] - 0.5, score[0] + 0.5)
+    edges = np.linspace(low, high, min(BINS, 5 + len(score) // 5) + 1)
     axes.stairs(np.histogram(score, edges)[0], edges, fill=True, color="#8fc1e3", label="this run")
     axes.stairs(np.histogram(score, edges)[0], edges, color=BLUE)
     if len(reference):
         order = np.argsort(reference)
         rate = np.interp(edges, reference[order], false_alarm[order])
-        axes.stairs(len(reference) * -np.diff(rate), edges, color=ORANGE, lw=1.6, label="regular objects")
+        expected = -len(reference) * np.diff(rate)
+        tabulated, beyond = rate[:-1] <= max(TAIL), rate[1:] < min(TAIL)
+        solid, dotted = (np.where(tabulated & part, expected, np.nan) for part in (~beyond, beyond))
+        axes.stairs(solid, edges, color=ORANGE, lw=1.8, label="regular objects", baseline=None)
+        axes.stairs(dotted, edges, color=ORANGE, lw=1.4, ls=":", baseline=None)
     axes.set(yscale="log", ylim=(0.5, None), xlabel="score", ylabel=f"sources / {edges[1] - edges[0]:.2g}")
     axes.legend(loc="upper right")
 
 
 def _draw_rates(axes: Axes, false_alarm: Floats) -> None:
     count = len(false_alarm)
-    if count == 0:
-        axes.set_axis_off()
-        return
     start = min(1 / count, min(TAIL)) / 2
     rates = np.geomspace(start, 1, 200)
     low, high = (binom.ppf(q, count, rates) / count for q in (0.025, 0.975))

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, ORANGE, Plot, canvas, svg_url
+from jobs.reporting.plots import BLACK, ORANGE, WIDTH, Panel, Plot, canvas, svg_url
 from storage.grids import celestial_wcs
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, gri
     low, high = flat.min((0, 1)), flat.max((0, 1))
     margin = 0.05 * float((high - low).max())
     width, height = high - low + 2 * margin
-    with canvas(7.2, float(np.clip(6.2 * height / width, 2.2, 6.5)) + 0.7) as figure:
+    with canvas(float(np.clip(WIDTH * height / width, 1.5, 4.5)) + 0.4) as figure:
         axes = figure.add_subplot(projection=sky)
         axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
         order = np.argsort([list(COLOURS).index(status) for status in statuses], kind="stable")
@@ -72,13 +72,13 @@ def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, gri
         for status, marker in MARKERS.items():
             x, y = flat[statuses == status].mean(1).T
             size = float(np.clip(3000 / len(flat), 5, 40))
-            axes.scatter(x, y, s=size, marker=marker, c="white", edgecolors=BLACK, linewidths=0.8, zorder=3)
+            axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=0.7, zorder=3)
         for coordinate, label in zip(axes.coords, ("RA (ICRS, deg)", "Dec (ICRS, deg)"), strict=True):
             coordinate.set_format_unit("deg", decimal=True)
             coordinate.set_axislabel(label)
-            coordinate.set_ticks(number=5)
+            coordinate.set_ticks(number=4)
             coordinate.grid(color="0.5", alpha=0.35, linewidth=0.5)
-        axes.legend(handles=_legend(counts), loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.3)
+        figure.legend(handles=_legend(counts), loc="outside upper center", ncols=2)
         src = svg_url(figure)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     outline = "its outline is that of a finished tile's grid" if grid is not None else "drawn as 0.1″ pixels, north up"
@@ -87,8 +87,7 @@ def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, gri
         f"Each shape is the core of a tile ({outline}). A cross marks a failed tile, a diamond one that was "
         "quarantined because it ended its process again and again. Pending tiles have no result yet, or were ingested "
         "anew.",
-        f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}.",
-        src,
+        (Panel(src, f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}."),),
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, Plot, canvas, svg_url
+from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, Plot, panel
 from jobs.status import PAUSE
 from jobs.tally import STAGES
 
@@ -31,22 +31,25 @@ def timeline_plot(ledger: pa.Table) -> Plot:
     seconds = {stage: ledger[f"seconds_{stage}"].to_numpy().astype(np.float64) for stage in STAGES}
     minutes, pauses = worked_minutes(finished, np.nansum(list(seconds.values()), 0))
     failed = np.array([status != "ok" for status in ledger["status"].to_pylist()])
-    with canvas(7.2, 4.6) as figure:
-        _draw(figure, minutes, pauses, failed, seconds)
-        src = svg_url(figure)
-    rate = len(minutes) / minutes[-1]
-    first, last = (np.datetime64(int(second), "s") for second in (finished[0], finished[-1]))
+    first, last = (str(np.datetime64(int(second), "s")).replace("T", " ") for second in (finished[0], finished[-1]))
     paused = f" Dashed lines: {len(pauses)} pause(s) without a finished tile, left out." if len(pauses) else ""
+    medians = ", ".join(f"{stage} {_median(values)}" for stage, values in seconds.items())
     return Plot(
         HEADING,
-        f"From {first} to {last} UTC, {_span(minutes[-1])} of work, {rate:.3g} tiles a minute on average. Below, each "
-        "point is the median of the tiles that were finished around then; stages of different workers run at the same "
-        f"time.{paused}",
-        f"Tiles finished a minute over {_span(minutes[-1])} of work, {rate:.3g} on average, {int(failed.sum())} of "
-        f"{len(minutes)} without a result; and the median seconds of each stage: "
-        + ", ".join(f"{stage} {_median(values)}" for stage, values in seconds.items())
-        + ".",
-        src,
+        f"Tiles finished from {first} to {last} UTC: {_span(minutes[-1])} of work, the first tile's own time included. "
+        "Second, each point is the median of the tiles that were finished around then; workers do their stages at the "
+        f"same time.{paused}",
+        (
+            panel(
+                lambda axes: _draw_rate(axes, minutes, pauses, failed),
+                f"Tiles finished a minute over {_span(minutes[-1])} of work; {int(failed.sum())} of {len(minutes)} "
+                "without a result.",
+            ),
+            panel(
+                lambda axes: _draw_seconds(axes, minutes, pauses, seconds),
+                f"Seconds a tile spent in each stage, over the time worked. Median over all tiles: {medians}.",
+            ),
+        ),
     )
 
 
@@ -73,29 +76,35 @@ def worked_minutes(finished: Floats, took: Floats) -> tuple[Floats, Floats]:
     return minutes, (minutes - steps / 60)[after_pause][1:]
 
 
-def _draw(
-    figure: Figure, minutes: Floats, pauses: Floats, failed: NDArray[np.bool_], seconds: dict[str, Floats]
-) -> None:
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+def _draw_rate(axes: Axes, minutes: Floats, pauses: Floats, failed: NDArray[np.bool_]) -> None:
     edges = np.linspace(0, minutes[-1], int(np.clip(len(minutes) // 5, 1, BINS)) + 1)
     rate, bad = (np.histogram(part, edges)[0] / (edges[1] - edges[0]) for part in (minutes, minutes[failed]))
-    above.stairs(rate, edges, fill=True, color="#8fc1e3", label="all tiles")
-    above.stairs(rate, edges, color=BLUE)
+    axes.stairs(rate, edges, fill=True, color="#8fc1e3", label="all tiles")
+    axes.stairs(rate, edges, color=BLUE)
     if failed.any():
-        above.stairs(bad, edges, fill=True, color=ORANGE, label="failed or quarantined")
-        above.legend(loc="upper right", ncols=2)
-    above.set(ylabel="tiles / min", ylim=(0, 1.25 * rate.max()), xlim=(0, minutes[-1]))
+        axes.stairs(bad, edges, fill=True, color=ORANGE, label="failed or quarantined")
+    _finish(axes, pauses, "tiles / min")
+    axes.set(ylim=(0, 1.1 * rate.max()), xlim=(0, minutes[-1]))
+
+
+def _draw_seconds(axes: Axes, minutes: Floats, pauses: Floats, seconds: dict[str, Floats]) -> None:
     groups = np.array_split(np.arange(len(minutes)), min(len(minutes), GROUPS))
     for stage, values in seconds.items():
         points = np.array([[np.median(minutes[g]), np.median(v)] for g in groups if len(v := _known(values[g]))])
         if len(points):
-            below.plot(*points.T, marker=MARKERS[stage], ms=3, lw=1, color=COLOURS[stage], label=stage)
-    below.set(xlabel="time worked (min)", ylabel="seconds / tile", yscale="log")
-    if below.lines:
-        below.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+            axes.plot(*points.T, marker=MARKERS[stage], ms=3, lw=1, color=COLOURS[stage], label=stage)
+    _finish(axes, pauses, "seconds / tile")
+    axes.set(yscale="log", xlim=(0, 1.03 * minutes[-1]))
+
+
+def _finish(axes: Axes, pauses: Floats, label: str) -> None:
     for pause in pauses:
-        for axes in (above, below):
-            axes.axvline(pause, color=PURPLE, lw=0.9, ls="--")
+        axes.axvline(pause, color=PURPLE, lw=0.9, ls="--")
+    axes.set(xlabel="time worked (min)", ylabel=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1, handlelength=1.5
+        )
 
 
 def _known(values: Floats) -> Floats:
