@@ -70,7 +70,7 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
     judged = evaluation["coverage"].get(direction) if evaluation else None
     pulls = _read_pulls(run, rows, wanted)
     if not pulls and judged is None:
-        return Plot(HEADING, f"No finished tile has a candidate whose thumbnail shows what {wanted} observed.")
+        return Plot(HEADING, f"No mosaic of a finished tile has a candidate that shows what {wanted} observed there.")
     said, share = _said(pulls, wanted)
     if judged is not None:
         said += " Diamonds: `surveybridge evaluate` on pairs of its own, with 95% intervals."
@@ -137,7 +137,10 @@ def _read_pulls(run: RunFolder, rows: pa.Table, survey: str) -> list[Pulls]:
     found = []
     for place in places:
         tile_id = full["tile_id"][int(place)].as_py()
-        mosaic, candidates = run.read_tile_mosaic(tile_id), run.read_candidates(tile_id)
+        try:
+            mosaic, candidates = run.read_tile_mosaic(tile_id), run.read_candidates(tile_id)
+        except FileNotFoundError:  # the catalog may have been kept without the mosaics
+            continue
         candidates = candidates.filter(pc.and_(pc.is_finite(candidates["x"]), pc.is_finite(candidates["y"])))
         found.append(tile_pulls(mosaic, observed_planes(mosaic, candidates, survey), int(run.run_json["samples"])))
     return [pulls for pulls in found if sum(pulls.pixels.values())]

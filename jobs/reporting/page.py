@@ -59,7 +59,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
         failures=status["failures"][:FAILURES_SHOWN],
         more_failures=len(status["failures"]) - FAILURES_SHOWN,
         plots=[
-            sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows)),
+            sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows), found),
             timeline_plot(ledger),
             scores_plot(scores),
             calibration_plot(run, rows, evaluation),

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a8f98", "#1b1f24"
+PALE = "#8fc1e3"
 """Told apart by all eyes (after Okabe & Ito 2008), and by lightness."""
 
 WIDTH = 3.7

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from bridge_core.discriminant import TAIL
-from jobs.reporting.plots import BLUE, GREY, ORANGE, Plot, panel
+from jobs.reporting.plots import BLUE, GREY, ORANGE, PALE, Plot, panel
 
 HEADING = "Scores"
 BINS = 40
@@ -52,13 +52,14 @@ def scores_plot(candidates: pa.Table) -> Plot:
         "objects of the calibration sample, of which the upper half is tabulated. Second: the share of sources up to a "
         "false-alarm rate; regular objects lie in the grey band (95% of samples of this size), lenses and whatever the "
         f"calibration sample lacks above it. Rates are tabulated between {max(TAIL):g} and {low:g} and extrapolated "
-        f"beyond the dotted lines. Sources at {low:g} and below: {seen}; were all regular, {expected:.2g}.",
+        f"beyond the dotted lines. Sources at {low:g} and below: {seen}; of regular objects {expected:.2g} are "
+        "expected.",
         (
             histogram,
             panel(
                 lambda axes: _draw_rates(axes, false_alarm[known]),
                 "Share of sources up to each false-alarm rate, beside that of regular objects. Sources at "
-                f"{low:g} and below: {seen}; were all regular, {expected:.2g}.",
+                f"{low:g} and below: {seen}; {expected:.2g} are expected.",
             ),
         ),
     )
@@ -67,7 +68,7 @@ def scores_plot(candidates: pa.Table) -> Plot:
 def _draw_scores(axes: Axes, score: Floats, reference: Floats, false_alarm: Floats) -> None:
     low, high = (score.min(), score.max()) if np.ptp(score) > 0 else (score[0] - 0.5, score[0] + 0.5)
     edges = np.linspace(low, high, min(BINS, 5 + len(score) // 5) + 1)
-    axes.stairs(np.histogram(score, edges)[0], edges, fill=True, color="#8fc1e3", label="this run")
+    axes.stairs(np.histogram(score, edges)[0], edges, fill=True, color=PALE, label="this run")
     axes.stairs(np.histogram(score, edges)[0], edges, color=BLUE)
     if len(reference):
         order = np.argsort(reference)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from astropy.wcs import WCS
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, ORANGE, WIDTH, Panel, Plot, canvas, svg_url
+from jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
 from storage.grids import celestial_wcs
 
 if TYPE_CHECKING:
     from storage.runs import RunFolder
 
 HEADING = "Sky coverage"
-COLOURS = {"ok": "#8fc1e3", "pending": "white", "failed": ORANGE, "quarantined": BLACK}
+COLOURS = {"ok": PALE, "pending": "white", "failed": ORANGE, "quarantined": BLACK}
+EDGE = "#5a6570"
 MARKERS = {"failed": "X", "quarantined": "D"}
 """Drawn over a tile at a size that is seen, however many tiles there are."""
 EUCLID_PIXEL = 0.1 / 3600
@@ -29,8 +31,10 @@ RASTERED = 2000
 """So many tiles are drawn as pixels, since a browser is slow with as many shapes."""
 
 
-def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, grid: WCS | None) -> Plot:
-    """Map the tiles' cores by status.
+def sky_plot(
+    manifest: pa.Table | None, trouble: str | None, rows: pa.Table, grid: WCS | None, candidates: pa.Table
+) -> Plot:
+    """Map the tiles' cores by status, and the candidates that the page shows.
 
     Parameters
     ----------
@@ -42,43 +46,35 @@ def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, gri
         Ledger rows that stand.
     grid : WCS or None
         Of the tiles' pixel grid (`tile_grid`); None takes Euclid's pixels with north up.
+    candidates : pyarrow.Table
+        With ra and dec, ICRS deg.
     """
     if manifest is None:
         return Plot(HEADING, f"The tile store cannot be read, and only it knows where tiles lie: {trouble}")
     if manifest.num_rows == 0:
         return Plot(HEADING, "The tile store has no tiles.")
-    statuses = tile_statuses(manifest, rows)
-    counts = {status: int((statuses == status).sum()) for status in COLOURS}
+    statuses, sky = tile_statuses(manifest, rows), _north_up(*middle(_places(manifest)), "ZEA", 1 / 3600)
     corners = tile_corners(manifest, grid)
-    sky = _display(manifest)
     flat = sky.wcs_world2pix(corners.reshape(-1, 2), 0).reshape(corners.shape)
     low, high = flat.min((0, 1)), flat.max((0, 1))
-    margin = 0.05 * float((high - low).max())
-    width, height = high - low + 2 * margin
+    low, high = low - 0.05 * (high - low).max(), high + 0.05 * (high - low).max()
+    width, height = high - low
+    counts = {status: int((statuses == status).sum()) for status in COLOURS}
     with canvas(float(np.clip(WIDTH * height / width, 1.5, 4.5)) + 0.4) as figure:
-        axes = figure.add_subplot(projection=sky)
-        axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
-        order = np.argsort([list(COLOURS).index(status) for status in statuses], kind="stable")
-        axes.add_collection(
-            PolyCollection(
-                list(flat[order]),
-                facecolors=[COLOURS[status] for status in statuses[order]],
-                edgecolors="#5a6570",
-                linewidths=min(0.6, 20 / np.sqrt(len(flat))),
-                rasterized=len(flat) > RASTERED,
-            ),
-            autolim=False,
-        )
-        for status, marker in MARKERS.items():
-            x, y = flat[statuses == status].mean(1).T
-            size = float(np.clip(3000 / len(flat), 5, 40))
-            axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=0.7, zorder=3)
+        axes = figure.add_subplot(projection=sky, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        _draw_tiles(axes, flat, statuses)
+        shown = sky.wcs_world2pix(_places(candidates), 0)
+        axes.scatter(*shown.T, s=14, facecolors="none", edgecolors=BLACK, linewidths=0.7, zorder=4)
         for coordinate, label in zip(axes.coords, ("RA (ICRS, deg)", "Dec (ICRS, deg)"), strict=True):
             coordinate.set_format_unit("deg", decimal=True)
             coordinate.set_axislabel(label)
             coordinate.set_ticks(number=4)
             coordinate.grid(color="0.5", alpha=0.35, linewidth=0.5)
-        figure.legend(handles=_legend(counts), loc="outside upper center", ncols=2)
+        handles = [
+            Patch(facecolor=colour, edgecolor=EDGE, label=f"{status} ({counts[status]})")
+            for status, colour in COLOURS.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
         src = svg_url(figure)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     outline = "its outline is that of a finished tile's grid" if grid is not None else "drawn as 0.1″ pixels, north up"
@@ -86,7 +82,7 @@ def sky_plot(manifest: pa.Table | None, trouble: str | None, rows: pa.Table, gri
         HEADING,
         f"Each shape is the core of a tile ({outline}). A cross marks a failed tile, a diamond one that was "
         "quarantined because it ended its process again and again. Pending tiles have no result yet, or were ingested "
-        "anew.",
+        "anew. Circles are the candidates below.",
         (Panel(src, f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}."),),
     )
 
@@ -99,7 +95,7 @@ def tile_statuses(manifest: pa.Table, rows: pa.Table) -> NDArray[np.str_]:
 
 def tile_corners(manifest: pa.Table, grid: WCS | None) -> NDArray[np.float64]:
     """Corners of the tiles' cores, [N, 4, (ra, dec)] in ICRS deg."""
-    centres = np.stack([manifest["ra"].to_numpy(), manifest["dec"].to_numpy()], -1)
+    centres = _places(manifest)
     size = np.stack([manifest["core_width"].to_numpy(), manifest["core_height"].to_numpy()], -1)
     pixels = grid or _north_up(*middle(centres), "TAN", EUCLID_PIXEL)
     offsets = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
@@ -109,8 +105,10 @@ def tile_corners(manifest: pa.Table, grid: WCS | None) -> NDArray[np.float64]:
 
 def tile_grid(run: RunFolder, rows: pa.Table) -> WCS | None:
     """The pixel grid that the run's tiles are cut from, as the mosaic of a finished one says it; None without one."""
-    ok = rows.filter(pc.equal(rows["status"], "ok"))
-    return celestial_wcs(run.read_tile_mosaic(ok["tile_id"][0].as_py()).wcs_header) if ok.num_rows else None
+    for tile_id in rows.filter(pc.equal(rows["status"], "ok"))["tile_id"].slice(0, 1).to_pylist():
+        with contextlib.suppress(FileNotFoundError):  # the catalog may have been kept without the mosaics
+            return celestial_wcs(run.read_tile_mosaic(tile_id).wcs_header)
+    return None
 
 
 def middle(centres: NDArray[np.float64]) -> tuple[float, float]:
@@ -120,10 +118,27 @@ def middle(centres: NDArray[np.float64]) -> tuple[float, float]:
     return float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
 
 
-def _display(manifest: pa.Table) -> WCS:
-    """What the map is drawn in: equal-area around the tiles, pixels of an arcsecond, north up."""
-    centres = np.stack([manifest["ra"].to_numpy(), manifest["dec"].to_numpy()], -1)
-    return _north_up(*middle(centres), "ZEA", 1 / 3600)
+def _draw_tiles(axes: Axes, corners: NDArray[np.float64], statuses: NDArray[np.str_]) -> None:
+    order = np.argsort([list(COLOURS).index(status) for status in statuses], kind="stable")  # failures on top
+    axes.add_collection(
+        PolyCollection(
+            list(corners[order]),
+            facecolors=[COLOURS[status] for status in statuses[order]],
+            edgecolors=EDGE,
+            linewidths=min(0.6, 20 / np.sqrt(len(corners))),
+            rasterized=len(corners) > RASTERED,
+        ),
+        autolim=False,
+    )
+    size = float(np.clip(3000 / len(corners), 5, 40))
+    for status, marker in MARKERS.items():
+        x, y = corners[statuses == status].mean(1).T
+        axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=0.7, zorder=3)
+
+
+def _places(table: pa.Table) -> NDArray[np.float64]:
+    """Columns ra and dec as [N, 2]."""
+    return np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], -1)
 
 
 def _north_up(ra: float, dec: float, projection: str, pixel: float) -> WCS:
@@ -135,10 +150,3 @@ def _north_up(ra: float, dec: float, projection: str, pixel: float) -> WCS:
     wcs.wcs.radesys = "ICRS"
     wcs.wcs.set()
     return wcs
-
-
-def _legend(counts: dict[str, int]) -> list[Patch | Line2D]:
-    return [
-        Patch(facecolor=COLOURS[status], edgecolor="#5a6570", label=f"{status} ({count})")
-        for status, count in counts.items()
-    ]

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, Plot, panel
+from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PALE, PURPLE, Plot, panel
 from jobs.status import PAUSE
 from jobs.tally import STAGES
 
@@ -79,7 +79,7 @@ def worked_minutes(finished: Floats, took: Floats) -> tuple[Floats, Floats]:
 def _draw_rate(axes: Axes, minutes: Floats, pauses: Floats, failed: NDArray[np.bool_]) -> None:
     edges = np.linspace(0, minutes[-1], int(np.clip(len(minutes) // 5, 1, BINS)) + 1)
     rate, bad = (np.histogram(part, edges)[0] / (edges[1] - edges[0]) for part in (minutes, minutes[failed]))
-    axes.stairs(rate, edges, fill=True, color="#8fc1e3", label="all tiles")
+    axes.stairs(rate, edges, fill=True, color=PALE, label="all tiles")
     axes.stairs(rate, edges, color=BLUE)
     if failed.any():
         axes.stairs(bad, edges, fill=True, color=ORANGE, label="failed or quarantined")

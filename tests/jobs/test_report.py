@@ -177,13 +177,22 @@ def test_a_run_without_a_finished_tile_has_a_page(tmp_path):
     assert "0 ok 0 failed 0 quarantined 4 left of 4 tiles" in text
 
 
-def test_a_store_that_is_gone_costs_only_the_map(scene, tmp_path):
+def test_a_store_that_is_gone_costs_only_the_map(tmp_path):
     run = make_scene(str(tmp_path))
     (tmp_path / "tiles" / "manifest.parquet").unlink()
     assert main(["report", "--run", run.url, "--out", str(tmp_path / "out"), "--top", "1"]) == 0
     page = (tmp_path / "out" / PAGE).read_text()
     assert "The tile store cannot be read" in text_of(page) and "has no manifest" in text_of(page)
     assert page.count('class="card"') == 1
+
+
+def test_mosaics_that_were_removed_cost_only_the_calibration(tmp_path):
+    run = make_scene(str(tmp_path))
+    for mosaic in (tmp_path / "runs" / "r1" / "mosaics").iterdir():
+        mosaic.unlink()
+    assert main(["report", "--run", run.url, "--out", str(tmp_path / "out"), "--top", "1"]) == 0
+    text = text_of((tmp_path / "out" / PAGE).read_text())
+    assert "No mosaic of a finished tile has a candidate" in text and "drawn as 0.1″ pixels" in text
 
 
 def test_candidates_of_a_checkpoint_without_a_lens_score_have_cards(tmp_path):
@@ -193,7 +202,7 @@ def test_candidates_of_a_checkpoint_without_a_lens_score_have_cards(tmp_path):
     run.write_candidates("t0", bare)
     assert main(["report", "--run", run.url, "--out", str(tmp_path / "out")]) == 0
     text = text_of((tmp_path / "out" / PAGE).read_text())
-    assert "There is no reference" in text and "No finished tile has a candidate whose thumbnail" in text
+    assert "There is no reference" in text and "No mosaic of a finished tile has a candidate" in text
     assert "VIS – –" in text and "flags –" in text
 
 
