@@ -73,7 +73,7 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
         return Plot(HEADING, f"No mosaic of a finished tile has a candidate that shows what {wanted} observed there.")
     said, share = _said(pulls, wanted)
     if judged is not None:
-        said += " Diamonds: `surveybridge evaluate` on pairs of its own, with 95% intervals."
+        said += " Diamonds: what surveybridge evaluate found on pairs of its own, with 95% intervals."
     samples = int(run.run_json["samples"])
     panels = [
         panel(

@@ -41,7 +41,7 @@ def scores_plot(candidates: pa.Table) -> Plot:
         return Plot(
             HEADING,
             f"{len(score)} scored sources.{rest} There is no reference: the run's checkpoint has no calibrated lens "
-            "score, and the score is AS-Bridge's. `surveybridge calibrate` adds one.",
+            "score, and the score is AS-Bridge's. Calibrate it to have one.",
             (histogram,),
         )
     low = min(TAIL)

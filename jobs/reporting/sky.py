@@ -133,7 +133,8 @@ def _draw_tiles(axes: Axes, corners: NDArray[np.float64], statuses: NDArray[np.s
     size = float(np.clip(3000 / len(corners), 5, 40))
     for status, marker in MARKERS.items():
         x, y = corners[statuses == status].mean(1).T
-        axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=0.7, zorder=3)
+        edge = size / 50
+        axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=edge, zorder=3)
 
 
 def _places(table: pa.Table) -> NDArray[np.float64]:

@@ -248,7 +248,7 @@ def test_an_evaluation_of_the_same_checkpoint_stands_in_the_calibration(scene, t
     (tmp_path / "metrics.json").write_text(json.dumps(metrics()))
     arguments = ["report", "--run", scene.url, "--out", str(tmp_path / "out"), "--top", "0"]
     assert main([*arguments, "--evaluation", str(tmp_path)]) == 0
-    assert "Diamonds: `surveybridge evaluate`" in text_of((tmp_path / "out" / PAGE).read_text())
+    assert "Diamonds: what surveybridge evaluate found" in text_of((tmp_path / "out" / PAGE).read_text())
 
 
 @pytest.mark.parametrize(
