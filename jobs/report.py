@@ -47,9 +47,9 @@ def run(config: Config) -> int:
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
         raise RequestError(f"--out {config.out} is a file; give a folder")
-    run = RunFolder.open(config.run)
-    evaluation = None if config.evaluation is None else read_evaluation(config.evaluation, run)
-    content = page(run, config.top, evaluation).encode()
+    folder = RunFolder.open(config.run)
+    evaluation = None if config.evaluation is None else read_evaluation(config.evaluation, folder)
+    content = page(folder, config.top, evaluation).encode()
     out.put(content, PAGE)
     print(f"{out.file_url(PAGE)}: {len(content) / 1e6:.1f} MB, opens in any browser")
     return 0

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jobs.__main__ import main
 from jobs.report import PAGE
 from jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
 from jobs.reporting.cards import flags, links, magnitude
-from jobs.reporting.sky import tile_corners, tile_grid, tile_statuses
+from jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
 from jobs.reporting.timeline import worked_minutes
 from storage.mosaics import TileMosaic
 from storage.objectstore import Folder
@@ -28,10 +29,11 @@ from storage.published import standing_rows
 from storage.runs import RunFolder
 from storage.schema import LEDGER, MANIFEST, conform, parquet_bytes, stamps, table_from_rows
 from storage.tiles import TileStore
+from tests.jobs.test_status import held
 from tests.storage.faults import moto_server
 from tests.storage.test_runs import RUN, make_header
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CORE = 128
 """Side of a tile's core, pixels."""
 EVIL = "../../../etc/passwd\"><img src=http://evil.test/x onerror=alert('1')>&amp;"
@@ -177,6 +179,14 @@ def test_a_run_without_a_finished_tile_has_a_page(tmp_path):
     assert "0 ok 0 failed 0 quarantined 4 left of 4 tiles" in text
 
 
+def test_a_run_at_work_says_who_does_it_and_how_long_it_takes(scene, tmp_path):
+    with held(scene, todo=4, done={"ok": 1}, in_flight=[]):
+        assert main(["report", "--run", scene.url, "--out", str(tmp_path), "--top", "0"]) == 0
+    text = text_of((tmp_path / PAGE).read_text())
+    assert re.search(r"state running on \S+ since \S+, done in about \d", text)
+    assert "no candidates to show" in text
+
+
 def test_a_store_that_is_gone_costs_only_the_map(tmp_path):
     run = make_scene(str(tmp_path))
     (tmp_path / "tiles" / "manifest.parquet").unlink()
@@ -294,6 +304,11 @@ def test_tiles_lie_on_the_map_where_their_pixels_are(scene):
         assert np.abs((found - wanted) * 3600).max() < 0.05  # arcsec: half a pixel
 
 
+def test_the_middle_of_tiles_knows_that_the_sky_is_round():
+    assert middle(np.array([[359.0, 10.0], [3.0, 10.0]])) == pytest.approx((1.0, 10.0), abs=0.01)
+    assert middle(np.array([[0.0, 80.0], [180.0, 80.0]]))[1] == pytest.approx(90)
+
+
 def test_pauses_between_drivers_are_no_work():
     finished = np.array([0.0, 10, 20, 30, 86400, 86410, 86420])
     minutes, pauses = worked_minutes(finished, np.full(7, 12.0))
@@ -317,19 +332,20 @@ def test_pixels_drawn_as_the_samples_were_fill_their_intervals(samples):
         assert pulls.histogram[region].sum() == pulls.pixels[region]
 
 
-def test_thumbnails_go_back_to_the_pixels_they_were_cut_from():
-    scene = np.arange(200.0 * 180, dtype=np.float32).reshape(200, 180)
-    padded = np.pad(scene, 32, constant_values=np.nan)
+@pytest.mark.parametrize(("survey", "bands"), [("euclid", ("VIS",)), ("lsst", ("g", "r", "i"))])
+def test_thumbnails_go_back_to_the_pixels_they_were_cut_from(survey, bands):
+    scene = np.arange(len(bands) * 200.0 * 180, dtype=np.float32).reshape(-1, 200, 180)
+    padded = np.pad(scene, ((0, 0), (32, 32), (32, 32)), constant_values=np.nan)
     y, x = np.array([60.3, 5.0, 190.5]), np.array([70.6, 90.0, 178.4])  # the last two hang over the edges
     rows, columns = np.floor(y + 0.5).astype(int), np.floor(x + 0.5).astype(int)
-    cut = np.stack([padded[None, r : r + 64, c : c + 64] for r, c in zip(rows, columns, strict=True)])
-    table = pa.table({"x": x + 2000, "y": y + 1000, "thumbnail_euclid": stamps("thumbnail_euclid", cut)})
-    blank = np.zeros((1, 200, 180), np.float32)
-    mosaic = TileMosaic("t", make_header(), ("VIS",), blank, blank, blank[0], (1000, 2000), "grid")
-    planes = observed_planes(mosaic, table, "euclid")
-    known = np.isfinite(planes[0])
-    assert 64 * 64 < known.sum() < 3 * 64 * 64
-    np.testing.assert_array_equal(planes[0][known], scene[known])
+    cut = np.stack([padded[:, r : r + 64, c : c + 64] for r, c in zip(rows, columns, strict=True)])
+    table = pa.table({"x": x + 2000, "y": y + 1000, f"thumbnail_{survey}": stamps(f"thumbnail_{survey}", cut)})
+    blank = np.zeros_like(scene)
+    mosaic = TileMosaic("t", make_header(), bands, blank, blank, blank[0], (1000, 2000), "grid")
+    planes = observed_planes(mosaic, table, survey)
+    known = np.isfinite(planes)
+    assert 64 * 64 < known[0].sum() < 3 * 64 * 64
+    np.testing.assert_array_equal(planes[known], scene[known])
 
 
 @pytest.mark.parametrize(
@@ -371,8 +387,8 @@ def test_flags_are_named_and_unknown_ones_are_not_lost():
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="needs the dev extra: playwright")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"needs {CHROMIUM}: apt-get install chromium")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM)
         yield chromium
