@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from jobs.rendering import VIEWS, candidate_pictures, png
+import pyarrow as pa
+
+from jobs.rendering import VIEWS, Picture, candidate_pictures, png
 from jobs.reporting.plots import data_url
-from storage.schema import BANDS
+from storage.schema import BANDS, THUMBNAILS, stamp_array
 
 MODELLED = ("mean", "residual", "error")
 """Pictures that are model-generated, wholly or in part."""
@@ -23,7 +25,7 @@ FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class Shown:
     """One picture of a card: heading, description and data URL; whether a model made it."""
 
     heading: str
@@ -41,17 +43,23 @@ class Card:
     place: str
     facts: dict[str, str]
     magnitudes: list[tuple[str, str, str]]
-    pictures: list[Picture]
+    pictures: list[Shown]
     links: dict[str, str]
 
 
-def cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+def cards(candidates: pa.Table) -> list[Card]:
     """The cards of rows of `storage.schema.CANDIDATES`, by rank, with their thumbnails."""
-    return [_card(row, _nearby(row, rows[:place])) for place, row in enumerate(rows)]
+    stamps = {name: stamp_array(candidates, name) for name in THUMBNAILS}  # not as lists of Python's numbers
+    rows = candidates.drop_columns(list(THUMBNAILS)).to_pylist()
+    return [
+        _card(
+            row, candidate_pictures({name: stamp[place] for name, stamp in stamps.items()}), _nearby(row, rows[:place])
+        )
+        for place, row in enumerate(rows)
+    ]
 
 
-def _card(row: Mapping[str, Any], nearby: str) -> Card:
-    pictures = candidate_pictures(row)
+def _card(row: Mapping[str, Any], pictures: Mapping[str, Picture], nearby: str) -> Card:
     ra, dec = float(row["ra"]), float(row["dec"])
     return Card(
         rank=row["rank"],
@@ -69,7 +77,7 @@ def _card(row: Mapping[str, Any], nearby: str) -> Card:
             (band, magnitude(row[f"flux_{band}"], row[f"snr_{band}"]), _snr(row[f"snr_{band}"])) for band in BANDS
         ],
         pictures=[
-            Picture(
+            Shown(
                 HEADINGS[name],
                 f"{HEADINGS[name]} of candidate {row['rank']}, {row['object_id']}",
                 data_url("image/png", png(pictures[name])),
@@ -85,7 +93,7 @@ def magnitude(flux: float | None, snr: float | None) -> str:
     """AB magnitude of a flux in nJy, `31.4 - 2.5 log10 f`; `> m` where it is below 3 sigma, `–` where not known."""
     if flux is None or snr is None or not (math.isfinite(flux) and math.isfinite(snr)) or flux == 0 or snr == 0:
         return "–"
-    if snr < DETECTED:
+    if snr < DETECTED or flux < 0:
         return f"> {_ab(DETECTED * abs(flux / snr)):.2f}"
     return f"{_ab(flux):.2f}"
 

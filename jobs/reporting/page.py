@@ -64,7 +64,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
             scores_plot(scores),
             calibration_plot(run, rows, evaluation),
         ],
-        cards=cards(found.to_pylist()),
+        cards=cards(found),
         aperture=APERTURE_ARCSEC,
         detected=DETECTED,
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),

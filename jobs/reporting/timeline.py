@@ -108,6 +108,7 @@ def _finish(axes: Axes, pauses: Floats, label: str) -> None:
 
 
 def _known(values: Floats) -> Floats:
+    """What a logarithmic axis can show."""
     return values[np.isfinite(values) & (values > 0)]
 
 

@@ -355,6 +355,7 @@ def test_thumbnails_go_back_to_the_pixels_they_were_cut_from(survey, bands):
         (1.0, 3.0, "31.40"),
         (10.0, 2.0, "> 28.46"),  # 3 sigma, sigma 5 nJy
         (-10.0, -2.0, "> 28.46"),
+        (-10.0, 6.0, "> 29.65"),  # whatever is wrong there, no logarithm of it
         (0.0, 0.0, "–"),
         (float("nan"), float("nan"), "–"),
         (None, None, "–"),
