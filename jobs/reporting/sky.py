@@ -1,0 +1,153 @@
+"""Where a run's tiles lie on the sky, and what became of each."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from astropy.wcs import WCS
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
+from storage.grids import celestial_wcs
+
+if TYPE_CHECKING:
+    from storage.runs import RunFolder
+
+HEADING = "Sky coverage"
+COLOURS = {"ok": PALE, "pending": "white", "failed": ORANGE, "quarantined": BLACK}
+EDGE = "#5a6570"
+MARKERS = {"failed": "X", "quarantined": "D"}
+"""Drawn over a tile at a size that is seen, however many tiles there are."""
+EUCLID_PIXEL = 0.1 / 3600
+"""Degrees; of the grid that tiles are made on, where no finished tile says it."""
+RASTERED = 2000
+"""So many tiles are drawn as pixels, since a browser is slow with as many shapes."""
+
+
+def sky_plot(
+    manifest: pa.Table | None, trouble: str | None, rows: pa.Table, grid: WCS | None, candidates: pa.Table
+) -> Plot:
+    """Map the tiles' cores by status, and the candidates that the page shows.
+
+    Parameters
+    ----------
+    manifest : pyarrow.Table or None
+        Tiles of the store, schema `MANIFEST`; None where it cannot be read, with the reason in `trouble`.
+    trouble : str or None
+        Why there is no manifest.
+    rows : pyarrow.Table
+        Ledger rows that stand.
+    grid : WCS or None
+        Of the tiles' pixel grid (`tile_grid`); None takes Euclid's pixels with north up.
+    candidates : pyarrow.Table
+        With ra and dec, ICRS deg.
+    """
+    if manifest is None:
+        return Plot(HEADING, f"The tile store cannot be read, and only it knows where tiles lie: {trouble}")
+    if manifest.num_rows == 0:
+        return Plot(HEADING, "The tile store has no tiles.")
+    statuses, sky = tile_statuses(manifest, rows), _north_up(*middle(_places(manifest)), "ZEA", 1 / 3600)
+    corners = tile_corners(manifest, grid)
+    flat = sky.wcs_world2pix(corners.reshape(-1, 2), 0).reshape(corners.shape)
+    low, high = flat.min((0, 1)), flat.max((0, 1))
+    low, high = low - 0.05 * (high - low).max(), high + 0.05 * (high - low).max()
+    width, height = high - low
+    counts = {status: int((statuses == status).sum()) for status in COLOURS}
+    with canvas(float(np.clip(WIDTH * height / width, 1.5, 4.5)) + 0.4) as figure:
+        axes = figure.add_subplot(projection=sky, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        _draw_tiles(axes, flat, statuses)
+        shown = sky.wcs_world2pix(_places(candidates), 0)
+        axes.scatter(*shown.T, s=14, facecolors="none", edgecolors=BLACK, linewidths=0.7, zorder=4)
+        for coordinate, label in zip(axes.coords, ("RA (ICRS, deg)", "Dec (ICRS, deg)"), strict=True):
+            coordinate.set_format_unit("deg", decimal=True)
+            coordinate.set_axislabel(label)
+            coordinate.set_ticks(number=4)
+            coordinate.grid(color="0.5", alpha=0.35, linewidth=0.5)
+        handles = [
+            Patch(facecolor=colour, edgecolor=EDGE, label=f"{status} ({counts[status]})")
+            for status, colour in COLOURS.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+        src = svg_url(figure)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    outline = "its outline is that of a finished tile's grid" if grid is not None else "drawn as 0.1″ pixels, north up"
+    return Plot(
+        HEADING,
+        f"Each shape is the core of a tile ({outline}). A cross marks a failed tile, a diamond one that was "
+        "quarantined because it ended its process again and again. Pending tiles have no result yet, or were ingested "
+        "anew. Circles are the candidates below.",
+        (Panel(src, f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}."),),
+    )
+
+
+def tile_statuses(manifest: pa.Table, rows: pa.Table) -> NDArray[np.str_]:
+    """Status of each tile of the manifest: that of its ledger row, or pending."""
+    found = pc.index_in(manifest["tile_id"].combine_chunks(), value_set=rows["tile_id"].combine_chunks())
+    return np.asarray(pc.fill_null(rows["status"].combine_chunks().take(found), "pending").to_pylist(), str)
+
+
+def tile_corners(manifest: pa.Table, grid: WCS | None) -> NDArray[np.float64]:
+    """Corners of the tiles' cores, [N, 4, (ra, dec)] in ICRS deg."""
+    centres = _places(manifest)
+    size = np.stack([manifest["core_width"].to_numpy(), manifest["core_height"].to_numpy()], -1)
+    pixels = grid or _north_up(*middle(centres), "TAN", EUCLID_PIXEL)
+    offsets = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    corners = pixels.wcs_world2pix(centres, 0)[:, None] + offsets * size[:, None]
+    return np.asarray(pixels.wcs_pix2world(corners.reshape(-1, 2), 0)).reshape(-1, 4, 2)
+
+
+def tile_grid(run: RunFolder, rows: pa.Table) -> WCS | None:
+    """The pixel grid that the run's tiles are cut from, as the mosaic of a finished one says it; None without one."""
+    for tile_id in rows.filter(pc.equal(rows["status"], "ok"))["tile_id"].slice(0, 1).to_pylist():
+        with contextlib.suppress(FileNotFoundError):  # the catalog may have been kept without the mosaics
+            return celestial_wcs(run.read_tile_mosaic(tile_id).wcs_header)
+    return None
+
+
+def middle(centres: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean direction of [N, (ra, dec)] deg, right ascension in 0..360."""
+    ra, dec = np.deg2rad(centres).T
+    x, y, z = (np.cos(dec) * np.cos(ra)).mean(), (np.cos(dec) * np.sin(ra)).mean(), np.sin(dec).mean()
+    return float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+
+
+def _draw_tiles(axes: Axes, corners: NDArray[np.float64], statuses: NDArray[np.str_]) -> None:
+    order = np.argsort([list(COLOURS).index(status) for status in statuses], kind="stable")  # failures on top
+    axes.add_collection(
+        PolyCollection(
+            list(corners[order]),
+            facecolors=[COLOURS[status] for status in statuses[order]],
+            edgecolors=EDGE,
+            linewidths=min(0.6, 20 / np.sqrt(len(corners))),
+            rasterized=len(corners) > RASTERED,
+        ),
+        autolim=False,
+    )
+    size = float(np.clip(3000 / len(corners), 5, 40))
+    for status, marker in MARKERS.items():
+        x, y = corners[statuses == status].mean(1).T
+        edge = size / 50
+        axes.scatter(x, y, s=size, marker=marker, c=COLOURS[status], edgecolors="white", linewidths=edge, zorder=3)
+
+
+def _places(table: pa.Table) -> NDArray[np.float64]:
+    """Columns ra and dec as [N, 2]."""
+    return np.stack([table["ra"].to_numpy(), table["dec"].to_numpy()], -1)
+
+
+def _north_up(ra: float, dec: float, projection: str, pixel: float) -> WCS:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = [f"RA---{projection}", f"DEC--{projection}"]
+    wcs.wcs.crval = [ra, dec]
+    wcs.wcs.crpix = [1, 1]
+    wcs.wcs.cdelt = [-pixel, pixel]
+    wcs.wcs.radesys = "ICRS"
+    wcs.wcs.set()
+    return wcs
