@@ -29,6 +29,8 @@ JOBS = (
     "submit",
     "status",
     "query",
+    "export",
+    "doctor",
 )
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
