@@ -17,6 +17,7 @@ from jobs.config import JobConfig, RequestError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from storage.fits_mosaics import Card
     from storage.footprint import Box
     from storage.mosaics import MosaicHeader
     from storage.objectstore import Folder
@@ -48,7 +49,7 @@ class Config(JobConfig):
     checkpoint: str | None = Field(
         None, description="with --samples: where the run's checkpoint lies now (default: where the run found it)"
     )
-    lossless: bool = Field(False, description="keep mean and std to the bit, at 2-3 times the size of RICE_1")
+    lossless: bool = Field(False, description="keep mean and std to the bit, in files several times as large")
     fits: bool = Field(True, description="write the FITS images; without them only what else is asked for")
     png: bool = Field(False, description="a picture: colour for gri, grey for VIS")
     moc: bool = Field(False, description="MOCs of the finished and of the failed tiles (into a folder)")
@@ -128,7 +129,8 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
     _check_size(config, region, len(first.bands))
     tiles = list(boxes)
     mosaic = source.read_mosaic(region, int(config.max_gib * 2**30), tiles)
-    samples, cards = None, []
+    samples = None
+    cards: list[Card] = []
     if config.samples:
         from jobs.redraw import redraw
 

@@ -18,7 +18,7 @@ from jobs.overview import Overview
 from jobs.progress import progress
 from storage.fits_mosaics import about, fits_bytes, mosaic_hdus, provenance_cards
 from storage.footprint import Box, around, core_boxes, global_wcs, header_box, moc_hdus, moc_of
-from storage.hips import write_hips
+from storage.hips import check_reproject, write_hips
 from storage.mosaics import MosaicHeader, StitchedMosaic, TileMosaic, header_from, stitch
 from storage.tiles import TileStore
 
@@ -53,6 +53,8 @@ def export_folder(
     lossless
         As `mosaic_hdus`.
     """
+    if "hips" in wanted:
+        check_reproject()
     ok = ledger.filter(pc.equal(ledger["status"], "ok"))
     tiles: list[str] = ok["tile_id"].to_pylist()
     headers = source.mosaic_headers(tiles)
@@ -106,6 +108,7 @@ def _put_hips(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeade
     corner = header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
     moc = moc_of(map(header_box, headers), global_wcs(first))
     reader = _Planes(source, headers, (y0, x0))
+    sigma = float(np.nanmedian(reader.read_tile(first.tile_id).std))
     for plane in ("mean", "std"):
         for index, band in enumerate(first.bands):
             name = f"{plane}_{band}"
@@ -118,7 +121,7 @@ def _put_hips(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeade
                     functools.partial(reader.read, plane, index),
                     corner,
                     (y1 - y0, x1 - x0),
-                    _properties(source, ledger, plane, band),
+                    _properties(source, ledger, plane, band, sigma),
                 )
                 _finish(target, moc, out, name)
             print(f"{out.file_url('hips', name)}: HiPS, for Aladin")
@@ -142,7 +145,7 @@ class _Planes:
         height, width = np.max([header.shape for header in headers], axis=0)
         tile_bytes = 4 * (2 * len(headers[0].bands) + 1) * int(height) * int(width)
         cached = functools.lru_cache(maxsize=max(4, CACHE_BYTES // tile_bytes))
-        self._read_tile: functools._lru_cache_wrapper[TileMosaic] = cached(source.read_tile_mosaic)
+        self.read_tile: functools._lru_cache_wrapper[TileMosaic] = cached(source.read_tile_mosaic)
 
     def read(self, plane: str, index: int, box: Box) -> NDArray[np.float32]:
         """Band `index` of mean or std in a box that counts from `origin`; NaN where there is no tile."""
@@ -151,13 +154,13 @@ class _Planes:
         touching = np.flatnonzero((b[:, 0] < y1) & (b[:, 1] > y0) & (b[:, 2] < x1) & (b[:, 3] > x0))
         if not touching.size:
             return np.full((y1 - y0, x1 - x0), np.nan, np.float32)
-        stitched = stitch([self.headers[i] for i in touching], self._read_tile, (y0, y1, x0, x1))
+        stitched = stitch([self.headers[i] for i in touching.tolist()], self.read_tile, (y0, y1, x0, x1))
         planes: NDArray[np.float32] = getattr(stitched, plane)
         return planes[index]
 
 
-def _properties(source: RunFolder, ledger: pa.Table, plane: str, band: str) -> dict[str, str]:
-    """What a HiPS says of itself (IVOA HiPS 1.0); equal runs say the same."""
+def _properties(source: RunFolder, ledger: pa.Table, plane: str, band: str, sigma: float) -> dict[str, str]:
+    """What a HiPS says of itself (IVOA HiPS 1.0); `sigma`, nJy, sets the contrast that a viewer begins with."""
     run_id = str(source.run_json.get("run_id"))
     what = {"mean": "posterior mean", "std": "posterior standard deviation"}[plane]
     done = max(ledger["finished_at"].drop_null().to_pylist())
@@ -168,4 +171,5 @@ def _properties(source: RunFolder, ledger: pa.Table, plane: str, band: str) -> d
         "hips_creator": f"surveybridge {source.run_json.get('code_version')}",
         "hips_release_date": f"{done:%Y-%m-%dT%H:%MZ}",
         "hips_status": "private master clonableOnce",
+        "hips_pixel_cut": f"{-2 * sigma:.4g} {30 * sigma:.4g}" if plane == "mean" else f"0 {5 * sigma:.4g}",
     }

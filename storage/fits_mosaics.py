@@ -1,6 +1,6 @@
 """Mosaics as FITS, for DS9, Aladin and whatever else reads FITS: one HDU a plane, marked as model-generated.
 
-Extensions: `MEAN_<band>`, `STD_<band>` (nJy, RICE_1 in steps of 1/16 of the local noise), `COVERAGE`, where asked for
+Extensions: `MEAN_<band>`, `STD_<band>` (nJy, RICE_1 in steps of 1/16 of the smallest std), `COVERAGE`, where asked for
 `SAMPLES_<band>` [K, H, W], and the table `TILES` of what the pixels were made from. Coverage and samples are kept to
 the bit (GZIP_2).
 """
@@ -23,8 +23,9 @@ from storage.mosaics import StitchedMosaic
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
 
-QUANTIZE = 16.0
-"""RICE_1 steps in the noise of a row: 0.016 sigma of added noise, a quarter of the size."""
+STEPS = 16.0
+"""RICE_1 steps in one standard deviation, that of the most certain pixels (1st percentile): mean and std change by at
+most 1/32 of it. The usual steps, of a row's own noise, would be too coarse beside a bright object."""
 
 DITHER_SEED = 1
 """Fixed, so that equal mosaics give equal pixels."""
@@ -109,14 +110,14 @@ def mosaic_hdus(
         primary.header.add_comment(line)
     wcs = celestial_wcs(mosaic.wcs_header).to_header(relax=True)
     exact = {"compression_type": "GZIP_2", "quantize_level": 0.0}
-    rice = {"compression_type": "RICE_1", "quantize_level": QUANTIZE, "quantize_method": 1, "dither_seed": DITHER_SEED}
     planes: list[tuple[str, NDArray[np.float32], dict[str, Any], list[Card]]] = []
     for name, cube, what in (
         ("MEAN", mosaic.mean, "posterior mean"),
         ("STD", mosaic.std, "posterior standard deviation of a pixel"),
     ):
-        for band, plane in zip(bands, cube, strict=True):
-            planes.append((f"{name}_{band}", plane, exact if lossless else rice, _flux_cards(band, what)))
+        for band, plane, std in zip(bands, cube, mosaic.std, strict=True):
+            compression = exact if lossless else _rice(std) or exact
+            planes.append((f"{name}_{band}", plane, compression, _flux_cards(band, what)))
     planes.append(("COVERAGE", mosaic.coverage, exact, [("SB_PLANE", "coverage", "share of observed input, 0..1")]))
     if samples is not None:
         for index, band in enumerate(bands):
@@ -137,6 +138,21 @@ def fits_bytes(hdus: fits.HDUList) -> bytes:
     with io.BytesIO() as file:
         hdus.writeto(file, checksum=True)
         return file.getvalue()
+
+
+def _rice(std: NDArray[np.float32]) -> dict[str, Any] | None:
+    """Compression of planes with this uncertainty; None where there is none to tell the steps by."""
+    known = std[np.isfinite(std)]
+    step = float(np.percentile(known, 1)) / STEPS if known.size else 0.0
+    if step <= 0:
+        return None
+    # a negative level is the step itself
+    return {
+        "compression_type": "RICE_1",
+        "quantize_level": -step,
+        "quantize_method": 1,
+        "dither_seed": DITHER_SEED,
+    }
 
 
 def _flux_cards(band: str, what: str) -> list[Card]:

@@ -5,6 +5,7 @@ However large the mosaic, only what lies under one HiPS tile is in memory.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,13 +54,11 @@ def write_hips(
     Raises
     ------
     StorageError
-        If `reproject` is not installed, or no pixel of the mosaic is known.
+        If `reproject` is not installed.
     """
-    try:
-        from reproject import reproject_interp
-        from reproject.hips import reproject_to_hips
-    except ImportError as error:
-        raise StorageError(f"HiPS needs reproject ({error}); pip install 'surveybridge[hips]'") from error
+    check_reproject()
+    from reproject import reproject_interp
+    from reproject.hips import reproject_to_hips
 
     def interpolate(source: Any, header: Header) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         there = WCS(header)
@@ -83,6 +82,12 @@ def write_hips(
         output_directory=os.fspath(directory),
         properties=dict(properties),
     )
+
+
+def check_reproject() -> None:
+    """Refuse to begin without `reproject`."""
+    if importlib.util.find_spec("reproject") is None:
+        raise StorageError("HiPS needs the package reproject, which is not here; pip install 'surveybridge[hips]'")
 
 
 def _under(there: WCS, size: tuple[int, int], here: WCS) -> Box:
