@@ -1,7 +1,7 @@
 """Mosaics as FITS, for DS9, Aladin and whatever else reads FITS: one HDU a plane, marked as model-generated.
 
-Extensions: `MEAN_<band>`, `STD_<band>` (nJy, RICE_1 in steps of 1/16 of the smallest std), `COVERAGE`, where asked for
-`SAMPLES_<band>` [K, H, W], and the table `TILES` of what the pixels were made from. Coverage and samples are kept to
+Extensions: `MEAN_<BAND>`, `STD_<BAND>` (nJy, RICE_1 in steps of 1/16 of the smallest std), `COVERAGE`, where asked for
+`SAMPLES_<BAND>` [K, H, W], and the table `TILES` of what the pixels were made from. Coverage and samples are kept to
 the bit (GZIP_2).
 """
 

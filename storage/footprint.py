@@ -89,8 +89,8 @@ def square(header: MosaicHeader, ra: float, dec: float, side: float) -> Box:
             f"ra {ra:g} dec {dec:g} deg does not lie on the run's grid (near {_centre(header)}); give another place"
         )
     n = max(1, round(side / pixel_scale(header.wcs_header)))
-    # the nearest whole pixel; 1e-6 settles ties, which the WCS's rounding would
-    top, left = (int(np.floor(float(v) - (n - 1) / 2 + 0.5 + 1e-6)) for v in (y, x))
+    # the nearest whole pixel; 1e-3 settles ties, which rounded degrees would
+    top, left = (int(np.floor(float(v) - (n - 1) / 2 + 0.5 + 1e-3)) for v in (y, x))
     return top, top + n, left, left + n
 
 

@@ -79,7 +79,7 @@ def test_an_image_has_checksums_wcs_units_and_says_that_a_model_made_it(any_run,
     mosaic = folder.read_mosaic()
     bands = folder.mosaic_headers(["t0000"])[0].bands
     with fits.open(tmp_path / "all.fits", checksum=True) as hdus:  # a wrong sum is a warning, and so an error
-        planes = [f"{plane}_{band}" for plane in ("MEAN", "STD") for band in bands]
+        planes = [f"{plane}_{band.upper()}" for plane in ("MEAN", "STD") for band in bands]
         assert [hdu.name for hdu in hdus] == ["PRIMARY", *planes, "COVERAGE", "TILES"]
         for hdu in hdus[:-1]:
             assert (hdu.header["ORIGIN"], hdu.header["MODELGEN"]) == ("SurveyBridge", True)
