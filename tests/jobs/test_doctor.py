@@ -133,7 +133,7 @@ def test_a_damaged_shipped_checkpoint_is_found_although_it_loads(tmp_path, monke
     data = bytearray(weights.read_bytes())
     data[-1000] ^= 1  # one bit of one weight
     weights.write_bytes(data)
-    monkeypatch.setattr(checkpoint.resources, "files", lambda name: package)
+    monkeypatch.setattr("bridge_core.checkpoint.resources.files", lambda name: package)
     checkpoint.load_checkpoint()
     assert failed(
         only(check_checkpoint(checkpoint.DEFAULT_CHECKPOINT)), str(weights), "SHA-256", "was shipped", "force-reinstall"
@@ -203,7 +203,7 @@ def test_a_server_that_ignores_conditions_is_found(s3, monkeypatch):
         assert failed(only(check_write("s3://sky/runs")), "two drivers could write one run", "another server")
 
 
-class refusing_server:  # reads as a function
+class refusing_server:
     """An HTTP server that answers everything alike."""
 
     def __init__(self, status: int, body: str) -> None:

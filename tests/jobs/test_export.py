@@ -180,7 +180,7 @@ def test_a_folder_gets_every_tile_footprints_and_one_picture(run, tmp_path, caps
             assert hdus["TILES"].data["tile_id"].tolist() == [tile_id]
     with Image.open(tmp_path / "out" / "overview.png") as picture:
         assert picture.size == (3 * TILE, 3 * TILE)
-        assert "MODEL-GENERATED" in picture.text["Description"]
+        assert "MODEL-GENERATED" in picture.info["Description"]
         grey = np.asarray(picture)[::-1]  # the first row of a picture is the last of the mosaic
     known = np.isfinite(folder.read_mosaic().mean[0])
     assert (grey[~known] == (140, 140, 148)).all()
