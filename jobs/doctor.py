@@ -77,7 +77,8 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from check_processor()
     yield from check_memory()
     local = [url for url in config.write if "://" not in url]
-    yield from check_disk([os.getcwd(), tempfile.gettempdir(), *local], config.min_free_gib)
+    scratch = [tempfile.gettempdir(), os.environ.get("RAY_TMPDIR", "/tmp")]
+    yield from check_disk([os.getcwd(), *scratch, *local], config.min_free_gib)
     yield from check_gpu()
     yield from _checkpoints(config)
     with _impatient():

@@ -49,12 +49,15 @@ class Config(JobConfig):
     checkpoint: str | None = Field(
         None, description="with --samples: where the run's checkpoint lies now (default: where the run found it)"
     )
+    store: str | None = Field(None, description="where the run's tile store lies now (default: where the run found it)")
     lossless: bool = Field(False, description="keep mean and std to the bit, in files several times as large")
     fits: bool = Field(True, description="write the FITS images; without them only what else is asked for")
     png: bool = Field(False, description="a picture: colour for gri, grey for VIS")
     moc: bool = Field(False, description="MOCs of the finished and of the failed tiles (into a folder)")
     hips: bool = Field(False, description="HiPS of mean and std of every band (into a folder)")
-    max_gib: float = Field(4.0, gt=0, description="GiB of memory that a stitched image may take")
+    max_gib: float = Field(
+        4.0, gt=0, description="GiB that a stitched image may take in memory; writing it takes up to as much again"
+    )
     overwrite: bool = Field(False, description="replace what an earlier export wrote")
 
     @property
@@ -91,10 +94,12 @@ def run(config: Config) -> int:
         )
     if not config.one_file:
         out = Folder.at(config.out)
-        if out.names() and not config.overwrite:
-            raise RequestError(f"{out.url} is {out.describe()}; give another --out, or --overwrite")
+        names = out.names()
+        if names and (not config.overwrite or {"run.json", "zarr.json", "published.json"} & set(names)):
+            hint = "" if config.overwrite else ", or --overwrite"
+            raise RequestError(f"{out.url} is {out.describe()}; give another --out{hint}")
         wanted = {name for name in ("fits", "png", "moc", "hips") if getattr(config, name)}
-        export_folder(source, ledger, out, wanted, lossless=config.lossless)
+        export_folder(source, ledger, out, wanted, store=config.store, lossless=config.lossless)
         return 0
     parent, name = os.path.split(config.out)
     _export_image(config, source, ledger, Folder.at(parent or "."), name)
@@ -123,9 +128,9 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
         region = around(boxes.values())
     else:
         region = square(first, *config.cutout)
-        boxes = _touching(source, tiles, region, first)
+        boxes = _touching(config, source, tiles, region, first)
         if not boxes:
-            raise RequestError(_nothing_there(config.cutout, region, source, ledger, first))
+            raise RequestError(_nothing_there(config, region, source, ledger, first))
     _check_size(config, region, len(first.bands))
     tiles = list(boxes)
     mosaic = source.read_mosaic(region, int(config.max_gib * 2**30), tiles)
@@ -134,7 +139,7 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
     if config.samples:
         from jobs.redraw import redraw
 
-        drawn = redraw(source, region, boxes, mosaic, config.samples, config.checkpoint)
+        drawn = redraw(source, region, boxes, mosaic, config.samples, config.checkpoint, config.store)
         samples, same = drawn.samples, drawn.largest_difference == 0
         cards = [("SB_SAME", same, "mean, std of all SB_NSAMP equal the run's bits")]
         if not same:
@@ -177,13 +182,13 @@ def _ending(name: str) -> str:
     return next(ending for ending in sorted(FITS_ENDINGS, key=len, reverse=True) if name.lower().endswith(ending))
 
 
-def _touching(source: RunFolder, tiles: list[str], region: Box, first: MosaicHeader) -> dict[str, Box]:
+def _touching(config: Config, source: RunFolder, tiles: list[str], region: Box, first: MosaicHeader) -> dict[str, Box]:
     """Boxes of those ok tiles that touch a region: one request where the store's manifest is there, else one a tile."""
     from jobs.export_folder import source_manifest
     from storage.footprint import core_boxes, header_box, overlap
 
     try:
-        listed = core_boxes(source_manifest(source), first)
+        listed = core_boxes(source_manifest(source, config.store), first)
     except (OSError, ValueError) as error:
         log.warning("%s; reading the footers of %d mosaics instead", error, len(tiles))
         listed = {}
@@ -192,17 +197,19 @@ def _touching(source: RunFolder, tiles: list[str], region: Box, first: MosaicHea
     return {tile: box for tile, box in boxes.items() if overlap(box, region)}
 
 
-def _nothing_there(
-    cutout: tuple[float, float, float], region: Box, source: RunFolder, ledger: pa.Table, first: MosaicHeader
-) -> str:
+def _nothing_there(config: Config, region: Box, source: RunFolder, ledger: pa.Table, first: MosaicHeader) -> str:
     """Why a cutout is empty: a tile there that is not done, or none."""
     from jobs.export_folder import source_manifest
     from storage.footprint import core_boxes, overlap
 
-    ra, dec, side = cutout
-    what = f"--cutout {ra:g},{dec:g},{side:g} touches none of the finished tiles of {source.url}"
+    cutout = ",".join(f"{number:g}" for number in config.cutout or ())
+    what = f"--cutout {cutout} touches none of the finished tiles of {source.url}"
     try:
-        there = [tile for tile, box in core_boxes(source_manifest(source), first).items() if overlap(box, region)]
+        there = [
+            tile
+            for tile, box in core_boxes(source_manifest(source, config.store), first).items()
+            if overlap(box, region)
+        ]
     except (OSError, ValueError):
         there = []
     rows = {row["tile_id"]: row for row in ledger.select(["tile_id", "status", "reason"]).to_pylist()}

@@ -36,7 +36,13 @@ SQUARE_DEGREES = 4 * np.pi * np.degrees(1) ** 2
 
 
 def export_folder(
-    source: RunFolder, ledger: pa.Table, out: Folder, wanted: Collection[str], *, lossless: bool = False
+    source: RunFolder,
+    ledger: pa.Table,
+    out: Folder,
+    wanted: Collection[str],
+    *,
+    store: str | None = None,
+    lossless: bool = False,
 ) -> None:
     """Write what is wanted of a run, and print where it is.
 
@@ -47,9 +53,11 @@ def export_folder(
     ledger
         Its ledger, with an ok tile at least.
     out
-        Gets `mosaics/<tile>.fits`, `overview.png`, `footprint.moc.fits`, `failed.moc.fits`, `hips/<plane>_<band>/`.
+        Gets `fits/<tile>.fits`, `overview.png`, `footprint.moc.fits`, `failed.moc.fits`, `hips/<plane>_<band>/`.
     wanted
         Of fits, png, moc, hips.
+    store
+        Where the run's tile store lies now, for the places of failed tiles; by default where the run found it.
     lossless
         As `mosaic_hdus`.
     """
@@ -61,7 +69,7 @@ def export_folder(
     whole = around(map(header_box, headers))
     # before the hours that the rest may take: this refuses where the store's manifest is gone
     if "moc" in wanted:
-        _put_mocs(source, ledger, headers, out)
+        _put_mocs(source, store, ledger, headers, out)
     overview = Overview(whole, len(headers[0].bands)) if "png" in wanted else None
     if "fits" in wanted or overview is not None:
         for index, tile_id in enumerate(progress(tiles, "export")):
@@ -69,26 +77,28 @@ def export_folder(
             if "fits" in wanted:
                 mosaic = StitchedMosaic(tile.mean, tile.std, tile.coverage, tile.wcs_header)
                 hdus = mosaic_hdus(mosaic, tile.bands, source.run_json, ok.slice(index, 1), lossless=lossless)
-                out.put(fits_bytes(hdus), "mosaics", f"{tile_id}.fits")
+                out.put(fits_bytes(hdus), "fits", f"{tile_id}.fits")
             if overview is not None:
                 overview.add(tile.mean, tile.std, tile.core_origin)
     if "fits" in wanted:
-        print(f"{out.file_url('mosaics')}: {len(tiles)} tiles")
+        print(f"{out.file_url('fits')}: {len(tiles)} tiles")
     if overview is not None:
         overview.put(out, "overview.png", about(source.run_json))
     if "hips" in wanted:
         _put_hips(source, ledger, headers, whole, out)
 
 
-def source_manifest(source: RunFolder) -> pa.Table:
-    """The manifest of the store that a run translated."""
-    return TileStore.open(source.run_json["store"]).manifest()
+def source_manifest(source: RunFolder, store: str | None) -> pa.Table:
+    """The manifest of the store that a run translated, which may lie elsewhere now."""
+    return TileStore.open(store or source.run_json["store"]).manifest()
 
 
-def _put_mocs(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeader], out: Folder) -> None:
+def _put_mocs(
+    source: RunFolder, store: str | None, ledger: pa.Table, headers: Sequence[MosaicHeader], out: Folder
+) -> None:
     """Cores of the ok tiles, and of those that failed or were quarantined (an empty MOC where none did)."""
     failed: list[str] = ledger.filter(pc.not_equal(ledger["status"], "ok"))["tile_id"].to_pylist()
-    places = core_boxes(source_manifest(source), headers[0]) if failed else {}
+    places = core_boxes(source_manifest(source, store), headers[0]) if failed else {}
     wcs = global_wcs(headers[0])
     cards = {key: value for key, value, _ in provenance_cards(source.run_json)}
     for name, boxes, what in (

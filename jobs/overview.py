@@ -28,9 +28,9 @@ class Overview:
         self.origin = (y0, x0)
         self.block = max(1, -(-max(y1 - y0, x1 - x0) // side))
         shape = (-(-(y1 - y0) // self.block), -(-(x1 - x0) // self.block))
-        self._flux = np.zeros((bands, *shape))
-        self._std = np.zeros((bands, *shape))
-        self._known = np.zeros(shape)
+        self._flux = np.zeros((bands, *shape), np.float32)
+        self._std = np.zeros((bands, *shape), np.float32)
+        self._known = np.zeros(shape, np.float32)
 
     def add(self, mean: NDArray[np.float32], std: NDArray[np.float32], origin: tuple[int, int]) -> None:
         """Take in pixels [C, H, W] nJy whose first one is global (y, x); NaN where unknown."""
@@ -41,8 +41,8 @@ class Overview:
         )
         there = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         edges = [np.flatnonzero(np.diff(index, prepend=-1)) for index in (rows, columns)]
-        for total, values in ((self._flux, mean), (self._std, std), (self._known, np.ones(known.shape))):
-            blocks = np.where(known, values, 0.0)
+        for total, values in ((self._flux, mean), (self._std, std), (self._known, np.ones(known.shape, np.float32))):
+            blocks = np.where(known, values, np.float32(0))
             for axis, edge in zip((-2, -1), edges, strict=True):
                 blocks = np.add.reduceat(blocks, edge, axis=axis)
             total[..., *there] += blocks

@@ -34,7 +34,13 @@ class Redrawn:
 
 
 def redraw(
-    run: RunFolder, region: Box, boxes: Mapping[str, Box], stored: StitchedMosaic, count: int, checkpoint: str | None
+    run: RunFolder,
+    region: Box,
+    boxes: Mapping[str, Box],
+    stored: StitchedMosaic,
+    count: int,
+    checkpoint: str | None = None,
+    store_url: str | None = None,
 ) -> Redrawn:
     """Draw the first samples of a run again.
 
@@ -50,8 +56,8 @@ def redraw(
         What the run says of the region, to compare with.
     count
         Samples wanted, at most the run's.
-    checkpoint
-        Where the run's checkpoint lies now; by default where the run found it.
+    checkpoint, store_url
+        Where the run's checkpoint and its tile store lie now; by default where the run found them.
     """
     import torch
 
@@ -64,7 +70,7 @@ def redraw(
     if count > facts["samples"]:
         raise RequestError(f"--samples {count}, but run {run.url} drew {facts['samples']}; give at most as many")
     model = _model_of(run, checkpoint)
-    store = TileStore.open(facts["store"])
+    store = TileStore.open(store_url or facts["store"])
     contents = _contents(run)
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))

@@ -127,8 +127,7 @@ def mosaic_hdus(
     for name, plane, compression, own in planes:
         header = wcs.copy()
         header.extend(fits.Card(*card) for card in (*own, *cards))
-        # a copy: astropy swaps the bytes of what it is given in place
-        hdus.append(fits.CompImageHDU(np.array(plane, np.float32), header=header, name=name, **compression))
+        hdus.append(fits.CompImageHDU(np.ascontiguousarray(plane), header=header, name=name, **compression))
     hdus.append(_tile_table(tiles))
     return hdus
 

@@ -175,7 +175,7 @@ def test_a_folder_gets_every_tile_footprints_and_one_picture(run, tmp_path, caps
     assert len(folder.ok_tiles()) == 8
     for tile_id in folder.ok_tiles():
         tile = folder.read_tile_mosaic(tile_id)
-        with fits.open(tmp_path / "out" / "mosaics" / f"{tile_id}.fits") as hdus:
+        with fits.open(tmp_path / "out" / "fits" / f"{tile_id}.fits") as hdus:
             np.testing.assert_array_equal(hdus["MEAN_VIS"].data, tile.mean[0])
             assert hdus["TILES"].data["tile_id"].tolist() == [tile_id]
     with Image.open(tmp_path / "out" / "overview.png") as picture:
@@ -266,6 +266,7 @@ def test_a_run_without_its_store_still_gives_cutouts_and_says_what_it_cannot(run
     at = place(run, TILE, TILE)
     assert export(alone, tmp_path / "cut.fits", "--cutout", f"{at},2", "--lossless") == 0
     assert len(fits.getdata(tmp_path / "cut.fits", "TILES")) == 4
+    assert export(alone, tmp_path / "found.fits", "--cutout", f"{at},1", "--samples", 2, "--store", made[1]) == 0
     assert export(alone, tmp_path / "more.fits", "--cutout", f"{at},2", "--samples", 2) == 2
     assert export(alone, tmp_path / "out", "--moc", "--no-fits") == 2
     said = capsys.readouterr().err
@@ -292,12 +293,15 @@ def test_a_run_without_its_store_still_gives_cutouts_and_says_what_it_cannot(run
         ("all.fits", ["--moc"], ["give a folder as --out"]),
         ("there.fits", [], ["there.fits exists", "--overwrite"]),
         ("there", [], ["a folder with file", "--overwrite"]),
+        ("run", ["--overwrite"], ["a folder with run.json", "give another --out"]),
     ],
 )
 def test_a_request_that_cannot_be_done_is_refused_with_nothing_written(run, tmp_path, capsys, out, more, said):
     (tmp_path / "there.fits").write_bytes(b"")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_bytes(b"{}")
     before = tiny.files_of(tmp_path)
     places = {"here": place(run, 20, 20), "failed": place(run, CORNER + 30, CORNER + 30)}
     more = [
