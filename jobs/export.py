@@ -15,11 +15,13 @@ from pydantic import Field, model_validator
 from jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from storage.fits_mosaics import Card
     from storage.footprint import Box
-    from storage.mosaics import MosaicHeader
+    from storage.mosaics import MosaicHeader, StitchedMosaic
     from storage.objectstore import Folder
     from storage.runs import RunFolder
 
@@ -113,58 +115,72 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
 
     from jobs.overview import Overview
     from storage.fits_mosaics import about, fits_bytes, mosaic_hdus
-    from storage.footprint import around, header_box, square
 
     picture = f"{name[: -len(_ending(name))]}.png"
-    names = [name] * config.fits + [picture] * config.png
-    for there in names:
+    for there in [name] * config.fits + [picture] * config.png:
         if not config.overwrite and out.exists(there):
             raise RequestError(f"{out.file_url(there)} exists; give another --out, or --overwrite")
     ok = ledger.filter(pc.equal(ledger["status"], "ok"))
-    tiles: list[str] = ok["tile_id"].to_pylist()
-    first = source.mosaic_headers(tiles[:1])[0]
-    if config.cutout is None:
-        boxes = {header.tile_id: header_box(header) for header in source.mosaic_headers(tiles)}
-        region = around(boxes.values())
-    else:
-        region = square(first, *config.cutout)
-        boxes = _touching(config, source, tiles, region, first)
-        if not boxes:
-            raise RequestError(_nothing_there(config, region, source, ledger, first))
+    first = source.mosaic_headers(ok["tile_id"].slice(0, 1).to_pylist())[0]
+    region, boxes = _region(config, source, ledger, first)
     _check_size(config, region, len(first.bands))
-    tiles = list(boxes)
-    mosaic = source.read_mosaic(region, int(config.max_gib * 2**30), tiles)
-    samples = None
-    cards: list[Card] = []
-    if config.samples:
-        from jobs.redraw import redraw
-
-        drawn = redraw(source, region, boxes, mosaic, config.samples, config.checkpoint, config.store)
-        samples, same = drawn.samples, drawn.largest_difference == 0
-        cards = [("SB_SAME", same, "mean, std of all SB_NSAMP equal the run's bits")]
-        if not same:
-            cards.append(("SB_DIFF", min(drawn.largest_difference, 1e30), "[nJy] largest difference from the run's"))
+    mosaic = source.read_mosaic(region, int(config.max_gib * 2**30), list(boxes))
+    samples, cards = _samples(config, source, region, boxes, mosaic) if config.samples else (None, [])
+    height, width = mosaic.coverage.shape
     if config.fits:
-        rows = ok.filter(pc.is_in(ok["tile_id"], value_set=pa.array(tiles, pa.string())))
+        tiles = ok.filter(pc.is_in(ok["tile_id"], value_set=pa.array(list(boxes), pa.string())))
         hdus = mosaic_hdus(
             mosaic,
             first.bands,
             source.run_json,
-            rows,
+            tiles,
             samples=samples,
             sample_cards=cards,
             lossless=config.lossless,
         )
         out.put(fits_bytes(hdus), name)
-        height, width = mosaic.coverage.shape
-        print(
-            f"{out.file_url(name)}: {height} x {width} px of {len(tiles)} tiles, {', '.join(h.name for h in hdus[1:])}"
-        )
+        planes = ", ".join(hdu.name for hdu in hdus[1:])
+        print(f"{out.file_url(name)}: {height} x {width} px of {len(boxes)} tiles, {planes}")
     if config.png:
-        height, width = mosaic.coverage.shape
         overview = Overview((0, height, 0, width), len(first.bands))
         overview.add(mosaic.mean, mosaic.std, (0, 0))
         overview.put(out, picture, about(source.run_json))
+
+
+def _ending(name: str) -> str:
+    return next(ending for ending in sorted(FITS_ENDINGS, key=len, reverse=True) if name.lower().endswith(ending))
+
+
+def _region(config: Config, source: RunFolder, ledger: pa.Table, first: MosaicHeader) -> tuple[Box, dict[str, Box]]:
+    """What is asked for, in global pixels, and the cores of the ok tiles that touch it."""
+    import pyarrow.compute as pc
+
+    from storage.footprint import around, header_box, square
+
+    tiles: list[str] = ledger.filter(pc.equal(ledger["status"], "ok"))["tile_id"].to_pylist()
+    if config.cutout is None:
+        boxes = {header.tile_id: header_box(header) for header in source.mosaic_headers(tiles)}
+        return around(boxes.values()), boxes
+    region = square(first, *config.cutout)
+    boxes = _touching(config, source, tiles, region, first)
+    if not boxes:
+        raise RequestError(_nothing_there(config, region, source, ledger, first))
+    return region, boxes
+
+
+def _samples(
+    config: Config, source: RunFolder, region: Box, boxes: dict[str, Box], mosaic: StitchedMosaic
+) -> tuple[NDArray[np.float32], list[Card]]:
+    """Samples drawn again, and cards that say whether they are the run's own."""
+    from jobs.redraw import redraw
+
+    drawn = redraw(source, region, boxes, mosaic, config.samples, config.checkpoint, config.store)
+    same = drawn.largest_difference == 0
+    cards: list[Card] = [("SB_SAME", same, "mean, std of all SB_NSAMP equal the run's bits")]
+    if not same:
+        # FITS has no infinity, which stands for a pixel that is known to one of both only
+        cards.append(("SB_DIFF", min(drawn.largest_difference, 1e30), "[nJy] largest difference from the run's"))
+    return drawn.samples, cards
 
 
 def _check_size(config: Config, region: Box, bands: int) -> None:
@@ -176,10 +192,6 @@ def _check_size(config: Config, region: Box, bands: int) -> None:
             f"{height} x {width} px in one image take {gib:.3g} GiB, --max-gib allows {config.max_gib:g}; give a "
             "folder as --out (one file a tile), a --cutout, or more --max-gib"
         )
-
-
-def _ending(name: str) -> str:
-    return next(ending for ending in sorted(FITS_ENDINGS, key=len, reverse=True) if name.lower().endswith(ending))
 
 
 def _touching(config: Config, source: RunFolder, tiles: list[str], region: Box, first: MosaicHeader) -> dict[str, Box]:

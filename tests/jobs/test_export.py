@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,13 @@ def test_hips_shows_the_pixels_of_the_mosaic(run, tmp_path):
             compared += inside.sum()
         assert compared > 0.85 * np.isfinite(values).sum()
         assert all(list((root / f"Norder{order}").rglob("*.fits")) for order in range(13))
+
+
+def test_hips_without_reproject_is_refused_before_anything_is_written(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "reproject", None)
+    assert export(run, tmp_path / "out", "--hips") == 2
+    assert "pip install 'surveybridge[hips]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def bilinear(values, y, x):
