@@ -100,7 +100,7 @@ def mosaic_hdus(
     sample_cards : sequence of (keyword, value, comment)
         Further cards of the samples' headers.
     lossless : bool
-        Keep mean and std to the bit too, at 2-3 times the size.
+        Keep mean and std to the bit too, in files several times as large.
     """
     last = max(tiles["finished_at"].to_pylist(), default=None)
     cards = provenance_cards(run_json, None if last is None else last.isoformat(timespec="seconds"))

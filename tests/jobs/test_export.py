@@ -248,7 +248,8 @@ def bilinear(values, y, x):
     return low * (1 - fy) + high * fy
 
 
-def test_export_goes_from_s3_to_s3(run, tmp_path, monkeypatch):
+def test_export_goes_from_s3_to_s3(run, monkeypatch):
+    pytest.importorskip("reproject", reason="needs the hips extra")
     with moto_server() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         filesystem = Folder.at("s3://sky").filesystem
@@ -258,10 +259,12 @@ def test_export_goes_from_s3_to_s3(run, tmp_path, monkeypatch):
                 Folder.at("s3://sky/run").put(file.read_bytes(), *file.relative_to(run).parts)
         at = place(run, TILE, TILE)
         assert export("s3://sky/run", "s3://sky/out/cut.fits", "--cutout", f"{at},2", "--png", "--lossless") == 0
-        assert export("s3://sky/run", "s3://sky/all", "--moc", "--no-fits") == 0
+        assert export("s3://sky/run", "s3://sky/all", "--moc", "--hips", "--no-fits") == 0
         out = Folder.at("s3://sky/out")
         assert out.names() == ["cut.fits", "cut.png"]
-        assert Folder.at("s3://sky/all").names() == ["failed.moc.fits", "footprint.moc.fits"]
+        everything = Folder.at("s3://sky/all")
+        assert everything.names() == ["failed.moc.fits", "footprint.moc.fits", "hips"]
+        assert {"Moc.fits", "Norder0", "Norder12", "properties"} <= set(everything.names("hips", "std_VIS"))
         with fits.open(io.BytesIO(out.read("cut.fits"))) as hdus:
             part = slice(TILE - 9, TILE + 11)
             np.testing.assert_array_equal(hdus["MEAN_VIS"].data, RunFolder.open(run).read_mosaic().mean[0, part, part])
