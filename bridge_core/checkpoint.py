@@ -261,6 +261,26 @@ def shipped_checkpoints() -> list[str]:
     )
 
 
+def check_shipped(name: str) -> None:
+    """Compare the files of a shipped checkpoint with the sums that ship with them (`checkpoints/SHA256SUMS`).
+
+    Raises
+    ------
+    BridgeError
+        Where a file is not the one that was shipped, or has no sum.
+    """
+    folder = Path(str(resources.files("bridge_core") / "checkpoints"))
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {file: digest for digest, file in (line.split() for line in lines)}
+    for file in (folder / f"{name}.safetensors", folder / f"{name}.json"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != sums.get(file.name):
+            raise BridgeError(
+                f"{file} has SHA-256 {found[:12]} but {sums.get(file.name, 'no sum')[:12]} was shipped; install "
+                "surveybridge again (pip install --force-reinstall --no-deps surveybridge)"
+            )
+
+
 def _resolve(path: str | Path | None) -> Path:
     name = str(path or DEFAULT_CHECKPOINT)
     if name in shipped_checkpoints():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from kernels.sky_noise import SkyNoise
 # one stream of the noise generator for each use, so that no two draws of a run coincide
 TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}
 START = 2**16 - 1  # noise step of the start, which no update uses
+GROUP = 32  # windows whose samples are held at a time; batches are formed within them
 
 
 @dataclass(frozen=True)
@@ -119,27 +121,51 @@ def translate_tile(
     corners
         Windows in the order to compute them; by default all that touch the core. The result does not depend on it.
     """
-    observed, wanted = direction.split("->") if direction in DIRECTIONS else ("", "")
-    if not observed:
-        raise BridgeError(f"direction {direction!r} is not one of {DIRECTIONS}")
-    x1 = observed_units(model, observed, flux, valid)
-    corners = list(corners) if corners is not None else how.patches.windows((x1.shape[1], x1.shape[2]), origin, core)
-    any_valid = valid.all(0)
-    size = how.patches.size
-    live = [corner for corner in corners if bool(cut(any_valid, corner, origin, size).any())]
-    y0, y1, x0, x1_ = core
-    box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1_)
-    coverage = local_coverage(valid, psf_fwhm)[y0:y1, x0:x1_].cpu()
-    bands = model.card.bands[wanted]
+    seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how, corners)
+    live, coverage = seen.live, seen.coverage
     if live:
-        moments = [window_moments(model, direction, x1, live[i : i + 32], origin, how) for i in range(0, len(live), 32)]
+        groups = [live[i : i + GROUP] for i in range(0, len(live), GROUP)]
+        parts = [window_moments(model, direction, seen.x1, group, origin, how) for group in groups]
         mean, std = blend(
-            live, torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments]), how.patches, box
+            live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box
         )
     else:
-        mean = std = torch.full((len(bands), y1 - y0, x1_ - x0), torch.nan)
+        bands = model.card.bands[direction.split("->")[1]]
+        mean = std = torch.full((len(bands), *coverage.shape), torch.nan)
     hole = coverage <= 0
     return Posterior(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, len(live))
+
+
+class Seen(NamedTuple):
+    """What a tile shows the network: input [3, H, W], windows with anything in them, coverage and box of the core."""
+
+    x1: Tensor
+    live: list[tuple[int, int]]
+    coverage: Tensor
+    box: tuple[int, int, int, int]
+
+
+def look(
+    model: Model,
+    direction: str,
+    flux: Tensor,
+    valid: Tensor,
+    origin: tuple[int, int],
+    core: tuple[int, int, int, int],
+    psf_fwhm: float,
+    how: Sampling,
+    corners: Sequence[tuple[int, int]] | None = None,
+) -> Seen:
+    """Prepare a tile for the network; the arguments are those of `translate_tile`."""
+    if direction not in DIRECTIONS:
+        raise BridgeError(f"direction {direction!r} is not one of {DIRECTIONS}")
+    x1 = observed_units(model, direction.split("->")[0], flux, valid)
+    corners = list(corners) if corners is not None else how.patches.windows((x1.shape[1], x1.shape[2]), origin, core)
+    any_valid = valid.all(0)
+    live = [corner for corner in corners if bool(cut(any_valid, corner, origin, how.patches.size).any())]
+    y0, y1, x0, x1_ = core
+    box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1_)
+    return Seen(x1, live, local_coverage(valid, psf_fwhm)[y0:y1, x0:x1_].cpu(), box)
 
 
 def observed_units(model: Model, survey: str, flux: Tensor, valid: Tensor) -> Tensor:
@@ -153,12 +179,22 @@ def window_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over K samples of some windows, each float32 [P, C, size, size] in nJy."""
     windows = torch.stack([cut(x1, corner, origin, how.patches.size) for corner in corners])
-    samples = window_samples(model, direction, windows, corners, how).double()
+    return moments(window_samples(model, direction, windows, corners, how))
+
+
+def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over K of samples [P, K, ...]."""
+    samples = samples.double()
     return samples.mean(1).float(), samples.var(1).float()
 
 
 def window_samples(
-    model: Model, direction: str, windows: Tensor, corners: Sequence[tuple[int, int]], how: Sampling
+    model: Model,
+    direction: str,
+    windows: Tensor,
+    corners: Sequence[tuple[int, int]],
+    how: Sampling,
+    only: Collection[int] | None = None,
 ) -> Tensor:
     """K samples of the unseen survey in some windows.
 
@@ -168,6 +204,8 @@ def window_samples(
         float32 [P, 3, H, W], the observed survey in network units.
     corners
         Global (y, x) of each window's first pixel, for the noise.
+    only
+        Indices of the windows to return, by default all. The network sees the same batches, or none of a batch.
 
     Returns
     -------
@@ -176,11 +214,15 @@ def window_samples(
     """
     bands = model.card.bands[direction.split("->")[1]]
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
+    wanted = set(range(len(corners)) if only is None else only)
     draws = []
     grid = end_then_rho_steps if how.from_end else rho_steps
     steps = grid(model.card.bridge, how.steps, how.sigma_max)
     for i in range(0, len(rows), how.batch):
         part = rows[i : i + how.batch]
+        kept = [n for n, (p, _) in enumerate(part) if p in wanted]
+        if not kept:
+            continue
         conditions = windows[[p for p, _ in part]]
         noise = window_noise(how.seed, TRANSLATION_STREAM[direction], part, corners, windows.device)
         start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
@@ -196,8 +238,9 @@ def window_samples(
             renoise=how.from_end,
             precision=how.precision,
         )
-        draws.append(stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu())
-    return torch.cat(draws).unflatten(0, (len(corners), how.samples))
+        flux = stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu()
+        draws.append(flux if len(kept) == len(part) else flux[kept])
+    return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
 
 
 def window_noise(

@@ -30,6 +30,8 @@ JOBS = (
     "status",
     "query",
     "report",
+    "export",
+    "doctor",
 )
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -146,18 +146,14 @@ def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDA
     All tiles of a store lie on one global grid. None where the centres do not fall onto its pixels, i.e. the tiles have
     another WCS than this one.
     """
-    from storage.grids import celestial_wcs
+    from storage.footprint import core_corners
 
-    wcs = celestial_wcs(next(iter(tile.images.values())).wcs_header)
-    place = wcs.all_world2pix(manifest["ra"].to_numpy(), manifest["dec"].to_numpy(), 0, quiet=True)
-    origins = []
-    for axis, (name, centre) in enumerate(zip(("core_height", "core_width"), place[::-1], strict=True)):
-        corner = centre + tile.origin[axis] - (manifest[name].to_numpy() - 1) / 2
-        nearest = np.round(corner)
-        if not (np.abs(corner - nearest) < 0.1).all():  # NaN too
-            return None
-        origins.append(nearest.astype(np.int64))
-    return origins[0], origins[1]
+    corners = core_corners(manifest, next(iter(tile.images.values())).wcs_header, tile.origin)
+    nearest = np.round(corners)
+    if not (np.abs(corners - nearest) < 0.1).all():  # NaN too
+        return None
+    y, x = nearest.astype(np.int64)
+    return y, x
 
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:

@@ -15,6 +15,7 @@ from matplotlib import colormaps
 from matplotlib.colors import AsinhNorm, Normalize
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL.PngImagePlugin import PngInfo
 
 from storage.schema import CELL
 
@@ -68,16 +69,28 @@ def candidate_pictures(row: Mapping[str, Any], stretch: float = 1.0) -> dict[str
     }
 
 
+def sky_picture(flux: NDArray[np.floating[Any]], sigma: NDArray[np.floating[Any]], stretch: float = 1.0) -> Picture:
+    """A part of the sky [C, H, W] nJy, `sigma` [C] of it: in colour for gri, grey for one band, `GREY` where NaN."""
+    if len(flux) == 3:
+        return _upright(lupton_rgb(flux[::-1], sigma[::-1], stretch))
+    sky = float(sigma[-1])
+    scale = AsinhNorm(linear_width=3 * sky / stretch, vmin=-2 * sky, vmax=bright(flux[-1], 99.8, 30 * sky))
+    return colour(flux[-1], "gray", scale)
+
+
 def colour(image: NDArray[np.floating[Any]], colours: str, norm: Normalize) -> Picture:
     """Fluxes [H, W] in a colour map, NaN in `GREY`, first row at the top."""
     mapped = colormaps[colours].with_extremes(bad=GREY)(norm(np.ma.masked_invalid(image)))
     return _upright(mapped[..., :3])
 
 
-def png(picture: Picture) -> bytes:
-    """A picture as a PNG file."""
+def png(picture: Picture, description: str = "") -> bytes:
+    """A picture as a PNG file, with a text chunk `Description` in it."""
+    chunks = PngInfo()
+    if description:
+        chunks.add_text("Description", description)
     with io.BytesIO() as file:
-        PILImage.fromarray(picture).save(file, "PNG")
+        PILImage.fromarray(picture).save(file, "PNG", pnginfo=chunks)
         return file.getvalue()
 
 

@@ -135,7 +135,12 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
     return Settings(
         **config.model_dump(include=set(Settings.__dataclass_fields__)),
         run_id=request.run_id,
-        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
+        threads=threads(config.workers),
         attempts=attempts,
         filesystems=configured(),
     )
+
+
+def threads(workers: int) -> int:
+    """Threads of a process that holds a network, of so many on a machine."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers))

@@ -201,11 +201,11 @@ def stitch(
         mean[:, *there] = tile.mean[:, *here]
         std[:, *there] = tile.std[:, *here]
         coverage[there] = tile.coverage[here]
-    wcs_header = _header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
+    wcs_header = header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
     return StitchedMosaic(mean, std, coverage, wcs_header)
 
 
-def _header_from(wcs_header: str, y: int, x: int) -> str:
+def header_from(wcs_header: str, y: int, x: int) -> str:
     """WCS of an array that starts at pixel (y, x) of the array of `wcs_header`, which may be before its beginning."""
     wcs = celestial_wcs(wcs_header)
     wcs.wcs.crpix -= (x, y)

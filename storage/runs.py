@@ -289,9 +289,12 @@ class RunFolder:
         return str(found[0]) if found else candidates_path(tile_id)
 
     def read_mosaic(
-        self, region: tuple[int, int, int, int] | None = None, max_bytes: int = 4 << 30
+        self,
+        region: tuple[int, int, int, int] | None = None,
+        max_bytes: int = 4 << 30,
+        tiles: Sequence[str] | None = None,
     ) -> mosaics.StitchedMosaic:
-        """Stitch all ok tiles by their place in the global grid; NaN and coverage 0 where there is none.
+        """Stitch ok tiles by their place in the global grid; NaN and coverage 0 where there is none.
 
         Parameters
         ----------
@@ -299,18 +302,23 @@ class RunFolder:
             Global pixels to stitch, half-open; default the box around all ok tiles.
         max_bytes : int
             Refuse before reading if the result would be larger.
+        tiles : sequence of str, optional
+            The ok tiles to look at, where it is known which touch the region; default all.
 
         Raises
         ------
         StorageError
             If no tile is ok, tiles disagree in grid or bands, or the result would be too large.
         """
-        tiles = self.ok_tiles()
+        tiles = self.ok_tiles() if tiles is None else tiles
         if not tiles:
             raise StorageError(f"run {self.url} has no finished tile; run `surveybridge translate` first")
+        return mosaics.stitch(self.mosaic_headers(tiles), self.read_tile_mosaic, region, max_bytes)
+
+    def mosaic_headers(self, tiles: Sequence[str]) -> list[mosaics.MosaicHeader]:
+        """Bands, place and WCS of some tiles' mosaics, from the files' footers alone."""
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            headers = list(pool.map(self._mosaic_header, tiles))
-        return mosaics.stitch(headers, self.read_tile_mosaic, region, max_bytes)
+            return list(pool.map(self._mosaic_header, tiles))
 
     def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
         with self.folder.filesystem.open(self.folder.path(mosaic_path(tile_id)), "rb") as handle:

@@ -1,0 +1,70 @@
+"""The samples behind a translated tile, drawn again: for as little of the network's work as their bits allow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bridge_core.checkpoint import Model
+from bridge_core.patches import blend, cut
+from bridge_core.translate import GROUP, Posterior, Sampling, look, moments, window_samples
+
+
+def redraw_tile(
+    model: Model,
+    direction: str,
+    flux: Tensor,
+    valid: Tensor,
+    *,
+    origin: tuple[int, int],
+    core: tuple[int, int, int, int],
+    psf_fwhm: float,
+    how: Sampling,
+    region: tuple[int, int, int, int],
+) -> tuple[Posterior, Tensor]:
+    """The samples that `translate_tile` took its moments of, over a part of the core.
+
+    The network sees the very batches that it saw then, so on the same machine every bit is the same; batches without
+    a window of the region are left out.
+
+    Parameters
+    ----------
+    model, direction, flux, valid, origin, core, psf_fwhm, how
+        As `translate_tile` was given them.
+    region
+        (y0, y1, x0, x1) in array pixels, inside the core.
+
+    Returns
+    -------
+    Posterior
+        As `translate_tile` has it, cut to the region; `windows` are those of the region.
+    Tensor
+        float32 [K, C, h, w] nJy per pixel: each sample, its windows blended by the weights of the mean, so that the
+        mean over K is the posterior's. Where windows overlap their samples average, so that the scatter over K may
+        lie below the posterior's `std`, which does not shrink.
+    """
+    seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how)
+    y0, y1, x0, x1 = region
+    wanted = set(how.patches.windows((valid.shape[1], valid.shape[2]), origin, region))
+    box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1)
+    coverage = seen.coverage[y0 - core[0] : y1 - core[0], x0 - core[2] : x1 - core[2]]
+    corners: list[tuple[int, int]] = []
+    drawn = []
+    for i in range(0, len(seen.live), GROUP):
+        group = seen.live[i : i + GROUP]
+        here = [p for p, corner in enumerate(group) if corner in wanted]
+        if here:
+            corners += [group[p] for p in here]
+            windows = torch.stack([cut(seen.x1, corner, origin, how.patches.size) for corner in group])
+            drawn.append(window_samples(model, direction, windows, group, how, only=here))
+    bands = model.card.bands[direction.split("->")[1]]
+    if not drawn:
+        nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)
+        return Posterior(nothing[0], nothing[0], coverage, 0), nothing
+    samples = torch.cat(drawn)
+    mean, std = blend(corners, *moments(samples), how.patches, box)
+    flat = samples.flatten(1, 2)  # to the blend a sample is one more band
+    blended, _ = blend(corners, flat, flat.new_zeros(()).expand_as(flat), how.patches, box)
+    hole = coverage <= 0
+    posterior = Posterior(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, len(corners))
+    return posterior, blended.unflatten(0, (how.samples, len(bands))).masked_fill(hole, torch.nan)

@@ -1,0 +1,84 @@
+"""Whether a Ray cluster can be reached from here, or Ray be started here; asked by a process that may hang or die."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from cluster.errors import ClusterError
+
+CONNECT_SECONDS = 5.0
+"""Until a head has taken a connection."""
+
+
+def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
+    """Connect to Ray and look around.
+
+    Parameters
+    ----------
+    address
+        ``HOST:6379``, ``ray://HOST:10001``, ``auto``, or ``local`` to start Ray here and end it again.
+    seconds
+        Until it must have answered.
+
+    Returns
+    -------
+    dict
+        `ray` (version), `nodes` (alive), `resources` (CPU, GPU, memory and others, of all nodes).
+
+    Raises
+    ------
+    ClusterError
+        With the remedy.
+    """
+    if address not in ("local", "auto"):
+        _check_port(address)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.reach", address], capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"Ray at {address} takes connections but has not answered in {seconds:.0f} s; see `ray status` on its head"
+        ) from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        where = "cannot be started here" if address == "local" else f"at {address} refuses"
+        raise ClusterError(
+            f"Ray {where}: {said}; give both sides the same versions of Ray and Python, and RAY_AUTH_MODE and token"
+        )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r} is no HOST:PORT; give the head's, as 10.0.0.5:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray at {address} cannot be reached ({error.strerror or error}); start its head (`ray start --head`), "
+            "or open that port from here"
+        ) from error
+
+
+def _look(address: str) -> dict[str, Any]:
+    import ray
+
+    ray.init(address, include_dashboard=False if address == "local" else None, configure_logging=False)
+    found = {
+        "ray": ray.__version__,
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        "resources": ray.cluster_resources(),
+    }
+    ray.shutdown()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(_look(sys.argv[1])))

@@ -1,0 +1,119 @@
+"""Check this machine before a run: versions, processor, GPU, memory, disk, Ray, storage and checkpoints.
+
+Every line is ok, a note (absent or slow, and nothing breaks) or FAILED, with its remedy. Exit code 0 if nothing failed,
+1 if something did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.config import JobConfig
+from jobs.doctor_machine import (
+    Finding,
+    check_disk,
+    check_gpu,
+    check_memory,
+    check_packages,
+    check_processor,
+    check_python,
+)
+from jobs.doctor_services import check_checkpoint, check_ray, check_read, check_write
+
+EXAMPLES = """
+  surveybridge doctor
+  surveybridge doctor --read s3://survey/tiles.zarr --write s3://survey/runs --ray 10.0.0.5:6379
+  surveybridge doctor --ray http://head:8265 --checkpoint runs/vis/vis-v1 --format json
+"""
+
+RETRY_SECONDS = "5"
+"""For which a failing request to storage is repeated here; a run is more patient."""
+
+
+class Config(JobConfig):
+    """What to look at besides the machine itself."""
+
+    read: tuple[str, ...] = Field((), description="URL ...: folders that must be readable, s3:// or paths")
+    write: tuple[str, ...] = Field(
+        (), description="URL ...: folders that must take files (a few bytes are put there and removed)"
+    )
+    ray: str | None = Field(
+        None,
+        description="HOST:6379 of a cluster, http://HEAD:8265 of its job server, local to start Ray here, or none "
+        "(default: RAY_ADDRESS, else local)",
+    )
+    checkpoint: tuple[str, ...] = Field((), description="paths or shipped names (default: those that ship)")
+    min_free_gib: float = Field(10.0, ge=0, description="GiB that must be free on every disk a run writes to")
+    format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON list")
+
+
+def run(config: Config) -> int:
+    """Print what is found as it is found; 1 if something failed."""
+    findings = []
+    for finding in examine(config):
+        findings.append(finding)
+        if config.format == "text":
+            print(line(finding), flush=True)
+    failed = sum(finding.status == "failed" for finding in findings)
+    if config.format == "json":
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        print(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+    return 1 if failed else 0
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """All checks in turn."""
+    yield from check_python()
+    yield from check_packages()
+    yield from check_processor()
+    yield from check_memory()
+    local = [url for url in config.write if "://" not in url]
+    scratch = [tempfile.gettempdir(), os.environ.get("RAY_TMPDIR", "/tmp")]
+    yield from check_disk([os.getcwd(), *scratch, *local], config.min_free_gib)
+    yield from check_gpu()
+    yield from _checkpoints(config)
+    with _impatient():
+        for url in config.read:
+            yield from check_read(url)
+        for url in config.write:
+            yield from check_write(url)
+    address = config.ray or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "none":
+        yield from check_ray(address)
+
+
+def line(finding: Finding) -> str:
+    """One finding for a person."""
+    mark = {"ok": "ok", "note": "note", "failed": "FAILED"}[finding.status]
+    return f"{mark:<7}{finding.check:<11}{finding.message}" + (f"; {finding.remedy}" if finding.remedy else "")
+
+
+def _checkpoints(config: Config) -> Iterator[Finding]:
+    from bridge_core.checkpoint import shipped_checkpoints
+
+    for path in config.checkpoint or shipped_checkpoints():
+        yield from check_checkpoint(path)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Shorten the retries of storage, unless the environment says how long they are."""
+    from storage.retry import BUDGET_VARIABLE
+
+    if BUDGET_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[BUDGET_VARIABLE] = RETRY_SECONDS
+    try:
+        yield
+    finally:
+        del os.environ[BUDGET_VARIABLE]
