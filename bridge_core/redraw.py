@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bridge_core.checkpoint import Model
 from bridge_core.patches import blend, cut
-from bridge_core.translate import GROUP, Posterior, Sampling, look, moments, window_samples
+from bridge_core.translate import Posterior, Sampling, look, moments, window_samples
 
 
 def redraw_tile(
@@ -50,8 +50,8 @@ def redraw_tile(
     coverage = seen.coverage[y0 - core[0] : y1 - core[0], x0 - core[2] : x1 - core[2]]
     corners: list[tuple[int, int]] = []
     drawn = []
-    for i in range(0, len(seen.live), GROUP):
-        group = seen.live[i : i + GROUP]
+    for i in range(0, len(seen.live), how.group):
+        group = seen.live[i : i + how.group]
         here = [p for p, corner in enumerate(group) if corner in wanted]
         if here:
             corners += [group[p] for p in here]

@@ -19,7 +19,6 @@ from kernels.sky_noise import SkyNoise
 # one stream of the noise generator for each use, so that no two draws of a run coincide
 TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}
 START = 2**16 - 1  # noise step of the start, which no update uses
-GROUP = 32  # windows whose samples are held at a time; batches are formed within them
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,11 @@ class Sampling:
             raise BridgeError(
                 f"samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
             )
+
+    @property
+    def group(self) -> int:
+        """Windows whose samples are held at a time, four batches of them: memory does not grow with K."""
+        return max(1, 4 * self.batch // self.samples)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def translate_tile(
     seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how, corners)
     live, coverage = seen.live, seen.coverage
     if live:
-        groups = [live[i : i + GROUP] for i in range(0, len(live), GROUP)]
+        groups = [live[i : i + how.group] for i in range(0, len(live), how.group)]
         parts = [window_moments(model, direction, seen.x1, group, origin, how) for group in groups]
         mean, std = blend(
             live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box

@@ -34,7 +34,7 @@ def scene(request):
 def test_moments_of_the_samples_are_the_translation_to_the_bit(scene):
     tile, what = scene
     whole = translate_tile(*tile, **what)
-    assert whole.windows > core.GROUP and whole.windows % core.GROUP
+    assert whole.windows > HOW.group and whole.windows % HOW.group
     posterior, samples = redraw_tile(*tile, **what, region=CORE)
     for name in ("mean", "std", "coverage"):
         assert torch.equal(getattr(posterior, name).nan_to_num(-1), getattr(whole, name).nan_to_num(-1)), name

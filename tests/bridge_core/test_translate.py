@@ -320,3 +320,9 @@ def test_bad_requests_are_refused():
         translate(model, flux, valid, how=replace(HOW, patches=PatchGrid(63, 40, 8)))
     with pytest.raises(BridgeError, match="192 x 192"):
         translate(model, flux, valid, core=(0, 193, 0, 64))
+
+
+def test_samples_that_are_held_at_a_time_do_not_grow_with_their_number():
+    held = [Sampling(samples=k).group * k for k in (2, 4, 8, 16, 32, 64)]
+    assert held == [64] * 6  # four batches
+    assert Sampling(samples=200).group == 1
