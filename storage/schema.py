@@ -216,6 +216,20 @@ WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write",
 
 THUMBNAILS = tuple(field.name for field in CANDIDATES if field.name.startswith("thumbnail_"))
 
+CATALOG: pa.Schema = pa.schema(
+    [
+        _field("rank", _I32, "1 = highest score of the catalog", "", "meta.number") if field.name == "rank" else field
+        for field in CANDIDATES
+        if field.name not in THUMBNAILS
+    ]
+)
+"""Rows of a published catalog: `CANDIDATES` without thumbnails (98 kB a row, which stay in the run), rank filled in."""
+
+CATALOG_LEDGER: pa.Schema = pa.schema(
+    [*(f for f in LEDGER if f.name != "candidates_path"), _field("run_id", _TEXT, "Run that did it", "", "meta.id")]
+)
+"""Ledger rows of the tiles of a published catalog."""
+
 
 def mosaic_schema(n_bands: int) -> pa.Schema:
     """Schema of one tile's mosaic: a row per cell of `CELL` x `CELL` pixels, `n_bands` bands."""
