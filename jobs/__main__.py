@@ -28,6 +28,7 @@ JOBS = (
     "sweep",
     "submit",
     "status",
+    "publish",
     "query",
 )
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
 from storage.sky import HEALPIX_ORDER
 
-MEMORY = "512MB"
+MEMORY = "256MB"
 """What DuckDB may hold; beyond it spills to the folder of the index."""
 
 MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDER - CELL_ORDER)
@@ -42,7 +42,12 @@ class Index:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._connection = duckdb.connect(Path(folder) / "index.duckdb")
-        for setting in (f"memory_limit = '{MEMORY}'", "preserve_insertion_order = false", "threads = 2"):
+        for setting in (
+            f"memory_limit = '{MEMORY}'",
+            "preserve_insertion_order = false",
+            "threads = 2",
+            "enable_progress_bar = false",
+        ):
             self._connection.execute(f"SET {setting}")
         self._connection.execute(
             "CREATE TABLE rows (object_id VARCHAR, _healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, chunk INTEGER)"

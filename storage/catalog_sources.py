@@ -14,7 +14,7 @@ from storage.errors import StorageError
 from storage.objectstore import Folder
 from storage.published import published, published_tiles
 from storage.runs import RunFolder
-from storage.schema import CATALOG_LEDGER
+from storage.schema import CANDIDATES, CATALOG_LEDGER, RUNS
 from storage.segments import candidates_dataset, read_rows
 
 
@@ -36,13 +36,15 @@ class Chunk:
     files: Sequence[str]
     parts: Mapping[str, Sequence[str]]
 
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Rows that count, in no order, thumbnails only if asked for."""
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Rows that count, in no order; some columns of `CANDIDATES`."""
+        parts = [CANDIDATES.empty_table().select(list(columns))]
         if self.files:
-            yield from candidates_dataset(self.folder, self.files).to_batches(columns=list(columns))
+            parts.append(candidates_dataset(self.folder, self.files).to_table(columns=list(columns)))
         for file, tiles in self.parts.items():
             rest = ~pc.field("tile_id").isin(pa.array(tiles, pa.string()))
-            yield from candidates_dataset(self.folder, [file]).to_batches(columns=list(columns), filter=rest)
+            parts.append(candidates_dataset(self.folder, [file]).to_table(columns=list(columns), filter=rest))
+        return pa.concat_tables(parts)
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,6 @@ class Source:
     ----------
     run : RunFolder
         The run.
-    run_id : str
-        Its id.
     ledger : pyarrow.Table
         Rows of the tiles that count, schema `CATALOG_LEDGER`, by tile_id.
     chunks : sequence of Chunk
@@ -64,7 +64,6 @@ class Source:
     """
 
     run: RunFolder
-    run_id: str
     ledger: pa.Table
     chunks: Sequence[Chunk]
     snapshot: str | None
@@ -83,8 +82,7 @@ class Source:
         rows = read_rows(run.folder)
         current = rows.current_table()
         ok = current.filter(pc.equal(current["status"], "ok"))
-        run_id = str(run.run_json.get("run_id", run.url.rpartition("/")[2]))
-        snapshot, ok = _as_swept(run, run_id, ok)
+        snapshot, ok = _as_swept(run, ok)
         tiles = set(ok["tile_id"].to_pylist())
         left_out = {file: set(stale) for file, stale in rows.candidates_files().items()}
         counts = dict.fromkeys(left_out, 0)
@@ -94,45 +92,37 @@ class Source:
                 counts[row["candidates_path"]] += row["n_candidates"]
             else:
                 left_out[row["candidates_path"]].add(row["tile_id"])
-        ledger = ok.append_column("run_id", pa.array([run_id] * ok.num_rows, pa.string()))
+        ledger = ok.append_column("run_id", pa.array([run_id(run)] * ok.num_rows, pa.string()))
         return cls(
             run,
-            run_id,
             ledger.select(CATALOG_LEDGER.names).cast(CATALOG_LEDGER).sort_by("tile_id").combine_chunks(),
             tuple(_chunks(run.folder, {f: n for f, n in counts.items() if n}, left_out, chunk_rows)),
             snapshot,
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a catalog says of the run."""
-        known = self.run.run_json
-        return {
-            "run_id": self.run_id,
-            "url": self.run.url,
-            "tiles": self.ledger.num_rows,
-            "published": self.snapshot,
-            **{
-                key: known.get(key)
-                for key in (
-                    "model",
-                    "direction",
-                    "checkpoint_sha256",
-                    "code_version",
-                    "seed",
-                    "samples",
-                    "steps",
-                    "store",
-                )
-            },
-        }
+        """What a catalog says of the run: a row of `RUNS`."""
+        return run_facts(self.run) | {"tiles": self.ledger.num_rows, "published": self.snapshot}
 
 
-def _as_swept(run: RunFolder, run_id: str, ok: pa.Table) -> tuple[str | None, pa.Table]:
+def run_facts(run: RunFolder) -> dict[str, Any]:
+    """What run.json has for a row of `RUNS`."""
+    return {"url": run.url, "run_id": run_id(run)} | {
+        name: run.run_json.get(name) for name in RUNS.names if name not in ("url", "run_id", "tiles", "published")
+    }
+
+
+def run_id(run: RunFolder) -> str:
+    """Id of a run; of one without, the name of its folder."""
+    return str(run.run_json.get("run_id", run.url.rpartition("/")[2]))
+
+
+def _as_swept(run: RunFolder, ok: pa.Table) -> tuple[str | None, pa.Table]:
     """The snapshot of `sweep`, and of the ok rows those that it lists with the same content."""
     root = Folder.at(run.url.rpartition("/")[0], run.folder.storage_options)
     snapshot = None
     with contextlib.suppress(OSError, StorageError, ValueError):  # the folder above need not be ours, nor readable
-        snapshot = published(root, run_id)
+        snapshot = published(root, run_id(run))
     if snapshot is None:
         return None, ok
     tiles = published_tiles(root, snapshot)

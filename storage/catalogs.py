@@ -6,6 +6,7 @@ Layout below the catalog's URL::
     snapshots/<key>/                   a snapshot, by itself a HATS collection; what a paper cites
         candidates/                    the table: a row an object, without thumbnails
         margin/                        rows within 10" of each partition, as a cross-match needs them
+        best.parquet                   the 10 000 best rows, by rank
         ledger.parquet                 the ledger rows of its tiles
         snapshot.json                  which runs, and all that decides the content; the key is its hash
         collection.properties
@@ -24,11 +25,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.hats import property_file, read_properties
+from storage.hats import property_file, read_partitions, read_properties
 from storage.objectstore import Folder
 from storage.schema import CATALOG, read_parquet
 
@@ -36,6 +39,9 @@ FORMAT = "surveybridge-catalog"
 FORMAT_VERSION = 1
 POINTER = "collection.properties"
 TABLE, MARGIN = "candidates", "margin"
+
+BEST = 10_000
+"""So many rows are also in `best.parquet`: the top of the list is one small file."""
 
 _CURRENT, _BEFORE = "surveybridge_snapshot", "surveybridge_before"
 
@@ -84,10 +90,29 @@ class Catalog:
         """Where the table is, for readers that open Parquet by themselves."""
         return self.folder.file_url(TABLE)
 
-    def dataset(self) -> ds.Dataset:
-        """The table, read when and as far as it is needed; its statistics are known beforehand."""
-        path = self.folder.path(TABLE, "dataset/_metadata")
-        return ds.parquet_dataset(path, schema=CATALOG, filesystem=self.folder.filesystem)
+    def dataset(self, ranges: NDArray[np.int64] | None = None) -> ds.Dataset:
+        """The table, read when and as far as it is needed.
+
+        Parameters
+        ----------
+        ranges : int64 [N, 2], optional
+            First and last HEALPix indices of order 29: only partitions that these touch.
+        """
+        filesystem = self.folder.filesystem
+        if ranges is None:
+            path = self.folder.path(TABLE, "dataset/_metadata")
+            return ds.parquet_dataset(path, schema=CATALOG, filesystem=filesystem)
+        pixels = read_partitions(self.folder.read(TABLE, "partition_info.csv"))
+        spans = np.array([pixel.range for pixel in pixels], np.int64).reshape(-1, 2)
+        # The first range that ends in or after a partition is the first that may touch it.
+        place = np.searchsorted(ranges[:, 1], spans[:, 0])
+        touched = np.append(ranges[:, 0], np.iinfo(np.int64).max)[place] <= spans[:, 1]
+        paths = [self.folder.path(TABLE, "dataset", pixels[i].path) for i in np.flatnonzero(touched)]
+        return ds.dataset(paths, schema=CATALOG, format="parquet", filesystem=filesystem)
+
+    def best(self) -> pa.Table:
+        """The first `BEST` rows by rank."""
+        return read_parquet(self.folder.read("best.parquet"))
 
     def ledger(self) -> pa.Table:
         """Ledger rows of its tiles, schema `CATALOG_LEDGER`."""

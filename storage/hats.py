@@ -34,8 +34,8 @@ MARGIN_ARCSEC = 10.0
 SKYMAP_ORDER = 8
 """Order of the map of counts, cells of 14'."""
 
-ROW_GROUP = 1 << 14
-"""Rows of a row group, all near each other: a cone reads one or two of 3 MB."""
+ROW_GROUP = 1 << 13
+"""Rows of a row group, all near each other: a cone reads a few of 1 MB."""
 
 
 class Pixel(NamedTuple):
@@ -100,6 +100,11 @@ def partitions(cells: NDArray[np.int64], counts: NDArray[np.int64], limit: int) 
         found += [Pixel(order, int(index)) for index in np.unique(at_order[taken])]
         left &= ~taken
     return sorted(found, key=lambda pixel: pixel.range)
+
+
+def read_partitions(data: bytes) -> list[Pixel]:
+    """The partitions that a partition_info.csv lists."""
+    return [Pixel(*map(int, line.split(",")[:2])) for line in data.decode().splitlines()[1:]]
 
 
 def border(pixel: Pixel) -> NDArray[np.int64]:

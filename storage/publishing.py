@@ -24,6 +24,7 @@ from storage import hats
 from storage.catalog_index import MARGIN_SHIFT, Index, Members
 from storage.catalog_sources import Chunk, Source
 from storage.catalogs import (
+    BEST,
     FORMAT,
     FORMAT_VERSION,
     MARGIN,
@@ -217,7 +218,7 @@ def _write_snapshot(
             for pixel, inside, around in index.partition(pixels)
         )  # fmt: skip
         written = list(each(write_partition, tasks))
-    leaves, margins = [leaf for leaf, _ in written], [leaf for _, leaf in written if leaf is not None]
+    leaves, margins = [item.leaf for item in written], [item.margin for item in written if item.margin is not None]
     files = _table(TABLE, lengths, leaves, facts)
     files[f"{TABLE}/skymap.fits"] = hats.skymap(cells, counts)
     files |= _table(MARGIN, lengths, margins, facts)
@@ -229,6 +230,8 @@ def _write_snapshot(
         "margin_rows": sum(leaf.footer.num_rows for leaf in margins),
         "bytes": sum(leaf.size for leaf in (*leaves, *margins)),
     }
+    best = pa.concat_tables([item.best for item in written]).sort_by("rank")
+    files["best.parquet"] = parquet_bytes(best, votable=True)
     files["ledger.parquet"] = parquet_bytes(ledger.cast(CATALOG_LEDGER))
     files["snapshot.json"] = json_bytes(told)
     files[POINTER] = pointer_bytes(facts["name"], key, within=True)
@@ -239,8 +242,7 @@ def _write_snapshot(
 
 def _indexed(chunk: Chunk, moc: Coverage | None) -> tuple[pa.Table, dict[str, int]]:
     """What the index keeps of a chunk, and the longest text of each column."""
-    batches = [batch for batch in chunk.read(_INDEXED) if batch.num_rows]
-    table = pa.Table.from_batches(batches, pa.schema([CATALOG.field(name) for name in _INDEXED]))
+    table = chunk.read(_INDEXED)
     if moc is not None:
         table = table.filter(pa.array(moc.holds(table["_healpix_29"].to_numpy())))
     return table, string_lengths([table])
@@ -273,32 +275,51 @@ class Task:
     moc: Coverage | None
 
 
-def write_partition(task: Task) -> tuple[hats.Leaf, hats.Leaf | None]:
-    """Write a partition's leaf and that of its margin, if it has any."""
+@dataclass(frozen=True)
+class Written:
+    """A partition that was written: its leaf, that of its margin if it has any, and its rows among the best."""
+
+    leaf: hats.Leaf
+    margin: hats.Leaf | None
+    best: pa.Table
+
+
+def write_partition(task: Task) -> Written:
+    """Write a partition's leaf and that of its margin."""
     first, last = task.pixel.range
     border = hats.border(task.pixel)
     inside, around = [], []
     for chunk in task.chunks:
-        for batch in chunk.read(CATALOG.names):
-            healpix = batch["_healpix_29"].to_numpy()
-            known = np.ones(len(healpix), bool) if task.moc is None else task.moc.holds(healpix)
-            inside.append(batch.filter(pa.array(known & (healpix >= first) & (healpix <= last))))
-            around.append(batch.filter(pa.array(known & np.isin(healpix >> MARGIN_SHIFT, border))))
-    leaf = _write_leaf(task, TABLE, inside, task.inside)
-    return leaf, _write_leaf(task, MARGIN, around, task.around) if len(task.around.ranks) else None
+        table = chunk.read(CATALOG.names)
+        healpix = table["_healpix_29"].to_numpy()
+        known = np.ones(len(healpix), bool) if task.moc is None else task.moc.holds(healpix)
+        within = (healpix >= first) & (healpix <= last)
+        cells = healpix >> MARGIN_SHIFT
+        near = border[np.minimum(np.searchsorted(border, cells), len(border) - 1)] == cells
+        inside.append(table.filter(pa.array(known & within)))
+        around.append(table.filter(pa.array(known & near)))
+    rows = _ordered(task, inside, task.inside)
+    leaf = _write_leaf(task, TABLE, rows)
+    best = rows.filter(pc.less_equal(rows["rank"], BEST))
+    margin = _write_leaf(task, MARGIN, _ordered(task, around, task.around)) if len(task.around.ranks) else None
+    return Written(leaf, margin, best)
 
 
-def _write_leaf(task: Task, table: str, batches: Sequence[pa.RecordBatch], members: Members) -> hats.Leaf:
-    """Write the rows of a leaf, sorted, with their ranks."""
-    rows = pa.Table.from_batches([batch for batch in batches if batch.num_rows])
+def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Table:
+    """The rows of a leaf as `CATALOG` has them, with their ranks."""
+    rows = pa.concat_tables(parts)
     if rows.num_rows != len(members.ranks):
         raise FileNotFoundError(
             f"partition {task.pixel.path}: {rows.num_rows} rows read but {len(members.ranks)} in the index; the run "
             "changed meanwhile"
         )
     rows = rows.sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
-    columns = [pa.array(members.ranks) if name == "rank" else rows[name].combine_chunks() for name in CATALOG.names]
-    leaf, data = hats.leaf(task.pixel, pa.Table.from_arrays(columns, schema=CATALOG), task.lengths)
+    columns = [pa.array(members.ranks) if name == "rank" else rows[name] for name in CATALOG.names]
+    return pa.Table.from_arrays(columns, schema=CATALOG)
+
+
+def _write_leaf(task: Task, table: str, rows: pa.Table) -> hats.Leaf:
+    leaf, data = hats.leaf(task.pixel, rows, task.lengths)
     task.snapshot.put(data, table, "dataset", task.pixel.path)
     return leaf
 

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class Region(ABC):
         """Values of the SQL's parameters."""
         return {}
 
+    @property
+    def ranges(self) -> NDArray[np.int64] | None:
+        """First and last HEALPix indices of order 29, int64 [N, 2], ascending, that hold it; None: not known."""
+        return None
+
     @abstractmethod
     def select(self) -> str:
         """SQL: the rows of the view `candidates` inside."""
@@ -68,7 +73,7 @@ class Cone(Region):
 
     def select(self) -> str:
         """As `Region`."""
-        cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in self._ranges())
+        cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in self.ranges.tolist())
         inside = f"SELECT *, {_SEPARATION} AS separation FROM candidates WHERE {cells}"
         return f"SELECT * FROM ({inside}) WHERE separation <= $radius"
 
@@ -79,10 +84,12 @@ class Cone(Region):
 
     def to_read(self) -> pc.Expression:
         """As `Region`."""
-        return _within(np.array(self._ranges(), np.int64))
+        return _within(self.ranges)
 
-    def _ranges(self) -> list[tuple[int, int]]:
-        return cone_ranges(self.ra, self.dec, self.radius)
+    @cached_property
+    def ranges(self) -> NDArray[np.int64]:
+        """As `Region`."""
+        return np.array(cone_ranges(self.ra, self.dec, self.radius), np.int64)
 
 
 @dataclass(frozen=True)
@@ -126,17 +133,22 @@ class Box(Region):
         return self.ra_min <= self.ra_max
 
 
-@dataclass(frozen=True)
 class Coverage(Region):
-    """What lies in a MOC.
+    """What lies in a MOC; make one with `read_moc`.
 
     Parameters
     ----------
-    ranges : int64 [N, 2]
-        First and last HEALPix index of order 29, ascending; see `read_moc`.
+    cells : int64 [N, 2]
+        First and last HEALPix index of order 29, ascending and apart from each other.
     """
 
-    ranges: NDArray[np.int64]
+    def __init__(self, cells: NDArray[np.int64]) -> None:
+        self.cells = cells
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """As `Region`."""
+        return self.cells
 
     def select(self) -> str:
         """As `Region`."""
@@ -170,16 +182,14 @@ def read_moc(where: str | os.PathLike[str]) -> Coverage:
         If it is neither, or empty.
     """
     text = os.fspath(where)
+    is_file = Path(text).is_file()
     moc: MOC | None = None
-    if Path(text).is_file():
-        for kind in ("fits", "json", "ascii"):
-            try:
-                moc = MOC.load(text, format=kind)
-                break
-            except Exception:  # mocpy raises whatever its parser does; the next format may fit
-                continue
-    elif "/" in text and all(part.strip("0123456789-/,") == "" for part in text.split()):
-        moc = MOC.from_string(text, format="ascii")
+    for kind in ("fits", "json", "ascii") if is_file else ("ascii",):
+        try:
+            moc = MOC.load(text, format=kind) if is_file else MOC.from_string(text, format=kind)
+            break
+        except Exception:  # mocpy raises whatever its parsers do; the next format may fit
+            continue
     if moc is None:
         raise StorageError(f"MOC {text!r} is neither a file in FITS, JSON or text nor cells such as '6/30-33 8/999'")
     found = np.asarray(moc.to_depth29_ranges, np.uint64).reshape(-1, 2)
