@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.candidates import sky_name
 from storage.runs import RunFolder
 from storage.schema import stamps
 from tests.storage.test_runs import RUN, make_header, make_planes
@@ -45,7 +44,7 @@ def write_tile(run: RunFolder, number: int, side: int, rows: int, centre: tuple[
     stamp[:, 0, 32, 32] = np.arange(rows)
     table = pa.table(
         {
-            "object_id": [sky_name(*place) for place in zip(ra, dec, strict=True)],
+            "object_id": [f"SB {a:.6f}{d:+.6f}" for a, d in zip(ra, dec, strict=True)],
             "ra": ra,
             "dec": dec,
             "score": np.where(rng.random(rows) < 0.02, np.nan, rng.normal(size=rows)),
