@@ -66,7 +66,7 @@ def _values(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
     if kinds.is_string(kind) or kinds.is_large_string(kind):
         values: Any = np.array(["" if value is None else value for value in column.to_pylist()], str)
     elif kinds.is_integer(kind) or kinds.is_boolean(kind):
-        values = np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False))
+        values = np.asarray(column.fill_null(pa.scalar(0).cast(kind)).to_numpy(zero_copy_only=False))
     else:  # times, lists, decimals: as text
         values = np.array(["" if value is None else str(value) for value in column.to_pylist()], str)
     return np.ma.MaskedArray(values, missing) if missing.any() else values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from mocpy import MOC
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.sky import check_cone, cone_ranges
+from storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
 
 READ_RANGES = 64
 """A region is read as at most so many ranges of HEALPix indices; what they hold too much is left out afterwards."""
@@ -190,7 +191,7 @@ def read_moc(where: str | os.PathLike[str]) -> Coverage:
             break
         except Exception:  # mocpy raises whatever its parsers do; the next format may fit
             continue
-    if moc is None:
+    if moc is None or (not is_file and any(int(order) > HEALPIX_ORDER for order in re.findall(r"(\d+)/", text))):
         raise StorageError(f"MOC {text!r} is neither a file in FITS, JSON or text nor cells such as '6/30-33 8/999'")
     found = np.asarray(moc.to_depth29_ranges, np.uint64).reshape(-1, 2)
     if not len(found):
