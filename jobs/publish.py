@@ -93,7 +93,7 @@ def _said(done: Publication) -> str:
     lines = [
         f"{'published' if done.new else 'published before:'} {done.url}: {facts['rows']} candidates of {tiles} tiles",
         f"  snapshot {done.key}: {len(facts['runs'])} run(s), {facts['partitions']} partition(s), "
-        f"{facts['bytes'] / 2**20:.1f} MiB",
+        f"{facts['bytes'] / 2**20:.3g} MiB",
     ]
     lines += [f"  {run['url']}: as published by sweep, {run['published']}" for run in facts["runs"] if run["published"]]
     if done.removed:
