@@ -25,9 +25,9 @@ MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDE
 
 @dataclass(frozen=True)
 class Members:
-    """Rows of a partition, or of its margin, by (_healpix_29, object_id): their ranks, and the chunks they are in."""
+    """Rows of a partition, or of its margin: object_id, score, rank by (_healpix_29, object_id), and their chunks."""
 
-    ranks: NDArray[np.int32]
+    rows: pa.Table
     chunks: tuple[int, ...]
 
 
@@ -89,7 +89,7 @@ class Index:
         """Rank all rows by falling score, ties by name, and give each partition its rows and those of its margin."""
         self._connection.execute(
             # DuckDB sorts NaN above every number: a score that is none must not lead the list.
-            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, chunk, CAST(row_number() OVER ("
+            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, score, chunk, CAST(row_number() OVER ("
             "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id) AS INTEGER) AS rank "
             "FROM rows ORDER BY _healpix_29, object_id"
         )
@@ -97,7 +97,7 @@ class Index:
         number = np.repeat(np.arange(len(pixels)), [len(cells) for cells in borders])
         self._connection.register("borders", pa.table({"pixel": number, "cell": np.concatenate(borders)}))
         self._connection.execute(
-            f"CREATE TABLE margins AS SELECT pixel, rank, chunk, _healpix_29, object_id FROM ranked JOIN borders "
+            f"CREATE TABLE margins AS SELECT ranked.*, pixel FROM ranked JOIN borders "
             f"ON _healpix_29 >> {MARGIN_SHIFT} = cell ORDER BY pixel, _healpix_29, object_id"
         )
         self._connection.unregister("borders")
@@ -110,8 +110,10 @@ class Index:
             )
 
     def _members(self, where: str) -> Members:
-        found = self._connection.sql(f"SELECT rank, chunk FROM {where} ORDER BY _healpix_29, object_id").fetchnumpy()
-        return Members(np.asarray(found["rank"], np.int32), tuple(int(chunk) for chunk in np.unique(found["chunk"])))
+        sql = f"SELECT object_id, score, rank, chunk FROM {where} ORDER BY _healpix_29, object_id"
+        found = self._connection.sql(sql).to_arrow_table()
+        chunks = found["chunk"].unique().to_pylist()
+        return Members(found.select(["object_id", "score", "rank"]), tuple(sorted(chunks)))
 
     def _fetch(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         return self._connection.execute(sql, dict(parameters or {})).fetchall()

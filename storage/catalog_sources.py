@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from storage.errors import StorageError
 from storage.objectstore import Folder
 from storage.published import published, published_tiles
-from storage.runs import RunFolder
+from storage.runs import RunFolder, without_secrets
 from storage.schema import CANDIDATES, CATALOG_LEDGER, RUNS
 from storage.segments import candidates_dataset, read_rows
 
@@ -107,9 +107,9 @@ class Source:
 
 def run_facts(run: RunFolder) -> dict[str, Any]:
     """What run.json has for a row of `RUNS`."""
-    return {"url": run.url, "run_id": run_id(run)} | {
-        name: run.run_json.get(name) for name in RUNS.names if name not in ("url", "run_id", "tiles", "published")
-    }
+    known = {name: run.run_json.get(name) for name in RUNS.names if name not in ("tiles", "published")}
+    facts: dict[str, Any] = without_secrets(known | {"url": run.url, "run_id": run_id(run)})
+    return facts
 
 
 def run_id(run: RunFolder) -> str:

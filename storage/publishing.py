@@ -54,6 +54,10 @@ Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Applies a function to items and gives the results in their order: `map`, or one that does it on other machines."""
 
 
+class _Changed(RuntimeError):
+    """A tile was done again between the two passes."""
+
+
 @dataclass(frozen=True)
 class Publication:
     """What `publish` did.
@@ -128,11 +132,11 @@ def publish(
         try:
             with Lease.acquire(root, note={"job": "publish"}) as lease:
                 return _publish(root, sources, facts, moc, keep, each, lease)
-        except FileNotFoundError:
+        except (FileNotFoundError, _Changed) as error:
             # A compaction removes files that this reads, and then others hold the same rows.
-            if not left or [Source.of(run, chunk_rows).chunks for run in opened] == [
-                source.chunks for source in sources
-            ]:
+            now = [Source.of(run, chunk_rows).chunks for run in opened]
+            lost = isinstance(error, FileNotFoundError) and now == [source.chunks for source in sources]
+            if lost or not left:
                 raise
     raise AssertionError("unreachable")
 
@@ -301,21 +305,23 @@ def write_partition(task: Task) -> Written:
     rows = _ordered(task, inside, task.inside)
     leaf = _write_leaf(task, TABLE, rows)
     best = rows.filter(pc.less_equal(rows["rank"], BEST))
-    margin = _write_leaf(task, MARGIN, _ordered(task, around, task.around)) if len(task.around.ranks) else None
+    margin = _write_leaf(task, MARGIN, _ordered(task, around, task.around)) if task.around.chunks else None
     return Written(leaf, margin, best)
 
 
 def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Table:
     """The rows of a leaf as `CATALOG` has them, with their ranks."""
-    rows = pa.concat_tables(parts)
-    if rows.num_rows != len(members.ranks):
-        raise FileNotFoundError(
-            f"partition {task.pixel.path}: {rows.num_rows} rows read but {len(members.ranks)} in the index; the run "
-            "changed meanwhile"
-        )
-    rows = rows.sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
-    columns = [pa.array(members.ranks) if name == "rank" else rows[name] for name in CATALOG.names]
+    rows = pa.concat_tables(parts).sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
+    if not _same(rows, members.rows):
+        raise _Changed(f"partition {task.pixel.path}: its rows are not those of the first pass any more")
+    columns = [members.rows[name] if name == "rank" else rows[name] for name in CATALOG.names]
     return pa.Table.from_arrays(columns, schema=CATALOG)
+
+
+def _same(rows: pa.Table, indexed: pa.Table) -> bool:
+    """Whether names and scores are equal."""
+    now, then = (np.asarray(table["score"].to_numpy(), np.float64) for table in (rows, indexed))
+    return bool(rows["object_id"].equals(indexed["object_id"])) and np.array_equal(now, then, equal_nan=True)
 
 
 def _write_leaf(task: Task, table: str, rows: pa.Table) -> hats.Leaf:
@@ -336,7 +342,6 @@ def _table(
         "hats_max_rows": facts["partition_rows"],
         "hats_builder": "surveybridge",
         "hats_creation_date": facts["last_tile_at"],  # of the content: publishing again is no news
-        "hats_frame": "icrs",
     }
     if table == TABLE:
         own = {"obs_collection": facts["name"], "dataproduct_type": "object", "hats_skymap_order": hats.SKYMAP_ORDER}

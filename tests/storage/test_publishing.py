@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from astropy.coordinates import SkyCoord
@@ -141,6 +142,22 @@ def test_a_run_compacted_meanwhile_is_read_again(small, tmp_path):
 
     assert publish([small.url], tmp_path / "catalog", each=each).facts["rows"] == 40
     assert len(calls) == 3  # the first pass failed, and both were done again
+
+
+def test_a_tile_done_again_between_the_passes_is_read_again(small, tmp_path):
+    """Its file is new before its ledger row is, and its ranks must not be those of before."""
+    calls: list[object] = []
+
+    def each(function, items):
+        calls.append(function)
+        if calls == [calls[0], write_partition]:
+            table = small.read_candidates("t0001")
+            small.write_candidates("t0001", table.set_column(5, "score", pc.negate(table["score"])))
+        return map(function, items)
+
+    publish([small.url], tmp_path / "catalog", each=each)
+    assert len(calls) == 4
+    assert same(Catalog.open(tmp_path / "catalog").best(), query(small.url, thumbnails=False).cast(CATALOG))
 
 
 def test_a_tile_done_again_is_published_as_it_is_now(small, tmp_path):
