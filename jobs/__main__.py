@@ -28,6 +28,7 @@ JOBS = (
     "sweep",
     "submit",
     "status",
+    "publish",
     "query",
     "report",
     "export",

@@ -1,13 +1,13 @@
-"""Search the candidates of a run: the top of the list, a cone on the sky, or SQL.
+"""Search the candidates of a run or of a published catalog: the best, a part of the sky, a cross-match, or SQL.
 
-The views `candidates` and `ledger` hold the tiles that are done. Thumbnails are left out of what is printed; read them
-from `candidates/*.parquet` of the run folder with any Parquet reader.
+SQL sees the views `candidates` and `ledger` (the tiles that are done), `runs` and `mosaics` (a row a cell of 64 x 64
+pixels). A cross-match gives each candidate near an object of another catalog with that object's columns, as match_...;
+lenscat's catalog.csv works as it is. Thumbnails are printed nowhere; --columns puts them into FITS and Parquet.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   surveybridge query --run runs/field --top 10
-  surveybridge query --run s3://survey/runs/dr1 --cone 53.12,-28.01,30 --format csv
+  surveybridge query --run s3://survey/catalog --cone 53.12,-28.01,30 --format csv
+  surveybridge query --run s3://survey/catalog --box 359.9,0.1,-0.1,0.1 --out corner.fits
+  surveybridge query --run s3://survey/catalog --moc deep.fits --top 500 --out best.vot
+  surveybridge query --run s3://survey/catalog --match lenscat.csv --match-radius 2 --format reg --out known.reg
   surveybridge query --run runs/field --sql "SELECT tile_id, count(*) AS n FROM candidates GROUP BY tile_id"
   surveybridge query --run runs/field --sql "SELECT tile_id, reason FROM ledger WHERE status = 'failed'"
 """
@@ -29,66 +32,132 @@ SCREENFUL = 20
 """Rows of a printed table when nobody says how many."""
 
 SHOWN = (
-    "rank", "object_id", "ra", "dec", "separation", "score", "score_std", "false_alarm",
+    "rank", "object_id", "ra", "dec", "separation", "match_separation", "score", "score_std", "false_alarm",
     "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags",
 )  # fmt: skip
-"""Columns of a printed table; csv and json have all but the thumbnails."""
+"""Columns of a printed table, and those of a match; files have all but the thumbnails."""
 
 
 class Config(JobConfig):
-    """What to search for, and how to print it."""
+    """What to search for, and how to give it."""
 
-    run: str = Field(description="run folder, a path or s3:// URL")
+    run: str = Field(description="run folder or published catalog, a path or s3:// URL")
     cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: within so many arcsec, ICRS deg")
-    top: int | None = Field(
-        None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table without --cone, else all)"
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS deg; RAMIN above RAMAX goes across RA 0"
     )
-    sql: str | None = Field(None, description="one SELECT over the views candidates and ledger")
-    format: Literal["table", "csv", "json"] = Field("table", description="what is printed")
+    moc: str | None = Field(None, description="MOC: a local file (FITS, JSON, text) or cells such as '6/30-33 8/999'")
+    match: str | None = Field(None, description="only what lies near an object of this catalog (CSV, FITS, VOTable)")
+    match_radius: float = Field(2.0, gt=0, description="how near, arcsec")
+    match_columns: tuple[str, str] | None = Field(
+        None, description="its columns with right ascension and declination, ICRS deg (default: found by name)"
+    )
+    top: int | None = Field(
+        None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table without a region, else all)"
+    )
+    columns: tuple[str, ...] | None = Field(None, description="only these columns, in this order")
+    sql: str | None = Field(None, description="one SELECT over the views candidates, ledger, runs, mosaics")
+    out: str | None = Field(None, description="file to write, path or s3:// URL; its ending says the format")
+    format: Literal["table", "csv", "json", "votable", "reg", "parquet", "fits"] | None = Field(
+        None, description="what is printed or written (default: by the ending of --out, else a table)"
+    )
 
 
 def run(config: Config) -> int:
-    """Print what was found; 0 also if that is nothing."""
+    """Give what was found; 0 also if that is nothing."""
     from storage.query import query
 
-    if config.sql is not None and (config.cone is not None or config.top is not None):
-        raise RequestError("--sql is given with --cone or --top; put them into the SQL (WHERE, LIMIT)")
-    cut = config.format == "table" and config.sql is None and config.cone is None and config.top is None
-    found = query(config.run, config.cone, SCREENFUL if cut else config.top, config.sql, thumbnails=False)
-    found = found.select([field.name for field in found.schema if not _is_array(field.type)])
-    if config.format == "csv":
-        _print_csv(found)
-    elif config.format == "json":
-        _print_json(found)
-    else:
-        if config.sql is None:
-            found = found.select([name for name in SHOWN if name in found.column_names])
-        _print_table(found)
-        if cut and found.num_rows == SCREENFUL:
-            print(f"the first {SCREENFUL}; --top N shows more", file=sys.stderr)
+    kind = _kind(config)
+    region, targets = _region(config), _targets(config)
+    if config.sql is not None and (region, targets, config.top, config.columns) != (None, None, None, None):
+        raise RequestError(
+            "--sql is given with --cone, --top or another question; put them into the SQL (WHERE, LIMIT)"
+        )
+    cut = kind == "table" and (config.sql, region, targets, config.top) == (None, None, None, None)
+    found = query(
+        config.run,
+        None,
+        SCREENFUL if cut else config.top,
+        config.sql,
+        region=region,
+        targets=targets,
+        columns=config.columns,
+        thumbnails=False,
+    )
+    if kind != "table":
+        _give(found, kind, config.out)
+        return 0
+    _print_table(_shown(config, found))
+    if cut and found.num_rows == SCREENFUL:
+        print(f"the first {SCREENFUL}; --top N shows more", file=sys.stderr)
     return 0
 
 
-def _is_array(kind: pa.DataType) -> bool:
-    import pyarrow.types as kinds
+def _kind(config: Config) -> str:
+    """The format, refused where it cannot be."""
+    from storage.astrotables import ENDINGS
 
-    return bool(kinds.is_fixed_size_list(kind) or kinds.is_list(kind) or kinds.is_large_list(kind))
+    ending = os.path.splitext(config.out or "")[1].lower()
+    kind = config.format or (ENDINGS.get(ending, "") if config.out else "table")
+    if not kind:
+        raise RequestError(
+            f"--out {config.out} ends in none of {', '.join(ENDINGS)}; take one of these or give --format"
+        )
+    if config.out and kind == "table":
+        raise RequestError(f"--format table is for the screen, --out {config.out} is a file; leave one away")
+    if not config.out and kind in ("parquet", "fits"):
+        raise RequestError(f"--format {kind} is binary; give --out FILE")
+    return kind
 
 
-def _print_csv(found: pa.Table) -> None:
-    import pyarrow.csv
+def _region(config: Config) -> Any:
+    from storage.regions import Box, Cone, read_moc
 
-    with pyarrow.BufferOutputStream() as sink:
-        pyarrow.csv.write_csv(found, sink)
-        print(sink.getvalue().to_pybytes().decode(), end="")
+    given = [name for name in ("cone", "box", "moc") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise RequestError(f"--{' and --'.join(given)} are given; keep one region")
+    if config.cone is not None:
+        return Cone(*config.cone)
+    if config.box is not None:
+        return Box(*config.box)
+    return None if config.moc is None else read_moc(config.moc)
 
 
-def _print_json(found: pa.Table) -> None:
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+def _targets(config: Config) -> Any:
+    from storage.crossmatch import read_targets
 
-    rows = [{name: plain(value) for name, value in row.items()} for row in found.to_pylist()]
-    print(json.dumps(rows, indent=1, default=str))
+    return None if config.match is None else read_targets(config.match, config.match_radius, config.match_columns)
+
+
+def _give(found: pa.Table, kind: str, out: str | None) -> None:
+    """Print, or write, a file."""
+    from storage.astrotables import file_bytes
+    from storage.objectstore import Folder
+
+    data = file_bytes(found, kind)
+    if out is None:
+        sys.stdout.write(data.decode())
+        return
+    folder, _, name = Folder.at(out).url.rpartition("/")
+    Folder.at(folder).put(data, name)
+    print(f"{out}: {found.num_rows} rows")
+
+
+# -- for a person --
+
+
+def _shown(config: Config, found: pa.Table) -> pa.Table:
+    from storage.astrotables import flat
+
+    found = flat(found)
+    if config.sql is not None or config.columns is not None:
+        return found
+    return found.select([name for name in SHOWN if name in found.column_names] + _matched(found))
+
+
+def _matched(found: pa.Table) -> list[str]:
+    """The first columns of a match, that a line may hold."""
+    return [name for name in found.column_names if name.startswith("match_") and name not in SHOWN][:3]
 
 
 def _print_table(found: pa.Table) -> None:

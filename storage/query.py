@@ -1,4 +1,4 @@
-"""Questions to a run's candidates: the top of the list, a cone on the sky, or SQL (DuckDB)."""
+"""Questions to a run's candidates or to a published catalog: the best, a part of the sky, a cross-match, or SQL."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
+from storage.crossmatch import Targets, match
 from storage.errors import StorageError
-from storage.objectstore import check_name
-from storage.runs import READ_TRIES, RunFolder
+from storage.regions import Cone, Region
+from storage.runs import READ_TRIES
 from storage.schema import CANDIDATES, THUMBNAILS
-from storage.segments import LedgerRows, candidates_dataset, read_rows
-from storage.sky import check_cone, cone_ranges
-
-# Great-circle distance in arcsec, haversine form: exact at small separations. Parameters: ra, dec in degrees.
-_SEPARATION = """
-    2 * 3600 * degrees(asin(least(1.0, sqrt(
-        pow(sin(radians(dec - $dec) / 2), 2)
-        + cos(radians(dec)) * cos(radians($dec)) * pow(sin(radians(ra - $ra) / 2), 2)
-    ))))
-"""
+from storage.views import TABLES, Views, connect, open_views
 
 
 def query(
@@ -34,152 +23,133 @@ def query(
     top: int | None = None,
     sql: str | None = None,
     *,
+    region: Region | None = None,
+    targets: Targets | None = None,
+    columns: Sequence[str] | None = None,
     thumbnails: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """Candidates of a run's ok tiles, highest score first.
+    """Candidates of a run's ok tiles, or of a published catalog, highest score first.
 
     Parameters
     ----------
     run_url : str
-        Run folder, local or s3://.
+        Run folder or catalog, local or s3://.
     cone : (ra, dec, radius), optional
         ICRS degrees and arcsec; adds the column `separation`, arcsec.
     top : int, optional
         At most so many rows.
     sql : str, optional
-        One SELECT over the views `candidates` and `ledger`, instead of `cone` and `top`. It sees nothing else: no
-        files, no network. `candidates` has those thumbnails that the SQL names.
+        One SELECT over the views `candidates`, `ledger`, `runs` and `mosaics`, instead of all else. It sees nothing
+        else: no files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the SQL names.
+    region : Region, optional
+        Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`.
+    targets : Targets, optional
+        Only what lies near one of these; adds `match_separation`, arcsec, and their columns as `match_...`.
+    columns : sequence of str, optional
+        Return these only, in this order.
     thumbnails : bool
-        Also return the thumbnails of the rows found (never part of the search; `sql` returns what it selects).
+        Also return the thumbnails of the rows found (never part of the search; `sql` returns what it selects, and
+        `columns` what it names). Those of a catalog are read from its runs.
     storage_options : mapping, optional
         Arguments of the fsspec filesystem.
 
     Returns
     -------
     pyarrow.Table
-        Columns of `CANDIDATES`; `rank` counts from 1 by falling score over the whole run, ties by object_id.
+        Columns of `CANDIDATES`; `rank` counts from 1 by falling score over the whole run or catalog, ties by object_id.
 
     Raises
     ------
     StorageError
-        If `run_url` is not a run folder, the cone is not one, or the SQL is wrong.
+        If `run_url` is neither run nor catalog, the cone is not one, a column is not known, or the SQL is wrong.
     """
-    run = RunFolder.open(run_url, storage_options)
-    if sql is not None and (cone is not None or top is not None):
-        raise StorageError("--sql was given with --cone or --top; put them into the SQL (WHERE, LIMIT)")
+    if sql is not None and any(asked is not None for asked in (cone, top, region, targets, columns)):
+        raise StorageError(
+            "--sql was given with --cone or --top, or another question; put them into the SQL (WHERE, LIMIT)"
+        )
     if top is not None and top < 0:
         raise StorageError(f"top {top} is below 0; give a number of rows")
     if cone is not None:
-        check_cone(*cone)
-    columns = [name for name in CANDIDATES.names if name not in THUMBNAILS or name in (sql or "").lower()]
+        if region is not None:
+            raise StorageError("a cone and another region are given; give one of them")
+        region = Cone(*cone)
     for left in reversed(range(READ_TRIES)):
-        rows = read_rows(run.folder)
-        files = rows.candidates_files()
+        views = open_views(run_url, storage_options)
         try:
-            with _connect(run, rows, files, columns) as connection:
-                if sql is not None:
-                    return _select(connection, sql)
-                found = _search(connection, cone, top)
-            return _with_thumbnails(run, rows, files, found) if thumbnails else found
+            if sql is not None:
+                return _select(views, sql)
+            found = _search(views, region, targets, top, columns)
+            return _chosen(views, found, columns, thumbnails)
         except Exception:
-            # A compaction removes files that this reads, and then others hold the same rows.
-            if not left or read_rows(run.folder, ()).candidates_files() == files:
+            # Files may go while this reads, and then others hold the same rows.
+            if not left or not views.outdated():
                 raise
     raise AssertionError("unreachable")
 
 
-def _connect(
-    run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]], columns: Sequence[str]
-) -> duckdb.DuckDBPyConnection:
-    """DuckDB with the views `candidates` and `ledger`, and no access to anything else."""
-    connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.register("ledger", rows.current_table())
-    sources = []
-    for number, (names, stale) in enumerate(_groups(files)):
-        connection.register(f"candidates_{number}", _source(run, names, columns))
-        listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
-        quoted = ", ".join(f'"{name}"' for name in columns)
-        sources.append(
-            f"SELECT {quoted} FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else "")
-        )
-    connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
-    connection.execute(
-        # DuckDB sorts NaN above every number: a score that is none must not lead the list.
-        "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
-        "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id"
-        ") AS INTEGER) AS rank) FROM stored_candidates"
-    )
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def _groups(files: Mapping[str, Sequence[str]]) -> list[tuple[list[str], Sequence[str]]]:
-    """Files with the tiles to leave out of them: all files without such tiles together, each other one alone."""
-    whole = [name for name, stale in files.items() if not stale]
-    return [(whole, ()), *(([name], stale) for name, stale in files.items() if stale)]
-
-
-def _source(run: RunFolder, files: Sequence[str], columns: Sequence[str]) -> ds.Dataset | pa.Table:
-    """What DuckDB scans: local files as it needs them, those of object storage read beforehand.
-
-    pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps the interpreter's lock while it waits for a mutex that
-    Arrow holds when it describes an error; where that is Python's, as of a file that has just gone from object
-    storage, the process stands still (docs/notes/2026-11-26-query-deadlock.md).
-    """
-    if not files:
-        return CANDIDATES.empty_table()
-    dataset = candidates_dataset(run.folder, files)
-    return dataset if run.folder.is_local else dataset.to_table(columns=list(columns))
-
-
 def _search(
-    connection: duckdb.DuckDBPyConnection, cone: tuple[float, float, float] | None, top: int | None
+    views: Views, region: Region | None, targets: Targets | None, top: int | None, columns: Sequence[str] | None
 ) -> pa.Table:
-    source, parameters = "SELECT * FROM candidates", {}
-    if cone is not None:
-        ra, dec, radius = cone
-        cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in cone_ranges(ra, dec, radius))
-        source = (
-            f"SELECT * FROM (SELECT *, {_SEPARATION} AS separation FROM candidates WHERE {cells}) "
-            "WHERE separation <= $radius"
-        )
-        parameters = {"ra": ra, "dec": dec, "radius": radius}
-    limit = "" if top is None else f" LIMIT {int(top)}"
-    return connection.sql(f"{source} ORDER BY rank{limit}", params=parameters).to_arrow_table()
+    first = top if region is None and targets is None else None
+    with connect(views, "", views.columns, region, first) as connection:
+        source = "SELECT * FROM candidates" if region is None else region.select()
+        if region is not None and region.table is not None:
+            connection.register("region", region.table)
+        parameters = {} if region is None else dict(region.parameters)
+        if targets is not None:
+            places = connection.sql(f"SELECT object_id, ra, dec FROM ({source})", params=parameters).to_arrow_table()
+            connection.register("matched", match(places, targets))
+            source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
+        limit = "" if top is None else f" LIMIT {int(top)}"
+        relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
+        known = [*relation.columns, *THUMBNAILS]
+        unknown = [name for name in columns or () if name not in known]
+        if unknown:
+            raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
+        return relation.to_arrow_table()
 
 
-def _select(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
-    try:
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-            raise StorageError(f"SQL is {kinds}; give one SELECT over the views candidates and ledger")
-        return connection.sql(statements[0].query).to_arrow_table()
-    except duckdb.Error as error:
-        reason = " ".join(str(error).split("\n\nLINE")[0].split())
-        raise StorageError(f"SQL: {reason}; the views are candidates and ledger") from error
+def _chosen(views: Views, found: pa.Table, columns: Sequence[str] | None, thumbnails: bool) -> pa.Table:
+    """`found` with the columns asked for, each with the metadata of the schema."""
+    if thumbnails if columns is None else set(columns) & set(THUMBNAILS):
+        found = views.thumbnails(found)
+    found = found if columns is None else found.select(list(columns))
+    return found.cast(pa.schema([_described(field) for field in found.schema]))
 
 
-def _with_thumbnails(run: RunFolder, rows: LedgerRows, files: Mapping[str, Sequence[str]], found: pa.Table) -> pa.Table:
-    """`found` with the thumbnails of its rows, read from the files of their tiles only."""
-    wanted = found["object_id"]
-    ledger = rows.current_table()
-    tiles = found["tile_id"].combine_chunks().unique()
-    touched = set(ledger.filter(pc.is_in(ledger["tile_id"], tiles))["candidates_path"].to_pylist())
-    parts = [CANDIDATES.empty_table().select(["object_id", *THUMBNAILS])]
-    for names, stale in _groups({name: files[name] for name in files if name in touched}):
-        if names:
-            here = pc.field("tile_id").isin(tiles) & ~pc.field("tile_id").isin(pa.array(stale, pa.string()))
-            condition = here & pc.field("object_id").isin(wanted.combine_chunks())
-            columns = ["object_id", *THUMBNAILS]
-            parts.append(candidates_dataset(run.folder, names).to_table(columns=columns, filter=condition))
-    stamps = pa.concat_tables(parts)
-    place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
-    rows = pa.array(np.array([place[object_id] for object_id in wanted.to_pylist()], np.int64))
-    stamps = stamps.take(rows)
-    for name in THUMBNAILS:
-        found = found.append_column(CANDIDATES.field(name), stamps[name])
-    return found
+def _described(field: pa.Field) -> pa.Field:
+    """The field with unit, UCD and description."""
+    if field.name in CANDIDATES.names:
+        return CANDIDATES.field(field.name)
+    if field.name in ("separation", "match_separation"):
+        what = "the centre of the cone" if field.name == "separation" else "the target"
+        described = {"unit": "arcsec", "ucd": "pos.angDistance", "description": f"Distance from {what}"}
+        return field.with_metadata(described)
+    return field
+
+
+def _select(views: Views, sql: str) -> pa.Table:
+    lower = sql.lower()
+    columns = [*views.columns, *(name for name in THUMBNAILS if name in lower)]
+    with connect(views, sql, columns) as connection:
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+                raise StorageError(f"SQL is {kinds}; give one SELECT over the views candidates, {', '.join(TABLES)}")
+            return connection.sql(statements[0].query).to_arrow_table()
+        except duckdb.Error as error:
+            reason = " ".join(str(error).split("\n\nLINE")[0].split())
+            known = {"candidates": columns} | {name: _columns(connection, name) for name in TABLES if name in lower}
+            views_known = "; ".join(f"{name} has {', '.join(names)}" for name, names in known.items())
+            remedy = (
+                views_known
+                if isinstance(error, duckdb.BinderException)
+                else f"the views are candidates, {', '.join(TABLES)}"
+            )
+            raise StorageError(f"SQL: {reason}; {remedy}") from error
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
+    return connection.sql(f"SELECT * FROM {view} LIMIT 0").columns

@@ -219,6 +219,38 @@ WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write",
 
 THUMBNAILS = tuple(field.name for field in CANDIDATES if field.name.startswith("thumbnail_"))
 
+CATALOG: pa.Schema = pa.schema(
+    [
+        _field("rank", _I32, "1 = highest score of the catalog", "", "meta.number") if field.name == "rank" else field
+        for field in CANDIDATES
+        if field.name not in THUMBNAILS
+    ]
+)
+"""Rows of a published catalog: `CANDIDATES` without thumbnails (98 kB a row, which stay in the run), rank filled in."""
+
+CATALOG_LEDGER: pa.Schema = pa.schema(
+    [*(f for f in LEDGER if f.name != "candidates_path"), _field("run_id", _TEXT, "Run that did it", "", "meta.id")]
+)
+"""Ledger rows of the tiles of a published catalog."""
+
+RUNS: pa.Schema = pa.schema(
+    [
+        _field("run_id", _TEXT, "Run", "", "meta.id;meta.main"),
+        _field("url", _TEXT, "Run folder", "", "meta.ref.url"),
+        _field("tiles", _I64, "Tiles that count", "", "meta.number"),
+        _field("published", _TEXT, "Snapshot of sweep that lists them", "", "meta.ref.uri"),
+        _field("model", _TEXT, "Checkpoint", "", "meta.id;meta.modelled"),
+        _field("checkpoint_sha256", _TEXT, "SHA-256 of its weights and card", "", "meta.checksum"),
+        _field("direction", _TEXT, "What became what", "", "meta.id"),
+        _field("samples", _I64, "Posterior samples", "", "meta.number"),
+        _field("steps", _I64, "Network evaluations a sample", "", "meta.number"),
+        _field("seed", _I64, "Seed of the noise", "", "meta.number"),
+        _field("store", _TEXT, "Tile store", "", "meta.ref.url"),
+        _field("code_version", _TEXT, "Version that wrote it", "", "meta.version"),
+    ]
+)
+"""What a query says of runs."""
+
 
 def mosaic_schema(n_bands: int) -> pa.Schema:
     """Schema of one tile's mosaic: a row per cell of `CELL` x `CELL` pixels, `n_bands` bands."""
@@ -385,6 +417,12 @@ def _float_leaf(field: pa.Field) -> str | None:
 
 
 _VOTABLE_TYPES = {pa.string(): "unicodeChar", _F32: "float", _F64: "double", _I32: "int", _I64: "long"}
+
+
+def has_votable(schema: pa.Schema) -> bool:
+    """Whether a VOTable header can say the types of all columns."""
+    kinds = (f.type.value_type if pa.types.is_fixed_size_list(f.type) else f.type for f in schema)
+    return all(kind in _VOTABLE_TYPES for kind in kinds)
 
 
 def votable_header(schema: pa.Schema, string_lengths: Mapping[str, int]) -> str:

@@ -1,0 +1,134 @@
+"""What a catalog of very many candidates costs: publishing, the best of the list, cones, SQL; time and memory.
+
+    python -m benchmarks.catalogs [--rows 1000000] [--tiles 1000] [--folder DIR] [--out FILE]
+
+Writes a run of tiles without pictures (no thumbnails, mosaics of one cell), then publishes it in a process of its own,
+whose peak resident memory is printed, and asks. Everything is removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from storage.catalogs import Catalog
+from storage.publishing import publish
+from storage.query import query
+from storage.runs import FINGERPRINT_KEYS, RunFolder, candidates_path
+from storage.schema import CATALOG, conform, parquet_bytes
+from storage.sky import healpix_29
+
+TILE_DEG = 0.05
+
+
+def main() -> None:
+    """Make, publish, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--tiles", type=int, default=1000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        run, catalog = f"{folder}/run", f"{folder}/catalog"
+        begin = time.perf_counter()
+        make_run(run, args.rows, args.tiles)
+        measured: dict[str, Any] = {"rows": args.rows, "tiles": args.tiles, "make_s": time.perf_counter() - begin}
+        measured |= in_process(publish_and_measure, run, catalog)
+        measured |= in_process(ask, catalog)
+    print(json.dumps(measured, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def make_run(where: str, rows: int, tiles: int) -> None:
+    """A run of `tiles` square tiles around RA 0 with `rows` candidates in all."""
+    run = RunFolder.open_or_create(where, dict.fromkeys(FINGERPRINT_KEYS[1:], "benchmark") | {"run_id": "benchmark"})
+    side = int(np.ceil(np.sqrt(tiles)))
+    each = rows // tiles
+    for number in range(tiles):
+        rng = np.random.default_rng(number)
+        row, column = divmod(number, side)
+        ra = (column - side / 2 + rng.random(each)) * TILE_DEG % 360
+        dec = (row - side / 2 + rng.random(each)) * TILE_DEG
+        columns = {
+            name: rng.lognormal(3, 1, each).astype(np.float32)
+            for name in CATALOG.names
+            if name.startswith(("flux", "snr")) or name in ("a", "b", "theta")
+        }
+        columns |= {
+            name: rng.normal(size=each) for name in ("score", "score_std", "false_alarm", "score_asbridge", "x", "y")
+        }
+        columns |= {
+            "ra": ra,
+            "dec": dec,
+            "_healpix_29": healpix_29(ra, dec),
+            "flags": rng.integers(0, 4, each, np.int32),
+        }
+        texts = {"tile_id": f"t{number:06d}", "model_id": "benchmark-0123456789ab", "run_id": "benchmark"}
+        columns |= {name: [text] * each for name, text in texts.items()}
+        columns["object_id"] = [f"SB J{number:06d}.{i:05d}" for i in range(each)]
+        table = conform(pa.table(columns), CATALOG, "benchmark")
+        run.folder.put(parquet_bytes(table), candidates_path(texts["tile_id"]))
+        run.folder.put(b"", f"mosaics/{texts['tile_id']}.parquet")
+        run.commit({"tile_id": texts["tile_id"], "status": "ok", "n_candidates": each})
+
+
+def publish_and_measure(run: str, catalog: str) -> dict[str, Any]:
+    """Publish twice; the second time there is nothing to do."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    published = publish([run], catalog)
+    middle = time.perf_counter()
+    publish([run], catalog)
+    return {
+        "publish_s": middle - begin,
+        "publish_again_s": time.perf_counter() - middle,
+        "rss_before_mb": before / 1024,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **{name: published.facts[name] for name in ("partitions", "margin_rows", "bytes")},
+    }
+
+
+def ask(catalog: str) -> dict[str, Any]:
+    """Each question once cold, then its median of several."""
+    table = f"{Catalog.open(catalog).table_url}/dataset/**/*.parquet"
+    questions: dict[str, Callable[[], Any]] = {
+        "top_100": lambda: query(catalog, top=100, thumbnails=False),
+        "cone_30arcsec": lambda: query(catalog, cone=(0.0, 0.0, 30.0), thumbnails=False),
+        "cone_5arcmin": lambda: query(catalog, cone=(0.4, 0.3, 300.0), thumbnails=False),
+        "sql_count": lambda: query(catalog, sql="SELECT count(*) FROM candidates WHERE flux_VIS > 20"),
+        "sql_top_100": lambda: query(catalog, sql="SELECT * FROM candidates ORDER BY rank LIMIT 100"),
+        "duckdb_top_100": lambda: duckdb.sql(f"SELECT * FROM '{table}' ORDER BY rank LIMIT 100").fetchall(),
+    }
+    measured = {}
+    for name, question in questions.items():
+        times = []
+        for _ in range(6):
+            begin = time.perf_counter()
+            question()
+            times.append(time.perf_counter() - begin)
+        measured[f"{name}_s"] = {"cold": times[0], "warm": statistics.median(times[1:])}
+    return measured
+
+
+def in_process(function: Callable[..., dict[str, Any]], *arguments: str) -> dict[str, Any]:
+    """What a function returns in a new process, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+if __name__ == "__main__":
+    main()

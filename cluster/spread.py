@@ -1,0 +1,44 @@
+"""Spread independent calls over a cluster."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def spread(
+    function: Callable[[Item], Result], items: Iterable[Item], *, at_once: int, start: Callable[[], None] | None = None
+) -> Iterator[Result]:
+    """As `map`: results in the order of the items, but calculated by Ray tasks.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable, and harmless to repeat: a task whose node dies is run again.
+    items : iterable
+        Taken as tasks become free, so they may be made one by one.
+    at_once : int
+        Tasks in flight, of a CPU each; as many results wait in the object store at most.
+    start : callable, optional
+        Called in the worker before each item (credentials, say).
+    """
+
+    @ray.remote(num_cpus=1, max_retries=3)
+    def call(item: Any) -> Any:
+        if start is not None:
+            start()
+        return function(item)
+
+    waiting: deque[ray.ObjectRef] = deque()
+    for item in items:
+        if len(waiting) >= at_once:
+            yield ray.get(waiting.popleft())
+        waiting.append(call.remote(item))
+    while waiting:
+        yield ray.get(waiting.popleft())

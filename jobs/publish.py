@@ -1,0 +1,101 @@
+"""Publish the candidates of runs as a HATS catalog, which LSDB, DuckDB, Polars and astropy open.
+
+A catalog has snapshots that never change, and one file that names the current one, written last: readers see the one
+before or the new one, whole. What stands there already is not written again. Of a run that `sweep` published the tiles
+of its latest snapshot are taken, of another one its ok tiles. Nothing is de-duplicated: an object that is there twice
+is refused, with both tiles. Thumbnails and mosaics stay in the runs.
+
+Exit code 0: published, or nothing new; 1 it failed; 2 the request is wrong, or there is nothing to publish.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from jobs.config import JobConfig, RequestError
+
+if TYPE_CHECKING:
+    from storage.publishing import Publication
+
+EXAMPLES = """
+  surveybridge publish --run runs/field
+  surveybridge publish --run s3://survey/runs/north s3://survey/runs/south --out s3://survey/catalog
+  surveybridge publish --run s3://survey/runs/dr1 --moc deep.fits --out s3://survey/deep --name deep
+  surveybridge publish --run s3://survey/runs/dr1 --executor ray --workers 32
+"""
+
+
+class Config(JobConfig):
+    """What to publish, and where."""
+
+    run: tuple[str, ...] = Field(
+        min_length=1, description="run folders, paths or s3:// URLs, whose tiles do not overlap"
+    )
+    out: str | None = Field(None, description="the catalog, a path or s3:// URL (default: RUN/catalog of a single run)")
+    name: str = Field("surveybridge", description="name of the collection; LSDB makes suffixes of it")
+    moc: str | None = Field(
+        None, description="only what lies in this MOC: a local file, or cells such as '6/30-33 8/999'"
+    )
+    partition_rows: int = Field(250_000, ge=1, description="most rows of a partition (a Parquet file)")
+    keep: int = Field(2, ge=2, description="snapshots to keep, the new one among them; older ones are removed")
+    executor: Literal["serial", "ray"] = Field(
+        "serial", description="serial in this process, or ray for very large runs"
+    )
+    workers: int = Field(1, ge=1, description="Ray tasks at a time, a CPU each")
+
+
+def run(config: Config) -> int:
+    """Publish, and say what stands there."""
+    from storage.publishing import publish
+    from storage.regions import read_moc
+
+    out = config.out
+    if out is None:
+        if len(config.run) > 1:
+            raise RequestError(f"{len(config.run)} runs are given but no --out; say where their catalog goes")
+        out = f"{config.run[0].rstrip('/')}/catalog"
+    moc = None if config.moc is None else read_moc(config.moc)
+    ask = functools.partial(
+        publish, config.run, out, name=config.name, moc=moc, partition_rows=config.partition_rows, keep=config.keep
+    )
+    print(_said(ask() if config.executor == "serial" else _on_ray(ask, config.workers)))
+    return 0
+
+
+def _on_ray(ask: Callable[..., Publication], workers: int) -> Publication:
+    """Publish with the files read and written by Ray tasks."""
+    from cluster.connect import start_ray, stop_ray
+    from cluster.spread import spread
+    from storage.objectstore import configure, configured
+
+    # Started when there is something to do, so that a wrong request, or nothing new, does not wait for it.
+    started: list[bool] = []
+
+    def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+        if not started:
+            started.append(start_ray(workers))
+        return spread(function, items, at_once=workers, start=functools.partial(configure, configured()))
+
+    try:
+        return ask(each=each)
+    finally:
+        if any(started):
+            stop_ray()
+
+
+def _said(done: Publication) -> str:
+    facts = done.facts
+    tiles = sum(run["tiles"] for run in facts["runs"])
+    lines = [
+        f"{'published' if done.new else 'published before:'} {done.url}: {facts['rows']} candidates of {tiles} tiles",
+        f"  snapshot {done.key}: {len(facts['runs'])} run(s), {facts['partitions']} partition(s), "
+        f"{facts['bytes'] / 2**20:.3g} MiB",
+    ]
+    lines += [f"  {run['url']}: as published by sweep, {run['published']}" for run in facts["runs"] if run["published"]]
+    if done.removed:
+        lines.append(f"  removed: {', '.join(done.removed)}")
+    return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""The index of a publication: position, score and name of every candidate, on disk; what partitions are made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
+from storage.sky import HEALPIX_ORDER
+
+MEMORY = "256MB"
+"""What DuckDB may hold; beyond it spills to the folder of the index."""
+
+MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDER - CELL_ORDER)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Rows of a partition, or of its margin: object_id, score, rank by (_healpix_29, object_id), and their chunks."""
+
+    rows: pa.Table
+    chunks: tuple[int, ...]
+
+
+class Index:
+    """The index, in files below a folder. As a context manager it is closed at the end.
+
+    Parameters
+    ----------
+    folder : str
+        Empty, on this machine, with room for about 100 bytes a row.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._connection = duckdb.connect(Path(folder) / "index.duckdb")
+        for setting in (
+            f"memory_limit = '{MEMORY}'",
+            "preserve_insertion_order = false",
+            "threads = 2",
+            "enable_progress_bar = false",
+        ):
+            self._connection.execute(f"SET {setting}")
+        self._connection.execute(
+            "CREATE TABLE rows (object_id VARCHAR, _healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, chunk INTEGER)"
+        )
+
+    def __enter__(self) -> Index:
+        """Nothing more to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        self._connection.close()
+
+    def add(self, rows: pa.Table, chunk: int) -> None:
+        """Add rows of a chunk: columns object_id, _healpix_29, score and tile_id."""
+        self._connection.register("part", rows.select(["object_id", "_healpix_29", "score", "tile_id"]))
+        self._connection.execute("INSERT INTO rows SELECT *, $chunk FROM part", {"chunk": chunk})
+        self._connection.unregister("part")
+
+    def twice(self) -> tuple[str, list[tuple[str, int]], int] | None:
+        """An object that is there more than once, tile and chunk of each of its rows, and how many such there are."""
+        names = "SELECT object_id FROM rows GROUP BY object_id HAVING count(*) > 1"
+        found = self._fetch(f"SELECT min(object_id), count(*) FROM ({names})")[0]
+        if not found[1]:
+            return None
+        places = "SELECT tile_id, chunk FROM rows WHERE object_id = $name ORDER BY chunk, tile_id"
+        return found[0], self._fetch(places, {"name": found[0]}), found[1]
+
+    def cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Cells of order `CELL_ORDER` with rows, ascending, and the rows in each."""
+        found = self._connection.sql(
+            f"SELECT _healpix_29 >> {CELL_SHIFT} AS cell, count(*) AS n FROM rows GROUP BY cell ORDER BY cell"
+        ).fetchnumpy()
+        return found["cell"].astype(np.int64), found["n"].astype(np.int64)
+
+    def partition(self, pixels: Sequence[Pixel]) -> Iterator[tuple[Pixel, Members, Members]]:
+        """Rank all rows by falling score, ties by name, and give each partition its rows and those of its margin."""
+        self._connection.execute(
+            # DuckDB sorts NaN above every number: a score that is none must not lead the list.
+            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, score, chunk, CAST(row_number() OVER ("
+            "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id) AS INTEGER) AS rank "
+            "FROM rows ORDER BY _healpix_29, object_id"
+        )
+        borders = [border(pixel) for pixel in pixels]
+        number = np.repeat(np.arange(len(pixels)), [len(cells) for cells in borders])
+        self._connection.register("borders", pa.table({"pixel": number, "cell": np.concatenate(borders)}))
+        self._connection.execute(
+            f"CREATE TABLE margins AS SELECT ranked.*, pixel FROM ranked JOIN borders "
+            f"ON _healpix_29 >> {MARGIN_SHIFT} = cell ORDER BY pixel, _healpix_29, object_id"
+        )
+        self._connection.unregister("borders")
+        for place, pixel in enumerate(pixels):
+            first, last = pixel.range
+            yield (
+                pixel,
+                self._members(f"ranked WHERE _healpix_29 BETWEEN {first} AND {last}"),
+                self._members(f"margins WHERE pixel = {place}"),
+            )
+
+    def _members(self, where: str) -> Members:
+        sql = f"SELECT object_id, score, rank, chunk FROM {where} ORDER BY _healpix_29, object_id"
+        found = self._connection.sql(sql).to_arrow_table()
+        chunks = found["chunk"].unique().to_pylist()
+        return Members(found.select(["object_id", "score", "rank"]), tuple(sorted(chunks)))
+
+    def _fetch(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        return self._connection.execute(sql, dict(parameters or {})).fetchall()

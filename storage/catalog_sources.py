@@ -1,0 +1,152 @@
+"""What counts of a run for a catalog: its ledger rows, and its candidates in chunks that are read together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import StorageError
+from storage.objectstore import Folder
+from storage.published import published, published_tiles
+from storage.runs import RunFolder, without_secrets
+from storage.schema import CANDIDATES, CATALOG_LEDGER, RUNS
+from storage.segments import candidates_dataset, read_rows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Candidates files of a run that are read together.
+
+    Parameters
+    ----------
+    folder : Folder
+        The run folder.
+    files : sequence of str
+        Files of which all rows count.
+    parts : mapping of str to sequence of str
+        Files of which some do not, each with the tiles to leave out.
+    """
+
+    folder: Folder
+    files: Sequence[str]
+    parts: Mapping[str, Sequence[str]]
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Rows that count, in no order; some columns of `CANDIDATES`."""
+        parts = [CANDIDATES.empty_table().select(list(columns))]
+        if self.files:
+            parts.append(candidates_dataset(self.folder, self.files).to_table(columns=list(columns)))
+        for file, tiles in self.parts.items():
+            rest = ~pc.field("tile_id").isin(pa.array(tiles, pa.string()))
+            parts.append(candidates_dataset(self.folder, [file]).to_table(columns=list(columns), filter=rest))
+        return pa.concat_tables(parts)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What counts of a run.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    ledger : pyarrow.Table
+        Rows of the tiles that count, schema `CATALOG_LEDGER`, by tile_id.
+    chunks : sequence of Chunk
+        Their candidates.
+    snapshot : str or None
+        The snapshot of `sweep` that lists the tiles.
+    """
+
+    run: RunFolder
+    ledger: pa.Table
+    chunks: Sequence[Chunk]
+    snapshot: str | None
+
+    @classmethod
+    def of(cls, run: RunFolder, chunk_rows: int) -> Source:
+        """What counts now: the tiles that `sweep` published of the run last, else its ok tiles.
+
+        Parameters
+        ----------
+        run : RunFolder
+            The run.
+        chunk_rows : int
+            Most rows of a chunk, unless one file has more.
+        """
+        rows = read_rows(run.folder)
+        current = rows.current_table()
+        ok = current.filter(pc.equal(current["status"], "ok"))
+        snapshot, ok = _as_swept(run, ok)
+        tiles = set(ok["tile_id"].to_pylist())
+        left_out = {file: set(stale) for file, stale in rows.candidates_files().items()}
+        counts = dict.fromkeys(left_out, 0)
+        found = current.select(["tile_id", "candidates_path", "n_candidates"]).drop_null().to_pylist()
+        for row in found:
+            if row["tile_id"] in tiles:
+                counts[row["candidates_path"]] += row["n_candidates"]
+            else:
+                left_out[row["candidates_path"]].add(row["tile_id"])
+        ledger = ok.append_column("run_id", pa.array([run_id(run)] * ok.num_rows, pa.string()))
+        return cls(
+            run,
+            ledger.select(CATALOG_LEDGER.names).cast(CATALOG_LEDGER).sort_by("tile_id").combine_chunks(),
+            tuple(_chunks(run.folder, {f: n for f, n in counts.items() if n}, left_out, chunk_rows)),
+            snapshot,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a catalog says of the run: a row of `RUNS`."""
+        return run_facts(self.run) | {"tiles": self.ledger.num_rows, "published": self.snapshot}
+
+
+def run_facts(run: RunFolder) -> dict[str, Any]:
+    """What run.json has for a row of `RUNS`."""
+    known = {name: run.run_json.get(name) for name in RUNS.names if name not in ("tiles", "published")}
+    facts: dict[str, Any] = without_secrets(known | {"url": run.url, "run_id": run_id(run)})
+    return facts
+
+
+def run_id(run: RunFolder) -> str:
+    """Id of a run; of one without, the name of its folder."""
+    return str(run.run_json.get("run_id", run.url.rpartition("/")[2]))
+
+
+def _as_swept(run: RunFolder, ok: pa.Table) -> tuple[str | None, pa.Table]:
+    """The snapshot of `sweep`, and of the ok rows those that it lists with the same content."""
+    root = Folder.at(run.url.rpartition("/")[0], run.folder.storage_options)
+    snapshot = None
+    with contextlib.suppress(OSError, StorageError, ValueError):  # the folder above need not be ours, nor readable
+        snapshot = published(root, run_id(run))
+    if snapshot is None:
+        return None, ok
+    tiles = published_tiles(root, snapshot)
+    row = pc.index_in(ok["tile_id"].combine_chunks(), value_set=tiles["tile_id"].combine_chunks())
+    same = pc.equal(ok["content"].combine_chunks(), tiles["content"].combine_chunks().take(row))
+    return snapshot["path"], ok.filter(pc.fill_null(same, False))
+
+
+def _chunks(
+    folder: Folder, counts: Mapping[str, int], left_out: Mapping[str, Set[str]], chunk_rows: int
+) -> Iterator[Chunk]:
+    """Files with candidates, in the order of their names."""
+    together: list[str] = []
+    rows = 0
+    for file in sorted(counts):
+        if together and rows + counts[file] > chunk_rows:
+            yield _chunk(folder, together, left_out)
+            together, rows = [], 0
+        together.append(file)
+        rows += counts[file]
+    if together:
+        yield _chunk(folder, together, left_out)
+
+
+def _chunk(folder: Folder, files: Sequence[str], left_out: Mapping[str, Set[str]]) -> Chunk:
+    whole = tuple(file for file in files if not left_out[file])
+    return Chunk(folder, whole, {file: tuple(sorted(left_out[file])) for file in files if left_out[file]})

@@ -1,0 +1,215 @@
+"""Parts of the sky: a cone, a box, a MOC; each as SQL over `candidates` and as what to read for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from mocpy import MOC
+from numpy.typing import NDArray
+
+from storage.errors import StorageError
+from storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
+
+READ_RANGES = 64
+"""A region is read as at most so many ranges of HEALPix indices; what they hold too much is left out afterwards."""
+
+# Great-circle distance in arcsec, haversine form: exact at small separations. Parameters: ra, dec in degrees.
+_SEPARATION = """
+    2 * 3600 * degrees(asin(least(1.0, sqrt(
+        pow(sin(radians(dec - $dec) / 2), 2)
+        + cos(radians(dec)) * cos(radians($dec)) * pow(sin(radians(ra - $ra) / 2), 2)
+    ))))
+"""
+
+
+class Region(ABC):
+    """A part of the sky."""
+
+    @property
+    def table(self) -> pa.Table | None:
+        """The table `region` that the SQL names, if it does."""
+        return None
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Values of the SQL's parameters."""
+        return {}
+
+    @property
+    def ranges(self) -> NDArray[np.int64] | None:
+        """First and last HEALPix indices of order 29, int64 [N, 2], ascending, that hold it; None: not known."""
+        return None
+
+    @abstractmethod
+    def select(self) -> str:
+        """SQL: the rows of the view `candidates` inside."""
+
+    @abstractmethod
+    def to_read(self) -> pc.Expression:
+        """What to read: at least the rows inside."""
+
+
+@dataclass(frozen=True)
+class Cone(Region):
+    """What lies within `radius` arcsec of (ra, dec), ICRS degrees; its rows have the column `separation`, arcsec."""
+
+    ra: float
+    dec: float
+    radius: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no cone."""
+        check_cone(self.ra, self.dec, self.radius)
+
+    def select(self) -> str:
+        """As `Region`."""
+        cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in self.ranges.tolist())
+        inside = f"SELECT *, {_SEPARATION} AS separation FROM candidates WHERE {cells}"
+        return f"SELECT * FROM ({inside}) WHERE separation <= $radius"
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """As `Region`."""
+        return {"ra": self.ra, "dec": self.dec, "radius": self.radius}
+
+    def to_read(self) -> pc.Expression:
+        """As `Region`."""
+        return _within(self.ranges)
+
+    @cached_property
+    def ranges(self) -> NDArray[np.int64]:
+        """As `Region`."""
+        return np.array(cone_ranges(self.ra, self.dec, self.radius), np.int64)
+
+
+@dataclass(frozen=True)
+class Box(Region):
+    """What lies between two meridians and two parallels, ICRS degrees; ra_min > ra_max goes across RA 0."""
+
+    ra_min: float
+    ra_max: float
+    dec_min: float
+    dec_max: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no box."""
+        for name, value in (("RAMIN", self.ra_min), ("RAMAX", self.ra_max)):
+            if not 0 <= value <= 360:
+                raise StorageError(f"box {name} {value:g} deg lies outside 0..360; give RAMIN,RAMAX,DECMIN,DECMAX")
+        if not -90 <= self.dec_min <= self.dec_max <= 90:
+            raise StorageError(
+                f"box DECMIN {self.dec_min:g} and DECMAX {self.dec_max:g} deg are not in order within -90..90; "
+                "give RAMIN,RAMAX,DECMIN,DECMAX"
+            )
+
+    def select(self) -> str:
+        """As `Region`."""
+        ra = "ra >= $ra_min AND ra <= $ra_max" if self._plain else "(ra >= $ra_min OR ra <= $ra_max)"
+        return f"SELECT * FROM candidates WHERE dec BETWEEN $dec_min AND $dec_max AND {ra}"
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """As `Region`."""
+        return {"ra_min": self.ra_min, "ra_max": self.ra_max, "dec_min": self.dec_min, "dec_max": self.dec_max}
+
+    def to_read(self) -> pc.Expression:
+        """As `Region`."""
+        ra, dec = pc.field("ra"), pc.field("dec")
+        east, west = ra >= self.ra_min, ra <= self.ra_max
+        return (dec >= self.dec_min) & (dec <= self.dec_max) & (east & west if self._plain else east | west)
+
+    @property
+    def _plain(self) -> bool:
+        return self.ra_min <= self.ra_max
+
+
+class Coverage(Region):
+    """What lies in a MOC; make one with `read_moc`.
+
+    Parameters
+    ----------
+    cells : int64 [N, 2]
+        First and last HEALPix index of order 29, ascending and apart from each other.
+    """
+
+    def __init__(self, cells: NDArray[np.int64]) -> None:
+        self.cells = cells
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """As `Region`."""
+        return self.cells
+
+    def select(self) -> str:
+        """As `Region`."""
+        # Of all ranges the last one that begins before the row is the only one that may hold it.
+        return (
+            "SELECT candidates.* FROM candidates ASOF JOIN region ON candidates._healpix_29 >= region.range_first "
+            "WHERE candidates._healpix_29 <= region.range_last"
+        )
+
+    @property
+    def table(self) -> pa.Table:
+        """As `Region`."""
+        return pa.table({"range_first": self.ranges[:, 0], "range_last": self.ranges[:, 1]})
+
+    def to_read(self) -> pc.Expression:
+        """As `Region`."""
+        return _within(coarse(self.ranges))
+
+    def holds(self, healpix: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which HEALPix indices of order 29 lie inside."""
+        place = np.searchsorted(self.ranges[:, 0], healpix, side="right") - 1
+        return (place >= 0) & (healpix <= self.ranges[np.maximum(place, 0), 1])
+
+
+def read_moc(where: str | os.PathLike[str]) -> Coverage:
+    """A MOC from a file (FITS, JSON or text, by what it is), or written out as in `6/30-33 8/999`.
+
+    Raises
+    ------
+    StorageError
+        If it is neither, or empty.
+    """
+    text = os.fspath(where)
+    is_file = Path(text).is_file()
+    moc: MOC | None = None
+    for kind in ("fits", "json", "ascii") if is_file else ("ascii",):
+        try:
+            moc = MOC.load(text, format=kind) if is_file else MOC.from_string(text, format=kind)
+            break
+        except Exception:  # mocpy raises whatever its parsers do; the next format may fit
+            continue
+    if moc is None or (not is_file and any(int(order) > HEALPIX_ORDER for order in re.findall(r"(\d+)/", text))):
+        raise StorageError(f"MOC {text!r} is neither a file in FITS, JSON or text nor cells such as '6/30-33 8/999'")
+    found = np.asarray(moc.to_depth29_ranges, np.uint64).reshape(-1, 2)
+    if not len(found):
+        raise StorageError(f"MOC {text!r} covers nothing; give one with cells, such as '6/30-33 8/999'")
+    return Coverage(np.stack([found[:, 0], found[:, 1] - np.uint64(1)], axis=1).astype(np.int64))
+
+
+def coarse(ranges: NDArray[np.int64], limit: int = READ_RANGES) -> NDArray[np.int64]:
+    """At most `limit` ranges that hold all of `ranges`: the narrowest gaps are closed."""
+    gaps = ranges[1:, 0] - ranges[:-1, 1]
+    if len(gaps) < limit:
+        return ranges
+    kept = np.sort(np.argpartition(gaps, -(limit - 1))[-(limit - 1) :]) if limit > 1 else np.zeros(0, np.int64)
+    first = np.concatenate([ranges[:1, 0], ranges[kept + 1, 0]])
+    last = np.concatenate([ranges[kept, 1], ranges[-1:, 1]])
+    return np.stack([first, last], axis=1)
+
+
+def _within(ranges: NDArray[np.int64]) -> pc.Expression:
+    index = pc.field("_healpix_29")
+    return reduce(or_, ((index >= first) & (index <= last) for first, last in ranges.tolist()))

@@ -1,0 +1,276 @@
+"""What SQL sees of a run or of a published catalog: `candidates`, `ledger`, `runs` and `mosaics`, and no files.
+
+`TABLES` names the views but candidates; another one is another entry and a method.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from storage.catalog_sources import run_facts, run_id
+from storage.catalogs import BEST, Catalog, read_pointer
+from storage.mosaics import decode_header
+from storage.objectstore import Folder, check_name
+from storage.regions import Region
+from storage.runs import RunFolder
+from storage.schema import CANDIDATES, CATALOG, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
+from storage.segments import candidates_dataset, read_rows
+
+TABLES = ("ledger", "runs", "mosaics")
+"""Views beside `candidates`; each is made only for SQL that names it."""
+
+PIXELS = ("mean", "std", "coverage")
+"""Columns of `mosaics` that are read only for SQL that names them."""
+
+
+class Views(ABC):
+    """A run or a catalog as it stands at one moment."""
+
+    columns: Sequence[str]
+    """Of candidates, thumbnails left out."""
+
+    @abstractmethod
+    def candidates(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        columns: Sequence[str],
+        region: Region | None,
+        top: int | None,
+    ) -> None:
+        """Make the view `candidates` of some columns.
+
+        Where ranks are stored, what lies outside of the region, or ranks below `top`, need not be in it.
+        """
+
+    @abstractmethod
+    def ledger(self) -> pa.Table:
+        """One row a tile."""
+
+    @abstractmethod
+    def runs(self) -> pa.Table:
+        """One row a run, schema `RUNS`."""
+
+    @abstractmethod
+    def mosaics(self) -> list[tuple[Folder, list[str]]]:
+        """Run folders, and the paths of the mosaics in each."""
+
+    @abstractmethod
+    def thumbnails(self, found: pa.Table) -> pa.Table:
+        """`found` (with object_id, tile_id, run_id) and the thumbnails of its rows."""
+
+    @abstractmethod
+    def outdated(self) -> bool:
+        """Whether files have gone since, and others hold the same rows."""
+
+
+def open_views(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Views:
+    """What stands at `url`; StorageError if it is neither a run nor a catalog."""
+    folder = Folder.at(url, storage_options)
+    if read_pointer(folder) is not None:
+        return CatalogViews(folder, Catalog.open(url, storage_options))
+    return RunViews(RunFolder.open(url, storage_options))
+
+
+def connect(
+    views: Views, sql: str, columns: Sequence[str], region: Region | None = None, top: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """DuckDB with `candidates` and those views that the SQL names, and no access to anything else."""
+    connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")  # it would go to stdout, among the rows
+    views.candidates(connection, columns, region, top)
+    lower = sql.lower()
+    for name in ("ledger", "runs"):
+        if name in lower:
+            connection.register(name, getattr(views, name)())
+    if "mosaics" in lower:
+        _add_mosaics(connection, views.mosaics(), [column for column in PIXELS if column in lower])
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+class RunViews(Views):
+    """A run folder: its ok tiles; ranks are those of the whole run."""
+
+    columns = tuple(name for name in CANDIDATES.names if name not in THUMBNAILS)
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.rows = read_rows(run.folder)
+        self.files = self.rows.candidates_files()
+
+    def candidates(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        columns: Sequence[str],
+        region: Region | None,
+        top: int | None,
+    ) -> None:
+        """As `Views`; a rank needs all rows."""
+        sources = []
+        quoted = ", ".join(f'"{name}"' for name in columns)
+        for number, (names, stale) in enumerate(_groups(self.files)):
+            connection.register(f"candidates_{number}", self._source(names, columns))
+            listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
+            sources.append(
+                f"SELECT {quoted} FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else "")
+            )
+        connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
+        connection.execute(
+            # DuckDB sorts NaN above every number: a score that is none must not lead the list.
+            "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
+            "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id"
+            ") AS INTEGER) AS rank) FROM stored_candidates"
+        )
+
+    def ledger(self) -> pa.Table:
+        """As `Views`."""
+        return self.rows.current_table()
+
+    def runs(self) -> pa.Table:
+        """As `Views`."""
+        tiles = pc.sum(pc.equal(self.ledger()["status"], "ok")).as_py() or 0
+        return pa.Table.from_pylist([run_facts(self.run) | {"tiles": tiles, "published": None}], schema=RUNS)
+
+    def mosaics(self) -> list[tuple[Folder, list[str]]]:
+        """As `Views`."""
+        ledger = self.ledger()
+        return [(self.run.folder, ledger.filter(pc.equal(ledger["status"], "ok"))["mosaic_path"].to_pylist())]
+
+    def thumbnails(self, found: pa.Table) -> pa.Table:
+        """As `Views`; read from the files of the tiles of `found` only."""
+        wanted = found["object_id"]
+        ledger = self.ledger()
+        tiles = found["tile_id"].combine_chunks().unique()
+        touched = set(ledger.filter(pc.is_in(ledger["tile_id"], tiles))["candidates_path"].to_pylist())
+        parts = [CANDIDATES.empty_table().select(["object_id", *THUMBNAILS])]
+        for names, stale in _groups({name: self.files[name] for name in self.files if name in touched}):
+            if names:
+                here = pc.field("tile_id").isin(tiles) & ~pc.field("tile_id").isin(pa.array(stale, pa.string()))
+                condition = here & pc.field("object_id").isin(wanted.combine_chunks())
+                columns = ["object_id", *THUMBNAILS]
+                parts.append(candidates_dataset(self.run.folder, names).to_table(columns=columns, filter=condition))
+        stamps = pa.concat_tables(parts)
+        place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
+        rows = pa.array(np.array([place[object_id] for object_id in wanted.to_pylist()], np.int64))
+        stamps = stamps.take(rows)
+        for name in THUMBNAILS:
+            found = found.append_column(CANDIDATES.field(name), stamps[name])
+        return found
+
+    def outdated(self) -> bool:
+        """As `Views`: a compaction removes files."""
+        return read_rows(self.run.folder, ()).candidates_files() != self.files
+
+    def _source(self, files: Sequence[str], columns: Sequence[str]) -> ds.Dataset | pa.Table:
+        """What DuckDB scans: local files as it needs them, those of object storage read beforehand.
+
+        pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps the interpreter's lock while it waits for a mutex that
+        Arrow holds when it describes an error; where that is Python's, as of a file that has just gone from object
+        storage, the process stands still (docs/notes/2026-11-26-query-deadlock.md).
+        """
+        if not files:
+            return CANDIDATES.empty_table()
+        dataset = candidates_dataset(self.run.folder, files)
+        return dataset if self.run.folder.is_local else dataset.to_table(columns=list(columns))
+
+
+class CatalogViews(Views):
+    """A snapshot of a published catalog, where ranks are stored."""
+
+    columns = tuple(CATALOG.names)
+
+    def __init__(self, folder: Folder, catalog: Catalog) -> None:
+        self.folder = folder
+        self.catalog = catalog
+
+    def candidates(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        columns: Sequence[str],
+        region: Region | None,
+        top: int | None,
+    ) -> None:
+        """As `Views`; row groups without a row that is wanted are not read."""
+        names = [name for name in columns if name in CATALOG.names]
+        if top is not None and top <= BEST:
+            connection.register("stored", self.catalog.best())
+        else:
+            dataset = self.catalog.dataset(None if region is None else region.ranges)
+            where = region.to_read() if region is not None else None if top is None else pc.field("rank") <= top
+            lazily = self.folder.is_local and where is None  # object storage as in `RunViews`
+            connection.register("stored", dataset if lazily else dataset.to_table(columns=names, filter=where))
+        quoted = ", ".join(f'"{name}"' for name in names)
+        connection.execute(f"CREATE VIEW candidates AS SELECT {quoted} FROM stored")
+
+    def ledger(self) -> pa.Table:
+        """As `Views`."""
+        return self.catalog.ledger()
+
+    def runs(self) -> pa.Table:
+        """As `Views`."""
+        return pa.Table.from_pylist([dict(run) for run in self.catalog.facts["runs"]], schema=RUNS)
+
+    def mosaics(self) -> list[tuple[Folder, list[str]]]:
+        """As `Views`."""
+        ledger = self.ledger()
+        return [
+            (run.folder, ledger.filter(pc.equal(ledger["run_id"], run_id(run)))["mosaic_path"].to_pylist())
+            for run in self._runs(self.runs()["run_id"].to_pylist())
+        ]
+
+    def thumbnails(self, found: pa.Table) -> pa.Table:
+        """As `Views`; they lie in the runs."""
+        parts = [found.slice(0, 0)]
+        for run in self._runs(found["run_id"].unique().to_pylist()):
+            own = found.filter(pc.equal(found["run_id"], run_id(run)))
+            parts.append(RunViews(run).thumbnails(own))
+        return pa.concat_tables(parts, promote_options="default").sort_by("rank")
+
+    def outdated(self) -> bool:
+        """As `Views`: publications remove old snapshots."""
+        return Catalog.open(self.folder.url, self.folder.storage_options).folder.url != self.catalog.folder.url
+
+    def _runs(self, ids: Iterable[str | None]) -> list[RunFolder]:
+        """Those runs of the catalog, opened; StorageError if one is not there any more."""
+        wanted = set(ids)
+        urls = [run["url"] for run in self.catalog.facts["runs"] if run["run_id"] in wanted or None in wanted]
+        return [RunFolder.open(url, self.folder.storage_options) for url in urls]
+
+
+def _add_mosaics(
+    connection: duckdb.DuckDBPyConnection, mosaics: Sequence[tuple[Folder, list[str]]], pixels: Sequence[str]
+) -> None:
+    """The view `mosaics`: a row a cell of 64 x 64 pixels, of the columns `PIXELS` only some."""
+    names = [name for name in MOSAIC.names if name not in PIXELS or name in pixels]
+    sources = []
+    for number, (folder, files) in enumerate(mosaics):
+        connection.register(f"mosaics_{number}", _cells(folder, files, names))
+        sources.append(f"SELECT {', '.join(names)} FROM mosaics_{number}")
+    connection.execute(f"CREATE VIEW mosaics AS {' UNION ALL '.join(sources)}")
+
+
+def _cells(folder: Folder, files: Sequence[str], names: Sequence[str]) -> pa.Table | ds.Dataset:
+    if not files:
+        return MOSAIC.empty_table()
+    with folder.filesystem.open(folder.path(files[0]), "rb") as handle:
+        schema = mosaic_schema(len(decode_header(handle).bands))
+    paths = [folder.path(file) for file in files]
+    dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
+    return dataset if folder.is_local else dataset.to_table(columns=list(names))  # as in `RunViews`
+
+
+def _groups(files: Mapping[str, Sequence[str]]) -> list[tuple[list[str], Sequence[str]]]:
+    """Files with the tiles to leave out of them: all files without such tiles together, each other one alone."""
+    whole = [name for name, stale in files.items() if not stale]
+    return [(whole, ()), *(([name], stale) for name, stale in files.items() if stale)]

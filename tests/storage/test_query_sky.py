@@ -1,0 +1,250 @@
+"""Questions to runs and catalogs: boxes, MOCs and cross-matches as astropy measures them, the same rows from both."""
+
+from __future__ import annotations
+
+import gzip
+
+import astropy.units as u
+import numpy as np
+import pyarrow as pa
+import pytest
+from astropy.coordinates import Latitude, Longitude, SkyCoord
+from astropy.table import QTable, Table
+from mocpy import MOC
+
+from storage.catalogs import BEST
+from storage.crossmatch import read_targets
+from storage.errors import StorageError
+from storage.publishing import publish
+from storage.query import query
+from storage.regions import Box, Cone, Coverage, coarse, read_moc
+from storage.schema import CANDIDATES, CATALOG, THUMBNAILS, parquet_bytes
+from tests.storage.skies import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("asked") / "run", side=6, rows=20)
+
+
+@pytest.fixture(scope="module")
+def catalog(run, tmp_path_factory):
+    url = str(tmp_path_factory.mktemp("asked") / "catalog")
+    publish([run.url], url, partition_rows=100)
+    return url
+
+
+@pytest.fixture(scope="module")
+def truth(run):
+    return query(run.url, thumbnails=False)
+
+
+@pytest.fixture(params=["run", "catalog"])
+def where(request, run, catalog):
+    return run.url if request.param == "run" else catalog
+
+
+def names(table: pa.Table) -> list[str]:
+    return list(table["object_id"].to_pylist())
+
+
+def inside(truth: pa.Table, mask) -> list[str]:
+    return names(truth.filter(pa.array(np.asarray(mask))))
+
+
+@pytest.mark.parametrize("centre", [(0.0, 0.0), (0.01, 0.02), (359.99, -0.03), (40.0, 40.0)])
+def test_a_cone(where, truth, centre):
+    sky = SkyCoord(truth["ra"].to_numpy(), truth["dec"].to_numpy(), unit="deg")
+    distance = sky.separation(SkyCoord(*centre, unit="deg")).arcsec
+    found = query(where, region=Cone(centre[0], centre[1], 90.0), thumbnails=False)
+    assert names(found) == inside(truth, distance <= 90)
+    assert found["separation"].to_pylist() == pytest.approx(distance[distance <= 90], abs=1e-6)
+    assert found["rank"].to_pylist() == truth.filter(pa.array(distance <= 90))["rank"].to_pylist()
+    assert found.schema.field("separation").metadata[b"unit"] == b"arcsec"
+
+
+def test_a_box_across_ra_zero_and_one_beside_it(where, truth):
+    ra, dec = truth["ra"].to_numpy(), truth["dec"].to_numpy()
+    across = ((ra >= 359.98) | (ra <= 0.01)) & (dec >= -0.02) & (dec <= 0.03)
+    assert 50 < across.sum() < 500
+    assert names(query(where, region=Box(359.98, 0.01, -0.02, 0.03), thumbnails=False)) == inside(truth, across)
+    beside = (ra >= 0.01) & (ra <= 0.02) & (dec >= -0.02) & (dec <= 0.03)
+    assert names(query(where, region=Box(0.01, 0.02, -0.02, 0.03), thumbnails=False)) == inside(truth, beside)
+
+
+@pytest.mark.parametrize("kind", ["fits", "json", "ascii", "text"])
+def test_a_moc_from_a_file_of_any_kind_or_written_out(where, truth, tmp_path, kind):
+    moc = MOC.from_cone(Longitude(0.01 * u.deg), Latitude(0.0 * u.deg), radius=0.03 * u.deg, max_depth=14)
+    if kind == "text":
+        given = moc.serialize("str")
+        given = given.decode() if isinstance(given, bytes) else str(given)
+    else:
+        given = str(tmp_path / f"moc.{kind}")
+        moc.save(given, format=kind)
+    wanted = moc.contains_lonlat(truth["ra"].to_numpy() * u.deg, truth["dec"].to_numpy() * u.deg)
+    assert 50 < wanted.sum() < 500
+    assert names(query(where, region=read_moc(given), thumbnails=False)) == inside(truth, wanted)
+
+
+def test_a_moc_of_very_many_cells_is_read_in_few_ranges_and_answered_exactly(where, truth):
+    rng = np.random.default_rng(0)
+    first = np.unique(truth["_healpix_29"].to_numpy() + rng.integers(-2, 2, truth.num_rows))[::2]
+    region = Coverage(np.stack([first, first + 1], axis=1)[np.diff(first, append=first[-1] + 9) > 2])
+    wanted = region.holds(truth["_healpix_29"].to_numpy())
+    assert len(region.ranges) > 100 and 20 < wanted.sum() < 500
+    assert len(coarse(region.ranges)) == 64
+    assert Coverage(coarse(region.ranges)).holds(region.ranges).all()
+    assert names(query(where, region=region, thumbnails=False)) == inside(truth, wanted)
+
+
+def test_top_with_a_region_columns_and_thumbnails(where, truth):
+    found = query(where, top=5, region=Box(359, 1, 0, 1), columns=["rank", "thumbnail_euclid", "flux_VIS"])
+    assert found.column_names == ["rank", "thumbnail_euclid", "flux_VIS"]
+    north = truth.filter(pa.array(truth["dec"].to_numpy() >= 0))
+    assert found["rank"].to_pylist() == north["rank"].to_pylist()[:5]
+    assert found.schema.field("flux_VIS").equals(CANDIDATES.field("flux_VIS"), check_metadata=True)
+    assert np.isfinite(found["thumbnail_euclid"].combine_chunks().flatten().to_numpy()).all()
+
+
+def test_run_and_catalog_have_the_same_best_with_the_same_thumbnails(run, catalog):
+    for top in (0, 7, BEST + 1):
+        ours, theirs = query(run.url, top=top), query(catalog, top=top)
+        assert parquet_bytes(ours.select(theirs.column_names)) == parquet_bytes(theirs.combine_chunks())
+    assert set(THUMBNAILS) < set(query(catalog, top=3).column_names)
+    assert query(catalog, top=3, thumbnails=False).column_names == CATALOG.names
+
+
+def test_unknown_columns_are_refused_with_those_there_are(where):
+    with pytest.raises(StorageError, match=r"unknown column\(s\) flux_z; known: object_id, ra, .*thumbnail_error"):
+        query(where, columns=["ra", "flux_z"])
+    with pytest.raises(StorageError, match=r'"flux_z" not found.*candidates has object_id, ra.*run_id'):
+        query(where, sql="SELECT flux_z FROM candidates")
+    with pytest.raises(StorageError, match=r"ledger has tile_id, status"):
+        query(where, sql="SELECT nothing FROM ledger")
+    with pytest.raises(StorageError, match=r"the views are candidates, ledger, runs, mosaics"):
+        query(where, sql="SELECT * FROM galaxies")
+
+
+def test_sql_sees_runs_mosaics_and_their_pixels(where):
+    found = query(where, sql="SELECT tile_id, count(*) AS cells FROM mosaics GROUP BY 1 ORDER BY 1")
+    assert found["cells"].to_pylist() == [1] * 36
+    assert "mean" not in query(where, sql="SELECT * FROM mosaics LIMIT 1").column_names
+    pixels = query(where, sql="SELECT len(mean) AS n, list_max(coverage) AS most FROM mosaics LIMIT 1")
+    assert pixels["n"][0].as_py() == 4096 and 0.9 < pixels["most"][0].as_py() <= 1
+    joined = query(where, sql="SELECT r.model, count(*) AS n FROM candidates c JOIN runs r USING (run_id) GROUP BY 1")
+    assert joined.to_pylist() == [{"model": "tiny", "n": 720}]
+
+
+def test_sql_on_a_catalog_reaches_no_files(catalog):
+    with pytest.raises(StorageError, match="disabled by configuration"):
+        query(catalog, sql=f"SELECT * FROM '{catalog}/snapshots/*/best.parquet'")
+
+
+@pytest.mark.parametrize(
+    "region, complaint",
+    [
+        (lambda: Cone(1, 99, 1), "dec 99"),
+        (lambda: Box(-1, 5, 0, 1), "RAMIN -1 deg lies outside 0..360"),
+        (lambda: Box(1, 5, 2, 1), "DECMIN 2 and DECMAX 1"),
+        (lambda: read_moc("not/a/moc"), "neither a file"),
+        (lambda: read_moc("99/1"), "neither a file"),
+        (lambda: read_moc(__file__), "neither a file"),
+    ],
+)
+def test_regions_that_are_none_are_refused(region, complaint):
+    with pytest.raises(StorageError, match=complaint) as error:
+        region()
+    assert "\n" not in str(error.value)
+
+
+# -- cross-match --
+
+
+LENSCAT = """name,RA [deg],DEC [deg],zlens,type,grading,ref
+{}
+SL2SJ0212-0555,33.1,-5.92,0.75,galaxy,confirmed,https://example.org
+nowhere,,,-,galaxy,probable,https://example.org
+"""
+
+
+@pytest.fixture(scope="module")
+def lenscat(tmp_path_factory, truth):
+    """lenscat's layout: three lenses here, of which one 1" off, one elsewhere, one without a position."""
+    ra, dec = truth["ra"].to_numpy(), truth["dec"].to_numpy()
+    lines = [f"L{i},{ra[i]},{dec[i] + offset / 3600},{z},galaxy,confirmed,x"
+             for i, offset, z in ((0, 0, "0.5?"), (11, 1.0, "-"), (40, 5.0, "measured"))]  # fmt: skip
+    path = tmp_path_factory.mktemp("lenscat") / "catalog.csv"
+    path.write_text(LENSCAT.format("\n".join(lines)))
+    return path
+
+
+def test_known_lenses_of_lenscat_are_found_with_their_columns(where, truth, lenscat):
+    found = query(where, targets=read_targets(lenscat, 2.0), thumbnails=False)
+    rows = dict(zip(found["object_id"].to_pylist(), found["match_name"].to_pylist(), strict=True))
+    assert rows[truth["object_id"][0].as_py()] == "L0" and rows[truth["object_id"][11].as_py()] == "L11"
+    assert "L40" not in rows.values()
+    separations = dict(zip(rows, found["match_separation"].to_pylist(), strict=True))
+    assert separations[truth["object_id"][11].as_py()] == pytest.approx(1.0, abs=1e-5)
+    assert found["rank"].to_pylist() == sorted(found["rank"].to_pylist())
+    assert found["match_zlens"].to_pylist()[:2] == ["0.5?", "-"]
+
+
+@pytest.mark.parametrize("ending", ["fits", "vot", "csv.gz", "ecsv", "parquet"])
+def test_a_catalog_in_any_format_matches_what_astropy_matches(where, truth, tmp_path, ending):
+    rng = np.random.default_rng(1)
+    ra, dec = (truth[name].to_numpy() + rng.normal(0, 2 / 3600, truth.num_rows) for name in ("ra", "dec"))
+    theirs = Table(
+        {"id": np.arange(len(ra)), "RA": ra % 360, "DEC": dec, "mag": np.ma.masked_less(rng.normal(size=len(ra)), 0)}
+    )
+    path = str(tmp_path / f"theirs.{ending}")
+    if ending == "csv.gz":
+        theirs.write(tmp_path / "plain.csv")
+        (tmp_path / "theirs.csv.gz").write_bytes(gzip.compress((tmp_path / "plain.csv").read_bytes()))
+    elif ending == "vot":
+        theirs.write(path, format="votable")
+    else:
+        theirs.write(path)
+    found = query(where, targets=read_targets(path, 3.0), thumbnails=False)
+    ours = SkyCoord(truth["ra"].to_numpy(), truth["dec"].to_numpy(), unit="deg")
+    index, distance, _ = ours.match_to_catalog_sky(SkyCoord(theirs["RA"], theirs["DEC"], unit="deg"))
+    near = distance.arcsec <= 3
+    assert names(found) == inside(truth, near)
+    assert found["match_id"].to_pylist() == index[near].tolist()
+    assert 0 < found["match_mag"].null_count < found.num_rows
+
+
+def test_a_match_within_a_region_and_of_named_columns(catalog, truth, tmp_path):
+    theirs = tmp_path / "positions.csv"
+    theirs.write_text("lon,lat\n" + "".join(f"{row['ra']},{row['dec']}\n" for row in truth.to_pylist()))
+    targets = read_targets(theirs, 0.1, ("lon", "lat"))
+    found = query(catalog, region=Box(359, 1, 0, 1), targets=targets, top=4, columns=["object_id", "match_lat"])
+    assert names(found) == inside(truth, truth["dec"].to_numpy() >= 0)[:4]
+    assert all(lat >= 0 for lat in found["match_lat"].to_pylist())
+
+
+def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "b.csv").write_text("ra,dec\n12:30:00,+1:00:00\n")
+    (tmp_path / "c.csv").write_text("ra,dec\n1,95\n")
+    (tmp_path / "d.fits").write_text("no FITS")
+    for file, complaint in (
+        ("a.csv", "has no columns ra and dec; name two of: x, y"),
+        ("b.csv", "column ra holds no degrees"),
+        ("c.csv", "reach beyond 360 and 90"),
+        ("d.fits", "is no fits table"),
+        ("e.csv", "is not there"),
+        ("f.docx", "give a catalog in one of .csv"),
+    ):
+        with pytest.raises(StorageError, match=complaint) as error:
+            read_targets(tmp_path / file, 1.0)
+        assert "\n" not in str(error.value)
+    (tmp_path / "g.csv").write_text("ra,dec\n1,2\n")
+    with pytest.raises(StorageError, match="radius 0 arcsec"):
+        read_targets(tmp_path / "g.csv", 0.0)
+
+
+def test_radians_and_hours_are_taken_by_their_unit(tmp_path):
+    table = QTable({"ra": [np.pi] * u.rad, "dec": [0.1] * u.rad})
+    table.write(tmp_path / "t.fits")
+    targets = read_targets(tmp_path / "t.fits", 1.0)
+    assert (targets.ra[0], targets.dec[0]) == pytest.approx((180.0, np.degrees(0.1)))
