@@ -29,6 +29,7 @@ JOBS = (
     "submit",
     "status",
     "query",
+    "vet",
 )
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
