@@ -127,15 +127,11 @@ async def _serve(session: Session, listening: socket.socket, host: str, token: s
 def _bound(host: str, port: int) -> socket.socket:
     """A listening socket; RequestError, before anything is read, if the address cannot be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
         reason = error.strerror or error
         raise RequestError(f"cannot listen on {host} port {port}: {reason}; give another --host or --port") from None
-    return listening
 
 
 def _token() -> str:

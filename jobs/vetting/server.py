@@ -199,7 +199,7 @@ async def _picture(request: web.Request) -> web.Response:
 async def _grade(request: web.Request) -> web.Response:
     """Write one entry; the answer means that it is in the run folder."""
     session = request.app[SESSION]
-    asked = _parsed(GradeRequest, await request.json())
+    asked = _parsed(GradeRequest, await _document(request))
     grader = _grader(session, asked.grader)
     place = session.candidates.place.get(asked.object_id)
     if place is None:
@@ -237,6 +237,13 @@ def _grader(session: Session, said: str) -> str:
         return session.grader or check_grader(said)
     except StorageError as error:
         raise web.HTTPBadRequest(text=str(error)) from None
+
+
+async def _document(request: web.Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"not JSON: {error}") from None
 
 
 def _parsed(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:

@@ -190,6 +190,7 @@ function showCurrent() {
     comment.dataset.object = row.object_id;
     $("single").replaceChildren(...draw.single(row, page, comment));
     if (!busyElsewhere()) $("single").focus({ preventScroll: true });
+    if (document.documentElement.scrollHeight > innerHeight) $("single").scrollIntoView(); // a phone: pictures first
     for (const next of page.rows.slice(page.index - page.start + 1, page.index - page.start + 4)) new Image().src = draw.pictureUrl(next, page);
   }
   showState();
