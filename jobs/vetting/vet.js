@@ -332,7 +332,12 @@ function onKey(event) {
   if (event.target.id === "comment") return onCommentKey(event);
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input, select, textarea") && event.target.id !== "stretch") {
-    if (event.key === "Escape") { event.target.blur(); showCurrent(); }
+    const typed = event.key === "Enter" && event.target.tagName === "INPUT";
+    if (typed || event.key === "Escape") { // back to the list; a search field would clear itself
+      event.preventDefault();
+      event.target.blur(); // and so `change`, if there is one
+      showCurrent();
+    }
     return;
   }
   if (event.target.id === "stretch" && event.key.startsWith("Arrow")) return;

@@ -13,6 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,21 +91,26 @@ def in_thread(session: Any, host: str = "127.0.0.1", token: str | None = None) -
     """Serve a session in a thread of this process, as if bound to `host`; the address."""
     from aiohttp import web
 
-    loop = asyncio.new_event_loop()
-    runner = web.AppRunner(make_app(session, host, token), access_log=None)
-    loop.run_until_complete(runner.setup())
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    loop.run_until_complete(site.start())
-    port = runner.addresses[0][1]
-    thread = threading.Thread(target=loop.run_forever)
+    started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        runner = web.AppRunner(make_app(session, host, token), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        stop = asyncio.Event()
+        started.set_result((f"http://127.0.0.1:{runner.addresses[0][1]}", asyncio.get_running_loop(), stop))
+        await stop.wait()
+        await runner.cleanup()
+
+    # All of it in the thread: the main one may have Playwright's loop.
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
+    url, loop, stop = started.result(30)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield url
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(stop.set)
         thread.join()
-        loop.close()
 
 
 @dataclass(frozen=True)
