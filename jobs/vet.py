@@ -71,36 +71,37 @@ def run(config: Config) -> int:
 def open_session(config: Config, grader: str | None) -> Session:
     """Read candidates and grades; thumbnails are left where they are."""
     from jobs.vetting.book import Book
-    from jobs.vetting.listing import Candidates
+    from jobs.vetting.listing import Candidates, read
     from jobs.vetting.pictures import Pictures
-    from jobs.vetting.server import Session
+    from jobs.vetting.server import SCREENFUL, Session
     from storage.grades import compact_grades
-    from storage.query import query
     from storage.runs import RunFolder
     from storage.thumbnails import ThumbnailReader
 
     start = time.monotonic()
     folder = RunFolder.open(config.run)
-    table = query(config.run, config.cone, config.top, thumbnails=False)
+    table = read(config.run, config.cone, config.top)
     if table.num_rows == 0:
         raise RequestError(f"run {folder.url} has no candidate to grade here; translate tiles, or ask for more")
     if grader is not None:
         compact_grades(folder, grader)
     book = Book(folder)
     log.info("%d candidates and %d grades in %.1f s", table.num_rows, book.history.num_rows, time.monotonic() - start)
-    return Session(Candidates(table), book, Pictures(ThumbnailReader(folder)), grader)
+    session = Session(Candidates(table), book, Pictures(ThumbnailReader(folder)), grader)
+    session.prefetch(range(min(SCREENFUL, table.num_rows)))
+    return session
 
 
 def export(config: Config, path: Path) -> int:
     """Write the graded candidates and print the summary."""
+    from jobs.vetting.listing import read
     from jobs.vetting.summary import csv_bytes, graded_table, summary, text
     from storage.grades import latest_grades, read_grades
-    from storage.query import query
     from storage.runs import RunFolder
 
     if not path.parent.is_dir():
         raise RequestError(f"--export {path}: there is no folder {path.parent}; make it first")
-    table = query(config.run, config.cone, config.top, thumbnails=False)
+    table = read(config.run, config.cone, config.top)
     latest = latest_grades(read_grades(RunFolder.open(config.run)))
     path.write_bytes(csv_bytes(graded_table(table, latest)))
     print(text(summary(table, latest, config.grader)))

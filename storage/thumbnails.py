@@ -21,8 +21,8 @@ class ThumbnailReader:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._files: dict[str, str] = {}  # of the tiles, as the ledger last said
         self._lock = threading.Lock()
+        self._files = self._ledger_files()
 
     def read(self, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
         """Thumbnails of some candidates of one tile.
@@ -44,19 +44,19 @@ class ThumbnailReader:
             try:
                 return self._read(file, tile_id, object_ids)
             except FileNotFoundError:
-                with self._lock:
-                    self._files.clear()  # a compaction has moved it: then the ledger names another file by now
+                with self._lock:  # a compaction has moved it: then the ledger names another file by now
+                    self._files = self._ledger_files()
                 file, before = self._file_of(tile_id), file
         raise StorageError(f"tile {tile_id}: {file} is not in {self.run.url}; translate the tile again")
 
     def _file_of(self, tile_id: str) -> str:
         with self._lock:
-            if not self._files:
-                ledger = self.run.ledger(["tile_id", "candidates_path"])
-                self._files = dict(
-                    zip(ledger["tile_id"].to_pylist(), ledger["candidates_path"].to_pylist(), strict=True)
-                )
             return self._files.get(tile_id) or candidates_path(tile_id)
+
+    def _ledger_files(self) -> dict[str, str]:
+        """Where the candidates of each tile are now."""
+        ledger = self.run.ledger(["tile_id", "candidates_path"])
+        return dict(zip(ledger["tile_id"].to_pylist(), ledger["candidates_path"].to_pylist(), strict=True))
 
     def _read(self, path: str, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
         wanted = pa.array(object_ids, pa.string())

@@ -18,7 +18,7 @@ export function pictureUrl(row, page) {
 function crop(row, view, page) {
   const place = Object.keys(page.session.views).indexOf(view);
   const image = element("img", {
-    className: `v${place}`, alt: `${page.session.views[view]} of ${row.object_id}`, decoding: "async", draggable: false,
+    className: `v${place}`, alt: `${page.session.views[view]} of ${row.object_id}`, loading: "lazy", decoding: "async", draggable: false,
   });
   image.addEventListener("error", () => image.classList.add("failed"));
   image.addEventListener("load", () => image.classList.remove("failed"));

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, TypeVar
@@ -37,6 +37,9 @@ FILES = {
 PAGE = 240
 """Candidates in one answer, at most."""
 
+SCREENFUL = 24
+"""Candidates whose thumbnails are read before the page asks for them; the rest would delay these."""
+
 MAX_BODY = 64 << 10
 
 LATE = 30 * 86400.0
@@ -66,6 +69,11 @@ class Session:
     pictures: Pictures
     grader: str | None
     started: str = field(default_factory=lambda: f"{time.time_ns():x}")
+
+    def prefetch(self, places: Iterable[int]) -> None:
+        """Begin to read thumbnails, because a page will ask for their pictures."""
+        rows = self.candidates.rows(places)
+        self.pictures.prefetch((row["object_id"], row["tile_id"]) for row in rows)
 
 
 class PageRequest(ListRequest):
@@ -158,8 +166,9 @@ async def _candidates(request: web.Request) -> web.Response:
     def answer() -> dict[str, Any]:
         session.book.refresh()
         order = session.candidates.listed(list_request, grader, session.book)
-        rows = session.candidates.rows(order[asked.offset : asked.offset + asked.limit].tolist())
-        session.pictures.prefetch((row["object_id"], row["tile_id"]) for row in rows)
+        places = order[asked.offset : asked.offset + asked.limit].tolist()
+        session.prefetch(places[:SCREENFUL])
+        rows = session.candidates.rows(places)
         mine = session.book.of(grader)
         for row in rows:
             row["mine"] = _opinion(mine.get(row["object_id"]))

@@ -114,13 +114,12 @@ def test_grading_does_not_move_what_is_still_to_come(url):
 
 
 def test_missing_numbers_sort_last_and_pass_no_filter(tmp_path):
-    table = pa.table(
-        {
-            "object_id": list("abcd"), "tile_id": ["t"] * 4, "rank": pa.array([1, 2, 3, 4], pa.int32()),
-            "_healpix_29": [1, 2, 3, 4], "flux_VIS": [None, 1.0, float("nan"), 5.0], "snr_VIS": [None, 1.0, 9.0, None],
-        }
-    )  # fmt: skip
-    candidates, book = Candidates(table), Book(make_run(tmp_path))
+    run = make_run(tmp_path)
+    table = query(run.url, top=4)
+    numbers = {"flux_VIS": [None, 1.0, float("nan"), 5.0], "snr_VIS": [None, 1.0, 9.0, None]}
+    for name, values in numbers.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
+    candidates, book = Candidates(table), Book(run)
     assert candidates.listed(ListRequest(sort="brightest"), "ann", book).tolist() == [3, 1, 0, 2]
     assert candidates.listed(ListRequest(signal=0.0), "ann", book).tolist() == [1, 2]
 
