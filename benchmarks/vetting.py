@@ -132,7 +132,8 @@ def draw(run: str, png: str) -> None:
             page.locator("#saved", has_text="saved").wait_for()
             page.evaluate(f"() => document.getElementById('run').textContent = {json.dumps(Path(run).name)}")
             page.screenshot(path=png)
-    Image.open(png).quantize(96).save(png, optimize=True)
+    # Half of the colours of a noisy picture are noise; the octree keeps the few strong ones.
+    Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(png, optimize=True)
 
 
 @contextmanager

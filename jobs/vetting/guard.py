@@ -5,12 +5,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import web
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from aiohttp.typedefs import Handler, Middleware
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -36,7 +34,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guard(host: str, token: str | None) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def guard(host: str, token: str | None) -> Middleware:
     """Middleware that refuses what does not come from the page or its user, with 403 (or 401 without the token).
 
     Parameters
@@ -77,9 +75,8 @@ def _refused(request: web.Request, host: str, token: str | None) -> tuple[int, s
         return 403, f"host {name!r} is not one of this server's; open the address that it printed"
     if token:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not any(_given(text, token) for text in (request.cookies.get(cookie_name(request)), bearer)) and not _given(
-            request.query.get("token"), token
-        ):
+        shown = (request.cookies.get(cookie_name(request)), bearer, request.query.get("token"))
+        if not any(_given(text, token) for text in shown):
             return 401, "this server asks for its token; open the address that it printed"
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():

@@ -70,7 +70,7 @@ class Pictures:
                 self._thumbnails.drop_failed(object_id, future)
             return
         for object_id, future in futures.items():
-            _settle(future, lambda object_id=object_id: found[object_id])  # type: ignore[misc]
+            _settle(future, lambda object_id=object_id: found[object_id])
             self._thumbnails.drop_failed(object_id, future)
 
 

@@ -20,9 +20,12 @@ from jobs.vetting.book import Book
 from jobs.vetting.listing import Candidates, ListRequest, shuffle_keys
 from jobs.vetting.summary import graded_table, summary
 from storage.grades import latest_grades, read_grades, write_grade
+from storage.objectstore import Folder
 from storage.query import query
+from storage.runs import RunFolder
 from storage.sky import healpix_29
 from tests.jobs.vetting_runs import EACH, NASTY, TILES, command, in_thread, make_run, request
+from tests.storage.faults import moto_server
 
 TOTAL = TILES * EACH
 
@@ -200,6 +203,20 @@ def test_what_is_no_json_is_refused(url):
     assert request(f"{url}/api/grades", [1, 2]).status == 400
     assert request(f"{url}/api/grades", "text").status == 400
     assert request(f"{url}/api/grades", b'{"entry": ').status == 400
+
+
+def test_a_run_in_object_storage_is_graded_in_the_same_way(monkeypatch):
+    pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
+    with moto_server() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        Folder.at("s3://vetting").filesystem.mkdir("vetting")
+        run = make_run("s3://vetting/runs")
+        with in_thread(open_session(Config(run=run.url), None)) as url:
+            assert listed(url)["total"] == TOTAL
+            assert request(f"{url}/api/picture?object=SB+J0-00").headers["Content-Type"] == "image/png"
+            for grader in ("ann", "bob"):
+                assert grade(url, 1, NASTY, "A", grader, comment=NASTY).status == 200
+        assert latest_grades(read_grades(RunFolder.open(run.url)))["comment"].to_pylist() == [NASTY, NASTY]
 
 
 # -- pictures --

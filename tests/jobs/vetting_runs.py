@@ -33,9 +33,9 @@ NASTY = "<img src=x onerror='alert(1)'>\"/../../../etc/passwd&stretch=9#%00"
 TILES, EACH = 3, 25
 
 
-def make_run(path: Path) -> RunFolder:
+def make_run(parent: Path | str) -> RunFolder:
     """75 candidates in three tiles, the name of one of them `NASTY`, each with a source in its pictures."""
-    run = RunFolder.open_or_create(path / "run", {**RUN, "run_id": "r1"})
+    run = RunFolder.open_or_create(f"{parent}/run", {**RUN, "run_id": "r1"})
     for tile in range(TILES):
         rng = np.random.default_rng(tile)
         names = [f"SB J{tile}-{k:02d}" for k in range(EACH)]
