@@ -65,7 +65,7 @@ def write_grade(
     comment : str
         Free text.
     entry : str, optional
-        Name of this act of grading, letters and digits: writing it once more adds nothing. Default a new one.
+        Name of this act among the grader's, letters and digits: once more, it adds nothing. Default a new one.
     graded_at : datetime, optional
         With time zone; default now.
     rank, model_id, run_id : optional
@@ -180,7 +180,7 @@ def _in_order(tables: list[pa.Table]) -> pa.Table:
     """Entries by time, each once."""
     table = pa.concat_tables([GRADES.empty_table(), *tables]).combine_chunks()
     table = table.sort_by([("graded_at", "ascending"), ("entry", "ascending")])
-    first: dict[str, int] = {}
-    for place, entry in enumerate(table["entry"].to_pylist()):
-        first.setdefault(entry, place)
+    first: dict[tuple[str, str], int] = {}
+    for place, key in enumerate(zip(table["grader"].to_pylist(), table["entry"].to_pylist(), strict=True)):
+        first.setdefault(key, place)
     return table if len(first) == table.num_rows else table.take(pa.array(list(first.values()), pa.int64()))

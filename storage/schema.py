@@ -134,7 +134,7 @@ LEDGER: pa.Schema = pa.schema(
 
 GRADES: pa.Schema = pa.schema(
     [
-        _field("entry", _TEXT, "One act of grading; no two have the same", "", "meta.id;meta.main"),
+        _field("entry", _TEXT, "One act of grading; no two of a grader have the same", "", "meta.id;meta.main"),
         _field("object_id", _TEXT, "Candidate, as the run names it", "", "meta.id"),
         _field("grader", _TEXT, "Who graded", "", "meta.id"),
         _field(

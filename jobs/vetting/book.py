@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from storage.errors import StorageError
 from storage.grades import latest_grades, read_grades, write_grade
 from storage.runs import RunFolder
 
@@ -27,7 +28,7 @@ class Book:
         self.history = pa.table({})
         self._files: dict[str, pa.Table] = {}
         self._rows: dict[str, dict[str, list[Row]]] = {}  # by grader and object, in the order of time
-        self._entries: set[str] = set()
+        self._entries: dict[tuple[str, str], Row] = {}  # by grader and entry
         self._lock = threading.RLock()
         self._read_at = -FRESH
         self.refresh()
@@ -48,9 +49,11 @@ class Book:
     def add(self, grader: str, object_id: str, grade: str | None, comment: str, entry: str, **seen: Any) -> Row:
         """Write an entry to the run folder, unless it is there; the row, once it is safe."""
         with self._lock:
-            if entry in self._entries:  # the reply was lost, and the page asks again
-                rows = self._rows.get(grader, {}).get(object_id, [])
-                return next((row for row in rows if row["entry"] == entry), {})
+            known = self._entries.get((grader, entry))
+        if known is not None:  # the reply was lost, and the page asks again
+            if known["object_id"] != object_id:
+                raise StorageError(f"entry {entry} is of {known['object_id']!r}, not of {object_id!r}; give a new one")
+            return known
         (row,) = write_grade(self.run, grader, object_id, grade, comment, entry=entry, **seen).to_pylist()
         with self._lock:
             self._take_in(row)
@@ -94,9 +97,10 @@ class Book:
             return latest_grades(self.history)
 
     def _take_in(self, row: Row) -> None:
-        if row["entry"] in self._entries:
+        key = (row["grader"], row["entry"])
+        if key in self._entries:
             return
-        self._entries.add(row["entry"])
+        self._entries[key] = row
         rows = self._rows.setdefault(row["grader"], {}).setdefault(row["object_id"], [])
         rows.append(row)
         rows.sort(key=lambda row: (row["graded_at"], row["entry"]))

@@ -144,8 +144,11 @@ def test_an_entry_sent_twice_counts_once_and_a_late_one_stands_at_its_time(url, 
     assert grade(url, 1, "SB J0-00", "A").status == 200
     assert grade(url, 1, "SB J0-00", "A").status == 200
     assert grade(url, 2, "SB J0-00", "X", age=3600).status == 200  # was waiting in another tab
-    assert read_grades(run).num_rows == 2
-    assert latest_grades(read_grades(run))["grade"].to_pylist() == ["A"]
+    assert grade(url, 1, "SB J0-01", "A").status == 400  # an entry is of one object
+    assert grade(url, 1, "SB J0-00", "B", "bob").status == 200  # and of one grader
+    assert read_grades(run)["grader"].to_pylist().count("bob") == 1
+    assert read_grades(run).num_rows == 3
+    assert latest_grades(read_grades(run))["grade"].to_pylist() == ["A", "B"]
     assert listed(url, limit=1)["rows"][0]["mine"]["grade"] == "A"
 
 
