@@ -4,6 +4,7 @@ import { Queue, ask, newName } from "./grades.js";
 import * as draw from "./draw.js";
 
 const PAGE = 60;
+const SCREENFUL = 24;
 const $ = (id) => document.getElementById(id);
 const form = $("controls").elements;
 const LIST = ["sort", "seed", "show", "top", "signal", "text"];
@@ -11,7 +12,7 @@ const LIST = ["sort", "seed", "show", "top", "signal", "text"];
 const page = {
   session: null, grader: "", queue: null, undo: [],
   list: {}, at: null, total: 0, graded: 0, counts: {}, start: 0, rows: [],
-  index: 0, loading: false, alone: false, stretch: 1, pictures: "four", reveal: false,
+  index: 0, loading: false, drawing: null, alone: false, stretch: 1, pictures: "four", reveal: false,
 };
 
 start();
@@ -166,8 +167,18 @@ function refused(entry, reason) {
 
 function showPage() {
   const mosaic = $("mosaic");
+  const drawing = page.drawing = {};
+  const cards = (from, to) => page.rows.slice(from, to).map((row, k) => draw.card(row, page.start + from + k, page));
+  const first = page.index - page.start < SCREENFUL ? SCREENFUL : PAGE;
   mosaic.className = page.pictures;
-  mosaic.replaceChildren(...page.rows.map((row, k) => draw.card(row, page.start + k, page)));
+  mosaic.replaceChildren(...cards(0, first));
+  mosaic.setAttribute("aria-busy", true);
+  setTimeout(() => { // the rest, once the screen is drawn
+    if (drawing !== page.drawing) return; // another page by now
+    mosaic.append(...cards(first, PAGE));
+    mosaic.setAttribute("aria-busy", false);
+    if (page.index - page.start >= first) showCurrent();
+  });
   $("empty").hidden = page.total > 0;
   $("listed").textContent = `${page.total} candidates`;
   showCurrent();

@@ -20,6 +20,9 @@ from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra: playwright")
 
+DRAWN = "#mosaic[aria-busy=false]"
+"""There once all cards are."""
+
 LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 
 CONTRAST = """(images, views) => images.map(image => {
@@ -74,7 +77,7 @@ def opened(browser, troubles):
         viewport: dict[str, int] = LAPTOP,
         context: Any = None,
         grader: str | None = None,
-        selector: str = ".card, #single h1",
+        selector: str = DRAWN,
     ) -> Any:
         if context is None:
             context = browser.new_context(viewport=viewport)
@@ -124,6 +127,10 @@ def test_pictures_are_there_and_not_blank_on_laptop_and_phone(run, opened):
             page.wait_for_load_state("networkidle")
             assert page.locator(".card").count() == 60
             assert page.locator(".card img").count() == 240
+            for card in page.locator(".card").all()[::6]:  # pictures far below come when they are near
+                card.scroll_into_view_if_needed()
+            page.wait_for_load_state("networkidle")
+            page.locator(".card img").evaluate_all("all => Promise.all(all.map(image => image.decode()))")
             shown = contrast(page.locator(".card img.v0"))
             assert shown.shape == (60, len(VIEWS)) and shown.min() > 5
             page.keyboard.press("Enter")
@@ -151,7 +158,7 @@ def test_thirty_by_keyboard_with_reload_and_kill_in_the_middle_lose_nothing(run,
 
         press(10)
         page.reload()  # at once, whatever is saved by then
-        page.wait_for_selector(".card")
+        page.wait_for_selector(DRAWN, state="attached")
         assert page.locator("#position").text_content() == "11 of 75"
         press(5)
         wait_until_saved(page)
@@ -175,7 +182,7 @@ def test_thirty_by_keyboard_with_reload_and_kill_in_the_middle_lose_nothing(run,
         press(8)
         wait_until_saved(page)
         page.reload()
-        page.wait_for_selector(".card.graded")
+        page.wait_for_selector(DRAWN)
         assert page.locator(".card.graded").count() == 30
         assert "30 of 75 in this list · all my grades: A 8 B 8 C 7 X 7" in page.locator("#counts").text_content()
     assert counting(run) == wanted and len(wanted) == 30
