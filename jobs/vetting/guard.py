@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+
+from storage.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -55,6 +60,9 @@ def guard(host: str, token: str | None) -> Middleware:
                 response = await handler(request)
             except web.HTTPException as error:
                 response = web.json_response({"error": error.text or error.reason}, status=error.status)
+            except (OSError, StorageError) as error:  # a full disk, storage that is away: the page tries again
+                log.warning("%s: %s", request.path, error)
+                response = web.json_response({"error": str(error)}, status=503)
             if token and _given(request.query.get("token"), token):
                 response.set_cookie(cookie_name(request), token, httponly=True, samesite="Strict", path="/")
         response.headers.update(HEADERS)
@@ -69,7 +77,7 @@ def cookie_name(request: web.Request) -> str:
 
 
 def _refused(request: web.Request, host: str, token: str | None) -> tuple[int, str] | None:
-    name = urlsplit(f"//{request.host}").hostname or ""
+    name = _split(f"//{request.host}").hostname or ""
     if not _trusted(name, host):
         # A foreign name that resolves to this address (DNS rebinding) would make a foreign page the same origin.
         return 403, f"host {name!r} is not one of this server's; open the address that it printed"
@@ -79,7 +87,7 @@ def _refused(request: web.Request, host: str, token: str | None) -> tuple[int, s
         if not any(_given(text, token) for text in shown):
             return 401, "this server asks for its token; open the address that it printed"
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+    if origin is not None and _split(origin).netloc.lower() != request.host.lower():
         return 403, f"request from another origin, {origin!r}"
     navigation = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not navigation:
@@ -98,6 +106,14 @@ def _trusted(name: str, bound: str) -> bool:
         own = socket.gethostname().lower()
         return name.lower() in {"localhost", bound.lower(), own, own.split(".")[0], socket.getfqdn().lower()}
     return True
+
+
+def _split(url: str) -> SplitResult:
+    """Parts of a URL; none of what is no URL."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _given(text: str | None, token: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
 import io
 import signal
 import urllib.parse
@@ -222,6 +223,19 @@ def test_a_run_in_object_storage_is_graded_in_the_same_way(monkeypatch):
         assert latest_grades(read_grades(RunFolder.open(run.url)))["comment"].to_pylist() == [NASTY, NASTY]
 
 
+def test_a_disk_that_is_full_is_said_and_the_entry_may_come_again(url, run, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "put", full)
+        answer = grade(url, 1, "SB J0-00", "A")
+    assert (answer.status, "No space left" in answer.json()["error"]) == (503, True)
+    assert listed(url, limit=1)["rows"][0]["mine"] is None
+    assert grade(url, 1, "SB J0-00", "A").status == 200
+    assert read_grades(run).num_rows == 1
+
+
 # -- pictures --
 
 
@@ -266,6 +280,8 @@ def test_a_page_of_another_origin_is_refused(url, run):
         {"Sec_Fetch_Site": "same-site"},
         {"Content_Type": "text/plain"},
         {"Host": "evil.example"},
+        {"Host": ""},
+        {"Origin": "http://["},
         {"Host": f"evil.example:{host.split(':')[1]}", "Origin": f"http://evil.example:{host.split(':')[1]}"},
     ):
         answer = request(f"{url}/api/grades", document, **headers)
