@@ -33,6 +33,7 @@ JOBS = (
     "report",
     "export",
     "doctor",
+    "vet",
 )
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 

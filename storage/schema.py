@@ -132,6 +132,23 @@ LEDGER: pa.Schema = pa.schema(
     ]
 )
 
+GRADES: pa.Schema = pa.schema(
+    [
+        _field("entry", _TEXT, "One act of grading; no two of a grader have the same", "", "meta.id;meta.main"),
+        _field("object_id", _TEXT, "Candidate, as the run names it", "", "meta.id"),
+        _field("grader", _TEXT, "Who graded", "", "meta.id"),
+        _field(
+            "grade", _TEXT, "A lens, B probable, C possible, X none; null: no grade, or none any more", "", "meta.code"
+        ),
+        _field("comment", _TEXT, "What the grader wrote", "", "meta.note"),
+        _field("graded_at", pa.timestamp("us", tz="UTC"), "When", "", "time.creation"),
+        _field("rank", _I32, "Rank of the candidate when it was graded", "", "meta.number"),
+        _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
+        _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
+    ]
+)
+"""Grades of candidates: a row for each act of grading, never changed."""
+
 _OBJECT = _field("object_id", _TEXT, "Object, as the pair store names it", "", "meta.id;meta.main")
 _DIRECTION = _field("direction", _TEXT, "What became what", "", "meta.id")
 

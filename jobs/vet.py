@@ -1,0 +1,147 @@
+"""Grade candidates in the browser: pictures, keys A B C X, several graders, purity and agreement so far.
+
+Starts a web server on this machine and prints its address; stop it with Ctrl-C. Each grade is in the run folder, under
+`grades/`, before the page says so: A certain, B probable, C possible, X no lens. Nothing is ever overwritten, and each
+grader has a folder of their own. On another address than the loopback one the server asks for a token, which is part of
+the address that it prints (SURVEYBRIDGE_TOKEN in the environment sets it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from jobs.config import JobConfig, RequestError
+
+if TYPE_CHECKING:
+    from jobs.vetting.server import Session
+
+EXAMPLES = """
+  surveybridge vet --run runs/field --grader "Ada L."
+  surveybridge vet --run s3://survey/runs/dr1 --top 2000
+  surveybridge vet --run runs/field --host 0.0.0.0
+  surveybridge vet --run runs/field --export graded.csv
+"""
+
+TOKEN_VARIABLE = "SURVEYBRIDGE_TOKEN"
+SHORTEST_TOKEN = 16
+
+log = logging.getLogger(__name__)
+
+
+class Config(JobConfig):
+    """Whose candidates, who grades, and where the page is."""
+
+    run: str = Field(description="run folder, a path or s3:// URL")
+    grader: str | None = Field(
+        None, description="who grades; without it each page asks, and several may share a server"
+    )
+    top: int | None = Field(None, ge=1, description="only the first N of the ranking")
+    cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: only within, ICRS deg")
+    host: str = Field("127.0.0.1", description="address to listen on; any but the loopback one asks for a token")
+    port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")
+    export: Path | None = Field(None, description="write the graded candidates there as CSV, print a summary, and end")
+
+
+def run(config: Config) -> int:
+    """Serve until Ctrl-C or SIGTERM; 0 then."""
+    from storage.grades import check_grader
+
+    grader = None if config.grader is None else check_grader(config.grader)
+    if config.export is not None:
+        return export(config, config.export)
+    from jobs.vetting.guard import is_loopback
+
+    token = None if is_loopback(config.host) and TOKEN_VARIABLE not in os.environ else _token()
+    with _bound(config.host, config.port) as listening:
+        session = open_session(config, grader)
+        asyncio.run(_serve(session, listening, config.host, token))
+    return 0
+
+
+def open_session(config: Config, grader: str | None) -> Session:
+    """Read candidates and grades; thumbnails are left where they are."""
+    from jobs.vetting.book import Book
+    from jobs.vetting.listing import Candidates, read
+    from jobs.vetting.pictures import Pictures
+    from jobs.vetting.server import SCREENFUL, Session
+    from storage.grades import compact_grades
+    from storage.runs import RunFolder
+    from storage.thumbnails import ThumbnailReader
+
+    start = time.monotonic()
+    folder = RunFolder.open(config.run)
+    table = read(config.run, config.cone, config.top)
+    if table.num_rows == 0:
+        raise RequestError(f"run {folder.url} has no candidate to grade here; translate tiles, or ask for more")
+    if grader is not None:
+        compact_grades(folder, grader)
+    book = Book(folder)
+    log.info("%d candidates and %d grades in %.1f s", table.num_rows, book.history.num_rows, time.monotonic() - start)
+    session = Session(Candidates(table), book, Pictures(ThumbnailReader(folder)), grader)
+    session.prefetch(range(min(SCREENFUL, table.num_rows)))
+    return session
+
+
+def export(config: Config, path: Path) -> int:
+    """Write the graded candidates and print the summary."""
+    from jobs.vetting.listing import read
+    from jobs.vetting.summary import csv_bytes, graded_table, summary, text
+    from storage.grades import latest_grades, read_grades
+    from storage.runs import RunFolder
+
+    if not path.parent.is_dir():
+        raise RequestError(f"--export {path}: there is no folder {path.parent}; make it first")
+    table = read(config.run, config.cone, config.top)
+    latest = latest_grades(read_grades(RunFolder.open(config.run)))
+    path.write_bytes(csv_bytes(graded_table(table, latest)))
+    print(text(summary(table, latest, config.grader)))
+    return 0
+
+
+async def _serve(session: Session, listening: socket.socket, host: str, token: str | None) -> None:
+    from aiohttp import web
+
+    from jobs.vetting.server import make_app
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # What is being written is finished before the server ends.
+    runner = web.AppRunner(make_app(session, host, token), access_log=None, shutdown_timeout=10.0)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    print(_address(host, listening.getsockname()[1], token), flush=True)
+    await stop.wait()
+    await runner.cleanup()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A listening socket; RequestError, before anything is read, if the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(f"cannot listen on {host} port {port}: {reason}; give another --host or --port") from None
+
+
+def _token() -> str:
+    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
+    if len(token) < SHORTEST_TOKEN:
+        raise RequestError(f"{TOKEN_VARIABLE} has {len(token)} characters; give at least {SHORTEST_TOKEN}")
+    return token
+
+
+def _address(host: str, port: int, token: str | None) -> str:
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + ("" if token is None else f"?token={token}")

@@ -1,0 +1,1 @@
+"""The grading page: candidates in memory, their pictures, the graders' entries, and the server that shows them."""

@@ -1,0 +1,110 @@
+"""The grades of a run in memory, as a page needs them: what counts for whom, now or at an earlier time."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from storage.errors import StorageError
+from storage.grades import latest_grades, read_grades, write_grade
+from storage.runs import RunFolder
+
+Row = dict[str, Any]
+
+FRESH = 5.0
+"""Seconds for which what other graders have written is not looked for again."""
+
+
+class Book:
+    """All entries of a run; what this process writes is in it at once, what others write within `FRESH` seconds."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.history = pa.table({})
+        self._files: dict[str, pa.Table] = {}
+        self._rows: dict[str, dict[str, list[Row]]] = {}  # by grader and object, in the order of time
+        self._entries: dict[tuple[str, str], Row] = {}  # by grader and entry
+        self._lock = threading.RLock()
+        self._read_at = -FRESH
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what is in the run folder, unless that was done just now."""
+        with self._lock:
+            if time.monotonic() - self._read_at < FRESH:
+                return
+            history = read_grades(self.run, self._files)
+            # Entries that this process has written are known already.
+            if history.num_rows != self.history.num_rows:
+                for row in history.to_pylist():
+                    self._take_in(row)
+            self.history = history
+            self._read_at = time.monotonic()
+
+    def add(self, grader: str, object_id: str, grade: str | None, comment: str, entry: str, **seen: Any) -> Row:
+        """Write an entry to the run folder, unless it is there; the row, once it is safe."""
+        with self._lock:
+            known = self._entries.get((grader, entry))
+        if known is not None:  # the reply was lost, and the page asks again
+            if known["object_id"] != object_id:
+                raise StorageError(f"entry {entry} is of {known['object_id']!r}, not of {object_id!r}; give a new one")
+            return known
+        (row,) = write_grade(self.run, grader, object_id, grade, comment, entry=entry, **seen).to_pylist()
+        with self._lock:
+            self._take_in(row)
+        return dict(row)
+
+    def of(self, grader: str, at: datetime.datetime | None = None) -> dict[str, Row]:
+        """What counts for a grader, by object; without entries that were taken back."""
+        with self._lock:
+            last = {name: _last(rows, at) for name, rows in self._rows.get(grader, {}).items()}
+        return {name: row for name, row in last.items() if row and (row["grade"] or row["comment"])}
+
+    def graders(self) -> list[str]:
+        """Who has ever graded, by name."""
+        with self._lock:
+            return sorted(self._rows)
+
+    def others(self, grader: str, object_id: str) -> list[Row]:
+        """What counts for the other graders of an object."""
+        with self._lock:
+            last = [_last(objects.get(object_id, []), None) for name, objects in self._rows.items() if name != grader]
+        return sorted((row for row in last if row and row["grade"]), key=lambda row: row["grader"])
+
+    def disputed(self, at: datetime.datetime | None = None) -> set[str]:
+        """Objects whose graders differ."""
+        given: dict[str, set[str]] = {}
+        for grader in self.graders():
+            for name, row in self.of(grader, at).items():
+                if row["grade"]:
+                    given.setdefault(name, set()).add(row["grade"])
+        return {name for name, grades in given.items() if len(grades) > 1}
+
+    def counts(self, grader: str) -> dict[str, int]:
+        """How often a grader has given each grade."""
+        return dict(Counter(row["grade"] for row in self.of(grader).values() if row["grade"]))
+
+    def latest(self) -> pa.Table:
+        """The entries that count, of all graders, from the run folder as it is now."""
+        with self._lock:
+            self._read_at = -FRESH
+            self.refresh()
+            return latest_grades(self.history)
+
+    def _take_in(self, row: Row) -> None:
+        key = (row["grader"], row["entry"])
+        if key in self._entries:
+            return
+        self._entries[key] = row
+        rows = self._rows.setdefault(row["grader"], {}).setdefault(row["object_id"], [])
+        rows.append(row)
+        rows.sort(key=lambda row: (row["graded_at"], row["entry"]))
+
+
+def _last(rows: list[Row], at: datetime.datetime | None) -> Row | None:
+    return next((row for row in reversed(rows) if at is None or row["graded_at"] <= at), None)

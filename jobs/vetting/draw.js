@@ -1,0 +1,112 @@
+// From rows to elements. Text goes in as text, never as HTML.
+
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in made) made[name] = value; else made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+export function pictureUrl(row, page) {
+  const query = new URLSearchParams({ object: row.object_id, stretch: page.stretch, v: page.session.started });
+  return `api/picture?${query}`;
+}
+
+/** One of the views that a strip has side by side. */
+function crop(row, view, page) {
+  const place = Object.keys(page.session.views).indexOf(view);
+  const image = element("img", {
+    className: `v${place}`, alt: `${page.session.views[view]} of ${row.object_id}`, loading: "lazy", decoding: "async", draggable: false,
+  });
+  image.addEventListener("error", () => image.classList.add("failed"));
+  image.addEventListener("load", () => image.classList.remove("failed"));
+  image.src = pictureUrl(row, page);
+  return element("span", { className: "crop" }, image);
+}
+
+const MOSAIC_VIEWS = { four: ["lsst", "euclid", "mean", "residual"], two: ["lsst", "euclid"], one: ["euclid"] };
+
+export function card(row, index, page) {
+  const made = element("article", { className: "card", tabIndex: -1, role: "listitem" },
+    element("div", { className: "pictures" }, ...MOSAIC_VIEWS[page.pictures].map((view) => crop(row, view, page))),
+    element("div", { className: "line" },
+      element("span", {}, `${row.rank}`),
+      element("span", { className: "name", title: row.object_id }, row.object_id),
+      element("span", { title: "score" }, number(row.score, 3))));
+  made.dataset.index = index;
+  mark(made, row, page);
+  return made;
+}
+
+/** Show on a card what is thought of it. */
+export function mark(made, row, page) {
+  made.querySelector(".badge")?.remove();
+  const grade = row.mine?.grade ?? null;
+  const others = page.reveal && row.others?.length ? ` (${row.others.map((other) => other.grade).join("")})` : "";
+  const said = `${grade ?? ""}${row.mine?.comment ? " ✎" : ""}${others}`;
+  if (said) made.prepend(element("span", { className: `badge ${grade ?? ""}` }, said));
+  made.classList.toggle("graded", grade !== null);
+  made.setAttribute("aria-label", `rank ${row.rank}, ${row.object_id}, ${grade ? `graded ${grade}` : "not graded"}`);
+}
+
+export function single(row, page, comment) {
+  const grade = row.mine?.grade;
+  const generated = new Set(["mean", "residual", "error"]);
+  const views = Object.entries(page.session.views).map(([view, heading]) =>
+    element("figure", {},
+      element("figcaption", generated.has(view)
+        ? { className: "generated", title: "model-generated, wholly or in part" } : {}, heading),
+      crop(row, view, page)));
+  const facts = {
+    rank: row.rank, score: `${number(row.score, 4)}${row.score_std === null ? "" : ` ± ${number(row.score_std, 2)}`}`,
+    "RA, Dec": `${row.ra.toFixed(6)} ${row.dec >= 0 ? "+" : ""}${row.dec.toFixed(6)}`, "false alarm": number(row.false_alarm, 3),
+    "g r i": ["flux_g", "flux_r", "flux_i"].map((name) => magnitude(row[name])).join(" "), VIS: magnitude(row.flux_VIS),
+    "S/N in VIS": number(row.snr_VIS, 3), flags: row.flags ?? "-", tile: row.tile_id, model: row.model_id ?? "-",
+  };
+  const words = element("div", { className: "words" },
+    element("label", { htmlFor: "comment" }, "Comment (M)"), comment);
+  if (page.reveal) {
+    words.append(element("ul", { className: "others" }, ...(row.others ?? []).map((other) =>
+      element("li", {}, `${other.grader}: ${other.grade}${other.comment ? `, ${other.comment}` : ""}`))));
+    if (!row.others?.length) words.append("nobody else has graded it");
+  }
+  return [
+    element("h1", {}, row.object_id, grade ? element("span", { className: `badge ${grade}` }, grade) : null),
+    element("div", { className: "views" }, ...views),
+    element("div", { className: "below" },
+      element("dl", {}, ...Object.entries(facts).flatMap(([name, value]) =>
+        [element("dt", {}, name), element("dd", {}, `${value}`)])),
+      words),
+  ];
+}
+
+export function summary(found) {
+  const parts = [element("p", {}, `${found.graded} of ${found.candidates} candidates are graded.`)];
+  parts.push(table(["grader", "A", "B", "C", "X"], found.graders.map((row) => [row.grader, row.A, row.B, row.C, row.X])));
+  if (found.alpha !== null) {
+    parts.push(element("h3", {}, "Agreement"),
+      element("p", {}, `Krippendorff’s alpha ${found.alpha.toFixed(3)} (ordinal) over ${found.shared} shared candidates`));
+  }
+  if (found.pairs.length) {
+    parts.push(table(["graders", "shared", "Cohen’s kappa", "quadratic"], found.pairs.map((pair) =>
+      [pair.graders.join(" and "), pair.objects, fixed(pair.kappa, 3), fixed(pair.kappa_weighted, 3)])));
+  }
+  for (const [who, rows] of Object.entries(found.purity)) {
+    parts.push(element("h3", {}, `Purity of the top, by ${who}`),
+      table(["top", "graded", "A or B", "purity of the graded", "68% interval"], rows.map((row) =>
+        [row.top, row.graded, row.lenses, fixed(row.purity, 2),
+          row.low === null ? "-" : `${fixed(row.low, 2)} to ${fixed(row.high, 2)}`])));
+  }
+  return parts;
+}
+
+function table(heads, rows) {
+  const line = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, {}, `${cell}`)));
+  return element("table", {}, line("th", heads), ...rows.map((cells) => line("td", cells)));
+}
+
+const number = (value, digits) => (value === null ? "-" : Number(value.toPrecision(digits)).toString());
+const fixed = (value, digits) => (value === null ? "-" : value.toFixed(digits));
+const magnitude = (flux) => (flux > 0 ? (31.4 - 2.5 * Math.log10(flux)).toFixed(2) : "-"); // nJy to AB

@@ -1,0 +1,287 @@
+"""The server of the grading page: one page, its pictures, and JSON over the candidates and grades of one run."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs import __version__
+from jobs.rendering import VIEWS
+from jobs.vetting.book import Book, Row
+from jobs.vetting.guard import guard
+from jobs.vetting.listing import Candidates, ListRequest
+from jobs.vetting.pictures import Pictures
+from jobs.vetting.summary import csv_bytes, graded_table, summary
+from storage.errors import StorageError
+from storage.grades import GRADE_NAMES, check_grader
+
+FILES = {
+    "page.html": "text/html",
+    "vet.css": "text/css",
+    "vet.js": "text/javascript",
+    "grades.js": "text/javascript",
+    "draw.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+"""What the server gives out besides answers; nothing else is ever read for a request."""
+
+PAGE = 240
+"""Candidates in one answer, at most."""
+
+SCREENFUL = 24
+"""Candidates whose thumbnails are read before the page asks for them; the rest would delay these."""
+
+MAX_BODY = 64 << 10
+
+LATE = 30 * 86400.0
+"""Seconds that an entry may have waited in a browser, for a server that was away."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass
+class Session:
+    """What one server serves.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        In memory.
+    book : Book
+        The run's grades.
+    pictures : Pictures
+        Of the run's candidates.
+    grader : str or None
+        Who grades; None if every page says it.
+    """
+
+    candidates: Candidates
+    book: Book
+    pictures: Pictures
+    grader: str | None
+    started: str = field(default_factory=lambda: f"{time.time_ns():x}")
+
+    def prefetch(self, places: Iterable[int]) -> None:
+        """Begin to read thumbnails, because a page will ask for their pictures."""
+        rows = self.candidates.rows(places)
+        self.pictures.prefetch((row["object_id"], row["tile_id"]) for row in rows)
+
+
+class PageRequest(ListRequest):
+    """A part of a list."""
+
+    grader: str = ""
+    offset: int = Field(0, ge=0)
+    limit: int = Field(60, ge=0, le=PAGE)
+    reveal: bool = Field(False, description="also what others think")
+
+
+class GradeRequest(BaseModel):
+    """One act of grading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    entry: str = Field(pattern="^[0-9a-f]{32}$", description="made by the page: sent twice, it counts once")
+    object_id: str = Field(max_length=1000)
+    grader: str = ""
+    grade: str | None = None
+    comment: str = ""
+    age: float = Field(0.0, ge=0, le=LATE, description="seconds since it was given")
+
+
+SESSION = web.AppKey("session", Session)
+
+
+def make_app(session: Session, host: str, token: str | None) -> web.Application:
+    """The application; `host` is the address that it is bound to, `token` what every request must have."""
+    app = web.Application(middlewares=[guard(host, token)], client_max_size=MAX_BODY)
+    app[SESSION] = session
+    app.router.add_get("/", _page)
+    app.router.add_get("/static/{name}", _file)
+    app.router.add_get("/api/session", _session)
+    app.router.add_get("/api/candidates", _candidates)
+    app.router.add_get("/api/picture", _picture)
+    app.router.add_post("/api/grades", _grade)
+    app.router.add_get("/api/summary", _summary)
+    app.router.add_get("/api/graded.csv", _export)
+
+    async def close(app: web.Application) -> None:
+        session.pictures.close()
+
+    app.on_cleanup.append(close)
+    return app
+
+
+async def _page(request: web.Request) -> web.Response:
+    return _static("page.html")
+
+
+async def _file(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    if name not in FILES:
+        raise web.HTTPNotFound(text="no such file")
+    return _static(name)
+
+
+def _static(name: str) -> web.Response:
+    body = resources.files("jobs.vetting").joinpath(name).read_bytes()
+    return web.Response(body=body, content_type=FILES[name], charset="utf-8", headers={"Cache-Control": "no-cache"})
+
+
+async def _session(request: web.Request) -> web.Response:
+    session = request.app[SESSION]
+    run = session.book.run
+    return _json(
+        {
+            "run": run.url,
+            "key": f"{run.run_json.get('run_id', '')} {run.url}",
+            "grader": session.grader,
+            "candidates": len(session.candidates),
+            "grades": GRADE_NAMES,
+            "views": VIEWS,
+            "version": __version__,
+            "started": session.started,
+        }
+    )
+
+
+async def _candidates(request: web.Request) -> web.Response:
+    """A part of a list, with what the grader thinks of each, and the grader's progress."""
+    session = request.app[SESSION]
+    asked = _parsed(PageRequest, request.query)
+    grader = _grader(session, asked.grader)
+    list_request = ListRequest(**{name: getattr(asked, name) for name in ListRequest.model_fields})
+    if list_request.at is None:
+        list_request = list_request.model_copy(update={"at": time.time_ns() // 1000})
+
+    def answer() -> dict[str, Any]:
+        session.book.refresh()
+        order = session.candidates.listed(list_request, grader, session.book)
+        places = order[asked.offset : asked.offset + asked.limit].tolist()
+        session.prefetch(places[:SCREENFUL])
+        rows = session.candidates.rows(places)
+        mine = session.book.of(grader)
+        for row in rows:
+            row["mine"] = _opinion(mine.get(row["object_id"]))
+            if asked.reveal:
+                row["others"] = [_opinion(other) for other in session.book.others(grader, row["object_id"])]
+        graded = [name for name, row in mine.items() if row["grade"]]
+        return {
+            "at": list_request.at,
+            "total": len(order),
+            "graded": session.candidates.count(order, graded),
+            "counts": session.book.counts(grader),
+            "rows": rows,
+        }
+
+    return _json(await asyncio.to_thread(answer))
+
+
+async def _picture(request: web.Request) -> web.Response:
+    """The views of one candidate side by side."""
+    session = request.app[SESSION]
+    name = request.query.get("object", "")
+    place = session.candidates.place.get(name)
+    if place is None:
+        raise web.HTTPNotFound(text=f"no candidate {name!r}")
+    try:
+        stretch = float(request.query.get("stretch", "1"))
+    except ValueError:
+        stretch = float("nan")
+    if not 0.05 <= stretch <= 50:
+        raise web.HTTPBadRequest(text="stretch lies outside 0.05..50")
+    tile = session.candidates.table["tile_id"][place].as_py()
+    # Shielded, since a page that leaves must not cancel what another may be waiting for.
+    body = await asyncio.shield(asyncio.wrap_future(session.pictures.strip(name, tile, stretch)))
+    return web.Response(body=body, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
+
+async def _grade(request: web.Request) -> web.Response:
+    """Write one entry; the answer means that it is in the run folder."""
+    session = request.app[SESSION]
+    asked = _parsed(GradeRequest, await _document(request))
+    grader = _grader(session, asked.grader)
+    place = session.candidates.place.get(asked.object_id)
+    if place is None:
+        raise web.HTTPNotFound(text=f"no candidate {asked.object_id!r}")
+    (seen,) = session.candidates.rows([place])
+    graded_at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=asked.age)
+    try:
+        row = await asyncio.shield(
+            asyncio.to_thread(
+                session.book.add, grader, asked.object_id, asked.grade, asked.comment, asked.entry,
+                graded_at=graded_at, **{name: seen[name] for name in ("rank", "model_id", "run_id")},
+            )
+        )  # fmt: skip
+    except StorageError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+    return _json({"saved": asked.entry, "mine": _opinion(row), "counts": session.book.counts(grader)})
+
+
+async def _summary(request: web.Request) -> web.Response:
+    session = request.app[SESSION]
+    grader = session.grader or request.query.get("grader", "")
+    found = await asyncio.to_thread(lambda: summary(session.candidates.table, session.book.latest(), grader))
+    return _json(found)
+
+
+async def _export(request: web.Request) -> web.Response:
+    session = request.app[SESSION]
+    body = await asyncio.to_thread(lambda: csv_bytes(graded_table(session.candidates.table, session.book.latest())))
+    headers = {"Content-Disposition": 'attachment; filename="graded.csv"', "Cache-Control": "no-store"}
+    return web.Response(body=body, content_type="text/csv", charset="utf-8", headers=headers)
+
+
+def _grader(session: Session, said: str) -> str:
+    try:
+        return session.grader or check_grader(said)
+    except StorageError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+
+
+async def _document(request: web.Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"not JSON: {error}") from None
+
+
+def _parsed(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    try:
+        return model.model_validate(dict(values))
+    except (ValidationError, TypeError, ValueError) as error:
+        details = error.errors() if isinstance(error, ValidationError) else []
+        said = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details)
+        raise web.HTTPBadRequest(text=said or "not a JSON object") from None
+
+
+def _opinion(row: Row | None) -> dict[str, Any] | None:
+    if not row:
+        return None
+    return {name: row[name] for name in ("grader", "grade", "comment")} | {"graded_at": row["graded_at"].isoformat()}
+
+
+def _json(document: Mapping[str, Any]) -> web.Response:
+    return web.Response(
+        text=json.dumps(_plain(document), allow_nan=False),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

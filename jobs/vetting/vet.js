@@ -1,0 +1,383 @@
+// The grading page: a list of candidates, one of them current, as a mosaic or alone.
+
+import { Queue, ask, newName } from "./grades.js";
+import * as draw from "./draw.js";
+
+const PAGE = 60;
+const SCREENFUL = 24;
+const $ = (id) => document.getElementById(id);
+const form = $("controls").elements;
+const LIST = ["sort", "seed", "show", "top", "signal", "text"];
+
+const page = {
+  session: null, grader: "", queue: null, undo: [],
+  list: {}, at: null, total: 0, graded: 0, counts: {}, start: 0, rows: [],
+  index: 0, loading: false, drawing: null, alone: false, stretch: 1, pictures: "four", reveal: false,
+};
+
+start();
+
+async function start() {
+  forgetToken();
+  page.session = await ask("api/session");
+  $("run").textContent = page.session.run;
+  document.title = `vet ${page.session.run.split("/").at(-1)}`;
+  readAddress();
+  await knowGrader();
+  listen();
+  $("choose").open = matchMedia("(min-width: 701px)").matches;
+  await load(page.index, { keepAt: true });
+}
+
+/** The token is in a cookie by now; it need not stay in the address. */
+function forgetToken() {
+  const address = new URL(location.href);
+  if (address.searchParams.has("token")) {
+    address.searchParams.delete("token");
+    history.replaceState(null, "", address);
+  }
+}
+
+// -- who grades --
+
+async function knowGrader(again = false) {
+  const kept = "surveybridge-vet grader";
+  page.grader = page.session.grader ?? (again ? "" : stored(kept));
+  $("who").disabled = page.session.grader !== null;
+  while (!page.grader) {
+    $("asked").showModal();
+    await new Promise((resolve) => $("asked").addEventListener("close", resolve, { once: true }));
+    page.grader = $("name").value.trim();
+  }
+  if (page.session.grader === null) store(kept, page.grader);
+  $("who").textContent = page.grader;
+  page.undo = JSON.parse(sessionStorage.getItem(`undo ${page.session.key} ${page.grader}`) || "[]");
+  page.queue = new Queue(JSON.stringify([page.session.key, page.grader]), { saved, refused, changed: showState });
+}
+
+function stored(name) { try { return localStorage.getItem(name) || ""; } catch { return ""; } }
+function store(name, value) { try { localStorage.setItem(name, value); } catch { /* then it is asked again */ } }
+
+// -- the list --
+
+/** Read the page of the list that holds `index`, and show it. */
+async function load(index, { keepAt = false } = {}) {
+  const query = new URLSearchParams({ grader: page.grader, limit: PAGE });
+  for (const name of LIST) if (page.list[name]) query.set(name, page.list[name]);
+  if (keepAt && page.at) query.set("at", page.at);
+  if (page.reveal) query.set("reveal", "true");
+  const begin = Math.floor(index / PAGE) * PAGE;
+  query.set("offset", begin);
+  let found;
+  page.loading = true;
+  try {
+    found = await ask(`api/candidates?${query}`);
+  } catch (error) {
+    return say(`${error.message}: this part of the list cannot be read now`, true);
+  } finally {
+    page.loading = false;
+  }
+  if (found.total && begin >= found.total) return load(found.total - 1, { keepAt: true });
+  Object.assign(page, { at: found.at, total: found.total, graded: found.graded, counts: found.counts, start: begin, rows: found.rows });
+  page.index = Math.max(0, Math.min(index, page.total - 1));
+  for (const row of page.rows) {
+    const pending = page.queue.pending(row.object_id);
+    if (pending) row.mine = { ...row.mine, grade: pending.grade, comment: pending.comment };
+  }
+  showPage();
+  if (page.total > begin + PAGE) { // its pictures are read meanwhile
+    query.set("offset", begin + PAGE);
+    query.set("at", page.at);
+    setTimeout(() => ask(`api/candidates?${query}`).catch(() => {}), 1000);
+  }
+}
+
+const current = () => page.rows[page.index - page.start];
+
+async function go(index) {
+  if (!page.total || page.loading) return;
+  index = Math.max(0, Math.min(index, page.total - 1));
+  if (index < page.start || index >= page.start + page.rows.length) {
+    await load(index, { keepAt: true });
+  } else {
+    page.index = index;
+    showCurrent();
+  }
+}
+
+// -- grading --
+
+function grade(value) {
+  const row = current();
+  if (!row || page.loading) return; // nobody has seen what comes next
+  const typed = page.alone ? $("comment").value.trim() : row.mine?.comment ?? "";
+  record(row, value, typed);
+  say(`${row.object_id}: ${value}`);
+  if (page.index + 1 < page.total) go(page.index + 1); else showCurrent();
+}
+
+function record(row, value, comment, undoing = false) {
+  const before = { grade: row.mine?.grade ?? null, comment: row.mine?.comment ?? "" };
+  if (!undoing) {
+    page.undo.push({ object_id: row.object_id, index: page.index, at: page.at, ...before });
+    keepUndo();
+  }
+  page.graded += (value !== null) - (before.grade !== null);
+  if (before.grade) page.counts[before.grade] -= 1;
+  if (value) page.counts[value] = (page.counts[value] ?? 0) + 1;
+  row.mine = { ...row.mine, grade: value, comment };
+  page.queue.add({ entry: newName(), object_id: row.object_id, grader: page.grader, grade: value, comment, made: Date.now() });
+  const made = $("mosaic").querySelector(`[data-index="${page.start + page.rows.indexOf(row)}"]`);
+  if (made) draw.mark(made, row, page);
+}
+
+async function undo() {
+  if (page.loading) return;
+  const last = page.undo.pop();
+  keepUndo();
+  if (!last) return say("nothing to take back");
+  if (last.at === page.at) await go(last.index);
+  const row = page.rows.find((one) => one.object_id === last.object_id);
+  if (row) {
+    page.index = page.start + page.rows.indexOf(row);
+    record(row, last.grade, last.comment, true);
+    showCurrent();
+  } else { // graded in another list
+    page.queue.add({ entry: newName(), object_id: last.object_id, grader: page.grader, grade: last.grade, comment: last.comment, made: Date.now() });
+  }
+  say(`${last.object_id}: taken back${last.grade ? `, ${last.grade} again` : ""}`);
+}
+
+function keepUndo() {
+  page.undo = page.undo.slice(-200);
+  try { sessionStorage.setItem(`undo ${page.session.key} ${page.grader}`, JSON.stringify(page.undo)); } catch { /* this page knows it */ }
+}
+
+function saved(entry, answer) {
+  if (!page.queue.entries.size) page.counts = answer.counts;
+  showState();
+}
+
+function refused(entry, reason) {
+  say(`${entry.object_id}: not kept, ${reason}`, true);
+  load(page.index, { keepAt: true });
+}
+
+// -- what is seen --
+
+function showPage() {
+  const mosaic = $("mosaic");
+  const drawing = page.drawing = {};
+  const cards = (from, to) => page.rows.slice(from, to).map((row, k) => draw.card(row, page.start + from + k, page));
+  const first = page.index - page.start < SCREENFUL ? SCREENFUL : PAGE;
+  mosaic.className = page.pictures;
+  mosaic.replaceChildren(...cards(0, first));
+  mosaic.setAttribute("aria-busy", true);
+  setTimeout(() => { // the rest, once the screen is drawn
+    if (drawing !== page.drawing) return; // another page by now
+    mosaic.append(...cards(first, PAGE));
+    mosaic.setAttribute("aria-busy", false);
+    if (page.index - page.start >= first) showCurrent();
+  });
+  $("empty").hidden = page.total > 0;
+  $("listed").textContent = `${page.total} candidates`;
+  showCurrent();
+}
+
+function showCurrent() {
+  const row = current();
+  $("mosaic").hidden = page.alone;
+  $("single").hidden = !page.alone || !row;
+  $("mode").textContent = page.alone ? "Mosaic" : "Open";
+  for (const made of $("mosaic").children) {
+    const here = Number(made.dataset.index) === page.index;
+    made.tabIndex = here ? 0 : -1;
+    made.setAttribute("aria-current", here);
+    if (here && !page.alone && !busyElsewhere()) made.focus({ preventScroll: true });
+    if (here && !page.alone) made.scrollIntoView({ block: "nearest" });
+  }
+  if (page.alone && row) {
+    const comment = draw.element("textarea", { id: "comment", maxLength: 2000, value: row.mine?.comment ?? "" });
+    comment.dataset.object = row.object_id;
+    $("single").replaceChildren(...draw.single(row, page, comment));
+    if (!busyElsewhere()) $("single").focus({ preventScroll: true });
+    if (document.documentElement.scrollHeight > innerHeight) $("single").scrollIntoView(); // a phone: pictures first
+    for (const next of page.rows.slice(page.index - page.start + 1, page.index - page.start + 4)) new Image().src = draw.pictureUrl(next, page);
+  }
+  showState();
+  writeAddress();
+}
+
+/** Somebody who types, or reads a dialog, keeps the focus. */
+function busyElsewhere() {
+  return document.querySelector("dialog[open]") !== null || $("choose").contains(document.activeElement);
+}
+
+function showState() {
+  const { A = 0, B = 0, C = 0, X = 0 } = page.counts;
+  $("progress").max = page.total || 1;
+  $("progress").value = page.graded;
+  $("counts").textContent = `${page.graded} of ${page.total} in this list · all my grades: A ${A} B ${B} C ${C} X ${X}`;
+  $("position").textContent = page.total ? `${page.index + 1} of ${page.total}` : "";
+  const left = page.queue?.entries.size ?? 0;
+  $("saved").classList.toggle("waiting", left > 0 && page.queue.trouble !== "");
+  $("saved").textContent = left === 0 ? "saved"
+    : page.queue.trouble ? `${page.queue.trouble}: ${left} kept in this browser, trying again` : `saving ${left}`;
+}
+
+let sayTimer = 0;
+function say(text, seen = false) {
+  $("live").textContent = text;
+  $("live").classList.toggle("unseen", !seen);
+  clearTimeout(sayTimer);
+  if (seen) sayTimer = setTimeout(() => $("live").classList.add("unseen"), 6000);
+}
+
+function setStretch(step) {
+  const input = $("stretch");
+  input.value = step;
+  page.stretch = Number((2 ** Number(input.value)).toPrecision(3));
+  for (const image of document.querySelectorAll(".crop img")) {
+    const address = new URL(image.src);
+    address.searchParams.set("stretch", page.stretch);
+    image.src = address;
+  }
+  writeAddress();
+}
+
+async function showSummary() {
+  const found = await ask(`api/summary?${new URLSearchParams({ grader: page.grader })}`);
+  $("summary-body").replaceChildren(...draw.summary(found));
+  if (!$("summary").open) $("summary").showModal();
+}
+
+// -- the address holds what is shown, so that a reload changes nothing --
+
+function writeAddress() {
+  const kept = new URLSearchParams();
+  for (const name of LIST) if (page.list[name]) kept.set(name, page.list[name]);
+  for (const name of ["at", "index", "pictures", "stretch"]) if (page[name] !== null) kept.set(name, page[name]);
+  if (page.alone) kept.set("alone", 1);
+  if (page.reveal) kept.set("reveal", 1);
+  history.replaceState(null, "", `#${kept}`);
+}
+
+function readAddress() {
+  const kept = new URLSearchParams(location.hash.slice(1));
+  for (const name of LIST) {
+    page.list[name] = kept.get(name) ?? "";
+    if (kept.has(name)) form[name].value = kept.get(name);
+  }
+  page.at = kept.get("at");
+  page.index = Number(kept.get("index")) || 0;
+  page.alone = kept.has("alone");
+  page.reveal = form.reveal.checked = kept.has("reveal");
+  page.pictures = form.pictures.value = ["one", "two"].includes(kept.get("pictures")) ? kept.get("pictures") : "four";
+  $("stretch").value = Math.log2(Number(kept.get("stretch")) || 1);
+  page.stretch = Number((2 ** Number($("stretch").value)).toPrecision(3));
+}
+
+// -- hands --
+
+function listen() {
+  document.addEventListener("keydown", onKey);
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("controls").addEventListener("change", onControl);
+  $("renew").addEventListener("click", () => load(0));
+  $("mosaic").addEventListener("click", onCard);
+  $("grades").addEventListener("click", (event) => event.target.dataset.grade && grade(event.target.dataset.grade));
+  $("undo").addEventListener("click", undo);
+  $("previous").addEventListener("click", () => go(page.index - 1));
+  $("next").addEventListener("click", () => go(page.index + 1));
+  $("mode").addEventListener("click", () => setAlone(!page.alone));
+  $("stretch").addEventListener("input", (event) => setStretch(event.target.value));
+  $("open-summary").addEventListener("click", showSummary);
+  $("open-help").addEventListener("click", () => $("help").showModal());
+  $("who").addEventListener("click", async () => { await knowGrader(true); load(page.index); });
+  $("single").addEventListener("change", (event) => event.target.id === "comment" && keepComment());
+}
+
+function onControl(event) {
+  const { name, value } = event.target;
+  if (name === "pictures") {
+    page.pictures = value;
+    showPage();
+  } else if (name === "reveal") {
+    page.reveal = form.reveal.checked;
+    load(page.index, { keepAt: true });
+  } else if (!event.target.validity.valid) {
+    event.target.reportValidity();
+  } else {
+    page.list[name] = value;
+    load(0);
+  }
+}
+
+function onCard(event) {
+  const made = event.target.closest(".card");
+  if (!made) return;
+  const index = Number(made.dataset.index);
+  if (index === page.index && !page.alone && made.dataset.touched) return setAlone(true);
+  for (const other of $("mosaic").children) delete other.dataset.touched;
+  made.dataset.touched = true;
+  page.index = index;
+  showCurrent();
+}
+
+function setAlone(alone) {
+  page.alone = alone;
+  showCurrent();
+}
+
+function keepComment() {
+  const row = current();
+  const typed = $("comment").value.trim();
+  if (row?.object_id === $("comment").dataset.object && typed !== (row.mine?.comment ?? "")) record(row, row.mine?.grade ?? null, typed);
+}
+
+function columns() {
+  return page.alone ? 1 : getComputedStyle($("mosaic")).gridTemplateColumns.split(" ").length;
+}
+
+function onKey(event) {
+  if (event.target.id === "comment") return onCommentKey(event);
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.target.closest("input, select, textarea") && event.target.id !== "stretch") {
+    const typed = event.key === "Enter" && event.target.tagName === "INPUT";
+    if (typed || event.key === "Escape") { // back to the list; a search field would clear itself
+      event.preventDefault();
+      event.target.blur(); // and so `change`, if there is one
+      showCurrent();
+    }
+    return;
+  }
+  if (event.target.id === "stretch" && event.key.startsWith("Arrow")) return;
+  if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
+  const act = {
+    a: () => grade("A"), b: () => grade("B"), c: () => grade("C"), x: () => grade("X"), u: undo,
+    arrowright: () => go(page.index + 1), arrowleft: () => go(page.index - 1),
+    arrowdown: () => go(page.index + columns()), arrowup: () => go(page.index - columns()),
+    pagedown: () => go(page.start + PAGE), pageup: () => go(page.start - PAGE),
+    home: () => go(0), end: () => go(page.total - 1),
+    enter: () => setAlone(true), escape: () => setAlone(false),
+    m: () => { setAlone(true); $("comment")?.focus(); },
+    "+": () => setStretch(Number($("stretch").value) + 0.5), "=": () => setStretch(Number($("stretch").value) + 0.5),
+    "-": () => setStretch(Number($("stretch").value) - 0.5),
+    o: () => form.reveal.click(), r: () => load(0), s: showSummary,
+    "/": () => { $("choose").open = true; form.text.focus(); },
+    "?": () => $("help").showModal(),
+  }[event.key.toLowerCase()];
+  if (act) {
+    event.preventDefault();
+    act();
+  }
+}
+
+function onCommentKey(event) {
+  if (event.key === "Escape") event.target.value = current()?.mine?.comment ?? "";
+  if (event.key === "Escape" || (event.key === "Enter" && !event.shiftKey)) {
+    event.preventDefault();
+    event.target.blur(); // and so `change`, which keeps it
+    $("single").focus({ preventScroll: true });
+  }
+}

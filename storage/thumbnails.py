@@ -1,0 +1,85 @@
+"""Thumbnails of single candidates, read as pages ask for them: only the row groups that hold them are opened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.errors import StorageError
+from storage.runs import RunFolder, candidates_path
+from storage.schema import CANDIDATES, THUMBNAILS, conform
+
+_SCHEMA = pa.schema([field for field in CANDIDATES if field.name in ("object_id", *THUMBNAILS)])
+
+
+class ThumbnailReader:
+    """Reads thumbnails of a run whose tiles may be compacted meanwhile. Threads may share it."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._files = self._ledger_files()
+
+    def read(self, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
+        """Thumbnails of some candidates of one tile.
+
+        Parameters
+        ----------
+        tile_id : str
+            The tile that holds them.
+        object_ids : sequence of str
+            In any order; those that the tile does not have are left out.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns object_id and `THUMBNAILS`.
+        """
+        file, before = self._file_of(tile_id), ""
+        while file != before:
+            try:
+                return self._read(file, tile_id, object_ids)
+            except FileNotFoundError:
+                with self._lock:  # a compaction has moved it: then the ledger names another file by now
+                    self._files = self._ledger_files()
+                file, before = self._file_of(tile_id), file
+        raise StorageError(f"tile {tile_id}: {file} is not in {self.run.url}; translate the tile again")
+
+    def _file_of(self, tile_id: str) -> str:
+        with self._lock:
+            return self._files.get(tile_id) or candidates_path(tile_id)
+
+    def _ledger_files(self) -> dict[str, str]:
+        """Where the candidates of each tile are now."""
+        ledger = self.run.ledger(["tile_id", "candidates_path"])
+        return dict(zip(ledger["tile_id"].to_pylist(), ledger["candidates_path"].to_pylist(), strict=True))
+
+    def _read(self, path: str, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
+        wanted = pa.array(object_ids, pa.string())
+        parts = [_SCHEMA.empty_table()]
+        with self.run.folder.filesystem.open(self.run.folder.path(path), "rb") as handle:
+            file = pq.ParquetFile(handle)
+            present = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
+            for group in _groups_of(file.metadata, tile_id):
+                names = file.read_row_group(group, ["object_id", "tile_id"], use_threads=False)
+                hit = pc.and_(pc.is_in(names["object_id"], value_set=wanted), pc.equal(names["tile_id"], tile_id))
+                if pc.any(hit).as_py():
+                    stamps = file.read_row_group(group, present, use_threads=False)
+                    parts.append(conform(stamps.filter(hit), _SCHEMA, path))
+        return pa.concat_tables(parts)
+
+
+def _groups_of(metadata: pq.FileMetaData, tile_id: str) -> list[int]:
+    """Row groups that may hold rows of a tile."""
+    column = metadata.schema.to_arrow_schema().get_field_index("tile_id")
+    found = []
+    for group in range(metadata.num_row_groups):
+        # Leaf columns before tile_id are scalars, so its place among leaves is its place in the schema.
+        statistics = metadata.row_group(group).column(column).statistics
+        if statistics is None or not statistics.has_min_max or statistics.min <= tile_id <= statistics.max:
+            found.append(group)
+    return found
