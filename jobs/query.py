@@ -185,5 +185,5 @@ def _text(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.6f}" if name in ("ra", "dec") else f"{value:.4g}"
+        return f"{value:.6f}" if name.removeprefix("match_") in ("ra", "dec") else f"{value:.4g}"
     return " ".join(str(value).split())
