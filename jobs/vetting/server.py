@@ -30,6 +30,7 @@ FILES = {
     "vet.js": "text/javascript",
     "grades.js": "text/javascript",
     "draw.js": "text/javascript",
+    "hands.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 """What the server gives out besides answers; nothing else is ever read for a request."""

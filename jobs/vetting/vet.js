@@ -2,6 +2,7 @@
 
 import { Queue, ask, newName } from "./grades.js";
 import * as draw from "./draw.js";
+import { listen } from "./hands.js";
 
 const PAGE = 60;
 const SCREENFUL = 24;
@@ -10,7 +11,7 @@ const form = $("controls").elements;
 const LIST = ["sort", "seed", "show", "top", "signal", "text"];
 
 const page = {
-  session: null, grader: "", queue: null, undo: [],
+  size: PAGE, session: null, grader: "", queue: null, undo: [],
   list: {}, at: null, total: 0, graded: 0, counts: {}, start: 0, rows: [],
   index: 0, loading: false, drawing: null, alone: false, stretch: 1, pictures: "four", reveal: false,
 };
@@ -24,7 +25,7 @@ async function start() {
   document.title = `vet ${page.session.run.split("/").at(-1)}`;
   readAddress();
   await knowGrader();
-  listen();
+  listen(page, { go, grade, undo, load, setAlone, keepComment, setStretch, showPage, showCurrent, showSummary, knowGrader });
   $("choose").open = matchMedia("(min-width: 701px)").matches;
   await load(page.index, { keepAt: true });
 }
@@ -42,12 +43,14 @@ function forgetToken() {
 
 async function knowGrader(again = false) {
   const kept = "surveybridge-vet grader";
-  page.grader = page.session.grader ?? (again ? "" : stored(kept));
+  if (!again) page.grader = page.session.grader ?? stored(kept);
   $("who").disabled = page.session.grader !== null;
-  while (!page.grader) {
+  while (again || !page.grader) {
+    again = false;
+    $("name").value = page.grader;
     $("asked").showModal();
     await new Promise((resolve) => $("asked").addEventListener("close", resolve, { once: true }));
-    page.grader = $("name").value.trim();
+    page.grader = $("name").value.trim() || page.grader;
   }
   if (page.session.grader === null) store(kept, page.grader);
   $("who").textContent = page.grader;
@@ -81,8 +84,11 @@ async function load(index, { keepAt = false } = {}) {
   Object.assign(page, { at: found.at, total: found.total, graded: found.graded, counts: found.counts, start: begin, rows: found.rows });
   page.index = Math.max(0, Math.min(index, page.total - 1));
   for (const row of page.rows) {
-    const pending = page.queue.pending(row.object_id);
-    if (pending) row.mine = { ...row.mine, grade: pending.grade, comment: pending.comment };
+    const pending = page.queue.pending(row.object_id); // the server does not know it yet
+    if (pending) {
+      count(row.mine?.grade ?? null, pending.grade);
+      row.mine = { ...row.mine, grade: pending.grade, comment: pending.comment };
+    }
   }
   showPage();
   if (page.total > begin + PAGE) { // its pictures are read meanwhile
@@ -122,13 +128,17 @@ function record(row, value, comment, undoing = false) {
     page.undo.push({ object_id: row.object_id, index: page.index, at: page.at, ...before });
     keepUndo();
   }
-  page.graded += (value !== null) - (before.grade !== null);
-  if (before.grade) page.counts[before.grade] -= 1;
-  if (value) page.counts[value] = (page.counts[value] ?? 0) + 1;
+  count(before.grade, value);
   row.mine = { ...row.mine, grade: value, comment };
   page.queue.add({ entry: newName(), object_id: row.object_id, grader: page.grader, grade: value, comment, made: Date.now() });
   const made = $("mosaic").querySelector(`[data-index="${page.start + page.rows.indexOf(row)}"]`);
   if (made) draw.mark(made, row, page);
+}
+
+function count(before, after) {
+  page.graded += (after !== null) - (before !== null);
+  if (before) page.counts[before] -= 1;
+  if (after) page.counts[after] = (page.counts[after] ?? 0) + 1;
 }
 
 async function undo() {
@@ -161,6 +171,20 @@ function saved(entry, answer) {
 function refused(entry, reason) {
   say(`${entry.object_id}: not kept, ${reason}`, true);
   load(page.index, { keepAt: true });
+}
+
+function setAlone(alone) {
+  page.alone = alone;
+  showCurrent();
+}
+
+function keepComment() {
+  const row = current();
+  const typed = $("comment").value.trim();
+  if (row?.object_id === $("comment").dataset.object && typed !== (row.mine?.comment ?? "")) {
+    record(row, row.mine?.grade ?? null, typed);
+    $("comment").defaultValue = typed; // what Escape goes back to
+  }
 }
 
 // -- what is seen --
@@ -197,7 +221,7 @@ function showCurrent() {
     if (here && !page.alone) made.scrollIntoView({ block: "nearest" });
   }
   if (page.alone && row) {
-    const comment = draw.element("textarea", { id: "comment", maxLength: 2000, value: row.mine?.comment ?? "" });
+    const comment = draw.element("textarea", { id: "comment", maxLength: 2000, defaultValue: row.mine?.comment ?? "" });
     comment.dataset.object = row.object_id;
     $("single").replaceChildren(...draw.single(row, page, comment));
     if (!busyElsewhere()) $("single").focus({ preventScroll: true });
@@ -275,109 +299,4 @@ function readAddress() {
   page.pictures = form.pictures.value = ["one", "two"].includes(kept.get("pictures")) ? kept.get("pictures") : "four";
   $("stretch").value = Math.log2(Number(kept.get("stretch")) || 1);
   page.stretch = Number((2 ** Number($("stretch").value)).toPrecision(3));
-}
-
-// -- hands --
-
-function listen() {
-  document.addEventListener("keydown", onKey);
-  $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("controls").addEventListener("change", onControl);
-  $("renew").addEventListener("click", () => load(0));
-  $("mosaic").addEventListener("click", onCard);
-  $("grades").addEventListener("click", (event) => event.target.dataset.grade && grade(event.target.dataset.grade));
-  $("undo").addEventListener("click", undo);
-  $("previous").addEventListener("click", () => go(page.index - 1));
-  $("next").addEventListener("click", () => go(page.index + 1));
-  $("mode").addEventListener("click", () => setAlone(!page.alone));
-  $("stretch").addEventListener("input", (event) => setStretch(event.target.value));
-  $("open-summary").addEventListener("click", showSummary);
-  $("open-help").addEventListener("click", () => $("help").showModal());
-  $("who").addEventListener("click", async () => { await knowGrader(true); load(page.index); });
-  $("single").addEventListener("change", (event) => event.target.id === "comment" && keepComment());
-}
-
-function onControl(event) {
-  const { name, value } = event.target;
-  if (name === "pictures") {
-    page.pictures = value;
-    showPage();
-  } else if (name === "reveal") {
-    page.reveal = form.reveal.checked;
-    load(page.index, { keepAt: true });
-  } else if (!event.target.validity.valid) {
-    event.target.reportValidity();
-  } else {
-    page.list[name] = value;
-    load(0);
-  }
-}
-
-function onCard(event) {
-  const made = event.target.closest(".card");
-  if (!made) return;
-  const index = Number(made.dataset.index);
-  if (index === page.index && !page.alone && made.dataset.touched) return setAlone(true);
-  for (const other of $("mosaic").children) delete other.dataset.touched;
-  made.dataset.touched = true;
-  page.index = index;
-  showCurrent();
-}
-
-function setAlone(alone) {
-  page.alone = alone;
-  showCurrent();
-}
-
-function keepComment() {
-  const row = current();
-  const typed = $("comment").value.trim();
-  if (row?.object_id === $("comment").dataset.object && typed !== (row.mine?.comment ?? "")) record(row, row.mine?.grade ?? null, typed);
-}
-
-function columns() {
-  return page.alone ? 1 : getComputedStyle($("mosaic")).gridTemplateColumns.split(" ").length;
-}
-
-function onKey(event) {
-  if (event.target.id === "comment") return onCommentKey(event);
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (event.target.closest("input, select, textarea") && event.target.id !== "stretch") {
-    const typed = event.key === "Enter" && event.target.tagName === "INPUT";
-    if (typed || event.key === "Escape") { // back to the list; a search field would clear itself
-      event.preventDefault();
-      event.target.blur(); // and so `change`, if there is one
-      showCurrent();
-    }
-    return;
-  }
-  if (event.target.id === "stretch" && event.key.startsWith("Arrow")) return;
-  if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
-  const act = {
-    a: () => grade("A"), b: () => grade("B"), c: () => grade("C"), x: () => grade("X"), u: undo,
-    arrowright: () => go(page.index + 1), arrowleft: () => go(page.index - 1),
-    arrowdown: () => go(page.index + columns()), arrowup: () => go(page.index - columns()),
-    pagedown: () => go(page.start + PAGE), pageup: () => go(page.start - PAGE),
-    home: () => go(0), end: () => go(page.total - 1),
-    enter: () => setAlone(true), escape: () => setAlone(false),
-    m: () => { setAlone(true); $("comment")?.focus(); },
-    "+": () => setStretch(Number($("stretch").value) + 0.5), "=": () => setStretch(Number($("stretch").value) + 0.5),
-    "-": () => setStretch(Number($("stretch").value) - 0.5),
-    o: () => form.reveal.click(), r: () => load(0), s: showSummary,
-    "/": () => { $("choose").open = true; form.text.focus(); },
-    "?": () => $("help").showModal(),
-  }[event.key.toLowerCase()];
-  if (act) {
-    event.preventDefault();
-    act();
-  }
-}
-
-function onCommentKey(event) {
-  if (event.key === "Escape") event.target.value = current()?.mine?.comment ?? "";
-  if (event.key === "Escape" || (event.key === "Enter" && !event.shiftKey)) {
-    event.preventDefault();
-    event.target.blur(); // and so `change`, which keeps it
-    $("single").focus({ preventScroll: true });
-  }
 }

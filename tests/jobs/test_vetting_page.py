@@ -198,6 +198,9 @@ def test_undo_comment_and_lists_by_keyboard_alone(run, opened):
         page.keyboard.press("m")
         page.keyboard.type("b is blue")  # letters are no grades here
         page.keyboard.press("Enter")
+        page.keyboard.press("m")
+        page.keyboard.type(", or not")
+        page.keyboard.press("Escape")
         page.keyboard.press("c")
         page.keyboard.press("m")
         page.keyboard.type("thrown away")
@@ -287,8 +290,11 @@ def test_two_graders_at_once_keep_what_is_theirs(run, opened):
             **{("ann", name): "ABCX"[k % 4] for k, name in enumerate(names[:8])},
             **{("bob", name): "XCBA"[k % 4] for k, name in enumerate(names[:8])},
         }
-        ann.keyboard.press("o")  # now others are shown too
+        ann.keyboard.press("a")
+        ann.keyboard.press("o")  # now others are shown too, before the server knows of this one
         ann.locator(".badge", has_text="A (X)").first.wait_for()
+        assert "9 of 75 in this list · all my grades: A 3 B 2 C 2 X 2" in ann.locator("#counts").text_content()
+        wait_until_saved(ann)
 
 
 def test_a_foreign_page_can_neither_grade_nor_look(run, opened, troubles):
