@@ -114,7 +114,6 @@ def _votable(found: pa.Table) -> bytes:
     metadata = {field.name: field.metadata or {} for field in found.schema}
     for field in table.fields:
         field.ucd = metadata[field.name].get(b"ucd", b"").decode() or None
-        field.values.null = field.values.null  # as astropy chose it
         if field.name in ("ra", "dec"):
             field.ref = "icrs"
     sink = io.BytesIO()
