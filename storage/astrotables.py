@@ -25,6 +25,8 @@ REGION_ARCSEC = 1.0
 def query_table(run_url: str | os.PathLike[str], *arguments: Any, **options: Any) -> QTable:
     """As `storage.query.query`, but an astropy table with units, without thumbnails unless they are asked for.
 
+    What `sql` selects has no units, since it may have been calculated.
+
     Examples
     --------
     >>> table = query_table("s3://sky/catalog", cone=(53.1, -28.0, 30.0))
@@ -114,7 +116,6 @@ def _votable(found: pa.Table) -> bytes:
     metadata = {field.name: field.metadata or {} for field in found.schema}
     for field in table.fields:
         field.ucd = metadata[field.name].get(b"ucd", b"").decode() or None
-        field.values.null = field.values.null  # as astropy chose it
         if field.name in ("ra", "dec"):
             field.ref = "icrs"
     sink = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import warnings
@@ -131,7 +132,7 @@ def match(places: pa.Table, targets: Targets) -> pa.Table:
         {
             "object_id": places["object_id"].take(pa.array(near)),
             "match_separation": pa.array(separation),
-            **{f"match_{name}": theirs[name] for name in theirs.column_names},
+            **{f"match_{name}": theirs[name] for name in theirs.column_names if name != "separation"},
         }
     )
 
@@ -145,11 +146,8 @@ def _read(where: str, storage_options: Mapping[str, Any] | None) -> Table:
         data = Folder(folder, dict(storage_options or {})).read(name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise StorageError(f"{where} is not there; give a catalog to match with") from error
-    if where.endswith(".gz"):
-        import gzip
-
-        data = gzip.decompress(data)
     try:
+        data = gzip.decompress(data) if where.endswith(".gz") else data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # units and dates of other people's files are often not quite standard
             return Table.read(io.BytesIO(data), format=FORMATS[ending])

@@ -132,7 +132,7 @@ def leaf(pixel: Pixel, table: pa.Table, lengths: Mapping[str, int]) -> tuple[Lea
     data = sink.getvalue()
     footer = pq.read_metadata(io.BytesIO(data))
     footer.set_file_path(pixel.path)
-    return Leaf(pixel, footer, len(data), table.slice(0, 1)), data
+    return Leaf(pixel, footer, len(data), table.take([0])), data  # a slice would keep the table alive
 
 
 def table_files(

@@ -1,6 +1,6 @@
 """What SQL sees of a run or of a published catalog: `candidates`, `ledger`, `runs` and `mosaics`, and no files.
 
-`TABLES` names the views but candidates; another one is another entry and a method.
+`TABLES` names the views but candidates; another one is another entry, and a method of that name that gives its rows.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def connect(
     connection.execute("SET enable_progress_bar = false")  # it would go to stdout, among the rows
     views.candidates(connection, columns, region, top)
     lower = sql.lower()
-    for name in ("ledger", "runs"):
-        if name in lower:
+    for name in TABLES:
+        if name == "mosaics" and name in lower:
+            _add_mosaics(connection, views.mosaics(), [column for column in PIXELS if column in lower])
+        elif name in lower:
             connection.register(name, getattr(views, name)())
-    if "mosaics" in lower:
-        _add_mosaics(connection, views.mosaics(), [column for column in PIXELS if column in lower])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection

@@ -87,6 +87,13 @@ def test_parquet_is_a_voparquet(found):
     assert pq.read_table(io.BytesIO(data)).num_rows == found.num_rows
 
 
+def test_missing_integers_stay_missing_in_votable_and_fits():
+    table = pa.table({"n": pa.array([5, None], pa.int32()), "name": ["a", None]})
+    for kind in ("votable", "fits"):
+        back = Table.read(io.BytesIO(file_bytes(table, kind)), format=kind)
+        assert back["n"].mask.tolist() == [False, True] and back["n"][0] == 5
+
+
 def test_csv_and_json_have_all_but_arrays(run):
     found = query(run.url, top=3)
     rows = json.loads(file_bytes(found, "json"))

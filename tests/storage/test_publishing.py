@@ -439,6 +439,13 @@ def test_partitions_are_the_largest_cells_that_hold_few_enough(limit):
     assert sum(rows.values()) == counts.sum()
 
 
+def test_what_is_kept_of_a_leaf_does_not_keep_its_rows(truth):
+    rows = truth.select(CATALOG.names).cast(CATALOG)
+    kept, data = hats.leaf(hats.Pixel(0, 4), rows, {"object_id": 30})
+    assert kept.size == len(data) and kept.first.num_rows == 1
+    assert kept.first.get_total_buffer_size() < rows.get_total_buffer_size() / 50
+
+
 @pytest.mark.parametrize("order", [0, 3, 8, hats.CELL_ORDER])
 def test_what_lies_within_sixteen_arcsec_of_a_partition_is_in_its_border(order):
     import astropy.units as u

@@ -227,11 +227,13 @@ def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
     (tmp_path / "b.csv").write_text("ra,dec\n12:30:00,+1:00:00\n")
     (tmp_path / "c.csv").write_text("ra,dec\n1,95\n")
     (tmp_path / "d.fits").write_text("no FITS")
+    (tmp_path / "d.csv.gz").write_text("ra,dec\n1,2\n")
     for file, complaint in (
         ("a.csv", "has no columns ra and dec; name two of: x, y"),
         ("b.csv", "column ra holds no degrees"),
         ("c.csv", "reach beyond 360 and 90"),
         ("d.fits", "is no fits table"),
+        ("d.csv.gz", "is no ascii.csv table"),
         ("e.csv", "is not there"),
         ("f.docx", "give a catalog in one of .csv"),
     ):
