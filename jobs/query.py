@@ -1,8 +1,9 @@
 """Search the candidates of a run or of a published catalog: the best, a part of the sky, a cross-match, or SQL.
 
-SQL sees the views `candidates` and `ledger` (the tiles that are done), `runs` and `mosaics` (a row a cell of 64 x 64
-pixels). A cross-match gives each candidate near an object of another catalog with that object's columns, as match_...;
-lenscat's catalog.csv works as it is. Thumbnails are printed nowhere; --columns puts them into FITS and Parquet.
+SQL sees the views `candidates`, `ledger` (the tiles that are done), `runs`, `grades` (what `vet` has collected) and
+`mosaics` (a row a cell of 64 x 64 pixels). A cross-match gives each candidate near an object of another catalog with
+that object's columns, as match_...; lenscat's catalog.csv works as it is. Thumbnails are never printed, but --columns
+puts them into FITS and Parquet.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SCREENFUL = 20
 
 SHOWN = (
     "rank", "object_id", "ra", "dec", "separation", "match_separation", "score", "score_std", "false_alarm",
-    "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags",
+    "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags", "grades",
 )  # fmt: skip
 """Columns of a printed table, and those of a match; files have all but the thumbnails."""
 
@@ -56,7 +57,7 @@ class Config(JobConfig):
         None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table without a region, else all)"
     )
     columns: tuple[str, ...] | None = Field(None, description="only these columns, in this order")
-    sql: str | None = Field(None, description="one SELECT over the views candidates, ledger, runs, mosaics")
+    sql: str | None = Field(None, description="one SELECT over the views candidates, ledger, runs, grades, mosaics")
     out: str | None = Field(None, description="file to write, path or s3:// URL; its ending says the format")
     format: Literal["table", "csv", "json", "votable", "reg", "parquet", "fits"] | None = Field(
         None, description="what is printed or written (default: by the ending of --out, else a table)"
@@ -83,6 +84,7 @@ def run(config: Config) -> int:
         targets=targets,
         columns=config.columns,
         thumbnails=False,
+        grades=config.sql is None,
     )
     if kind != "table":
         _give(found, kind, config.out)

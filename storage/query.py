@@ -16,6 +16,10 @@ from storage.runs import READ_TRIES
 from storage.schema import CANDIDATES, THUMBNAILS
 from storage.views import TABLES, Views, connect, open_views
 
+GRADES_COLUMN = pa.field(
+    "grades", pa.string(), metadata={"description": "What each grader thinks, as A Ada; X Bob", "ucd": "meta.code"}
+)
+
 
 def query(
     run_url: str | os.PathLike[str],
@@ -27,6 +31,7 @@ def query(
     targets: Targets | None = None,
     columns: Sequence[str] | None = None,
     thumbnails: bool = True,
+    grades: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Candidates of a run's ok tiles, or of a published catalog, highest score first.
@@ -40,8 +45,9 @@ def query(
     top : int, optional
         At most so many rows.
     sql : str, optional
-        One SELECT over the views `candidates`, `ledger`, `runs` and `mosaics`, instead of all else. It sees nothing
-        else: no files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the SQL names.
+        One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`, instead of all else. It sees
+        nothing else: no files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the
+        SQL names.
     region : Region, optional
         Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`.
     targets : Targets, optional
@@ -51,6 +57,9 @@ def query(
     thumbnails : bool
         Also return the thumbnails of the rows found (never part of the search; `sql` returns what it selects, and
         `columns` what it names). Those of a catalog are read from its runs.
+    grades : bool
+        Also the column `grades`, what each grader thinks ("A Ada; X Bob"), if anybody has graded. `columns` may name
+        it, and then it is there in any case.
     storage_options : mapping, optional
         Arguments of the fsspec filesystem.
 
@@ -80,6 +89,8 @@ def query(
             if sql is not None:
                 return _select(views, sql)
             found = _search(views, region, targets, top, columns)
+            if grades or GRADES_COLUMN.name in (columns or ()):
+                found = _with_grades(found, views.grades(), always=columns is not None)
             return _chosen(views, found, columns, thumbnails)
         except Exception:
             # Files may go while this reads, and then others hold the same rows.
@@ -103,11 +114,23 @@ def _search(
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
         limit = "" if top is None else f" LIMIT {int(top)}"
         relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
-        known = [*relation.columns, *THUMBNAILS]
+        known = [*relation.columns, *THUMBNAILS, GRADES_COLUMN.name]
         unknown = [name for name in columns or () if name not in known]
         if unknown:
             raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
         return relation.to_arrow_table()
+
+
+def _with_grades(found: pa.Table, grades: pa.Table, always: bool) -> pa.Table:
+    """`found` with what each grader thinks of each; without, where nobody has graded, unless `always`."""
+    opinions: dict[str, list[str]] = {}
+    for row in grades.select(["object_id", "grade", "grader"]).sort_by("grader").to_pylist():
+        if row["grade"]:
+            opinions.setdefault(row["object_id"], []).append(f"{row['grade']} {row['grader']}")
+    if not opinions and not always:
+        return found
+    texts = ["; ".join(opinions.get(name, ())) or None for name in found["object_id"].to_pylist()]
+    return found.append_column(GRADES_COLUMN, pa.array(texts, pa.string()))
 
 
 def _chosen(views: Views, found: pa.Table, columns: Sequence[str] | None, thumbnails: bool) -> pa.Table:
@@ -122,6 +145,8 @@ def _described(field: pa.Field) -> pa.Field:
     """The field with unit, UCD and description."""
     if field.name in CANDIDATES.names:
         return CANDIDATES.field(field.name)
+    if field.name == GRADES_COLUMN.name:
+        return GRADES_COLUMN
     if field.name in ("separation", "match_separation"):
         what = "the centre of the cone" if field.name == "separation" else "the target"
         described = {"unit": "arcsec", "ucd": "pos.angDistance", "description": f"Distance from {what}"}

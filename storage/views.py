@@ -1,4 +1,4 @@
-"""What SQL sees of a run or of a published catalog: `candidates`, `ledger`, `runs` and `mosaics`, and no files.
+"""What SQL sees of a run or of a published catalog: `candidates`, `ledger`, `runs`, `grades`, `mosaics`, and no files.
 
 `TABLES` names the views but candidates; another one is another entry, and a method of that name that gives its rows.
 """
@@ -18,14 +18,15 @@ import pyarrow.dataset as ds
 
 from storage.catalog_sources import run_facts, run_id
 from storage.catalogs import BEST, Catalog, read_pointer
+from storage.grades import latest_grades, read_grades
 from storage.mosaics import decode_header
 from storage.objectstore import Folder, check_name
 from storage.regions import Region
 from storage.runs import RunFolder
-from storage.schema import CANDIDATES, CATALOG, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
+from storage.schema import CANDIDATES, CATALOG, GRADES, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
 from storage.segments import candidates_dataset, read_rows
 
-TABLES = ("ledger", "runs", "mosaics")
+TABLES = ("ledger", "runs", "grades", "mosaics")
 """Views beside `candidates`; each is made only for SQL that names it."""
 
 PIXELS = ("mean", "std", "coverage")
@@ -58,6 +59,10 @@ class Views(ABC):
     @abstractmethod
     def runs(self) -> pa.Table:
         """One row a run, schema `RUNS`."""
+
+    @abstractmethod
+    def grades(self) -> pa.Table:
+        """What each grader thinks of each candidate now, schema `GRADES`."""
 
     @abstractmethod
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
@@ -142,6 +147,10 @@ class RunViews(Views):
         tiles = pc.sum(pc.equal(self.ledger()["status"], "ok")).as_py() or 0
         return pa.Table.from_pylist([run_facts(self.run) | {"tiles": tiles, "published": None}], schema=RUNS)
 
+    def grades(self) -> pa.Table:
+        """As `Views`."""
+        return latest_grades(read_grades(self.run))
+
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """As `Views`."""
         ledger = self.ledger()
@@ -220,6 +229,11 @@ class CatalogViews(Views):
     def runs(self) -> pa.Table:
         """As `Views`."""
         return pa.Table.from_pylist([dict(run) for run in self.catalog.facts["runs"]], schema=RUNS)
+
+    def grades(self) -> pa.Table:
+        """As `Views`; they lie in the runs."""
+        runs = self._runs(self.runs()["run_id"].to_pylist())
+        return pa.concat_tables([GRADES.empty_table(), *(latest_grades(read_grades(run)) for run in runs)])
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """As `Views`."""

@@ -13,6 +13,7 @@ from astropy.coordinates import SkyCoord
 
 from jobs.__main__ import main
 from storage.errors import StorageError
+from storage.grades import write_grade
 from storage.query import query
 from storage.runs import RunFolder
 from storage.schema import CANDIDATES, THUMBNAILS, stamp_array
@@ -196,3 +197,22 @@ def test_a_wrong_request_is_one_line_and_exit_2(run, capsys, arguments):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("surveybridge query: error: ") and len(err.splitlines()) == 1
+
+
+def test_grades_stand_beside_the_candidates_and_in_sql(tmp_path):
+    run = RunFolder.open_or_create(tmp_path / "run", RUN)
+    add_tile(run, "a", make_candidates("a", 6, 1))
+    assert "grades" not in query(run.url, grades=True, thumbnails=False).column_names  # nobody has graded
+    best, second = query(run.url, top=2, thumbnails=False)["object_id"].to_pylist()
+    for grader, object_id, grade in (
+        ("Bob", best, "X"), ("Ada", best, "C"), ("Ada", best, "A"), ("Bob", second, "B"), ("Bob", second, None),
+    ):  # fmt: skip
+        write_grade(run, grader, object_id, grade)
+    found = query(run.url, grades=True, thumbnails=False)
+    assert found["grades"].to_pylist() == ["A Ada; X Bob", None, None, None, None, None]
+    assert query(run.url, columns=["rank", "grades"], top=1).to_pylist() == [{"rank": 1, "grades": "A Ada; X Bob"}]
+    graded = query(
+        run.url,
+        sql="SELECT candidates.rank, grader, grade FROM grades JOIN candidates USING (object_id) ORDER BY grader",
+    )
+    assert [tuple(row.values()) for row in graded.to_pylist()] == [(1, "Ada", "A"), (1, "Bob", "X")]

@@ -121,7 +121,7 @@ def test_unknown_columns_are_refused_with_those_there_are(where):
         query(where, sql="SELECT flux_z FROM candidates")
     with pytest.raises(StorageError, match=r"ledger has tile_id, status"):
         query(where, sql="SELECT nothing FROM ledger")
-    with pytest.raises(StorageError, match=r"the views are candidates, ledger, runs, mosaics"):
+    with pytest.raises(StorageError, match=r"the views are candidates, ledger, runs, grades, mosaics"):
         query(where, sql="SELECT * FROM galaxies")
 
 
