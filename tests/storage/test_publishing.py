@@ -358,6 +358,19 @@ def test_hats_finds_the_collection_strictly_valid(catalog, small, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_hats_and_lsdb_read_it_from_object_storage(bucket, options):
+    import lsdb
+    from hats.io.validation import is_valid_catalog
+    from upath import UPath
+
+    run = make_run(f"{bucket}/run", side=2, rows=10, storage_options=options)
+    publish([run.url], f"{bucket}/catalog", partition_rows=15, storage_options=options)
+    where = UPath(f"{bucket}/catalog", **options)
+    assert is_valid_catalog(where, strict=True)
+    assert len(lsdb.open_catalog(where).compute()) == 40
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_hats_reads_the_map_of_counts(catalog):
     import hats as hats_package
     from hats.io.skymap import read_skymap
