@@ -84,6 +84,7 @@ def entrants(base: int) -> list[Entrant]:
         noise,
         replace(noise, name="joint diffusion", joint=True),
         replace(edm, name="edm, all pixels alike", bright_weight=0.0),
+        replace(edm, name="edm, sampled as grad is", bright_weight=0.0, sigma_max=3.0, from_end=False),
         replace(edm, name="edm, one direction", direction="lsst->euclid"),
         replace(edm, name="edm, one direction", direction="euclid->lsst"),
         replace(edm, name="edm, published network", stem=1, norm="group", equal_time=True),
