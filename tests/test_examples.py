@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -19,7 +20,10 @@ from tests.storage.test_runs import RUN, make_candidates
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_the_example_runs_and_draws(example, tmp_path):
     run = RunFolder.open_or_create(tmp_path / "run", RUN)
-    add_tile(run, "a", make_candidates("a", 30, 1))
+    table = make_candidates("a", 30, 1)
+    for name in ("x", "y"):
+        table = table.append_column(name, pa.array([32.0] * 30))
+    add_tile(run, "a", table)
     done = subprocess.run(
         [sys.executable, str(example), run.url], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
