@@ -1,6 +1,6 @@
 """What a catalog of very many candidates costs: publishing, the best of the list, cones, SQL; time and memory.
 
-    python -m benchmarks.catalogs [--rows 1000000] [--tiles 1000] [--folder DIR] [--out FILE]
+    python -m benchmarks.catalogs [--rows 1000000 3000000] [--folder DIR] [--out FILE]
 
 Writes a run of tiles without pictures (no thumbnails, mosaics of one cell), then publishes it in a process of its own,
 whose peak resident memory is printed, and asks. Everything is removed at the end.
@@ -36,21 +36,22 @@ TILE_DEG = 0.05
 def main() -> None:
     """Make, publish, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--tiles", type=int, default=1000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        run, catalog = f"{folder}/run", f"{folder}/catalog"
-        begin = time.perf_counter()
-        make_run(run, args.rows, args.tiles)
-        measured: dict[str, Any] = {"rows": args.rows, "tiles": args.tiles, "make_s": time.perf_counter() - begin}
-        measured |= in_process(publish_and_measure, run, catalog)
-        measured |= in_process(ask, catalog)
-    print(json.dumps(measured, indent=1))
+    results = [measure(rows, args.folder) for rows in args.rows]
+    print(json.dumps(results, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(measured, indent=1) + "\n")
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def measure(rows: int, folder: Path | None) -> dict[str, Any]:
+    """All that is measured of so many rows, a thousand a tile."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        make_run(f"{place}/run", rows, max(1, rows // 1000))
+        published = in_process(publish_and_measure, f"{place}/run", f"{place}/catalog")
+        return {"rows": rows, **published, **in_process(ask, f"{place}/catalog")}
 
 
 def make_run(where: str, rows: int, tiles: int) -> None:
