@@ -131,11 +131,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = timings(ways(), arguments.batch, arguments.rounds)
+    shares = profiled(ways()[-1], arguments.batch)
     scores = scored(arguments.pairs, arguments.start, arguments.count, arguments.samples)
     if arguments.out:
         machine = {"processor": processor(), "torch": torch.__version__, "threads": arguments.threads}
         settings = {name: getattr(arguments, name) for name in ("batch", "rounds", "count", "samples")}
-        document = {"machine": machine, "settings": settings, "levers": rows, "scores": scores}
+        document = {"machine": machine, "settings": settings, "levers": rows, "shares": shares, "scores": scores}
         (arguments.out / "sampler.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -166,6 +167,30 @@ def timings(all_ways: list[Way], batch: int, rounds: int) -> list[dict[str, Any]
             flush=True,
         )
     return rows
+
+
+OPERATIONS = {
+    "convolutions": ("mkldnn_convolution", "conv2d", "_convolution"),
+    "layer norms": ("native_layer_norm",),
+    "activations, FiLM, sums": ("silu", "mul", "add", "cat"),
+    "casts and copies": ("copy_", "_to_copy", "to", "clone", "contiguous"),
+    "linear layers": ("addmm", "linear"),
+}
+"""Names of torch's operators by what they do in the network; all others are noise, update and bookkeeping."""
+
+
+def profiled(way: Way, batch: int) -> dict[str, float]:
+    """Shares of a sampler's own time by kind of operation, by torch's profiler."""
+    x1 = torch.randn(batch, 3, SIDE, SIDE)
+    way.seconds(x1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        way.seconds(x1)
+    own = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in recorded.key_averages()}
+    total = sum(own.values())
+    shares = {kind: sum(own.get(name, 0.0) for name in names) / total for kind, names in OPERATIONS.items()}
+    shares["noise, update and the rest"] = 1 - sum(shares.values())
+    print("of the default: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()), flush=True)
+    return shares
 
 
 def scored(path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
