@@ -19,6 +19,9 @@ Row = dict[str, Any]
 FRESH = 5.0
 """Seconds for which what other graders have written is not looked for again."""
 
+JITTER = datetime.timedelta(seconds=60)
+"""By so much a page's requests may be delayed one after the other: within it a grader's entries keep their order."""
+
 
 class Book:
     """All entries of a run; what this process writes is in it at once, what others write within `FRESH` seconds."""
@@ -29,6 +32,7 @@ class Book:
         self._files: dict[str, pa.Table] = {}
         self._rows: dict[str, dict[str, list[Row]]] = {}  # by grader and object, in the order of time
         self._entries: dict[tuple[str, str], Row] = {}  # by grader and entry
+        self._last_at: dict[str, datetime.datetime] = {}  # by grader
         self._lock = threading.RLock()
         self._read_at = -FRESH
         self.refresh()
@@ -46,15 +50,34 @@ class Book:
             self.history = history
             self._read_at = time.monotonic()
 
-    def add(self, grader: str, object_id: str, grade: str | None, comment: str, entry: str, **seen: Any) -> Row:
-        """Write an entry to the run folder, unless it is there; the row, once it is safe."""
+    def add(
+        self,
+        grader: str,
+        object_id: str,
+        grade: str | None,
+        comment: str,
+        entry: str,
+        graded_at: datetime.datetime,
+        **seen: Any,
+    ) -> Row:
+        """Write an entry to the run folder, unless it is there; the row, once it is safe.
+
+        A page sends one entry after the other, each with its age; how long a request takes must not change their order.
+        """
         with self._lock:
             known = self._entries.get((grader, entry))
+            last = self._last_at.get(grader)
+            if known is None and last is not None and last - JITTER < graded_at <= last:
+                graded_at = last + datetime.timedelta(microseconds=1)
+            if known is None and (last is None or graded_at > last):
+                self._last_at[grader] = graded_at
         if known is not None:  # the reply was lost, and the page asks again
             if known["object_id"] != object_id:
                 raise StorageError(f"entry {entry} is of {known['object_id']!r}, not of {object_id!r}; give a new one")
             return known
-        (row,) = write_grade(self.run, grader, object_id, grade, comment, entry=entry, **seen).to_pylist()
+        (row,) = write_grade(
+            self.run, grader, object_id, grade, comment, entry=entry, graded_at=graded_at, **seen
+        ).to_pylist()
         with self._lock:
             self._take_in(row)
         return dict(row)
@@ -101,6 +124,7 @@ class Book:
         if key in self._entries:
             return
         self._entries[key] = row
+        self._last_at[row["grader"]] = max(row["graded_at"], self._last_at.get(row["grader"], row["graded_at"]))
         rows = self._rows.setdefault(row["grader"], {}).setdefault(row["object_id"], [])
         rows.append(row)
         rows.sort(key=lambda row: (row["graded_at"], row["entry"]))

@@ -115,7 +115,8 @@ async function go(index) {
 
 function grade(value) {
   const row = current();
-  if (!row || page.loading) return; // nobody has seen what comes next
+  if (page.loading) return say("still loading: not taken", true); // nobody has seen what comes next
+  if (!row) return;
   const typed = page.alone ? $("comment").value.trim() : row.mine?.comment ?? "";
   record(row, value, typed);
   say(`${row.object_id}: ${value}`);
@@ -142,7 +143,7 @@ function count(before, after) {
 }
 
 async function undo() {
-  if (page.loading) return;
+  if (page.loading) return say("still loading: not taken", true);
   const last = page.undo.pop();
   keepUndo();
   if (!last) return say("nothing to take back");

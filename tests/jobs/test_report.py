@@ -7,7 +7,6 @@ import html
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from tests.jobs.test_status import held
 from tests.storage.faults import moto_server
 from tests.storage.test_runs import RUN, make_header
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CORE = 128
 """Side of a tile's core, pixels."""
 EVIL = "../../../etc/passwd\"><img src=http://evil.test/x onerror=alert('1')>&amp;"
@@ -383,17 +381,6 @@ def test_flags_are_named_and_unknown_ones_are_not_lost():
 
 
 # -- in a browser --
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs the dev extra: playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("width", [1280, 375], ids=["laptop", "phone"])

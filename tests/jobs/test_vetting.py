@@ -399,3 +399,18 @@ def test_the_command_prints_its_address_and_stops_cleanly(run, number):
         vet.process.send_signal(number)
         assert vet.process.wait(30) == 0
     assert read_grades(run)["grader"].to_pylist() == ["ann"]  # the server's grader, whatever a page says
+
+
+def test_entries_keep_their_order_however_long_a_request_takes(run):
+    book = Book(run)
+    now = datetime.datetime.now(datetime.UTC)
+    (name,) = query(run.url, top=1, thumbnails=False)["object_id"].to_pylist()
+    late = datetime.timedelta(seconds=2)  # the first request was on its way for so long
+    book.add("ann", name, "A", "", "1" * 32, graded_at=now + late)
+    book.add("ann", name, None, "", "2" * 32, graded_at=now)
+    book.add("ann", name, "X", "", "3" * 32, graded_at=now)
+    assert [row["grade"] for row in read_grades(run).to_pylist()] == ["A", None, "X"]
+    assert book.of("ann")[name]["grade"] == latest_grades(read_grades(run))["grade"].to_pylist()[0] == "X"
+    # What was given hours before, and kept in a browser without a server, does not come after it.
+    book.add("ann", name, "C", "", "4" * 32, graded_at=now - datetime.timedelta(hours=2))
+    assert book.of("ann")[name]["grade"] == "X"

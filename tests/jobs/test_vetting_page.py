@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,8 +16,6 @@ from jobs.rendering import VIEWS
 from jobs.vet import Config, open_session
 from storage.grades import latest_grades, read_grades
 from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra: playwright")
 
 DRAWN = "#mosaic[aria-busy=false]"
 """There once all cards are."""
@@ -39,19 +36,6 @@ CONTRAST = """(images, views) => images.map(image => {
   });
 })"""
 """Of each image, as the browser decoded it: standard deviation of the levels in each view; none if it is not there."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-    )
-    if not path:
-        pytest.skip("needs a Chromium on the path (apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
