@@ -127,6 +127,7 @@ def test_pictures_are_there_and_not_blank_on_laptop_and_phone(run, opened):
             )
 
 
+@pytest.mark.slow
 def test_thirty_by_keyboard_with_reload_and_kill_in_the_middle_lose_nothing(run, opened):
     wanted: dict[tuple[str, str], str] = {}
     with command(run.url, "--port", "0", "--grader", "ann") as vet:
