@@ -36,7 +36,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Card:
-    """One candidate. All texts are plain: the page escapes them."""
+    """One candidate. All texts are plain: the page escapes them. `grades` is what each grader thinks, if anybody."""
 
     rank: int
     object_id: str
@@ -45,6 +45,7 @@ class Card:
     magnitudes: list[tuple[str, str, str]]
     pictures: list[Shown]
     links: dict[str, str]
+    grades: str
 
 
 def cards(candidates: pa.Table) -> list[Card]:
@@ -86,6 +87,7 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Picture], nearby: str) 
             for name in VIEWS
         ],
         links=links(ra, dec),
+        grades=row.get("grades") or "",
     )
 
 

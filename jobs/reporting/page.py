@@ -45,7 +45,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
     rows = ledger if manifest is None else standing_rows(manifest, ledger)
     scores = query(run.url, sql="SELECT score, false_alarm FROM candidates", storage_options=run.folder.storage_options)
-    found = query(run.url, top=top, storage_options=run.folder.storage_options)
+    found = query(run.url, top=top, grades=True, storage_options=run.folder.storage_options)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of objects and tiles, and reasons, are anybody's text

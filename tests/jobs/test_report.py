@@ -22,6 +22,7 @@ from jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
 from jobs.reporting.cards import flags, links, magnitude
 from jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
 from jobs.reporting.timeline import worked_minutes
+from storage.grades import write_grade
 from storage.mosaics import TileMosaic
 from storage.objectstore import Folder
 from storage.published import standing_rows
@@ -133,6 +134,17 @@ def test_the_page_says_what_ran_what_failed_and_what_was_found(reported):
     assert "g 22.50 20 r 22.50 20 i 22.50 20 VIS > 28.46 -2" in text
     assert "flags neighbours, saturated" in text and "in the picture candidate 1 at 1.4″" in text
     assert [int(rank) for rank in re.findall(r'id="rank-(\d+)"', reported.read_text())] == [1, 2, 3, 4, 5]
+
+
+def test_grades_stand_on_the_cards(tmp_path):
+    run = make_run(str(tmp_path / "run"), make_store(str(tmp_path / "tiles"), 1))
+    write_tile(run, 0, ["SB J0332-2800", "SB J0332-2801"])
+    for grader, grade in (("Bob <b>", "X"), ("Ada", "A")):
+        write_grade(run, grader, "SB J0332-2800", grade)
+    assert main(["report", "--run", run.url, "--out", str(tmp_path / "out")]) == 0
+    text = text_of((tmp_path / "out" / PAGE).read_text())
+    assert "1 SB J0332-2800 grade A Ada; X Bob <b> " in text
+    assert "2 SB J0332-2801 grade LSST" in text
 
 
 def test_the_page_names_no_file_or_host_that_it_would_load(reported):
