@@ -56,6 +56,8 @@ class Entrant:
         The only direction it learns, or None for both.
     joint
         Noise both surveys together.
+    sigma_data
+        Of the preconditioning of `edm`, network units; None for `surveybridge train`'s.
     equal_time
         Train for as long as the first entrant takes, not for as many steps.
     """
@@ -71,6 +73,7 @@ class Entrant:
     from_end: bool = False
     direction: str | None = None
     joint: bool = False
+    sigma_data: float | None = None
     equal_time: bool = False
 
 
@@ -85,6 +88,7 @@ def entrants(base: int) -> list[Entrant]:
         replace(noise, name="joint diffusion", joint=True),
         replace(edm, name="edm, all pixels alike", bright_weight=0.0),
         replace(edm, name="edm, sampled as grad is", bright_weight=0.0, sigma_max=3.0, from_end=False),
+        *(replace(edm, name=f"edm, sigma_data {s}", bright_weight=0.0, sigma_data=s) for s in (0.1, 0.15, 0.25)),
         replace(edm, name="edm, one direction", direction="lsst->euclid"),
         replace(edm, name="edm, one direction", direction="euclid->lsst"),
         replace(edm, name="edm, published network", stem=1, norm="group", equal_time=True),
@@ -161,7 +165,10 @@ def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
 def card_of(one: Entrant, pairs: Pairs) -> Card:
     """As `surveybridge train` would write it."""
     names = ("name", "bridge", "objective", "base", "stem", "norm")
-    return make_card({name: getattr(one, name) for name in names} | {"grid": "mosaic"}, pairs, {})
+    card = make_card({name: getattr(one, name) for name in names} | {"grid": "mosaic"}, pairs, {})
+    if one.sigma_data is None:
+        return card
+    return replace(card, objective=replace(card.objective, sigma_data=one.sigma_data))
 
 
 def batches(one: Entrant, card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
