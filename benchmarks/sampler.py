@@ -212,11 +212,10 @@ def scored(path: str, start: int, count: int, samples: int) -> list[dict[str, An
 
 
 def processor() -> str:
-    """Model of this machine's processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
+    """Model of this machine's processor, and what it has for bfloat16."""
+    described = dict(line.split("\t", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if "\t" in line)
+    fast = [flag for flag in described.get("flags", "").split() if flag in ("amx_bf16", "avx512_bf16")]
+    return f"{described.get('model name', platform.machine()).strip(': ')}, {' '.join(fast) or 'no bfloat16'}"
 
 
 if __name__ == "__main__":
