@@ -252,17 +252,19 @@ def test_export_goes_from_s3_to_s3(run, monkeypatch):
     pytest.importorskip("reproject", reason="needs the hips extra")
     with moto_server() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        filesystem = Folder.at("s3://sky").filesystem
-        filesystem.mkdir("sky")
+        filesystem = Folder.at("s3://exports").filesystem
+        filesystem.mkdir("exports")
         for file in Path(run).rglob("*"):
             if file.is_file():
-                Folder.at("s3://sky/run").put(file.read_bytes(), *file.relative_to(run).parts)
+                Folder.at("s3://exports/run").put(file.read_bytes(), *file.relative_to(run).parts)
         at = place(run, TILE, TILE)
-        assert export("s3://sky/run", "s3://sky/out/cut.fits", "--cutout", f"{at},2", "--png", "--lossless") == 0
-        assert export("s3://sky/run", "s3://sky/all", "--moc", "--hips", "--no-fits") == 0
-        out = Folder.at("s3://sky/out")
+        assert (
+            export("s3://exports/run", "s3://exports/out/cut.fits", "--cutout", f"{at},2", "--png", "--lossless") == 0
+        )
+        assert export("s3://exports/run", "s3://exports/all", "--moc", "--hips", "--no-fits") == 0
+        out = Folder.at("s3://exports/out")
         assert out.names() == ["cut.fits", "cut.png"]
-        everything = Folder.at("s3://sky/all")
+        everything = Folder.at("s3://exports/all")
         assert everything.names() == ["failed.moc.fits", "footprint.moc.fits", "hips"]
         assert {"Moc.fits", "Norder0", "Norder12", "properties"} <= set(everything.names("hips", "std_VIS"))
         with fits.open(io.BytesIO(out.read("cut.fits"))) as hdus:

@@ -168,11 +168,11 @@ def test_a_name_of_markup_and_path_is_text_and_leads_nowhere(scene, reported):
 def test_a_run_in_object_storage_gives_the_page_of_a_local_one(reported, monkeypatch):
     with moto_server() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        Folder.at("s3://sky").filesystem.mkdir("sky")
-        run = make_scene("s3://sky")
-        assert main(["report", "--run", run.url, "--out", "s3://sky/reports/r1"]) == 0
-        page = Folder.at("s3://sky/reports/r1").read(PAGE).decode()
-        assert Folder.at("s3://sky/reports").names("r1") == [PAGE]
+        Folder.at("s3://reports").filesystem.mkdir("reports")
+        run = make_scene("s3://reports")
+        assert main(["report", "--run", run.url, "--out", "s3://reports/reports/r1"]) == 0
+        page = Folder.at("s3://reports/reports/r1").read(PAGE).decode()
+        assert Folder.at("s3://reports/reports").names("r1") == [PAGE]
     local = reported.read_text()
     assert re.findall('<article class="card".*?</article>', page, re.DOTALL) == re.findall(
         '<article class="card".*?</article>', local, re.DOTALL
