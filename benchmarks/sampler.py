@@ -130,9 +130,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = timings(ways(), arguments.batch, arguments.rounds)
-    shares = profiled(ways()[-1], arguments.batch)
-    scores = scored(arguments.pairs, arguments.start, arguments.count, arguments.samples)
+    all_ways = ways()
+    rows = timings(all_ways, arguments.batch, arguments.rounds)
+    shares = profiled(all_ways[-1], arguments.batch)
+    scores = scored(all_ways, arguments.pairs, arguments.start, arguments.count, arguments.samples)
     if arguments.out:
         machine = {"processor": processor(), "torch": torch.__version__, "threads": arguments.threads}
         settings = {name: getattr(arguments, name) for name in ("batch", "rounds", "count", "samples")}
@@ -193,9 +194,9 @@ def profiled(way: Way, batch: int) -> dict[str, float]:
     return shares
 
 
-def scored(path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
+def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
     """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
-    _, plain, *_, default = ways()
+    _, plain, *_, default = all_ways
     pairs = read_pairs(path, plain.model.card.grid, start, start + count)
     images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
     found = []

@@ -86,13 +86,13 @@ def redraw(
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)
     mean, std = np.full_like(stored.mean, np.nan), np.full_like(stored.std, np.nan)
     for tile_id, box in progress(boxes.items(), "samples", total=len(boxes)):
+        part = overlap(box, region)
+        if part is None:
+            continue
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
         image = tile.images[facts["direction"].split("->")[0]]
         for seen in tile.images.values():
             check_image(model, seen, tile_id)
-        part = overlap(box, region)
-        if part is None:
-            continue
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         posterior, drawn = redraw_tile(
             model,
