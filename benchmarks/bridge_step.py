@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from kernels.bridge_step import StepCoefficients, bridge_step
+from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
 FIRST = StepCoefficients(p=1.3, q=-0.5, r=0.2, h=0.0, a=0.3, b=0.4, c=0.2, d=0.3)
@@ -45,7 +45,7 @@ def variants(shape: tuple[int, int, int, int], device: str, impls: tuple[str, ..
     window = torch.arange(shape[0], dtype=torch.int32, device=device)
     noise = SkyNoise(1, 0, window, window * 40, window * 50)
     draw = partial(sky_noise, noise, 3, shape[1:], device=device)
-    step = partial(bridge_step, x_t, pred, x1, FIRST, step=3, clamp=(-1, 1))
+    step = partial(bridge_step, x_t, pred, x1, StepTable.of([FIRST] * 4, device), 3, clamp=(-1, 1))
     timed: dict[str, Callable[[], object]] = {}
     for impl in impls:
         timed[f"noise, {impl}"] = partial(draw, impl=impl)

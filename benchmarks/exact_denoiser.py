@@ -9,15 +9,17 @@ for a start at sigma_max with x1 in the place of x0, for one at the table's end,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, Model
+from bridge_core.checkpoint import Card, Model, Precision
 from bridge_core.network import NetworkConfig, UNet
 from bridge_core.objective import Objective
+from bridge_core.prediction import Predictor
 from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 
 GAIN = 0.5
@@ -31,11 +33,23 @@ class ExactModel(Model):
 
     tau: float = 0.1
 
-    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
-        """x_t minus the mean of x0 given x_t and x1."""
-        a, b, s = (float(v[t]) for v in (self.card.bridge.a, self.card.bridge.b, self.card.bridge.s))
+    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> ExactPredictor:
+        """Of no network."""
+        return ExactPredictor(self.card.bridge, self.tau, x1, times)
+
+
+class ExactPredictor(Predictor):
+    """x_t minus the mean of x0 given x_t and x1."""
+
+    def __init__(self, bridge: Bridge, tau: float, x1: Tensor, times: Sequence[int]) -> None:
+        self.bridge, self.tau, self.x1, self.times = bridge, tau, x1, times
+        self.input = torch.empty_like(x1)
+
+    def __call__(self, step: int, x_t: Tensor) -> Tensor:
+        """Output at ``times[step]``."""
+        a, b, s = (float(v[self.times[step]]) for v in (self.bridge.a, self.bridge.b, self.bridge.s))
         gain = a * self.tau**2 / (a**2 * self.tau**2 + s**2)
-        return x_t - (GAIN * x1 + gain * (x_t - b * x1 - a * GAIN * x1))
+        return x_t - (GAIN * self.x1 + gain * (x_t - b * self.x1 - a * GAIN * self.x1))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,8 +22,9 @@ from torch import Tensor
 from bridge_core.bridge import Bridge
 from bridge_core.discriminant import Discriminant
 from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig, UNet, channels_last
+from bridge_core.network import NetworkConfig, UNet, for_bfloat16
 from bridge_core.objective import Objective
+from bridge_core.prediction import Predictor
 from bridge_core.stretch import Stretch
 
 CARD_VERSION = 1
@@ -123,37 +125,23 @@ class Model:
     network: UNet
     sha256: str
 
-    def network_input(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
-        """Stack [N, 9, H, W]: scaled x_t, then lsst and euclid with the wanted survey zero."""
-        u, v = self.card.objective.input_table(self.card.bridge)
-        return network_input(
-            x_t * float(u[t]) + x1 * float(v[t]), x1, x1.new_full((len(x1),), DIRECTIONS.index(direction))
-        )
+    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> Predictor:
+        """The network on a batch x1 at some table indices; see `Predictor`."""
+        return Predictor(self.network, x1, DIRECTIONS.index(direction), times, precision)
 
-    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
+    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str, precision: Precision = "float32") -> Tensor:
         """Network output of the wanted head, [N, 3, H, W], at table index t."""
-        index = DIRECTIONS.index(direction)
-        times = torch.full((len(x1),), t, device=x1.device)
-        directions = torch.full((len(x1),), index, device=x1.device, dtype=torch.long)
-        inputs = self.network_input(x_t, x1, t, direction)
-        if not self.network.init_conv.weight.is_contiguous():  # inputs follow the memory format of the weights
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        c = self.card.network.image_channels
-        return self.network(inputs, times, directions)[:, index * c : (index + 1) * c]
+        predictor = self.predictor(x1, direction, [t], precision)
+        u, v = self.card.objective.input_table(self.card.bridge)
+        predictor.input.copy_(x_t * float(u[t]) + x1 * float(v[t]))
+        return predictor(0, x_t)
 
     def to(self, device: str | torch.device, precision: Precision) -> Model:
-        """Move the network, in NHWC memory for bfloat16 (several times faster on CPUs); returns self."""
+        """Move the network; for bfloat16 in NHWC memory and with rounded weights, which is final; returns self."""
         self.network.to(device)
         if precision == "bfloat16":
-            channels_last(self.network)
+            for_bfloat16(self.network)
         return self
-
-
-def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
-    """[N, 3C, H, W] of scaled x_t, lsst slot, euclid slot; x1 fills the slot of the observed survey (direction [N])."""
-    to_euclid = direction.view(-1, 1, 1, 1).bool()
-    zero = torch.zeros_like(x1)
-    return torch.cat([scaled, torch.where(to_euclid, x1, zero), torch.where(to_euclid, zero, x1)], dim=1)
 
 
 def save_checkpoint(card: Card, weights: dict[str, Tensor], path: str | Path) -> Path:

@@ -125,6 +125,15 @@ class UNet(nn.Module):
         BridgeError
             Where H or W is no multiple of the configuration's `window_multiple`.
         """
+        return self.given(x, self.embed(t, direction))
+
+    def embed(self, t: Tensor, direction: Tensor) -> Tensor:
+        """What the blocks are told of step and direction: [N], int64 [N] -> [N, time_dim]."""
+        emb: Tensor = self.time_embed(t) + self.dir_embed(direction)
+        return emb
+
+    def given(self, x: Tensor, emb: Tensor) -> Tensor:
+        """As `forward`, from the embedding [N, time_dim] or, of one step for all, [1, time_dim]."""
         height, width = x.shape[-2:]
         multiple = self.config.window_multiple
         if height % multiple or width % multiple:
@@ -132,7 +141,6 @@ class UNet(nn.Module):
                 f"window of {height} x {width} pixels but this network halves them down from multiples of {multiple}; "
                 "choose another window size"
             )
-        emb = self.time_embed(t) + self.dir_embed(direction)
         h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips = []
         for i, blocks in enumerate(self.down_blocks):
@@ -150,6 +158,13 @@ class UNet(nn.Module):
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
 
 
+def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
+    """[N, 3C, H, W] of scaled x_t, lsst slot, euclid slot; x1 fills the slot of the observed survey (direction [N])."""
+    to_euclid = direction.view(-1, 1, 1, 1).bool()
+    zero = torch.zeros_like(x1)
+    return torch.cat([scaled, torch.where(to_euclid, x1, zero), torch.where(to_euclid, zero, x1)], dim=1)
+
+
 def through(blocks: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     """Apply the residual blocks of one stage."""
     assert isinstance(blocks, nn.ModuleList)
@@ -161,6 +176,14 @@ def through(blocks: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
 def channels_last(network: UNet) -> UNet:
     """Put the weights in NHWC memory, several times faster in bfloat16 on CPUs; returns the network."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def for_bfloat16(network: UNet) -> UNet:
+    """Round the weights of convolutions and linear layers to bfloat16, as autocast does at every call; returns it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return channels_last(network)
 
 
 class SinusoidalEmbedding(nn.Module):

@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from bridge_core.bridge import Bridge
 from bridge_core.checkpoint import Model, Precision
 from bridge_core.errors import BridgeError
-from kernels.bridge_step import StepCoefficients, bridge_step
+from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
 NoiseSource = SkyNoise | Callable[[int], Tensor]
@@ -74,23 +74,31 @@ def sample(
     check_steps(model.card.bridge, steps)
     if order not in (1, 2):
         raise BridgeError(f"sampler order {order} is not 1 or 2")
-    x, x0_prev = start, None
-    for i, k in enumerate(step_coefficients(model, steps, eta, order, renoise=renoise)):
-        with torch.inference_mode(), autocast(x.device, precision):
-            pred = model.predict(x, x1, steps[i], direction)
+    table = StepTable.of(step_coefficients(model, steps, eta, order, renoise=renoise), x1.device)
+    predict = model.predictor(x1, direction, steps, precision)
+    u, v = (float(column[steps[0]]) for column in model.card.objective.input_table(model.card.bridge))
+    # both are written in place at every step
+    x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(x1)
+    predict.input.copy_(x * u + x1 * v)
+    for i, k in enumerate(table.rows):
+        with record_function("network"):
+            pred = predict(i, x)
         z = noise(i) if callable(noise) and k.d != 0 else noise
-        x, x0_prev = bridge_step(
-            x,
-            pred,
-            x1,
-            k,
-            noise=z if isinstance(z, Tensor | SkyNoise) else None,
-            step=i,
-            clamp=model.card.clamp,
-            x0_prev=x0_prev,
-        )
+        with record_function("update"):
+            bridge_step(
+                x,
+                pred,
+                x1,
+                table,
+                i,
+                noise=z if isinstance(z, Tensor | SkyNoise) else None,
+                clamp=model.card.clamp,
+                x0_prev=x0 if i else None,
+                out=(x, x0),
+                next_input=predict.input if i + 1 < len(steps) else None,
+            )
         if trajectory is not None:
-            trajectory.append(x)
+            trajectory.append(x.clone())
     return x
 
 
@@ -125,8 +133,7 @@ def sample_heun(
 
 def denoise(model: Model, x: Tensor, x1: Tensor, t: int, direction: str, precision: Precision = "float32") -> Tensor:
     """The network's E[x0 | x_t = x, x1], float32 [N, C, H, W], within the card's clamp."""
-    with torch.inference_mode(), autocast(x.device, precision):
-        pred = model.predict(x, x1, t, direction)
+    pred = model.predict(x, x1, t, direction, precision)
     p, q, r = (float(v[t]) for v in model.card.objective.table(model.card.bridge))
     x0 = p * (x + r * x1) + q * pred.float()
     return x0.clamp(*model.card.clamp) if model.card.clamp else x0
@@ -149,6 +156,7 @@ def step_coefficients(
     """Coefficients of the fused update after each network evaluation, as `bridge_step` takes them."""
     bridge = model.card.bridge
     table = model.card.objective.table(bridge)
+    scale = model.card.objective.input_table(bridge)
     lam = (-bridge.sigma.log()).tolist()
     for i, t in enumerate(steps):
         p, q, r = (float(v[t]) for v in table)
@@ -161,7 +169,8 @@ def step_coefficients(
         if order == 2 and 0 < i < len(steps) - 2:
             correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
         k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if renoise and i == 0 else eta)
-        yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w)
+        u, v = (float(column[s]) for column in scale)
+        yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w, u=u, v=v)
 
 
 def extrapolation(h: float, h_prev: float, eta: float) -> float:
@@ -223,10 +232,3 @@ def check_steps(bridge: Bridge, steps: Sequence[int]) -> None:
         raise BridgeError(f"steps {list(steps)} are not strictly decreasing")
     if steps[0] >= bridge.num_steps or steps[-1] < 0:
         raise BridgeError(f"steps {steps[0]}..{steps[-1]} leave the bridge's table 0..{bridge.num_steps - 1}")
-
-
-@contextmanager
-def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Network arithmetic in the asked precision."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        yield

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bridge_core.checkpoint import Card, network_input
-from bridge_core.network import UNet
+from bridge_core.checkpoint import Card
+from bridge_core.network import UNet, network_input
 
 
 @dataclass(frozen=True)

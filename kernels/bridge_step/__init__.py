@@ -5,29 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.bridge_step.naive import StepCoefficients, bridge_step_naive
+from kernels.bridge_step.naive import StepCoefficients, StepTable, bridge_step_naive
 from kernels.dispatch import Impl, choose_impl
 from kernels.sky_noise import SkyNoise, check_step, sky_noise
 
-__all__ = ["StepCoefficients", "bridge_step"]
+__all__ = ["StepCoefficients", "StepTable", "bridge_step"]
 
 
 def bridge_step(
     x_t: Tensor,
     pred: Tensor,
     x1: Tensor,
-    coefficients: StepCoefficients,
+    table: StepTable,
+    step: int,
     *,
     noise: Tensor | SkyNoise | None,
-    step: int = 0,
     clamp: tuple[float, float] | None = None,
     x0_prev: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+    next_input: Tensor | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Take one step of a bridge sampler.
 
-    x0 = clamp(p (x_t + r x1) + q pred);  x0h = x0 + h (x0 - x0_prev);  x_s = a x_t + b x0h + c x1 + d z,
-    in float32 and in the order that `bridge_step_naive` states, so that every implementation gives the same bits.
+    x0 = clamp(p (x_t + r x1) + q pred);  x0h = x0 + h (x0 - x0_prev);  x_s = a x_t + b x0h + c x1 + d z;
+    next_input = u x_s + v x1, in float32 and in the order that `bridge_step_naive` states, so that every implementation
+    gives the same bits. Fused, a value moves 20 to 28 bytes: x_t, x1, pred and, at second order, x0_prev are read once,
+    x_s, x0 and the next input written once; noise of the sky costs no memory at all.
 
     Parameters
     ----------
@@ -35,30 +39,37 @@ def bridge_step(
         float32 [N, C, H, W], state and observed survey in network units; any strides.
     pred : Tensor
         float32 or bfloat16 [N, C, H, W], the network's output (a view of one of its heads will do).
-    coefficients : StepCoefficients
-        p, q, r, h, a, b, c, d.
+    table : StepTable
+        Coefficients p, q, r, h, a, b, c, d, u, v of every step.
+    step : int
+        The sampler's step: row of `table`, and step of a `SkyNoise`, 0 <= step < 2^16.
     noise : Tensor, SkyNoise or None
         z itself, float32 [N, C, H, W]; or the sky's, drawn within the pass; None only where d = 0. Not read if d = 0.
-    step : int
-        The sampler's step, for a `SkyNoise`, 0 <= step < 2^16.
     clamp : tuple of float, optional
         Bounds of x0. NaN stays NaN.
     x0_prev : Tensor, optional
         float32 [N, C, H, W], x0 of the step before, needed where h != 0. Not read if h = 0.
+    out : tuple of Tensor, optional
+        Contiguous float32 [N, C, H, W] to write x_s and x0 into; x_t and x0_prev themselves will do.
+    next_input : Tensor, optional
+        float32 or bfloat16 [N, C, H, W] to write the network's next input into: a view of its first channels, with
+        any strides that walk the pixels evenly.
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA tensors, naive otherwise.
 
     Returns
     -------
     tuple of Tensor
-        x_s and x0, float32 [N, C, H, W], contiguous and new.
+        x_s and x0, float32 [N, C, H, W], contiguous: `out`, or new.
 
     Raises
     ------
     ValueError
         If shapes, dtypes or devices differ, noise or x0_prev is needed but absent, or a number is out of range.
     """
-    k = StepCoefficients(*map(float, coefficients))
+    if not 0 <= step < len(table.rows):
+        raise ValueError(f"bridge step: step is {step} but the table has {len(table.rows)} rows; number them from 0")
+    k = table.rows[step]
     _check("x_t", x_t, x_t)
     _check("pred", pred, x_t, (torch.float32, torch.bfloat16))
     _check("x1", x1, x_t)
@@ -82,15 +93,26 @@ def bridge_step(
             raise ValueError(
                 f"bridge step: noise has {noise.sample.numel()} windows but x_t {x_t.shape[0]}; give one a window"
             )
+    if next_input is not None:
+        _check("next_input", next_input, x_t, (torch.float32, torch.bfloat16))
+    for name, tensor in zip(("out x_s", "out x0"), out or (), strict=False):
+        _check(name, tensor, x_t)
+        if not tensor.is_contiguous():
+            raise ValueError(f"bridge step: {name} has strides {tensor.stride()} but must be contiguous; copy it")
+    if out is None:
+        new = (torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device) for _ in range(2))
+        out = (next(new), next(new))
 
     if choose_impl(impl, x_t.device) == "naive":
         if isinstance(noise, SkyNoise):
             _, c, h, w = x_t.shape
             noise = sky_noise(noise, step, (c, h, w), impl="naive", device=x_t.device)
-        return bridge_step_naive(x_t, pred, x1, k, noise, clamp, x0_prev)
+        bridge_step_naive(x_t, pred, x1, k, noise, clamp, x0_prev, out, next_input)
+        return out
     from kernels.bridge_step.triton import bridge_step_triton  # late: Triton is absent where there is no GPU
 
-    return bridge_step_triton(x_t, pred, x1, k, noise, step, clamp, x0_prev)
+    bridge_step_triton(x_t, pred, x1, table, step, noise, clamp, x0_prev, out, next_input)
+    return out
 
 
 def _check(name: str, tensor: Tensor, like: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class StepCoefficients(NamedTuple):
-    """The eight numbers of one step, from whatever bridge, grid and sampler; see `bridge_step`.
+    """The ten numbers of one step, from whatever bridge, grid and sampler; see `bridge_step`.
 
     x0  = clamp(p (x_t + r x1) + q pred)     the network's output read as the wanted image
     x0h = x0 + h (x0 - x0_prev)              second order (DPM++2M, DBIM-2); h = 0 is first order
     x_s = a x_t + b x0h + c x1 + d z         the next state
+    x_n = u x_s + v x1                       the state as the network wants it, at the next step
     """
 
     p: float
@@ -23,6 +27,25 @@ class StepCoefficients(NamedTuple):
     b: float
     c: float
     d: float
+    u: float = 1.0
+    v: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """The coefficients of all steps of a sampler, on the host and where the kernel reads them; made by `of`.
+
+    rows: one a step; values: float32 [S, 10] on the device, row by row.
+    """
+
+    rows: tuple[StepCoefficients, ...]
+    values: Tensor
+
+    @classmethod
+    def of(cls, rows: Iterable[StepCoefficients], device: torch.device | str = "cpu") -> StepTable:
+        """Round the coefficients to float32 and put them on `device`, once for a trajectory."""
+        rows = tuple(StepCoefficients(*map(float, row)) for row in rows)
+        return cls(rows, torch.tensor(rows, dtype=torch.float32, device=device))
 
 
 def bridge_step_naive(
@@ -33,14 +56,15 @@ def bridge_step_naive(
     z: Tensor | None,
     clamp: tuple[float, float] | None,
     x0_prev: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return (x_s, x0), float32 [N, C, H, W].
+    out: tuple[Tensor, Tensor],
+    next_input: Tensor | None,
+) -> None:
+    """Write x_s and x0 into `out`, float32 [N, C, H, W], and the network's next input into `next_input`.
 
     Every product and sum is rounded to float32 on its own, from left to right:
-    (p (x_t + (r x1))) + (q pred), and (((a x_t) + (b x0h)) + (c x1)) + (d z); a coefficient is rounded to float32
-    first, a bfloat16 `pred` is widened first. No fused multiply-add. NaN stays NaN through the clamp.
+    (p (x_t + (r x1))) + (q pred), (((a x_t) + (b x0h)) + (c x1)) + (d z), and (u x_s) + (v x1); a coefficient is
+    rounded to float32 first, a bfloat16 `pred` is widened first. No fused multiply-add. NaN stays NaN under the clamp.
     """
-    x_t = x_t.contiguous()  # the results take its layout
     # x_t and x1 nearly cancel where a bridge begins, and p is large there: subtract first, then scale
     x0 = (x1 * k.r).add_(x_t).mul_(k.p).add_(pred.float() * k.q)
     if clamp is not None:
@@ -49,4 +73,8 @@ def bridge_step_naive(
     x_s = (x_t * k.a).add_(wanted * k.b).add_(x1 * k.c)
     if z is not None:
         x_s.add_(z * k.d)
-    return x_s, x0
+    if next_input is not None:
+        next_input.copy_((x_s * k.u).add_(x1 * k.v))
+    # last, because `out` may be x_t and x0_prev themselves
+    out[0].copy_(x_s)
+    out[1].copy_(x0)

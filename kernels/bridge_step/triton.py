@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.bridge_step.naive import StepCoefficients
+from kernels.bridge_step.naive import StepCoefficients, StepTable
 from kernels.dispatch import check_launch
 from kernels.sky_noise import SkyNoise
 from kernels.sky_noise.triton import BLOCK, LAUNCH, key_words, window_normals, windows
@@ -20,48 +20,66 @@ def bridge_step_triton(
     x_t: Tensor,
     pred: Tensor,
     x1: Tensor,
-    k: StepCoefficients,
-    noise: Tensor | SkyNoise | None,
+    table: StepTable,
     step: int,
+    noise: Tensor | SkyNoise | None,
     clamp: tuple[float, float] | None,
     x0_prev: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return (x_s, x0), float32 [N, C, H, W]; bit for bit those of `bridge_step_naive`."""
+    out: tuple[Tensor, Tensor],
+    next_input: Tensor | None,
+) -> None:
+    """Write into `out` and `next_input`, bit for bit what `bridge_step_naive` does; one launch and no other operator.
+
+    Tensors that one stride does not walk are copied first, and integers of `noise` that are not int32.
+    """
     check_launch(bridge_step_kernel, x_t.device)
     n, c, h, w = x_t.shape
-    x_s, x0 = (torch.empty((n, c, h, w), dtype=torch.float32, device=x_t.device) for _ in range(2))
     if not x_t.numel():
-        return x_s, x0
-    kind, z, sky, words = "none", x_t, (x_t, x_t, x_t), (0, 0, 0, 0)  # what the kernel then leaves unread
+        return
+    kind, z, sky, words = "none", x_t, (x_t, x_t, x_t), (0, 0, 0, step)  # what the kernel then leaves unread
     if isinstance(noise, SkyNoise):
         kind, sky, words = "sky", windows(noise, x_t.device), key_words(noise, step)
     elif noise is not None:
         kind, z = "given", noise
     inputs = [_plane(t) for t in (x_t, pred, x1, x_t if x0_prev is None else x0_prev, z)]
-    strides = [stride for t in inputs for stride in (t.stride(0), t.stride(1), t.stride(3))]
+    target = x_t if next_input is None else next_input
+    if next_input is not None and not _is_plane(next_input):
+        raise ValueError(f"bridge step: next_input has strides {next_input.stride()} that no one stride walks; copy it")
+    strides = [stride for t in (*inputs, target) for stride in (t.stride(0), t.stride(1), t.stride(3))]
     low, high = clamp or (0.0, 0.0)
     with torch.cuda.device_of(x_t):  # Triton launches on the current device, not on that of its tensors
         bridge_step_kernel[(n * triton.cdiv(h * w, BLOCK),)](
-            x_s, x0, *inputs, *sky, *strides, *words, *k, low, high, h * w, w,
-            C=c, NOISE=kind, CLAMP=clamp is not None, SECOND=x0_prev is not None, BLOCK=BLOCK, **LAUNCH,
+            *out, target, *inputs, *sky, table.values, *strides, *words, low, high, h * w, w,
+            C=c, NOISE=kind, CLAMP=clamp is not None, SECOND=x0_prev is not None, NEXT=next_input is not None,
+            COEFFICIENTS=len(StepCoefficients._fields), BLOCK=BLOCK, **LAUNCH,
         )  # fmt: skip
-    return x_s, x0
 
 
 def _plane(tensor: Tensor) -> Tensor:
     """`tensor` itself where one stride walks its pixels (contiguous, channels last, a slice of bands), else a copy."""
-    return tensor if tensor.stride(2) == tensor.shape[3] * tensor.stride(3) else tensor.contiguous()
+    return tensor if _is_plane(tensor) else tensor.contiguous()
+
+
+def _is_plane(tensor: Tensor) -> bool:
+    return tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
 
 
 @triton.jit(do_not_specialize=["key_lo", "key_hi", "stream", "step"])
 def bridge_step_kernel(
-    p_xs, p_x0, p_xt, p_pred, p_x1, p_prev, p_z, p_sample, p_corner_y, p_corner_x,
+    p_xs, p_x0, p_next, p_xt, p_pred, p_x1, p_prev, p_z, p_sample, p_corner_y, p_corner_x, p_table,
     xt_n, xt_c, xt_i, pred_n, pred_c, pred_i, x1_n, x1_c, x1_i, prev_n, prev_c, prev_i, z_n, z_c, z_i,
-    key_lo, key_hi, stream, step,
-    p, q, r, h, a, b, c, d, low, high, HW, W,
-    C: tl.constexpr, NOISE: tl.constexpr, CLAMP: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr,
+    next_n, next_c, next_i,
+    key_lo, key_hi, stream, step, low, high, HW, W,
+    C: tl.constexpr, NOISE: tl.constexpr, CLAMP: tl.constexpr, SECOND: tl.constexpr, NEXT: tl.constexpr,
+    COEFFICIENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK pixels of one window, all bands. Strides are of window, band and pixel."""
+    """One program: BLOCK pixels of one window, all bands. Strides are of window, band and pixel.
+
+    A pixel's inputs are read before its results are written, so x_s may lie where x_t does, and x0 where x0_prev does.
+    """
+    p_row = p_table + step * COEFFICIENTS
+    p, q, r, h = tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2), tl.load(p_row + 3)
+    a, b, c, d = tl.load(p_row + 4), tl.load(p_row + 5), tl.load(p_row + 6), tl.load(p_row + 7)
     i_n = (tl.program_id(0) // tl.cdiv(HW, BLOCK)).to(tl.int64)
     o_i = (tl.program_id(0) % tl.cdiv(HW, BLOCK)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_i = o_i < HW
@@ -86,6 +104,10 @@ def bridge_step_kernel(
             b_xs = b_xs + d * tl.load(p_z + i_n * z_n + i_c * z_c + o_i * z_i, mask=m_i, other=0.0)
         if NOISE == "sky":
             b_xs = b_xs + d * b_sky[i_c]
+        if NEXT:
+            b_next = tl.load(p_row + 8) * b_xs + tl.load(p_row + 9) * b_x1
+            o_next = i_n * next_n + i_c * next_c + o_i * next_i
+            tl.store(p_next + o_next, b_next.to(p_next.dtype.element_ty), mask=m_i)
         o_out = (i_n * C + i_c) * HW + o_i
         tl.store(p_xs + o_out, b_xs, mask=m_i)
         tl.store(p_x0 + o_out, b_x0, mask=m_i)

@@ -46,8 +46,12 @@ def sky_noise_triton(noise: SkyNoise, step: int, shape: tuple[int, int, int], de
 
 def windows(noise: SkyNoise, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Sample, y0 and x0 as int32 tensors on `device`, wider pixels modulo 2^32."""
-    sample, y0, x0 = (t.to(device=device, dtype=torch.int32) for t in (noise.sample, noise.y0, noise.x0))
-    return sample.contiguous(), y0.contiguous(), x0.contiguous()
+
+    def words(t: Tensor) -> Tensor:  # `to` and `contiguous` are operators even where they do nothing
+        ready = t.dtype == torch.int32 and t.device == device and t.is_contiguous()
+        return t if ready else t.to(device=device, dtype=torch.int32).contiguous()
+
+    return words(noise.sample), words(noise.y0), words(noise.x0)
 
 
 def key_words(noise: SkyNoise, step: int) -> tuple[int, int, int, int]:

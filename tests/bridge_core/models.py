@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, Model
+from bridge_core.checkpoint import Card, Model, Precision
 from bridge_core.network import NetworkConfig, UNet
 from bridge_core.objective import Objective
+from bridge_core.prediction import Predictor
 from bridge_core.stretch import Stretch
 
 SOFTENING = {"g": 0.7, "r": 0.8, "i": 1.1, "VIS": 4.0}
@@ -55,13 +56,23 @@ class AnalyticModel(Model):
     denoise: Denoiser
     calls: list[int] = field(default_factory=list)
 
-    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str) -> Tensor:
-        self.calls.append(t)
-        bridge = self.card.bridge
+    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> AnalyticPredictor:
+        return AnalyticPredictor(self, x1, direction, times)
+
+
+class AnalyticPredictor(Predictor):
+    def __init__(self, model: AnalyticModel, x1: Tensor, direction: str, times: Sequence[int]) -> None:
+        self.model, self.x1, self.direction, self.times = model, x1, direction, times
+        self.input = torch.empty_like(x1)
+
+    def __call__(self, step: int, x_t: Tensor) -> Tensor:
+        model, t = self.model, self.times[step]
+        model.calls.append(t)
+        bridge = model.card.bridge
         a, b, sigma = float(bridge.a[t]), float(bridge.b[t]), float(bridge.sigma[t])
-        p, q, r = (float(v[t]) for v in self.card.objective.table(bridge))
-        x_t64, x1_64 = x_t.double(), x1.double()
-        x0 = self.denoise((x_t64 - b * x1_64) / a, sigma, x1_64, direction)
+        p, q, r = (float(v[t]) for v in model.card.objective.table(bridge))
+        x_t64, x1_64 = x_t.double(), self.x1.double()
+        x0 = model.denoise((x_t64 - b * x1_64) / a, sigma, x1_64, self.direction)
         return ((x0 - p * (x_t64 + r * x1_64)) / q).float()
 
 

@@ -17,12 +17,11 @@ from bridge_core.checkpoint import (
     import_asbridge,
     load_checkpoint,
     make_model,
-    network_input,
     save_checkpoint,
     shipped_checkpoints,
 )
 from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig
+from bridge_core.network import NetworkConfig, channels_last, network_input
 from tests.bridge_core.models import make_card, random_model
 
 
@@ -244,13 +243,27 @@ def test_wanted_survey_is_zero_in_the_input():
 def test_every_direction_has_its_head(model):
     x = torch.randn(2, 3, 16, 16)
     for index, direction in enumerate(("euclid->lsst", "lsst->euclid")):
-        inputs = model.network_input(x, x, 40, direction)
+        u, v = (float(column[40]) for column in model.card.objective.input_table(model.card.bridge))
+        inputs = network_input(x * u + x * v, x, torch.tensor([index]))
         heads = model.network(inputs, torch.full((2,), 40), torch.full((2,), index))
         torch.testing.assert_close(model.predict(x, x, 40, direction), heads[:, 3 * index : 3 * index + 3])
 
 
-def test_bfloat16_memory_layout_changes_no_weight(model):
+def test_weights_prepared_for_bfloat16_predict_what_autocast_does_to_the_bit(model):
     x = torch.randn(2, 3, 16, 16)
-    before = model.predict(x, x, 40, "lsst->euclid")
-    moved = model.to("cpu", "bfloat16")
-    torch.testing.assert_close(moved.predict(x, x, 40, "lsst->euclid"), before, rtol=1e-5, atol=1e-5)
+    channels_last(model.network)
+    before = model.predict(x, x, 40, "lsst->euclid", "bfloat16")
+    assert torch.equal(model.to("cpu", "bfloat16").predict(x, x, 40, "lsst->euclid", "bfloat16"), before)
+
+
+def test_weights_prepared_for_bfloat16_are_refused_in_float32(model):
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(BridgeError, match=r"precision is float32 but the weights are torch\.bfloat16; load"):
+        model.to("cpu", "bfloat16").predict(x, x, 40, "lsst->euclid")
+
+
+def test_a_prediction_does_not_depend_on_the_other_windows_of_its_batch(model):
+    x = torch.randn(3, 3, 16, 16)
+    for precision in ("float32", "bfloat16"):
+        together = model.predict(x, x, 40, "lsst->euclid", precision)
+        torch.testing.assert_close(together[1:2], model.predict(x[1:2], x[1:2], 40, "lsst->euclid", precision))

@@ -11,8 +11,9 @@ import torch
 
 from bridge_core.anomaly import anomaly_score
 from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Model, import_asbridge, network_input
+from bridge_core.checkpoint import Model, import_asbridge
 from bridge_core.metrics import energy_score
+from bridge_core.network import network_input
 from bridge_core.sampler import sample
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}

@@ -17,13 +17,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.bridge_step.naive import StepCoefficients
 from kernels.bridge_step.triton import bridge_step_kernel
 from kernels.sky_noise.triton import BLOCK, LAUNCH, sky_noise_kernel
 
 TYPES = (
-    dict.fromkeys(("p_out", "p_xs", "p_x0", "p_xt", "p_x1", "p_prev", "p_z"), "*fp32")
+    dict.fromkeys(("p_out", "p_xs", "p_x0", "p_next", "p_xt", "p_x1", "p_prev", "p_z", "p_table"), "*fp32")
     | dict.fromkeys(("p_sample", "p_corner_y", "p_corner_x"), "*i32")
-    | dict.fromkeys((*"pqrhabcd", "low", "high"), "fp32")
+    | dict.fromkeys(("low", "high"), "fp32")
 )
 SEED = ("key_lo", "key_hi", "stream", "step")  # not specialised in a launch either
 
@@ -77,15 +78,17 @@ def variants(target: int) -> dict[str, dict[str, object]]:
     report = {f"sky_noise C={c}": inspect(sky_noise_kernel, {"C": c, "BLOCK": BLOCK}, TYPES, target) for c in (1, 3, 4)}
     one_pixel = {"C": 1, "BLOCK": BLOCK, "HW": 1, "W": 1}  # a launch makes constants of arguments that are 1
     report["sky_noise, one pixel"] = inspect(sky_noise_kernel, one_pixel, TYPES, target)
-    for name, noise, clamp, second, pred in (
+    for name, noise, clamp, second, network in (
         ("first order, sky noise", "sky", True, False, "*fp32"),
         ("second order, sky noise, bf16", "sky", True, True, "*bf16"),
         ("second order, given noise", "given", True, True, "*fp32"),
-        ("no noise, no clamp, bf16", "none", False, False, "*bf16"),
+        ("last step, no clamp, bf16", "none", False, False, "*bf16"),
     ):
-        constexprs = {"C": 3, "NOISE": noise, "CLAMP": clamp, "SECOND": second, "BLOCK": BLOCK}
-        constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z")}
-        report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": pred}, target)
+        last = name.startswith("last")
+        constexprs = {"C": 3, "NOISE": noise, "CLAMP": clamp, "SECOND": second, "NEXT": not last, "BLOCK": BLOCK}
+        constexprs |= {"COEFFICIENTS": len(StepCoefficients._fields)}
+        constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z", "next")}
+        report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": network, "p_next": network}, target)
     return report
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from kernels.bridge_step import StepCoefficients, bridge_step
+from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
 pytestmark = [
@@ -42,24 +42,28 @@ def test_a_fused_step_on_the_gpu_equals_the_naive_one_on_the_cpu(shape, second, 
     x_t, x1, prev, z = (torch.randn(shape, generator=generator) for _ in range(4))
     pred = torch.randn((n, 2 * c, h, w), generator=generator).to(dtype)[:, c:]
     x1 = x1.to(memory_format=torch.channels_last)
-    k = K if second else K._replace(h=0.0)
+    rows = [K if second else K._replace(h=0.0)] * 4
     for noise in (z, sky(n)):
-        expected = bridge_step(x_t, pred, x1, k, noise=noise, step=3, clamp=(-1, 1), x0_prev=prev, impl="naive")
-        found = bridge_step(
-            x_t.cuda(), pred.cuda(), x1.cuda(), k, noise=noise.to("cuda"), step=3, clamp=(-1, 1), x0_prev=prev.cuda()
+        expected = bridge_step(
+            x_t, pred, x1, StepTable.of(rows), 3, noise=noise, clamp=(-1, 1), x0_prev=prev, impl="naive"
         )
+        found = bridge_step(
+            x_t.cuda(), pred.cuda(), x1.cuda(), StepTable.of(rows, "cuda"), 3,
+            noise=noise.to("cuda"), clamp=(-1, 1), x0_prev=prev.cuda(),
+        )  # fmt: skip
         for a, b in zip(expected, found, strict=True):
             assert torch.allclose(a, b.cpu(), rtol=0, atol=1e-6)
             assert not b.isnan().any()
 
 
 def test_a_fused_step_is_captured_in_a_cuda_graph_without_a_host_sync():
-    x, noise, k = torch.randn(16, 3, 64, 64, device="cuda"), sky(16).to("cuda"), K._replace(h=0.0)
-    expected = bridge_step(x, x, x, k, noise=noise, step=3)  # compiles too
+    x, noise = torch.randn(16, 3, 64, 64, device="cuda"), sky(16).to("cuda")
+    table = StepTable.of([K._replace(h=0.0)] * 4, "cuda")
+    expected = bridge_step(x, x, x, table, 3, noise=noise)  # compiles too
     noise32 = SkyNoise(noise.seed, noise.stream, noise.sample.int(), noise.y0.int(), noise.x0.int())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = bridge_step(x, x, x, k, noise=noise32, step=3)
+        captured = bridge_step(x, x, x, table, 3, noise=noise32)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(captured[0], expected[0])

@@ -1,0 +1,78 @@
+"""The network on one batch, step after step: all that does not change on the way is laid out once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bridge_core.errors import BridgeError
+from bridge_core.network import UNet, network_input
+
+if TYPE_CHECKING:
+    from bridge_core.checkpoint import Precision
+
+
+class Predictor:
+    """Predicts the objective of some windows at some steps.
+
+    The observed survey and the direction enter the network's input here, and the embedding of every step is computed;
+    between two calls only the first channels change, which the sampler's update writes itself.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    x1
+        float32 [N, C, H, W], the observed survey.
+    head
+        Of the network's two: 0 = euclid->lsst, 1 = lsst->euclid.
+    times
+        Table indices of the steps.
+    precision
+        Of the network's arithmetic, by autocast.
+
+    Attributes
+    ----------
+    input
+        [N, C, H, W] view of the network's input, for u x_t + v x1 (`Objective.input_table`), in the type that the first
+        layer computes in.
+
+    Raises
+    ------
+    BridgeError
+        If float32 is asked of weights that are rounded to bfloat16.
+    """
+
+    def __init__(self, network: UNet, x1: Tensor, head: int, times: Sequence[int], precision: Precision) -> None:
+        weight = network.init_conv.weight
+        if precision == "float32" and weight.dtype != torch.float32:
+            raise BridgeError(f"precision is float32 but the weights are {weight.dtype}; load the checkpoint again")
+        self.network, self.precision = network, precision
+        channels = x1.shape[1]
+        direction = torch.full((1,), head, device=x1.device)
+        # the memory format follows that of the weights
+        layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        stacked = network_input(torch.zeros_like(x1), x1, direction)
+        self._stacked = stacked.to(dtype).contiguous(memory_format=layout)
+        self.input = self._stacked[:, :channels]
+        self._head = slice(head * channels, (head + 1) * channels)
+        with torch.inference_mode(), autocast(x1.device, precision):
+            embedded = network.embed(torch.tensor(list(times), device=x1.device), direction)
+        self._embedded = embedded.split(1)
+
+    def __call__(self, step: int, x_t: Tensor) -> Tensor:
+        """Output of the head at ``times[step]``, [N, C, H, W]; the state x_t is in the input already."""
+        with torch.inference_mode(), autocast(x_t.device, self.precision):
+            return self.network.given(self._stacked, self._embedded[step])[:, self._head]
+
+
+@contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Network arithmetic in the asked precision."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
