@@ -24,6 +24,7 @@ from bridge_core.patches import cut
 from bridge_core.residuals import measure
 from bridge_core.sampler import bridge_steps, draw, sample, step_at
 from bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
+from kernels.accumulate import accumulate
 
 MIN_VALID = 0.2
 """A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""
@@ -63,10 +64,11 @@ def anomaly_score(
     """
     x, y = unit_range(samples, bounds), unit_range(truth, bounds)
     weight = torch.ones_like(y[:, :1]) if valid is None else valid.to(y.dtype)
-    squared = (x - y) ** 2 * weight
-    smallest_map = squared.mean(2).amin(0)
+    smallest_map = ((x - y) ** 2 * weight).mean(2).amin(0)
     err = smallest_map.sum((1, 2)) / weight.sum((1, 2, 3)).clamp(min=1)
-    norm = squared.amin(0).sum((2, 3)) / ((y * weight).sum((2, 3)) + 1e-8)
+    least = accumulate(x.transpose(0, 1), y).least
+    assert least is not None
+    norm = (least * weight).sum((2, 3)) / ((y * weight).sum((2, 3)) + 1e-8)
     return AnomalyScore(err, smallest_map, norm.mean(1))
 
 
@@ -160,10 +162,7 @@ def score_sources(
     parts = [SourceScores(none, none, none, none, empty, empty)]
     for first in range(0, len(corners), group):
         some = corners[first : first + group]
-        x1, x0, valid = (
-            torch.stack([cut(image, corner, origin, how.size) for corner in some])
-            for image in (condition, target, usable)
-        )
+        x1, x0, valid = (cut(image, some, origin, how.size) for image in (condition, target, usable))
         parts.append(score_windows(model, x1, x0, valid, some, how))
     return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
 

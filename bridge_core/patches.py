@@ -8,6 +8,7 @@ its parts' variances, so blending cannot shrink the uncertainty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+import kernels.blend
 from bridge_core.errors import BridgeError
 
 FILL_REACH = 8
@@ -71,14 +73,13 @@ class PatchGrid:
         rows = self._corners(origin[0] + y0, origin[0] + y1)
         return [(y, x) for y in rows for x in self._corners(origin[1] + x0, origin[1] + x1)]
 
-    def weight(self) -> Tensor:
-        """Blending weight of a window's pixels, float64 [size, size]; positive on the used part only."""
+    def taper(self) -> Tensor:
+        """Blending weight along one axis of a window, float64 [size]; positive on the used part only."""
         used = self.size - 2 * self.margin
         overlap = used - self.stride
         distance = torch.arange(used, dtype=torch.float64)
         ramp = torch.minimum(distance, distance.flip(0)) + 1
-        line = F.pad(torch.clamp(ramp / (overlap + 1), max=1.0), (self.margin, self.margin))
-        return line[:, None] * line[None, :]
+        return F.pad(torch.clamp(ramp / (overlap + 1), max=1.0), (self.margin, self.margin))
 
     def span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
         """First and last n of the windows along one axis whose used part touches global pixels `start` .. `stop` - 1.
@@ -95,15 +96,26 @@ class PatchGrid:
         return [n * self.stride for n in range(first, last + 1)]
 
 
-def cut(image: Tensor, corner: tuple[int, int], origin: tuple[int, int], size: int) -> Tensor:
-    """Window [..., size, size] of image [..., H, W]; `corner` and `origin` global; 0 (or False) beyond the array."""
-    top, left = corner[0] - origin[0], corner[1] - origin[1]
+def cut(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int) -> Tensor:
+    """Windows [P, ..., size, size] of image [..., H, W]; corners and origin global; 0 (or False) beyond the array."""
     height, width = image.shape[-2:]
-    y0, y1, x0, x1 = max(top, 0), min(top + size, height), max(left, 0), min(left + size, width)
-    out = image.new_zeros((*image.shape[:-2], size, size))
-    if y0 < y1 and x0 < x1:
-        out[..., y0 - top : y1 - top, x0 - left : x1 - left] = image[..., y0:y1, x0:x1]
-    return out
+    corner = torch.tensor(list(corners), dtype=torch.int64).view(-1, 2)
+    reach = torch.arange(size)
+    ys, xs = ((corner[:, axis] - origin[axis])[:, None] + reach for axis in (0, 1))
+    inside = ((ys >= 0) & (ys < height))[:, :, None] & ((xs >= 0) & (xs < width))[:, None, :]
+    flat = ys.clamp(0, height - 1)[:, :, None] * width + xs.clamp(0, width - 1)[:, None, :]
+    windows = image.flatten(-2)[..., flat.to(image.device)].masked_fill(~inside.to(image.device), 0)
+    return windows.movedim(-3, 0).contiguous()
+
+
+def any_within(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int) -> list[bool]:
+    """Whether a bool image [H, W] is True anywhere in each window."""
+    below = F.pad(image.to(torch.int32), (1, 0, 1, 0)).cumsum(0).cumsum(1).cpu()  # pixels that are, up to each one
+    limit = torch.tensor(image.shape)
+    low = torch.tensor(list(corners), dtype=torch.int64).view(-1, 2) - torch.tensor(origin)
+    (y0, x0), (y1, x1) = (torch.minimum((low + add).clamp(min=0), limit).T for add in (0, size))
+    count = below[y1, x1] - below[y0, x1] - below[y1, x0] + below[y0, x0]
+    return (count > 0).tolist()
 
 
 def fill_masked(image: Tensor, valid: Tensor, width: float = 3.0) -> Tensor:
@@ -149,7 +161,7 @@ def local_coverage(valid: Tensor, fwhm: float) -> Tensor:
 
 
 def blend(
-    corners: list[tuple[int, int]],
+    corners: Sequence[tuple[int, int]],
     mean: Tensor,
     variance: Tensor,
     grid: PatchGrid,
@@ -172,24 +184,7 @@ def blend(
         Mean and standard deviation, float32 [C, H, W]; NaN where no window reaches. The order of the windows does not
         matter: they are added in the order of their corners, in float64.
     """
-    y0, y1, x0, x1 = box
-    c = mean.shape[1]
-    total = torch.zeros(y1 - y0, x1 - x0, dtype=torch.float64)
-    first = torch.zeros(c, y1 - y0, x1 - x0, dtype=torch.float64)
-    second = torch.zeros_like(first)
-    weight = grid.weight()
-    for index in sorted(range(len(corners)), key=lambda i: corners[i]):
-        top, left = corners[index][0] - y0, corners[index][1] - x0
-        ys, xs = (slice(max(at, 0), max(at + grid.size, 0)) for at in (top, left))
-        h, w = total[ys, xs].shape
-        py, px = max(-top, 0), max(-left, 0)
-        part = (slice(py, py + h), slice(px, px + w))
-        m, v, omega = mean[index].double()[:, *part], variance[index].double()[:, *part], weight[part]
-        total[ys, xs] += omega
-        first[:, ys, xs] += omega * m
-        second[:, ys, xs] += omega * (v + m * m)
-    mean_all = first / total
-    return mean_all.float(), (second / total - mean_all**2).clamp(min=0).sqrt().float()
+    return kernels.blend.blend(mean, variance, corners, grid.taper(), box, stride=grid.stride)
 
 
 def _blur(image: Tensor, line: Tensor) -> Tensor:

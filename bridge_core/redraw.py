@@ -55,7 +55,7 @@ def redraw_tile(
         here = [p for p, corner in enumerate(group) if corner in wanted]
         if here:
             corners += [group[p] for p in here]
-            windows = torch.stack([cut(seen.x1, corner, origin, how.patches.size) for corner in group])
+            windows = cut(seen.x1, group, origin, how.patches.size)
             drawn.append(window_samples(model, direction, windows, group, how, only=here))
     bands = model.card.bands[direction.split("->")[1]]
     if not drawn:
@@ -65,6 +65,7 @@ def redraw_tile(
     mean, std = blend(corners, *moments(samples), how.patches, box)
     flat = samples.flatten(1, 2)  # to the blend a sample is one more band
     blended, _ = blend(corners, flat, flat.new_zeros(()).expand_as(flat), how.patches, box)
+    blended, mean, std = blended.cpu(), mean.cpu(), std.cpu()
     hole = coverage <= 0
     posterior = Posterior(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, len(corners))
     return posterior, blended.unflatten(0, (how.samples, len(bands))).masked_fill(hole, torch.nan)

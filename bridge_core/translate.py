@@ -11,9 +11,10 @@ from torch import Tensor
 
 from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.errors import BridgeError
-from bridge_core.patches import PatchGrid, blend, cut, fill_masked, local_coverage
+from bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
 from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
 from bridge_core.stretch import Stretch
+from kernels.accumulate import accumulate
 from kernels.sky_noise import SkyNoise
 
 # one stream of the noise generator for each use, so that no two draws of a run coincide
@@ -130,8 +131,11 @@ def translate_tile(
     if live:
         groups = [live[i : i + how.group] for i in range(0, len(live), how.group)]
         parts = [window_moments(model, direction, seen.x1, group, origin, how) for group in groups]
-        mean, std = blend(
-            live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box
+        mean, std = (
+            moment.cpu()
+            for moment in blend(
+                live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box
+            )
         )
     else:
         bands = model.card.bands[direction.split("->")[1]]
@@ -165,8 +169,8 @@ def look(
         raise BridgeError(f"direction {direction!r} is not one of {DIRECTIONS}")
     x1 = observed_units(model, direction.split("->")[0], flux, valid)
     corners = list(corners) if corners is not None else how.patches.windows((x1.shape[1], x1.shape[2]), origin, core)
-    any_valid = valid.all(0)
-    live = [corner for corner in corners if bool(cut(any_valid, corner, origin, how.patches.size).any())]
+    seen = any_within(valid.all(0), corners, origin, how.patches.size)
+    live = [corner for corner, any_valid in zip(corners, seen, strict=True) if any_valid]
     y0, y1, x0, x1_ = core
     box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1_)
     return Seen(x1, live, local_coverage(valid, psf_fwhm)[y0:y1, x0:x1_].cpu(), box)
@@ -182,14 +186,14 @@ def window_moments(
     model: Model, direction: str, x1: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], how: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over K samples of some windows, each float32 [P, C, size, size] in nJy."""
-    windows = torch.stack([cut(x1, corner, origin, how.patches.size) for corner in corners])
+    windows = cut(x1, corners, origin, how.patches.size)
     return moments(window_samples(model, direction, windows, corners, how))
 
 
 def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over K of samples [P, K, ...]."""
-    samples = samples.double()
-    return samples.mean(1).float(), samples.var(1).float()
+    """Mean and unbiased variance over K of samples, float32 [P, K, ...]."""
+    found = accumulate(samples)
+    return found.mean, found.m2 / (samples.shape[1] - 1)
 
 
 def window_samples(
@@ -214,7 +218,7 @@ def window_samples(
     Returns
     -------
     Tensor
-        float32 [P, K, C, H, W] nJy per pixel, on the CPU.
+        float32 [P, K, C, H, W] nJy per pixel.
     """
     bands = model.card.bands[direction.split("->")[1]]
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
@@ -242,7 +246,7 @@ def window_samples(
             renoise=how.from_end,
             precision=how.precision,
         )
-        flux = stretch_of(model).inverse(from_channels(u, len(bands)), bands).cpu()
+        flux = stretch_of(model).inverse(from_channels(u, len(bands)), bands)
         draws.append(flux if len(kept) == len(part) else flux[kept])
     return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
 

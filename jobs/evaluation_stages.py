@@ -166,7 +166,7 @@ class BlockJudge:
             observed, wanted = direction.split("->")
             bands, truth = model.card.bands[wanted], images[wanted]
             windows = self._units(observed, images[observed])
-            samples = window_samples(model, direction, windows, corners(block), how).transpose(0, 1).contiguous()
+            samples = window_samples(model, direction, windows, corners(block), how).cpu().transpose(0, 1).contiguous()
             columns = image_scores(samples, truth, bands, settings.display)
             columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
             sigma = torch.tensor([pairs.noise[band] for band in bands])

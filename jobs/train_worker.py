@@ -240,7 +240,7 @@ def validation_energy(
         for direction in DIRECTIONS if corners else ():
             observed, wanted = direction.split("->")
             bands = card.bands[wanted]
-            flux = window_samples(model, direction, images[observed].to(session.device), corners, how)
+            flux = window_samples(model, direction, images[observed].to(session.device), corners, how).cpu()
             drawn = stretch_of(model).forward(flux.transpose(0, 1), bands)
             truth = from_channels(images[wanted], len(bands))
             score += float(torch.stack(patch_energy_score(drawn, truth)).mean(0).sum())

@@ -1,4 +1,4 @@
-"""Compile both kernels for the GPUs named (80 90 100) without one; print, as one JSON line, what the machine code does.
+"""Compile all kernels for the GPUs named (80 90 100) without one; print, as one JSON line, what the machine code does.
 
 A process of its own: Triton decides when a kernel is decorated whether to interpret or to compile it.
 """
@@ -17,13 +17,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.accumulate.triton import accumulate_kernel
+from kernels.blend.triton import BLOCK as BLEND_BLOCK
+from kernels.blend.triton import blend_kernel
 from kernels.bridge_step.naive import StepCoefficients
 from kernels.bridge_step.triton import bridge_step_kernel
 from kernels.sky_noise.triton import BLOCK, LAUNCH, sky_noise_kernel
 
+FLOATS = (
+    *("p_out", "p_xs", "p_x0", "p_next", "p_xt", "p_x1", "p_prev", "p_z", "p_table"),
+    *("p_mean", "p_m2", "p_least", "p_samples", "p_target", "p_std", "p_m", "p_v"),
+)
 TYPES = (
-    dict.fromkeys(("p_out", "p_xs", "p_x0", "p_next", "p_xt", "p_x1", "p_prev", "p_z", "p_table"), "*fp32")
-    | dict.fromkeys(("p_sample", "p_corner_y", "p_corner_x"), "*i32")
+    dict.fromkeys(FLOATS, "*fp32")
+    | dict.fromkeys(("p_sample", "p_corner_y", "p_corner_x", "p_index"), "*i32")
+    | {"p_taper": "*fp64"}
     | dict.fromkeys(("low", "high"), "fp32")
 )
 SEED = ("key_lo", "key_hi", "stream", "step")  # not specialised in a launch either
@@ -43,10 +51,11 @@ def inspect(
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
     ptx = compiled.asm["ptx"]
     found: dict[str, object] = {
-        "fma": len(re.findall(r"\bfma\.rn\S*\.?f32", ptx)),
+        "fma": len(re.findall(r"\bfma\.rn\S*\.?f(?:32|64)", ptx)),
         "wide": len(re.findall(r"ld\.global\S*\.v4", ptx)) + len(re.findall(r"st\.global\S*\.v4", ptx)),
-        "sqrt": len(re.findall(r"\bsqrt\.rn\.f32", ptx)),
-        "approximate": len(re.findall(r"\.approx", ptx)),
+        "sqrt": len(re.findall(r"\bsqrt\.rn\.f(?:32|64)", ptx)),
+        "divide": len(re.findall(r"\bdiv\.rn\.f(?:32|64)", ptx)),
+        "approximate": len(re.findall(r"\.approx|div\.full", ptx)),
         "cubin": len(compiled.asm["cubin"]),
     }
     return found | machine_code(compiled.asm["cubin"])
@@ -89,6 +98,11 @@ def variants(target: int) -> dict[str, dict[str, object]]:
         constexprs |= {"COEFFICIENTS": len(StepCoefficients._fields)}
         constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z", "next")}
         report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": network, "p_next": network}, target)
+    for target_known in (False, True):
+        constexprs = {"TARGET": target_known, "BLOCK": BLOCK}
+        report["accumulate" + ", target" * target_known] = inspect(accumulate_kernel, constexprs, TYPES, target)
+    constexprs = {"SIZE": 64, "REACH": 2, "BLOCK": BLEND_BLOCK}
+    report["blend"] = inspect(blend_kernel, constexprs, TYPES, target)
     return report
 
 

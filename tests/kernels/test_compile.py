@@ -37,7 +37,7 @@ def report(request, reports) -> dict[str, dict[str, int]]:
 
 
 def test_every_variant_compiles_down_to_machine_code(report):
-    assert len(report) == 8
+    assert len(report) == 11
     assert all(counts["cubin"] > 0 for counts in report.values())
 
 
@@ -49,12 +49,19 @@ def test_no_operation_is_approximate(report):
     assert {variant: counts["approximate"] for variant, counts in report.items() if counts["approximate"]} == {}
 
 
-def test_machine_code_fuses_only_within_the_square_root(report):
+def test_machine_code_fuses_only_within_square_roots_and_divisions(report):
     if "ffma" not in report["sky_noise C=3"]:
         pytest.skip("this Triton ships no cuobjdump")
     for variant, counts in report.items():
+        if counts["divide"]:  # of its own many
+            continue
         # sqrt.rn is two FFMA on its fast path, and all of them share one slow path of three
         assert counts["ffma"] <= (2 * counts["sqrt"] + 3 if counts["sqrt"] else 0), variant
+    assert {variant for variant, counts in report.items() if counts["divide"]} == {
+        "accumulate",
+        "accumulate, target",
+        "blend",
+    }
     assert report["first order, sky noise"]["sqrt"] == report["sky_noise C=3"]["sqrt"] > 0
 
 
@@ -63,6 +70,9 @@ def test_memory_is_read_and_written_four_floats_at_once(report):
     assert report["first order, sky noise"]["wide"] == 3 * (3 + 3)
     assert report["second order, given noise"]["wide"] == 3 * (5 + 3)
     assert report["last step, no clamp, bf16"]["wide"] == 3 * (2 + 2)
+    # samples one by one in a loop, mean and scatter; or also the target, and the closest sample
+    assert report["accumulate"]["wide"] == 3
+    assert report["accumulate, target"]["wide"] == 5
 
 
 def test_nothing_spills_and_half_the_threads_of_a_multiprocessor_fit(report):

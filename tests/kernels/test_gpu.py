@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from kernels.accumulate import accumulate
+from kernels.blend import blend
 from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
@@ -67,3 +69,25 @@ def test_a_fused_step_is_captured_in_a_cuda_graph_without_a_host_sync():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(captured[0], expected[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 8, 3, 23, 41), (169, 8, 1, 64, 64)], ids=str)
+def test_moments_on_the_gpu_have_the_bits_of_the_cpu(shape):
+    samples = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 30 + 500
+    target = samples[:, 0] + 1
+    expected = accumulate(samples, target, impl="naive")
+    for a, b in zip(expected, accumulate(samples.cuda(), target.cuda()), strict=True):
+        assert a is not None and b is not None
+        assert b.is_cuda and torch.equal(a, b.cpu())
+
+
+def test_a_blend_on_the_gpu_has_the_bits_of_the_cpu():
+    corners = [(y, x) for y in range(-40, 240, 40) for x in range(0, 320, 40)][::-1]
+    generator = torch.Generator().manual_seed(1)
+    mean, variance = (torch.randn((len(corners), 3, 64, 64), generator=generator).abs() for _ in range(2))
+    taper = torch.linspace(0, 1, 33, dtype=torch.float64)[:32]
+    taper = torch.cat([taper, taper.flip(0)])
+    box = (-20, 201, 7, 300)
+    expected = blend(mean, variance, corners, taper, box, stride=40, impl="naive")
+    for a, b in zip(expected, blend(mean.cuda(), variance.cuda(), corners, taper, box, stride=40), strict=True):
+        assert b.is_cuda and torch.equal(a.nan_to_num(-1), b.cpu().nan_to_num(-1))

@@ -1,0 +1,36 @@
+"""Moments over the samples of a posterior in plain PyTorch: the truth that the fused kernel repeats bit for bit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Accumulated(NamedTuple):
+    """Of K samples, float32 [P, ...]: mean, sum of squared deviations from it, smallest squared error (or None)."""
+
+    mean: Tensor
+    m2: Tensor
+    least: Tensor | None
+
+
+def accumulate_naive(samples: Tensor, target: Tensor | None) -> Accumulated:
+    """Welford's recurrence (1962) over the second dimension of float32 [P, K, ...], one rounding an operation.
+
+    delta = x - mean;  mean = mean + delta (1 / k);  m2 = m2 + delta (x - mean), 1 / k rounded to float32;
+    least = min(least, (x - target) (x - target)).
+    """
+    mean = torch.zeros_like(samples[:, 0], memory_format=torch.contiguous_format)
+    m2 = torch.zeros_like(mean)
+    least = None if target is None else torch.full_like(mean, torch.inf)
+    for k in range(samples.shape[1]):
+        x = samples[:, k]
+        delta = x - mean
+        mean += delta * (1 / (k + 1))
+        m2 += delta.mul_(x - mean)
+        if least is not None and target is not None:
+            error = x - target
+            torch.minimum(least, error.mul_(error), out=least)
+    return Accumulated(mean, m2, least)
