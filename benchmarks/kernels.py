@@ -1,0 +1,158 @@
+"""Rates of all kernels: naive on this CPU and, with CUDA, naive and fused on the GPU side by side.
+
+    python -m benchmarks.kernels [--windows 512] [--size 64] [--repeats 30] [--out benchmarks/results]
+
+Every variant is timed in turn, round after round in one process, so that a machine that slows down slows all of them;
+a time is that of the median round, and a ratio is one of medians. GB/s counts the bytes that a fused kernel must move
+(the docstrings of `kernels`), and stands beside those of a plain copy of one tensor into another in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridge_core.patches import PatchGrid
+from kernels.accumulate import accumulate
+from kernels.blend import blend
+from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from kernels.dispatch import Impl
+from kernels.sky_noise import SkyNoise, sky_noise
+
+BANDS = 3
+SAMPLES = 8
+FIRST = StepCoefficients(p=1.3, q=-0.5, r=0.2, h=0.0, a=0.3, b=0.4, c=0.2, d=0.3, u=1.1, v=-0.3)
+SECOND = FIRST._replace(h=0.2)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is timed: a call, and the bytes that it cannot do without."""
+
+    name: str
+    impl: str
+    call: Callable[[], object]
+    bytes: int
+
+
+def main() -> None:
+    """Print one table a device; write kernels.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("windows", 32), ("size", 64), ("repeats", 20), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{arguments.windows} windows of {arguments.size} pixels, {arguments.repeats} rounds; torch {torch.__version__}"
+    )
+    tables = {platform.machine(): report("cpu", ("naive",), arguments)}
+    if torch.cuda.is_available():
+        tables[torch.cuda.get_device_name()] = report("cuda", ("naive", "triton"), arguments)
+    else:
+        print("no CUDA device: the fused kernels' rates are not known here")
+    if arguments.out:
+        settings = {name: getattr(arguments, name) for name in ("windows", "size", "repeats", "threads")}
+        document = {"torch": torch.__version__, "settings": settings, "devices": tables}
+        (arguments.out / "kernels.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the variants in turn; print and return a row for each."""
+    timed = variants(arguments.windows, arguments.size, device, impls)
+    seconds: list[list[float]] = [[] for _ in timed]
+    for i in range(arguments.repeats + 3):
+        for taken, variant in zip(seconds, timed, strict=True):
+            took = clock(variant.call, device == "cuda")
+            if i >= 3:  # the first rounds compile and warm up
+                taken.append(took)
+    median = {(v.name, v.impl): statistics.median(taken) for v, taken in zip(timed, seconds, strict=True)}
+    rows = []
+    print(f"\n{device:<38} {'ms':>9} {'GB/s':>8} {'of a copy':>9} {'x naive':>8}")
+    copy = timed[0].bytes / median["copy", "torch"]
+    for variant in timed:
+        took = median[variant.name, variant.impl]
+        row = {
+            "name": variant.name,
+            "impl": variant.impl,
+            "ms": 1e3 * took,
+            "gb_per_second": variant.bytes / took / 1e9,
+        }
+        row["of_copy"] = variant.bytes / took / copy
+        row["times_naive"] = median.get((variant.name, "naive"), took) / took
+        rows.append(row)
+        print(
+            f"{variant.name + ', ' + variant.impl:<38} {row['ms']:9.3f} {row['gb_per_second']:8.1f} "
+            f"{row['of_copy']:9.1%} {row['times_naive']:8.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> list[Variant]:
+    """A plain copy and the generator's noise, then every kernel in every implementation."""
+    shape = (windows, BANDS, size, size)
+    values = torch.Size(shape).numel()
+    x_t, x1, x0 = (torch.randn(shape, device=device) for _ in range(3))
+    pred = torch.randn((windows, 2 * BANDS, size, size), device=device, dtype=torch.bfloat16)[:, BANDS:]
+    stacked = torch.zeros((windows, 3 * BANDS, size, size), device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(x_t)
+    window = torch.arange(windows, dtype=torch.int32, device=device)
+    noise = SkyNoise(1, 0, window, window * 40, window * 50)
+    found = [
+        Variant("copy", "torch", partial(target.copy_, x_t), 8 * values),
+        Variant("torch.randn, not reproducible", "torch", partial(torch.randn, shape, device=device), 4 * values),
+    ]
+    for impl in impls:
+        draw = partial(sky_noise, noise, 3, shape[1:], device=device, impl=impl)
+        found.append(Variant("sky noise", impl, draw, 4 * values))
+        for name, row, size_of in (("first order step", FIRST, 20), ("second order step", SECOND, 24)):
+            step = partial(bridge_step, x_t, pred, x1, StepTable.of([row] * 4, device), 3, clamp=(-1, 1), impl=impl)
+            call = partial(step, noise=noise, x0_prev=x0, out=(x_t, x0), next_input=stacked[:, :BANDS])
+            found.append(Variant(name, impl, call, size_of * values))
+        found += reductions(windows, size, device, impl)
+    return found
+
+
+def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant]:
+    """Moments over the samples of some windows, and the blend of a square of windows."""
+    samples = torch.randn((max(1, windows // SAMPLES), SAMPLES, BANDS, size, size), device=device)
+    one = samples[:, 0].numel()
+    moments = Variant("accumulate", impl, partial(accumulate, samples, impl=impl), 4 * (SAMPLES + 2) * one)
+    grid, across = PatchGrid(size, size * 5 // 8, size // 8), max(2, int(windows**0.5))
+    side = grid.stride * (across - 1)
+    corners = [(y * grid.stride, x * grid.stride) for y in range(across) for x in range(across)]
+    mean: Tensor = torch.rand((len(corners), BANDS, size, size), device=device)
+    call = partial(blend, mean, mean, corners, grid.taper(), (size, side, size, side), stride=grid.stride, impl=impl)
+    pixels = BANDS * (side - size) ** 2
+    read = round(8 * (size / grid.stride) ** 2)  # a window's pixels are read for every pixel of the box under them
+    return [moments, Variant("blend", impl, call, (read + 8) * pixels)]
+
+
+def clock(call: Callable[[], object], cuda: bool) -> float:
+    """Seconds of one call, by the GPU's own events where there is one."""
+    if not cuda:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+if __name__ == "__main__":
+    main()
