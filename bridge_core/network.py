@@ -179,9 +179,9 @@ def channels_last(network: UNet) -> UNet:
 
 
 def for_bfloat16(network: UNet) -> UNet:
-    """Round the weights of convolutions and linear layers to bfloat16, as autocast does at every call; returns it."""
+    """Round the weights of all layers but the embedding to bfloat16, as every call would; returns it."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | PixelNorm):
             module.to(torch.bfloat16)
     return channels_last(network)
 

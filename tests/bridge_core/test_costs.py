@@ -1,0 +1,79 @@
+"""What a sample costs, counted, not timed: a change that makes it dearer must say so here."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridge_core.checkpoint import Model, load_checkpoint
+from bridge_core.network import NetworkConfig, UNet
+from bridge_core.translate import Sampling, window_samples
+
+WINDOWS, SIDE = 4, 64
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_checkpoint().to("cpu", "bfloat16")
+
+
+def one_call(model: Model) -> tuple[Counter[str], int]:
+    """Operators of one network evaluation by name, and the bytes that it allocates a window."""
+    predictor = model.predictor(torch.randn(WINDOWS, 3, SIDE, SIDE), "lsst->euclid", [100], "bfloat16")
+    state = torch.randn(WINDOWS, 3, SIDE, SIDE)
+    predictor(0, state)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        predictor(0, state)
+    averages = recorded.key_averages()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in averages)
+    return Counter({event.key.removeprefix("aten::"): event.count for event in averages}), allocated // WINDOWS
+
+
+def flops(network: UNet) -> int:
+    """Of one evaluation of one window."""
+    inputs = torch.zeros(1, 9, SIDE, SIDE)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.eval()(inputs, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops()
+
+
+def test_a_network_call_has_no_more_operators_than_before(model):
+    operators, _ = one_call(model)
+    most = {"mkldnn_convolution": 39, "native_layer_norm": 29, "silu": 29, "add": 42, "mul": 14, "cat": 3, "addmm": 14}
+    assert {name: operators[name] for name in most} == most
+    # weights lie in the type that they are used in, and the input is written in it
+    assert operators["_to_copy"] <= 30
+    assert operators["clone"] + operators["contiguous"] <= 4
+
+
+def test_a_network_call_allocates_no_more_than_six_megabytes_a_window(model):
+    _, allocated = one_call(model)
+    assert 1 << 20 < allocated < 6.5e6
+
+
+def test_the_default_does_a_five_hundredth_of_the_arithmetic_of_the_published_sampler(model):
+    own, published = flops(load_checkpoint().network), flops(UNet(NetworkConfig()))
+    assert published == pytest.approx(12.6e9, rel=0.01)
+    assert own == pytest.approx(0.82e9, rel=0.01)
+    assert 200 * published / (Sampling().steps * own) > 500
+
+
+def test_a_batch_of_samples_calls_the_network_once_a_step(model):
+    how, calls = Sampling(samples=2, batch=WINDOWS), []
+    hook = model.network.final_conv.register_forward_hook(lambda *_: calls.append(1))
+    window_samples(model, "lsst->euclid", torch.zeros(WINDOWS // 2, 3, 32, 32), [(0, 0), (0, 40)], how)
+    hook.remove()
+    assert len(calls) == how.steps == 6
+
+
+def test_the_network_is_one_graph_to_the_compiler(model):
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(load_checkpoint().network.given)(
+        torch.zeros(1, 9, SIDE, SIDE), torch.zeros(1, 256)
+    )
+    assert explained.graph_count == 1
+    assert explained.graph_break_count == 0
