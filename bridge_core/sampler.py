@@ -71,35 +71,63 @@ def sample(
     Tensor
         float32 [N, C, H, W] in network units.
     """
-    check_steps(model.card.bridge, steps)
-    if order not in (1, 2):
-        raise BridgeError(f"sampler order {order} is not 1 or 2")
-    table = StepTable.of(step_coefficients(model, steps, eta, order, renoise=renoise), x1.device)
-    predict = model.predictor(x1, direction, steps, precision)
-    u, v = (float(column[steps[0]]) for column in model.card.objective.input_table(model.card.bridge))
-    # both are written in place at every step
-    x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(x1)
-    predict.input.copy_(x * u + x1 * v)
-    for i, k in enumerate(table.rows):
-        with record_function("network"):
-            pred = predict(i, x)
-        z = noise(i) if callable(noise) and k.d != 0 else noise
-        with record_function("update"):
-            bridge_step(
-                x,
-                pred,
-                x1,
-                table,
-                i,
-                noise=z if isinstance(z, Tensor | SkyNoise) else None,
-                clamp=model.card.clamp,
-                x0_prev=x0 if i else None,
-                out=(x, x0),
-                next_input=predict.input if i + 1 < len(steps) else None,
-            )
-        if trajectory is not None:
-            trajectory.append(x.clone())
-    return x
+    trajectory_of = Trajectory(model, x1, direction, steps, eta, order, renoise=renoise, precision=precision)
+    return trajectory_of.run(start, noise, trajectory)
+
+
+class Trajectory:
+    """The steps of a sampler, prepared for one batch: `run` does nothing but call the network and the update in turn.
+
+    Coefficients and embeddings lie on the device, and states are written in place. On a GPU `run` neither waits for
+    the device nor copies anything to it, so that a CUDA graph can hold all of it. Arguments are those of `sample`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        x1: Tensor,
+        direction: str,
+        steps: Sequence[int],
+        eta: float,
+        order: int,
+        *,
+        renoise: bool,
+        precision: Precision,
+    ) -> None:
+        check_steps(model.card.bridge, steps)
+        if order not in (1, 2):
+            raise BridgeError(f"sampler order {order} is not 1 or 2")
+        self.x1, self.clamp = x1, model.card.clamp
+        self.table = StepTable.of(step_coefficients(model, steps, eta, order, renoise=renoise), x1.device)
+        self.predict = model.predictor(x1, direction, steps, precision)
+        u, v = model.card.objective.input_table(model.card.bridge)
+        self.scale = float(u[steps[0]]), float(v[steps[0]])
+
+    def run(self, start: Tensor, noise: NoiseSource | None, trajectory: list[Tensor] | None = None) -> Tensor:
+        """From `start`, the state at the first step, to x0."""
+        u, v = self.scale
+        x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(self.x1)
+        self.predict.input.copy_(x * u + self.x1 * v)
+        for i, k in enumerate(self.table.rows):
+            with record_function("network"):
+                pred = self.predict(i, x)
+            z = noise(i) if callable(noise) and k.d != 0 else noise
+            with record_function("update"):
+                bridge_step(
+                    x,
+                    pred,
+                    self.x1,
+                    self.table,
+                    i,
+                    noise=z if isinstance(z, Tensor | SkyNoise) else None,
+                    clamp=self.clamp,
+                    x0_prev=x0 if i else None,
+                    out=(x, x0),
+                    next_input=self.predict.input if i + 1 < len(self.table.rows) else None,
+                )
+            if trajectory is not None:
+                trajectory.append(x.clone())
+        return x
 
 
 def sample_heun(

@@ -19,6 +19,8 @@ from kernels.sky_noise import SkyNoise
 
 # one stream of the noise generator for each use, so that no two draws of a run coincide
 TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}
+# windows in one call of the network that keep a device busy; 512 hold 2 GB of activations
+DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
 START = 2**16 - 1  # noise step of the start, which no update uses
 
 

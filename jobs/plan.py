@@ -96,7 +96,10 @@ def describe(found: Projection, config: Config) -> str:
     """The projection for a person."""
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
+    from bridge_core.translate import DEFAULT_BATCH
+
     unit = "GPU" if found.rates["gpus"] else "CPU"
+    batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]
     rates, seconds, memory = found.rates, found.stage_seconds, found.memory
     about = "" if found.patches_exact else "about "
     speed = 1 / rates["translate"] if rates["translate"] else 0.0
@@ -111,7 +114,7 @@ def describe(found: Projection, config: Config) -> str:
         ),
         (
             "rate",
-            f"{speed:.4g} evaluations/s a worker: {found.device}, {config.precision}, batch {config.batch}, "
+            f"{speed:.4g} evaluations/s a worker: {found.device}, {config.precision}, batch {batch}, "
             f"{found.threads} thread{'s' * (found.threads != 1)}; measured on {rates['tiles']} tiles in "
             f"{rates['seconds']:.1f} s",
         ),

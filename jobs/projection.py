@@ -279,10 +279,12 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
 
 
 def network_bytes(model: Model, config: Config) -> int:
-    """Weights, twice while they are loaded, and the activations of a batch."""
+    """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
+    from bridge_core.translate import Sampling
+
     network = model.card.network
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    plane = config.batch * (64 // network.stem) ** 2 * 4
+    plane = (config.batch or Sampling.batch) * (64 // network.stem) ** 2 * 4
     # measured: so many planes of the first stage's width are alive at the widest place of the network
     alive = 20 if config.precision == "float32" else 12
     return int(2 * weights + plane * network.base * alive)
@@ -291,6 +293,7 @@ def network_bytes(model: Model, config: Config) -> int:
 def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Config) -> float:
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from bridge_core.anomaly import GROUP
+    from bridge_core.translate import Sampling
 
     images = pixels * 4 * 3  # in network units: three channels, float32
     planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
@@ -298,7 +301,7 @@ def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Co
     blending = core * 8 * (2 + 6 * wanted)  # float64 sums, and what is made of them
     translating = images * (1 + observed / 3) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
-    group = min(max(GROUP, config.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
+    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
     scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * CANDIDATE_BYTES + 2 * planes
     return max(translating, scoring)
 

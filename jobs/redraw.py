@@ -62,7 +62,7 @@ def redraw(
     import torch
 
     from bridge_core.redraw import redraw_tile
-    from bridge_core.translate import Sampling
+    from bridge_core.translate import DEFAULT_BATCH, Sampling
     from storage.footprint import overlap
     from storage.tiles import TileStore
 
@@ -80,7 +80,7 @@ def redraw(
         samples=facts["samples"],
         steps=facts["steps"],
         seed=facts["seed"],
-        batch=settings.get("batch", Sampling.batch),
+        batch=settings.get("batch") or DEFAULT_BATCH[device.type],
         precision=facts["precision"],
     )
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)

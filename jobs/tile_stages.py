@@ -37,7 +37,7 @@ class Settings:
     score_samples: int
     score_steps: int
     seed: int
-    batch: int
+    batch: int | None
     precision: Literal["bfloat16", "float32"]
     run_id: str
     threads: int
@@ -105,12 +105,14 @@ class TileTranslator:
         import torch
 
         from bridge_core.checkpoint import load_checkpoint
+        from bridge_core.translate import DEFAULT_BATCH
 
         start_worker(settings.filesystems)
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.precision)
+        self.batch = settings.batch or DEFAULT_BATCH[self.device.type]
 
     def __call__(self, tile_id: str, tile: Tile) -> Translation:
         """Posterior of the unseen survey over the tile's core, and the candidates in it."""
@@ -141,7 +143,7 @@ class TileTranslator:
                 samples=settings.samples,
                 steps=settings.steps,
                 seed=settings.seed,
-                batch=settings.batch,
+                batch=self.batch,
                 precision=settings.precision,
             ),
         )
@@ -149,7 +151,7 @@ class TileTranslator:
             samples=settings.score_samples,
             steps=settings.score_steps,
             seed=settings.seed,
-            batch=settings.batch,
+            batch=self.batch,
             precision=settings.precision,
         )
         start = time.monotonic()

@@ -33,7 +33,9 @@ class TranslationConfig(JobConfig):
     min_workers: int = Field(1, ge=1, description="actors the run begins with and never goes below")
     executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
     seed: int = Field(0, ge=0, description="key of the sky's noise")
-    batch: int = Field(16, ge=1, description="patches in one network call")
+    batch: int | None = Field(
+        None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
+    )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")

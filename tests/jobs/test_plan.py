@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_core.checkpoint import Model
+from bridge_core.network import UNet
 from jobs import plan, translate, translation
 from jobs.__main__ import main
 from jobs.tally import Tally
@@ -73,13 +73,13 @@ def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, 
     settings = request(store, tmp_path / "run", checkpoint)
     expected = planned(settings, seconds=20.0)
     calls = []
-    predict = Model.predict
+    given = UNet.given
 
-    def count(self, x_t, x1, t, direction):
-        calls.append(len(x1))
-        return predict(self, x_t, x1, t, direction)
+    def count(self, x, emb):
+        calls.append(len(x))
+        return given(self, x, emb)
 
-    monkeypatch.setattr(Model, "predict", count)
+    monkeypatch.setattr(UNet, "given", count)
     tally = run(settings)
     assert tally.statuses == {"ok": 16}
     # windows of tiles are counted exactly, sources by their density in the tiles that were looked at
