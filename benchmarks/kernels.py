@@ -130,7 +130,7 @@ def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant
     samples = torch.randn((max(1, windows // SAMPLES), SAMPLES, BANDS, size, size), device=device)
     one = samples[:, 0].numel()
     moments = Variant("accumulate", impl, partial(accumulate, samples, impl=impl), 4 * (SAMPLES + 2) * one)
-    grid, across = PatchGrid(size, size * 5 // 8, size // 8), max(2, int(windows**0.5))
+    grid, across = PatchGrid(size, size * 5 // 8, size // 8), max(4, int(windows**0.5))
     side = grid.stride * (across - 1)
     corners = [(y * grid.stride, x * grid.stride) for y in range(across) for x in range(across)]
     mean: Tensor = torch.rand((len(corners), BANDS, size, size), device=device)

@@ -18,19 +18,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.samplers import Draw, draws, judge
 from bridge_core.checkpoint import DIRECTIONS, Model, Precision, load_checkpoint
-from bridge_core.network import NetworkConfig, UNet
+from bridge_core.network import NetworkConfig, UNet, channels_last
 from bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
 from bridge_core.translate import START, Sampling, window_noise
-from jobs.evaluation_stages import display_stretch
 from kernels.sky_noise import SkyNoise
-from storage.pairs import read_pairs
+
+if TYPE_CHECKING:
+    from benchmarks.samplers import Draw
 
 SIDE = 64
 PUBLISHED_STEPS = 200
@@ -99,19 +99,22 @@ class Way:
         sky = window_noise(0, 0, rows, [(SIDE * window, 0) for window in range(len(x1))], x1.device)
         steps = self.steps[: self.timed] if self.timed else self.steps
         began = time.perf_counter()
-        self.run(x1, DIRECTIONS[1], sky if self.sky else lambda _: torch.randn(x1.shape), steps)
+        self.run(x1, DIRECTIONS[1], sky if self.sky else lambda _: torch.randn(x1.shape, device=x1.device), steps)
+        if x1.is_cuda:
+            torch.cuda.synchronize()
         return (time.perf_counter() - began) * len(self.steps) / len(steps)
 
 
-def ways() -> list[Way]:
+def ways(device: str = "cpu") -> list[Way]:
     """The rows, from the published algorithm to the default."""
-    plain, ours = load_checkpoint(), load_checkpoint().to("cpu", "bfloat16")
-    published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "")
+    plain, last, ours = (load_checkpoint().to(device, precision) for precision in ("float32", "float32", "bfloat16"))
+    channels_last(last.network)
+    published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "").to(device, "float32")
     return [
         Way("published algorithm and network, float32", published, True, timed=2),
         Way("network: base 32, space to depth, pixel norm", plain, True, timed=10),
         Way("steps: second order, 6 evaluations", plain, False),
-        Way("memory: channels last", ours, False),
+        Way("memory: channels last", last, False),
         Way("network in bfloat16", ours, False, "bfloat16"),
         Way("noise of the sky (the default)", ours, False, "bfloat16", sky=True),
     ]
@@ -141,9 +144,9 @@ def main() -> None:
         (arguments.out / "sampler.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def timings(all_ways: list[Way], batch: int, rounds: int) -> list[dict[str, Any]]:
+def timings(all_ways: list[Way], batch: int, rounds: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Windows a second of every row, with its factors on the row above and on the first."""
-    x1 = torch.randn(batch, 3, SIDE, SIDE)
+    x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
     taken: dict[str, list[float]] = {way.name: [] for way in all_ways}
     for _ in range(rounds):
         for way in all_ways:
@@ -196,6 +199,10 @@ def profiled(way: Way, batch: int) -> dict[str, float]:
 
 def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
     """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
+    from benchmarks.samplers import draws, judge
+    from jobs.evaluation_stages import display_stretch
+    from storage.pairs import read_pairs
+
     _, plain, *_, default = all_ways
     pairs = read_pairs(path, plain.model.card.grid, start, start + count)
     images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}

@@ -1,0 +1,237 @@
+"""All that can only be known on a GPU, in one command of a few minutes: right, then fast.
+
+    python -m benchmarks.gpu --out benchmarks/results                 # on the GPU; no Ray, Zarr or Astropy needed
+    python -m benchmarks.gpu --device cpu --quick --out /tmp          # the same code, small, to see that it runs
+
+Every part is tried by itself: what fails is written down as its error, and the others go on. The document is
+``gpu.json``: machine, tests, kernels, sampler, network, training, model stage, graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import kernels, sampler
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from bridge_core.network import UNet, channels_last
+from bridge_core.sampler import Trajectory, boot, draw, end_then_rho_steps
+from bridge_core.training import Batch, Recipe, TrainState, bridge_loss, half_each_way, step_generator
+from bridge_core.translate import DEFAULT_BATCH, START, Sampling, translate_tile, window_noise
+
+SIDE = 64
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how large."""
+
+    device: torch.device
+    batches: tuple[int, ...]
+    rounds: int
+    tile: int
+
+    def settle(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Median seconds of a call, after one that compiles and warms up."""
+        taken = []
+        for _ in range(self.rounds + 1):
+            self.settle()
+            began = time.perf_counter()
+            call()
+            self.settle()
+            taken.append(time.perf_counter() - began)
+        return sorted(taken[1:])[self.rounds // 2]
+
+
+def main() -> None:
+    """Run all parts, print each as it is done, write gpu.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    bench = Bench(device, (2,), 1, 64) if arguments.quick else Bench(device, (16, 128, 512, 2048), 5, 1024)
+    parts: dict[str, Callable[[Bench], Any]] = {
+        "machine": machine, "tests": run_tests, "kernels": kernel_rates, "sampler": sampler_rates,
+        "network": network_rate, "training": training_rates, "model_stage": model_stage, "graph": graph,
+    }  # fmt: skip
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    document: dict[str, Any] = {"date": time.strftime("%Y-%m-%d")}
+    failed = []
+    for name, part in parts.items():
+        began = time.monotonic()
+        try:
+            document[name] = part(bench)
+        except Exception as error:
+            traceback.print_exc()
+            document[name] = {"error": f"{type(error).__name__}: {error}"}
+            failed.append(name)
+        print(f"{name} ({time.monotonic() - began:.1f} s): {json.dumps(document[name])}", flush=True)
+        (arguments.out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Device and versions."""
+    found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    if bench.device.type == "cuda":
+        import triton
+
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"device": properties.name, "memory": properties.total_memory, "triton": triton.__version__}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found | {"python": platform.python_version()}
+
+
+def run_tests(bench: Bench) -> dict[str, Any]:
+    """Every kernel on the device against the naive one on the CPU, by the tests that are marked for it."""
+    options = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/kernels/test_gpu.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {' | '.join(lines[-15:])} {done.stderr[-500:]}")
+    return {"summary": lines[-1]}
+
+
+def kernel_rates(bench: Bench) -> list[dict[str, Any]]:
+    """GB/s of every kernel beside a plain copy."""
+    size = argparse.Namespace(windows=max(bench.batches), size=SIDE, repeats=4 * bench.rounds)
+    return kernels.report(bench.device.type, ("naive", "triton") if bench.device.type == "cuda" else ("naive",), size)
+
+
+def sampler_rates(bench: Bench) -> dict[str, Any]:
+    """The levers of `benchmarks.sampler` at each batch; the published network may need more memory than there is."""
+    all_ways = sampler.ways(bench.device.type)
+    found: dict[str, Any] = {}
+    for batch in bench.batches:
+        try:
+            found[str(batch)] = sampler.timings(all_ways, batch, bench.rounds, bench.device.type)
+        except torch.OutOfMemoryError as error:
+            found[str(batch)] = {"error": str(error).splitlines()[0]}
+    return found
+
+
+def network_rate(bench: Bench) -> list[dict[str, Any]]:
+    """Arithmetic a second of one evaluation, beside that of a large product of matrices in bfloat16."""
+    model = load_checkpoint().to(bench.device, "bfloat16")
+    width = 8192 if bench.device.type == "cuda" else 512
+    left, right = (torch.randn(width, width, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    peak = 2 * width**3 / bench.seconds(lambda: left @ right)
+    rows = []
+    for batch in bench.batches:
+        x1 = torch.randn(batch, 3, SIDE, SIDE, device=bench.device)
+        predictor = model.predictor(x1, DIRECTIONS[1], [100], "bfloat16")
+        with FlopCounterMode(display=False) as counter:
+            predictor(0, x1)
+        rate = counter.get_total_flops() / bench.seconds(lambda predictor=predictor, x1=x1: predictor(0, x1))
+        rows.append({"batch": batch, "tflops": rate / 1e12, "matmul_tflops": peak / 1e12, "share": rate / peak})
+    return rows
+
+
+def training_rates(bench: Bench) -> list[dict[str, Any]]:
+    """Pairs a second of a training step with the release recipe."""
+    card = load_checkpoint().card
+    rows = []
+    for batch in bench.batches:
+        state = TrainState(channels_last(UNet(card.network).to(bench.device)), Recipe(batch_size=batch))
+        images = (torch.randn(batch, 3, SIDE, SIDE), torch.randn(batch, 3, SIDE, SIDE))
+        some = Batch.draw(card, *images, half_each_way(batch), step_generator(0, 0, 0)).to(bench.device)
+
+        def step(state: TrainState = state, some: Batch = some) -> None:
+            bridge_loss(state.network, card, some, state.recipe.bright_weight).backward()  # type: ignore[no-untyped-call]
+            state.update(0.5)
+
+        rows.append({"batch": batch, "pairs_per_second": batch / bench.seconds(step)})
+    return rows
+
+
+def model_stage(bench: Bench) -> dict[str, Any]:
+    """One tile translated by the default: core pixels a second, and on a GPU the share of time that it is busy."""
+    model = load_checkpoint().to(bench.device, "bfloat16")
+    side, halo = bench.tile, 32
+    flux = torch.randn(3, side + 2 * halo, side + 2 * halo, device=bench.device)
+    how = Sampling(batch=DEFAULT_BATCH[bench.device.type])
+
+    def translate() -> None:
+        translate_tile(
+            model, DIRECTIONS[1], flux, torch.ones_like(flux, dtype=torch.bool), origin=(0, 0),
+            core=(halo, halo + side, halo, halo + side), psf_fwhm=7.0, how=how,
+        )  # fmt: skip
+
+    took = bench.seconds(translate)
+    found = {"core": side, "seconds": took, "core_pixels_per_second": side**2 / took}
+    if bench.device.type == "cuda":
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            translate()
+            bench.settle()
+        busy = sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6
+        found |= {"busy_seconds": busy, "busy": busy / took, "peak_memory": torch.cuda.max_memory_allocated()}
+    return found
+
+
+def graph(bench: Bench) -> list[dict[str, Any]]:
+    """A trajectory as it is, and held by one CUDA graph; on a GPU anything that waits for it is an error."""
+    model, how = load_checkpoint().to(bench.device, "bfloat16"), Sampling()
+    steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
+    rows = []
+    for batch in bench.batches:
+        trajectory, start, noise = prepared(model, batch, steps, bench.device)
+        expected = trajectory.run(start, noise)
+        row: dict[str, Any] = {"batch": batch, "seconds": bench.seconds(lambda: trajectory.run(start, noise))}  # noqa: B023
+        if bench.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                trajectory.run(start, noise)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            held = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(held):
+                found = trajectory.run(start, noise)
+            row["graph_seconds"] = bench.seconds(held.replay)
+            row["same_bits"] = bool(torch.equal(found, expected))
+        rows.append(row)
+    return rows
+
+
+def prepared(model: Model, batch: int, steps: list[int], device: torch.device) -> tuple[Trajectory, Any, Any]:
+    """The default's trajectory over windows side by side, its start and noise."""
+    x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
+    noise = window_noise(0, 1, [(w, 0) for w in range(batch)], [(SIDE * w, 0) for w in range(batch)], device)
+    bridge: Bridge = model.card.bridge
+    start = boot(bridge, x1, steps[0], draw(noise, START, x1))
+    how = Sampling()
+    trajectory = Trajectory(
+        model, x1, DIRECTIONS[1], steps, how.eta, how.order, renoise=how.from_end, precision=how.precision
+    )
+    return trajectory, start, noise
+
+
+if __name__ == "__main__":
+    main()

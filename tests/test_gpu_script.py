@@ -1,0 +1,27 @@
+"""What is run on a GPU runs here too, small: a slip must not cost the minutes that a GPU is at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--out", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    parts = {"machine", "tests", "kernels", "sampler", "network", "training", "model_stage", "graph"}
+    assert set(found) == parts | {"date"}
+    assert "skipped" in found["tests"]["summary"]
+    assert {row["name"] for row in found["kernels"]} >= {"copy", "second order step", "accumulate", "blend"}
+    assert found["sampler"]["2"][-1]["times_published"] > 60
+    assert 0 < found["network"][0]["share"] < 1
+    assert found["model_stage"]["core_pixels_per_second"] > 0
