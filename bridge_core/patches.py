@@ -110,7 +110,8 @@ def cut(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, in
 
 def any_within(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int) -> list[bool]:
     """Whether a bool image [H, W] is True anywhere in each window."""
-    below = F.pad(image.to(torch.int32), (1, 0, 1, 0)).cumsum(0).cumsum(1).cpu()  # pixels that are, up to each one
+    ones = F.pad(image.to(torch.int32), (1, 0, 1, 0))
+    below = ones.cumsum_(0).cumsum_(1).cpu()  # pixels that are True above and left of each one
     limit = torch.tensor(image.shape)
     low = torch.tensor(list(corners), dtype=torch.int64).view(-1, 2) - torch.tensor(origin)
     (y0, x0), (y1, x1) = (torch.minimum((low + add).clamp(min=0), limit).T for add in (0, size))

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 SOURCES_PER_PIXEL = 1 / 1500
 """As many sources as memory is projected for: 240 per square arcminute of 0.1" pixels, a deep field."""
 
-PROCESS_BYTES = 470 << 20
+PROCESS_BYTES = 455 << 20
 """A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
 
 GPU_PROCESS_BYTES = 3 << 30
 """What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
 
-READ_COPIES = 4.0
+READ_COPIES = 3.4
 """Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
 
-MODEL_COPIES = 2.0
+MODEL_COPIES = 2.4
 """Of a tile while it is translated: in Ray's block, and as arrays."""
 
 CATALOG_COPIES = 3.2
@@ -298,7 +298,7 @@ def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Co
     images = pixels * 4 * 3  # in network units: three channels, float32
     planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
     windows = core / 40**2 * 64**2 * 4 * 2 * wanted  # mean and variance of each window, in parts and together
-    blending = core * 8 * (2 + 6 * wanted)  # float64 sums, and what is made of them
+    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
     translating = images * (1 + observed / 3) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
     group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
