@@ -65,6 +65,7 @@ def translate_profiled(request: Request, url: str) -> tuple[Tally, str]:
         folder.delete_below(PARTS)
         return tally, "no tile was done, so there is no profile"
     parts, operators = _left_by_workers(folder)
+    receipts = _narrowed(receipts, parts)
     found = profile_of(receipts, parts, operators, began) | {"machine": _machine(), "settings": _settings(request)}
     text = describe(found, folder.file_url("trace.json"))
     trace = trace_of(receipts, parts, operators, run=request.run_id)
@@ -81,6 +82,20 @@ def _left_by_workers(folder: Folder) -> tuple[list[Part], Operators | None]:
     trace = data.pop(RECORDED, b"")
     about = data.pop(ABOUT, None)
     return [Part.from_json(part) for part in data.values()], Operators.of(about, trace) if about else None
+
+
+def _narrowed(receipts: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> list[Mapping[str, Any]]:
+    """The receipts, their intervals without the time that it took to leave the spans behind."""
+    exact = {(part.tile_id, part.stage): part.spans[0] for part in parts}
+
+    def of(tile_id: str, stage: str, interval: Mapping[str, Any]) -> Mapping[str, Any]:
+        whole = exact.get((tile_id, stage))
+        return {**interval, "start": whole.start, "end": whole.start + whole.seconds} if whole else interval
+
+    return [
+        {**receipt, "intervals": {stage: of(receipt["tile_id"], stage, i) for stage, i in receipt["intervals"].items()}}
+        for receipt in receipts
+    ]
 
 
 def _check(folder: Folder) -> None:
