@@ -10,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.stages import STAGES
-from jobs import __version__
 from jobs.config import RequestError
+from jobs.doctor_machine import described_machine
 from jobs.operators import ABOUT, CLAIM, RECORDED, Operators, covered
 from jobs.spans import PARTS, Part, Profiled
 from jobs.tally import Tally
@@ -66,7 +65,10 @@ def translate_profiled(request: Request, url: str) -> tuple[Tally, str]:
         return tally, "no tile was done, so there is no profile"
     parts, operators = _left_by_workers(folder)
     receipts = _narrowed(receipts, parts)
-    found = profile_of(receipts, parts, operators, began) | {"machine": _machine(), "settings": _settings(request)}
+    found = profile_of(receipts, parts, operators, began) | {
+        "machine": described_machine(),
+        "settings": _settings(request),
+    }
     text = describe(found, folder.file_url("trace.json"))
     trace = trace_of(receipts, parts, operators, run=request.run_id)
     for name, content in zip(FILES, (json.dumps(trace), json.dumps(found, indent=1), text), strict=True):
@@ -309,18 +311,3 @@ def _line(stage: str, part: str, rows: Sequence[Mapping[str, Any]], calls: int, 
 
 def _settings(request: Request) -> dict[str, Any]:
     return {**request.fingerprint, "batch": request.config.batch, "executor": request.config.executor}
-
-
-def _machine() -> dict[str, Any]:
-    """The driver's; workers of a cluster may have others."""
-    import torch
-
-    from jobs.doctor_machine import check_processor
-
-    return {
-        "processor": next(iter(check_processor())).message,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "surveybridge": __version__,
-    }
