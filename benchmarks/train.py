@@ -16,7 +16,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from jobs.train_worker import Shard, make_recipe, read_shard, validation_energy,
 from storage.pairs import read_pairs
 
 WARM_UP = 2
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -88,8 +89,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     settings = settings_of(arguments.pairs)
-    shards = [read_shard(settings, Card.from_json(settings["card"]), k) for k in range(settings["shards"])]
-    rows = rates(settings, shards, device, arguments)
+    shards = shards_of(settings)
+    how = {name: getattr(arguments, name) for name in ("batches", "precisions", "steps", "rounds")}
+    rows = rates(settings, shards, device, **how)
     log: list[Mapping[str, Any]] = []
     if arguments.log:
         with arguments.log.open(newline="") as file:
@@ -99,28 +101,39 @@ def main() -> None:
     reached = time_to(log, arguments.energy) if log else None
     if arguments.out:
         machine = described_machine() | {"threads": arguments.threads, "device": arguments.device}
-        document = {"machine": machine, "settings": {"steps": arguments.steps, "rounds": arguments.rounds}}
+        document: dict[str, Any] = {"machine": machine, "settings": how}
         document |= {"rates": rows, "log": str(arguments.log or "short training"), "time_to_score": reached}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def settings_of(pairs: str) -> dict[str, Any]:
-    """What `surveybridge train` hands its workers by default."""
-    settings = Config(pairs=pairs, out="unused", steps=1).model_dump()
+def settings_of(pairs: str, **changes: Any) -> dict[str, Any]:
+    """What `surveybridge train` hands its workers, by default but for some changes."""
+    settings = Config(pairs=pairs, out="unused", steps=1, **changes).model_dump()
     probe = read_pairs(pairs, settings["grid"], stop=4)
     card = make_card(settings, probe, asdict(make_recipe(settings)))
     return settings | {"available": probe.stored, "card": card.to_json()}
 
 
+def shards_of(settings: Mapping[str, Any]) -> list[Shard]:
+    """All shards of the pairs, as one worker has them."""
+    return [read_shard(dict(settings), Card.from_json(settings["card"]), k) for k in range(settings["shards"])]
+
+
 def rates(
-    settings: Mapping[str, Any], shards: list[Shard], device: torch.device, arguments: argparse.Namespace
+    settings: Mapping[str, Any],
+    shards: list[Shard],
+    device: torch.device,
+    batches: Sequence[int],
+    precisions: Sequence[str],
+    steps: int,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """Pairs a second of each batch and precision."""
-    rows = [{"batch": batch, "precision": p} for p in arguments.precisions for batch in arguments.batches]
+    rows: list[dict[str, Any]] = [{"batch": batch, "precision": p} for p in precisions for batch in batches]
     trainings = [Training.of({**settings, "batch_size": row["batch"]}, shards, device) for row in rows]
     taken: list[list[float]] = [[] for _ in rows]
     drawing: list[list[float]] = [[] for _ in rows]
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for k, (row, training) in enumerate(zip(rows, trainings, strict=True)):
             with arithmetic(row["precision"]):
                 batch = training.batch()
@@ -128,10 +141,10 @@ def rates(
                     training.step(batch)
                 training.settle()
                 began = time.perf_counter()
-                for _ in range(arguments.steps):
+                for _ in range(steps):
                     training.step(batch)
                 training.settle()
-                taken[k].append((time.perf_counter() - began) / arguments.steps)
+                taken[k].append((time.perf_counter() - began) / steps)
             began = time.perf_counter()
             training.batch()
             drawing[k].append(time.perf_counter() - began)
