@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 STAGES = ("read", "model", "write")
@@ -82,7 +83,7 @@ class Stages:
 
 
 def serially(
-    items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None
+    items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None, intervals: bool = False
 ) -> Generator[dict[str, Any], None, None]:
     """Do the items one after another in this process, and yield the receipts: `Stream` without Ray.
 
@@ -94,12 +95,18 @@ def serially(
         What to do with each.
     drain
         Once it is set no further item is begun.
+    intervals
+        Give receipts `intervals`: stage -> start, end (epoch seconds) and worker.
     """
     read, model, write = stages.make_read(), stages.make_model(), stages.make_write()
     for item in items:
         if drain is not None and drain.is_set():
             return
-        yield write_outcome(write, model_outcome(model, read_outcome(read, item)))
+        outcome = model_outcome(model, read_outcome(read, item))
+        receipt, interval = timed(functools.partial(write_outcome, write, outcome))
+        if intervals:
+            receipt["intervals"] = {stage: asdict(i) for stage, i in {**outcome.intervals, "write": interval}.items()}
+        yield receipt
 
 
 def read_outcome(read: Read, item: str) -> Outcome:

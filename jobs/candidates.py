@@ -24,13 +24,15 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
 
     from bridge_core.anomaly import score_sources
     from bridge_core.detection import aperture_flux, detect
+    from bridge_core.spans import span
     from storage.schema import CANDIDATES, stamps
     from storage.sky import healpix_29
 
     lsst, euclid = tile.lsst, tile.euclid
     if lsst is None or euclid is None:
         return CANDIDATES.empty_table()
-    sources = detect(euclid.flux[0], euclid.variance[0], euclid.valid[0])
+    with span("detection"):
+        sources = detect(euclid.flux[0], euclid.variance[0], euclid.valid[0])
     y0, y1, x0, x1 = tile.core
     column, line = np.floor(sources.x + 0.5).astype(int), np.floor(sources.y + 0.5).astype(int)
     inside = (column >= x0) & (column < x1) & (line >= y0) & (line < y1)
@@ -38,14 +40,15 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     if len(sources) == 0:
         return CANDIDATES.empty_table()
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
-    scores = score_sources(
-        model,
-        (torch.from_numpy(lsst.flux).to(device), torch.from_numpy(lsst.valid).to(device)),
-        (torch.from_numpy(euclid.flux).to(device), torch.from_numpy(euclid.valid).to(device)),
-        centres,
-        tile.origin,
-        how,
-    )
+    with span("scoring"):
+        scores = score_sources(
+            model,
+            (torch.from_numpy(lsst.flux).to(device), torch.from_numpy(lsst.valid).to(device)),
+            (torch.from_numpy(euclid.flux).to(device), torch.from_numpy(euclid.valid).to(device)),
+            centres,
+            tile.origin,
+            how,
+        )
     ra, dec = euclid.wcs.all_pix2world(sources.x, sources.y, 0)
     columns: dict[str, Any] = {
         "object_id": [sky_name(r, d) for r, d in zip(ra, dec, strict=True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -112,6 +113,20 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding("processor", "ok", what)
     else:
         yield Finding("processor", "note", what, "on CPUs translate with --precision float32, and expect it to be slow")
+
+
+def described_machine() -> dict[str, str | None]:
+    """What this machine is and runs, to stand beside numbers that were measured on it."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in ("surveybridge", "torch", "numpy")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": next(check_processor()).message,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def check_gpu(driver: Path = NVIDIA_DRIVER) -> Iterator[Finding]:

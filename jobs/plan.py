@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from jobs import translation
-from jobs.config import RequestError
 
 if TYPE_CHECKING:
     from jobs.projection import Projection
@@ -55,7 +54,7 @@ def plan(config: Config) -> Projection:
     from jobs.rates import calibrate
 
     request = translation.check(config)
-    todo = _todo(request)
+    todo = translation.todo_of(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
     if not todo:
@@ -72,24 +71,6 @@ def plan(config: Config) -> Projection:
         tiles_done=done,
         cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
     )
-
-
-def _todo(request: translation.Request) -> list[str]:
-    """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
-    from storage.objectstore import Folder
-    from storage.runs import RunFolder, pending
-
-    config = request.config
-    folder = Folder.at(config.run)
-    if folder.exists("run.json"):
-        # there is a run, so this writes none: it compares what decides the result
-        run = RunFolder.open_or_create(config.run, request.fingerprint)
-        return pending(request.manifest, run.ledger(), retry_failed=config.retry_failed)
-    if folder.exists() and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
-        raise RequestError(
-            f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
-        )
-    return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
 
 
 def describe(found: Projection, config: Config) -> str:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from bridge_core.spans import span
 from cluster.stages import Outcome, Stages
 from jobs.candidates import find_candidates
 from jobs.config import RequestError
 from jobs.progress import log_context, start_worker
+from jobs.spans import Profiled, TimedFolder, recorded
 from storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Settings:
     threads: int
     attempts: Mapping[str, int]
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
+    profiled: Profiled | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,15 @@ class TileReader:
         start_worker(settings.filesystems)
         self.settings = settings
         self.store = TileStore.open(settings.store)
+        if settings.profiled:
+            self.store.folder = TimedFolder.of(self.store.folder)
 
     def __call__(self, tile_id: str) -> Tile:
         """Core and halo of one tile, with something in it to translate."""
-        with log_context(run=self.settings.run_id, tile=tile_id):
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "read", tile_id),
+        ):
             tile = self.store.read_tile(tile_id)
             observed = self.settings.direction.split("->")[0]
             if observed not in tile.images:
@@ -113,13 +121,21 @@ class TileTranslator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.precision)
         self.batch = settings.batch or DEFAULT_BATCH[self.device.type]
+        if settings.profiled:
+            from jobs.operators import profile_operators
+
+            profile_operators(self.translate, settings, self.batch)
 
     def __call__(self, tile_id: str, tile: Tile) -> Translation:
         """Posterior of the unseen survey over the tile's core, and the candidates in it."""
-        with log_context(run=self.settings.run_id, tile=tile_id):
-            return self._translate(tile)
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "model", tile_id, gpu=self.device.type == "cuda"),
+        ):
+            return self.translate(tile)
 
-    def _translate(self, tile: Tile) -> Translation:
+    def translate(self, tile: Tile) -> Translation:
+        """As a call, without its context."""
         import torch
 
         from bridge_core.anomaly import Scoring
@@ -131,22 +147,23 @@ class TileTranslator:
         for image in tile.images.values():
             check_image(self.model, image, tile.tile_id)
         image = tile.images[observed]
-        posterior = translate_tile(
-            self.model,
-            settings.direction,
-            torch.from_numpy(image.flux).to(self.device),
-            torch.from_numpy(image.valid).to(self.device),
-            origin=tile.origin,
-            core=tile.core,
-            psf_fwhm=seeing(image) / image.pixel_scale,
-            how=Sampling(
-                samples=settings.samples,
-                steps=settings.steps,
-                seed=settings.seed,
-                batch=self.batch,
-                precision=settings.precision,
-            ),
-        )
+        with span("translate"):
+            posterior = translate_tile(
+                self.model,
+                settings.direction,
+                torch.from_numpy(image.flux).to(self.device),
+                torch.from_numpy(image.valid).to(self.device),
+                origin=tile.origin,
+                core=tile.core,
+                psf_fwhm=seeing(image) / image.pixel_scale,
+                how=Sampling(
+                    samples=settings.samples,
+                    steps=settings.steps,
+                    seed=settings.seed,
+                    batch=self.batch,
+                    precision=settings.precision,
+                ),
+            )
         how = Scoring(
             samples=settings.score_samples,
             steps=settings.score_steps,
@@ -155,10 +172,13 @@ class TileTranslator:
             precision=settings.precision,
         )
         start = time.monotonic()
-        candidates = find_candidates(self.model, tile, how, settings.run_id, self.device)
+        with span("candidates"):
+            candidates = find_candidates(self.model, tile, how, settings.run_id, self.device)
+        with span("digest of the pixels"):
+            content = tile_content(tile)
         return Translation(
             tile_id=tile.tile_id,
-            content=tile_content(tile),
+            content=content,
             wcs_header=core_header(tile),
             bands=self.model.card.bands[wanted],
             core_origin=tile.core_origin,
@@ -181,6 +201,8 @@ class TileWriter:
         start_worker(settings.filesystems)
         self.settings = settings
         self.folder = RunFolder.open(settings.run)
+        if settings.profiled:
+            self.folder.folder = TimedFolder.of(self.folder.folder)
 
     def __call__(self, outcome: Outcome) -> dict[str, Any]:
         """Commit the tile, done or failed; returns the ledger row."""
@@ -190,7 +212,10 @@ class TileWriter:
             "attempt": self.settings.attempts.get(tile_id, 0) + 1,
             **{f"seconds_{stage}": seconds for stage, seconds in outcome.seconds.items()},
         }
-        with log_context(run=self.settings.run_id, tile=tile_id):
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "write", tile_id),
+        ):
             if outcome.failure is None:
                 start = time.monotonic()
                 row |= self._write(outcome.value)
@@ -208,21 +233,24 @@ class TileWriter:
                     "traceback_hash": outcome.failure.traceback_hash,
                     "content": self._listed_content.get(tile_id),
                 }
-            self.folder.commit(row)
+            with span("ledger row"):
+                self.folder.commit(row)
         return row
 
     def _write(self, done: Translation) -> dict[str, Any]:
-        self.folder.write_mosaic(
-            done.tile_id,
-            done.wcs_header,
-            done.bands,
-            done.mean,
-            done.std,
-            done.coverage,
-            core_origin=done.core_origin,
-            grid_id=done.grid_id,
-        )
-        self.folder.write_candidates(done.tile_id, done.candidates)
+        with span("mosaic"):
+            self.folder.write_mosaic(
+                done.tile_id,
+                done.wcs_header,
+                done.bands,
+                done.mean,
+                done.std,
+                done.coverage,
+                core_origin=done.core_origin,
+                grid_id=done.grid_id,
+            )
+        with span("catalog"):
+            self.folder.write_candidates(done.tile_id, done.candidates)
         return {
             "status": "ok",
             "content": done.content,

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 EXAMPLES = """\
 surveybridge translate --store field.zarr --run runs/field
 surveybridge translate --store field.zarr --run runs/back --direction 'euclid->lsst' --samples 16 --workers 2
-surveybridge translate --store s3://bucket/field.zarr --run s3://bucket/runs/field --executor serial"""
+surveybridge translate --store s3://bucket/field.zarr --run s3://bucket/runs/field --executor serial
+surveybridge translate --store field.zarr --run runs/field --profile profiles/field"""
 
 SEGMENT_TILES = 1000
 """Tiles whose ledger rows and candidates are taken together into segments while the run goes."""
@@ -43,8 +44,15 @@ Receipts = Generator[dict[str, Any], None, None]
 def run(config: Config) -> int:
     """Translate all tiles that the ledger does not have; 0 all ok, 3 some failed."""
     request = check(config)
-    tally = translate(request)
-    print(summary(config.run, tally))
+    if config.profile is None:
+        tally = translate(request)
+        print(summary(config.run, tally))
+    else:
+        from jobs.profile import translate_profiled
+
+        tally, profile = translate_profiled(request, config.profile)
+        print(summary(config.run, tally))
+        print(profile)
     return tally.exit_code
 
 
@@ -62,7 +70,7 @@ def translate(
     make_stages
         Gives the three stages.
     watch
-        Called with every receipt: the ledger row and, from Ray, its `intervals`.
+        Called with every receipt: the ledger row and its `intervals`.
     """
     from storage.lease import Lease
     from storage.runs import RunFolder, pending
@@ -167,7 +175,7 @@ def _executor(
     if config.executor == "serial":
         from cluster.stages import serially
 
-        return serially(todo, stages, drain=drain), list, lambda function: function()
+        return serially(todo, stages, drain=drain, intervals=True), list, lambda function: function()
     from cluster.background import Background
     from cluster.stream import Stream
 
@@ -210,9 +218,11 @@ def _cluster(request: Request) -> Iterator[None]:
 def _memory(request: Request) -> dict[str, int]:
     """Heap of a process of each stage on the cluster that Ray is connected to."""
     from cluster.stream import gpus_of_model
+    from jobs.operators import PROFILER_BYTES
     from jobs.projection import stage_memory
 
-    return stage_memory(request.model, request.manifest, request.config, gpus_of_model(None))
+    memory = stage_memory(request.model, request.manifest, request.config, gpus_of_model(None))
+    return memory | ({"model": memory["model"] + PROFILER_BYTES} if request.config.profile else {})
 
 
 @contextlib.contextmanager

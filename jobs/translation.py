@@ -54,6 +54,9 @@ class Config(TranslationConfig):
 
     run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
+    profile: str | None = Field(
+        None, description="folder or URL for a profile of one worker: a trace that Perfetto opens, and a table"
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,24 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         for image in tile.images.values():
             check_image(model, image, tile_id)
         return
+
+
+def todo_of(request: Request) -> list[str]:
+    """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
+    from storage.objectstore import Folder
+    from storage.runs import RunFolder, pending
+
+    config = request.config
+    folder = Folder.at(config.run)
+    if folder.exists("run.json"):
+        # there is a run, so this writes none: it compares what decides the result
+        run = RunFolder.open_or_create(config.run, request.fingerprint)
+        return pending(request.manifest, run.ledger(), retry_failed=config.retry_failed)
+    if folder.exists() and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
+        raise RequestError(
+            f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
+        )
+    return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
 
 
 def settings_of(request: Request, attempts: dict[str, int]) -> Settings:

@@ -1,0 +1,209 @@
+"""What a square degree costs, from rates measured here: hours of a core or GPU, and dollars, at several settings.
+
+    python -m benchmarks.square_degree --store TILES --out benchmarks/results/square_degree.json    # --device cuda
+
+The stages themselves are timed on tiles of the store as `surveybridge plan` does it (`jobs.rates`), and multiplied with
+the work of a square degree as `plan` does it (`jobs.projection`), all of it with data::
+
+    hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
+
+B bytes of the tiles, W windows, K samples of S network evaluations each, N sources of E evaluations, T tiles, P pixels.
+On a CPU the stages share the core, so everything counts; a GPU is held while its model works, and reading and writing
+go on beside it. Other windows change W, and the time of one: they are timed against the default's, in turns. What
+the settings mean for quality is not this table's to say: docs/results.md, docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from bridge_core.patches import PatchGrid
+from bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
+from jobs import translation
+from jobs.doctor_machine import described_machine
+from jobs.projection import project, steps_of, work_of
+from jobs.rates import Rates, calibrate, part_of
+from jobs.tile_stages import TileTranslator
+from storage.tiles import Tile
+
+PIXEL_ARCSEC = 0.1
+DEFAULT, LARGE = PatchGrid(), PatchGrid(128, 104, 8)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row: samples, network evaluations a sample, and the grid of windows."""
+
+    name: str
+    samples: int
+    steps: int
+    grid: PatchGrid = DEFAULT
+
+
+def settings_of(samples: int, steps: int) -> list[Setting]:
+    """The rows, from the setting that is asked about."""
+    half = max(2, samples // 2)
+    return [
+        Setting("asked (by default: the default)", samples, steps),
+        Setting("half the samples", half, steps),
+        Setting("4 steps", samples, 4),
+        Setting("half the samples, 4 steps", half, 4),
+        Setting("windows 128, 104, 8", samples, steps, LARGE),
+        Setting("all three", half, 4, LARGE),
+        Setting("as published: 200 steps, K = 5", 5, 200),
+    ]
+
+
+def main() -> None:
+    """Measure, print a table, write square_degree.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True, help="tiles with both surveys")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--direction", default="lsst->euclid", choices=["lsst->euclid", "euclid->lsst"])
+    parser.add_argument("--samples", type=int, default=8, help="K")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--sources", type=float, default=475_000,
+                        help="a square degree (default: Euclid Q1, 30 million in 63.1, arXiv 2503.15302)")  # fmt: skip
+    parser.add_argument("--tile-size", type=int, default=512, help="core of a tile, pixels")
+    parser.add_argument("--halo", type=int, default=64, help="pixels")
+    parser.add_argument("--core-price", type=float, default=0.085,
+                        help="dollars an hour (default: Amazon EC2 c5 on demand, two vCPUs a core)")  # fmt: skip
+    parser.add_argument("--gpu-price", type=float, default=4.92,
+                        help="dollars an hour (default: an H100, Amazon EC2 Capacity Blocks, end of 2024)")  # fmt: skip
+    parser.add_argument("--device", default="cpu", choices=list(DEFAULT_BATCH))
+    parser.add_argument("--batch", type=int, help=f"windows in one network call (default: {DEFAULT_BATCH})")
+    parser.add_argument("--calibrate", type=float, default=30, help="seconds to measure the rates for")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the windows are timed in turn")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; see `surveybridge doctor`")
+    with tempfile.TemporaryDirectory() as folder:
+        config = translation.Config(
+            store=arguments.store,
+            run=f"{folder}/run",
+            checkpoint=arguments.checkpoint,
+            direction=arguments.direction,
+            samples=arguments.samples,
+            steps=arguments.steps,
+            batch=arguments.batch or DEFAULT_BATCH[arguments.device],
+            # who pays for a GPU reads beside the model, and on a core one thing is done after another
+            executor="ray" if arguments.device == "cuda" else "serial",
+        )
+        request = translation.check(config)
+        rates, tile, ratio = measured(request, arguments.calibrate, arguments.rounds)
+    rates = replace(rates, live=1.0, sources_per_pixel=arguments.sources * (PIXEL_ARCSEC / 3600) ** 2)
+    price = arguments.gpu_price if rates.gpus else arguments.core_price
+    manifest = square_degree(tile, arguments.tile_size, arguments.halo)
+    rows = []
+    for setting in settings_of(arguments.samples, arguments.steps):
+        at = rates if setting.grid == DEFAULT else replace(rates, translate=ratio * rates.translate)
+        row = row_of(setting, request, manifest, tile, at)
+        rows.append(row | {"dollars": price * row["hours"]})
+    show(rows, rates, config, price)
+    if arguments.out:
+        settings = {name: value for name, value in vars(arguments).items() if name not in ("store", "out")}
+        document = {"machine": described_machine(), "settings": settings | {"batch": config.batch}}
+        document |= {"rates": asdict(rates), "time_of_128_window_over_64": ratio, "rows": rows}
+        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def measured(request: translation.Request, seconds: float, rounds: int) -> tuple[Rates, Tile, float]:
+    """Rates of the stages, a tile of the store, and the time of a large window over that of a default one."""
+    settings = translation.settings_of(request, attempts={})
+    todo = translation.todo_of(request)
+    steps = steps_of(request.model, request.config)
+    rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, seconds)
+    translator = TileTranslator(settings)
+    # large enough for whole batches of either
+    part = part_of(tile, 4 * LARGE.stride)
+    image = part.images[settings.direction.split("->")[0]]
+    flux, valid = (torch.from_numpy(array).to(translator.device) for array in (image.flux, image.valid))
+    taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
+    for measuring in [False, *[True] * rounds]:
+        for grid, times in taken.items():
+            batch = max(1, translator.batch * DEFAULT.size**2 // grid.size**2)  # as many pixels in a call
+            how = Sampling(samples=2, steps=2, batch=batch, precision=settings.precision, patches=grid)
+            began = time.perf_counter()
+            found = translate_tile(
+                translator.model,
+                settings.direction,
+                flux,
+                valid,
+                origin=part.origin,
+                core=part.core,
+                psf_fwhm=7.0,
+                how=how,
+            )
+            found.mean.cpu()  # waits for a GPU
+            if measuring:
+                times.append((time.perf_counter() - began) / found.windows)
+    default, large = (statistics.median(times) for times in taken.values())
+    return rates, tile, large / default
+
+
+def row_of(
+    setting: Setting, request: translation.Request, manifest: pa.Table, tile: Tile, rates: Rates
+) -> dict[str, Any]:
+    """Hours of a square degree at one setting, by the projection of `plan`."""
+    config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
+    work = work_of(manifest, config.direction, tile, setting.grid)
+    found = project(work, steps_of(request.model, config), rates, config, {}, tiles_done=0, cpus=None)
+    grid, area = setting.grid, found.square_degrees
+    return {
+        "name": setting.name,
+        "samples": config.samples,
+        "steps": config.steps,
+        "windows": [grid.size, grid.stride, grid.margin],
+        "evaluations": {stage: round(count / area) for stage, count in found.evaluations.items()},
+        "sources": round(found.sources / area),
+        "stage_hours": {stage: seconds / 3600 / area for stage, seconds in found.stage_seconds.items()},
+        "hours": (found.wall_seconds - found.start_seconds) * (1 if rates.gpus else rates.threads) / 3600 / area,
+    }
+
+
+def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
+    """Manifest of the tiles of a square degree, whose places on the grid are left open."""
+    count = round((3600 / PIXEL_ARCSEC / tile_size) ** 2)
+    planes = sum(len(image.bands) for image in tile.images.values())
+    columns: dict[str, Any] = {
+        "ra": np.full(count, np.nan),
+        "dec": np.full(count, np.nan),
+        "surveys": [list(tile.images)] * count,
+        "bytes": np.full(count, (tile_size + 2 * halo) ** 2 * planes * (4 + 4 + 1)),  # flux, variance, mask
+    }
+    return pa.table(columns | {name: np.full(count, tile_size) for name in ("core_height", "core_width")})
+
+
+def show(rows: list[dict[str, Any]], rates: Rates, config: translation.Config, price: float) -> None:
+    """Print the rates and the table."""
+    unit = "GPU" if rates.gpus else "core"
+    print(
+        f"{rates.device}, {rates.threads} threads, {config.precision}, batch {config.batch}: "
+        f"{1 / rates.translate:.4g} evaluations/s to translate, {1 / rates.score:.4g} to score, read "
+        f"{1e-6 / rates.read:.0f} MB/s, write {1e3 * rates.write_tile:.0f} ms a tile; ${price:g} a {unit}-hour"
+    )
+    stages = list(rows[0]["stage_hours"])
+    print(f"{'a square degree':32}{'K':>3}{'steps':>6}  " + "".join(f"{stage:>11}" for stage in stages), end="")
+    print(f"{unit + '-hours':>12}{'dollars':>9}")
+    for row in rows:
+        spent = "".join(f"{row['stage_hours'][stage]:11.3f}" for stage in stages)
+        print(f"{row['name']:32}{row['samples']:3d}{row['steps']:6d}  {spent}{row['hours']:12.3f}{row['dollars']:9.2f}")
+
+
+if __name__ == "__main__":
+    main()

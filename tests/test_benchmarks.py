@@ -1,0 +1,93 @@
+"""What benchmarks add up themselves: the cost of a square degree, the time to a score, the steps of ingest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import ingest, square_degree, train
+from bridge_core.patches import PatchGrid
+from jobs import translation
+from jobs.rates import Rates
+from storage.tiles import TileStore
+from tests import tiny
+
+RATES = Rates(
+    device="CPU", gpus=0, threads=2, tiles=1, tile_side=96, seconds=1.0, load=5.0, read=1e-9, translate=1e-3,
+    score=2e-3, write_tile=0.01, write_pixel=1e-8, live=1.0, sources_per_pixel=1e-4, stored=0.4, mosaic_bytes=10.0,
+    candidates_bytes=20_000, source_bytes=90_000, ledger_bytes=8_000, gpu_bytes=None,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("square")
+    store = tiny.write_store(folder / "tiles")
+    checkpoint = tiny.write_checkpoint(folder)
+    return translation.check(
+        translation.Config(store=store, run=str(folder / "run"), checkpoint=checkpoint, executor="serial")
+    )
+
+
+@pytest.mark.parametrize("grid", [PatchGrid(), square_degree.LARGE])
+def test_a_square_degree_costs_what_its_formula_says(request_, grid):
+    tile = TileStore.open(request_.config.store).read_tile("t0000")
+    manifest = square_degree.square_degree(tile, 512, 64)
+    row = square_degree.row_of(square_degree.Setting("one", 4, 6, grid), request_, manifest, tile, RATES)
+    pixels = 36_000**2
+    windows = pixels * ((512 + grid.size - 2 * grid.margin - 1) / grid.stride / 512) ** 2
+    evaluations = windows * 4 * 6
+    assert row["evaluations"]["translate"] == pytest.approx(evaluations, rel=1e-4)
+    sources = pixels * 1e-4
+    assert row["sources"] == pytest.approx(sources, rel=1e-4)
+    tiles = pixels / 512**2
+    seconds = tiles * 640**2 * 4 * 9 * 1e-9 + evaluations * 1e-3 + tiles * 0.01 + pixels * 1e-8
+    seconds += row["evaluations"]["score"] * 2e-3
+    # two threads are two cores, and loading is no part of it
+    assert row["hours"] == pytest.approx(2 * seconds / 3600, rel=1e-3)
+
+
+def test_a_gpu_is_held_while_its_model_works(request_):
+    tile = TileStore.open(request_.config.store).read_tile("t0000")
+    manifest = square_degree.square_degree(tile, 512, 64)
+    on_ray = replace(request_, config=request_.config.model_copy(update={"executor": "ray"}))
+    row = square_degree.row_of(square_degree.Setting("one", 4, 6), on_ray, manifest, tile, replace(RATES, gpus=1))
+    assert row["hours"] == pytest.approx(row["stage_hours"]["translate"] + row["stage_hours"]["score"], rel=1e-3)
+
+
+def test_the_time_to_a_score_is_that_of_the_first_report_that_reached_it():
+    energies = [0.09, 0.07, 0.072, 0.05]
+    log = [
+        {"step": str(k), "seconds": str(60 * k), "pairs": str(32 * k), "validation_energy": str(energy)}
+        for k, energy in enumerate(energies, 1)
+    ]
+    assert train.time_to(log, 0.075)["first"]["seconds"] == 120
+    assert train.time_to(log, None)["first"]["seconds"] == 240  # within 2% of the best
+    assert train.time_to(log, 0.01)["first"] is None
+
+
+def test_a_short_training_reports_scores_and_rates_by_batch(tmp_path):
+    pairs = tiny.write_pairs(tmp_path / "pairs", 40)
+    settings = train.settings_of(pairs, base=8, validation=8, shards=2)
+    training_shards = train.shards_of(settings)
+    rows = train.rates(settings, training_shards, train.CPU, [4, 8], ["bfloat16", "float32"], steps=1, rounds=1)
+    assert [(row["precision"], row["batch"]) for row in rows] == [
+        *(("bfloat16", 4), ("bfloat16", 8)),
+        *(("float32", 4), ("float32", 8)),
+    ]
+    assert all(row["pairs_per_second"] == row["batch"] / row["seconds_a_step"] > 0 for row in rows)
+    log = list(train.short_training(settings, training_shards, train.CPU, seconds=0.5, reports=2))
+    assert len(log) == 2 and log[1]["pairs"] > log[0]["pairs"] > 0
+    assert train.time_to(log, None)["first"]
+
+
+@pytest.mark.slow  # reads and writes the whole field twice
+def test_the_steps_of_ingest_sum_to_what_ingest_takes(shared_data, tmp_path):
+    taken = ingest.steps(shared_data / "field", tmp_path / "store")
+    assert tuple(taken) == ("read FITS", "sky statistics", "co-register", "write", "all of them", "ingest")
+    wall, cpu = (sum(taken[step][k] for step in ingest.STEPS[:4]) for k in range(2))
+    assert (wall, cpu) == pytest.approx(taken["all of them"])
+    # by CPU time, which other users of the machine do not lengthen; statistics are taken once more, so caches differ
+    assert taken["ingest"][1] == pytest.approx(cpu, rel=0.3)
+    assert TileStore.open(tmp_path / "store").manifest().num_rows == 16
