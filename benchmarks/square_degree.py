@@ -117,7 +117,7 @@ def main() -> None:
     show(rows, rates, config, price)
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("store", "out")}
-        document = {"machine": described_machine(), "settings": settings | {"batch": config.batch}}
+        document: dict[str, Any] = {"machine": described_machine(), "settings": settings | {"batch": config.batch}}
         document |= {"rates": asdict(rates), "time_of_128_window_over_64": ratio, "rows": rows}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 

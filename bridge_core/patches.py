@@ -53,6 +53,16 @@ class PatchGrid:
                 f"({self.size} less a margin of {self.margin} on each side)"
             )
 
+    @classmethod
+    def of(cls, size: int) -> PatchGrid:
+        """The grid of windows of a size with the default's margin and overlap: 40 pixels apart at 64, 104 at 128."""
+        return cls(size, size - (cls.size - cls.stride), cls.margin)
+
+    @property
+    def reach(self) -> int:
+        """Pixels beyond a core that its windows can show the network."""
+        return self.size - self.margin - 1
+
     def windows(
         self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
     ) -> list[tuple[int, int]]:

@@ -44,7 +44,8 @@ class Sampling:
     seed
         Key of the noise generator.
     batch
-        Windows in one call of the network; formed within one tile only.
+        Windows of 64 x 64 pixels in one call of the network, or as many pixels in larger windows; formed within one
+        tile only.
     precision
         Of the network.
     """
@@ -70,7 +71,11 @@ class Sampling:
     @property
     def group(self) -> int:
         """Windows whose samples are held at a time, four batches of them: memory does not grow with K."""
-        return max(1, 4 * self.batch // self.samples)
+        return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
+
+    def windows_a_call(self, pixels: int) -> int:
+        """Windows of so many pixels in one call of the network."""
+        return max(1, self.batch * 64**2 // pixels)
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,9 @@ def window_samples(
     draws = []
     grid = end_then_rho_steps if how.from_end else rho_steps
     steps = grid(model.card.bridge, how.steps, how.sigma_max)
-    for i in range(0, len(rows), how.batch):
-        part = rows[i : i + how.batch]
+    batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
+    for i in range(0, len(rows), batch):
+        part = rows[i : i + batch]
         kept = [n for n, (p, _) in enumerate(part) if p in wanted]
         if not kept:
             continue

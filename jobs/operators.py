@@ -72,8 +72,8 @@ def _record(translate: Callable[[Tile], Any], settings: Settings, batch: int) ->
     from storage.tiles import TileStore
 
     assert settings.profiled is not None
-    grid = PatchGrid()
-    windows = BATCHES * batch / settings.samples
+    grid = PatchGrid.of(settings.patch)
+    windows = BATCHES * batch / settings.samples * (64 / grid.size) ** 2
     side = max(grid.stride, int(grid.stride * math.sqrt(windows)) - grid.stride)
     part = part_of(TileStore.open(settings.store).read_tile(settings.profiled.tiles[0]), side)
     translate(part)

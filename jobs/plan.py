@@ -63,7 +63,7 @@ def plan(config: Config) -> Projection:
     settings = translation.settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
     return project(
-        work_of(manifest, config.direction, tile, PatchGrid()),
+        work_of(manifest, config.direction, tile, PatchGrid.of(config.patch)),
         steps,
         rates,
         config,

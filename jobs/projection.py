@@ -33,7 +33,7 @@ GPU_PROCESS_BYTES = 3 << 30
 READ_COPIES = 3.4
 """Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
 
-MODEL_COPIES = 2.4
+MODEL_COPIES = 2.8
 """Of a tile while it is translated: in Ray's block, and as arrays."""
 
 CATALOG_COPIES = 3.2
@@ -293,11 +293,13 @@ def network_bytes(model: Model, config: Config) -> int:
 def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Config) -> float:
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from bridge_core.anomaly import GROUP
+    from bridge_core.patches import PatchGrid
     from bridge_core.translate import Sampling
 
     images = pixels * 4 * 3  # in network units: three channels, float32
     planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
-    windows = core / 40**2 * 64**2 * 4 * 2 * wanted  # mean and variance of each window, in parts and together
+    grid = PatchGrid.of(config.patch)
+    windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
     blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
     translating = images * (1 + observed / 3) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL

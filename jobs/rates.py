@@ -201,7 +201,7 @@ class _Calibration:
         self.sum["write_tile"] = trial["write"]
         each = (trial["translate"] + trial["score"]) / max(trial["evaluations"] + trial["score_evaluations"], 1)
         windows = seconds / max(each * self.settings.samples * self.steps["translate"], 1e-9)
-        grid = PatchGrid()
+        grid = PatchGrid.of(self.settings.patch)
         return max(FIRST_SIDE, int(grid.stride * math.sqrt(windows)) - grid.stride)
 
     def _measure(self, outcome: Outcome, side: int) -> Failure | None:
@@ -244,7 +244,7 @@ class _Calibration:
             )
         }
         return {
-            "windows": len(PatchGrid().windows(tile.shape, tile.origin, tile.core)),
+            "windows": len(PatchGrid.of(self.settings.patch).windows(tile.shape, tile.origin, tile.core)),
             "live": windows,
             "evaluations": windows * self.settings.samples * self.steps["translate"],
             "score_evaluations": found * self.steps["score"],

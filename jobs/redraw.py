@@ -61,6 +61,7 @@ def redraw(
     """
     import torch
 
+    from bridge_core.patches import PatchGrid
     from bridge_core.redraw import redraw_tile
     from bridge_core.translate import DEFAULT_BATCH, Sampling
     from storage.footprint import overlap
@@ -82,6 +83,7 @@ def redraw(
         seed=facts["seed"],
         batch=settings.get("batch") or DEFAULT_BATCH[device.type],
         precision=facts["precision"],
+        patches=PatchGrid.of(facts.get("patch", Sampling().patches.size)),
     )
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)
     mean, std = np.full_like(stored.mean, np.nan), np.full_like(stored.std, np.nan)

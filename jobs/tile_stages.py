@@ -40,6 +40,7 @@ class Settings:
     score_steps: int
     seed: int
     batch: int | None
+    patch: int
     precision: Literal["bfloat16", "float32"]
     run_id: str
     threads: int
@@ -139,6 +140,7 @@ class TileTranslator:
         import torch
 
         from bridge_core.anomaly import Scoring
+        from bridge_core.patches import PatchGrid
         from bridge_core.translate import Sampling, translate_tile
         from storage.tiles import tile_content
 
@@ -162,6 +164,7 @@ class TileTranslator:
                     seed=settings.seed,
                     batch=self.batch,
                     precision=settings.precision,
+                    patches=PatchGrid.of(settings.patch),
                 ),
             )
         how = Scoring(

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config import JobConfig, RequestError
 from jobs.tile_stages import Settings, check_image
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bridge_core.checkpoint import Model
-    from storage.tiles import TileStore
+    from storage.tiles import Tile, TileStore
+
+
+PATCHES = (64, 128)
+"""Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
 
 
 class TranslationConfig(JobConfig):
@@ -36,9 +40,20 @@ class TranslationConfig(JobConfig):
     batch: int | None = Field(
         None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
     )
+    patch: int = Field(
+        64,
+        description="side of a patch in pixels, 64 or 128; with 128 large tiles take a third less, and a halo of 119",
+    )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
+
+    @field_validator("patch")
+    @classmethod
+    def _known_patch(cls, patch: int) -> int:
+        if patch not in PATCHES:
+            raise ValueError(f"--patch {patch} is none of {', '.join(map(str, PATCHES))}")
+        return patch
 
     @model_validator(mode="after")
     def _pool(self) -> Self:
@@ -83,7 +98,7 @@ def check(config: Config) -> Request:
     model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
     manifest = store.manifest()
-    check_request(model, store, manifest, config.direction)
+    check_request(model, store, manifest, config.direction, config.patch)
     fingerprint = {
         "checkpoint_sha256": model.sha256,
         "direction": config.direction,
@@ -97,6 +112,8 @@ def check(config: Config) -> Request:
         "code_schema_version": SCHEMA_VERSION,
         "store": store.url,
     }
+    if config.patch != PATCHES[0]:  # earlier runs, all of the default, do not say
+        fingerprint["patch"] = config.patch
     return Request(config, model, store, manifest, fingerprint)
 
 
@@ -107,7 +124,7 @@ def read_model(path: str | None) -> Model:
     return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
 
 
-def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str) -> None:
+def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str, patch: int) -> None:
     """Refuse, before anything is written, a store that the checkpoint was not made for."""
     card = model.card
     if card.grid != "mosaic":
@@ -124,11 +141,13 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         )
     for tile_id in manifest["tile_id"].slice(0, 100).to_pylist():
         try:
-            tile = store.read_tile(tile_id, halo=0)
+            tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
         for image in tile.images.values():
             check_image(model, image, tile_id)
+        if patch != PATCHES[0]:
+            check_halo(tile, patch, store.url)
         return
 
 
@@ -148,6 +167,19 @@ def todo_of(request: Request) -> list[str]:
             f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
         )
     return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
+
+
+def check_halo(tile: Tile, patch: int, url: str) -> None:
+    """Refuse patches that reach beyond the halo: then two tiles would not cut the same patches at their border."""
+    from bridge_core.patches import PatchGrid
+
+    (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
+    halo, reach = max(y0, height - y1, x0, width - x1), PatchGrid.of(patch).reach
+    if 0 < halo < reach:  # a field of one tile has none, and no neighbour
+        raise RequestError(
+            f"--patch {patch} reaches {reach} pixels beyond the core of a tile but those of {url} hold {halo}; ingest "
+            f"with --halo {reach}, or use --patch {PATCHES[0]}"
+        )
 
 
 def settings_of(request: Request, attempts: dict[str, int]) -> Settings:

@@ -55,11 +55,14 @@ FINGERPRINT_KEYS = (
     "seed",
     "grid",
     "store",
+    "patch",
 )
 """What decides pixels and scores: a run folder is resumed only with the same values.
 
 `store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
 """
+LATER_KEYS = {"patch": 64}
+"""Of them, those that earlier runs do not have, and what held for them."""
 
 READ_TRIES = 20
 """So often a reader looks again where files lie; each compaction that overtakes it costs one."""
@@ -102,7 +105,7 @@ class RunFolder:
         url : str
             Local path or s3:// URL: empty, absent, or a run folder.
         run_json : mapping
-            What runs; must have every key of `FINGERPRINT_KEYS` (`code_schema_version` is filled in). Secrets in it
+            What runs; must have every key of `FINGERPRINT_KEYS` (the version and `LATER_KEYS` are filled in). Secrets
             are left out of the file.
         storage_options : mapping, optional
             Arguments of the fsspec filesystem; never stored.
@@ -113,7 +116,7 @@ class RunFolder:
             If something else stands there, or a run with another fingerprint (both values are named).
         """
         folder = Folder.at(url, storage_options)
-        document = {"code_schema_version": SCHEMA_VERSION, **without_secrets(run_json)}
+        document = {"code_schema_version": SCHEMA_VERSION, **LATER_KEYS, **without_secrets(run_json)}
         missing = [key for key in FINGERPRINT_KEYS if key not in document]
         if missing:
             raise StorageError(f"run.json lacks {', '.join(missing)}; a run is known by {', '.join(FINGERPRINT_KEYS)}")
@@ -135,9 +138,9 @@ class RunFolder:
                 "read but not gone on with; give another --run URL"
             )
         for key in FINGERPRINT_KEYS:
-            if existing["fingerprint"].get(key) != wanted[key]:
+            if (found := existing["fingerprint"].get(key, LATER_KEYS.get(key))) != wanted[key]:
                 raise StorageError(
-                    f"run folder {folder.url} has {key} {existing['fingerprint'].get(key)!r} but this run has "
+                    f"run folder {folder.url} has {key} {found!r} but this run has "
                     f"{wanted[key]!r}; give another --run URL or the same {key}"
                 )
         return cls(folder, existing)

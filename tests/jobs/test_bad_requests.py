@@ -109,6 +109,10 @@ def translate_request(case: str, folder, store: str, checkpoint: str) -> tuple[s
             return tiny.write_store(folder / "vis", tile_size=tiny.SIDE, edit=without_lsst), checkpoint, []
         case "one sample":
             return store, checkpoint, ["--samples", "1"]
+        case "odd patch":
+            return store, checkpoint, ["--patch", "100"]
+        case "patch beyond the halo":
+            return tiny.write_store(folder / "two", tile_size=tiny.SIDE // 2), checkpoint, ["--patch", "128"]
     raise AssertionError(case)
 
 
@@ -131,6 +135,8 @@ TRANSLATE = {
     "no checkpoint": ["mosaic-v9.safetensors does not exist", "shipped checkpoints"],
     "damaged checkpoint": ["tiny: cannot be read", "save it again"],
     "no survey": ["vis: none of its 1 tiles has lsst", "lsst->euclid"],
+    "odd patch": ["--patch 100", "64, 128"],
+    "patch beyond the halo": ["--patch 128 reaches 119", "hold 64", "--halo 119", "--patch 64"],
     "one sample": ["--samples 1", "greater than or equal to 2"],
 }
 

@@ -54,11 +54,19 @@ def run(made, tmp_path_factory):
     return translate(tmp_path_factory.mktemp("run") / "run", made, "lsst->euclid")
 
 
-def translate(run, made, direction):
+@pytest.fixture(scope="module")
+def run_of_large_patches(tmp_path_factory):
+    """One tile, seen whole, in patches of 128 pixels."""
+    folder = tmp_path_factory.mktemp("large")
+    made = tiny.write_checkpoint(folder), tiny.write_store(folder / "tiles", tile_size=tiny.SIDE, halo=120)
+    return translate(folder / "run", made, "euclid->lsst", "--patch", "128")
+
+
+def translate(run, made, direction, *more):
     checkpoint, store = made
     precision = "bfloat16" if direction == "lsst->euclid" else "float32"
     what = ["--store", store, "--run", str(run), "--checkpoint", checkpoint, "--direction", direction, "--seed", "7"]
-    code = main(["translate", *what, *QUICK, "--samples", str(SAMPLES), "--precision", precision])
+    code = main(["translate", *what, *QUICK, "--samples", str(SAMPLES), "--precision", precision, *more])
     assert code == (3 if direction == "lsst->euclid" else 0)  # the last tile has Euclid data
     return str(run)
 
@@ -155,6 +163,12 @@ def test_samples_drawn_again_are_the_runs_to_the_bit(any_run, tmp_path):
             assert (scatter < std[known] * (1 + 1e-4) + 1e-4).all()
             assert np.median(scatter / std[known]) > 0.7
             np.testing.assert_array_equal(two[f"SAMPLES_{band}"].data, samples[:2])
+
+
+def test_samples_of_large_patches_too_are_drawn_again_to_the_bit(run_of_large_patches, tmp_path):
+    at = place(run_of_large_patches, 90, 100)
+    assert export(run_of_large_patches, tmp_path / "cut.fits", "--cutout", f"{at},2", "--samples", SAMPLES) == 0
+    assert fits.getheader(tmp_path / "cut.fits", "SAMPLES_G")["SB_SAME"] is True
 
 
 def test_samples_that_differ_are_marked_as_such(run, tmp_path):

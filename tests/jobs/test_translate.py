@@ -116,6 +116,23 @@ def test_batch_size_does_not_matter(tmp_path, store, checkpoint, reference):
     assert_close(reference, tmp_path / "run")
 
 
+def test_large_patches_say_the_same_of_the_sky_with_fewer_pixels_computed(tmp_path, checkpoint):
+    store = tiny.write_store(tmp_path / "tiles", tile_size=tiny.SIDE, halo=120)
+    for patch in (64, 128):
+        assert translate(store, tmp_path / str(patch), checkpoint, "--patch", str(patch)) == 0
+    small, large = (RunFolder.open(str(tmp_path / str(patch))) for patch in (64, 128))
+    one, other = small.read_mosaic(), large.read_mosaic()
+    np.testing.assert_array_equal(one.coverage, other.coverage)
+    # they differ by what the random network sees beyond a small patch's margin, below what it is unsure of
+    known = np.isfinite(one.mean)
+    difference = np.abs(one.mean - other.mean)[known]
+    assert 0 < np.median(difference) < 0.5 * np.nanmedian(one.std)
+    assert np.corrcoef(one.mean[known], other.mean[known])[0, 1] > 0.99
+    windows = [run.ledger()["n_patches"].to_pylist()[0] for run in (small, large)]
+    assert windows[1] * 128**2 < windows[0] * 64**2
+    assert (small.run_json["patch"], large.run_json["patch"]) == (64, 128)
+
+
 @pytest.mark.parametrize("direction", ["lsst->euclid", "euclid->lsst"])
 def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, checkpoint, monkeypatch, direction):
     model = load_checkpoint(checkpoint)

@@ -17,7 +17,7 @@ from astropy.wcs import WCS
 from storage.errors import StorageError
 from storage.mosaics import TileMosaic, decode, encode
 from storage.objectstore import Folder
-from storage.runs import RunFolder, pending, without_secrets
+from storage.runs import LATER_KEYS, RunFolder, pending, without_secrets
 from storage.schema import CANDIDATES, LEDGER, WALL_CLOCK, mosaic_schema, stamps
 
 RUN = {
@@ -287,14 +287,25 @@ def test_a_run_of_the_first_schema_is_read_but_not_gone_on_with(run, tmp_path):
         ("samples", 6),
         ("score_steps", 9),
         ("precision", "bf16"),
+        ("patch", 128),
         ("store", "/data/other"),
     ],
 )
 def test_a_run_folder_of_another_run_is_refused_with_both_values(run, tmp_path, key, other):
     before = (tmp_path / "run/run.json").read_bytes()
-    with pytest.raises(StorageError, match=f"{key} {RUN[key]!r} but this run has {other!r}"):
+    with pytest.raises(StorageError, match=f"{key} {(LATER_KEYS | RUN)[key]!r} but this run has {other!r}"):
         RunFolder.open_or_create(run.url, {**RUN, key: other})
     assert (tmp_path / "run/run.json").read_bytes() == before
+
+
+def test_a_run_from_before_patches_had_a_size_goes_on_with_the_default(run, tmp_path):
+    path = tmp_path / "run/run.json"
+    document = json.loads(path.read_text())
+    del document["patch"], document["fingerprint"]["patch"]
+    path.write_text(json.dumps(document))
+    RunFolder.open_or_create(run.url, RUN)
+    with pytest.raises(StorageError, match="patch 64 but this run has 128"):
+        RunFolder.open_or_create(run.url, {**RUN, "patch": 128})
 
 
 def test_the_same_run_goes_on_and_keeps_its_run_json(run, tmp_path):
