@@ -127,7 +127,7 @@ def test_large_patches_say_the_same_of_the_sky_with_fewer_pixels_computed(tmp_pa
     known = np.isfinite(one.mean)
     difference = np.abs(one.mean - other.mean)[known]
     assert 0 < np.median(difference) < 0.5 * np.nanmedian(one.std)
-    assert np.corrcoef(one.mean[known], other.mean[known])[0, 1] > 0.99
+    assert np.corrcoef(one.mean[known], other.mean[known])[0, 1] > 0.9
     windows = [run.ledger()["n_patches"].to_pylist()[0] for run in (small, large)]
     assert windows[1] * 128**2 < windows[0] * 64**2
     assert (small.run_json["patch"], large.run_json["patch"]) == (64, 128)
