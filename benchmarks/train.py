@@ -172,11 +172,13 @@ def short_training(
     training, session = Training.of(settings, shards, device), Session(0, 1, device)
     spent = 0.0
     for report in range(1, reports + 1):
-        while spent < seconds * report / reports:
+        while True:  # one step at least
             began = time.perf_counter()
-            training.step(training.batch(), spent / seconds)
+            training.step(training.batch(), min(spent / seconds, 1.0))
             training.settle()
             spent += time.perf_counter() - began
+            if spent >= seconds * report / reports:
+                break
         bright = training.state.recipe.bright_weight
         losses = {
             width: validation_loss(average, training.card, shards, session, bright)

@@ -115,7 +115,7 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding("processor", "note", what, "on CPUs translate with --precision float32, and expect it to be slow")
 
 
-def described_machine() -> dict[str, str | None]:
+def described_machine() -> dict[str, str | float | None]:
     """What this machine is and runs, to stand beside numbers that were measured on it."""
     import torch
 
@@ -124,6 +124,7 @@ def described_machine() -> dict[str, str | None]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": next(check_processor()).message,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": os.getloadavg()[0],  # far above what was measured: others were at work, too
         "python": platform.python_version(),
         **versions,
     }

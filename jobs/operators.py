@@ -99,8 +99,8 @@ class Operators:
     about
         worker, tile_id, core (height, width), gpu.
     events
-        name, cat, start (epoch seconds), dur (seconds) and row: "model" for the thread that the model ran in, else the
-        thread's or the GPU stream's name.
+        name, cat, start (epoch) and dur in whole nanoseconds, and row: "model" for the thread that the model ran in,
+        else the name of the thread or of the GPU's stream.
     """
 
     about: dict[str, Any]
@@ -116,20 +116,20 @@ class Operators:
         model = [event for event in self.events if event["row"] == "model"]
         (whole,) = (event for event in model if event["name"] == MODEL)
         kernels = [event for event in self.events if event["cat"] in KERNELS]
-        own: Counter[str] = Counter()
+        own: Counter[str] = Counter()  # nanoseconds
         if self.about["gpu"]:  # by kernel: those of a captured CUDA graph belong to no operator
             for kernel in kernels:
                 own[kernel["name"]] += kernel["dur"]
             busy = covered((k["start"], k["start"] + k["dur"]) for k in kernels) / whole["dur"]
         else:
-            own, busy = own_seconds(model), None
+            own, busy = own_times(model), None
         return {
             **self.about,
             "of": "kernels of the GPU" if self.about["gpu"] else "operators on the CPU",
-            "seconds": whole["dur"],
+            "seconds": whole["dur"] / 1e9,
             "network_calls": sum(event["name"] == "network" for event in model),
             "kinds": shares_by_kind(own),
-            "longest": own.most_common(12),
+            "longest": [(name, spent / 1e9) for name, spent in own.most_common(12)],
             "gpu_busy": busy,
             "events_left_out": max(len(self.events) - EVENTS_AT_MOST, 0),
         }
@@ -145,21 +145,23 @@ MODEL = "model, under torch.profiler"
 
 def events_of(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What torch has recorded, cut down to what `Operators.events` has."""
-    base = trace.get("baseTimeNanoseconds", 0) / 1e9
+    base = int(trace.get("baseTimeNanoseconds", 0))
     complete = [event for event in trace["traceEvents"] if event.get("ph") == "X" and event.get("cat") in CATEGORIES]
     main = {event["tid"] for event in complete if event["name"] == MODEL and event["cat"] == "user_annotation"}
 
     def row(event: Mapping[str, Any]) -> str:
-        if event["cat"] in ON_GPU:
-            return f"GPU {event['pid']} {event['tid']}"
+        if event["cat"] == "gpu_user_annotation":  # spans, which need not end where a kernel does
+            return f"GPU {event['pid']}, stream {event['tid']}, spans"
+        if event["cat"] in KERNELS:
+            return f"GPU {event['pid']}, stream {event['tid']}"
         return "model" if event["tid"] in main else f"thread {event['tid']}"
 
     return [
         {
             "name": event["name"],
             "cat": event["cat"],
-            "start": base + event["ts"] / 1e6,
-            "dur": event["dur"] / 1e6,
+            "start": base + round(1e3 * event["ts"]),
+            "dur": round(1e3 * event["dur"]),
             "row": row(event),
         }
         for event in complete
@@ -167,13 +169,12 @@ def events_of(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
-ON_GPU = (*KERNELS, "gpu_user_annotation")
-CATEGORIES = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", *ON_GPU)
+CATEGORIES = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", "gpu_user_annotation", *KERNELS)
 """What is kept of torch's trace."""
 
 
-def own_seconds(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Seconds of the operators of a thread by name, without what lies in them."""
+def own_times(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Time of the operators of a thread by name, without what lies in them; in the events' unit."""
     own: Counter[str] = Counter()
     around: list[Mapping[str, Any]] = []
     for event in sorted(events, key=lambda event: (event["start"], -event["dur"])):
@@ -191,8 +192,8 @@ def shares_by_kind(own: Mapping[str, float]) -> dict[str, float]:
     """Shares of the operators' own time by `KINDS`; they sum to 1."""
     total = sum(own.values())
     shares = dict.fromkeys((*KINDS, "noise, update and the rest"), 0.0)
-    for name, seconds in own.items():
-        shares[kind_of(name)] += seconds / max(total, 1e-12)
+    for name, spent in own.items():
+        shares[kind_of(name)] += spent / max(total, 1)
     return shares
 
 

@@ -70,8 +70,8 @@ def recorded(profiled: Profiled | None, stage: str, tile_id: str, *, gpu: bool =
         with listening(recorder), span(stage):
             yield
     finally:
-        part = Part(stage, tile_id, this_worker(), recorder.spans())
         try:
+            part = Part(stage, tile_id, this_worker(), recorder.spans())
             Folder.at(profiled.url).put_many({f"{PARTS}/{stage}-{tile_id}.json": part.to_json()})
         except Exception as error:  # a profile is no reason for a tile to fail
             log.warning("profile of %s of tile %s not written (%s: %s)", stage, tile_id, type(error).__name__, error)

@@ -11,8 +11,10 @@ import pytest
 
 from bridge_core.spans import listening, span
 from jobs.__main__ import main
-from jobs.operators import KINDS, covered, kind_of, own_seconds, shares_by_kind
-from jobs.profile import own_times
+from jobs.operators import KINDS, Operators, covered, kind_of, shares_by_kind
+from jobs.operators import own_times as own_times_of_operators
+from jobs.profile import trace_of
+from jobs.profile_table import own_times
 from jobs.spans import Part, Recorder, Span
 from jobs.trace import Trace
 from storage.runs import RunFolder
@@ -221,18 +223,47 @@ def test_own_times_sum_to_the_stage():
 
 def test_rounding_of_clocks_cannot_make_slices_cross():
     trace = Trace()
-    trace.add("worker", "model", "outer", 1e9, 1.0)
-    trace.add("worker", "model", "inner", 1e9 + 0.5, 0.5 + 1e-6)
-    trace.add("worker", "model", "next", 1e9 + 1.0 + 1e-6, 0.25)
+    trace.add("worker", "model", "outer", 10**18, 10**9)
+    trace.add("worker", "model", "inner", 10**18 + 5 * 10**8, 5 * 10**8 + 240)
+    trace.add("worker", "model", "next", 10**18 + 10**9 + 240, 10**6)
     (events,) = check_trace(trace.document(STAGES)).values()
     assert [event["name"] for event in events] == ["outer", "inner", "next"]
+
+
+def test_on_a_gpu_the_kernels_are_counted_and_how_long_any_of_them_runs():
+    def event(name, cat, ts, dur, pid=1, tid=1):
+        return {"ph": "X", "name": name, "cat": cat, "ts": ts, "dur": dur, "pid": pid, "tid": tid}
+
+    trace = {
+        "baseTimeNanoseconds": 10**18,
+        "traceEvents": [
+            event("model, under torch.profiler", "user_annotation", 0, 1000),
+            event("network", "user_annotation", 10, 50),
+            event("cudaLaunchKernel", "cuda_runtime", 12, 3),
+            event("autograd thread", "cpu_op", 12, 3, tid=2),
+            event("sm90_xmma_fprop_implicit_gemm_bf16", "kernel", 100, 600, pid=0, tid=7),
+            event("layer_norm_kernel", "kernel", 700, 100, pid=0, tid=7),
+            event("Memcpy DtoH", "gpu_memcpy", 750, 100, pid=0, tid=20),
+            event("network", "gpu_user_annotation", 100, 650, pid=0, tid=7),
+        ],
+    }
+    about = {"worker": "host:1", "tile_id": "t0", "core": [64, 64], "gpu": True}
+    operators = Operators.of(json.dumps(about).encode(), json.dumps(trace).encode())
+    found = operators.summary()
+    assert found["gpu_busy"] == pytest.approx(0.75) and found["network_calls"] == 1
+    shares = {kind: share for kind, share in found["kinds"].items() if share}
+    assert shares == pytest.approx({"convolutions": 0.75, "norms": 0.125, "casts and copies": 0.125})
+    rows = check_trace(trace_of([], [], operators))
+    assert set(rows) == {
+        *("model", "thread 2", "GPU 0, stream 7", "GPU 0, stream 7, spans", "GPU 0, stream 20"),
+    }
 
 
 def test_operators_are_counted_once_and_by_kind():
     def event(name, start, dur, cat="cpu_op"):
         return {"name": name, "cat": cat, "start": start, "dur": dur}
 
-    own = own_seconds(
+    own = own_times_of_operators(
         [
             event("network", 0, 10, "user_annotation"),
             event("aten::conv2d", 0, 6),
