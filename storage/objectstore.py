@@ -305,7 +305,10 @@ def open_filesystem(
     """
     options = dict(storage_options or {})
     if url.split("://", 1)[0] not in S3_PROTOCOLS:
-        filesystem, path = fsspec.core.url_to_fs(url, **options)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url, **options)
+        except (ValueError, ImportError) as error:  # a protocol that is none, or not installed
+            raise StorageError(f"{url}: {error}; give a local path or an s3:// URL") from error
         return filesystem, str(path)
     from storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
 

@@ -17,6 +17,9 @@ from storage.runs import READ_TRIES
 from storage.schema import CANDIDATES, THUMBNAILS
 from storage.views import TABLES, Views, connect, open_views
 
+_SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
+"""Columns by which a search is done, and thumbnails and grades are found."""
+
 MOST_ROWS = 2**31 - 1
 """What a rank can be."""
 
@@ -110,7 +113,8 @@ def _search(
     views: Views, region: Region | None, targets: Targets | None, top: int | None, columns: Sequence[str] | None
 ) -> pa.Table:
     first = top if region is None and targets is None else None
-    with connect(views, "", views.columns, region, first) as connection:
+    needed = [name for name in views.columns if columns is None or name in columns or name in _SEARCHED]
+    with connect(views, "", needed, region, first) as connection:
         source = "SELECT * FROM candidates" if region is None else region.select()
         if region is not None and region.table is not None:
             connection.register("region", region.table)
@@ -121,7 +125,7 @@ def _search(
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
         limit = "" if top is None else f" LIMIT {int(top)}"
         relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
-        known = [*relation.columns, *THUMBNAILS, GRADES_COLUMN.name]
+        known = dict.fromkeys([*views.columns, *relation.columns, *THUMBNAILS, GRADES_COLUMN.name])
         unknown = [name for name in columns or () if name not in known]
         if unknown:
             raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")

@@ -77,6 +77,11 @@ def test_a_file_is_named_by_its_folder_also_at_the_root():
         file_at("s3://x.csv")
 
 
+def test_a_protocol_that_is_none_is_refused():
+    with pytest.raises(StorageError, match="foo://sky/run: Protocol not known: foo; give a local path or an s3:// URL"):
+        Folder.at("foo://sky/run").names()
+
+
 def test_a_place_that_takes_no_file_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for place, name in (("/proc/nowhere", "x"), (tmp_path / "file", "x"), (tmp_path.parent, tmp_path.name)):
