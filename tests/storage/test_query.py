@@ -161,9 +161,7 @@ def test_sql_over_more_thumbnails_than_memory_holds_is_refused_with_both_numbers
 
 
 @pytest.mark.parametrize("compacted", [False, True])
-def test_a_search_in_object_storage_fetches_the_thumbnails_that_it_returns_only(
-    bucket, options, monkeypatch, compacted
-):
+def test_a_search_in_object_storage_fetches_few_thumbnails(bucket, options, monkeypatch, compacted):
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
     for seed, tile in enumerate("abcd"):
         add_tile(run, tile, make_candidates(tile, 20, seed))
