@@ -15,8 +15,8 @@ import pyarrow.types as kinds
 from astropy.table import Column, MaskedColumn, QTable, Table
 
 from storage.errors import StorageError
+from storage.parquet import has_votable, parquet_bytes
 from storage.query import query
-from storage.schema import has_votable, parquet_bytes
 
 REGION_ARCSEC = 1.0
 """Radius of the circles of a DS9 region file."""

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.objectstore import Folder
-from storage.schema import CANDIDATES, LEDGER, conform, read_parquet
+from storage.parquet import read_parquet
+from storage.schema import CANDIDATES, LEDGER, conform
 
 LEDGER_SEGMENTS, CANDIDATES_SEGMENTS = "ledger/segments", "candidates/segments"
 

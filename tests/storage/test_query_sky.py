@@ -15,11 +15,12 @@ from mocpy import MOC
 from storage.catalogs import BEST
 from storage.crossmatch import read_targets
 from storage.errors import StorageError
+from storage.parquet import parquet_bytes
 from storage.publishing import publish
 from storage.query import query
 from storage.regions import Box, Cone, Coverage, coarse, read_moc
 from storage.runs import RunFolder
-from storage.schema import CANDIDATES, CATALOG, THUMBNAILS, parquet_bytes
+from storage.schema import CANDIDATES, CATALOG, THUMBNAILS
 from tests.storage.skies import make_run
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN, make_candidates
