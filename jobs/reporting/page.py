@@ -46,7 +46,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
     rows = ledger if manifest is None else standing_rows(manifest, ledger)
     ranked = query(run.url, thumbnails=False, grades=True, storage_options=run.folder.storage_options)
-    found = with_thumbnails(run, ranked.slice(0, top))
+    found = with_thumbnails(run, ranked.slice(0, min(top, ranked.num_rows)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of objects and tiles, and reasons, are anybody's text
