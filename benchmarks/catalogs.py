@@ -24,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from storage.catalogs import Catalog
+from storage.parquet import parquet_bytes
 from storage.publishing import publish
 from storage.query import query
 from storage.runs import FINGERPRINT_KEYS, RunFolder, candidates_path
-from storage.schema import CATALOG, conform, parquet_bytes
+from storage.schema import CATALOG, conform
 from storage.sky import healpix_29
 
 TILE_DEG = 0.05

@@ -174,8 +174,9 @@ def make_run(path: Path, count: int) -> None:
     """A compacted run of `count` candidates in tiles of `EACH`."""
     from jobs.vetting.listing import shuffle_keys
     from storage.compaction import _name
+    from storage.parquet import parquet_bytes, parquet_writer
     from storage.runs import RunFolder
-    from storage.schema import CANDIDATES, LEDGER, THUMBNAILS, parquet_bytes, parquet_writer, stamps, table_from_rows
+    from storage.schema import CANDIDATES, LEDGER, THUMBNAILS, stamps, table_from_rows
     from storage.sky import healpix_29
     from tests.storage.test_runs import RUN
 

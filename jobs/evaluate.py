@@ -77,7 +77,7 @@ def run(config: Config) -> int:
     from jobs.evaluation_stages import TABLES
     from jobs.evaluation_summary import lines_of, summarise
     from storage.objectstore import Folder
-    from storage.schema import parquet_bytes
+    from storage.parquet import parquet_bytes
 
     settings, model, nominal = check(config)
     out = Folder.at(config.out)
@@ -203,7 +203,7 @@ def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
     import pyarrow as pa
 
     from jobs.evaluation_stages import TABLES
-    from storage.schema import read_parquet
+    from storage.parquet import read_parquet
 
     tables = {}
     for name in TABLES if settings.anomalies else TABLES[:2]:

@@ -246,7 +246,7 @@ class BlockWriter:
 
     def __call__(self, outcome: Outcome) -> dict[str, Any]:
         """Receipt: tile_id (the item), status, reason."""
-        from storage.schema import parquet_bytes
+        from storage.parquet import parquet_bytes
 
         if outcome.failure is not None:
             return {"tile_id": outcome.item, "status": "failed", "reason": outcome.failure.reason}

@@ -36,8 +36,8 @@ MATCH_ARCSEC = 1.0
 """A candidate this near to a true lens is that lens."""
 _PANEL, _GAP = 5.0, 0.12
 """Side of a view and the space between views, inches."""
-_SHOWN = ("lsst", "euclid", "mean", "error")
-"""Pictures of a candidate in the sheet."""
+_SHOWN = {name: VIEWS[name] for name in ("lsst", "euclid", "mean")} | {"error": "error"}
+"""Pictures of a candidate in the sheet, with their headings."""
 _STYLE: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 12, "axes.linewidth": 0.6, "figure.facecolor": "white"}
 
 
@@ -210,8 +210,8 @@ def _draw_candidate(axes: Sequence[Axes], row: dict[str, Any], headings: bool) -
         axis.imshow(pictures[name])
         axis.set(xticks=[], yticks=[])
     if headings:
-        for axis, name in zip(axes, _SHOWN, strict=True):
-            axis.set_title(VIEWS[name].split(" that")[0], fontsize=11, pad=20)
+        for axis, heading in zip(axes, _SHOWN.values(), strict=True):
+            axis.set_title(heading, fontsize=11, pad=20)
     text = f"{row['rank']}.  score {row['score']:.3g}"
     if row["score_std"] is not None and np.isfinite(row["score_std"]):
         text += f" ± {row['score_std']:.2g}"

@@ -134,14 +134,14 @@ def _targets(config: Config) -> Any:
 def _give(found: pa.Table, kind: str, out: str | None) -> None:
     """Print, or write, a file."""
     from storage.astrotables import file_bytes
-    from storage.objectstore import Folder
+    from storage.objectstore import file_at
 
     data = file_bytes(found, kind)
     if out is None:
         sys.stdout.write(data.decode())
         return
-    folder, _, name = Folder.at(out).url.rpartition("/")
-    Folder.at(folder).put(data, name)
+    folder, name = file_at(out)
+    folder.put(data, name)
     print(f"{out}: {found.num_rows} rows")
 
 

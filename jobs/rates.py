@@ -20,8 +20,9 @@ from bridge_core.patches import PatchGrid
 from cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from jobs.config import RequestError
 from jobs.tile_stages import tile_stages
+from storage.parquet import parquet_bytes
 from storage.runs import RunFolder, candidates_path, ledger_path, mosaic_path
-from storage.schema import CANDIDATES, parquet_bytes
+from storage.schema import CANDIDATES
 from storage.tile_arrays import crop_image
 
 if TYPE_CHECKING:

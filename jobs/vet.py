@@ -15,7 +15,6 @@ import secrets
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -49,7 +48,9 @@ class Config(JobConfig):
     cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: only within, ICRS deg")
     host: str = Field("127.0.0.1", description="address to listen on; any but the loopback one asks for a token")
     port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")
-    export: Path | None = Field(None, description="write the graded candidates there as CSV, print a summary, and end")
+    export: str | None = Field(
+        None, description="write the graded candidates there as CSV (path or s3:// URL), print a summary, and end"
+    )
 
 
 def run(config: Config) -> int:
@@ -92,18 +93,18 @@ def open_session(config: Config, grader: str | None) -> Session:
     return session
 
 
-def export(config: Config, path: Path) -> int:
+def export(config: Config, where: str) -> int:
     """Write the graded candidates and print the summary."""
     from jobs.vetting.listing import read
     from jobs.vetting.summary import csv_bytes, graded_table, summary, text
     from storage.grades import latest_grades, read_grades
+    from storage.objectstore import file_at
     from storage.runs import RunFolder
 
-    if not path.parent.is_dir():
-        raise RequestError(f"--export {path}: there is no folder {path.parent}; make it first")
     table = read(config.run, config.cone, config.top)
     latest = latest_grades(read_grades(RunFolder.open(config.run)))
-    path.write_bytes(csv_bytes(graded_table(table, latest)))
+    folder, name = file_at(where)
+    folder.put(csv_bytes(graded_table(table, latest)), name)
     print(text(summary(table, latest, config.grader)))
     return 0
 

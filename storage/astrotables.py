@@ -15,8 +15,8 @@ import pyarrow.types as kinds
 from astropy.table import Column, MaskedColumn, QTable, Table
 
 from storage.errors import StorageError
+from storage.parquet import has_votable, parquet_bytes
 from storage.query import query
-from storage.schema import has_votable, parquet_bytes
 
 REGION_ARCSEC = 1.0
 """Radius of the circles of a DS9 region file."""
@@ -90,9 +90,17 @@ def file_bytes(found: pa.Table, kind: str) -> bytes:
     Raises
     ------
     StorageError
-        If the kind needs columns that are not there.
+        If the kind needs columns that are not there, or cannot hold one that is.
     """
-    return KINDS[kind](found)
+    try:
+        return KINDS[kind](found)
+    except StorageError:
+        raise
+    except (ValueError, TypeError, pa.ArrowException) as error:  # SQL makes intervals, and names as in no language
+        reason = " ".join(str(error).split())
+        raise StorageError(
+            f"{kind} cannot hold this table: {reason[:200]}; cast or rename the column in the SQL, or take csv or json"
+        ) from error
 
 
 def _csv(found: pa.Table) -> bytes:
@@ -127,7 +135,11 @@ def _fits(found: pa.Table) -> bytes:
     sink = io.BytesIO()
     table = Table(to_qtable(found))
     for name in table.colnames:
-        table[name].info.meta = None  # FITS has no place for UCDs; units are TUNITn
+        column = table[name]
+        column.info.meta = None  # FITS has no place for UCDs; units are TUNITn
+        if column.dtype.kind == "U":  # nor for letters beyond ASCII, which a grader's name may have
+            text = np.char.encode(np.asarray(column), "ascii", "backslashreplace")
+            table[name] = Column(text, description=column.info.description)
     table.write(sink, format="fits")
     return sink.getvalue()
 

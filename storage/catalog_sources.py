@@ -14,8 +14,8 @@ from storage.errors import StorageError
 from storage.objectstore import Folder
 from storage.published import published, published_tiles
 from storage.runs import RunFolder, without_secrets
-from storage.schema import CANDIDATES, CATALOG_LEDGER, RUNS
-from storage.segments import candidates_dataset, read_rows
+from storage.schema import CATALOG_LEDGER, RUNS
+from storage.segments import read_candidates, read_rows
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,16 @@ class Chunk:
     ----------
     folder : Folder
         The run folder.
-    files : sequence of str
-        Files of which all rows count.
-    parts : mapping of str to sequence of str
-        Files of which some do not, each with the tiles to leave out.
+    files : mapping of str to sequence of str
+        Files, and for each the tiles whose rows in it do not count.
     """
 
     folder: Folder
-    files: Sequence[str]
-    parts: Mapping[str, Sequence[str]]
+    files: Mapping[str, Sequence[str]]
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Rows that count, in no order; some columns of `CANDIDATES`."""
-        parts = [CANDIDATES.empty_table().select(list(columns))]
-        if self.files:
-            parts.append(candidates_dataset(self.folder, self.files).to_table(columns=list(columns)))
-        for file, tiles in self.parts.items():
-            rest = ~pc.field("tile_id").isin(pa.array(tiles, pa.string()))
-            parts.append(candidates_dataset(self.folder, [file]).to_table(columns=list(columns), filter=rest))
-        return pa.concat_tables(parts)
+        return read_candidates(self.folder, self.files, columns)
 
 
 @dataclass(frozen=True)
@@ -135,18 +126,13 @@ def _chunks(
     folder: Folder, counts: Mapping[str, int], left_out: Mapping[str, Set[str]], chunk_rows: int
 ) -> Iterator[Chunk]:
     """Files with candidates, in the order of their names."""
-    together: list[str] = []
+    together: dict[str, tuple[str, ...]] = {}
     rows = 0
     for file in sorted(counts):
         if together and rows + counts[file] > chunk_rows:
-            yield _chunk(folder, together, left_out)
-            together, rows = [], 0
-        together.append(file)
+            yield Chunk(folder, together)
+            together, rows = {}, 0
+        together[file] = tuple(sorted(left_out[file]))
         rows += counts[file]
     if together:
-        yield _chunk(folder, together, left_out)
-
-
-def _chunk(folder: Folder, files: Sequence[str], left_out: Mapping[str, Set[str]]) -> Chunk:
-    whole = tuple(file for file in files if not left_out[file])
-    return Chunk(folder, whole, {file: tuple(sorted(left_out[file])) for file in files if left_out[file]})
+        yield Chunk(folder, together)

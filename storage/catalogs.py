@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from storage.errors import StorageError
 from storage.hats import property_file, read_partitions, read_properties
 from storage.objectstore import Folder
-from storage.schema import CATALOG, read_parquet
+from storage.parquet import read_parquet
+from storage.schema import CATALOG
 
 FORMAT = "surveybridge-catalog"
 FORMAT_VERSION = 1

@@ -20,16 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.objectstore import Folder, check_name
-from storage.schema import (
-    CANDIDATES,
-    LEDGER,
-    conform,
-    parquet_bytes,
-    parquet_writer,
-    read_parquet,
-    row_group_size,
-    string_lengths,
-)
+from storage.parquet import parquet_bytes, parquet_writer, read_parquet, row_group_size, string_lengths
+from storage.schema import CANDIDATES, LEDGER, conform
 from storage.segments import (
     CANDIDATES_SEGMENTS,
     LEDGER_SEGMENTS,

@@ -18,7 +18,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.objectstore import Folder
+from storage.objectstore import file_at
 
 FORMATS = {
     ".csv": "ascii.csv",
@@ -141,9 +141,9 @@ def _read(where: str, storage_options: Mapping[str, Any] | None) -> Table:
     ending = os.path.splitext(where.removesuffix(".gz"))[1].lower()
     if ending not in FORMATS:
         raise StorageError(f"{where} ends in {ending or 'nothing'!r}; give a catalog in one of {', '.join(FORMATS)}")
-    folder, _, name = Folder.at(where, storage_options).url.rpartition("/")
+    folder, name = file_at(where, storage_options)
     try:
-        data = Folder(folder, dict(storage_options or {})).read(name)
+        data = folder.read(name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise StorageError(f"{where} is not there; give a catalog to match with") from error
     try:

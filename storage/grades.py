@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from storage.errors import StorageError
 from storage.objectstore import check_name
+from storage.parquet import parquet_bytes
 from storage.runs import RunFolder
-from storage.schema import GRADES, parquet_bytes, table_from_rows
+from storage.schema import GRADES, table_from_rows
 from storage.segments import read_files
 
 GRADE_NAMES = ("A", "B", "C", "X")

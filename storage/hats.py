@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from storage.schema import parquet_writer
+from storage.parquet import parquet_writer
 from storage.sky import HEALPIX_ORDER
 
 CELL_ORDER = 12

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from storage.errors import StorageError
 from storage.grids import celestial_wcs, wcs_header_string
-from storage.schema import CELL, mosaic_schema, parquet_bytes, read_parquet
+from storage.parquet import parquet_bytes, read_parquet
+from storage.schema import CELL, mosaic_schema
 from storage.sky import healpix_29
 
 _FOOTER = b"surveybridge.mosaic"

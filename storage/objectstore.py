@@ -38,7 +38,7 @@ class Folder:
     Parameters
     ----------
     url : str
-        Local path or URL without trailing slash.
+        Local path or URL without trailing slash, but for "/" itself.
     storage_options : mapping
         Arguments of the fsspec filesystem (endpoint, keys). Never written anywhere, nor shown in `repr`.
     """
@@ -52,7 +52,7 @@ class Folder:
         text = os.fspath(url)
         if "://" not in text:
             text = os.path.abspath(os.path.expanduser(text))
-        return cls(text.rstrip("/"), dict(storage_options or {}))
+        return cls(text.rstrip("/") or "/", dict(storage_options or {}))
 
     @property
     def filesystem(self) -> AbstractFileSystem:
@@ -66,7 +66,7 @@ class Folder:
 
     def path(self, *parts: str) -> str:
         """Path of a file below this folder, as the filesystem wants it."""
-        return "/".join((self._opened()[1], *parts))
+        return "/".join((self._opened()[1], *parts)) or "/"
 
     def _opened(self) -> tuple[AbstractFileSystem, str]:
         """The filesystem and the folder's path in it."""
@@ -75,7 +75,7 @@ class Folder:
 
     def file_url(self, *parts: str) -> str:
         """URL of a file below this folder, for messages and ledgers."""
-        return "/".join((self.url, *parts))
+        return "/".join((self.url.rstrip("/"), *parts))
 
     def exists(self, *parts: str) -> bool:
         """Whether the file (or, without parts, anything at the URL) exists."""
@@ -244,6 +244,14 @@ class Folder:
         return f"a folder with {shown}"
 
 
+def file_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> tuple[Folder, str]:
+    """The folder of a file at `url`, and the file's name; StorageError if the URL names no more than a bucket."""
+    folder, _, name = Folder.at(url, storage_options).url.rpartition("/")
+    if folder.endswith(":/"):
+        raise StorageError(f"{url} names no file; give one, as in {folder}/{name}/FILE")
+    return Folder.at(folder or "/", storage_options), name
+
+
 def json_bytes(document: Mapping[str, Any]) -> bytes:
     """JSON with sorted keys, so that equal content is equal bytes."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -297,7 +305,10 @@ def open_filesystem(
     """
     options = dict(storage_options or {})
     if url.split("://", 1)[0] not in S3_PROTOCOLS:
-        filesystem, path = fsspec.core.url_to_fs(url, **options)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url, **options)
+        except (ValueError, ImportError) as error:  # a protocol that is none, or not installed
+            raise StorageError(f"{url}: {error}; give a local path or an s3:// URL") from error
         return filesystem, str(path)
     from storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
 
@@ -344,27 +355,38 @@ def _bytes_or_raise(found: Any) -> bytes:
 
 def _write_and_rename(target: str, data: bytes, *, flush: bool) -> None:
     parent, name = os.path.split(target)
-    os.makedirs(parent, exist_ok=True)
     temporary = os.path.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+    with _writable(target):
+        try:
+            with open(temporary, "wb") as handle:
+                handle.write(data)
+                if flush:
+                    handle.flush()
+                    os.fsync(handle.fileno())  # the rename must not reach the disk before the bytes
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def _writable(target: str) -> Iterator[None]:
+    """Make the folder of a file; StorageError if there is no such place, or nobody may write there."""
     try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            if flush:
-                handle.flush()
-                os.fsync(handle.fileno())  # the rename must not reach the disk before the bytes
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        yield
+    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise StorageError(f"{target} cannot be written: {error.strerror}; give another place") from error
 
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Hold the lock of a local file: a hidden file beside it, which stays (removing it would let two holders in)."""
     parent, name = os.path.split(path)
-    os.makedirs(parent, exist_ok=True)
-    with open(os.path.join(parent, f".{name}.lock"), "wb") as handle:
+    with _writable(path):
+        handle = open(os.path.join(parent, f".{name}.lock"), "wb")  # noqa: SIM115  # closed below, after its use
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

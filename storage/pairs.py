@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from storage.coregister import resample_stamps
 from storage.errors import DamagedData, StorageError, StorageUnavailable
 from storage.objectstore import Folder, zarr_store
-from storage.schema import read_parquet
+from storage.parquet import read_parquet
 
 LSST_BANDS = ("g", "r", "i")
 EUCLID_BANDS = ("VIS",)

@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 
 from storage.errors import StorageError
 from storage.objectstore import Folder, json_bytes
+from storage.parquet import parquet_bytes, read_parquet
 from storage.runs import RunFolder, pending
-from storage.schema import parquet_bytes, read_parquet
 
 FORMAT = "surveybridge-published"
 FORMAT_VERSION = 1

@@ -38,9 +38,10 @@ from storage.catalogs import (
 from storage.errors import StorageError
 from storage.lease import Lease
 from storage.objectstore import Folder, check_name, json_bytes
+from storage.parquet import parquet_bytes, string_lengths
 from storage.regions import Coverage
 from storage.runs import READ_TRIES, RunFolder
-from storage.schema import CATALOG, CATALOG_LEDGER, SCHEMA_VERSION, parquet_bytes, string_lengths
+from storage.schema import CATALOG, CATALOG_LEDGER, SCHEMA_VERSION
 
 PARTITION_ROWS = 250_000
 """Most rows of a partition: 50 MB in memory, 30 on disk."""

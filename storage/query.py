@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,12 @@ from storage.regions import Cone, Region
 from storage.runs import READ_TRIES
 from storage.schema import CANDIDATES, THUMBNAILS
 from storage.views import TABLES, Views, connect, open_views
+
+_SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
+"""Columns by which a search is done, and thumbnails and grades are found."""
+
+MOST_ROWS = 2**31 - 1
+"""What a rank can be."""
 
 GRADES_COLUMN = pa.field(
     "grades", pa.string(), metadata={"description": "What each grader thinks, as A Ada; X Bob", "ucd": "meta.code"}
@@ -77,8 +84,11 @@ def query(
         raise StorageError(
             "--sql was given with --cone or --top, or another question; put them into the SQL (WHERE, LIMIT)"
         )
-    if top is not None and top < 0:
-        raise StorageError(f"top {top} is below 0; give a number of rows")
+    if top is not None and not 0 <= top <= MOST_ROWS:
+        raise StorageError(f"top {top} lies outside 0..{MOST_ROWS}; give a number of rows, or none for all")
+    twice = _twice(columns or ())
+    if twice:
+        raise StorageError(f"column(s) {', '.join(twice)} are named twice; name each once")
     if cone is not None:
         if region is not None:
             raise StorageError("a cone and another region are given; give one of them")
@@ -103,7 +113,8 @@ def _search(
     views: Views, region: Region | None, targets: Targets | None, top: int | None, columns: Sequence[str] | None
 ) -> pa.Table:
     first = top if region is None and targets is None else None
-    with connect(views, "", views.columns, region, first) as connection:
+    needed = [name for name in views.columns if columns is None or name in columns or name in _SEARCHED]
+    with connect(views, "", needed, region, first) as connection:
         source = "SELECT * FROM candidates" if region is None else region.select()
         if region is not None and region.table is not None:
             connection.register("region", region.table)
@@ -114,7 +125,7 @@ def _search(
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
         limit = "" if top is None else f" LIMIT {int(top)}"
         relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
-        known = [*relation.columns, *THUMBNAILS, GRADES_COLUMN.name]
+        known = dict.fromkeys([*views.columns, *relation.columns, *THUMBNAILS, GRADES_COLUMN.name])
         unknown = [name for name in columns or () if name not in known]
         if unknown:
             raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
@@ -163,7 +174,7 @@ def _select(views: Views, sql: str) -> pa.Table:
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
                 raise StorageError(f"SQL is {kinds}; give one SELECT over the views candidates, {', '.join(TABLES)}")
-            return connection.sql(statements[0].query).to_arrow_table()
+            found = connection.sql(statements[0].query).to_arrow_table()
         except duckdb.Error as error:
             reason = " ".join(str(error).split("\n\nLINE")[0].split())
             known = {"candidates": columns} | {name: _columns(connection, name) for name in TABLES if name in lower}
@@ -174,6 +185,15 @@ def _select(views: Views, sql: str) -> pa.Table:
                 else f"the views are candidates, {', '.join(TABLES)}"
             )
             raise StorageError(f"SQL: {reason}; {remedy}") from error
+    twice = _twice(found.column_names)
+    if twice:
+        raise StorageError(f"SQL gives two columns the name {', '.join(twice)}; name one otherwise with AS")
+    return found
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    """Names that are there more than once, each once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:

@@ -31,15 +31,8 @@ from numpy.typing import ArrayLike
 from storage import compaction, mosaics, segments
 from storage.errors import StorageError
 from storage.objectstore import Folder, check_name, json_bytes
-from storage.schema import (
-    CANDIDATES,
-    LEDGER,
-    SCHEMA_VERSION,
-    THUMBNAILS,
-    conform,
-    parquet_bytes,
-    table_from_rows,
-)
+from storage.parquet import parquet_bytes
+from storage.schema import CANDIDATES, LEDGER, SCHEMA_VERSION, THUMBNAILS, conform, table_from_rows
 from storage.sky import healpix_29
 
 FORMAT = "surveybridge-run"

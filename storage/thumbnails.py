@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from storage.errors import StorageError
 from storage.runs import RunFolder, candidates_path
 from storage.schema import CANDIDATES, THUMBNAILS, conform
+from storage.segments import groups_of, parquet_file
+
+TILES_AT_ONCE = 16
+"""Tiles whose thumbnails are read concurrently."""
 
 _SCHEMA = pa.schema([field for field in CANDIDATES if field.name in ("object_id", *THUMBNAILS)])
+
+
+def with_thumbnails(run: RunFolder, found: pa.Table) -> pa.Table:
+    """`found` (candidates of the run, with object_id and tile_id) and the thumbnails of its rows."""
+    objects, tiles = found["object_id"].to_pylist(), found["tile_id"].to_pylist()
+    wanted: dict[str, list[str]] = {}
+    for object_id, tile_id in zip(objects, tiles, strict=True):
+        wanted.setdefault(tile_id, []).append(object_id)
+    reader = ThumbnailReader(run)
+    with ThreadPoolExecutor(TILES_AT_ONCE) as pool:
+        parts = list(pool.map(reader.read, wanted, wanted.values()))
+    stamps = pa.concat_tables([_SCHEMA.empty_table(), *parts])
+    place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
+    stamps = stamps.take(pa.array([place[object_id] for object_id in objects], pa.int64()))
+    for name in THUMBNAILS:
+        found = found.append_column(CANDIDATES.field(name), stamps[name])
+    return found
 
 
 class ThumbnailReader:
@@ -61,25 +82,12 @@ class ThumbnailReader:
     def _read(self, path: str, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
         wanted = pa.array(object_ids, pa.string())
         parts = [_SCHEMA.empty_table()]
-        with self.run.folder.filesystem.open(self.run.folder.path(path), "rb") as handle:
-            file = pq.ParquetFile(handle)
+        with parquet_file(self.run.folder, path) as file:
             present = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
-            for group in _groups_of(file.metadata, tile_id):
+            for group in groups_of(file.metadata, tile_id):
                 names = file.read_row_group(group, ["object_id", "tile_id"], use_threads=False)
                 hit = pc.and_(pc.is_in(names["object_id"], value_set=wanted), pc.equal(names["tile_id"], tile_id))
                 if pc.any(hit).as_py():
                     stamps = file.read_row_group(group, present, use_threads=False)
                     parts.append(conform(stamps.filter(hit), _SCHEMA, path))
         return pa.concat_tables(parts)
-
-
-def _groups_of(metadata: pq.FileMetaData, tile_id: str) -> list[int]:
-    """Row groups that may hold rows of a tile."""
-    column = metadata.schema.to_arrow_schema().get_field_index("tile_id")
-    found = []
-    for group in range(metadata.num_row_groups):
-        # Leaf columns before tile_id are scalars, so its place among leaves is its place in the schema.
-        statistics = metadata.row_group(group).column(column).statistics
-        if statistics is None or not statistics.has_min_max or statistics.min <= tile_id <= statistics.max:
-            found.append(group)
-    return found

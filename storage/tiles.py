@@ -30,7 +30,8 @@ from zarr.storage import MemoryStore
 from storage.errors import DamagedData, StorageError
 from storage.images import SurveyImage
 from storage.objectstore import Folder, check_name
-from storage.schema import MANIFEST, parquet_bytes, read_parquet, table_from_rows
+from storage.parquet import parquet_bytes, read_parquet
+from storage.schema import MANIFEST, table_from_rows
 from storage.shards import SHARD_KEY
 from storage.sky import healpix_29
 from storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image

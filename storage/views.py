@@ -11,26 +11,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from storage.catalog_sources import run_facts, run_id
 from storage.catalogs import BEST, Catalog, read_pointer
+from storage.errors import StorageError
 from storage.grades import latest_grades, read_grades
 from storage.mosaics import decode_header
-from storage.objectstore import Folder, check_name
+from storage.objectstore import Folder
 from storage.regions import Region
 from storage.runs import RunFolder
 from storage.schema import CANDIDATES, CATALOG, GRADES, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
-from storage.segments import candidates_dataset, read_rows
+from storage.segments import read_candidates, read_rows
+from storage.thumbnails import with_thumbnails
 
 TABLES = ("ledger", "runs", "grades", "mosaics")
 """Views beside `candidates`; each is made only for SQL that names it."""
 
 PIXELS = ("mean", "std", "coverage")
 """Columns of `mosaics` that are read only for SQL that names them."""
+
+MOST_GIB = 8
+"""Of thumbnails that SQL may name."""
 
 
 class Views(ABC):
@@ -85,6 +89,11 @@ def open_views(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     return RunViews(RunFolder.open(url, storage_options))
 
 
+# Datasets in object storage are read before DuckDB sees them: pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps
+# the interpreter's lock while it waits for a mutex that Arrow holds when it describes an error; where that is Python's,
+# as of a file that has just gone, the process stands still (docs/notes/2026-11-26-query-deadlock.md).
+
+
 def connect(
     views: Views, sql: str, columns: Sequence[str], region: Region | None = None, top: int | None = None
 ) -> duckdb.DuckDBPyConnection:
@@ -121,16 +130,9 @@ class RunViews(Views):
         region: Region | None,
         top: int | None,
     ) -> None:
-        """As `Views`; a rank needs all rows."""
-        sources = []
-        quoted = ", ".join(f'"{name}"' for name in columns)
-        for number, (names, stale) in enumerate(_groups(self.files)):
-            connection.register(f"candidates_{number}", self._source(names, columns))
-            listed = ", ".join(f"'{check_name(tile, 'tile id')}'" for tile in stale)
-            sources.append(
-                f"SELECT {quoted} FROM candidates_{number}" + (f" WHERE tile_id NOT IN ({listed})" if stale else "")
-            )
-        connection.execute(f"CREATE VIEW stored_candidates AS {' UNION ALL '.join(sources)}")
+        """As `Views`; a rank needs all rows, and so all of them are read before (250 bytes each, all columns)."""
+        self._check_size(columns)
+        connection.register("stored_candidates", read_candidates(self.run.folder, self.files, columns))
         connection.execute(
             # DuckDB sorts NaN above every number: a score that is none must not lead the list.
             "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
@@ -157,41 +159,23 @@ class RunViews(Views):
         return [(self.run.folder, ledger.filter(pc.equal(ledger["status"], "ok"))["mosaic_path"].to_pylist())]
 
     def thumbnails(self, found: pa.Table) -> pa.Table:
-        """As `Views`; read from the files of the tiles of `found` only."""
-        wanted = found["object_id"]
-        ledger = self.ledger()
-        tiles = found["tile_id"].combine_chunks().unique()
-        touched = set(ledger.filter(pc.is_in(ledger["tile_id"], tiles))["candidates_path"].to_pylist())
-        parts = [CANDIDATES.empty_table().select(["object_id", *THUMBNAILS])]
-        for names, stale in _groups({name: self.files[name] for name in self.files if name in touched}):
-            if names:
-                here = pc.field("tile_id").isin(tiles) & ~pc.field("tile_id").isin(pa.array(stale, pa.string()))
-                condition = here & pc.field("object_id").isin(wanted.combine_chunks())
-                columns = ["object_id", *THUMBNAILS]
-                parts.append(candidates_dataset(self.run.folder, names).to_table(columns=columns, filter=condition))
-        stamps = pa.concat_tables(parts)
-        place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
-        rows = pa.array(np.array([place[object_id] for object_id in wanted.to_pylist()], np.int64))
-        stamps = stamps.take(rows)
-        for name in THUMBNAILS:
-            found = found.append_column(CANDIDATES.field(name), stamps[name])
-        return found
+        """As `Views`."""
+        return with_thumbnails(self.run, found)
 
     def outdated(self) -> bool:
         """As `Views`: a compaction removes files."""
         return read_rows(self.run.folder, ()).candidates_files() != self.files
 
-    def _source(self, files: Sequence[str], columns: Sequence[str]) -> ds.Dataset | pa.Table:
-        """What DuckDB scans: local files as it needs them, those of object storage read beforehand.
-
-        pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps the interpreter's lock while it waits for a mutex that
-        Arrow holds when it describes an error; where that is Python's, as of a file that has just gone from object
-        storage, the process stands still (docs/notes/2026-11-26-query-deadlock.md).
-        """
-        if not files:
-            return CANDIDATES.empty_table()
-        dataset = candidates_dataset(self.run.folder, files)
-        return dataset if self.run.folder.is_local else dataset.to_table(columns=list(columns))
+    def _check_size(self, columns: Sequence[str]) -> None:
+        """Refuse SQL over thumbnails that do not fit into memory."""
+        pixels = sum(CANDIDATES.field(name).type.list_size for name in columns if name in THUMBNAILS)
+        rows = pc.sum(self.ledger()["n_candidates"]).as_py() or 0
+        gib = 4 * pixels * rows / 2**30
+        if gib > MOST_GIB:
+            raise StorageError(
+                f"SQL over thumbnails of {rows} candidates of {self.run.url} takes {gib:.3g} GiB, at most {MOST_GIB} "
+                "are read; search without them and name them in --columns, or read the run's Parquet files"
+            )
 
 
 class CatalogViews(Views):
@@ -217,7 +201,7 @@ class CatalogViews(Views):
         else:
             dataset = self.catalog.dataset(None if region is None else region.ranges)
             where = region.to_read() if region is not None else None if top is None else pc.field("rank") <= top
-            lazily = self.folder.is_local and where is None  # object storage as in `RunViews`
+            lazily = self.folder.is_local and where is None
             connection.register("stored", dataset if lazily else dataset.to_table(columns=names, filter=where))
         quoted = ", ".join(f'"{name}"' for name in names)
         connection.execute(f"CREATE VIEW candidates AS SELECT {quoted} FROM stored")
@@ -248,7 +232,7 @@ class CatalogViews(Views):
         parts = [found.slice(0, 0)]
         for run in self._runs(found["run_id"].unique().to_pylist()):
             own = found.filter(pc.equal(found["run_id"], run_id(run)))
-            parts.append(RunViews(run).thumbnails(own))
+            parts.append(with_thumbnails(run, own))
         return pa.concat_tables(parts, promote_options="default").sort_by("rank")
 
     def outdated(self) -> bool:
@@ -281,10 +265,4 @@ def _cells(folder: Folder, files: Sequence[str], names: Sequence[str]) -> pa.Tab
         schema = mosaic_schema(len(decode_header(handle).bands))
     paths = [folder.path(file) for file in files]
     dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
-    return dataset if folder.is_local else dataset.to_table(columns=list(names))  # as in `RunViews`
-
-
-def _groups(files: Mapping[str, Sequence[str]]) -> list[tuple[list[str], Sequence[str]]]:
-    """Files with the tiles to leave out of them: all files without such tiles together, each other one alone."""
-    whole = [name for name, stale in files.items() if not stale]
-    return [(whole, ()), *(([name], stale) for name, stale in files.items() if stale)]
+    return dataset if folder.is_local else dataset.to_table(columns=list(names))

@@ -19,6 +19,7 @@ from jobs.reporting.timeline import timeline_plot
 from jobs.status import run_status
 from storage.published import standing_rows
 from storage.query import query
+from storage.thumbnails import with_thumbnails
 from storage.tiles import TileStore
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     ledger = run.ledger()
     manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
     rows = ledger if manifest is None else standing_rows(manifest, ledger)
-    scores = query(run.url, sql="SELECT score, false_alarm FROM candidates", storage_options=run.folder.storage_options)
-    found = query(run.url, top=top, grades=True, storage_options=run.folder.storage_options)
+    ranked = query(run.url, thumbnails=False, grades=True, storage_options=run.folder.storage_options)
+    found = with_thumbnails(run, ranked.slice(0, min(top, ranked.num_rows)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of objects and tiles, and reasons, are anybody's text
@@ -61,7 +62,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
         plots=[
             sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows), found),
             timeline_plot(ledger),
-            scores_plot(scores),
+            scores_plot(ranked),
             calibration_plot(run, rows, evaluation),
         ],
         cards=cards(found),

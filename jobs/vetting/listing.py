@@ -44,10 +44,7 @@ class ListRequest(BaseModel):
 
 def read(run_url: str, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
     """The candidates of a run, or those within a cone, at most `top`: columns `SHOWN` and _healpix_29, by rank."""
-    if cone is not None:
-        return query(run_url, cone, top, thumbnails=False)
-    columns = ", ".join([*SHOWN, "_healpix_29"])  # of a million candidates, half of the columns take half of the time
-    return query(run_url, sql=f"SELECT {columns} FROM candidates ORDER BY rank LIMIT {top or 'ALL'}")
+    return query(run_url, cone, top, columns=[*SHOWN, "_healpix_29"], thumbnails=False)
 
 
 class Candidates:

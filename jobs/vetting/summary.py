@@ -19,6 +19,10 @@ TOPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 EXPORTED = ("ra", "dec", "rank", "score", "score_std", "false_alarm", "flux_g", "flux_r", "flux_i", "flux_VIS")
 
 
+WRITTEN = ("grades", "comments")
+"""Columns with graders' names and comments."""
+
+
 def ratings(latest: pa.Table) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """Grades as numbers.
 
@@ -121,6 +125,8 @@ def graded_table(candidates: pa.Table, latest: pa.Table) -> pa.Table:
         "consensus": [SCALE[grade] for grade in consensus(given)],
         "mean_grade": np.where(given == MISSING, 0, given).sum(axis=1) / np.maximum(number, 1),
         **{f"n_{grade}": (given == SCALE.index(grade)).sum(axis=1) for grade in reversed(SCALE)},
+    }
+    texts = {
         "grades": [
             "; ".join(f"{name}: {SCALE[grade]}" for name, grade in zip(graders, row, strict=True) if grade != MISSING)
             for row in given
@@ -130,13 +136,17 @@ def graded_table(candidates: pa.Table, latest: pa.Table) -> pa.Table:
             for object_id in objects
         ],
     }
+    columns |= {name: pa.array(texts[name], pa.string()) for name in WRITTEN}
     return pa.table(columns).sort_by([("mean_grade", "descending"), ("rank", "ascending")])
 
 
 def csv_bytes(table: pa.Table) -> bytes:
-    """A table as CSV."""
+    """The graded candidates as CSV; what graders typed is never a formula for the spreadsheet that opens it."""
     import pyarrow.csv
 
+    for name in WRITTEN:
+        plain = pc.replace_substring_regex(table[name], "^([=+@\\t\\r-])", "'\\1")
+        table = table.set_column(table.column_names.index(name), name, plain)
     with pa.BufferOutputStream() as sink:
         pyarrow.csv.write_csv(table, sink)
         return bytes(sink.getvalue().to_pybytes())

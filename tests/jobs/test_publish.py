@@ -76,6 +76,10 @@ def run_query(capsys, *arguments: str) -> str:
         (["--box", "1,2,5,3"], "DECMIN 5 and DECMAX 3"),
         (["--moc", "somewhere"], "neither a file in FITS"),
         (["--cone", "1,2,3", "--moc", "3/4"], "--cone and --moc are given"),
+        (["--top", "3000000000"], "top 3000000000 lies outside 0..2147483647"),
+        (["--columns", "score", "score"], "score are named twice"),
+        (["--sql", "SELECT ra AS a, dec AS a FROM candidates"], "two columns the name a"),
+        (["--top", "1", "--out", "/proc/x.csv"], "/proc/x.csv cannot be written"),
         (["--columns", "flux_z"], "unknown column(s) flux_z; known: object_id"),
         (["--sql", "SELECT flux_z FROM candidates"], "candidates has object_id"),
         (["--sql", "SELECT 1", "--box", "1,2,3,4"], "--sql is given with"),
@@ -105,6 +109,7 @@ def test_a_wrong_question_is_one_line_and_exit_2_and_writes_nothing(
         (["--run", "RUN", "--name", "a b", "--out", "new"], "name 'a b'"),
         (["--run", "RUN", "--moc", "29/0", "--out", "new"], "nothing to publish"),
         (["--run", "RUN", "--out", "RUN"], "neither empty nor a catalog"),
+        (["--run", "RUN", "--out", "/proc/catalog"], "cannot be written"),
     ],
 )
 def test_a_wrong_publication_is_one_line_and_exit_2(run, tmp_path, monkeypatch, capsys, arguments, complaint):

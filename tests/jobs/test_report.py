@@ -25,9 +25,10 @@ from jobs.reporting.timeline import worked_minutes
 from storage.grades import write_grade
 from storage.mosaics import TileMosaic
 from storage.objectstore import Folder
+from storage.parquet import parquet_bytes
 from storage.published import standing_rows
 from storage.runs import RunFolder
-from storage.schema import LEDGER, MANIFEST, conform, parquet_bytes, stamps, table_from_rows
+from storage.schema import LEDGER, MANIFEST, conform, stamps, table_from_rows
 from storage.tiles import TileStore
 from tests.jobs.test_status import held
 from tests.storage.faults import moto_server

@@ -17,9 +17,10 @@ from jobs.__main__ import main
 from jobs.status import reason_pattern, run_status
 from storage.lease import Lease, read_holder
 from storage.objectstore import Folder
+from storage.parquet import parquet_bytes
 from storage.published import publish
 from storage.runs import RunFolder
-from storage.schema import LEDGER, MANIFEST, conform, parquet_bytes, table_from_rows
+from storage.schema import LEDGER, MANIFEST, conform, table_from_rows
 from storage.tiles import TileStore
 from tests.storage.test_runs import RUN
 

@@ -354,6 +354,15 @@ def test_the_export_is_a_row_an_object_best_first_and_quotes_what_needs_it(url, 
     assert "graded    2 of 75 candidates" in capsys.readouterr().out
 
 
+def test_what_graders_typed_is_no_formula_for_a_spreadsheet(url):
+    for number, name in enumerate(("=1+1", "+1", "-1", "@sum", "Ann")):
+        grade(url, number, f"SB J0-0{number}", "A", name, comment="=1+1")
+    rows = csv.DictReader(io.StringIO(request(f"{url}/api/graded.csv").body.decode(), newline=""))
+    written = [(row["grades"], row["comments"]) for row in rows]
+    assert written[:4] == [(f"'{name}: A", f"'{name}: =1+1") for name in ("=1+1", "+1", "-1", "@sum")]
+    assert written[4] == ("Ann: A", "Ann: =1+1")
+
+
 def test_nothing_graded_is_an_empty_list_and_no_purity(run):
     table, latest = query(run.url, thumbnails=False), latest_grades(read_grades(run))
     assert graded_table(table, latest).num_rows == 0
@@ -372,7 +381,8 @@ def test_nothing_graded_is_an_empty_list_and_no_purity(run):
         (["--grader", "a\nb"], "1 to 80 printable"),
         (["--host", "203.0.113.7"], "give another --host or --port"),
         (["--cone", "10,10,1"], "no candidate to grade"),
-        (["--export", "/nowhere/x.csv"], "there is no folder"),
+        (["--export", "/proc/x.csv"], "/proc/x.csv cannot be written"),
+        (["--export", "/tmp"], "/tmp cannot be written"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_2(run, capsys, arguments, said):

@@ -94,6 +94,24 @@ def test_missing_integers_stay_missing_in_votable_and_fits():
         assert back["n"].mask.tolist() == [False, True] and back["n"][0] == 5
 
 
+def test_names_beyond_ascii_come_back_and_fits_which_has_none_spells_them_out():
+    table = pa.table({"grades": ["A Zoë ☃", None, "X Bob"]})
+    for kind, form in (("csv", "ascii.csv"), ("votable", "votable"), ("parquet", "parquet")):
+        assert Table.read(io.BytesIO(file_bytes(table, kind)), format=form)["grades"][0] == "A Zoë ☃"
+    back = Table.read(io.BytesIO(file_bytes(table, "fits")))["grades"]
+    assert [back[0], back[2], bool(back.mask[1])] == [r"A Zo\xeb \u2603", "X Bob", True]
+
+
+@pytest.mark.filterwarnings("ignore:It is strongly recommended that column names")  # astropy, before it refuses
+@pytest.mark.parametrize(
+    ("kind", "column"), [("fits", {"é": [1]}), ("csv", {"d": pa.array([(0, 1, 0)], pa.month_day_nano_interval())})]
+)
+def test_what_a_format_cannot_hold_is_refused_with_a_remedy(kind, column):
+    with pytest.raises(StorageError, match=f"{kind} cannot hold this table: .*; cast or rename") as error:
+        file_bytes(pa.table(column), kind)
+    assert "\n" not in str(error.value)
+
+
 def test_csv_and_json_have_all_but_arrays(run):
     found = query(run.url, top=3)
     rows = json.loads(file_bytes(found, "json"))

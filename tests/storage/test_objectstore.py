@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from storage.errors import StorageError
-from storage.objectstore import Folder, configure, configured
+from storage.objectstore import Folder, configure, configured, file_at
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -67,6 +67,29 @@ def test_files_of_a_folder_come_and_go_together(folder):
     folder.delete_below("deep")
     folder.delete_below("never")
     assert folder.names() == ["deeper"]
+
+
+def test_a_file_is_named_by_its_folder_also_at_the_root():
+    assert file_at("/x.csv") == (Folder("/"), "x.csv") and Folder("/").path("x.csv") == Folder("/").file_url("x.csv")
+    assert Folder.at("/").path() == "/" and "proc" in Folder.at("/").names()
+    assert file_at("s3://sky/x.csv", {"anon": True}) == (Folder("s3://sky", {"anon": True}), "x.csv")
+    with pytest.raises(StorageError, match=r"s3://x\.csv names no file"):
+        file_at("s3://x.csv")
+
+
+def test_a_protocol_that_is_none_is_refused():
+    with pytest.raises(StorageError, match="foo://sky/run: Protocol not known: foo; give a local path or an s3:// URL"):
+        Folder.at("foo://sky/run").names()
+
+
+def test_a_place_that_takes_no_file_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for place, name in (("/proc/nowhere", "x"), (tmp_path / "file", "x"), (tmp_path.parent, tmp_path.name)):
+        with pytest.raises(StorageError, match=f"{name} cannot be written: .*; give another place"):
+            Folder.at(place).put(b"data", name)
+    with pytest.raises(StorageError, match="cannot be written"):
+        Folder.at(tmp_path / "file").put_new(b"data", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_that_a_console_made_is_empty(bucket, options):

@@ -16,12 +16,13 @@ from storage import hats
 from storage.catalogs import Catalog, read_pointer
 from storage.errors import StorageError
 from storage.objectstore import Folder
+from storage.parquet import parquet_bytes
 from storage.published import publish as publish_sweep
 from storage.publishing import publish, write_partition
 from storage.query import query
 from storage.regions import read_moc
 from storage.runs import RunFolder
-from storage.schema import CATALOG, MANIFEST, parquet_bytes, table_from_rows
+from storage.schema import CATALOG, MANIFEST, table_from_rows
 from tests.storage.skies import TILE_DEG, make_run, write_tile
 from tests.tiny import files_of
 

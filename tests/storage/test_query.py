@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from astropy.coordinates import SkyCoord
+from s3fs.core import S3File
 
 from jobs.__main__ import main
 from storage.errors import StorageError
@@ -150,6 +151,38 @@ def test_sql_has_the_thumbnails_that_it_names(run, truth):
 
 
 # -- the command --
+
+
+def test_sql_over_more_thumbnails_than_memory_holds_is_refused_with_both_numbers(run, monkeypatch):
+    monkeypatch.setattr("storage.views.MOST_GIB", 0.001)
+    with pytest.raises(StorageError, match=r"thumbnails of 100 candidates of .* takes 0.00153 GiB, at most 0.001 are"):
+        query(run.url, sql="SELECT thumbnail_euclid FROM candidates")
+    assert query(run.url, sql="SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [100]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_search_in_object_storage_fetches_few_thumbnails(bucket, options, monkeypatch, compacted):
+    run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
+    for seed, tile in enumerate("abcd"):
+        add_tile(run, tile, make_candidates(tile, 20, seed))
+    if compacted:
+        run.compact("abcd")
+    fetched: list[int] = []
+    plain = S3File._fetch_range
+
+    def noted(self, start, end):
+        fetched.append(end - start)
+        return plain(self, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", noted)
+    thumbnails = 80 * 64 * 64 * 4  # nearly all bytes of the run
+    assert query(run.url, thumbnails=False, storage_options=options).num_rows == 80
+    assert 0 < sum(fetched) < thumbnails / 4
+    assert query(run.url, sql="SELECT * FROM candidates", storage_options=options).num_rows == 80
+    assert sum(fetched) < thumbnails / 2
+    fetched.clear()
+    assert query(run.url, top=1, storage_options=options)["thumbnail_euclid"].null_count == 0
+    assert sum(fetched) < thumbnails / 2
 
 
 def test_the_command_prints_a_table_without_thumbnails(run, capsys):

@@ -15,11 +15,15 @@ from mocpy import MOC
 from storage.catalogs import BEST
 from storage.crossmatch import read_targets
 from storage.errors import StorageError
+from storage.parquet import parquet_bytes
 from storage.publishing import publish
 from storage.query import query
 from storage.regions import Box, Cone, Coverage, coarse, read_moc
-from storage.schema import CANDIDATES, CATALOG, THUMBNAILS, parquet_bytes
+from storage.runs import RunFolder
+from storage.schema import CANDIDATES, CATALOG, THUMBNAILS
 from tests.storage.skies import make_run
+from tests.storage.test_query import add_tile
+from tests.storage.test_runs import RUN, make_candidates
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,28 @@ def test_a_cone(where, truth, centre):
     assert found["separation"].to_pylist() == pytest.approx(distance[distance <= 90], abs=1e-6)
     assert found["rank"].to_pylist() == truth.filter(pa.array(distance <= 90))["rank"].to_pylist()
     assert found.schema.field("separation").metadata[b"unit"] == b"arcsec"
+
+
+@pytest.mark.parametrize("pole", [90.0, -90.0])
+def test_around_a_pole_run_and_catalog_find_what_astropy_finds(tmp_path, pole):
+    run = RunFolder.open_or_create(tmp_path / "run", RUN)
+    rng = np.random.default_rng(int(pole) % 7)
+    for tile in "abcd":
+        table = make_candidates(tile, 40, ord(tile))
+        places = {"ra": rng.uniform(0, 360, 40), "dec": np.sign(pole) * (90 - rng.uniform(0, 120, 40) / 3600)}
+        for name, values in places.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        add_tile(run, tile, table)
+    publish([run.url], tmp_path / "catalog", partition_rows=20)
+    everything = query(run.url, thumbnails=False)
+    sky = SkyCoord(everything["ra"].to_numpy(), everything["dec"].to_numpy(), unit="deg")
+    for ra, dec, radius in ((0.0, pole, 60.0), (200.0, pole, 5.0), (45.0, pole - np.sign(pole) / 60, 70.0)):
+        wanted = inside(everything, sky.separation(SkyCoord(ra, dec, unit="deg")).arcsec <= radius)
+        assert len(wanted) > 2
+        for place in (run.url, tmp_path / "catalog"):
+            assert names(query(place, cone=(ra, dec, radius), thumbnails=False)) == wanted
+    cap = Box(0, 360, *sorted([pole, pole - np.sign(pole) / 60]))
+    assert 40 < query(tmp_path / "catalog", region=cap, thumbnails=False).num_rows < 120
 
 
 def test_a_box_across_ra_zero_and_one_beside_it(where, truth):

@@ -15,6 +15,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from storage.errors import StorageError
+from storage.parquet import parquet_bytes, read_parquet
 from storage.schema import (
     CANDIDATES,
     LEDGER,
@@ -22,8 +23,6 @@ from storage.schema import (
     MOSAIC,
     THUMBNAILS,
     conform,
-    parquet_bytes,
-    read_parquet,
     stamp_array,
     stamps,
     table_from_rows,

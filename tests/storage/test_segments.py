@@ -23,9 +23,10 @@ from astropy.table import Table
 from storage import compaction
 from storage.errors import StorageError
 from storage.objectstore import Folder
+from storage.parquet import parquet_bytes
 from storage.query import query
 from storage.runs import RunFolder
-from storage.schema import LEDGER, parquet_bytes, stamp_array, table_from_rows
+from storage.schema import LEDGER, stamp_array, table_from_rows
 from tests.storage.test_runs import RUN, make_candidates, make_header, make_planes
 
 WHEN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
