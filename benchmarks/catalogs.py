@@ -65,7 +65,7 @@ def make_run(where: str, rows: int, tiles: int) -> None:
         row, column = divmod(number, side)
         ra = (column - side / 2 + rng.random(each)) * TILE_DEG % 360
         dec = (row - side / 2 + rng.random(each)) * TILE_DEG
-        columns = {
+        columns: dict[str, Any] = {
             name: rng.lognormal(3, 1, each).astype(np.float32)
             for name in CATALOG.names
             if name.startswith(("flux", "snr")) or name in ("a", "b", "theta")
@@ -113,7 +113,7 @@ def ask(catalog: str) -> dict[str, Any]:
         "cone_5arcmin": lambda: query(catalog, cone=(0.4, 0.3, 300.0), thumbnails=False),
         "sql_count": lambda: query(catalog, sql="SELECT count(*) FROM candidates WHERE flux_VIS > 20"),
         "sql_top_100": lambda: query(catalog, sql="SELECT * FROM candidates ORDER BY rank LIMIT 100"),
-        "duckdb_top_100": lambda: duckdb.sql(f"SELECT * FROM '{table}' ORDER BY rank LIMIT 100").fetchall(),
+        "duckdb_top_100": lambda: duckdb.execute(f"SELECT * FROM '{table}' ORDER BY rank LIMIT 100").fetchall(),
     }
     measured = {}
     for name, question in questions.items():
