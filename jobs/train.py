@@ -179,7 +179,7 @@ def make_card(config: dict[str, Any], pairs: Pairs, recipe: dict[str, Any]) -> C
         grid=config["grid"],
         bridge=bridge,
         network=NetworkConfig(base=config["base"], stem=config["stem"], norm=config["norm"]),
-        objective=Objective(config["objective"], sigma_data=0.12, log_sigma_mean=-1.4, log_sigma_std=1.5),
+        objective=Objective(config["objective"], sigma_data=0.3, log_sigma_mean=-1.4, log_sigma_std=1.5),
         stretch=Stretch({band: 2 * sigma for band, sigma in pairs.noise.items()}),
         bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
         pixel_scale=pairs.pixel_scale,
