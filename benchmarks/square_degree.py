@@ -39,7 +39,7 @@ from jobs.tile_stages import TileTranslator
 from storage.tiles import Tile
 
 PIXEL_ARCSEC = 0.1
-DEFAULT, LARGE = PatchGrid(), PatchGrid(128, 104, 8)
+DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def settings_of(samples: int, steps: int) -> list[Setting]:
         Setting("half the samples", half, steps),
         Setting("4 steps", samples, 4),
         Setting("half the samples, 4 steps", half, 4),
-        Setting("windows 128, 104, 8", samples, steps, LARGE),
+        Setting("windows of 128 pixels", samples, steps, LARGE),
         Setting("all three", half, 4, LARGE),
         Setting("as published: 200 steps, K = 5", 5, 200),
     ]
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--sources", type=float, default=475_000,
                         help="a square degree (default: Euclid Q1, 30 million in 63.1, arXiv 2503.15302)")  # fmt: skip
     parser.add_argument("--tile-size", type=int, default=512, help="core of a tile, pixels")
-    parser.add_argument("--halo", type=int, default=64, help="pixels")
+    parser.add_argument("--halo", type=int, default=64, help="pixels, at least")
     parser.add_argument("--core-price", type=float, default=0.085,
                         help="dollars an hour (default: Amazon EC2 c5 on demand, two vCPUs a core)")  # fmt: skip
     parser.add_argument("--gpu-price", type=float, default=4.92,
@@ -108,9 +108,10 @@ def main() -> None:
         rates, tile, ratio = measured(request, arguments.calibrate, arguments.rounds)
     rates = replace(rates, live=1.0, sources_per_pixel=arguments.sources * (PIXEL_ARCSEC / 3600) ** 2)
     price = arguments.gpu_price if rates.gpus else arguments.core_price
-    manifest = square_degree(tile, arguments.tile_size, arguments.halo)
     rows = []
     for setting in settings_of(arguments.samples, arguments.steps):
+        # tiles must hold all that their windows look at
+        manifest = square_degree(tile, arguments.tile_size, max(arguments.halo, setting.grid.reach))
         at = rates if setting.grid == DEFAULT else replace(rates, translate=ratio * rates.translate)
         row = row_of(setting, request, manifest, tile, at)
         rows.append(row | {"dollars": price * row["hours"]})
@@ -136,8 +137,7 @@ def measured(request: translation.Request, seconds: float, rounds: int) -> tuple
     taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
-            batch = max(1, translator.batch * DEFAULT.size**2 // grid.size**2)  # as many pixels in a call
-            how = Sampling(samples=2, steps=2, batch=batch, precision=settings.precision, patches=grid)
+            how = Sampling(samples=2, steps=2, batch=translator.batch, precision=settings.precision, patches=grid)
             began = time.perf_counter()
             found = translate_tile(
                 translator.model,
