@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from bridge_core.bridge import Bridge
 from bridge_core.checkpoint import Model, Precision
 from bridge_core.errors import BridgeError
+from bridge_core.spans import span
 from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from kernels.sky_noise import SkyNoise, sky_noise
 
@@ -109,10 +109,10 @@ class Trajectory:
         x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(self.x1)
         self.predict.input.copy_(x * u + self.x1 * v)
         for i, k in enumerate(self.table.rows):
-            with record_function("network"):
+            with span("network"):
                 pred = self.predict(i, x)
             z = noise(i) if callable(noise) and k.d != 0 else noise
-            with record_function("update"):
+            with span("update"):
                 bridge_step(
                     x,
                     pred,

@@ -13,6 +13,7 @@ from bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from bridge_core.errors import BridgeError
 from bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
 from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
+from bridge_core.spans import span
 from bridge_core.stretch import Stretch
 from kernels.accumulate import accumulate
 from kernels.sky_noise import SkyNoise
@@ -133,17 +134,19 @@ def translate_tile(
     corners
         Windows in the order to compute them; by default all that touch the core. The result does not depend on it.
     """
-    seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how, corners)
+    with span("prepare"):
+        seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how, corners)
     live, coverage = seen.live, seen.coverage
     if live:
         groups = [live[i : i + how.group] for i in range(0, len(live), how.group)]
         parts = [window_moments(model, direction, seen.x1, group, origin, how) for group in groups]
-        mean, std = (
-            moment.cpu()
-            for moment in blend(
-                live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box
+        with span("blend"):
+            mean, std = (
+                moment.cpu()
+                for moment in blend(
+                    live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box
+                )
             )
-        )
     else:
         bands = model.card.bands[direction.split("->")[1]]
         mean = std = torch.full((len(bands), *coverage.shape), torch.nan)
@@ -199,8 +202,9 @@ def window_moments(
 
 def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over K of samples, float32 [P, K, ...]."""
-    found = accumulate(samples)
-    return found.mean, found.m2 / (samples.shape[1] - 1)
+    with span("moments"):
+        found = accumulate(samples)
+        return found.mean, found.m2 / (samples.shape[1] - 1)
 
 
 def window_samples(
@@ -241,7 +245,8 @@ def window_samples(
             continue
         conditions = windows[[p for p, _ in part]]
         noise = window_noise(how.seed, TRANSLATION_STREAM[direction], part, corners, windows.device)
-        start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
+        with span("start"):
+            start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
         u = sample(
             model,
             conditions,

@@ -28,6 +28,7 @@ from bridge_core.sampler import (
     step_coefficients,
     uniform_steps,
 )
+from bridge_core.spans import listening
 from kernels.sky_noise import SkyNoise
 from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
 
@@ -464,7 +465,8 @@ def test_between_two_network_calls_runs_the_update_and_no_other_operator(precisi
     window = torch.arange(2, dtype=torch.int32)
     noise = SkyNoise(1, 0, window, window, window)
     steps = end_then_rho_steps(model.card.bridge, 5)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as recorded, listening(torch.profiler.record_function):
         sample(model, x1, "lsst->euclid", steps, start=x1, noise=noise, eta=1.0, precision=precision)
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)

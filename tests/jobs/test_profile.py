@@ -102,7 +102,13 @@ def check_table(found, tiles):
     parts = {(row["stage"], row["part"]): row for row in found["rows"]}
     for part in (
         ("read", "storage get"),
+        ("model", "translate: prepare"),
+        ("model", "translate: network"),
+        ("model", "translate: update"),
+        ("model", "translate: moments"),
+        ("model", "translate: blend"),
         ("model", "candidates: detection"),
+        ("model", "candidates: scoring: network"),
         ("write", "mosaic: encode"),
         ("write", "ledger row: storage put"),
     ):
