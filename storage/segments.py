@@ -159,8 +159,13 @@ def read_candidates(folder: Folder, files: Mapping[str, Collection[str]], column
     """
     schema = pa.schema([CANDIDATES.field(name) for name in columns])
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        parts = pool.map(lambda file: _read_columns(folder, file, files[file], schema), files)
-        return pa.concat_tables([schema.empty_table(), *parts])
+        try:
+            parts = list(pool.map(lambda file: _read_columns(folder, file, files[file], schema), files))
+        except OSError as error:
+            # Arrow keeps the error of a file as long as its reader, which the traceback would keep in turn, and with it
+            # whatever else the callers hold.
+            raise error.with_traceback(None)  # noqa: B904  # the same error
+    return pa.concat_tables([schema.empty_table(), *parts])
 
 
 def _read_columns(folder: Folder, path: str, left_out: Collection[str], schema: pa.Schema) -> pa.Table:
