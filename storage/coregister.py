@@ -6,6 +6,7 @@ is itself a spline through exact WCS positions every 64 pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,8 +55,9 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
     )
     sources = [_Source.prepare(image, band) for band in range(len(image.bands))]
     for rows, where in mapping.blocks():
+        block = _Block.of(where, image.flux.shape[1:], copy=mapping.whole_shift is not None)
         for band, source in enumerate(sources):
-            _interpolate(source, where, mapping.whole_shift is not None, out, band, rows)
+            _interpolate(source, block, out, band, rows)
     return out
 
 
@@ -94,7 +96,10 @@ def resample_stamps(
 
 @dataclass(frozen=True)
 class _Source:
-    """One band, ready to be interpolated: spline coefficients, filled variance, reach of each mask plane."""
+    """One band, ready to be interpolated: spline coefficients, variance, reach of each mask plane.
+
+    flux and variance are filled; around the variance its edge is repeated as far as `TAPS` reach.
+    """
 
     flux: NDArray[np.float64]
     coefficients: NDArray[np.float64]
@@ -108,66 +113,100 @@ class _Source:
         flux, variance, mask = image.flux[band], image.variance[band], image.mask[band]
         # a saturated value is too low, but nearer the truth than a fill from outside the core
         known = ((mask & ~np.uint8(MASK_PLANES["SAT"])) == 0) & np.isfinite(flux) & np.isfinite(variance)
-        filled = fill_unknown(flux, known)
+        filled, filled_variance = fill_unknown((flux, variance), known)
         return cls(
             flux=filled,
             coefficients=np.asarray(ndimage.spline_filter(filled, order=3, output=np.float64, mode="mirror")),
-            variance=fill_unknown(variance, known),
+            variance=np.pad(filled_variance, (-TAPS[0], TAPS[-1]), mode="edge"),
             mask=mask,
             touched=_touched(mask),
             correlation=image.noise_correlation[band],
         )
 
 
-def fill_unknown(values: NDArray[np.floating], known: NDArray[np.bool_], sigma: float = 1.0) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of the output, and what all bands of one image share in them.
+
+    at_y, at_x: input pixels under the positions; along_y, along_x: squared weights of `TAPS` (None for a copy).
+    """
+
+    where: Positions
+    inside: NDArray[np.bool_]
+    at_y: NDArray[np.intp]
+    at_x: NDArray[np.intp]
+    along_y: NDArray[np.float64] | None
+    along_x: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, where: Positions, shape: tuple[int, ...], *, copy: bool) -> _Block:
+        height, width = shape
+        inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)
+        at_y, at_x = (np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, height), (where.x, width)))
+        if copy:
+            return cls(where, inside, at_y, at_x, None, None)
+        return cls(where, inside, at_y, at_x, tap_weights(where.y - at_y) ** 2, tap_weights(where.x - at_x) ** 2)
+
+
+def fill_unknown(
+    planes: Sequence[NDArray[np.floating]], known: NDArray[np.bool_], sigma: float = 1.0
+) -> list[NDArray[np.float64]]:
     """Replace unknown pixels by the Gaussian mean of their known neighbours, far from any by the nearest; float64."""
-    filled = np.where(known, values, 0.0).astype(np.float64)
+    filled = [np.where(known, values, 0.0).astype(np.float64) for values in planes]
     if known.all() or not known.any():
         return filled
     weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
-    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    mean = ndimage.gaussian_filter(filled, sigma) / np.maximum(weight, 1e-12)
-    return np.where(known, filled, np.where(weight > 1e-3, mean, filled[tuple(nearest)]))
+    nearest = tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))
+    return [
+        np.where(
+            known,
+            values,
+            np.where(
+                weight > 1e-3, ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12), values[nearest]
+            ),
+        )
+        for values in filled
+    ]
 
 
-def _interpolate(source: _Source, where: Positions, copy: bool, out: SurveyImage, band: int, rows: slice) -> None:
+def _interpolate(source: _Source, block: _Block, out: SurveyImage, band: int, rows: slice) -> None:
     """Write one block of rows of one band."""
-    height, width = source.mask.shape
-    inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)
-    at_y, at_x = (np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, height), (where.x, width)))
-    if copy:
+    where, at_y, at_x = block.where, block.at_y, block.at_x
+    if block.along_y is None:
         mask = source.mask[at_y, at_x]
-        flux, variance = source.flux[at_y, at_x], source.variance[at_y, at_x]
+        flux, variance = source.flux[at_y, at_x], source.variance[at_y - TAPS[0], at_x - TAPS[0]]
     else:
         mask = source.touched[at_y, at_x]
         flux = where.area * ndimage.map_coordinates(
             source.coefficients, [where.y, where.x], order=3, mode="mirror", prefilter=False
         )
-        variance = where.area**2 * _interpolated_variance(source, where, at_y, at_x)
-    mask = np.where(inside, mask, MASK_PLANES["NO_DATA"]).astype(np.uint8)
+        variance = where.area**2 * _interpolated_variance(source, block)
+    mask = np.where(block.inside, mask, MASK_PLANES["NO_DATA"]).astype(np.uint8)
     unknown = (mask & MASK_PLANES["NO_DATA"]) != 0
     out.mask[band, rows] = mask
     out.flux[band, rows] = np.where(unknown, np.nan, flux)
     out.variance[band, rows] = np.where(unknown, np.nan, variance)
 
 
-def _interpolated_variance(
-    source: _Source, where: Positions, at_y: NDArray[np.intp], at_x: NDArray[np.intp]
-) -> NDArray[np.float64]:
+def _interpolated_variance(source: _Source, block: _Block) -> NDArray[np.float64]:
     """Sum over input pixels of (effective weight)^2 x variance, the weights being separable cardinal splines."""
-    height, width = source.variance.shape
-    along_y, along_x = tap_weights(where.y - at_y) ** 2, tap_weights(where.x - at_x) ** 2
-    columns = [np.clip(at_x + tap, 0, width - 1) for tap in TAPS]
-    total = np.zeros_like(where.y)
-    for i, tap in enumerate(TAPS):
-        row = np.clip(at_y + tap, 0, height - 1) * width
-        line = np.zeros_like(total)
-        for j, column in enumerate(columns):
-            line += along_x[j] * source.variance.ravel()[row + column]
-        total += along_y[i] * line
+    assert block.along_y is not None and block.along_x is not None
+    where, width = block.where, source.variance.shape[1]
+    values = source.variance.ravel()
+    first = block.at_y * width + block.at_x  # of the taps in the padded array; all others are a fixed way from it
+    total, line, tap = (np.empty_like(where.y) for _ in range(3))
+    total[:] = 0.0
+    for i, along_y in enumerate(block.along_y):
+        line[:] = 0.0
+        for j, along_x in enumerate(block.along_x):
+            np.take(values[i * width + j :], first, out=tap, mode="clip")  # all lie inside; "raise" would copy
+            tap *= along_x
+            line += tap
+        line *= along_y
+        total += line
     if source.correlation > 0:
-        total *= correlated_gain(where.y - at_y, source.correlation)
-        total *= correlated_gain(where.x - at_x, source.correlation)
+        total *= correlated_gain(where.y - block.at_y, source.correlation)
+        total *= correlated_gain(where.x - block.at_x, source.correlation)
     return total
 
 
