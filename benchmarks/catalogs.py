@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.high_water import high_water
 from storage.catalogs import Catalog
 from storage.parquet import parquet_bytes
 from storage.publishing import publish
@@ -90,7 +90,7 @@ def make_run(where: str, rows: int, tiles: int) -> None:
 
 def publish_and_measure(run: str, catalog: str) -> dict[str, Any]:
     """Publish twice; the second time there is nothing to do."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     begin = time.perf_counter()
     published = publish([run], catalog)
     middle = time.perf_counter()
@@ -98,8 +98,8 @@ def publish_and_measure(run: str, catalog: str) -> dict[str, Any]:
     return {
         "publish_s": middle - begin,
         "publish_again_s": time.perf_counter() - middle,
-        "rss_before_mb": before / 1024,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_before_mb": before / 2**20,
+        "peak_rss_mb": high_water() / 2**20,
         **{name: published.facts[name] for name in ("partitions", "margin_rows", "bytes")},
     }
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.high_water import high_water
 from bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
 from bridge_core.network import NetworkConfig, UNet
 from jobs.projection import SOURCES_PER_PIXEL, stage_memory
@@ -121,12 +122,6 @@ def do_stage(stage: str, place: Path) -> dict[str, int]:
     peak = high_water()
     (place / stage).write_bytes(column[0].as_buffer())
     return {"measured": peak}
-
-
-def high_water() -> int:
-    """Largest resident set of this process so far, bytes (not ru_maxrss, which begins with the parent's)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def crowded_tile(side: int) -> Tile:
