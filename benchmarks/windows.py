@@ -34,7 +34,6 @@ GRIDS = (
     PatchGrid(256, 232, 8),
     PatchGrid(256, 216, 16),
 )
-PIXELS = 16 * 64 * 64
 """In one call of the network, whatever the size of the windows."""
 
 
@@ -115,7 +114,7 @@ def translate(model: Model, tile: Tile, direction: str, grid: PatchGrid, samples
     """Posterior over the tile's core; a grid of one window is laid onto the tile itself."""
     image = tile.images[direction.split("->")[0]]
     one = grid.size >= max(tile.shape)
-    how = Sampling(samples=samples, batch=max(1, PIXELS // grid.size**2), patches=grid)
+    how = Sampling(samples=samples, patches=grid)
     return translate_tile(
         model, direction, torch.from_numpy(image.flux), torch.from_numpy(image.valid), origin=tile.origin,
         core=tile.core, psf_fwhm=7.0, how=how, corners=[tile.origin] if one else None,
