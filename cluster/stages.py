@@ -167,7 +167,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, Interval]:
     """Return what `work` returns, and when and where that was."""
     start, clock = time.time(), time.monotonic()
     result = work()
-    return result, Interval(start, start + time.monotonic() - clock, f"{socket.gethostname()}:{os.getpid()}")
+    return result, Interval(start, start + time.monotonic() - clock, this_worker())
 
 
 def _guarded(stage: str, work: Callable[[], Any], outcome: Outcome) -> Outcome:
@@ -189,3 +189,8 @@ def _guarded(stage: str, work: Callable[[], Any], outcome: Outcome) -> Outcome:
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def this_worker() -> str:
+    """Name of this process in intervals and profiles, host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"

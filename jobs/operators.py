@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_core.spans import listening, span
-from jobs.spans import PARTS, this_worker
+from cluster.stages import this_worker
+from jobs.spans import PARTS
 from storage.objectstore import Folder
 
 if TYPE_CHECKING:

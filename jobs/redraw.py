@@ -65,6 +65,7 @@ def redraw(
     from bridge_core.redraw import redraw_tile
     from bridge_core.translate import DEFAULT_BATCH, Sampling
     from storage.footprint import overlap
+    from storage.runs import LATER_KEYS
     from storage.tiles import TileStore
 
     facts = run.run_json
@@ -83,7 +84,7 @@ def redraw(
         seed=facts["seed"],
         batch=settings.get("batch") or DEFAULT_BATCH[device.type],
         precision=facts["precision"],
-        patches=PatchGrid.of(facts.get("patch", Sampling().patches.size)),
+        patches=PatchGrid.of((LATER_KEYS | facts)["patch"]),
     )
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)
     mean, std = np.full_like(stored.mean, np.nan), np.full_like(stored.std, np.nan)

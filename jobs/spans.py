@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from bridge_core.spans import listening, span
+from cluster.stages import this_worker
 from storage.objectstore import Folder
 
 log = logging.getLogger(__name__)
@@ -75,11 +74,6 @@ def recorded(profiled: Profiled | None, stage: str, tile_id: str, *, gpu: bool =
             Folder.at(profiled.url).put_many({f"{PARTS}/{stage}-{tile_id}.json": part.to_json()})
         except Exception as error:  # a profile is no reason for a tile to fail
             log.warning("profile of %s of tile %s not written (%s: %s)", stage, tile_id, type(error).__name__, error)
-
-
-def this_worker() -> str:
-    """host:pid, as `cluster.stages.Interval` names it."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Recorder:

@@ -92,6 +92,7 @@ class Request:
 
 def check(config: Config) -> Request:
     """Read what the run is about; refuse what cannot work."""
+    from storage.runs import LATER_KEYS
     from storage.schema import SCHEMA_VERSION
     from storage.tiles import TileStore
 
@@ -112,7 +113,7 @@ def check(config: Config) -> Request:
         "code_schema_version": SCHEMA_VERSION,
         "store": store.url,
     }
-    if config.patch != PATCHES[0]:  # earlier runs, all of the default, do not say
+    if config.patch != LATER_KEYS["patch"]:  # earlier runs do not say
         fingerprint["patch"] = config.patch
     return Request(config, model, store, manifest, fingerprint)
 
@@ -146,8 +147,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
         for image in tile.images.values():
             check_image(model, image, tile_id)
-        if patch != PATCHES[0]:
-            check_halo(tile, patch, store.url)
+        check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
         return
 
 

@@ -8,6 +8,9 @@ import torch
 
 Impl = Literal["auto", "naive", "triton"]
 
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
+"""Options of every kernel's launch; a fused multiply-add would change the bits."""
+
 
 def choose_impl(impl: Impl, device: torch.device) -> Literal["naive", "triton"]:
     """Resolve `impl` for tensors on `device`: "auto" is Triton on CUDA and naive elsewhere.

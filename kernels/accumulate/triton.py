@@ -11,10 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.accumulate.naive import Accumulated
-from kernels.dispatch import check_launch
+from kernels.dispatch import LAUNCH, check_launch
 
 BLOCK = 512  # values a program: four a thread, hence 128-bit loads
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add would change the bits
 
 
 def accumulate_triton(samples: Tensor, target: Tensor | None) -> Accumulated:

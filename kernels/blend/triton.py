@@ -12,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import check_launch
+from kernels.dispatch import LAUNCH, check_launch
 
 BLOCK = 256
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add would change the bits
 
 
 def blend_triton(

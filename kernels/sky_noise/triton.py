@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import check_launch
+from kernels.dispatch import LAUNCH, check_launch
 from kernels.sky_noise import naive
 from kernels.sky_noise.naive import SkyNoise
 
 BLOCK = 512  # pixels a program: four a thread, hence 128-bit stores
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add would change the bits
 
 _LOG_POLY = tl.constexpr(naive.LOG_POLY)
 _SIN_POLY = tl.constexpr(naive.SIN_POLY)

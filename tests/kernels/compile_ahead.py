@@ -22,7 +22,8 @@ from kernels.blend.triton import BLOCK as BLEND_BLOCK
 from kernels.blend.triton import blend_kernel
 from kernels.bridge_step.naive import StepCoefficients
 from kernels.bridge_step.triton import bridge_step_kernel
-from kernels.sky_noise.triton import BLOCK, LAUNCH, sky_noise_kernel
+from kernels.dispatch import LAUNCH
+from kernels.sky_noise.triton import BLOCK, sky_noise_kernel
 
 FLOATS = (
     *("p_out", "p_xs", "p_x0", "p_next", "p_xt", "p_x1", "p_prev", "p_z", "p_table"),
