@@ -1,0 +1,70 @@
+"""Make the files of version 1 that must open for ever: `python -m tests.kept.make`, run at the commit that wrote them.
+
+A checkpoint, a tile store, a pair store and a run folder of which one tile is left to do, all as small as can be; the
+tests copy them and read, query, export and resume them. They were made by the code of 29d18a7; made again by later code
+they would prove nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from bridge_core.bridge import Bridge
+from bridge_core.checkpoint import Card, save_checkpoint
+from bridge_core.network import NetworkConfig, UNet
+from bridge_core.objective import Objective
+from bridge_core.stretch import Stretch
+from jobs.__main__ import main
+from storage.images import SURVEY_BANDS
+from storage.ingest import Field, cut_tile, tile_boxes
+from storage.tiles import TileStore
+from tests.tiny import SIGMA, make_image, write_pairs
+
+HERE = Path(__file__).parent
+SIDE, TILE, LEFT = 144, 72, "t0003"
+"""Pixels of the field and of a tile's core, and the tile that the run has not done."""
+MADE_IN = "/kept/v1"
+"""What stands in the files for the folder that they lie in."""
+
+
+def make(folder: Path) -> None:
+    """Write everything below an empty folder."""
+    torch.manual_seed(0)
+    network = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, time_dim=16, stem=2, norm="pixel")
+    card = Card(
+        name="kept",
+        grid="mosaic",
+        bridge=Bridge.brownian(m_min=1e-4),
+        network=network,
+        objective=Objective("edm", sigma_data=0.3, log_sigma_mean=-1.2, log_sigma_std=1.4),
+        stretch=Stretch({band: 2 * sigma for band, sigma in SIGMA.items()}),
+        bands=dict(SURVEY_BANDS),
+        pixel_scale={"lsst": 0.1, "euclid": 0.1},
+        provenance={"pairs": "none: random weights"},
+    )
+    save_checkpoint(card, UNet(network).state_dict(), folder / "kept")
+    field = Field(lsst=make_image("lsst", SIDE), euclid=make_image("euclid", SIDE))
+    store = TileStore.create(str(folder / "tiles"), grid_id=field.grid_id)
+    store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, TILE, 0)])
+    write_pairs(folder / "pairs.zarr", 4)
+    arguments = ["--store", str(folder / "tiles"), "--run", str(folder / "run"), "--checkpoint", str(folder / "kept")]
+    fast = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2"]
+    assert main(["translate", *arguments, *fast, "--precision", "float32", "--executor", "serial"]) == 0
+    for part in ("ledger", "mosaics", "candidates"):
+        (folder / "run" / part / f"{LEFT}.parquet").unlink()
+    (folder / "run" / "lease.json").unlink(missing_ok=True)
+    run_json = folder / "run" / "run.json"
+    run_json.write_text(run_json.read_text().replace(str(folder), MADE_IN))
+
+
+if __name__ == "__main__":
+    shutil.rmtree(HERE / "v1", ignore_errors=True)
+    (HERE / "v1").mkdir()
+    make(HERE / "v1")
+    print(json.dumps({"numpy": np.__version__, "torch": torch.__version__, "zarr": zarr.__version__}))

@@ -1,0 +1,86 @@
+"""Files that an earlier version wrote open, are read and queried, and a run folder of it is gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bridge_core.checkpoint import load_checkpoint
+from jobs.__main__ import main
+from storage.pairs import read_pairs
+from storage.runs import RunFolder
+from storage.tiles import TileStore, tile_content
+from tests.kept.make import HERE, LEFT, MADE_IN
+from tests.tiny import files_of
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A copy of the kept files, in whose run.json stands where they now lie."""
+    folder = tmp_path / "v1"
+    shutil.copytree(HERE / "v1", folder)
+    run_json = folder / "run" / "run.json"
+    run_json.write_text(run_json.read_text().replace(MADE_IN, str(folder)))
+    return folder
+
+
+def test_a_card_of_version_1_opens_with_its_bands_and_stretch(kept):
+    assert json.loads((kept / "kept.json").read_text())["card_version"] == 1
+    card = load_checkpoint(kept / "kept").card
+    assert card.bands == {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
+    assert card.pixel_scale == {"lsst": 0.1, "euclid": 0.1}
+
+
+def test_a_tile_store_of_format_1_opens_with_both_surveys(kept):
+    store = TileStore.open(kept / "tiles")
+    manifest = store.manifest()
+    assert manifest["tile_id"].to_pylist() == ["t0000", "t0001", "t0002", "t0003"]
+    tile = store.read_tile("t0002")
+    assert {name: image.bands for name, image in tile.images.items()} == {
+        "lsst": ("g", "r", "i"),
+        "euclid": ("VIS",),
+    }
+    assert manifest["content"].to_pylist()[2] == tile_content(tile)
+
+
+def test_a_pair_store_without_the_attribute_endpoints_is_lsst_and_euclid(kept):
+    pairs = read_pairs(str(kept / "pairs.zarr"), "cutout")
+    assert pairs.lsst.shape == (4, 3, 64, 64) and pairs.euclid.shape == (4, 1, 64, 64)
+    assert set(pairs.noise) == {"g", "r", "i", "VIS"}
+
+
+def test_a_run_folder_is_gone_on_with_to_the_same_run_id_and_what_was_done_stays(kept):
+    before = files_of(kept / "run")
+    run_json = json.loads((kept / "run" / "run.json").read_text())
+    arguments = ["--store", str(kept / "tiles"), "--run", str(kept / "run"), "--checkpoint", str(kept / "kept")]
+    fast = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
+    assert main(["translate", *arguments, *fast, "--executor", "serial"]) == 0
+    after = files_of(kept / "run")
+    assert {name: after[name] for name in before} == before
+    assert sorted(name for name in after.keys() - before.keys() if name.endswith(".parquet")) == [
+        f"{part}/{LEFT}.parquet" for part in ("candidates", "ledger", "mosaics")
+    ]
+    run = RunFolder.open(kept / "run")
+    assert run.ok_tiles() == ["t0000", "t0001", "t0002", "t0003"]
+    assert run.run_json["fingerprint"] == run_json["fingerprint"]
+    rows = run.read_candidates(LEFT)
+    earlier = run.read_candidates("t0000")
+    assert rows.schema == earlier.schema
+    assert {mosaic.bands for mosaic in map(run.read_tile_mosaic, run.ok_tiles())} == {("VIS",)}
+
+
+def test_a_run_folder_is_queried_and_exported(kept, capsys):
+    assert main(["query", "--run", str(kept / "run"), "--top", "3", "--format", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("rank,") or "object_id" in lines[0]
+    assert len(lines) == 4
+    out = kept / "field.fits"
+    assert main(["export", "--run", str(kept / "run"), "--out", str(out), "--lossless"]) == 0
+    from astropy.io import fits
+
+    with fits.open(out) as hdus:
+        data = next(hdu.data for hdu in hdus if hdu.data is not None)
+    assert np.isfinite(data).any()
