@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.high_water import high_water
-from storage.catalogs import Catalog
-from storage.parquet import parquet_bytes
-from storage.publishing import publish
-from storage.query import query
-from storage.runs import FINGERPRINT_KEYS, RunFolder, candidates_path
-from storage.schema import CATALOG, conform
-from storage.sky import healpix_29
+from surveybridge.storage.catalogs import Catalog
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.publishing import publish
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder, candidates_path
+from surveybridge.storage.schema import CATALOG, conform
+from surveybridge.storage.sky import healpix_29
 
 TILE_DEG = 0.05
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, Model, Precision
-from bridge_core.network import NetworkConfig, UNet
-from bridge_core.objective import Objective
-from bridge_core.prediction import Predictor
-from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Card, Model, Precision
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 
 GAIN = 0.5
 SHAPE = (64, 3, 32, 32)

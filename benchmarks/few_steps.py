@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.samplers import SAMPLERS, draws, judge
-from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
-from bridge_core.metrics import patch_energy_score
-from bridge_core.network import channels_last
-from bridge_core.sampler import boot, step_at
-from bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator
-from bridge_core.translate import stretch_of, to_channels
-from jobs.evaluation_stages import display_stretch
-from storage.pairs import Pairs, read_pairs
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.metrics import patch_energy_score
+from surveybridge.bridge_core.network import channels_last
+from surveybridge.bridge_core.sampler import boot, step_at
+from surveybridge.bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator
+from surveybridge.bridge_core.translate import stretch_of, to_channels
+from surveybridge.jobs.evaluating.stages import display_stretch
+from surveybridge.storage.pairs import Pairs, read_pairs
 
 DRAWN = 3
 """Samples of x0 a pair sees in training."""

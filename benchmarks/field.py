@@ -31,10 +31,11 @@ from benchmarks.field_measures import (
     read_field,
     seams,
 )
-from bridge_core.patches import PatchGrid
-from jobs import ingest, translate, translation
-from storage.runs import RunFolder
-from storage.tiles import TileStore
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.jobs import ingest, translate
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "field"
 DIRECTIONS = ("lsst->euclid", "euclid->lsst")

@@ -16,10 +16,10 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy import stats
 
-from bridge_core.patches import PatchGrid
-from storage.photometry import flux_from_magnitude
-from storage.runs import RunFolder
-from storage.tiles import TileStore
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.storage.photometry import flux_from_magnitude
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import TileStore
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

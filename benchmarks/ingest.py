@@ -23,11 +23,11 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
-from storage.coregister import coregister
-from storage.fits_images import read_mer, read_rubin
-from storage.ingest import Field, cut_tile, ingest_field, tile_boxes
-from storage.photometry import sky_statistics
-from storage.tiles import TileStore
+from surveybridge.storage.coregister import coregister
+from surveybridge.storage.fits_images import read_mer, read_rubin
+from surveybridge.storage.ingest import Field, cut_tile, ingest_field, tile_boxes
+from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.tiles import TileStore
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS")
 FIELDS = 4
@@ -59,7 +59,7 @@ def main() -> None:
     report = _summary(rounds, arguments.cores)
     _print(report)
     if arguments.out:
-        from jobs.doctor_machine import described_machine
+        from surveybridge.jobs.diagnosing.machine import described_machine
 
         document = {"machine": described_machine(), "rounds": arguments.rounds, **report}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -27,12 +27,13 @@ from astropy.wcs import WCS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jobs import ingest, simulate, translate, translation
-from jobs.injection import draw_lens
-from jobs.simulated_lenses import Arc
-from jobs.simulated_population import columns
-from jobs.simulated_sky import INSTRUMENTS, Frame, render
-from storage.query import query
+from surveybridge.jobs import ingest, simulate, translate
+from surveybridge.jobs.simulating.injection import draw_lens
+from surveybridge.jobs.simulating.lenses import Arc
+from surveybridge.jobs.simulating.population import columns
+from surveybridge.jobs.simulating.sky import INSTRUMENTS, Frame, render
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage.query import query
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "field"
 SHARES = (0.005, 0.01, 0.02, 0.05, 0.1)

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge_core.patches import PatchGrid
-from kernels.accumulate import accumulate
-from kernels.blend import blend
-from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
-from kernels.dispatch import Impl
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.kernels.accumulate import accumulate
+from surveybridge.kernels.blend import blend
+from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.dispatch import Impl
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 BANDS = 3
 SAMPLES = 8

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.field_measures import read_images
-from bridge_core.checkpoint import Model, load_checkpoint
-from bridge_core.detection import detect
-from bridge_core.translate import Sampling, observed_units, window_samples
-from jobs import ingest
-from jobs.rendering import lupton_rgb
-from storage.pairs import read_ids, read_labels, read_pairs
+from surveybridge.bridge_core.checkpoint import Model, load_checkpoint
+from surveybridge.bridge_core.detection import detect
+from surveybridge.bridge_core.translate import Sampling, observed_units, window_samples
+from surveybridge.jobs import ingest
+from surveybridge.jobs.drawing.rendering import lupton_rgb
+from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE = 64

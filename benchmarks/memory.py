@@ -5,7 +5,7 @@
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
 object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).
-The tiles hold as many sources as `jobs.projection.SOURCES_PER_PIXEL` allows for.
+The tiles hold as many sources as `jobs.planning.projection.SOURCES_PER_PIXEL` allows for.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.high_water import high_water
-from bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
-from bridge_core.network import NetworkConfig, UNet
-from jobs.projection import SOURCES_PER_PIXEL, stage_memory
-from jobs.tile_stages import Settings, tile_stages
-from jobs.translation import Config
-from storage.images import SURVEY_BANDS, SurveyImage
-from storage.runs import RunFolder
-from storage.tiles import Tile, TileStore
+from surveybridge.bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.jobs.planning.projection import SOURCES_PER_PIXEL, stage_memory
+from surveybridge.jobs.translating.request import Config
+from surveybridge.jobs.translating.stages import Settings, tile_stages
+from surveybridge.storage.images import SURVEY_BANDS, SurveyImage
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import Tile, TileStore
 
 STAGES = ("read", "model", "write")
 HALO = 64
@@ -105,7 +105,7 @@ def do_stage(stage: str, place: Path) -> dict[str, int]:
     import pyarrow as pa
     import ray.data  # noqa: F401  # a worker of Ray Data has it loaded
 
-    from cluster.stages import Outcome, model_outcome, read_outcome, write_outcome
+    from surveybridge.cluster.stages import Outcome, model_outcome, read_outcome, write_outcome
 
     stages = tile_stages(pickle.loads((place / "settings.pickle").read_bytes()))
     match stage:

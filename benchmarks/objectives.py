@@ -26,15 +26,23 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.samplers import draws, judge
-from bridge_core.checkpoint import DIRECTIONS, Card, Model
-from bridge_core.evaluation import image_scores
-from bridge_core.network import NetworkConfig, UNet, channels_last
-from bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
-from bridge_core.training import Batch, Recipe, TrainState, augment, bridge_loss, half_each_way, step_generator
-from bridge_core.translate import stretch_of, to_channels
-from jobs.evaluation_stages import display_stretch
-from jobs.train import make_card
-from storage.pairs import Pairs, read_pairs
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Card, Model
+from surveybridge.bridge_core.evaluation import image_scores
+from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.training import (
+    Batch,
+    Recipe,
+    TrainState,
+    augment,
+    bridge_loss,
+    half_each_way,
+    step_generator,
+)
+from surveybridge.bridge_core.translate import stretch_of, to_channels
+from surveybridge.jobs.evaluating.stages import display_stretch
+from surveybridge.jobs.train import make_card
+from surveybridge.storage.pairs import Pairs, read_pairs
 
 NFE = 20
 DRAWS = 400

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stream import write_store
-from jobs import plan, translate, translation
+from surveybridge.jobs import plan, translate
+from surveybridge.jobs.translating import request as translation
 
 
 def main() -> None:

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.field_measures import Field, read_field
-from jobs import ingest, translate, translation
-from jobs.rendering import GREY, lupton_rgb
-from storage.images import SurveyImage
-from storage.photometry import sky_statistics
-from storage.query import query
-from storage.tiles import TileStore
+from surveybridge.jobs import ingest, translate
+from surveybridge.jobs.drawing.rendering import GREY, lupton_rgb
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.query import query
+from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import DIRECTIONS, Model, Precision, load_checkpoint
-from bridge_core.network import NetworkConfig, UNet, channels_last
-from bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
-from bridge_core.translate import START, Sampling, window_noise
-from kernels.sky_noise import SkyNoise
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision, load_checkpoint
+from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
+from surveybridge.bridge_core.translate import START, Sampling, window_noise
+from surveybridge.kernels.sky_noise import SkyNoise
 
 if TYPE_CHECKING:
     from benchmarks.samplers import Draw
@@ -200,8 +200,8 @@ def profiled(way: Way, batch: int) -> dict[str, float]:
 def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
     """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
     from benchmarks.samplers import draws, judge
-    from jobs.evaluation_stages import display_stretch
-    from storage.pairs import read_pairs
+    from surveybridge.jobs.evaluating.stages import display_stretch
+    from surveybridge.storage.pairs import read_pairs
 
     _, plain, *_, default = all_ways
     pairs = read_pairs(path, plain.model.card.grid, start, start + count)

@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
-from bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
-from bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
-from bridge_core.translate import from_channels, stretch_of, to_channels
-from jobs.evaluation_stages import display_stretch
-from storage.pairs import read_pairs
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
+from surveybridge.bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
+from surveybridge.bridge_core.translate import from_channels, stretch_of, to_channels
+from surveybridge.jobs.evaluating.stages import display_stretch
+from surveybridge.storage.pairs import read_pairs
 
 BATCH = 40
 NFE = (1, 2, 4, 6, 8, 10, 12, 20, 50)

@@ -83,7 +83,7 @@ def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any
     resumed = driver(store, run, checkpoint, workers, pixels)
     start = time.monotonic()
     status = subprocess.run(
-        [sys.executable, "-m", "jobs", "status", "--run", str(run)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "surveybridge", "status", "--run", str(run)], capture_output=True, text=True, check=True
     )
     files = {
         part: sum(len(names) for _, _, names in os.walk(run / part)) for part in ("ledger", "candidates", "mosaics")
@@ -100,8 +100,8 @@ def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any
 
 def write_store(path: Path, count: int) -> None:
     """Make or extend a store of `count` tiles, all of them the first under other names."""
-    from storage.ingest import cut_tile, tile_boxes
-    from storage.tiles import TileStore
+    from surveybridge.storage.ingest import cut_tile, tile_boxes
+    from surveybridge.storage.tiles import TileStore
     from tests import tiny
 
     name = functools.partial(str.format, "t{:08d}")
@@ -135,9 +135,9 @@ def child(*arguments: str) -> dict[str, Any]:
 
 def null_stream(count: int, workers: int) -> dict[str, Any]:
     """Stages that do nothing, and no files: what Ray Data, attempts and receipts cost."""
-    from cluster.connect import start_ray, stop_ray
-    from cluster.stages import Stages
-    from cluster.stream import Stream
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.stages import Stages
+    from surveybridge.cluster.stream import Stream
 
     stages = Stages(
         make_read=lambda: lambda item: item,
@@ -152,8 +152,9 @@ def null_stream(count: int, workers: int) -> dict[str, Any]:
 
 def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
     """Translate with stages that do nothing; seconds, rate and memory."""
-    from jobs import translate, translation
-    from jobs.progress import setup_logging
+    from surveybridge.jobs import translate
+    from surveybridge.jobs.running.progress import setup_logging
+    from surveybridge.jobs.translating import request as translation
 
     setup_logging()
     memory: list[tuple[float, float]] = []
@@ -184,8 +185,8 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
 
 def null_stages(settings: Any, *, pixels: bool) -> Any:
     """The stages of a run whose model gives zeros, and whose reader opens the tile only with `pixels`."""
-    from cluster.stages import Stages
-    from jobs.tile_stages import TileReader, TileWriter
+    from surveybridge.cluster.stages import Stages
+    from surveybridge.jobs.translating.stages import TileReader, TileWriter
 
     return Stages(
         make_read=functools.partial(TileReader, settings) if pixels else functools.partial(FirstTile, settings),
@@ -198,7 +199,7 @@ class FirstTile:
     """Gives every tile the pixels of the first, read once in a process."""
 
     def __init__(self, settings: Any) -> None:
-        from jobs.tile_stages import TileReader
+        from surveybridge.jobs.translating.stages import TileReader
 
         self.tile = TileReader(settings)("t00000000")
 
@@ -209,9 +210,9 @@ class FirstTile:
 
 def zeros(tile_id: str, tile: Any) -> Any:
     """A translation without light and without objects."""
-    from jobs.tile_stages import Translation
-    from storage.schema import CANDIDATES
-    from storage.tiles import tile_content
+    from surveybridge.jobs.translating.stages import Translation
+    from surveybridge.storage.schema import CANDIDATES
+    from surveybridge.storage.tiles import tile_content
 
     height, width = tile.core_shape
     nothing = np.zeros((1, height, width), np.float32)

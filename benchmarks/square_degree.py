@@ -2,8 +2,8 @@
 
     python -m benchmarks.square_degree --store TILES --out benchmarks/results/square_degree.json    # --device cuda
 
-The stages themselves are timed on tiles of the store as `surveybridge plan` does it (`jobs.rates`), and multiplied with
-the work of a square degree as `plan` does it (`jobs.projection`), all of it with data::
+The stages themselves are timed on tiles of the store as `surveybridge plan` does it (`jobs.planning.rates`), and
+multiplied with the work of a square degree as `plan` does it (`jobs.planning.projection`), all of it with data::
 
     hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
 
@@ -29,14 +29,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bridge_core.patches import PatchGrid
-from bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
-from jobs import translation
-from jobs.doctor_machine import described_machine
-from jobs.projection import project, steps_of, work_of
-from jobs.rates import Rates, calibrate, part_of
-from jobs.tile_stages import TileTranslator
-from storage.tiles import Tile
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
+from surveybridge.jobs.diagnosing.machine import described_machine
+from surveybridge.jobs.planning.projection import project, steps_of, work_of
+from surveybridge.jobs.planning.rates import Rates, calibrate, part_of
+from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.stages import TileTranslator
+from surveybridge.storage.tiles import Tile
 
 PIXEL_ARCSEC = 0.1
 DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)

@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import translate, translation
-from jobs.tile_stages import TileReader, TileTranslator, tile_stages
+from surveybridge.jobs import translate
+from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.stages import TileReader, TileTranslator, tile_stages
 
 STAGES = ("read", "model", "write")
 
@@ -82,8 +83,8 @@ def write_store(path: Path, count: int, side: int) -> Path:
     """Write a store of `count` tiles: a field of galaxies of the right size, the same in every tile."""
     from dataclasses import replace
 
-    from storage.ingest import cut_tile, tile_boxes
-    from storage.tiles import TileStore
+    from surveybridge.storage.ingest import cut_tile, tile_boxes
+    from surveybridge.storage.tiles import TileStore
     from tests import tiny
 
     field = tiny.make_field()

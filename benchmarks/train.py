@@ -25,14 +25,14 @@ from unittest.mock import patch
 
 import torch
 
-from bridge_core.checkpoint import Card
-from bridge_core.network import UNet, channels_last
-from bridge_core.training import Batch, TrainState, bridge_loss
-from cluster.training import Session
-from jobs.doctor_machine import described_machine
-from jobs.train import Config, make_card
-from jobs.train_worker import Shard, make_recipe, read_shard, validation_energy, validation_loss
-from storage.pairs import read_pairs
+from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.network import UNet, channels_last
+from surveybridge.bridge_core.training import Batch, TrainState, bridge_loss
+from surveybridge.cluster.training import Session
+from surveybridge.jobs.diagnosing.machine import described_machine
+from surveybridge.jobs.train import Config, make_card
+from surveybridge.jobs.training.worker import Shard, make_recipe, read_shard, validation_energy, validation_loss
+from surveybridge.storage.pairs import read_pairs
 
 WARM_UP = 2
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Training:
-    """A training in this process, as `jobs.train_worker` does it on one worker."""
+    """A training in this process, as `jobs.training.worker` does it on one worker."""
 
     card: Card
     shards: list[Shard]

@@ -149,7 +149,17 @@ def draw(run: str, png: str) -> None:
 @contextmanager
 def server(run: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`surveybridge vet` on any port, once it answers."""
-    words = [sys.executable, "-m", "jobs", "vet", "--run", run, "--port", "0", *(arguments or ("--grader", "ann"))]
+    words = [
+        sys.executable,
+        "-m",
+        "surveybridge",
+        "vet",
+        "--run",
+        run,
+        "--port",
+        "0",
+        *(arguments or ("--grader", "ann")),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -172,12 +182,12 @@ def chromium() -> Iterator[Any]:
 
 def make_run(path: Path, count: int) -> None:
     """A compacted run of `count` candidates in tiles of `EACH`."""
-    from jobs.vetting.listing import shuffle_keys
-    from storage.compaction import _name
-    from storage.parquet import parquet_bytes, parquet_writer
-    from storage.runs import RunFolder
-    from storage.schema import CANDIDATES, LEDGER, THUMBNAILS, stamps, table_from_rows
-    from storage.sky import healpix_29
+    from surveybridge.jobs.vetting.listing import shuffle_keys
+    from surveybridge.storage.compaction import _name
+    from surveybridge.storage.parquet import parquet_bytes, parquet_writer
+    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.schema import CANDIDATES, LEDGER, THUMBNAILS, stamps, table_from_rows
+    from surveybridge.storage.sky import healpix_29
     from tests.storage.test_runs import RUN
 
     run = RunFolder.open_or_create(path, {**RUN, "run_id": "million"})

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
-from bridge_core.metrics import interval_width
-from bridge_core.patches import PatchGrid
-from bridge_core.translate import Posterior, Sampling, translate_tile
-from storage.tiles import Tile, TileStore
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.metrics import interval_width
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.translate import Posterior, Sampling, translate_tile
+from surveybridge.storage.tiles import Tile, TileStore
 
 GRIDS = (
     PatchGrid(64, 40, 8),

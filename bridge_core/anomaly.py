@@ -16,15 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import Model, Precision
-from bridge_core.discriminant import Discriminant
-from bridge_core.errors import BridgeError
-from bridge_core.metrics import unit_range
-from bridge_core.patches import cut
-from bridge_core.residuals import measure
-from bridge_core.sampler import bridge_steps, draw, sample, step_at
-from bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
-from kernels.accumulate import accumulate
+from surveybridge.bridge_core.checkpoint import Model, Precision
+from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.metrics import unit_range
+from surveybridge.bridge_core.patches import cut
+from surveybridge.bridge_core.residuals import measure
+from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
+from surveybridge.bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
+from surveybridge.kernels.accumulate import accumulate
 
 MIN_VALID = 0.2
 """A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.errors import BridgeError
 
 
 class Transition(NamedTuple):

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.discriminant import Discriminant
-from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig, UNet, for_bfloat16
-from bridge_core.objective import Objective
-from bridge_core.prediction import Predictor
-from bridge_core.stretch import Stretch
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.network import NetworkConfig, UNet, for_bfloat16
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.stretch import Stretch
 
 CARD_VERSION = 1
 Precision = Literal["bfloat16", "float32"]
@@ -241,7 +241,7 @@ def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
 
 def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints inside the package."""
-    folder = resources.files("bridge_core") / "checkpoints"
+    folder = resources.files("surveybridge.bridge_core") / "checkpoints"
     return (
         sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".safetensors"))
         if folder.is_dir()
@@ -257,7 +257,7 @@ def check_shipped(name: str) -> None:
     BridgeError
         Where a file is not the one that was shipped, or has no sum.
     """
-    folder = Path(str(resources.files("bridge_core") / "checkpoints"))
+    folder = Path(str(resources.files("surveybridge.bridge_core") / "checkpoints"))
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     sums = {file: digest for digest, file in (line.split() for line in lines)}
     for file in (folder / f"{name}.safetensors", folder / f"{name}.json"):
@@ -272,5 +272,5 @@ def check_shipped(name: str) -> None:
 def _resolve(path: str | Path | None) -> Path:
     name = str(path or DEFAULT_CHECKPOINT)
     if name in shipped_checkpoints():
-        return Path(str(resources.files("bridge_core") / "checkpoints" / name))
+        return Path(str(resources.files("surveybridge.bridge_core") / "checkpoints" / name))
     return Path(name).with_suffix("") if name.endswith((".safetensors", ".json")) else Path(name)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bridge_core.apertures import aperture
-from bridge_core.detection import detect
-from bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
-from bridge_core.morphology import STATISTICS, power_spectrum, shapes
-from bridge_core.stretch import Stretch
-from bridge_core.translate import to_channels
+from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.detection import detect
+from surveybridge.bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
+from surveybridge.bridge_core.morphology import STATISTICS, power_spectrum, shapes
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.translate import to_channels
 
 REGIONS = ("all", "sky", "bright", "bright_truth")
 LEVELS = (0.50, 0.68, 0.90, 0.95)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from bridge_core.apertures import aperture
+from surveybridge.bridge_core.apertures import aperture
 
 RADIUS_ARCSEC = 1.0
 """Of the circle in which everything is measured."""

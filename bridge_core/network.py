@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.errors import BridgeError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
 
 OBJECTIVES = ("eps", "grad", "maxnll", "edm")
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-import kernels.blend
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.kernels.blend import blend as blend_windows
 
 FILL_REACH = 8
 
@@ -195,7 +195,7 @@ def blend(
         Mean and standard deviation, float32 [C, H, W]; NaN where no window reaches. The order of the windows does not
         matter: they are added in the order of their corners, in float64.
     """
-    return kernels.blend.blend(mean, variance, corners, grid.taper(), box, stride=grid.stride)
+    return blend_windows(mean, variance, corners, grid.taper(), box, stride=grid.stride)
 
 
 def _blur(image: Tensor, line: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bridge_core.errors import BridgeError
-from bridge_core.network import UNet, network_input
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.network import UNet, network_input
 
 if TYPE_CHECKING:
-    from bridge_core.checkpoint import Precision
+    from surveybridge.bridge_core.checkpoint import Precision
 
 
 class Predictor:

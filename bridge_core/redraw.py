@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import Model
-from bridge_core.patches import blend, cut
-from bridge_core.translate import Posterior, Sampling, look, moments, window_samples
+from surveybridge.bridge_core.checkpoint import Model
+from surveybridge.bridge_core.patches import blend, cut
+from surveybridge.bridge_core.translate import Posterior, Sampling, look, moments, window_samples
 
 
 def redraw_tile(

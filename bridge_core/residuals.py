@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge_core.apertures import aperture
-from bridge_core.checkpoint import DIRECTIONS, Model, Precision
-from bridge_core.discriminant import Measured
-from bridge_core.evaluation import gaussian_blur
-from bridge_core.sampler import denoise, draw, step_at
-from bridge_core.translate import from_channels, stretch_of, window_noise
+from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision
+from surveybridge.bridge_core.discriminant import Measured
+from surveybridge.bridge_core.evaluation import gaussian_blur
+from surveybridge.bridge_core.sampler import denoise, draw, step_at
+from surveybridge.bridge_core.translate import from_channels, stretch_of, window_noise
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)
 """Edges of the rings; the third and fourth hold the arcs of most galaxy-scale lenses."""

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Model, Precision
-from bridge_core.errors import BridgeError
-from bridge_core.spans import span
-from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Model, Precision
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.spans import span
+from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 NoiseSource = SkyNoise | Callable[[int], Tensor]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.errors import BridgeError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bridge_core.checkpoint import Card
-from bridge_core.network import UNet, network_input
+from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.network import UNet, network_input
 
 
 @dataclass(frozen=True)

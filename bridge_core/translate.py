@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bridge_core.checkpoint import DIRECTIONS, Model, Precision
-from bridge_core.errors import BridgeError
-from bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
-from bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
-from bridge_core.spans import span
-from bridge_core.stretch import Stretch
-from kernels.accumulate import accumulate
-from kernels.sky_noise import SkyNoise
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
+from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.spans import span
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.kernels.accumulate import accumulate
+from surveybridge.kernels.sky_noise import SkyNoise
 
 # one stream of the noise generator for each use, so that no two draws of a run coincide
 TRANSLATION_STREAM = {"euclid->lsst": 0, "lsst->euclid": 1}

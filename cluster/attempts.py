@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import metrics
-from cluster.stages import GROUP_BYTES
+from surveybridge.cluster import metrics
+from surveybridge.cluster.stages import GROUP_BYTES
 
 GROUP_SECONDS = 1.0
 """Work of one stage that items too small to travel alone are gathered to; so much is done again after a kill."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from cluster.stages import STAGES, Interval
+from surveybridge.cluster.stages import STAGES, Interval
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from cluster.errors import ClusterError
-from cluster.stream import IO_CPUS, gpus_of_model
+from surveybridge.cluster.errors import ClusterError
+from surveybridge.cluster.stream import IO_CPUS, gpus_of_model
 
 Resources = Mapping[str, float]
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from cluster.errors import ClusterError
+from surveybridge.cluster.errors import ClusterError
 
 CONNECT_SECONDS = 5.0
 """Until a head has taken a connection."""
@@ -38,7 +38,10 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
         _check_port(address)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.reach", address], capture_output=True, text=True, timeout=seconds
+            [sys.executable, "-m", "surveybridge.cluster.reach", address],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(

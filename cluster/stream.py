@@ -21,10 +21,10 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskP
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import metrics
-from cluster.attempts import Attempts, Orders, Worker
-from cluster.errors import ClusterError
-from cluster.stages import (
+from surveybridge.cluster import metrics
+from surveybridge.cluster.attempts import Attempts, Orders, Worker
+from surveybridge.cluster.errors import ClusterError
+from surveybridge.cluster.stages import (
     MAX_KILLS,
     Interval,
     Outcome,

@@ -27,7 +27,7 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.errors import ClusterError
+from surveybridge.cluster.errors import ClusterError
 
 PACKAGE_LIMIT = DASHBOARD_CLIENT_MAX_SIZE
 """Bytes of a working directory that the job server takes: 100 MiB."""

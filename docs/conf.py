@@ -15,9 +15,9 @@ from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs import __version__
-from jobs.__main__ import JOBS, help_of
-from storage import schema
+from surveybridge import __version__
+from surveybridge.jobs.registry import JOBS, help_of
+from surveybridge.storage import schema
 
 project, author, version = "SurveyBridge", "SurveyBridge developers", __version__
 copyright = f"2026, {author}"

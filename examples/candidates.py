@@ -14,10 +14,10 @@ import astropy.units as u
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jobs.rendering import VIEWS, candidate_pictures
-from storage.astrotables import query_table
-from storage.query import query
-from storage.runs import RunFolder
+from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures
+from surveybridge.storage.astrotables import query_table
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import RunFolder
 
 RUN = sys.argv[1] if len(sys.argv) > 1 else "runs/first"
 

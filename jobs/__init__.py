@@ -1,3 +1,1 @@
-"""What a person runs: one module a job, typed config in, exit code out."""
-
-__version__ = "0.1.0"
+"""What a person runs: one module a job, typed config in, exit code out; the room of a job is the folder behind it."""

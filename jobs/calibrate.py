@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
-from jobs.evaluation_ranking import DEFLECTOR_LIKE
-from jobs.progress import progress
-from jobs.translation import read_model
+from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.evaluating.ranking import DEFLECTOR_LIKE
+from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
-    from bridge_core.checkpoint import Model
-    from bridge_core.discriminant import Floats, Measured
-    from storage.pairs import Pairs
+    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.discriminant import Floats, Measured
+    from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\
 surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/mosaic/bridge --out runs/calibrated"""
@@ -53,9 +53,9 @@ def run(config: Config) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from bridge_core.checkpoint import save_checkpoint
-    from bridge_core.discriminant import fit
-    from storage.objectstore import Folder
+    from surveybridge.bridge_core.checkpoint import save_checkpoint
+    from surveybridge.bridge_core.discriminant import fit
+    from surveybridge.storage.objectstore import Folder
 
     model = read_model(config.checkpoint)
     if model.card.stretch is None:
@@ -79,11 +79,11 @@ def run(config: Config) -> int:
 
 def measure_all(config: Config, model: Model) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
     """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
-    from bridge_core.discriminant import Measured
-    from storage.pairs import read_ids, read_labels, read_pairs
+    from surveybridge.bridge_core.discriminant import Measured
+    from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
 
     try:
-        from jobs.injection import inject
+        from surveybridge.jobs.simulating.injection import inject
     except ModuleNotFoundError as missing:
         raise RequestError(
             f"calibrate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
@@ -109,10 +109,10 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
     """Residuals of pairs on their own pixels; `first` places them in the noise."""
     import torch
 
-    from bridge_core.discriminant import Measured
-    from bridge_core.residuals import measure
-    from bridge_core.translate import stretch_of, to_channels
-    from storage.pairs import on_mosaic_grid
+    from surveybridge.bridge_core.discriminant import Measured
+    from surveybridge.bridge_core.residuals import measure
+    from surveybridge.bridge_core.translate import stretch_of, to_channels
+    from surveybridge.storage.pairs import on_mosaic_grid
 
     if model.card.grid == "mosaic":
         pairs = on_mosaic_grid(pairs)
@@ -139,9 +139,9 @@ def print_ranks(
     """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
     from scipy.stats import spearmanr
 
-    from bridge_core.discriminant import fit, surprise
-    from bridge_core.ranking import auroc, matched_auroc
-    from bridge_core.residuals import columns
+    from surveybridge.bridge_core.discriminant import fit, surprise
+    from surveybridge.bridge_core.ranking import auroc, matched_auroc
+    from surveybridge.bridge_core.residuals import columns
 
     regular = ~lens
     alike = lens | np.isin(group, group[lens])

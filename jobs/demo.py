@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Do every stage in turn; the exit code is the translation's."""
-    from jobs import ingest, query, simulate, translate, translation
-    from jobs.panel import draw_candidates, draw_panel
+    from surveybridge.jobs import ingest, query, simulate, translate
+    from surveybridge.jobs.drawing.panel import draw_candidates, draw_panel
+    from surveybridge.jobs.translating import request as translation
 
     out = Path(config.out)
     field, store, folder = out / "field", out / "tiles.zarr", out / "run"

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from jobs.config import JobConfig
-from jobs.doctor_machine import (
+from surveybridge.jobs.config import JobConfig
+from surveybridge.jobs.diagnosing.machine import (
     Finding,
     check_disk,
     check_gpu,
@@ -26,7 +26,7 @@ from jobs.doctor_machine import (
     check_processor,
     check_python,
 )
-from jobs.doctor_services import check_checkpoint, check_ray, check_read, check_write
+from surveybridge.jobs.diagnosing.services import check_checkpoint, check_ray, check_read, check_write
 
 EXAMPLES = """
   surveybridge doctor
@@ -98,7 +98,7 @@ def line(finding: Finding) -> str:
 
 
 def _checkpoints(config: Config) -> Iterator[Finding]:
-    from bridge_core.checkpoint import shipped_checkpoints
+    from surveybridge.bridge_core.checkpoint import shipped_checkpoints
 
     for path in config.checkpoint or shipped_checkpoints():
         yield from check_checkpoint(path)
@@ -107,7 +107,7 @@ def _checkpoints(config: Config) -> Iterator[Finding]:
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """Shorten the retries of storage, unless the environment says how long they are."""
-    from storage.retry import BUDGET_VARIABLE
+    from surveybridge.storage.retry import BUDGET_VARIABLE
 
     if BUDGET_VARIABLE in os.environ:
         yield

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs import __version__
-from jobs.config import JobConfig, RequestError
-from jobs.progress import progress
-from jobs.translation import read_model
+from surveybridge import __version__
+from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pyarrow as pa
 
-    from bridge_core.checkpoint import Model
-    from jobs.evaluation_stages import Settings
-    from storage.objectstore import Folder
+    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.jobs.evaluating.stages import Settings
+    from surveybridge.storage.objectstore import Folder
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Judge, summarise, draw; 0, or 1 where pairs could not be judged."""
-    from jobs.evaluation_plots import draw
-    from jobs.evaluation_stages import TABLES
-    from jobs.evaluation_summary import lines_of, summarise
-    from storage.objectstore import Folder
-    from storage.parquet import parquet_bytes
+    from surveybridge.jobs.evaluating.plots import draw
+    from surveybridge.jobs.evaluating.stages import TABLES
+    from surveybridge.jobs.evaluating.summary import lines_of, summarise
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.parquet import parquet_bytes
 
     settings, model, nominal = check(config)
     out = Folder.at(config.out)
@@ -116,10 +116,10 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     tuple
         Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
     """
-    from bridge_core.checkpoint import DIRECTIONS
-    from jobs.evaluation_stages import Settings, display_stretch, with_display
-    from storage.objectstore import Folder, configured
-    from storage.pairs import NOMINAL, read_pairs
+    from surveybridge.bridge_core.checkpoint import DIRECTIONS
+    from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
+    from surveybridge.storage.objectstore import Folder, configured
+    from surveybridge.storage.pairs import NOMINAL, read_pairs
 
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
@@ -178,15 +178,15 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
 
 def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
     """Receipts of all blocks; each has written its rows."""
-    from cluster.stages import serially
-    from jobs.evaluation_stages import evaluation_stages
+    from surveybridge.cluster.stages import serially
+    from surveybridge.jobs.evaluating.stages import evaluation_stages
 
     blocks, stages = settings.blocks(), evaluation_stages(settings)
     if config.executor == "serial":
         yield from progress(serially(blocks, stages), "evaluate", total=len(blocks), unit="blocks")
         return
-    from cluster.connect import start_ray, stop_ray
-    from cluster.stream import Stream
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.stream import Stream
 
     started = start_ray(config.workers)
     try:
@@ -202,8 +202,8 @@ def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
     """Tables of all blocks, in the order of the stores, whoever has done which block when."""
     import pyarrow as pa
 
-    from jobs.evaluation_stages import TABLES
-    from storage.parquet import read_parquet
+    from surveybridge.jobs.evaluating.stages import TABLES
+    from surveybridge.storage.parquet import read_parquet
 
     tables = {}
     for name in TABLES if settings.anomalies else TABLES[:2]:

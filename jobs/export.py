@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from storage.fits_mosaics import Card
-    from storage.footprint import Box
-    from storage.mosaics import MosaicHeader, StitchedMosaic
-    from storage.objectstore import Folder
-    from storage.runs import RunFolder
+    from surveybridge.storage.fits_mosaics import Card
+    from surveybridge.storage.footprint import Box
+    from surveybridge.storage.mosaics import MosaicHeader, StitchedMosaic
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Write what is asked for, and print where it is."""
-    from jobs.export_folder import export_folder
-    from storage.objectstore import Folder
-    from storage.runs import RunFolder
+    from surveybridge.jobs.exporting.folder import export_folder
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder
 
     source = RunFolder.open(config.run)
     ledger = source.ledger()
@@ -113,8 +113,8 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from jobs.overview import Overview
-    from storage.fits_mosaics import about, fits_bytes, mosaic_hdus
+    from surveybridge.jobs.drawing.overview import Overview
+    from surveybridge.storage.fits_mosaics import about, fits_bytes, mosaic_hdus
 
     picture = f"{name[: -len(_ending(name))]}.png"
     for there in [name] * config.fits + [picture] * config.png:
@@ -155,7 +155,7 @@ def _region(config: Config, source: RunFolder, ledger: pa.Table, first: MosaicHe
     """What is asked for, in global pixels, and the cores of the ok tiles that touch it."""
     import pyarrow.compute as pc
 
-    from storage.footprint import around, header_box, square
+    from surveybridge.storage.footprint import around, header_box, square
 
     tiles: list[str] = ledger.filter(pc.equal(ledger["status"], "ok"))["tile_id"].to_pylist()
     if config.cutout is None:
@@ -172,7 +172,7 @@ def _samples(
     config: Config, source: RunFolder, region: Box, boxes: dict[str, Box], mosaic: StitchedMosaic
 ) -> tuple[NDArray[np.float32], list[Card]]:
     """Samples drawn again, and cards that say whether they are the run's own."""
-    from jobs.redraw import redraw
+    from surveybridge.jobs.exporting.redraw import redraw
 
     drawn = redraw(source, region, boxes, mosaic, config.samples, config.checkpoint, config.store)
     same = drawn.largest_difference == 0
@@ -196,8 +196,8 @@ def _check_size(config: Config, region: Box, bands: int) -> None:
 
 def _touching(config: Config, source: RunFolder, tiles: list[str], region: Box, first: MosaicHeader) -> dict[str, Box]:
     """Boxes of those ok tiles that touch a region: one request where the store's manifest is there, else one a tile."""
-    from jobs.export_folder import source_manifest
-    from storage.footprint import core_boxes, header_box, overlap
+    from surveybridge.jobs.exporting.folder import source_manifest
+    from surveybridge.storage.footprint import core_boxes, header_box, overlap
 
     try:
         listed = core_boxes(source_manifest(source, config.store), first)
@@ -211,8 +211,8 @@ def _touching(config: Config, source: RunFolder, tiles: list[str], region: Box, 
 
 def _nothing_there(config: Config, region: Box, source: RunFolder, ledger: pa.Table, first: MosaicHeader) -> str:
     """Why a cutout is empty: a tile there that is not done, or none."""
-    from jobs.export_folder import source_manifest
-    from storage.footprint import core_boxes, overlap
+    from surveybridge.jobs.exporting.folder import source_manifest
+    from surveybridge.storage.footprint import core_boxes, overlap
 
     cutout = ",".join(f"{number:g}" for number in config.cutout or ())
     what = f"--cutout {cutout} touches none of the finished tiles of {source.url}"

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
@@ -48,8 +48,8 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Write the store, then say what is in it."""
-    from jobs.progress import progress
-    from storage.ingest import ingest_field
+    from surveybridge.jobs.running.progress import progress
+    from surveybridge.storage.ingest import ingest_field
 
     log = logging.getLogger(__name__)
     start = time.monotonic()

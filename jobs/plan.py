@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from jobs import translation
+from surveybridge.jobs.translating import request as translation
 
 if TYPE_CHECKING:
-    from jobs.projection import Projection
+    from surveybridge.jobs.planning.projection import Projection
 
 EXAMPLES = """\
 surveybridge plan --store field.zarr --run runs/field
@@ -49,9 +49,9 @@ def plan(config: Config) -> Projection:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from bridge_core.patches import PatchGrid
-    from jobs.projection import Projection, project, stage_memory, steps_of, work_of
-    from jobs.rates import calibrate
+    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.jobs.planning.projection import Projection, project, stage_memory, steps_of, work_of
+    from surveybridge.jobs.planning.rates import calibrate
 
     request = translation.check(config)
     todo = translation.todo_of(request)
@@ -77,7 +77,7 @@ def describe(found: Projection, config: Config) -> str:
     """The projection for a person."""
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
-    from bridge_core.translate import DEFAULT_BATCH
+    from surveybridge.bridge_core.translate import DEFAULT_BATCH
 
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]

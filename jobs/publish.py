@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from storage.publishing import Publication
+    from surveybridge.storage.publishing import Publication
 
 EXAMPLES = """
   surveybridge publish --run runs/field
@@ -50,8 +50,8 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Publish, and say what stands there."""
-    from storage.publishing import publish
-    from storage.regions import read_moc
+    from surveybridge.storage.publishing import publish
+    from surveybridge.storage.regions import read_moc
 
     out = config.out
     if out is None:
@@ -68,9 +68,9 @@ def run(config: Config) -> int:
 
 def _on_ray(ask: Callable[..., Publication], workers: int) -> Publication:
     """Publish with the files read and written by Ray tasks."""
-    from cluster.connect import start_ray, stop_ray
-    from cluster.spread import spread
-    from storage.objectstore import configure, configured
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.spread import spread
+    from surveybridge.storage.objectstore import configure, configured
 
     # Started when there is something to do, so that a wrong request, or nothing new, does not wait for it.
     started: list[bool] = []

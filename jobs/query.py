@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,7 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Give what was found; 0 also if that is nothing."""
-    from storage.query import query
+    from surveybridge.storage.query import query
 
     kind = _kind(config)
     region, targets = _region(config), _targets(config)
@@ -97,7 +97,7 @@ def run(config: Config) -> int:
 
 def _kind(config: Config) -> str:
     """The format, refused where it cannot be."""
-    from storage.astrotables import ENDINGS
+    from surveybridge.storage.astrotables import ENDINGS
 
     ending = os.path.splitext(config.out or "")[1].lower()
     kind = config.format or (ENDINGS.get(ending, "") if config.out else "table")
@@ -113,7 +113,7 @@ def _kind(config: Config) -> str:
 
 
 def _region(config: Config) -> Any:
-    from storage.regions import Box, Cone, read_moc
+    from surveybridge.storage.regions import Box, Cone, read_moc
 
     given = [name for name in ("cone", "box", "moc") if getattr(config, name) is not None]
     if len(given) > 1:
@@ -126,15 +126,15 @@ def _region(config: Config) -> Any:
 
 
 def _targets(config: Config) -> Any:
-    from storage.crossmatch import read_targets
+    from surveybridge.storage.crossmatch import read_targets
 
     return None if config.match is None else read_targets(config.match, config.match_radius, config.match_columns)
 
 
 def _give(found: pa.Table, kind: str, out: str | None) -> None:
     """Print, or write, a file."""
-    from storage.astrotables import file_bytes
-    from storage.objectstore import file_at
+    from surveybridge.storage.astrotables import file_bytes
+    from surveybridge.storage.objectstore import file_at
 
     data = file_bytes(found, kind)
     if out is None:
@@ -149,7 +149,7 @@ def _give(found: pa.Table, kind: str, out: str | None) -> None:
 
 
 def _shown(config: Config, found: pa.Table) -> pa.Table:
-    from storage.astrotables import flat
+    from surveybridge.storage.astrotables import flat
 
     found = flat(found)
     if config.sql is not None or config.columns is not None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from storage.runs import RunFolder
+    from surveybridge.storage.runs import RunFolder
 
 EXAMPLES = """
   surveybridge report --run runs/field --out reports/field
@@ -40,9 +40,9 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Write the page; 0 whatever the run's state is."""
-    from jobs.reporting.page import page
-    from storage.objectstore import Folder
-    from storage.runs import RunFolder
+    from surveybridge.jobs.reporting.page import page
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder
 
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
@@ -57,7 +57,7 @@ def run(config: Config) -> int:
 
 def read_evaluation(url: str, run: RunFolder) -> dict[str, Any]:
     """The metrics.json of an evaluation; RequestError if there is none, or it is of another checkpoint."""
-    from storage.objectstore import Folder
+    from surveybridge.storage.objectstore import Folder
 
     folder = Folder.at(url)
     try:

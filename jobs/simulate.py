@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.io import fits
 
-    from jobs.simulated_population import Catalogue
-    from jobs.simulated_sky import Frame, Instrument, SkyPositions
+    from surveybridge.jobs.simulating.population import Catalogue
+    from surveybridge.jobs.simulating.sky import Frame, Instrument, SkyPositions
 
 EXAMPLES = """\
 surveybridge simulate --out sky
@@ -67,15 +67,15 @@ def run(config: Config) -> int:
     """
     _check(config)
     try:
-        from jobs import simulated_sky
+        from surveybridge.jobs.simulating import sky as simulated_sky
     except ModuleNotFoundError as missing:
         raise RequestError(
             f"simulate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
     import pyarrow.parquet as pq
 
-    from jobs.simulated_lenses import draw_lenses
-    from jobs.simulated_population import concatenate, draw_galaxies, draw_stars, take
+    from surveybridge.jobs.simulating.lenses import draw_lenses
+    from surveybridge.jobs.simulating.population import concatenate, draw_galaxies, draw_stars, take
 
     started = time.perf_counter()
     euclid = simulated_sky.euclid_frame(CENTRE, config.size)
@@ -181,7 +181,7 @@ def truth_table(catalogue: Catalogue, sky: SkyPositions, euclid: Frame, lsst: Fr
     """
     import pyarrow as pa
 
-    from jobs.simulated_population import BANDS, nanojansky
+    from surveybridge.jobs.simulating.population import BANDS, nanojansky
 
     x_vis, y_vis = euclid.pixels(*sky)
     x_lsst, y_lsst = lsst.pixels(*sky)
@@ -242,7 +242,7 @@ _LENS_MARGIN = 10.0
 
 def _check(config: Config) -> None:
     """Refuse what cannot be done, before anything is written."""
-    from jobs.simulated_lenses import room_for_lenses
+    from surveybridge.jobs.simulating.lenses import room_for_lenses
 
     if not MIN_SIZE <= config.size <= MAX_SIZE:
         raise RequestError(f"--size {config.size} pixels is outside {MIN_SIZE} to {MAX_SIZE}; choose one within")

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from jobs.config import JobConfig
-from jobs.tally import STAGES
+from surveybridge.jobs.config import JobConfig
+from surveybridge.jobs.translating.tally import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pyarrow as pa
 
-    from storage.lease import Holder
-    from storage.runs import RunFolder
+    from surveybridge.storage.lease import Holder
+    from surveybridge.storage.runs import RunFolder
 
 EXAMPLES = """
   surveybridge status --run runs/field
@@ -54,7 +54,7 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Print the status; 0 whatever it is."""
-    from storage.runs import RunFolder
+    from surveybridge.storage.runs import RunFolder
 
     status = run_status(RunFolder.open(config.run))
     print(json.dumps(status, indent=1) if config.format == "json" else text(status))
@@ -63,8 +63,8 @@ def run(config: Config) -> int:
 
 def run_status(run: RunFolder) -> dict[str, Any]:
     """Everything that the command prints, as JSON has it; seconds, tiles a minute, times in UTC."""
-    from storage.lease import read_holder
-    from storage.published import standing_rows
+    from surveybridge.storage.lease import read_holder
+    from surveybridge.storage.published import standing_rows
 
     now = time.time()
     holder = read_holder(run.folder)  # before the ledger: what is in flight now may be done a moment later
@@ -121,7 +121,7 @@ def _state(holder: Holder | None, left: int | None) -> str:
 
 def _manifest(run: RunFolder) -> tuple[pa.Table | None, str | None]:
     """The manifest of the run's store as it is now, or why it cannot be read."""
-    from storage.tiles import TileStore
+    from surveybridge.storage.tiles import TileStore
 
     try:
         return TileStore.open(run.run_json["store"]).manifest(), None
@@ -200,9 +200,9 @@ def _slowest(rows: pa.Table, seconds: dict[str, NDArray[np.float64]]) -> list[di
 
 def _published(run: RunFolder) -> dict[str, Any] | None:
     """The run's latest snapshot in the folder that holds it, if that is a folder of runs."""
-    from storage.errors import StorageError
-    from storage.objectstore import Folder
-    from storage.published import published
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.published import published
 
     root = Folder.at(run.url.rpartition("/")[0], run.folder.storage_options)
     try:

@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs import __version__
-from jobs.config import JobConfig, RequestError
+from surveybridge import __version__
+from surveybridge.jobs.config import JobConfig, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Submit and follow; the job's own exit code, 143 if it was stopped, 1 if the cluster lost it."""
-    from cluster.submission import JobServer, LostContact, check_package
+    from surveybridge.cluster.submission import JobServer, LostContact, check_package
 
     inner = inner_config(config.command)
     files = check_paths(config.command, inner, config.working_dir)
@@ -94,7 +94,7 @@ def run(config: Config) -> int:
         size = check_package(config.working_dir, [*weights, *files])
         log.info("%s packs to %.1f MiB", config.working_dir, size / 2**20)
     submission_id = submission_id_of(config)
-    entrypoint = ["python", "-m", "jobs", *config.command]
+    entrypoint = ["python", "-m", "surveybridge", *config.command]
 
     server = JobServer(address)
     there = server.find(submission_id)
@@ -148,7 +148,7 @@ def submission_id_of(config: Config) -> str:
 
 def inner_config(command: Sequence[str]) -> JobConfig:
     """Read the command as its own job does; RequestError where that would refuse it."""
-    from jobs.__main__ import parse_job
+    from surveybridge.jobs.registry import parse_job
 
     job, *arguments = command
     if job == "submit":

@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from jobs import translate, translation
-from jobs.drain import DRAINED
-from jobs.tally import Tally, summary
+from surveybridge.jobs import translate
+from surveybridge.jobs.running.drain import DRAINED
+from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.tally import Tally, summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from storage.lease import LeaseHeld
-    from storage.objectstore import Folder
-    from storage.runs import RunFolder
+    from surveybridge.storage.lease import LeaseHeld
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder
 
 EXAMPLES = """
   surveybridge sweep --store s3://survey/tiles --runs s3://survey/runs --workers 8
@@ -50,8 +51,8 @@ class Config(translation.TranslationConfig):
 
 def run(config: Config) -> int:
     """Do what is new, publish, and say so."""
-    from storage.lease import LeaseHeld
-    from storage.objectstore import Folder
+    from surveybridge.storage.lease import LeaseHeld
+    from surveybridge.storage.objectstore import Folder
 
     root = Folder.at(config.runs)
     request = _request(config, root)
@@ -83,7 +84,7 @@ def _request(config: Config, root: Folder) -> translation.Request:
 
 def _has_work(request: translation.Request, root: Folder) -> bool:
     """Whether there are tiles to do; where there are none, publish what a killed sweep may have left unpublished."""
-    from storage.runs import pending
+    from surveybridge.storage.runs import pending
 
     if not root.exists(request.run_id, "run.json"):
         return True
@@ -100,8 +101,8 @@ def _has_work(request: translation.Request, root: Folder) -> bool:
 @contextlib.contextmanager
 def _leased(request: translation.Request) -> Iterator[RunFolder]:
     """The run folder, with nobody else at work on it."""
-    from storage.lease import Lease
-    from storage.runs import RunFolder
+    from surveybridge.storage.lease import Lease
+    from surveybridge.storage.runs import RunFolder
 
     folder = RunFolder.open(request.config.run)
     with Lease.acquire(folder.folder):
@@ -110,8 +111,8 @@ def _leased(request: translation.Request) -> Iterator[RunFolder]:
 
 def _other_driver(request: translation.Request, refusal: LeaseHeld) -> str:
     """Who works on the run, and since when."""
-    from storage.lease import read_holder
-    from storage.objectstore import Folder
+    from surveybridge.storage.lease import read_holder
+    from surveybridge.storage.objectstore import Folder
 
     holder = read_holder(Folder.at(request.config.run))
     if holder is None:  # it has just ended
@@ -122,7 +123,7 @@ def _other_driver(request: translation.Request, refusal: LeaseHeld) -> str:
 
 def _publish(request: translation.Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
     """Publish a snapshot if it says anything new, and print which one stands."""
-    from storage.published import publish, published
+    from surveybridge.storage.published import publish, published
 
     new = publish(root, folder, request.manifest, ledger)
     standing = new or published(root, request.run_id)

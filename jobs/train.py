@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from bridge_core.checkpoint import Card
-    from storage.pairs import Pairs
+    from surveybridge.bridge_core.checkpoint import Card
+    from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
@@ -74,14 +74,14 @@ def run(config: Config) -> int:
     """Train, then write NAME.safetensors, NAME.json, loss.csv and loss.png into `out`."""
     import torch
 
-    from bridge_core.checkpoint import save_checkpoint
-    from bridge_core.network import UNet
-    from bridge_core.training import TrainState
-    from cluster.connect import start_ray, stop_ray
-    from cluster.training import fit
-    from jobs.train_worker import make_recipe, read_log, train_loop
-    from storage.objectstore import Folder, configured
-    from storage.pairs import read_pairs
+    from surveybridge.bridge_core.checkpoint import save_checkpoint
+    from surveybridge.bridge_core.network import UNet
+    from surveybridge.bridge_core.training import TrainState
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.training import fit
+    from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
+    from surveybridge.storage.objectstore import Folder, configured
+    from surveybridge.storage.pairs import read_pairs
 
     _check(config)
     probe = read_pairs(config.pairs, config.grid, stop=4)
@@ -161,11 +161,11 @@ def _check(config: Config) -> None:
 
 def make_card(config: dict[str, Any], pairs: Pairs, recipe: dict[str, Any]) -> Card:
     """Card of the checkpoint to be: bridge, network and stretch as asked, softening twice the noise of the pairs."""
-    from bridge_core.bridge import Bridge
-    from bridge_core.checkpoint import Card
-    from bridge_core.network import NetworkConfig
-    from bridge_core.objective import Objective
-    from bridge_core.stretch import Stretch
+    from surveybridge.bridge_core.bridge import Bridge
+    from surveybridge.bridge_core.checkpoint import Card
+    from surveybridge.bridge_core.network import NetworkConfig
+    from surveybridge.bridge_core.objective import Objective
+    from surveybridge.bridge_core.stretch import Stretch
 
     # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
     even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")

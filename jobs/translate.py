@@ -10,19 +10,19 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jobs import __version__
-from jobs.drain import drain_on_sigterm
-from jobs.progress import log_context, progress
-from jobs.tally import Tally, summary, tally_of
-from jobs.tile_stages import Settings, tile_stages
-from jobs.translation import Config, Request, check, settings_of
+from surveybridge import __version__
+from surveybridge.jobs.running.drain import drain_on_sigterm
+from surveybridge.jobs.running.progress import log_context, progress
+from surveybridge.jobs.translating.request import Config, Request, check, settings_of
+from surveybridge.jobs.translating.stages import Settings, tile_stages
+from surveybridge.jobs.translating.tally import Tally, summary, tally_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cluster.stages import Stages
-    from storage.lease import Lease
-    from storage.runs import RunFolder
+    from surveybridge.cluster.stages import Stages
+    from surveybridge.storage.lease import Lease
+    from surveybridge.storage.runs import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(config: Config) -> int:
         tally = translate(request)
         print(summary(config.run, tally))
     else:
-        from jobs.profile import translate_profiled
+        from surveybridge.jobs.profiling.profile import translate_profiled
 
         tally, profile = translate_profiled(request, config.profile)
         print(summary(config.run, tally))
@@ -72,8 +72,8 @@ def translate(
     watch
         Called with every receipt: the ledger row and its `intervals`.
     """
-    from storage.lease import Lease
-    from storage.runs import RunFolder, pending
+    from surveybridge.storage.lease import Lease
+    from surveybridge.storage.runs import RunFolder, pending
 
     config, manifest = request.config, request.manifest
     with contextlib.ExitStack() as stack:
@@ -128,7 +128,7 @@ def _work(
     drain: threading.Event,
 ) -> None:
     """Stream the tiles, count their receipts, and take ledger rows together as they become many."""
-    from storage.segments import loose_tiles
+    from surveybridge.storage.segments import loose_tiles
 
     config = request.config
     start = time.monotonic()
@@ -173,11 +173,11 @@ def _executor(
     """Receipts as they come, what is in flight, and where compactions run."""
     config = request.config
     if config.executor == "serial":
-        from cluster.stages import serially
+        from surveybridge.cluster.stages import serially
 
         return serially(todo, stages, drain=drain, intervals=True), list, lambda function: function()
-    from cluster.background import Background
-    from cluster.stream import Stream
+    from surveybridge.cluster.background import Background
+    from surveybridge.cluster.stream import Stream
 
     background = Background()
     stream = Stream(
@@ -199,8 +199,8 @@ def _executor(
 @contextlib.contextmanager
 def _cluster(request: Request) -> Iterator[None]:
     """Ray, with room for this run; refused before anything is written."""
-    from cluster.connect import start_ray, stop_ray
-    from cluster.preflight import check_cluster
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.preflight import check_cluster
 
     config = request.config
     started = start_ray(config.workers)
@@ -217,9 +217,9 @@ def _cluster(request: Request) -> Iterator[None]:
 
 def _memory(request: Request) -> dict[str, int]:
     """Heap of a process of each stage on the cluster that Ray is connected to."""
-    from cluster.stream import gpus_of_model
-    from jobs.operators import PROFILER_BYTES
-    from jobs.projection import stage_memory
+    from surveybridge.cluster.stream import gpus_of_model
+    from surveybridge.jobs.planning.projection import stage_memory
+    from surveybridge.jobs.profiling.operators import PROFILER_BYTES
 
     memory = stage_memory(request.model, request.manifest, request.config, gpus_of_model(None))
     return memory | ({"model": memory["model"] + PROFILER_BYTES} if request.config.profile else {})

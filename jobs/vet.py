@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from jobs.vetting.server import Session
+    from surveybridge.jobs.vetting.server import Session
 
 EXAMPLES = """
   surveybridge vet --run runs/field --grader "Ada L."
@@ -55,12 +55,12 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Serve until Ctrl-C or SIGTERM; 0 then."""
-    from storage.grades import check_grader
+    from surveybridge.storage.grades import check_grader
 
     grader = None if config.grader is None else check_grader(config.grader)
     if config.export is not None:
         return export(config, config.export)
-    from jobs.vetting.guard import is_loopback
+    from surveybridge.jobs.vetting.guard import is_loopback
 
     token = None if is_loopback(config.host) and TOKEN_VARIABLE not in os.environ else _token()
     with _bound(config.host, config.port) as listening:
@@ -71,13 +71,13 @@ def run(config: Config) -> int:
 
 def open_session(config: Config, grader: str | None) -> Session:
     """Read candidates and grades; thumbnails are left where they are."""
-    from jobs.vetting.book import Book
-    from jobs.vetting.listing import Candidates, read
-    from jobs.vetting.pictures import Pictures
-    from jobs.vetting.server import SCREENFUL, Session
-    from storage.grades import compact_grades
-    from storage.runs import RunFolder
-    from storage.thumbnails import ThumbnailReader
+    from surveybridge.jobs.vetting.book import Book
+    from surveybridge.jobs.vetting.listing import Candidates, read
+    from surveybridge.jobs.vetting.pictures import Pictures
+    from surveybridge.jobs.vetting.server import SCREENFUL, Session
+    from surveybridge.storage.grades import compact_grades
+    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.thumbnails import ThumbnailReader
 
     start = time.monotonic()
     folder = RunFolder.open(config.run)
@@ -95,11 +95,11 @@ def open_session(config: Config, grader: str | None) -> Session:
 
 def export(config: Config, where: str) -> int:
     """Write the graded candidates and print the summary."""
-    from jobs.vetting.listing import read
-    from jobs.vetting.summary import csv_bytes, graded_table, summary, text
-    from storage.grades import latest_grades, read_grades
-    from storage.objectstore import file_at
-    from storage.runs import RunFolder
+    from surveybridge.jobs.vetting.listing import read
+    from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary, text
+    from surveybridge.storage.grades import latest_grades, read_grades
+    from surveybridge.storage.objectstore import file_at
+    from surveybridge.storage.runs import RunFolder
 
     table = read(config.run, config.cone, config.top)
     latest = latest_grades(read_grades(RunFolder.open(config.run)))
@@ -112,7 +112,7 @@ def export(config: Config, where: str) -> int:
 async def _serve(session: Session, listening: socket.socket, host: str, token: str | None) -> None:
     from aiohttp import web
 
-    from jobs.vetting.server import make_app
+    from surveybridge.jobs.vetting.server import make_app
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,9 +14,9 @@ import pyarrow.csv
 import pyarrow.types as kinds
 from astropy.table import Column, MaskedColumn, QTable, Table
 
-from storage.errors import StorageError
-from storage.parquet import has_votable, parquet_bytes
-from storage.query import query
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.parquet import has_votable, parquet_bytes
+from surveybridge.storage.query import query
 
 REGION_ARCSEC = 1.0
 """Radius of the circles of a DS9 region file."""

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
-from storage.sky import HEALPIX_ORDER
+from surveybridge.storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
+from surveybridge.storage.sky import HEALPIX_ORDER
 
 MEMORY = "256MB"
 """What DuckDB may hold; beyond it spills to the folder of the index."""

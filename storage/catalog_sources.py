@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import StorageError
-from storage.objectstore import Folder
-from storage.published import published, published_tiles
-from storage.runs import RunFolder, without_secrets
-from storage.schema import CATALOG_LEDGER, RUNS
-from storage.segments import read_candidates, read_rows
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.published import published, published_tiles
+from surveybridge.storage.runs import RunFolder, without_secrets
+from surveybridge.storage.schema import CATALOG_LEDGER, RUNS
+from surveybridge.storage.segments import read_candidates, read_rows
 
 
 @dataclass(frozen=True)

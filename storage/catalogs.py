@@ -30,11 +30,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.hats import property_file, read_partitions, read_properties
-from storage.objectstore import Folder
-from storage.parquet import read_parquet
-from storage.schema import CATALOG
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.hats import property_file, read_partitions, read_properties
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import read_parquet
+from surveybridge.storage.schema import CATALOG
 
 FORMAT = "surveybridge-catalog"
 FORMAT_VERSION = 1

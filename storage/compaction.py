@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage.objectstore import Folder, check_name
-from storage.parquet import parquet_bytes, parquet_writer, read_parquet, row_group_size, string_lengths
-from storage.schema import CANDIDATES, LEDGER, conform
-from storage.segments import (
+from surveybridge.storage.objectstore import Folder, check_name
+from surveybridge.storage.parquet import parquet_bytes, parquet_writer, read_parquet, row_group_size, string_lengths
+from surveybridge.storage.schema import CANDIDATES, LEDGER, conform
+from surveybridge.storage.segments import (
     CANDIDATES_SEGMENTS,
     LEDGER_SEGMENTS,
     ORDER,

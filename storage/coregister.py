@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from storage.grids import GridMapping, Positions, pixel_scale
-from storage.images import MASK_PLANES, SurveyImage
-from storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
+from surveybridge.storage.grids import GridMapping, Positions, pixel_scale
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
 
 FOOTPRINT = {"BAD": 2, "SAT": 3, "NO_DATA": 2, "CLIPPED_EDGE": 2}
 """Pixels to each side of a position that must be usable. 2 is the support of the cubic B-spline; bad values are

@@ -17,8 +17,8 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.objectstore import file_at
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import file_at
 
 FORMATS = {
     ".csv": "ascii.csv",

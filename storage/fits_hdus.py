@@ -14,10 +14,10 @@ from astropy.io.fits.verify import VerifyWarning
 from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
-from storage.errors import StorageError, StorageUnavailable
-from storage.images import MASK_PLANES
-from storage.objectstore import open_filesystem
-from storage.photometry import psf_stamp_fwhm
+from surveybridge.storage.errors import StorageError, StorageUnavailable
+from surveybridge.storage.images import MASK_PLANES
+from surveybridge.storage.objectstore import open_filesystem
+from surveybridge.storage.photometry import psf_stamp_fwhm
 
 BAD_RMS = 1e15
 """RMS values above this mark bad pixels (Euclid MER writes 1e16)."""

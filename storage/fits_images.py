@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.fits_hdus import (
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fits_hdus import (
     VARIANCE_NOTE,
     flux_hdu,
     native_pixels,
@@ -26,10 +26,10 @@ from storage.fits_hdus import (
     split_extension,
     stem_of,
 )
-from storage.fits_units import calibration
-from storage.grids import celestial_wcs, describe_footprint, pixel_scale, pixel_to_pixel, wcs_header_string
-from storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
-from storage.photometry import sky_statistics
+from surveybridge.storage.fits_units import calibration
+from surveybridge.storage.grids import celestial_wcs, describe_footprint, pixel_scale, pixel_to_pixel, wcs_header_string
+from surveybridge.storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
+from surveybridge.storage.photometry import sky_statistics
 
 Noise = Literal["auto", "file", "sky"]
 """Where variances come from; see `read_rubin`."""

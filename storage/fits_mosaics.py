@@ -17,8 +17,8 @@ import pyarrow as pa
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from storage.grids import celestial_wcs
-from storage.mosaics import StitchedMosaic
+from surveybridge.storage.grids import celestial_wcs
+from surveybridge.storage.mosaics import StitchedMosaic
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""

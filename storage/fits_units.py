@@ -6,8 +6,8 @@ import math
 
 from astropy.io.fits import Header
 
-from storage.errors import StorageError
-from storage.photometry import AB_ZERO_POINT, njy_per_count
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.photometry import AB_ZERO_POINT, njy_per_count
 
 FLUX_UNITS = {"njy": 1.0, "ujy": 1e3, "mjy": 1e6, "jy": 1e9}
 """BUNIT values (lower case) that are flux densities per pixel, in nJy."""

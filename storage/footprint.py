@@ -12,10 +12,10 @@ from astropy.wcs import WCS
 from mocpy import MOC
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.grids import celestial_wcs, pixel_scale
-from storage.mosaics import MosaicHeader, header_from
-from storage.sky import check_cone
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grids import celestial_wcs, pixel_scale
+from surveybridge.storage.mosaics import MosaicHeader, header_from
+from surveybridge.storage.sky import check_cone
 
 Box = tuple[int, int, int, int]
 """(y0, y1, x0, x1), half-open, pixels of the global grid."""

@@ -20,12 +20,12 @@ import uuid
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import StorageError
-from storage.objectstore import check_name
-from storage.parquet import parquet_bytes
-from storage.runs import RunFolder
-from storage.schema import GRADES, table_from_rows
-from storage.segments import read_files
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import check_name
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import GRADES, table_from_rows
+from surveybridge.storage.segments import read_files
 
 GRADE_NAMES = ("A", "B", "C", "X")
 """A certain, B probable, C possible, X no lens."""

@@ -15,8 +15,8 @@ from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
 
-from storage.errors import StorageError
-from storage.spline import noise_covariance
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.spline import noise_covariance
 
 
 def celestial_wcs(header: Header | str, where: str = "image") -> WCS:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from storage.parquet import parquet_writer
-from storage.sky import HEALPIX_ORDER
+from surveybridge.storage.parquet import parquet_writer
+from surveybridge.storage.sky import HEALPIX_ORDER
 
 CELL_ORDER = 12
 """Order of the cells (52") that are counted; no partition is smaller than one."""

@@ -15,10 +15,10 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.footprint import Box, overlap
-from storage.grids import celestial_wcs, pixel_to_pixel
-from storage.mosaics import header_from
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.footprint import Box, overlap
+from surveybridge.storage.grids import celestial_wcs, pixel_to_pixel
+from surveybridge.storage.mosaics import header_from
 
 MARGIN = 2
 """Pixels beyond a HiPS tile that interpolation looks at."""

@@ -9,7 +9,7 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
+from surveybridge.storage.errors import StorageError
 
 MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
 """Bit values of `SurveyImage.mask`. A pixel with any of them set is not usable."""

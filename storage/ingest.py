@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from astropy.wcs.utils import wcs_to_celestial_frame
 
-from storage.coregister import coregister
-from storage.errors import StorageError
-from storage.fits_images import Noise, read_mer, read_rubin
-from storage.grids import describe_footprint, overlap_fraction, shifted_header
-from storage.images import SurveyImage
-from storage.tiles import Tile, TileStore
+from surveybridge.storage.coregister import coregister
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fits_images import Noise, read_mer, read_rubin
+from surveybridge.storage.grids import describe_footprint, overlap_fraction, shifted_header
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.tiles import Tile, TileStore
 
 MIN_TILE_SIZE = 64
 """Pixels: the window that the network sees."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from storage.errors import StorageError
-from storage.objectstore import Folder, json_bytes
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder, json_bytes
 
 log = logging.getLogger(__name__)
 

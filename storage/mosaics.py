@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from astropy.wcs import Sip
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.grids import celestial_wcs, wcs_header_string
-from storage.parquet import parquet_bytes, read_parquet
-from storage.schema import CELL, mosaic_schema
-from storage.sky import healpix_29
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grids import celestial_wcs, wcs_header_string
+from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.schema import CELL, mosaic_schema
+from surveybridge.storage.sky import healpix_29
 
 _FOOTER = b"surveybridge.mosaic"
 

@@ -24,7 +24,7 @@ from fsspec import AbstractFileSystem
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from storage.errors import StorageError
+from surveybridge.storage.errors import StorageError
 
 S3_PROTOCOLS = ("s3", "s3a")
 
@@ -310,7 +310,7 @@ def open_filesystem(
         except (ValueError, ImportError) as error:  # a protocol that is none, or not installed
             raise StorageError(f"{url}: {error}; give a local path or an s3:// URL") from error
         return filesystem, str(path)
-    from storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
+    from surveybridge.storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
 
     if asynchronous:
         options["asynchronous"] = True

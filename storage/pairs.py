@@ -17,10 +17,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from storage.coregister import resample_stamps
-from storage.errors import DamagedData, StorageError, StorageUnavailable
-from storage.objectstore import Folder, zarr_store
-from storage.parquet import read_parquet
+from surveybridge.storage.coregister import resample_stamps
+from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
+from surveybridge.storage.objectstore import Folder, zarr_store
+from surveybridge.storage.parquet import read_parquet
 
 LSST_BANDS = ("g", "r", "i")
 EUCLID_BANDS = ("VIS",)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.schema import SCHEMA_VERSION
+from surveybridge.storage.schema import SCHEMA_VERSION
 
 _VOTABLE_TYPES = {
     pa.string(): "unicodeChar",

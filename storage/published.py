@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import StorageError
-from storage.objectstore import Folder, json_bytes
-from storage.parquet import parquet_bytes, read_parquet
-from storage.runs import RunFolder, pending
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder, json_bytes
+from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.runs import RunFolder, pending
 
 FORMAT = "surveybridge-published"
 FORMAT_VERSION = 1

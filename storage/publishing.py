@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage import hats
-from storage.catalog_index import MARGIN_SHIFT, Index, Members
-from storage.catalog_sources import Chunk, Source
-from storage.catalogs import (
+from surveybridge.storage import hats
+from surveybridge.storage.catalog_index import MARGIN_SHIFT, Index, Members
+from surveybridge.storage.catalog_sources import Chunk, Source
+from surveybridge.storage.catalogs import (
     BEST,
     FORMAT,
     FORMAT_VERSION,
@@ -35,13 +35,13 @@ from storage.catalogs import (
     read_pointer,
     snapshot_path,
 )
-from storage.errors import StorageError
-from storage.lease import Lease
-from storage.objectstore import Folder, check_name, json_bytes
-from storage.parquet import parquet_bytes, string_lengths
-from storage.regions import Coverage
-from storage.runs import READ_TRIES, RunFolder
-from storage.schema import CATALOG, CATALOG_LEDGER, SCHEMA_VERSION
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.lease import Lease
+from surveybridge.storage.objectstore import Folder, check_name, json_bytes
+from surveybridge.storage.parquet import parquet_bytes, string_lengths
+from surveybridge.storage.regions import Coverage
+from surveybridge.storage.runs import READ_TRIES, RunFolder
+from surveybridge.storage.schema import CATALOG, CATALOG_LEDGER, SCHEMA_VERSION
 
 PARTITION_ROWS = 250_000
 """Most rows of a partition: 50 MB in memory, 30 on disk."""

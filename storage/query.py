@@ -10,12 +10,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage.crossmatch import Targets, match
-from storage.errors import StorageError
-from storage.regions import Cone, Region
-from storage.runs import READ_TRIES
-from storage.schema import CANDIDATES, THUMBNAILS
-from storage.views import TABLES, Views, connect, open_views
+from surveybridge.storage.crossmatch import Targets, match
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.regions import Cone, Region
+from surveybridge.storage.runs import READ_TRIES
+from surveybridge.storage.schema import CANDIDATES, THUMBNAILS
+from surveybridge.storage.views import TABLES, Views, connect, open_views
 
 _SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
 """Columns by which a search is done, and thumbnails and grades are found."""

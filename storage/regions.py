@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from mocpy import MOC
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
-from storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
 
 READ_RANGES = 64
 """A region is read as at most so many ranges of HEALPix indices; what they hold too much is left out afterwards."""

@@ -21,7 +21,7 @@ import aiohttp
 import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from storage.errors import StorageError, StorageUnavailable
+from surveybridge.storage.errors import StorageError, StorageUnavailable
 
 logger = logging.getLogger(__name__)
 

@@ -28,12 +28,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from storage import compaction, mosaics, segments
-from storage.errors import StorageError
-from storage.objectstore import Folder, check_name, json_bytes
-from storage.parquet import parquet_bytes
-from storage.schema import CANDIDATES, LEDGER, SCHEMA_VERSION, THUMBNAILS, conform, table_from_rows
-from storage.sky import healpix_29
+from surveybridge.storage import compaction, mosaics, segments
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder, check_name, json_bytes
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.schema import CANDIDATES, LEDGER, SCHEMA_VERSION, THUMBNAILS, conform, table_from_rows
+from surveybridge.storage.sky import healpix_29
 
 FORMAT = "surveybridge-run"
 FINGERPRINT_KEYS = (

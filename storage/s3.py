@@ -13,8 +13,8 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from storage.errors import StorageError
-from storage.retry import error_code, http_status, retrying
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.retry import error_code, http_status, retrying
 
 CONNECTIONS = 64
 """Requests under way at a time, a process: botocore's 10 leave a fast network idle when many small files are read."""

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from storage.errors import StorageError
+from surveybridge.storage.errors import StorageError
 
 SCHEMA_VERSION = 3
 """Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.

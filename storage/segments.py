@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage.objectstore import Folder
-from storage.parquet import read_parquet
-from storage.schema import CANDIDATES, LEDGER, conform
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import read_parquet
+from surveybridge.storage.schema import CANDIDATES, LEDGER, conform
 
 LEDGER_SEGMENTS, CANDIDATES_SEGMENTS = "ledger/segments", "candidates/segments"
 

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.coordinates import Latitude, Longitude
 from numpy.typing import ArrayLike, NDArray
 
-from storage.errors import StorageError
+from surveybridge.storage.errors import StorageError
 
 HEALPIX_ORDER = 29
 """Order of `_healpix_29`: NESTED, ICRS, pixels of 0.4 mas, as HATS catalogs have it."""

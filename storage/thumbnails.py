@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import StorageError
-from storage.runs import RunFolder, candidates_path
-from storage.schema import CANDIDATES, THUMBNAILS, conform
-from storage.segments import groups_of, parquet_file
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.runs import RunFolder, candidates_path
+from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, conform
+from surveybridge.storage.segments import groups_of, parquet_file
 
 TILES_AT_ONCE = 16
 """Tiles whose thumbnails are read concurrently."""

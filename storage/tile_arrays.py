@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.errors import DamagedData, StorageError
-from storage.grids import shifted_header
-from storage.images import MASK_PLANES, SurveyImage
-from storage.shards import read_shard, write_shard
+from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.grids import shifted_header
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.shards import read_shard, write_shard
 
 CHUNK = 256
 """Side of a chunk inside the shard, pixels: what cutout services and viewers fetch; workers read whole shards."""

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from storage.errors import DamagedData, StorageError
-from storage.images import SurveyImage
-from storage.objectstore import Folder, check_name
-from storage.parquet import parquet_bytes, read_parquet
-from storage.schema import MANIFEST, table_from_rows
-from storage.shards import SHARD_KEY
-from storage.sky import healpix_29
-from storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image
+from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.objectstore import Folder, check_name
+from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.schema import MANIFEST, table_from_rows
+from surveybridge.storage.shards import SHARD_KEY
+from surveybridge.storage.sky import healpix_29
+from surveybridge.storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image
 
 FORMAT = "surveybridge-tiles"
 FORMAT_VERSION = 1

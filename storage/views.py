@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from storage.catalog_sources import run_facts, run_id
-from storage.catalogs import BEST, Catalog, read_pointer
-from storage.errors import StorageError
-from storage.grades import latest_grades, read_grades
-from storage.mosaics import decode_header
-from storage.objectstore import Folder
-from storage.regions import Region
-from storage.runs import RunFolder
-from storage.schema import CANDIDATES, CATALOG, GRADES, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
-from storage.segments import read_candidates, read_rows
-from storage.thumbnails import with_thumbnails
+from surveybridge.storage.catalog_sources import run_facts, run_id
+from surveybridge.storage.catalogs import BEST, Catalog, read_pointer
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grades import latest_grades, read_grades
+from surveybridge.storage.mosaics import decode_header
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.regions import Region
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CANDIDATES, CATALOG, GRADES, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
+from surveybridge.storage.segments import read_candidates, read_rows
+from surveybridge.storage.thumbnails import with_thumbnails
 
 TABLES = ("ledger", "runs", "grades", "mosaics")
 """Views beside `candidates`; each is made only for SQL that names it."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import ingest, square_degree, train
-from bridge_core.patches import PatchGrid
-from jobs import translation
-from jobs.rates import Rates
-from storage.tiles import TileStore
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.jobs.planning.rates import Rates
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage.tiles import TileStore
 from tests import tiny
 
 RATES = Rates(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage.query import query
+from surveybridge.storage.query import query
 from tests.conftest import ROOT
 from tests.pages import run_page
 from tests.storage.skies import TILE_DEG, make_run

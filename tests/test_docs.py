@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from jobs.__main__ import JOBS
-from storage.schema import CANDIDATES
+from surveybridge.jobs.registry import JOBS
+from surveybridge.storage.schema import CANDIDATES
 from tests.conftest import ROOT
 
 PAGES = [

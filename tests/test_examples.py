@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from storage.runs import RunFolder
+from surveybridge.storage.runs import RunFolder
 from tests.conftest import ROOT
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN, make_candidates

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.objectstore import Folder
-from storage.runs import RunFolder
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.runs import RunFolder
 from tests import tiny
 from tests.conftest import ROOT
 from tests.storage.faults import moto_server
@@ -110,14 +110,14 @@ def stop_ray_below(folder: Path) -> None:
 
 
 def test_exit_codes_of_the_page_are_those_of_the_command():
-    from jobs.__main__ import DONE, FAILED, INTERRUPTED, REFUSED, SOME_TILES_FAILED
-    from jobs.drain import DRAINED
+    from surveybridge.__main__ import DONE, FAILED, INTERRUPTED, REFUSED, SOME_TILES_FAILED
+    from surveybridge.jobs.running.drain import DRAINED
 
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert codes == {DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED, DRAINED}
 
 
 def test_ledger_states_of_the_page_are_those_of_the_ledger():
-    from storage.runs import STATUSES
+    from surveybridge.storage.runs import STATUSES
 
     assert set(re.findall(r"^\| `(\w+)` \| [^|]*\| [^|]*\|$", PAGE, re.MULTILINE)) >= set(STATUSES)

@@ -12,14 +12,14 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, save_checkpoint
-from bridge_core.network import NetworkConfig, UNet
-from bridge_core.objective import Objective
-from bridge_core.stretch import Stretch
-from storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
-from storage.ingest import Field, cut_tile, tile_boxes
-from storage.tiles import Tile, TileStore
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Card, save_checkpoint
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
+from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
+from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import gaussians, tan_wcs
 
 SIDE = 192

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from jobs.rendering import noise
-from jobs.reporting.plots import BLACK, BLUE, GREY, ORANGE, Plot, panel
-from storage.schema import CELL, stamp_array
+from surveybridge.jobs.drawing.rendering import noise
+from surveybridge.jobs.reporting.plots import BLACK, BLUE, GREY, ORANGE, Plot, panel
+from surveybridge.storage.schema import CELL, stamp_array
 
 if TYPE_CHECKING:
-    from storage.mosaics import TileMosaic
-    from storage.runs import RunFolder
+    from surveybridge.storage.mosaics import TileMosaic
+    from surveybridge.storage.runs import RunFolder
 
 HEADING = "Calibration"
 TILES = 12
@@ -98,7 +98,7 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
 
 def tile_pulls(mosaic: TileMosaic, observed: NDArray[np.floating[Any]], samples: int) -> Pulls:
     """Compare a tile's mosaic, of K = `samples`, with the observed planes [C, H, W] in nJy, NaN where unknown."""
-    from bridge_core.metrics import interval_width
+    from surveybridge.bridge_core.metrics import interval_width
 
     sigma = np.array([noise(plane) for plane in observed])[:, None, None]
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from jobs.rendering import VIEWS, Picture, candidate_pictures, png
-from jobs.reporting.plots import data_url
-from storage.schema import BANDS, THUMBNAILS, stamp_array
+from surveybridge.jobs.drawing.rendering import VIEWS, Picture, candidate_pictures, png
+from surveybridge.jobs.reporting.plots import data_url
+from surveybridge.storage.schema import BANDS, THUMBNAILS, stamp_array
 
 MODELLED = ("mean", "residual", "error")
 """Pictures that are model-generated, wholly or in part."""

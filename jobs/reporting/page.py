@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from jobs import __version__
-from jobs.candidates import APERTURE_ARCSEC
-from jobs.reporting.calibration import calibration_plot
-from jobs.reporting.cards import DETECTED, cards
-from jobs.reporting.scores import scores_plot
-from jobs.reporting.sky import sky_plot, tile_grid
-from jobs.reporting.timeline import timeline_plot
-from jobs.status import run_status
-from storage.published import standing_rows
-from storage.query import query
-from storage.thumbnails import with_thumbnails
-from storage.tiles import TileStore
+from surveybridge import __version__
+from surveybridge.jobs.reporting.calibration import calibration_plot
+from surveybridge.jobs.reporting.cards import DETECTED, cards
+from surveybridge.jobs.reporting.scores import scores_plot
+from surveybridge.jobs.reporting.sky import sky_plot, tile_grid
+from surveybridge.jobs.reporting.timeline import timeline_plot
+from surveybridge.jobs.status import run_status
+from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
+from surveybridge.storage.published import standing_rows
+from surveybridge.storage.query import query
+from surveybridge.storage.thumbnails import with_thumbnails
+from surveybridge.storage.tiles import TileStore
 
 if TYPE_CHECKING:
-    from storage.runs import RunFolder
+    from surveybridge.storage.runs import RunFolder
 
 FAILURES_SHOWN = 40
 """Groups of failures in the table; a run with more is better asked by `surveybridge query --sql`."""

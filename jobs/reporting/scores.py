@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from bridge_core.discriminant import TAIL
-from jobs.reporting.plots import BLUE, GREY, ORANGE, PALE, Plot, panel
+from surveybridge.bridge_core.discriminant import TAIL
+from surveybridge.jobs.reporting.plots import BLUE, GREY, ORANGE, PALE, Plot, panel
 
 HEADING = "Scores"
 BINS = 40

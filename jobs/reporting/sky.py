@@ -14,11 +14,11 @@ from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
-from storage.grids import celestial_wcs
+from surveybridge.jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
+from surveybridge.storage.grids import celestial_wcs
 
 if TYPE_CHECKING:
-    from storage.runs import RunFolder
+    from surveybridge.storage.runs import RunFolder
 
 HEADING = "Sky coverage"
 COLOURS = {"ok": PALE, "pending": "white", "failed": ORANGE, "quarantined": BLACK}

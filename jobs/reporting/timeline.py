@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PALE, PURPLE, Plot, panel
-from jobs.status import PAUSE
-from jobs.tally import STAGES
+from surveybridge.jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PALE, PURPLE, Plot, panel
+from surveybridge.jobs.status import PAUSE
+from surveybridge.jobs.translating.tally import STAGES
 
 HEADING = "Throughput"
 COLOURS = dict(zip(STAGES, (BLUE, BLACK, ORANGE, GREEN), strict=True))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.errors import StorageError
-from storage.grades import latest_grades, read_grades, write_grade
-from storage.runs import RunFolder
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grades import latest_grades, read_grades, write_grade
+from surveybridge.storage.runs import RunFolder
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from storage.errors import StorageError
+from surveybridge.storage.errors import StorageError
 
 log = logging.getLogger(__name__)
 

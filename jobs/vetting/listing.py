@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.vetting.book import Book
-from storage.query import query
+from surveybridge.jobs.vetting.book import Book
+from surveybridge.storage.query import query
 
 SHOWN = (
     "object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm",

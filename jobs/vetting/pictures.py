@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from jobs.rendering import VIEWS, candidate_pictures, png
-from storage.schema import THUMBNAILS, stamp_array
-from storage.thumbnails import ThumbnailReader
+from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures, png
+from surveybridge.storage.schema import THUMBNAILS, stamp_array
+from surveybridge.storage.thumbnails import ThumbnailReader
 
 KEPT_THUMBNAILS = 1500
 """98 kB each."""
@@ -23,7 +23,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Pictures:
-    """Strips of pictures, one PNG a candidate: the views of `jobs.rendering.VIEWS` from left to right."""
+    """Strips of pictures, one PNG a candidate: the views of `jobs.drawing.rendering.VIEWS` from left to right."""
 
     def __init__(self, reader: ThumbnailReader, threads: int = 4) -> None:
         self._reader = reader

@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs import __version__
-from jobs.rendering import VIEWS
-from jobs.vetting.book import Book, Row
-from jobs.vetting.guard import guard
-from jobs.vetting.listing import Candidates, ListRequest
-from jobs.vetting.pictures import Pictures
-from jobs.vetting.summary import csv_bytes, graded_table, summary
-from storage.errors import StorageError
-from storage.grades import GRADE_NAMES, check_grader
+from surveybridge import __version__
+from surveybridge.jobs.drawing.rendering import VIEWS
+from surveybridge.jobs.vetting.book import Book, Row
+from surveybridge.jobs.vetting.guard import guard
+from surveybridge.jobs.vetting.listing import Candidates, ListRequest
+from surveybridge.jobs.vetting.pictures import Pictures
+from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grades import GRADE_NAMES, check_grader
 
 FILES = {
     "page.html": "text/html",
@@ -134,7 +134,7 @@ async def _file(request: web.Request) -> web.Response:
 
 
 def _static(name: str) -> web.Response:
-    body = resources.files("jobs.vetting").joinpath(name).read_bytes()
+    body = resources.files("surveybridge.jobs.vetting").joinpath(name).read_bytes()
     return web.Response(body=body, content_type=FILES[name], charset="utf-8", headers={"Cache-Control": "no-cache"})
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bridge_core.agreement import MISSING, SCALE, cohen_kappa, consensus, krippendorff_alpha, purity_at
+from surveybridge.bridge_core.agreement import MISSING, SCALE, cohen_kappa, consensus, krippendorff_alpha, purity_at
 
 TOPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.accumulate.naive import Accumulated, accumulate_naive
-from kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.accumulate.naive import Accumulated, accumulate_naive
+from surveybridge.kernels.dispatch import Impl, choose_impl
 
 __all__ = ["Accumulated", "accumulate"]
 
@@ -50,6 +50,6 @@ def accumulate(samples: Tensor, target: Tensor | None = None, *, impl: Impl = "a
         raise ValueError(f"accumulate: target is on {target.device} but samples on {samples.device}; move it there")
     if choose_impl(impl, samples.device) == "naive":
         return accumulate_naive(samples, target)
-    from kernels.accumulate.triton import accumulate_triton  # late: Triton is absent where there is no GPU
+    from surveybridge.kernels.accumulate.triton import accumulate_triton  # late: Triton is absent where there is no GPU
 
     return accumulate_triton(samples, target)

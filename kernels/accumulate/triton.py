@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.accumulate.naive import Accumulated
-from kernels.dispatch import LAUNCH, check_launch
+from surveybridge.kernels.accumulate.naive import Accumulated
+from surveybridge.kernels.dispatch import LAUNCH, check_launch
 
 BLOCK = 512  # values a program: four a thread, hence 128-bit loads
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.blend.naive import blend_naive
-from kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.blend.naive import blend_naive
+from surveybridge.kernels.dispatch import Impl, choose_impl
 
 __all__ = ["blend"]
 
@@ -74,6 +74,6 @@ def blend(
     taper = taper.to(mean.device)
     if choose_impl(impl, mean.device) == "naive":
         return blend_naive(mean, variance, corners, taper, box)
-    from kernels.blend.triton import blend_triton  # late: Triton is absent where there is no GPU
+    from surveybridge.kernels.blend.triton import blend_triton  # late: Triton is absent where there is no GPU
 
     return blend_triton(mean, variance, corners, taper, box, stride)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH, check_launch
+from surveybridge.kernels.dispatch import LAUNCH, check_launch
 
 BLOCK = 256
 

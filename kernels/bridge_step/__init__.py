@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.bridge_step.naive import StepCoefficients, StepTable, bridge_step_naive
-from kernels.dispatch import Impl, choose_impl
-from kernels.sky_noise import SkyNoise, check_step, sky_noise
+from surveybridge.kernels.bridge_step.naive import StepCoefficients, StepTable, bridge_step_naive
+from surveybridge.kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.sky_noise import SkyNoise, check_step, sky_noise
 
 __all__ = ["StepCoefficients", "StepTable", "bridge_step"]
 
@@ -109,7 +109,9 @@ def bridge_step(
             noise = sky_noise(noise, step, (c, h, w), impl="naive", device=x_t.device)
         bridge_step_naive(x_t, pred, x1, k, noise, clamp, x0_prev, out, next_input)
         return out
-    from kernels.bridge_step.triton import bridge_step_triton  # late: Triton is absent where there is no GPU
+    from surveybridge.kernels.bridge_step.triton import (
+        bridge_step_triton,  # late: Triton is absent where there is no GPU
+    )
 
     bridge_step_triton(x_t, pred, x1, table, step, noise, clamp, x0_prev, out, next_input)
     return out

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.bridge_step.naive import StepCoefficients, StepTable
-from kernels.dispatch import LAUNCH, check_launch
-from kernels.sky_noise import SkyNoise
-from kernels.sky_noise.triton import BLOCK, key_words, window_normals, windows
+from surveybridge.kernels.bridge_step.naive import StepCoefficients, StepTable
+from surveybridge.kernels.dispatch import LAUNCH, check_launch
+from surveybridge.kernels.sky_noise import SkyNoise
+from surveybridge.kernels.sky_noise.triton import BLOCK, key_words, window_normals, windows
 
 
 def bridge_step_triton(

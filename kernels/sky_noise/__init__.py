@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.dispatch import Impl, choose_impl
-from kernels.sky_noise.naive import MAX_BANDS, SkyNoise, sky_noise_naive
+from surveybridge.kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.sky_noise.naive import MAX_BANDS, SkyNoise, sky_noise_naive
 
 __all__ = ["MAX_BANDS", "SkyNoise", "sky_noise"]
 
@@ -52,7 +52,7 @@ def sky_noise(
     device = torch.device(device) if device is not None else noise.sample.device
     if choose_impl(impl, device) == "naive":
         return sky_noise_naive(noise, step, shape, device)
-    from kernels.sky_noise.triton import sky_noise_triton  # late: Triton is absent where there is no GPU
+    from surveybridge.kernels.sky_noise.triton import sky_noise_triton  # late: Triton is absent where there is no GPU
 
     return sky_noise_triton(noise, step, shape, device)
 

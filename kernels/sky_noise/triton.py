@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH, check_launch
-from kernels.sky_noise import naive
-from kernels.sky_noise.naive import SkyNoise
+from surveybridge.kernels.dispatch import LAUNCH, check_launch
+from surveybridge.kernels.sky_noise import naive
+from surveybridge.kernels.sky_noise.naive import SkyNoise
 
 BLOCK = 512  # pixels a program: four a thread, hence 128-bit stores
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, Model, Precision
-from bridge_core.network import NetworkConfig, UNet
-from bridge_core.objective import Objective
-from bridge_core.prediction import Predictor
-from bridge_core.stretch import Stretch
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Card, Model, Precision
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.stretch import Stretch
 
 SOFTENING = {"g": 0.7, "r": 0.8, "i": 1.1, "VIS": 4.0}
 TINY = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, time_dim=16, norm="pixel", stem=2)

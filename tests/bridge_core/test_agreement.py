@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from bridge_core.agreement import MISSING, cohen_kappa, consensus, krippendorff_alpha, purity_at
+from surveybridge.bridge_core.agreement import MISSING, cohen_kappa, consensus, krippendorff_alpha, purity_at
 
 # Four observers, twelve units: the worked example of Krippendorff (2011), "Computing Krippendorff's
 # Alpha-Reliability", section C; a dot is a missing grade.

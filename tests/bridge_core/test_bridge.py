@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bridge_core.bridge import Bridge
-from bridge_core.errors import BridgeError
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
 
 PATHS = 40_000
 X0, X1 = 0.7, -0.4

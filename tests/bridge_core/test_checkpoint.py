@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import (
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import (
     Card,
     Model,
     import_asbridge,
@@ -20,8 +20,8 @@ from bridge_core.checkpoint import (
     save_checkpoint,
     shipped_checkpoints,
 )
-from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig, channels_last, network_input
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.network import NetworkConfig, channels_last, network_input
 from tests.bridge_core.models import make_card, random_model
 
 

@@ -9,9 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridge_core.checkpoint import Model, load_checkpoint
-from bridge_core.network import NetworkConfig, UNet
-from bridge_core.translate import Sampling, window_samples
+from surveybridge.bridge_core.checkpoint import Model, load_checkpoint
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.translate import Sampling, window_samples
 
 WINDOWS, SIDE = 4, 64
 

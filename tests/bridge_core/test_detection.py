@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bridge_core.detection import aperture_flux, detect
+from surveybridge.bridge_core.detection import aperture_flux, detect
 
 SIGMA = 1.0
 PLACES = [(30.0, 40.0), (80.3, 60.7), (110.5, 20.25)]  # x, y

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 
-from bridge_core.discriminant import CLIP, TAIL, Discriminant, Measured, fit, logistic_weights, surprise
-from bridge_core.ranking import auroc
+from surveybridge.bridge_core.discriminant import CLIP, TAIL, Discriminant, Measured, fit, logistic_weights, surprise
+from surveybridge.bridge_core.ranking import auroc
 
 RNG = np.random.default_rng(5)
 FEATURES = 6

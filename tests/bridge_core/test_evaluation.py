@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bridge_core.apertures import aperture
-from bridge_core.evaluation import (
+from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.evaluation import (
     LEVELS,
     PIXEL_SUMS,
     REGIONS,
@@ -22,8 +22,8 @@ from bridge_core.evaluation import (
     photometry,
     trivial_scores,
 )
-from bridge_core.metrics import energy_score
-from bridge_core.stretch import Stretch
+from surveybridge.bridge_core.metrics import energy_score
+from surveybridge.bridge_core.stretch import Stretch
 
 SIGMA = torch.tensor([2.0, 0.5])
 BANDS = ("g", "VIS")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bridge_core.anomaly import anomaly_score
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Model, import_asbridge
-from bridge_core.metrics import energy_score
-from bridge_core.network import network_input
-from bridge_core.sampler import sample
+from surveybridge.bridge_core.anomaly import anomaly_score
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Model, import_asbridge
+from surveybridge.bridge_core.metrics import energy_score
+from surveybridge.bridge_core.network import network_input
+from surveybridge.bridge_core.sampler import sample
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 

@@ -8,7 +8,7 @@ import pytest
 import scoringrules
 import torch
 
-from bridge_core.metrics import (
+from surveybridge.bridge_core.metrics import (
     coverage_within,
     crps,
     energy_score,

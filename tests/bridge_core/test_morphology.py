@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridge_core.morphology import CORE_ARCSEC, RADIUS_ARCSEC, gini, power_spectrum, shapes, wasserstein
+from surveybridge.bridge_core.morphology import CORE_ARCSEC, RADIUS_ARCSEC, gini, power_spectrum, shapes, wasserstein
 
 SCALE = 0.05
 SIDE = 128

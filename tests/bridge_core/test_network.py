@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from bridge_core.errors import BridgeError
-from bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
 
 SMALL = {"base": 8, "multipliers": (1, 2), "blocks": 1, "time_dim": 16}
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from bridge_core.bridge import Bridge
-from bridge_core.errors import BridgeError
-from bridge_core.objective import OBJECTIVES, Objective
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.objective import OBJECTIVES, Objective
 
 BRIDGES: dict[str, Callable[..., Bridge]] = {
     "brownian": Bridge.brownian,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridge_core.errors import BridgeError
-from bridge_core.patches import FILL_REACH, PatchGrid, blend, cut, fill_masked, local_coverage
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.patches import FILL_REACH, PatchGrid, blend, cut, fill_masked, local_coverage
 
 GRIDS = [PatchGrid(), PatchGrid(64, 48, 8), PatchGrid(32, 9, 4), PatchGrid(16, 16, 0)]
 CORES = [((0, 0), (64, 192, 64, 192)), ((-513, 7), (3, 90, 11, 12)), ((12345, -98765), (0, 50, 1, 128))]

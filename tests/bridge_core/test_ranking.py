@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from bridge_core.ranking import (
+from surveybridge.bridge_core.ranking import (
     auroc,
     average_precision,
     bootstrap,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bridge_core import translate as core
-from bridge_core.patches import PatchGrid
-from bridge_core.redraw import redraw_tile
-from bridge_core.sampler import sample
-from bridge_core.translate import Sampling, translate_tile
+from surveybridge.bridge_core import translate as core
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.redraw import redraw_tile
+from surveybridge.bridge_core.sampler import sample
+from surveybridge.bridge_core.translate import Sampling, translate_tile
 from tests.bridge_core.models import random_model
 
 # small windows, so that there is more than one group of them; and they share batches, as 3 does not divide 4

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bridge_core.anomaly import Scoring, score_windows
-from bridge_core.discriminant import Discriminant
-from bridge_core.residuals import RINGS_ARCSEC, columns, measure, ring_features, ring_masks
+from surveybridge.bridge_core.anomaly import Scoring, score_windows
+from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.residuals import RINGS_ARCSEC, columns, measure, ring_features, ring_masks
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 
 RINGS = len(RINGS_ARCSEC) - 1

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.errors import BridgeError
-from bridge_core.sampler import (
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.sampler import (
     boot,
     bridge_steps,
     draw,
@@ -28,8 +28,8 @@ from bridge_core.sampler import (
     step_coefficients,
     uniform_steps,
 )
-from bridge_core.spans import listening
-from kernels.sky_noise import SkyNoise
+from surveybridge.bridge_core.spans import listening
+from surveybridge.kernels.sky_noise import SkyNoise
 from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
 
 GAIN, OFFSET, TAU = 0.8, 0.1, 0.3

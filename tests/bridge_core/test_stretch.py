@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from bridge_core.errors import BridgeError
-from bridge_core.stretch import Stretch
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.stretch import Stretch
 
 SIGMA = 0.35
 STRETCH = Stretch({"g": 2 * SIGMA, "r": 0.9, "VIS": 4.0})

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card
-from bridge_core.network import NetworkConfig, UNet, channels_last
-from bridge_core.training import (
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.training import (
     Batch,
     Recipe,
     TrainState,

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge_core.checkpoint import Model
-from bridge_core.errors import BridgeError
-from bridge_core.patches import PatchGrid, blend
-from bridge_core.translate import (
+from surveybridge.bridge_core.checkpoint import Model
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.patches import PatchGrid, blend
+from surveybridge.bridge_core.translate import (
     Posterior,
     Sampling,
     from_channels,

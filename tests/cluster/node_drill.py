@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from cluster.stream import Stream
+    from surveybridge.cluster.stream import Stream
     from tests.cluster.scripted import Script
 
     os.environ.update(RAY_health_check_period_ms="500")  # a head asks 5 times before it gives a node up

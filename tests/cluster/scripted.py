@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.stages import Outcome, Stages
+from surveybridge.cluster.stages import Outcome, Stages
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
-from cluster.connect import start_ray, stop_ray
+from surveybridge.cluster.connect import start_ray, stop_ray
 import ray
 assert start_ray(5)
 assert not start_ray(5)

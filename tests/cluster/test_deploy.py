@@ -19,13 +19,14 @@ import yaml
 from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from bridge_core.checkpoint import load_checkpoint
-from cluster.preflight import _fit
-from cluster.stream import IO_CPUS, IO_PER_MODEL
-from jobs import __version__, translation
-from jobs.__main__ import parse_job
-from jobs.drain import DRAINED
-from jobs.projection import GPU_PROCESS_BYTES, stage_memory
+from surveybridge import __version__
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.cluster.preflight import _fit
+from surveybridge.cluster.stream import IO_CPUS, IO_PER_MODEL
+from surveybridge.jobs.planning.projection import GPU_PROCESS_BYTES, stage_memory
+from surveybridge.jobs.registry import parse_job
+from surveybridge.jobs.running.drain import DRAINED
+from surveybridge.jobs.translating import request as translation
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "cluster" / "deploy"
@@ -71,7 +72,7 @@ def number(quantity: str) -> float:
 
 def parsed(command: str) -> translation.TranslationConfig:
     """What the job's own parser makes of a command line that starts a job."""
-    match = re.fullmatch(r"(?:python -m jobs|surveybridge) (.*)", " ".join(command.split()))
+    match = re.fullmatch(r"(?:python -m surveybridge|surveybridge) (.*)", " ".join(command.split()))
     assert match, command
     job, *arguments = shlex.split(match[1], comments=True)
     config = parse_job(job, arguments, job)[1]

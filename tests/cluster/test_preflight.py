@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import ClusterError
-from cluster.preflight import check_cluster
+from surveybridge.cluster.errors import ClusterError
+from surveybridge.cluster.preflight import check_cluster
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # of 4 CPUs
 

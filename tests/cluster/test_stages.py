@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from cluster.attempts import Attempts, Worker
-from cluster.stages import MAX_KILLS, Outcome, Stages, quarantine, serially, write_outcome
+from surveybridge.cluster.attempts import Attempts, Worker
+from surveybridge.cluster.stages import MAX_KILLS, Outcome, Stages, quarantine, serially, write_outcome
 from tests.cluster.scripted import Script
 
 HERE = Worker("node", 1)

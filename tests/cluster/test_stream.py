@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from cluster.connect import start_ray
-from cluster.stages import MAX_KILLS, Stages
-from cluster.stream import Stream
+from surveybridge.cluster.connect import start_ray
+from surveybridge.cluster.stages import MAX_KILLS, Stages
+from surveybridge.cluster.stream import Stream
 from tests.cluster.scripted import Script
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

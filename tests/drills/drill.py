@@ -14,9 +14,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage.parquet import parquet_bytes
-from storage.runs import RunFolder, mosaic_path
-from storage.schema import CANDIDATES, WALL_CLOCK, conform
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.runs import RunFolder, mosaic_path
+from surveybridge.storage.schema import CANDIDATES, WALL_CLOCK, conform
 from tests.drills.driver import PLAN, Begun, Plan, journal
 from tests.drills.scene import ROOT, Row, Scene, Tile
 

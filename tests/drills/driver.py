@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.stages import Outcome, Stages
+from surveybridge.cluster.stages import Outcome, Stages
 
 PLAN = "SURVEYBRIDGE_DRILL"
 SEGMENT_TILES = 5
@@ -74,15 +74,15 @@ def journal(folder: Path) -> list[Begun]:
 
 def main() -> int:
     """Run the command under the plan."""
-    import cluster.stream
-    from jobs import translate
-    from jobs.__main__ import main as surveybridge
-    from storage.runs import RunFolder
+    from surveybridge.__main__ import main as surveybridge
+    from surveybridge.cluster import stream
+    from surveybridge.jobs import translate
+    from surveybridge.storage.runs import RunFolder
 
     plan = Plan(**json.loads(os.environ[PLAN]))
     _use_temporary(plan)
     translate.SEGMENT_TILES = SEGMENT_TILES
-    cluster.stream.READ_TASKS = TILES // SLICE
+    stream.READ_TASKS = TILES // SLICE
     vars(translate)["translate"] = partial(translate.translate, make_stages=partial(stages, plan))
     vars(translate)["_compact"] = partial(_compact, plan, translate._compact)
     tidy, tidied = RunFolder.tidy, iter(range(1, 1000))
@@ -99,7 +99,7 @@ def main() -> int:
 
 def stages(plan: Plan, settings: Any) -> Stages:
     """The command's stages with the faults of the plan."""
-    from jobs.tile_stages import tile_stages
+    from surveybridge.jobs.translating.stages import tile_stages
 
     real = tile_stages(settings)
     return Stages(

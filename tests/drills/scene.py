@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.objectstore import Folder
+from surveybridge.storage.objectstore import Folder
 from tests import tiny
 from tests.storage.faults import FaultyS3
 

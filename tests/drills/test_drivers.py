@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from storage.objectstore import Folder
+from surveybridge.storage.objectstore import Folder
 from tests.drills.drill import STAGES, Drill, count, held
 
 pytestmark = pytest.mark.slow

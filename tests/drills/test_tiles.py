@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.stages import MAX_KILLS
-from storage.objectstore import Folder
+from surveybridge.cluster.stages import MAX_KILLS
+from surveybridge.storage.objectstore import Folder
 from tests.drills.drill import Drill
 from tests.drills.driver import SLICE
 

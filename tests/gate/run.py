@@ -1,8 +1,8 @@
 """A whole tiny run, hashed: `python -m tests.gate.run FOLDER [--record]` prints a digest for each thing that it made.
 
-Simulate, ingest, train, translate both ways, evaluate, publish, export and query, through the command line alone. Times,
-the folder and what follows from its name are left out; everything else counts, to the bit. Rebuilding the house must
-not change a digest; a change that is meant to change results records them anew and says why.
+Simulate, ingest, train, translate both ways, evaluate, publish, export and query, through the command line alone.
+Times, the folder and what follows from its name are left out; everything else counts, to the bit. Rebuilding the house
+must not change a digest; a change that is meant to change results records them anew and says why.
 
 The floating-point libraries are held to the instructions that every x86-64 processor has, because they add in another
 order on other processors.
@@ -71,7 +71,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def make(folder: Path) -> dict[str, str]:
     """Run every job in this process, whose environment is plain, and hash what each has made."""
-    from jobs.__main__ import main
+    from surveybridge.__main__ import main
     from tests.tiny import write_pairs
 
     def job(*arguments: str) -> None:

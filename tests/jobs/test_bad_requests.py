@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.__main__ import main
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.storage.fits_files import tan_wcs, write_survey_file
 
@@ -198,7 +198,7 @@ def test_a_run_folder_of_another_run_is_refused_with_both_values(tmp_path, store
     settings = dict(zip(QUICK[::2], QUICK[1::2], strict=True)) | {"--checkpoint": checkpoint}
     if change == "checkpoint":
         settings["--checkpoint"] = tiny.write_checkpoint(tmp_path, seed=1)
-        from bridge_core.checkpoint import load_checkpoint
+        from surveybridge.bridge_core.checkpoint import load_checkpoint
 
         said = [*said, *(load_checkpoint(path).sha256 for path in (checkpoint, settings["--checkpoint"]))]
     else:

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridge_core.checkpoint import load_checkpoint
-from jobs import injection
-from jobs.__main__ import main
-from jobs.config import RequestError
-from jobs.injection import SOURCES, arc_stamp, draw_lens, inject
-from jobs.simulated_sky import INSTRUMENTS
-from storage.pairs import on_mosaic_grid, read_pairs
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.simulating import injection
+from surveybridge.jobs.simulating.injection import SOURCES, arc_stamp, draw_lens, inject
+from surveybridge.jobs.simulating.sky import INSTRUMENTS
+from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
 
 COUNT = 120

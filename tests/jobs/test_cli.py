@@ -16,12 +16,13 @@ from typing import Literal
 import pytest
 from pydantic import Field, model_validator
 
-from bridge_core.errors import BridgeError
-from jobs import __main__ as command
-from jobs import __version__
-from jobs.config import JobConfig, RequestError, parse_config
-from jobs.progress import progress, setup_logging
-from storage.errors import StorageError
+from surveybridge import __main__ as command
+from surveybridge import __version__
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.jobs.config import JobConfig, RequestError, parse_config
+from surveybridge.jobs.registry import available_jobs
+from surveybridge.jobs.running.progress import progress, setup_logging
+from surveybridge.storage.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,7 +191,7 @@ def test_jobs_exit_code_is_the_commands(monkeypatch):
 
 def plant_query(monkeypatch, run):
     module = SimpleNamespace(Config=Config, run=run, EXAMPLES="", __doc__="Planted.")
-    monkeypatch.setattr(command, "available_jobs", lambda: {"query": "Planted."})
+    monkeypatch.setattr("surveybridge.jobs.registry.available_jobs", lambda: {"query": "Planted."})
     monkeypatch.setattr("importlib.import_module", lambda name: module)
 
 
@@ -202,7 +203,7 @@ def test_unknown_job_is_refused_with_the_nearest(capsys):
 def test_command_without_a_job_lists_jobs(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
-    for name in command.available_jobs():
+    for name in available_jobs():
         assert re.search(rf"^  {name} +\S", shown, re.MULTILINE), f"{name} is not listed with its first line"
 
 
@@ -213,15 +214,15 @@ def test_version_is_printed(capsys):
 
 def test_command_and_every_help_stay_light():
     heavy = "('torch', 'ray', 'numpy', 'galsim', 'duckdb')"
-    code = f"import sys, jobs.__main__ as m; m.main([]); print([n for n in {heavy} if n in sys.modules])"
+    code = f"import sys, surveybridge.__main__ as m; m.main([]); print([n for n in {heavy} if n in sys.modules])"
     assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
-    for job in command.available_jobs():
+    for job in available_jobs():
         code = f"import sys, jobs.{job}; print([n for n in ('torch', 'ray', 'galsim') if n in sys.modules])"
         assert run_python("-c", code).stdout.strip() == "[]", f"importing jobs.{job} loads what only run() needs"
 
 
 def test_module_and_exit_code_work_as_a_process():
-    result = run_python("-m", "jobs", "translate", "--stroe", "x", check=False)
+    result = run_python("-m", "surveybridge", "translate", "--stroe", "x", check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("surveybridge translate: error: unknown setting '--stroe'")
     assert len(result.stderr.splitlines()) == 1
@@ -236,9 +237,9 @@ def run_python(*arguments: str, check: bool = True) -> subprocess.CompletedProce
 # -- what every job owes, and what the documents promise --
 
 
-@pytest.mark.parametrize("job", command.available_jobs())
+@pytest.mark.parametrize("job", available_jobs())
 def test_job_keeps_the_form_of_jobs(job):
-    module = importlib.import_module(f"jobs.{job}")
+    module = importlib.import_module(f"surveybridge.jobs.{job}")
     assert issubclass(module.Config, JobConfig)
     assert callable(module.run)
     for name, field in module.Config.model_fields.items():
@@ -248,7 +249,7 @@ def test_job_keeps_the_form_of_jobs(job):
 
 def documented_commands() -> list[tuple[str, str]]:
     """Every `surveybridge JOB ...` line of the jobs' EXAMPLES and of the code blocks of README and docs."""
-    texts = {f"jobs/{job}.py": importlib.import_module(f"jobs.{job}").EXAMPLES for job in command.available_jobs()}
+    texts = {f"jobs/{job}.py": importlib.import_module(f"surveybridge.jobs.{job}").EXAMPLES for job in available_jobs()}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         texts[path.name] = "\n".join(
             re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
@@ -256,7 +257,7 @@ def documented_commands() -> list[tuple[str, str]]:
     found = []
     for where, text in texts.items():
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-            if match := re.search(r"(?:^|[ /])(?:surveybridge|python -m jobs) +([a-z].*)", line):
+            if match := re.search(r"(?:^|[ /])(?:surveybridge|python -m surveybridge) +([a-z].*)", line):
                 found.append((where, re.split(r";\s|\s&\s|\s\|\s", match[1])[0]))  # without the rest of the script
     return found
 
@@ -267,11 +268,11 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
         for name, text in re.findall(r"^```toml\n# (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             (tmp_path / name).write_text(text)
     commands = documented_commands()
-    assert len(commands) >= len(command.available_jobs())
+    assert len(commands) >= len(available_jobs())
     for where, line in commands:
         job, *argv = shlex.split(line, comments=True)
         assert ">" not in re.sub(r"'[^']*'|\"[^\"]*\"", "", line), f"{where}: unquoted > in: {line}"
-        module = importlib.import_module(f"jobs.{job}")
+        module = importlib.import_module(f"surveybridge.jobs.{job}")
         try:
             parse_config(module.Config, [item for item in argv if item != "--help"], prog=f"surveybridge {job}")
         except RequestError as error:
@@ -323,8 +324,8 @@ def test_logging_prints_plain_lines(monkeypatch):
     level = root.level
     try:
         setup_logging()
-        logging.getLogger("storage.ingest").info("wrote tile t0001")
+        logging.getLogger("surveybridge.storage.ingest").info("wrote tile t0001")
         logging.getLogger("somebody.else").info("chatter")
     finally:
         root.setLevel(level)
-    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO storage.ingest: wrote tile t0001\n", stream.getvalue())
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO surveybridge.storage.ingest: wrote tile t0001\n", stream.getvalue())

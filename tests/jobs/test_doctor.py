@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_core import checkpoint
-from bridge_core.checkpoint import shipped_checkpoints
-from bridge_core.errors import BridgeError
-from jobs.__main__ import main
-from jobs.doctor_machine import (
+from surveybridge.__main__ import main
+from surveybridge.bridge_core import checkpoint
+from surveybridge.bridge_core.checkpoint import shipped_checkpoints
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.jobs.diagnosing.machine import (
     check_disk,
     check_gpu,
     check_memory,
@@ -24,8 +24,8 @@ from jobs.doctor_machine import (
     check_processor,
     check_python,
 )
-from jobs.doctor_services import check_checkpoint, check_ray, check_read, check_write
-from storage.objectstore import Folder
+from surveybridge.jobs.diagnosing.services import check_checkpoint, check_ray, check_read, check_write
+from surveybridge.storage.objectstore import Folder
 from tests import tiny
 from tests.storage.faults import moto_server
 
@@ -131,7 +131,7 @@ def test_a_damaged_shipped_checkpoint_is_found_although_it_loads(tmp_path, monke
     data = bytearray(weights.read_bytes())
     data[-1000] ^= 1  # one bit of one weight
     weights.write_bytes(data)
-    monkeypatch.setattr("bridge_core.checkpoint.resources.files", lambda name: package)
+    monkeypatch.setattr("surveybridge.bridge_core.checkpoint.resources.files", lambda name: package)
     checkpoint.load_checkpoint()
     assert failed(
         only(check_checkpoint(checkpoint.DEFAULT_CHECKPOINT)), str(weights), "SHA-256", "was shipped", "force-reinstall"

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.drain import drain_on_sigterm
+from surveybridge.jobs.running.drain import drain_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import os, signal, sys, time
-from jobs.drain import DRAINED, drain_on_sigterm
+from surveybridge.jobs.running.drain import DRAINED, drain_on_sigterm
 with drain_on_sigterm() as drain:
     if "ray" in sys.argv:
-        from cluster.connect import start_ray, stop_ray
+        from surveybridge.cluster.connect import start_ray, stop_ray
         start_ray(1)
     assert not drain.is_set()
     os.kill(os.getpid(), signal.SIGTERM)

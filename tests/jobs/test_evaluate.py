@@ -12,15 +12,17 @@ import pytest
 import torch
 import zarr
 
-from bridge_core.evaluation import LEVELS, REGIONS
-from bridge_core.stretch import Stretch
-from bridge_core.translate import Sampling
-from jobs import demo, evaluation_stages, translation
-from jobs import evaluate as job
-from jobs.__main__ import main
-from jobs.evaluation_summary import _photometry, summarise
-from storage.pairs import NOMINAL, WHITE, read_pairs
-from storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.evaluation import LEVELS, REGIONS
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.translate import Sampling
+from surveybridge.jobs import demo
+from surveybridge.jobs import evaluate as job
+from surveybridge.jobs.evaluating import stages as evaluation_stages
+from surveybridge.jobs.evaluating.summary import _photometry, summarise
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage.pairs import NOMINAL, WHITE, read_pairs
+from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
 from tests import tiny
 
 QUICK = ["--samples", "3", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
@@ -132,7 +134,7 @@ def test_pairs_that_cannot_be_judged_are_told_and_nothing_is_summarised(stores, 
     def broken(*arguments):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("bridge_core.evaluation.image_scores", broken)
+    monkeypatch.setattr("surveybridge.bridge_core.evaluation.image_scores", broken)
     assert evaluate(stores, tmp_path / "out") == 1
     assert "pairs-00000000: RuntimeError: no such luck" in caplog.text
     assert not (tmp_path / "out" / "metrics.json").exists()

@@ -14,10 +14,10 @@ from astropy.wcs import WCS
 from mocpy import MOC
 from PIL import Image
 
-from jobs import __version__
-from jobs.__main__ import main
-from storage.objectstore import Folder
-from storage.runs import RunFolder
+from surveybridge import __version__
+from surveybridge.__main__ import main
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.runs import RunFolder
 from tests import tiny
 from tests.storage.faults import moto_server
 

@@ -8,11 +8,11 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from jobs.__main__ import main
-from storage.fits_images import read_mer
-from storage.grids import shifted_header
-from storage.ingest import tile_boxes
-from storage.runs import RunFolder
+from surveybridge.__main__ import main
+from surveybridge.storage.fits_images import read_mer
+from surveybridge.storage.grids import shifted_header
+from surveybridge.storage.ingest import tile_boxes
+from surveybridge.storage.runs import RunFolder
 
 sep = pytest.importorskip("sep")
 
@@ -60,7 +60,7 @@ def exported(shared_data, tmp_path_factory):
 
 
 def run_without_candidates():
-    from storage.schema import CANDIDATES
+    from surveybridge.storage.schema import CANDIDATES
 
     return CANDIDATES.empty_table().drop_columns(["tile_id", "_healpix_29"])
 

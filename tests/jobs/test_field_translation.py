@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
-from bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
-from jobs import translate, translation
-from storage import ingest
-from storage.tiles import TileStore
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
+from surveybridge.jobs import translate
+from surveybridge.jobs.translating import request as translation
+from surveybridge.storage import ingest
+from surveybridge.storage.tiles import TileStore
 
 pytestmark = [
     pytest.mark.slow,

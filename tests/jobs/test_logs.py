@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs import progress
-from jobs.config import RequestError
-from jobs.progress import log_context, setup_logging
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.running import progress
+from surveybridge.jobs.running.progress import log_context, setup_logging
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import logging, os, sys
-from jobs.progress import log_context, progress, setup_logging
+from surveybridge.jobs.running.progress import log_context, progress, setup_logging
 setup_logging()
 setup_logging()
-log = logging.getLogger("jobs.translate")
+log = logging.getLogger("surveybridge.jobs.translate")
 log.info("start")
 with log_context(run="s3://b/r"):
     with log_context(tile="t0001", stage="read"):
@@ -50,7 +50,12 @@ def stderr_of(script: str, form: str) -> list[str]:
 def test_json_lines_name_the_run_and_the_tile():
     start, warning, child, *progressed, failed = map(json.loads, stderr_of(SCRIPT, "json"))
     assert list(start) == ["time", "level", "logger", "message", "run", "tile"]
-    assert (start["level"], start["logger"], start["run"], start["tile"]) == ("INFO", "jobs.translate", None, None)
+    assert (start["level"], start["logger"], start["run"], start["tile"]) == (
+        "INFO",
+        "surveybridge.jobs.translate",
+        None,
+        None,
+    )
     assert start["time"].endswith("+00:00")
     assert (warning["message"], warning["run"], warning["tile"]) == ("two\nlines", "s3://b/r", "t0001")
     assert warning["stage"] == "read"
@@ -61,7 +66,7 @@ def test_json_lines_name_the_run_and_the_tile():
 
 def test_plain_lines_name_them_too():
     lines = stderr_of(SCRIPT, "plain")
-    assert lines[0].endswith("INFO jobs.translate: start")
+    assert lines[0].endswith("INFO surveybridge.jobs.translate: start")
     assert lines[2].endswith("lines [run=s3://b/r tile=t0001 stage=read]")
     assert "translate: 2/2 tiles in 0:00" in lines
 

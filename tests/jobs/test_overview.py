@@ -7,11 +7,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jobs.export_folder import export_folder
-from jobs.overview import Overview
-from jobs.rendering import sky_picture
-from storage.objectstore import Folder
-from storage.runs import RunFolder
+from surveybridge.jobs.drawing.overview import Overview
+from surveybridge.jobs.drawing.rendering import sky_picture
+from surveybridge.jobs.exporting.folder import export_folder
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.runs import RunFolder
 from tests.jobs.test_export_field import RUN
 from tests.storage.test_runs import make_candidates, make_header
 

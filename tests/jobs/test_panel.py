@@ -8,12 +8,13 @@ import pytest
 from astropy.wcs import WCS
 from matplotlib.image import imread
 
-from jobs import panel, panel_views, rendering
-from storage.errors import StorageError
-from storage.images import SurveyImage
-from storage.runs import FINGERPRINT_KEYS, RunFolder
-from storage.schema import CANDIDATES
-from storage.tiles import Tile, TileStore
+from surveybridge.jobs.drawing import panel, rendering
+from surveybridge.jobs.drawing import views as panel_views
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
+from surveybridge.storage.schema import CANDIDATES
+from surveybridge.storage.tiles import Tile, TileStore
 
 SIDE = 96
 """Side of a tile's core, pixels; the field is two tiles wide, and starts at global pixel (1000, 2000)."""

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge_core.network import UNet
-from jobs import plan, translate, translation
-from jobs.__main__ import main
-from jobs.tally import Tally
-from storage.runs import RunFolder
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.network import UNet
+from surveybridge.jobs import plan, translate
+from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.tally import Tally
+from surveybridge.storage.runs import RunFolder
 from tests import tiny
 from tests.jobs.test_bad_requests import TRANSLATE, refused, translate_request
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bridge_core.spans import listening, span
-from jobs.__main__ import main
-from jobs.operators import KINDS, Operators, covered, kind_of, shares_by_kind
-from jobs.operators import own_times as own_times_of_operators
-from jobs.profile import trace_of
-from jobs.profile_table import own_times
-from jobs.spans import Part, Recorder, Span
-from jobs.trace import Trace
-from storage.runs import RunFolder
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.spans import listening, span
+from surveybridge.jobs.profiling.operators import KINDS, Operators, covered, kind_of, shares_by_kind
+from surveybridge.jobs.profiling.operators import own_times as own_times_of_operators
+from surveybridge.jobs.profiling.profile import trace_of
+from surveybridge.jobs.profiling.spans import Part, Recorder, Span
+from surveybridge.jobs.profiling.table import own_times
+from surveybridge.jobs.profiling.trace import Trace
+from surveybridge.storage.runs import RunFolder
 from tests import tiny
 from tests.storage.faults import moto_server
 
@@ -174,7 +174,7 @@ def test_workers_on_ray_send_their_part_of_the_profile(tmp_path, store, checkpoi
 
 def test_a_profile_goes_to_object_storage_like_everything_else(tmp_path, store, checkpoint, monkeypatch):
     pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
-    from storage.objectstore import Folder
+    from surveybridge.storage.objectstore import Folder
 
     with moto_server() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import memory
-from bridge_core.checkpoint import load_checkpoint
-from bridge_core.discriminant import Discriminant
-from bridge_core.patches import PatchGrid
-from jobs.projection import core_origins, project, stage_memory, steps_of, work_of
-from jobs.rates import Rates, part_of, spread
-from jobs.translation import Config
-from storage.tiles import Tile, TileStore
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.jobs.planning.projection import core_origins, project, stage_memory, steps_of, work_of
+from surveybridge.jobs.planning.rates import Rates, part_of, spread
+from surveybridge.jobs.translating.request import Config
+from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
 
 RATES = Rates(

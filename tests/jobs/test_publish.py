@@ -7,9 +7,9 @@ import json
 import pytest
 from astropy.table import Table
 
-from jobs.__main__ import main
-from storage.catalogs import Catalog
-from storage.objectstore import Folder
+from surveybridge.__main__ import main
+from surveybridge.storage.catalogs import Catalog
+from surveybridge.storage.objectstore import Folder
 from tests.storage.skies import make_run
 from tests.tiny import files_of
 

@@ -20,12 +20,12 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 
-from jobs.__main__ import main
-from storage import hats
-from storage.catalogs import Catalog
-from storage.runs import RunFolder
-from storage.schema import CATALOG, THUMBNAILS
-from storage.sky import healpix_29
+from surveybridge.__main__ import main
+from surveybridge.storage import hats
+from surveybridge.storage.catalogs import Catalog
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CATALOG, THUMBNAILS
+from surveybridge.storage.sky import healpix_29
 from tests import tiny
 
 pytestmark = [

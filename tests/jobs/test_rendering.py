@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.rendering import GREY, VIEWS, candidate_pictures, png
+from surveybridge.jobs.drawing.rendering import GREY, VIEWS, candidate_pictures, png
 
 
 @pytest.fixture

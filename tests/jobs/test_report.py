@@ -16,20 +16,20 @@ import pytest
 from astropy.wcs import WCS
 from scipy.stats import norm
 
-from jobs.__main__ import main
-from jobs.report import PAGE
-from jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
-from jobs.reporting.cards import flags, links, magnitude
-from jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
-from jobs.reporting.timeline import worked_minutes
-from storage.grades import write_grade
-from storage.mosaics import TileMosaic
-from storage.objectstore import Folder
-from storage.parquet import parquet_bytes
-from storage.published import standing_rows
-from storage.runs import RunFolder
-from storage.schema import LEDGER, MANIFEST, conform, stamps, table_from_rows
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.jobs.report import PAGE
+from surveybridge.jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
+from surveybridge.jobs.reporting.cards import flags, links, magnitude
+from surveybridge.jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
+from surveybridge.jobs.reporting.timeline import worked_minutes
+from surveybridge.storage.grades import write_grade
+from surveybridge.storage.mosaics import TileMosaic
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.published import standing_rows
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import LEDGER, MANIFEST, conform, stamps, table_from_rows
+from surveybridge.storage.tiles import TileStore
 from tests.jobs.test_status import held
 from tests.storage.faults import moto_server
 from tests.storage.test_runs import RUN, make_header

@@ -10,10 +10,12 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from jobs import simulate, simulated_lenses, simulated_sky
-from jobs.config import RequestError
-from jobs.simulate import CENTRE, FILES, OFFSET, Config, run
-from jobs.simulated_population import columns, draw_galaxies
+from surveybridge.jobs import simulate
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.simulate import CENTRE, FILES, OFFSET, Config, run
+from surveybridge.jobs.simulating import lenses as simulated_lenses
+from surveybridge.jobs.simulating import sky as simulated_sky
+from surveybridge.jobs.simulating.population import columns, draw_galaxies
 
 BANDS = {instrument.band: instrument for instrument in simulated_sky.INSTRUMENTS}
 

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.__main__ import main
-from jobs.status import reason_pattern, run_status
-from storage.lease import Lease, read_holder
-from storage.objectstore import Folder
-from storage.parquet import parquet_bytes
-from storage.published import publish
-from storage.runs import RunFolder
-from storage.schema import LEDGER, MANIFEST, conform, table_from_rows
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.jobs.status import reason_pattern, run_status
+from surveybridge.storage.lease import Lease, read_holder
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.published import publish
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import LEDGER, MANIFEST, conform, table_from_rows
+from surveybridge.storage.tiles import TileStore
 from tests.storage.test_runs import RUN
 
 

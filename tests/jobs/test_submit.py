@@ -24,11 +24,11 @@ from zipfile import ZipFile
 import pytest
 from ray._private.runtime_env import packaging
 
-from cluster import submission
-from cluster.errors import ClusterError
-from cluster.submission import JobServer, LostContact, check_package, travelling_files
-from jobs.config import RequestError, parse_config
-from jobs.submit import Config, check_paths, environment, inner_config, submission_id_of
+from surveybridge.cluster import submission
+from surveybridge.cluster.errors import ClusterError
+from surveybridge.cluster.submission import JobServer, LostContact, check_package, travelling_files
+from surveybridge.jobs.config import RequestError, parse_config
+from surveybridge.jobs.submit import Config, check_paths, environment, inner_config, submission_id_of
 from tests.tiny import damage_tile, write_checkpoint, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,7 +270,16 @@ class Head:
 
     def submit(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(
-            sys.executable, "-m", "jobs", "submit", "--address", self.address, "--date", "2026-11-22", *argv, **env
+            sys.executable,
+            "-m",
+            "surveybridge",
+            "submit",
+            "--address",
+            self.address,
+            "--date",
+            "2026-11-22",
+            *argv,
+            **env,
         )
 
 
@@ -404,7 +413,7 @@ def test_a_job_runs_once_and_its_exit_code_comes_back(head, tiny):
     attached = head.submit("--attach", *command)
     assert (attached.returncode, "4 of 4 tiles ok" in attached.stdout) == (0, True)
     other = head.submit("--attach", "--pipeline", "nightly", "--", "translate", *S3)
-    assert other.returncode == 2 and "and not 'python -m jobs translate --store s3://b/tiles" in other.stderr
+    assert other.returncode == 2 and "and not 'python -m surveybridge translate --store s3://b/tiles" in other.stderr
 
 
 @pytest.mark.slow
@@ -413,7 +422,9 @@ def test_exit_code_3_comes_back_where_ray_job_submit_returns_1(head, tiny):
     done = head.submit("--pipeline", "broken", "--", *command)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "3 of 4 tiles ok" in done.stdout
-    plain = head.run(*f"ray job submit --address {head.address} --working-dir . -- python -m jobs".split(), *command)
+    plain = head.run(
+        *f"ray job submit --address {head.address} --working-dir . -- python -m surveybridge".split(), *command
+    )
     assert plain.returncode == 1, plain.stdout + plain.stderr
     assert "failed with exit code 3" in plain.stdout + plain.stderr
 
@@ -441,7 +452,7 @@ def test_a_wrong_token_is_refused_in_one_line(head):
 
 DRAINING = """
 import os, sys, time
-from jobs.drain import DRAINED, drain_on_sigterm
+from surveybridge.jobs.running.drain import DRAINED, drain_on_sigterm
 print("variables", os.environ.get("RAY_AUTH_MODE"), os.environ.get("WORD"), flush=True)
 with drain_on_sigterm() as drain:
     # in two pieces, because the log begins with the text of this program
@@ -456,8 +467,8 @@ sys.exit(DRAINED)
 SUBMITTING = """
 import sys
 from pathlib import Path
-from cluster.errors import ClusterError
-from cluster.submission import JobServer
+from surveybridge.cluster.errors import ClusterError
+from surveybridge.cluster.submission import JobServer
 server = JobServer(sys.argv[1])
 command = ["python", "-c", sys.argv[2]]
 server.submit("drain-1", command, working_dir=Path(), env={"WORD": "a b"}, stop_seconds=30)
@@ -492,7 +503,7 @@ def test_ctrl_c_stops_following_and_says_how_to_stop_the_job(head):
     with subprocess.Popen(
         [
             "env", "--default-signal=INT",  # tests that a script runs in the background are deaf to it
-            sys.executable, "-m", "jobs", "submit", "--address", head.address, "--pipeline", "long", "--date",
+            sys.executable, "-m", "surveybridge", "submit", "--address", head.address, "--pipeline", "long", "--date",
             "2026-11-22", "--", "simulate", "--out", str(Path(head.env["RAY_TMPDIR"]) / "sky"),
         ],
         env=head.env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.__main__ import main
-from storage.lease import Lease
-from storage.objectstore import Folder
-from storage.published import manifest_sha256, published, published_tiles
-from storage.runs import RunFolder
-from storage.tiles import Tile, TileStore
+from surveybridge.__main__ import main
+from surveybridge.storage.lease import Lease
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.published import manifest_sha256, published, published_tiles
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
 from tests.conftest import ROOT
 from tests.jobs.test_translate import QUICK
@@ -53,7 +53,7 @@ def sweep(*arguments, **more) -> int:
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "jobs", *words(*arguments)]
+    return [sys.executable, "-m", "surveybridge", *words(*arguments)]
 
 
 def the_run(runs: Path) -> RunFolder:
@@ -111,7 +111,7 @@ def test_the_second_time_there_is_nothing_to_do_and_no_ray(store, runs, checkpoi
     def no_ray(*arguments):
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("cluster.connect.start_ray", no_ray)
+    monkeypatch.setattr("surveybridge.cluster.connect.start_ray", no_ray)
     assert sweep(store, runs, checkpoint, executor="ray") == 0
     printed = capsys.readouterr().out
     assert "nothing new" in printed and "published before: " in printed
@@ -256,7 +256,7 @@ def test_what_a_sweep_killed_before_publishing_left_is_published_by_the_next(sto
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.published.publish", die)
+        patch.setattr("surveybridge.storage.published.publish", die)
         assert sweep(store, runs, checkpoint) == 130
     assert published(Folder.at(runs)) is None
     assert sweep(store, runs, checkpoint) == 0

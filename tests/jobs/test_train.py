@@ -9,10 +9,10 @@ import uuid
 import numpy as np
 import pytest
 
-from bridge_core.checkpoint import load_checkpoint
-from bridge_core.training import Recipe
-from jobs.__main__ import main
-from storage.objectstore import Folder
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.training import Recipe
+from surveybridge.storage.objectstore import Folder
 from tests import tiny
 from tests.jobs.training_runs import (
     SMALL,

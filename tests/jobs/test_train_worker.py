@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
-import jobs.train_worker
-from bridge_core.bridge import Bridge
-from bridge_core.training import Recipe
-from cluster.training import Session
-from jobs.train import Config, make_card
-from jobs.train_worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
-from storage.pairs import read_pairs
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.training import Recipe
+from surveybridge.cluster.training import Session
+from surveybridge.jobs.train import Config, make_card
+from surveybridge.jobs.training import worker
+from surveybridge.jobs.training.worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
+from surveybridge.storage.pairs import read_pairs
 from tests import tiny
 from tests.bridge_core.models import make_card as make_tiny_card
 from tests.jobs.training_runs import TOLERANCE, largest_difference, rows
@@ -93,7 +93,7 @@ def test_a_worker_reads_its_own_rows_only(pairs, monkeypatch):
         seen.append((start, stop))
         return read_pairs(url, grid, start, stop)
 
-    monkeypatch.setattr(jobs.train_worker, "read_pairs", spy)
+    monkeypatch.setattr(worker, "read_pairs", spy)
     shard = read_shard(config, card, 1)
     assert seen == [(4, 9), (20, 22)]  # of 18 for training, then of 9 for validation
     assert shard.lsst.shape == shard.euclid.shape == (5, 3, 64, 64)

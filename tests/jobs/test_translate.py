@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bridge_core import translate as core
-from bridge_core.checkpoint import load_checkpoint
-from bridge_core.patches import PatchGrid
-from bridge_core.sampler import draw
-from jobs.__main__ import main
-from storage.images import MASK_PLANES
-from storage.lease import Lease
-from storage.runs import RunFolder
-from storage.schema import THUMBNAILS, WALL_CLOCK
-from storage.tiles import Tile, TileStore
+from surveybridge.__main__ import main
+from surveybridge.bridge_core import translate as core
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.sampler import draw
+from surveybridge.storage.images import MASK_PLANES
+from surveybridge.storage.lease import Lease
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import THUMBNAILS, WALL_CLOCK
+from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
 
 QUICK = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
@@ -398,7 +398,7 @@ def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, cap
 def test_a_run_whose_ledger_is_compacted_while_it_goes_holds_the_same(
     tmp_path, store, checkpoint, reference, monkeypatch
 ):
-    monkeypatch.setattr("jobs.translate.SEGMENT_TILES", 2)
+    monkeypatch.setattr("surveybridge.jobs.translate.SEGMENT_TILES", 2)
     run = tmp_path / "run"
     assert translate(store, run, checkpoint) == 0
     assert len(list(run.glob("ledger/segments/*.parquet"))) == 2

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.__main__ import main
-from jobs.rendering import VIEWS, candidate_pictures
-from jobs.vet import Config, open_session
-from jobs.vetting.book import Book
-from jobs.vetting.listing import Candidates, ListRequest, shuffle_keys
-from jobs.vetting.summary import graded_table, summary
-from storage.grades import latest_grades, read_grades, write_grade
-from storage.objectstore import Folder
-from storage.query import query
-from storage.runs import RunFolder
-from storage.sky import healpix_29
+from surveybridge.__main__ import main
+from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures
+from surveybridge.jobs.vet import Config, open_session
+from surveybridge.jobs.vetting.book import Book
+from surveybridge.jobs.vetting.listing import Candidates, ListRequest, shuffle_keys
+from surveybridge.jobs.vetting.summary import graded_table, summary
+from surveybridge.storage.grades import latest_grades, read_grades, write_grade
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.sky import healpix_29
 from tests.jobs.vetting_runs import EACH, NASTY, TILES, command, in_thread, make_run, request
 from tests.storage.faults import moto_server
 

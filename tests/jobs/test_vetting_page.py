@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.rendering import VIEWS
-from jobs.vet import Config, open_session
-from storage.grades import latest_grades, read_grades
+from surveybridge.jobs.drawing.rendering import VIEWS
+from surveybridge.jobs.vet import Config, open_session
+from surveybridge.storage.grades import latest_grades, read_grades
 from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
 
 DRAWN = "#mosaic[aria-busy=false]"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-from storage.objectstore import Folder
+from surveybridge.storage.objectstore import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 80
@@ -26,7 +26,7 @@ TOLERANCE = 2e-3
 
 def command(pairs: str, out: str, *more: str) -> list[str]:
     """The training that every test here does."""
-    return [sys.executable, "-m", "jobs", "train", "--pairs", pairs, "--out", out, *SMALL, *more]
+    return [sys.executable, "-m", "surveybridge", "train", "--pairs", pairs, "--out", out, *SMALL, *more]
 
 
 def begin(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

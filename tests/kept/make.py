@@ -15,15 +15,15 @@ import numpy as np
 import torch
 import zarr
 
-from bridge_core.bridge import Bridge
-from bridge_core.checkpoint import Card, save_checkpoint
-from bridge_core.network import NetworkConfig, UNet
-from bridge_core.objective import Objective
-from bridge_core.stretch import Stretch
-from jobs.__main__ import main
-from storage.images import SURVEY_BANDS
-from storage.ingest import Field, cut_tile, tile_boxes
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import Card, save_checkpoint
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.storage.images import SURVEY_BANDS
+from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
+from surveybridge.storage.tiles import TileStore
 from tests.tiny import SIGMA, make_image, write_pairs
 
 HERE = Path(__file__).parent

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from bridge_core.checkpoint import load_checkpoint
-from jobs.__main__ import main
-from storage.pairs import read_pairs
-from storage.runs import RunFolder
-from storage.tiles import TileStore, tile_content
+from surveybridge.__main__ import main
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.storage.pairs import read_pairs
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import TileStore, tile_content
 from tests.kept.make import HERE, LEFT, MADE_IN
 from tests.tiny import files_of
 

@@ -17,13 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.accumulate.triton import accumulate_kernel
-from kernels.blend.triton import BLOCK as BLEND_BLOCK
-from kernels.blend.triton import blend_kernel
-from kernels.bridge_step.naive import StepCoefficients
-from kernels.bridge_step.triton import bridge_step_kernel
-from kernels.dispatch import LAUNCH
-from kernels.sky_noise.triton import BLOCK, sky_noise_kernel
+from surveybridge.kernels.accumulate.triton import accumulate_kernel
+from surveybridge.kernels.blend.triton import BLOCK as BLEND_BLOCK
+from surveybridge.kernels.blend.triton import blend_kernel
+from surveybridge.kernels.bridge_step.naive import StepCoefficients
+from surveybridge.kernels.bridge_step.triton import bridge_step_kernel
+from surveybridge.kernels.dispatch import LAUNCH
+from surveybridge.kernels.sky_noise.triton import BLOCK, sky_noise_kernel
 
 FLOATS = (
     *("p_out", "p_xs", "p_x0", "p_next", "p_xt", "p_x1", "p_prev", "p_z", "p_table"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.accumulate import Accumulated, accumulate
+from surveybridge.kernels.accumulate import Accumulated, accumulate
 
 SHAPES = [(1, 1, 1), (3, 2, 7, 5), (2, 8, 3, 23, 41), (5, 5, 1, 513), (1, 33, 2, 16, 16)]
 GUARD = 4096  # floats of NaN on each side, eight times what one program covers

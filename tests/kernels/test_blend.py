@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.blend import blend
+from surveybridge.kernels.blend import blend
 
 GUARD = 4096  # floats of NaN on each side, sixteen times what one program covers
 # size, stride, margin; box

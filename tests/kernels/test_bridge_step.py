@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
-from kernels.dispatch import Impl
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.dispatch import Impl
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 K = StepCoefficients(p=1.3, q=-0.53, r=0.217, h=0.117, a=0.33, b=0.41, c=0.23, d=0.31, u=1.7, v=-0.61)
 SHAPES = [(1, 1, 1, 1), (3, 3, 23, 41), (2, 4, 16, 32), (1, 2, 1, 513), (5, 1, 27, 19)]
@@ -144,7 +144,7 @@ def test_the_next_input_in_bfloat16_is_rounded_to_the_nearest():
 
 
 def test_launching_the_fused_step_calls_no_other_operator(monkeypatch):
-    from kernels.bridge_step import triton as fused
+    from surveybridge.kernels.bridge_step import triton as fused
 
     launches: list[tuple[object, ...]] = []
 
@@ -284,8 +284,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 DRAW = """
 import sys, torch
 {first}
-from kernels.dispatch import Impl
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.dispatch import Impl
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 zero = torch.zeros(1, dtype=torch.int32)
 print(sky_noise(SkyNoise(1, 0, zero, zero, zero), 0, (1, 2, 2), impl="{impl}").shape)
 """

@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 
-from kernels.accumulate import accumulate
-from kernels.blend import blend
-from kernels.bridge_step import StepCoefficients, StepTable, bridge_step
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.accumulate import accumulate
+from surveybridge.kernels.blend import blend
+from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 pytestmark = [
     pytest.mark.gpu,

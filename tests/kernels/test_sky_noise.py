@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 import torch
 
-from kernels.sky_noise import SkyNoise, naive, sky_noise
-from kernels.sky_noise.naive import philox4x32
+from surveybridge.kernels.sky_noise import SkyNoise, naive, sky_noise
+from surveybridge.kernels.sky_noise.naive import philox4x32
 
 MASK = 0xFFFFFFFF
 ODD = (3, 23, 41)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 SIDE = 512
 BOUND = 4 / SIDE  # four standard errors of a correlation over SIDE^2 pixels

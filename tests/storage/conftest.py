@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from storage.objectstore import Folder
+from surveybridge.storage.objectstore import Folder
 from tests.storage.faults import FaultyS3, moto_server
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.runs import RunFolder
-from storage.schema import stamps
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import stamps
 from tests.storage.test_runs import RUN, make_header, make_planes
 
 TILE_DEG = 0.02

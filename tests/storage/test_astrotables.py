@@ -14,10 +14,10 @@ from astropy.coordinates import SkyCoord
 from astropy.io import votable
 from astropy.table import QTable, Table
 
-from storage.astrotables import ENDINGS, KINDS, file_bytes, query_table, to_qtable
-from storage.errors import StorageError
-from storage.query import query
-from storage.schema import CANDIDATES
+from surveybridge.storage.astrotables import ENDINGS, KINDS, file_bytes, query_table, to_qtable
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.query import query
+from surveybridge.storage.schema import CANDIDATES
 from tests.storage.skies import make_run
 
 

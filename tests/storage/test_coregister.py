@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from storage.coregister import coregister, resample_stamps
-from storage.errors import StorageError
-from storage.grids import GridMapping, celestial_wcs, pixel_to_pixel
-from storage.images import MASK_PLANES, SurveyImage
-from storage.spline import TAPS, interpolation_matrix, tap_weights
+from surveybridge.storage.coregister import coregister, resample_stamps
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grids import GridMapping, celestial_wcs, pixel_to_pixel
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
 
 FINE, COARSE = (128, 128), (72, 72)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage.fits_images import read_mer, read_rubin
-from storage.images import MASK_PLANES
-from storage.ingest import ingest_field, read_field
-from storage.photometry import flux_from_magnitude
-from storage.tiles import TileStore
+from surveybridge.storage.fits_images import read_mer, read_rubin
+from surveybridge.storage.images import MASK_PLANES
+from surveybridge.storage.ingest import ingest_field, read_field
+from surveybridge.storage.photometry import flux_from_magnitude
+from surveybridge.storage.tiles import TileStore
 
 sep = pytest.importorskip("sep")
 galsim = pytest.importorskip("galsim")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from storage.errors import StorageError
-from storage.fits_images import read_mer, read_rubin
-from storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fits_images import read_mer, read_rubin
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from tests.storage.fits_files import gaussians, tan_wcs, write_mer_file, write_survey_file
 
 SHAPE = (40, 48)

@@ -12,11 +12,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import StorageError
-from storage.grades import check_grader, compact_grades, grader_folder, latest_grades, read_grades, write_grade
-from storage.objectstore import Folder
-from storage.runs import RunFolder
-from storage.schema import GRADES
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grades import (
+    check_grader,
+    compact_grades,
+    grader_folder,
+    latest_grades,
+    read_grades,
+    write_grade,
+)
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import GRADES
 from tests.storage.test_runs import RUN
 
 NASTY = '<img src=x onerror="alert(1)">\'"/../../../etc/passwd\\ % \U0001f52d'

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.__main__ import main
-from storage.errors import StorageError
-from storage.images import MASK_PLANES
-from storage.ingest import ingest_field, tile_boxes
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.images import MASK_PLANES
+from surveybridge.storage.ingest import ingest_field, tile_boxes
+from surveybridge.storage.tiles import TileStore
 from tests.storage.fits_files import gaussians, tan_wcs, write_mer_file, write_survey_file
 
 EUCLID, LSST = (200, 230), (130, 140)

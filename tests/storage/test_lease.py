@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from storage.lease import FILE, Lease, LeaseHeld, LeaseLost, read_holder
-from storage.objectstore import Folder
+from surveybridge.storage.lease import FILE, Lease, LeaseHeld, LeaseLost, read_holder
+from surveybridge.storage.objectstore import Folder
 
 DRIVER = """
 import json, sys, time
-from storage.lease import Lease, LeaseHeld
-from storage.objectstore import Folder
+from surveybridge.storage.lease import Lease, LeaseHeld
+from surveybridge.storage.objectstore import Folder
 url, options, seconds, ttl = sys.argv[1], json.loads(sys.argv[2]), *map(float, sys.argv[3:])
 folder = Folder.at(url, options)
 folder.exists("lease.json")  # connected before the start

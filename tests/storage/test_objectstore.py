@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-from storage.errors import StorageError
-from storage.objectstore import Folder, configure, configured, file_at
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder, configure, configured, file_at
 
 
 @pytest.fixture(params=["local", "s3"])

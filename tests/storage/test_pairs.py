@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.errors import StorageError
-from storage.pairs import read_pairs
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.pairs import read_pairs
 from tests.tiny import SIGMA, write_pairs
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from storage.photometry import (
+from surveybridge.storage.photometry import (
     flux_from_magnitude,
     magnitude_from_flux,
     njy_per_count,

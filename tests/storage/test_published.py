@@ -8,11 +8,11 @@ import threading
 import pyarrow as pa
 import pytest
 
-from storage.errors import StorageError
-from storage.objectstore import Folder
-from storage.published import manifest_sha256, publish, published, published_tiles, standing_rows
-from storage.runs import RunFolder
-from storage.schema import LEDGER, MANIFEST, table_from_rows
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.published import manifest_sha256, publish, published, published_tiles, standing_rows
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import LEDGER, MANIFEST, table_from_rows
 from tests.storage.test_runs import RUN
 
 
@@ -142,7 +142,9 @@ def test_a_publisher_that_died_is_made_good_by_the_next(tmp_path, monkeypatch, d
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.published." + {"snapshot": "_put_snapshot", "pointer": "_point_to"}[dies_at], die)
+        patch.setattr(
+            "surveybridge.storage.published." + {"snapshot": "_put_snapshot", "pointer": "_point_to"}[dies_at], die
+        )
         with pytest.raises(KeyboardInterrupt):
             publish(root, run, manifest, TWO)
     assert published(root) is None

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.coordinates import SkyCoord
 
-from storage import hats
-from storage.catalogs import Catalog, read_pointer
-from storage.errors import StorageError
-from storage.objectstore import Folder
-from storage.parquet import parquet_bytes
-from storage.published import publish as publish_sweep
-from storage.publishing import publish, write_partition
-from storage.query import query
-from storage.regions import read_moc
-from storage.runs import RunFolder
-from storage.schema import CATALOG, MANIFEST, table_from_rows
+from surveybridge.storage import hats
+from surveybridge.storage.catalogs import Catalog, read_pointer
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.published import publish as publish_sweep
+from surveybridge.storage.publishing import publish, write_partition
+from surveybridge.storage.query import query
+from surveybridge.storage.regions import read_moc
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CATALOG, MANIFEST, table_from_rows
 from tests.storage.skies import TILE_DEG, make_run, write_tile
 from tests.tiny import files_of
 
@@ -175,7 +175,7 @@ def test_a_tile_done_again_is_published_as_it_is_now(small, tmp_path):
 
 
 def test_ray_writes_the_same_bytes(small, tmp_path, ray_cluster):
-    from cluster.spread import spread
+    from surveybridge.cluster.spread import spread
 
     publish([small.url], tmp_path / "serial", partition_rows=15)
     publish([small.url], tmp_path / "ray", partition_rows=15, each=functools.partial(spread, at_once=2))

@@ -12,12 +12,12 @@ import pytest
 from astropy.coordinates import SkyCoord
 from s3fs.core import S3File
 
-from jobs.__main__ import main
-from storage.errors import StorageError
-from storage.grades import write_grade
-from storage.query import query
-from storage.runs import RunFolder
-from storage.schema import CANDIDATES, THUMBNAILS, stamp_array
+from surveybridge.__main__ import main
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grades import write_grade
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, stamp_array
 from tests.storage.test_runs import RUN, make_candidates, make_header, make_planes
 
 CENTRE = (53.105, -27.995)
@@ -154,7 +154,7 @@ def test_sql_has_the_thumbnails_that_it_names(run, truth):
 
 
 def test_sql_over_more_thumbnails_than_memory_holds_is_refused_with_both_numbers(run, monkeypatch):
-    monkeypatch.setattr("storage.views.MOST_GIB", 0.001)
+    monkeypatch.setattr("surveybridge.storage.views.MOST_GIB", 0.001)
     with pytest.raises(StorageError, match=r"thumbnails of 100 candidates of .* takes 0.00153 GiB, at most 0.001 are"):
         query(run.url, sql="SELECT thumbnail_euclid FROM candidates")
     assert query(run.url, sql="SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [100]

@@ -12,15 +12,15 @@ from astropy.coordinates import Latitude, Longitude, SkyCoord
 from astropy.table import QTable, Table
 from mocpy import MOC
 
-from storage.catalogs import BEST
-from storage.crossmatch import read_targets
-from storage.errors import StorageError
-from storage.parquet import parquet_bytes
-from storage.publishing import publish
-from storage.query import query
-from storage.regions import Box, Cone, Coverage, coarse, read_moc
-from storage.runs import RunFolder
-from storage.schema import CANDIDATES, CATALOG, THUMBNAILS
+from surveybridge.storage.catalogs import BEST
+from surveybridge.storage.crossmatch import read_targets
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.publishing import publish
+from surveybridge.storage.query import query
+from surveybridge.storage.regions import Box, Cone, Coverage, coarse, read_moc
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CANDIDATES, CATALOG, THUMBNAILS
 from tests.storage.skies import make_run
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN, make_candidates

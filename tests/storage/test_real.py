@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from storage.fits_images import read_mer
-from storage.ingest import ingest_field
-from storage.photometry import sky_statistics
-from storage.tiles import TileStore
+from surveybridge.storage.fits_images import read_mer
+from surveybridge.storage.ingest import ingest_field
+from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.tiles import TileStore
 
 HSC_CFIS = "EUCLJ174517.55+655612.5.fits"
 DES = "102018665_NEG570040238507752998.fits"

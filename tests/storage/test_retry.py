@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError, SSLError
 
-from storage import retry
-from storage.errors import StorageError, StorageUnavailable
-from storage.retry import Retry, is_transient, retrying
+from surveybridge.storage import retry
+from surveybridge.storage.errors import StorageError, StorageUnavailable
+from surveybridge.storage.retry import Retry, is_transient, retrying
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -111,14 +111,14 @@ def test_the_budget_ends_it_with_what_where_and_both_numbers():
 
 def test_a_storm_of_failures_is_one_line_without_the_servers_text(no_waiting, monkeypatch, caplog):
     monkeypatch.setattr(retry, "_quiet", retry._Quiet(seconds=60))
-    with caplog.at_level(logging.DEBUG, "storage.retry"):
+    with caplog.at_level(logging.DEBUG, "surveybridge.storage.retry"):
         asyncio.run(retrying(attempts(*[refusal("SlowDown", 503)] * 9), "get_object s3://b/k", Retry(budget=500)))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("get_object s3://b/k failed (SlowDown, HTTP 503), attempt 1; again in 0.")
     assert SECRET not in caplog.text
     monkeypatch.setattr(retry._quiet, "last", -1e9)
-    with caplog.at_level(logging.DEBUG, "storage.retry"):
+    with caplog.at_level(logging.DEBUG, "surveybridge.storage.retry"):
         asyncio.run(retrying(attempts(ConnectionResetError()), "put", Retry()))
     assert "; 8 other failures since the last such line" in caplog.text
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.wcs import WCS
 
-from storage.errors import StorageError
-from storage.mosaics import TileMosaic, decode, encode
-from storage.objectstore import Folder
-from storage.runs import LATER_KEYS, RunFolder, pending, without_secrets
-from storage.schema import CANDIDATES, LEDGER, WALL_CLOCK, mosaic_schema, stamps
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.mosaics import TileMosaic, decode, encode
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.runs import LATER_KEYS, RunFolder, pending, without_secrets
+from surveybridge.storage.schema import CANDIDATES, LEDGER, WALL_CLOCK, mosaic_schema, stamps
 
 RUN = {
     "checkpoint_sha256": "c0ffee",

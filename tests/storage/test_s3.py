@@ -18,13 +18,13 @@ import pyarrow as pa
 import pytest
 import zarr
 
-from jobs.__main__ import main
-from storage import retry, s3
-from storage.errors import StorageError, StorageUnavailable
-from storage.objectstore import Folder, zarr_store
-from storage.query import query
-from storage.runs import RunFolder, pending
-from storage.tiles import TileStore
+from surveybridge.__main__ import main
+from surveybridge.storage import retry, s3
+from surveybridge.storage.errors import StorageError, StorageUnavailable
+from surveybridge.storage.objectstore import Folder, zarr_store
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import RunFolder, pending
+from surveybridge.storage.tiles import TileStore
 from tests.conftest import ROOT
 from tests.storage.test_runs import RUN, make_candidates, write_tile
 from tests.storage.test_tiles import assert_same_image, make_tile

@@ -14,9 +14,9 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
-from storage.errors import StorageError
-from storage.parquet import parquet_bytes, read_parquet
-from storage.schema import (
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.schema import (
     CANDIDATES,
     LEDGER,
     MANIFEST,
@@ -27,7 +27,7 @@ from storage.schema import (
     stamps,
     table_from_rows,
 )
-from storage.sky import cone_ranges, healpix_29
+from surveybridge.storage.sky import cone_ranges, healpix_29
 
 
 def candidates(n: int, seed: int = 0) -> pa.Table:

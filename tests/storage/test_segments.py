@@ -20,13 +20,13 @@ import pytest
 from astropy import units
 from astropy.table import Table
 
-from storage import compaction
-from storage.errors import StorageError
-from storage.objectstore import Folder
-from storage.parquet import parquet_bytes
-from storage.query import query
-from storage.runs import RunFolder
-from storage.schema import LEDGER, stamp_array, table_from_rows
+from surveybridge.storage import compaction
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.parquet import parquet_bytes
+from surveybridge.storage.query import query
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import LEDGER, stamp_array, table_from_rows
 from tests.storage.test_runs import RUN, make_candidates, make_header, make_planes
 
 WHEN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)

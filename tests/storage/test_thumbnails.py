@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import StorageError
-from storage.runs import RunFolder
-from storage.schema import THUMBNAILS, stamp_array
-from storage.thumbnails import ThumbnailReader
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import THUMBNAILS, stamp_array
+from surveybridge.storage.thumbnails import ThumbnailReader
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN, make_candidates
 

@@ -11,11 +11,11 @@ import pytest
 import zarr
 from astropy.wcs import WCS
 
-from storage.errors import DamagedData, StorageError
-from storage.images import MASK_PLANES, SurveyImage
-from storage.objectstore import Folder
-from storage.schema import MANIFEST
-from storage.tiles import Tile, TileStore
+from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.schema import MANIFEST
+from surveybridge.storage.tiles import Tile, TileStore
 
 BANDS = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
 

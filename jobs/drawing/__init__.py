@@ -1,0 +1,1 @@
+"""Pictures: colours, figures of a run, overviews."""

@@ -1,0 +1,1 @@
+"""What `evaluate` does: judge blocks of pairs, summarise, rank, draw."""

@@ -1,0 +1,292 @@
+"""A block of pairs from reading to its judged rows, in the three stages of `cluster.stages`; each block is one item."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from surveybridge.cluster.stages import Outcome, Stages
+from surveybridge.jobs.running.progress import start_worker
+from surveybridge.jobs.translating.request import read_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from surveybridge.bridge_core.checkpoint import Model, Precision
+    from surveybridge.bridge_core.stretch import Stretch
+    from surveybridge.storage.pairs import Pairs
+
+PARTS = "evaluate-parts"
+TABLES = ("images", "pixels", "scores")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the stages need to know."""
+
+    pairs: str
+    anomalies: str | None
+    checkpoint: str | None
+    grid: str
+    directions: tuple[str, ...]
+    samples: int
+    steps: int
+    order: int
+    eta: float
+    sigma_max: float
+    from_end: bool
+    score_samples: int
+    score_steps: int
+    seed: int
+    batch: int
+    precision: Precision
+    out: str
+    threads: int
+    start: int
+    """First row of each store."""
+    counts: Mapping[str, int]
+    block: int
+    """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
+    display: Stretch
+    """AS-Bridge's display of the pairs, in which energy scores are taken and its checkpoints see the world."""
+    filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
+
+    def blocks(self) -> list[str]:
+        """Items, named by store and first row: pairs-00000000, pairs-00000064, ..., anomalies-00000000, ..."""
+        return [
+            f"{which}-{self.start + first:08d}"
+            for which, count in self.counts.items()
+            for first in range(0, count, self.block)
+        ]
+
+    def parts(self, name: str) -> list[str]:
+        """Files of a table, one a block, relative to `out`."""
+        return [f"{PARTS}/{block}.{name}.parquet" for block in self.blocks()]
+
+    def rows(self, item: str) -> tuple[str, int, int]:
+        """Store and range of rows of an item."""
+        which, _, first = item.partition("-")
+        return which, int(first), min(int(first) + self.block, self.start + self.counts[which])
+
+    def url(self, which: str) -> str:
+        """URL of the store of pairs or of anomalies."""
+        return self.pairs if which == "pairs" else str(self.anomalies)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some pairs with their names and what is known of them."""
+
+    which: str
+    first: int
+    pairs: Pairs
+    ids: list[str]
+    labels: list[Mapping[str, Any]]
+    """Rows of the table beside the store; empty where there is none."""
+
+
+def evaluation_stages(settings: Settings) -> Stages:
+    """The three stages of an evaluation."""
+    return Stages(
+        make_read=functools.partial(BlockReader, settings),
+        make_model=functools.partial(BlockJudge, settings),
+        make_write=functools.partial(BlockWriter, settings),
+    )
+
+
+class BlockReader:
+    """Reads blocks of pairs."""
+
+    def __init__(self, settings: Settings) -> None:
+        from surveybridge.storage.pairs import read_labels
+
+        start_worker(settings.filesystems)
+        self.settings = settings
+        self.labels = {which: read_labels(settings.url(which)) for which in settings.counts}
+
+    def __call__(self, item: str) -> Block:
+        """Pairs, names and labels of one item."""
+        from surveybridge.storage.pairs import read_ids, read_pairs
+
+        which, first, stop = self.settings.rows(item)
+        url = self.settings.url(which)
+        ids = read_ids(url, first, stop)
+        pairs = read_pairs(url, self.settings.grid, first, stop, eight_bit=True)
+        return Block(which, first, pairs, ids, [self.labels[which].get(name, {}) for name in ids])
+
+
+class BlockJudge:
+    """Samples, scores and judges the pairs of a block: the stage that holds the network."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        start_worker(settings.filesystems)
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = with_display(read_model(settings.checkpoint), settings.display)
+        self.model = model.to(self.device, settings.precision)
+
+    def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
+        """Rows by table: images and pixels of pairs, scores of pairs and anomalies."""
+        tables: dict[str, pa.Table] = {}
+        if block.which == "pairs":
+            tables |= self._translations(self.model, block)
+        if self.settings.anomalies is not None:
+            tables["scores"] = self._scores(self.model, block)
+        return tables
+
+    def _translations(self, model: Model, block: Block) -> dict[str, pa.Table]:
+        import pyarrow as pa
+        import torch
+
+        from surveybridge.bridge_core.evaluation import (
+            PIXEL_SUMS,
+            REGIONS,
+            PixelSums,
+            image_scores,
+            morphology,
+            photometry,
+        )
+        from surveybridge.bridge_core.translate import Sampling, window_samples
+        from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
+
+        settings, pairs = self.settings, block.pairs
+        how = Sampling(
+            samples=settings.samples,
+            steps=settings.steps,
+            order=settings.order,
+            eta=settings.eta,
+            sigma_max=settings.sigma_max,
+            from_end=settings.from_end,
+            seed=settings.seed,
+            batch=settings.batch,
+            precision=settings.precision,
+        )
+        images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+        image_rows, pixel_rows = [], []
+        for direction in settings.directions:
+            observed, wanted = direction.split("->")
+            bands, truth = model.card.bands[wanted], images[wanted]
+            windows = self._units(observed, images[observed])
+            samples = window_samples(model, direction, windows, corners(block), how).cpu().transpose(0, 1).contiguous()
+            columns = image_scores(samples, truth, bands, settings.display)
+            columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
+            sigma = torch.tensor([pairs.noise[band] for band in bands])
+            columns |= morphology(samples, truth, sigma, pairs.pixel_scale[wanted])
+            blended = [row.get("blended_lsst") for row in block.labels]
+            named = {"object_id": block.ids, "direction": [direction] * len(truth), "blended_lsst": blended}
+            image_rows.append(_table(named | columns))
+            sums = PixelSums.of(samples, truth, sigma, bands, settings.display)
+            names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
+            pixel_rows.append(
+                pa.table(
+                    {
+                        "object_id": [name for name, _, _ in names],
+                        "direction": [direction] * len(names),
+                        "band": [band for _, band, _ in names],
+                        "region": [region for _, _, region in names],
+                        **{name: getattr(sums, name).flatten().tolist() for name in PIXEL_SUMS},
+                        **{name: getattr(sums, name).flatten(0, 2).tolist() for name in ("within", "ranks")},
+                    }
+                )
+            )
+        return {
+            "images": pa.concat_tables([conform(t, EVALUATED_IMAGES, "image scores") for t in image_rows]),
+            "pixels": pa.concat_tables([conform(t, EVALUATED_PIXELS, "pixel sums") for t in pixel_rows]),
+        }
+
+    def _scores(self, model: Model, block: Block) -> pa.Table:
+        import torch
+
+        from surveybridge.bridge_core.anomaly import Scoring, score_windows
+        from surveybridge.bridge_core.evaluation import trivial_scores
+        from surveybridge.storage.schema import EVALUATED_SCORES, conform
+
+        settings, pairs = self.settings, block.pairs
+        how = Scoring(
+            samples=settings.score_samples,
+            steps=settings.score_steps,
+            seed=settings.seed,
+            batch=settings.batch,
+            precision=settings.precision,
+        )
+        lsst, euclid = torch.from_numpy(pairs.lsst), torch.from_numpy(pairs.euclid)
+        valid = torch.ones(len(euclid), 1, *euclid.shape[-2:], dtype=torch.bool, device=self.device)
+        x1, x0 = self._units("lsst", lsst), self._units("euclid", euclid)
+        scores = score_windows(model, x1, x0, valid, corners(block), how)
+        columns = {
+            "object_id": block.ids,
+            "anomalous": [block.which == "anomalies"] * len(block.ids),
+            "central_class": [row.get("central_class") for row in block.labels],
+            "score": scores.score.numpy(),
+            "score_std": scores.score_std.numpy(),
+            "false_alarm": scores.false_alarm.numpy(),
+            "score_asbridge": scores.published.numpy(),
+        }
+        columns |= trivial_scores(lsst, euclid, pairs.pixel_scale, pairs.noise["VIS"])
+        return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")
+
+    def _units(self, survey: str, images: Tensor) -> Tensor:
+        """Stamps [N, C, H, W] nJy as the network sees them, on its device; nothing of them is masked."""
+        import torch
+
+        from surveybridge.bridge_core.translate import observed_units
+
+        flux = images.to(self.device)
+        valid = torch.ones_like(flux[0], dtype=torch.bool)
+        return torch.stack([observed_units(self.model, survey, stamp, valid) for stamp in flux])
+
+
+class BlockWriter:
+    """Writes a block's rows as Parquet files of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        from surveybridge.storage.objectstore import Folder
+
+        start_worker(settings.filesystems)
+        self.folder = Folder.at(settings.out)
+
+    def __call__(self, outcome: Outcome) -> dict[str, Any]:
+        """Receipt: tile_id (the item), status, reason."""
+        from surveybridge.storage.parquet import parquet_bytes
+
+        if outcome.failure is not None:
+            return {"tile_id": outcome.item, "status": "failed", "reason": outcome.failure.reason}
+        for name, table in outcome.value.items():
+            self.folder.put(parquet_bytes(table), PARTS, f"{outcome.item}.{name}.parquet")
+        return {"tile_id": outcome.item, "status": "ok"}
+
+
+def with_display(model: Model, display: Stretch) -> Model:
+    """The model; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
+    return model if model.card.stretch else replace(model, card=replace(model.card, stretch=display))
+
+
+def display_stretch(pairs: Pairs) -> Stretch:
+    """AS-Bridge's display for these pairs: white is the flux of `WHITE` on its own pixels, scaled to theirs by area."""
+    from surveybridge.bridge_core.stretch import Stretch
+    from surveybridge.storage.pairs import EUCLID_BANDS, LSST_BANDS, WHITE
+
+    top: dict[str, float] = {}
+    for survey, bands in (("lsst", LSST_BANDS), ("euclid", EUCLID_BANDS)):
+        flux, arcsec = WHITE[survey]
+        top |= dict.fromkeys(bands, flux * (pairs.pixel_scale[survey] / arcsec) ** 2)
+    return Stretch.asbridge(pairs.noise, top)
+
+
+def corners(block: Block) -> list[tuple[int, int]]:
+    """A place for each pair in the noise's pixels, which no other pair shares."""
+    size = block.pairs.euclid.shape[-1]
+    row = 0 if block.which == "pairs" else size
+    return [(row, size * (block.first + k)) for k in range(len(block.ids))]
+
+
+def _table(columns: Mapping[str, Any]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table({name: list(values) for name, values in columns.items()})

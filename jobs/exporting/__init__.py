@@ -1,0 +1,1 @@
+"""What `export` writes: folders of files, and samples drawn again."""

@@ -1,0 +1,327 @@
+"""What a translation will take, by arithmetic: windows, memory, and the rest from the rates of `planning.rates`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveybridge.cluster.stages import GROUP_BYTES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.jobs.planning.rates import Rates
+    from surveybridge.jobs.translating.request import Config
+    from surveybridge.storage.tiles import Tile
+
+SOURCES_PER_PIXEL = 1 / 1500
+"""As many sources as memory is projected for: 240 per square arcminute of 0.1" pixels, a deep field."""
+
+PROCESS_BYTES = 455 << 20
+"""A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
+
+GPU_PROCESS_BYTES = 3 << 30
+"""What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
+
+READ_COPIES = 3.4
+"""Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
+
+MODEL_COPIES = 2.8
+"""Of a tile while it is translated: in Ray's block, and as arrays."""
+
+CATALOG_COPIES = 3.2
+"""Of the candidates while they are made: scores, thumbnails, columns, pickled."""
+
+RECONSTRUCTION_COPIES = 10
+"""Of a group's reconstructions while they are compared, most of them in the jackknife."""
+
+WRITE_COPIES = 2.1
+"""Of a result while it is written: in Ray's block, and as arrays or as the file."""
+
+ROW_GROUP = 1024
+"""Candidates that Parquet encodes at a time."""
+
+CANDIDATE_BYTES = 100 << 10
+"""A row of the catalog: six 64 x 64 planes of thumbnails."""
+
+RAY_START_SECONDS = 12.0
+"""From the first tile handed to a started Ray until a model takes it: processes start and load torch."""
+
+TILE_REQUESTS = {"read": 7, "write": 3, "compact": 2}
+"""S3 requests of a tile: its metadata and six shards; mosaic, candidates, ledger row; two reads of its compaction."""
+
+RUN_REQUESTS = 25
+"""S3 requests of a run however small: store, manifest, run.json, lease, ledger's listings."""
+
+HEARTBEAT_SECONDS = 15.0
+"""Between two requests of the lease's heartbeat."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, from the manifest alone.
+
+    `windows` are those of the patch grid; of tiles with masked parts fewer are translated. `exact` is False where the
+    tiles' places in the global grid could not be told from the manifest: then windows are the mean over all places.
+    """
+
+    tiles: int
+    unusable: int
+    windows: int
+    exact: bool
+    core_pixels: int
+    scored_pixels: int
+    bytes: int
+    square_degrees: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a run will take. Seconds by stage are summed over workers; `wall_seconds` is what a clock will show."""
+
+    tiles: int
+    tiles_done: int
+    unusable_tiles: int = 0
+    patches: int = 0
+    patches_exact: bool = True
+    patches_translated: int = 0
+    sources: int = 0
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    square_degrees: float = 0.0
+    workers: int = 0
+    device: str = ""
+    threads: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    start_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    device_hours: float = 0.0
+    device_hours_per_square_degree: float = 0.0
+    memory: Mapping[str, int] = field(default_factory=dict)
+    gpu_memory: int | None = None
+    bytes_read: int = 0
+    bytes_written: int = 0
+    requests: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, Any] = field(default_factory=dict)
+
+
+def work_of(manifest: pa.Table, direction: str, tile: Tile, grid: PatchGrid) -> Work:
+    """Count what the tiles of a manifest take; `tile` is any tile of the same store, read."""
+    observed = direction.split("->")[0]
+    both = _has(manifest, "lsst") & _has(manifest, "euclid")
+    usable = _has(manifest, observed)
+    shape = [manifest[name].to_numpy().astype(np.int64) for name in ("core_height", "core_width")]
+    origins = core_origins(manifest, tile)
+    counts = []
+    for axis in range(2):
+        if origins is None:
+            # the mean over all places of the core along this axis
+            counts.append((shape[axis] + grid.size - 2 * grid.margin - 1) / grid.stride)
+        else:
+            first, last = grid.span(origins[axis], origins[axis] + shape[axis])
+            counts.append(last - first + 1)
+    pixels = shape[0] * shape[1]
+    scale = next(iter(tile.images.values())).pixel_scale / 3600
+    return Work(
+        tiles=manifest.num_rows,
+        unusable=int((~usable).sum()),
+        windows=round(float((counts[0] * counts[1])[usable].sum())),
+        exact=origins is not None,
+        core_pixels=int(pixels[usable].sum()),
+        scored_pixels=int(pixels[usable & both].sum()),
+        bytes=int(manifest["bytes"].to_numpy().sum()),
+        square_degrees=float(pixels[usable].sum()) * scale**2,
+    )
+
+
+def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Global (y, x) of the first pixel of every tile's core: the manifest's centres through the WCS of one tile.
+
+    All tiles of a store lie on one global grid. None where the centres do not fall onto its pixels, i.e. the tiles have
+    another WCS than this one.
+    """
+    from surveybridge.storage.footprint import core_corners
+
+    corners = core_corners(manifest, next(iter(tile.images.values())).wcs_header, tile.origin)
+    nearest = np.round(corners)
+    if not (np.abs(corners - nearest) < 0.1).all():  # NaN too
+        return None
+    y, x = nearest.astype(np.int64)
+    return y, x
+
+
+def steps_of(model: Model, config: Config) -> dict[str, int]:
+    """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
+    from surveybridge.bridge_core.anomaly import Scoring, reconstruction_steps
+    from surveybridge.bridge_core.sampler import end_then_rho_steps
+    from surveybridge.bridge_core.translate import Sampling
+
+    return {
+        "translate": len(end_then_rho_steps(model.card.bridge, config.steps, Sampling().sigma_max)),
+        "score": config.score_samples * len(reconstruction_steps(model, Scoring(steps=config.score_steps)))
+        + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
+    }
+
+
+def project(
+    work: Work,
+    steps: Mapping[str, int],
+    rates: Rates,
+    config: Config,
+    memory: Mapping[str, int],
+    *,
+    tiles_done: int,
+    cpus: int | None,
+) -> Projection:
+    """Multiply the work with the rates.
+
+    Parameters
+    ----------
+    work, steps, rates, memory
+        Of `work_of`, `steps_of`, `jobs.planning.rates.calibrate` and `stage_memory`.
+    config
+        The request.
+    tiles_done
+        Tiles that need not be done.
+    cpus
+        CPUs that all workers share; None on a cluster, where each brings its own.
+    """
+    tiles = work.tiles - work.unusable
+    translated = round(work.windows * rates.live)
+    sources = round(work.scored_pixels * rates.sources_per_pixel)
+    evaluations = {
+        "translate": translated * config.samples * steps["translate"],
+        "score": sources * steps["score"],
+    }
+    seconds = {
+        "read": work.bytes * rates.read,
+        "translate": evaluations["translate"] * rates.translate,
+        "score": evaluations["score"] * rates.score,
+        "write": tiles * rates.write_tile + work.core_pixels * rates.write_pixel,
+    }
+    workers = min(config.workers, max(tiles, 1)) if config.executor == "ray" else 1
+    if cpus is not None and rates.gpus:
+        workers = min(workers, rates.gpus)
+    model = seconds["translate"] + seconds["score"]
+    other = seconds["read"] + seconds["write"]
+    if config.executor == "serial":
+        start, wall = rates.load, model + other
+    else:
+        start = RAY_START_SECONDS
+        wall = model / max(tiles, 1) * math.ceil(tiles / workers) + other / max(tiles, 1)
+        if cpus is not None:
+            wall = max(wall, (other + model * (0 if rates.gpus else rates.threads)) / cpus)
+    wall += start
+    held = workers * (1 if rates.gpus else rates.threads) * wall / 3600
+    written = tiles * (rates.ledger_bytes + rates.candidates_bytes) + sources * rates.source_bytes
+    return Projection(
+        tiles=work.tiles,
+        tiles_done=tiles_done,
+        unusable_tiles=work.unusable,
+        patches=work.windows,
+        patches_exact=work.exact,
+        patches_translated=translated,
+        sources=sources,
+        evaluations=evaluations,
+        square_degrees=work.square_degrees,
+        workers=workers,
+        device=rates.device,
+        threads=rates.threads,
+        stage_seconds=seconds,
+        start_seconds=start,
+        wall_seconds=wall,
+        device_hours=held,
+        device_hours_per_square_degree=held / max(work.square_degrees, 1e-12),
+        memory=memory,
+        gpu_memory=rates.gpu_bytes,
+        bytes_read=round(work.bytes * rates.stored),
+        bytes_written=round(written + work.core_pixels * rates.mosaic_bytes),
+        requests={
+            "read": work.tiles * TILE_REQUESTS["read"],
+            "write": work.tiles * TILE_REQUESTS["write"],
+            "driver": RUN_REQUESTS + work.tiles * TILE_REQUESTS["compact"] + math.ceil(wall / HEARTBEAT_SECONDS),
+        },
+        rates=asdict(rates),
+    )
+
+
+def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float | None = None) -> dict[str, int]:
+    """Largest heap of a worker of each stage, bytes: "read", "model", "write".
+
+    `gpus` is what a model will have; by default one where torch finds any on this machine.
+
+    The constants are measured by `benchmarks/memory.py`, which shows projected and measured side by side. A stage
+    holds one tile at a time: the sum of the process itself, copies of what comes in, what the stage makes, and copies
+    of what goes out. The largest tile of the manifest decides, with `SOURCES_PER_PIXEL` sources in its core.
+    """
+    import torch
+
+    tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
+    observed, wanted = (len(model.card.bands[survey]) for survey in config.direction.split("->"))
+    tile = max(tile, GROUP_BYTES)
+    catalog = core * SOURCES_PER_PIXEL * CANDIDATE_BYTES
+    result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
+    arrays = _arrays_bytes(pixels, core, observed, wanted, config)
+    return {
+        "read": PROCESS_BYTES + round(READ_COPIES * tile),
+        "model": PROCESS_BYTES
+        + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
+        + network_bytes(model, config)
+        + round(MODEL_COPIES * tile + arrays),
+        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * CANDIDATE_BYTES)),
+    }
+
+
+def network_bytes(model: Model, config: Config) -> int:
+    """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
+    from surveybridge.bridge_core.translate import Sampling
+
+    network = model.card.network
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    plane = (config.batch or Sampling.batch) * (64 // network.stem) ** 2 * 4
+    # measured: so many planes of the first stage's width are alive at the widest place of the network
+    alive = 20 if config.precision == "float32" else 12
+    return int(2 * weights + plane * network.base * alive)
+
+
+def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Config) -> float:
+    """What the model stage makes besides network and tile, at the larger of its two peaks."""
+    from surveybridge.bridge_core.anomaly import GROUP
+    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.translate import Sampling
+
+    images = pixels * 4 * 3  # in network units: three channels, float32
+    planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
+    grid = PatchGrid.of(config.patch)
+    windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
+    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
+    translating = images * (1 + observed / 3) + 2 * windows + blending
+    sources = core * SOURCES_PER_PIXEL
+    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
+    scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * CANDIDATE_BYTES + 2 * planes
+    return max(translating, scoring)
+
+
+_CORE = ("core_height", "core_width")
+
+
+def _largest(manifest: pa.Table, *columns: str) -> int:
+    """Largest product of some columns."""
+    return int(np.prod([manifest[name].to_numpy().astype(np.int64) for name in columns], axis=0).max())
+
+
+def _has(manifest: pa.Table, survey: str) -> NDArray[np.bool_]:
+    """Which tiles have a survey."""
+    import pyarrow.compute as pc
+
+    surveys = manifest["surveys"].combine_chunks()
+    rows = pc.list_parent_indices(surveys).to_numpy()
+    found = np.zeros(manifest.num_rows, bool)
+    found[rows[pc.equal(pc.list_flatten(surveys), survey).to_numpy(zero_copy_only=False)]] = True
+    return found

@@ -1,0 +1,1 @@
+"""What `train` runs on every worker."""

@@ -1,0 +1,275 @@
+"""One worker of a training: the shards it owns, its part of every step, and what is reported.
+
+The pairs are cut into V virtual shards, and every step takes batch/V pairs of each. A rank owns the shards v with
+v mod world = rank, reads no others, and draws everything random from (seed, step, shard): the same pairs and the same
+noise at every step, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from surveybridge.bridge_core.checkpoint import DIRECTIONS, Card, Model
+from surveybridge.bridge_core.metrics import patch_energy_score
+from surveybridge.bridge_core.network import UNet, channels_last
+from surveybridge.bridge_core.training import (
+    Batch,
+    Recipe,
+    TrainState,
+    augment,
+    bridge_loss,
+    half_each_way,
+    step_generator,
+)
+from surveybridge.bridge_core.translate import Sampling, from_channels, stretch_of, window_samples
+from surveybridge.storage.objectstore import configure
+from surveybridge.storage.pairs import read_pairs
+
+if TYPE_CHECKING:
+    from surveybridge.cluster.training import Session
+
+logger = logging.getLogger(__name__)
+
+LOSS_COLUMNS = (
+    *("step", "seconds", "pairs", "loss", "validation_loss", "validation_energy", "ema_width", "learning_rate"),
+    *("gradient_norm", "workers", "pairs_per_second", "data_seconds"),
+)
+"""Of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns belong;
+``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row before,
+mean of the workers."""
+
+VALIDATION_SEED = 1
+VALIDATION_BATCH = 64
+ENERGY_PAIRS = 8
+"""Of those kept for validation, pairs that are sampled at every report (fewer where there are fewer)."""
+ENERGY_SAMPLING = Sampling(samples=4, steps=8, seed=VALIDATION_SEED)
+
+
+def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, config: dict[str, Any]) -> None:
+    """Read, step, report until the budget is used; run by every worker, with the driver's storage options."""
+    configure(storage)
+    card, recipe = Card.from_json(config["card"]), make_recipe(config)
+    shards = [read_shard(config, card, index) for index in session.shards(recipe.shards)]
+    torch.manual_seed(config["seed"])
+    network = channels_last(UNet(card.network).to(session.device))
+    state = TrainState(network, recipe)
+    log: list[dict[str, Any]] = []
+    with session.restore() as folder:
+        if folder is not None:
+            state.load(folder)
+            log = list(read_log(folder))
+    model = session.prepare(network)
+
+    def progress() -> float:
+        by_time = state.seconds / (60 * config["minutes"]) if config["minutes"] else 0.0
+        by_step = state.step / config["steps"] if config["steps"] else 0.0
+        return 1.0 if out_of_patience(log, config["patience"]) else max(by_time, by_step)
+
+    together = recipe.shards // config["accumulate"]
+
+    def draw_passes(step: int) -> list[Batch]:
+        drawn = [shard.draw(card, recipe, step) for shard in shards]
+        return [Batch.join(drawn[first : first + together]) for first in range(0, len(drawn), together)]
+
+    since = Interval(state)
+    clock = reported = time.monotonic()
+    with ThreadPoolExecutor(1, "data") as thread:
+        coming = thread.submit(draw_passes, state.step)
+        while progress() < 1:
+            waiting = time.monotonic()
+            passes = [batch.to(session.device) for batch in coming.result()]
+            since.data_seconds += time.monotonic() - waiting
+            coming = thread.submit(draw_passes, state.step + 1)
+            for index, batch in enumerate(passes):
+                with session.gather(model, last=index == len(passes) - 1):
+                    # workers may own unequal numbers of shards; the exchange takes the mean over workers
+                    share = len(batch) * session.world_size / recipe.batch_size
+                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight)
+                    loss.backward()
+                since.loss += float(loss.detach())
+            norm = state.update(progress())
+            now = time.monotonic()
+            late = now - reported > config["report_seconds"]
+            state.seconds, due = session.agree([state.seconds + now - clock, float(late)])
+            clock = now
+            if not (due or progress() >= 1 or (config["report_steps"] and state.step % config["report_steps"] == 0)):
+                continue
+            loss_sum, waited = session.total([since.loss, since.data_seconds])
+            steps = state.step - since.step
+            losses = {
+                width: validation_loss(average, card, shards, session, recipe.bright_weight)
+                for width, average in state.averages.items()
+            }
+            best = min(losses, key=losses.__getitem__)
+            row = {
+                "step": state.step,
+                "seconds": round(state.seconds, 1),
+                "pairs": state.step * recipe.batch_size,
+                "loss": round(loss_sum / session.world_size / steps, 7),
+                "validation_loss": round(losses[best], 7),
+                "validation_energy": round(
+                    validation_energy(state.averages[best], card, shards, session, recipe.shards), 7
+                ),
+                "ema_width": best,
+                "learning_rate": recipe.learning_rate_at(state.step, progress()),
+                "gradient_norm": round(norm, 4),
+                "workers": session.world_size,
+                "pairs_per_second": round(steps * recipe.batch_size / (state.seconds - since.seconds), 2),
+                "data_seconds": round(waited / session.world_size, 3),
+            }
+            log.append(row)
+
+            def save(folder: Path) -> None:
+                state.save(folder)
+                with (folder / "loss.csv").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, LOSS_COLUMNS)
+                    writer.writeheader()
+                    writer.writerows(log)
+
+            session.report({k: float(v) for k, v in row.items()}, save)
+            if session.rank == 0:
+                logger.info(" ".join(f"{k}={v}" for k, v in row.items()))
+            # validation and saving are not training time
+            since = Interval(state)
+            clock = reported = time.monotonic()
+
+
+class Interval:
+    """What adds up between two reports, from where a training stands."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.step, self.seconds = state.step, state.seconds
+        self.loss = self.data_seconds = 0.0
+
+
+@dataclass
+class Shard:
+    """A range of the training pairs and its part of those kept for validation, in network units."""
+
+    index: int
+    seed: int
+    lsst: Tensor
+    euclid: Tensor
+    validation_lsst: Tensor
+    validation_euclid: Tensor
+    _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
+
+    def rows(self, step: int, count: int) -> Tensor:
+        """Rows of one step, int64 [count]: endless epochs, each a permutation of its own."""
+        epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.lsst))
+        return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
+
+    def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
+        """Its part of one step."""
+        generator = step_generator(self.seed, step, self.index)
+        count = recipe.batch_size // recipe.shards
+        rows = self.rows(step, count)
+        lsst, euclid = augment(self.lsst[rows], self.euclid[rows], generator, roll=card.grid == "mosaic")
+        return Batch.draw(card, lsst, euclid, half_each_way(count), generator)
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, self.index, int(epoch))).permutation(len(self.lsst))
+            self._order = int(epoch), order
+        return self._order[1]
+
+
+def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
+    """Read one shard and nothing else; the last pairs are kept for validation, and cut alike."""
+
+    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        first, last = shard_range(start, stop, index, config["shards"])
+        pairs = read_pairs(config["pairs"], config["grid"], first, last)
+        assert card.stretch is not None
+        lsst = card.stretch.forward(torch.from_numpy(pairs.lsst), card.bands["lsst"])
+        euclid = card.stretch.forward(torch.from_numpy(pairs.euclid), card.bands["euclid"])
+        return lsst, euclid.expand(-1, card.network.image_channels, -1, -1)
+
+    training = config["available"] - config["validation"]
+    return Shard(index, config["seed"], *read(0, training), *read(training, config["available"]))
+
+
+def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, int]:
+    """Rows of one of `shards` contiguous parts, equal to within one row."""
+    count = stop - start
+    return start + count * index // shards, start + count * (index + 1) // shards
+
+
+def validation_loss(
+    weights: dict[str, Tensor], card: Card, shards: list[Shard], session: Session, bright_weight: float
+) -> float:
+    """Loss of the averaged weights on the held-out pairs, both ways, with noise that is the same at every call."""
+    network = channels_last(UNet(card.network).to(session.device))
+    network.load_state_dict(weights)
+    network.eval()
+    loss = count = 0.0
+    with torch.inference_mode():
+        for shard in shards:
+            generator = step_generator(VALIDATION_SEED, 0, shard.index)
+            for first in range(0, len(shard.validation_lsst), VALIDATION_BATCH):
+                some = slice(first, first + VALIDATION_BATCH)
+                lsst, euclid = shard.validation_lsst[some], shard.validation_euclid[some]
+                for direction in (0, 1):
+                    ways = torch.full((len(lsst),), direction)
+                    batch = Batch.draw(card, lsst, euclid, ways, generator).to(session.device)
+                    loss += float(bridge_loss(network, card, batch, bright_weight)) * len(batch)
+                    count += len(batch)
+    loss, count = session.total([loss, count])
+    return loss / count
+
+
+def validation_energy(
+    weights: dict[str, Tensor], card: Card, shards: list[Shard], session: Session, of_all: int
+) -> float:
+    """Energy score of samples of some held-out pairs, both ways: mean over patches at four scales, network units."""
+    network = channels_last(UNet(card.network).to(session.device))
+    network.load_state_dict(weights)
+    model = Model(card, network.eval(), "")
+    # what predicts the noise cannot begin at the table's end
+    how = replace(ENERGY_SAMPLING, from_end=card.objective.name == "edm")
+    score = count = 0.0
+    for shard in shards:
+        some = slice(0, max(1, ENERGY_PAIRS // of_all))
+        images = {"lsst": shard.validation_lsst[some], "euclid": shard.validation_euclid[some]}
+        size = shard.validation_lsst.shape[-1]
+        corners = [(size * shard.index, size * k) for k in range(len(images["lsst"]))]
+        for direction in DIRECTIONS if corners else ():
+            observed, wanted = direction.split("->")
+            bands = card.bands[wanted]
+            flux = window_samples(model, direction, images[observed].to(session.device), corners, how).cpu()
+            drawn = stretch_of(model).forward(flux.transpose(0, 1), bands)
+            truth = from_channels(images[wanted], len(bands))
+            score += float(torch.stack(patch_energy_score(drawn, truth)).mean(0).sum())
+            count += len(truth)
+    score, count = session.total([score, count])
+    return score / count
+
+
+def out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` reports brought no lower validation energy than those before them."""
+    energies = [float(row["validation_energy"]) for row in log]
+    return patience is not None and len(energies) > patience and min(energies[-patience:]) >= min(energies[:-patience])
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """Rows of `loss.csv`."""
+    with (folder / "loss.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make_recipe(config: dict[str, Any]) -> Recipe:
+    """The recipe that the arguments ask for."""
+    names = ("learning_rate", "batch_size", "shards", "bright_weight", "seed")
+    return Recipe(**{name: config[name] for name in names})

@@ -1,0 +1,201 @@
+"""What a translation is asked to do: its settings, and the request that was looked at and found sound."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.translating.stages import Settings, check_image
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.storage.tiles import Tile, TileStore
+
+
+PATCHES = (64, 128)
+"""Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
+
+
+class TranslationConfig(JobConfig):
+    """What decides a translation and how it is done, but for where it goes."""
+
+    store: str = Field(description="tile store, local path or URL")
+    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
+    direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
+    samples: int = Field(8, ge=2, description="posterior samples K of each patch")
+    steps: int = Field(6, ge=1, description="network evaluations a sample")
+    score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
+    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
+    workers: int = Field(1, ge=1, description="most actors at a time (each on a GPU where there are any)")
+    min_workers: int = Field(1, ge=1, description="actors the run begins with and never goes below")
+    executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
+    seed: int = Field(0, ge=0, description="key of the sky's noise")
+    batch: int | None = Field(
+        None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
+    )
+    patch: int = Field(
+        64,
+        description="side of a patch in pixels, 64 or 128; with 128 large tiles take a third less, and a halo of 119",
+    )
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
+    retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
+    minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
+
+    @field_validator("patch")
+    @classmethod
+    def _known_patch(cls, patch: int) -> int:
+        if patch not in PATCHES:
+            raise ValueError(f"--patch {patch} is none of {', '.join(map(str, PATCHES))}")
+        return patch
+
+    @model_validator(mode="after")
+    def _pool(self) -> Self:
+        if self.min_workers > self.workers:
+            raise ValueError(
+                f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most as many"
+            )
+        return self
+
+
+class Config(TranslationConfig):
+    """Arguments of `surveybridge translate`."""
+
+    run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
+    wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
+    profile: str | None = Field(
+        None, description="folder or URL for a profile of one worker: a trace that Perfetto opens, and a table"
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A translation that was looked at and found sound; nothing is written yet."""
+
+    config: Config
+    model: Model
+    store: TileStore
+    manifest: pa.Table
+    fingerprint: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """Short name of everything that decides the result."""
+        return hashlib.sha256(repr(sorted(self.fingerprint.items())).encode()).hexdigest()[:12]
+
+
+def check(config: Config) -> Request:
+    """Read what the run is about; refuse what cannot work."""
+    from surveybridge.storage.runs import LATER_KEYS
+    from surveybridge.storage.schema import SCHEMA_VERSION
+    from surveybridge.storage.tiles import TileStore
+
+    model = read_model(config.checkpoint)
+    store = TileStore.open(config.store)
+    manifest = store.manifest()
+    check_request(model, store, manifest, config.direction, config.patch)
+    fingerprint = {
+        "checkpoint_sha256": model.sha256,
+        "direction": config.direction,
+        "samples": config.samples,
+        "steps": config.steps,
+        "score_samples": config.score_samples,
+        "score_steps": config.score_steps,
+        "precision": config.precision,
+        "seed": config.seed,
+        "grid": model.card.grid,
+        "code_schema_version": SCHEMA_VERSION,
+        "store": store.url,
+    }
+    if config.patch != LATER_KEYS["patch"]:  # earlier runs do not say
+        fingerprint["patch"] = config.patch
+    return Request(config, model, store, manifest, fingerprint)
+
+
+def read_model(path: str | None) -> Model:
+    """Load a checkpoint; AS-Bridge's `.pth` is imported, so that `check_request` can say why it does not fit."""
+    from surveybridge.bridge_core.checkpoint import import_asbridge, load_checkpoint
+
+    return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
+
+
+def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str, patch: int) -> None:
+    """Refuse, before anything is written, a store that the checkpoint was not made for."""
+    card = model.card
+    if card.grid != "mosaic":
+        raise RequestError(
+            f"checkpoint {card.name} is for the {card.grid} grid but {store.url} holds mosaic tiles; "
+            "choose a mosaic checkpoint"
+        )
+    if manifest.num_rows == 0:
+        raise RequestError(f"{store.url} has 0 tiles; ingest some first")
+    observed = direction.split("->")[0]
+    if not any(observed in surveys for surveys in manifest["surveys"].to_pylist()):
+        raise RequestError(
+            f"{store.url}: none of its {manifest.num_rows} tiles has {observed}, which {direction} needs; ingest it"
+        )
+    for tile_id in manifest["tile_id"].slice(0, 100).to_pylist():
+        try:
+            tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
+        except Exception:
+            continue  # whatever is wrong with this tile, it becomes a ledger row later
+        for image in tile.images.values():
+            check_image(model, image, tile_id)
+        check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
+        return
+
+
+def todo_of(request: Request) -> list[str]:
+    """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder, pending
+
+    config = request.config
+    folder = Folder.at(config.run)
+    if folder.exists("run.json"):
+        # there is a run, so this writes none: it compares what decides the result
+        run = RunFolder.open_or_create(config.run, request.fingerprint)
+        return pending(request.manifest, run.ledger(), retry_failed=config.retry_failed)
+    if folder.exists() and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
+        raise RequestError(
+            f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
+        )
+    return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
+
+
+def check_halo(tile: Tile, patch: int, url: str) -> None:
+    """Refuse patches that reach beyond the halo: then two tiles would not cut the same patches at their border."""
+    from surveybridge.bridge_core.patches import PatchGrid
+
+    (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
+    halo, reach = max(y0, height - y1, x0, width - x1), PatchGrid.of(patch).reach
+    if 0 < halo < reach:  # a field of one tile has none, and no neighbour
+        raise RequestError(
+            f"--patch {patch} reaches {reach} pixels beyond the core of a tile but those of {url} hold {halo}; ingest "
+            f"with --halo {reach}, or use --patch {PATCHES[0]}"
+        )
+
+
+def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
+    """What the stages of this request need to know; `attempts` of the tiles that were tried before."""
+    from surveybridge.storage.objectstore import configured
+
+    config = request.config
+    return Settings(
+        **config.model_dump(include=set(Settings.__dataclass_fields__)),
+        run_id=request.run_id,
+        threads=threads(config.workers),
+        attempts=attempts,
+        filesystems=configured(),
+    )
+
+
+def threads(workers: int) -> int:
+    """Threads of a process that holds a network, of so many on a machine."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers))

@@ -1,0 +1,300 @@
+"""One tile from reading to its ledger row, in three stages: what `translate` runs on Ray, or in its own process."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from surveybridge.bridge_core.spans import span
+from surveybridge.cluster.stages import Outcome, Stages
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.profiling.spans import Profiled, TimedFolder, recorded
+from surveybridge.jobs.running.progress import log_context, start_worker
+from surveybridge.jobs.translating.candidates import find_candidates
+from surveybridge.storage.errors import StorageUnavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.storage.images import SurveyImage
+    from surveybridge.storage.tiles import Tile
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the stages need to know, resolved: everything that decides the pixels, and where they go."""
+
+    store: str
+    run: str
+    checkpoint: str | None
+    direction: str
+    samples: int
+    steps: int
+    score_samples: int
+    score_steps: int
+    seed: int
+    batch: int | None
+    patch: int
+    precision: Literal["bfloat16", "float32"]
+    run_id: str
+    threads: int
+    attempts: Mapping[str, int]
+    filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
+    profiled: Profiled | None = None
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What the model says about a tile, ready to be written; without tensors, so that the writer does without torch."""
+
+    tile_id: str
+    content: str
+    wcs_header: str
+    bands: tuple[str, ...]
+    core_origin: tuple[int, int]
+    grid_id: str
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    windows: int
+    candidates: pa.Table
+    seconds_score: float
+
+
+def tile_stages(settings: Settings) -> Stages:
+    """The three stages of a run."""
+    return Stages(
+        make_read=functools.partial(TileReader, settings),
+        make_model=functools.partial(TileTranslator, settings),
+        make_write=functools.partial(TileWriter, settings),
+    )
+
+
+class TileReader:
+    """Reads tiles; needs no model and no GPU."""
+
+    def __init__(self, settings: Settings) -> None:
+        from surveybridge.storage.tiles import TileStore
+
+        start_worker(settings.filesystems)
+        self.settings = settings
+        self.store = TileStore.open(settings.store)
+        if settings.profiled:
+            self.store.folder = TimedFolder.of(self.store.folder)
+
+    def __call__(self, tile_id: str) -> Tile:
+        """Core and halo of one tile, with something in it to translate."""
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "read", tile_id),
+        ):
+            tile = self.store.read_tile(tile_id)
+            observed = self.settings.direction.split("->")[0]
+            if observed not in tile.images:
+                raise RequestError(f"tile {tile_id} has no {observed}, which {self.settings.direction} needs")
+            image = tile.images[observed]
+            usable = image.valid.all(axis=0)  # the network needs all bands of a pixel
+            if not usable.any():
+                raise RequestError(
+                    f"tile {tile_id}: 0 of {usable.size} {observed} pixels are usable in all of {','.join(image.bands)}"
+                )
+            return tile
+
+
+class TileTranslator:
+    """Translates and scores tiles: the stage that holds the network, and the GPU where there is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        from surveybridge.bridge_core.checkpoint import load_checkpoint
+        from surveybridge.bridge_core.translate import DEFAULT_BATCH
+
+        start_worker(settings.filesystems)
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.precision)
+        self.batch = settings.batch or DEFAULT_BATCH[self.device.type]
+        if settings.profiled:
+            from surveybridge.jobs.profiling.operators import profile_operators
+
+            profile_operators(self.translate, settings, self.batch)
+
+    def __call__(self, tile_id: str, tile: Tile) -> Translation:
+        """Posterior of the unseen survey over the tile's core, and the candidates in it."""
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "model", tile_id, gpu=self.device.type == "cuda"),
+        ):
+            return self.translate(tile)
+
+    def translate(self, tile: Tile) -> Translation:
+        """As a call, without its context."""
+        import torch
+
+        from surveybridge.bridge_core.anomaly import Scoring
+        from surveybridge.bridge_core.patches import PatchGrid
+        from surveybridge.bridge_core.translate import Sampling, translate_tile
+        from surveybridge.storage.tiles import tile_content
+
+        settings = self.settings
+        observed, wanted = settings.direction.split("->")
+        for image in tile.images.values():
+            check_image(self.model, image, tile.tile_id)
+        image = tile.images[observed]
+        with span("translate"):
+            posterior = translate_tile(
+                self.model,
+                settings.direction,
+                torch.from_numpy(image.flux).to(self.device),
+                torch.from_numpy(image.valid).to(self.device),
+                origin=tile.origin,
+                core=tile.core,
+                psf_fwhm=seeing(image) / image.pixel_scale,
+                how=Sampling(
+                    samples=settings.samples,
+                    steps=settings.steps,
+                    seed=settings.seed,
+                    batch=self.batch,
+                    precision=settings.precision,
+                    patches=PatchGrid.of(settings.patch),
+                ),
+            )
+        how = Scoring(
+            samples=settings.score_samples,
+            steps=settings.score_steps,
+            seed=settings.seed,
+            batch=self.batch,
+            precision=settings.precision,
+        )
+        start = time.monotonic()
+        with span("candidates"):
+            candidates = find_candidates(self.model, tile, how, settings.run_id, self.device)
+        with span("digest of the pixels"):
+            content = tile_content(tile)
+        return Translation(
+            tile_id=tile.tile_id,
+            content=content,
+            wcs_header=core_header(tile),
+            bands=self.model.card.bands[wanted],
+            core_origin=tile.core_origin,
+            grid_id=tile.grid_id,
+            mean=posterior.mean.numpy(),
+            std=posterior.std.numpy(),
+            coverage=posterior.coverage.numpy(),
+            windows=posterior.windows,
+            candidates=candidates,
+            seconds_score=time.monotonic() - start,
+        )
+
+
+class TileWriter:
+    """Writes a tile's files and, last, the ledger row that makes it count."""
+
+    def __init__(self, settings: Settings) -> None:
+        from surveybridge.storage.runs import RunFolder
+
+        start_worker(settings.filesystems)
+        self.settings = settings
+        self.folder = RunFolder.open(settings.run)
+        if settings.profiled:
+            self.folder.folder = TimedFolder.of(self.folder.folder)
+
+    def __call__(self, outcome: Outcome) -> dict[str, Any]:
+        """Commit the tile, done or failed; returns the ledger row."""
+        tile_id = outcome.item
+        row: dict[str, Any] = {
+            "tile_id": tile_id,
+            "attempt": self.settings.attempts.get(tile_id, 0) + 1,
+            **{f"seconds_{stage}": seconds for stage, seconds in outcome.seconds.items()},
+        }
+        with (
+            log_context(run=self.settings.run_id, tile=tile_id),
+            recorded(self.settings.profiled, "write", tile_id),
+        ):
+            if outcome.failure is None:
+                start = time.monotonic()
+                row |= self._write(outcome.value)
+                row["seconds_score"] = outcome.value.seconds_score
+                row["seconds_model"] -= outcome.value.seconds_score
+                row["seconds_write"] = time.monotonic() - start
+            elif outcome.failure.kind == StorageUnavailable.__name__:
+                # not the tile's fault: without a ledger row a rerun does it
+                return {"tile_id": tile_id, "status": "lost", "reason": outcome.failure.reason}
+            else:
+                row |= {
+                    "status": "quarantined" if outcome.failure.quarantined else "failed",
+                    "stage": outcome.failure.stage,
+                    "reason": outcome.failure.reason,
+                    "traceback_hash": outcome.failure.traceback_hash,
+                    "content": self._listed_content.get(tile_id),
+                }
+            with span("ledger row"):
+                self.folder.commit(row)
+        return row
+
+    def _write(self, done: Translation) -> dict[str, Any]:
+        with span("mosaic"):
+            self.folder.write_mosaic(
+                done.tile_id,
+                done.wcs_header,
+                done.bands,
+                done.mean,
+                done.std,
+                done.coverage,
+                core_origin=done.core_origin,
+                grid_id=done.grid_id,
+            )
+        with span("catalog"):
+            self.folder.write_candidates(done.tile_id, done.candidates)
+        return {
+            "status": "ok",
+            "content": done.content,
+            "n_candidates": done.candidates.num_rows,
+            "n_patches": done.windows,
+        }
+
+    @functools.cached_property
+    def _listed_content(self) -> dict[str, str]:
+        """Contents by the store's manifest: of a tile that failed, nobody has seen the pixels."""
+        from surveybridge.storage.tiles import TileStore
+
+        manifest = TileStore.open(self.settings.store).manifest()
+        return dict(zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True))
+
+
+def check_image(model: Model, image: SurveyImage, tile_id: str) -> None:
+    """Refuse an image whose pixels or bands the checkpoint does not know."""
+    card = model.card
+    expected = card.pixel_scale[image.survey]
+    if abs(image.pixel_scale / expected - 1) > 0.01:
+        raise RequestError(
+            f'tile {tile_id}: {image.survey} pixel scale {image.pixel_scale:.3f}" but checkpoint {card.name} expects '
+            f'{expected:.3f}"; re-ingest onto that grid or choose another checkpoint'
+        )
+    if image.bands != card.bands[image.survey]:
+        raise RequestError(
+            f"tile {tile_id}: {image.survey} bands {','.join(image.bands)} but checkpoint {card.name} expects "
+            f"{','.join(card.bands[image.survey])}; re-ingest with those bands"
+        )
+
+
+def seeing(image: SurveyImage) -> float:
+    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
+    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
+    return max(known, default=image.pixel_scale)
+
+
+def core_header(tile: Tile) -> str:
+    """WCS header of the tile's core."""
+    from surveybridge.storage.grids import shifted_header
+
+    image = next(iter(tile.images.values()))
+    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])
