@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model, Precision
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import unit_range
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.patches import cut
 from surveybridge.bridge_core.residuals import measure
 from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at

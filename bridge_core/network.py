@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surveybridge.bridge_core.errors import BridgeError
+
+Precision = Literal["bfloat16", "float32"]
+"""Arithmetic of the network."""
 
 
 @dataclass(frozen=True)

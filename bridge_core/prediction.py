@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.network import UNet, network_input
-
-if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Precision
+from surveybridge.bridge_core.network import Precision, UNet, network_input
 
 
 class Predictor:

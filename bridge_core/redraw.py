@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.translate import Posterior, Sampling, look, moments, window_samples
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
+from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.sampler import denoise, draw, step_at
 from surveybridge.bridge_core.translate import from_channels, stretch_of, window_noise
 

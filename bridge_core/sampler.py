@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Model, Precision
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import UNet, network_input
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.spans import span

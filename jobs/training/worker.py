@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Card, Model
 from surveybridge.bridge_core.metrics import patch_energy_score
+from surveybridge.bridge_core.model import DIRECTIONS, Card, Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.training import (
     Batch,

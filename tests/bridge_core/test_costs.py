@@ -9,7 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from surveybridge.bridge_core.checkpoint import Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.translate import Sampling, window_samples
 

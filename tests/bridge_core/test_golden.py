@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from surveybridge.bridge_core.anomaly import anomaly_score
+from surveybridge.bridge_core.asbridge import import_asbridge
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Model, import_asbridge
 from surveybridge.bridge_core.metrics import energy_score
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import network_input
 from surveybridge.bridge_core.sampler import sample
 

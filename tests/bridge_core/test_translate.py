@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import PatchGrid, blend
 from surveybridge.bridge_core.translate import (
     Posterior,
