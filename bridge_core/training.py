@@ -128,7 +128,7 @@ class Batch:
         known = torch.isfinite(torch.where(index.view(-1, 1, 1, 1).bool(), second, first))
         t = card.objective.draw_steps(card.bridge, len(index), generator)
         eps = torch.randn(first.shape, generator=generator)
-        return cls(_filled(first), _filled(second), known, index, t, eps)
+        return cls(filled(first), filled(second), known, index, t, eps)
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
@@ -173,7 +173,7 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: flo
     return (error * batch.known).sum() / batch.known.sum().clamp(min=1)
 
 
-def _filled(images: Tensor) -> Tensor:
+def filled(images: Tensor) -> Tensor:
     """Images [N, C, H, W] without NaN: missing pixels take the mean of those near them (`fill_masked`)."""
     known = torch.isfinite(images)
     if bool(known.all()):

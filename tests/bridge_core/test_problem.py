@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.fitting import fit_endpoint, fit_objective
+from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Endpoint, Problem, from_channels, to_channels
 from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, Stretch, stretch_from_card
 from surveybridge.bridge_core.training import augment
@@ -132,3 +134,48 @@ def test_augmentation_turns_angles_with_the_image(seed):
     first, second = augment(ends, problem, torch.Generator().manual_seed(seed), roll=False)
     expected = ANGLE.forward(angle_of(first[0, 0])[None], 2)
     torch.testing.assert_close(second[0][:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], rtol=0, atol=1e-3)
+
+
+# ---- what training takes from the data
+
+
+def test_softening_is_twice_the_noise_that_is_stated_and_twice_that_of_the_data_elsewhere():
+    values = torch.randn(64, 2, 16, 16) * torch.tensor([3.0, 0.5]).view(2, 1, 1)
+    values[:, :, :3] = torch.nan
+    fitted = fit_endpoint(SKY, values, {"u": 2.5, "w": math.nan}).stretch
+    assert isinstance(fitted, Stretch)
+    assert fitted.softening["u"] == 5.0
+    assert fitted.softening["w"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_density_is_centred_and_scaled_to_half_a_unit():
+    logs = 4.0 + 0.8 * torch.randn(32, 1, 16, 16)
+    fitted = fit_endpoint(DENSITY, 10**logs, {})
+    u = fitted.forward(10**logs, 1)
+    assert float(u.mean()) == pytest.approx(0, abs=0.01)
+    assert float(u.std()) == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("end", "values", "said"),
+    [
+        (DENSITY, torch.zeros(2, 1, 8, 8), "no value of band n is positive"),
+        (DENSITY, torch.full((2, 1, 8, 8), torch.nan), "band n has no data in the first 2 pairs"),
+        (EYE, torch.full((2, 1, 8, 8), 7.0), "all values of band broad are 7"),
+        (Endpoint("a", ("p",), 0.0, "arcmin", False, "axial"), torch.ones(2, 1, 8, 8), "angles in arcmin"),
+    ],
+)
+def test_data_that_a_stretch_does_not_fit_are_refused(end, values, said):
+    with pytest.raises(BridgeError, match=said):
+        fit_endpoint(end, values, {})
+
+
+def test_the_objective_takes_what_the_file_states_and_measures_the_rest():
+    first, second = 20 * torch.randn(16, 2, 8, 8), 3 * torch.randn(16, 1, 8, 8)
+    ends = (fit_endpoint(SKY, first, {}), fit_endpoint(EYE, second, {}))
+    both = fit_objective("edm", Problem("p", ends), (first, second))
+    assert both.log_sigma_mean == pytest.approx(math.log(both.sigma_data) - 0.2, abs=1e-3)
+    one_way = fit_objective("edm", Problem("p", ends, wanted="eye"), (first, second))
+    assert one_way.sigma_data == pytest.approx(float(ends[1].forward(second, 2).std()), rel=0.01)
+    stated = {"sigma_data": 0.3, "log_sigma_mean": -1.4, "log_sigma_std": 1.5}
+    assert fit_objective("edm", Problem("p", ends, objective=stated), ()) == Objective("edm", **stated)
