@@ -20,8 +20,8 @@ from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Model
     from surveybridge.bridge_core.discriminant import Floats, Measured
+    from surveybridge.bridge_core.model import Model
     from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\

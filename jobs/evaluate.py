@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.jobs.evaluating.stages import Settings
     from surveybridge.storage.objectstore import Folder
 
@@ -116,7 +116,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     tuple
         Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
     """
-    from surveybridge.bridge_core.checkpoint import DIRECTIONS
+    from surveybridge.bridge_core.model import DIRECTIONS
     from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_pairs

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config as TranslateConfig
 
 if TYPE_CHECKING:
     from surveybridge.jobs.planning.projection import Projection
@@ -24,7 +24,7 @@ surveybridge plan --store s3://survey/tiles --run s3://survey/runs/dr1 --workers
 surveybridge plan --store field.zarr --run runs/field --samples 16 --format json"""
 
 
-class Config(translation.Config):
+class Config(TranslateConfig):
     """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
 
     calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
@@ -50,17 +50,19 @@ def plan(config: Config) -> Projection:
     import pyarrow.compute as pc
 
     from surveybridge.bridge_core.patches import PatchGrid
-    from surveybridge.jobs.planning.projection import Projection, project, stage_memory, steps_of, work_of
+    from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
+    from surveybridge.jobs.translating.memory import stage_memory
+    from surveybridge.jobs.translating.request import check, settings_of, todo_of
 
-    request = translation.check(config)
-    todo = translation.todo_of(request)
+    request = check(config)
+    todo = todo_of(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
     if not todo:
         return Projection(tiles=0, tiles_done=done)
     steps = steps_of(request.model, config)
-    settings = translation.settings_of(request, attempts={})
+    settings = settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
     return project(
         work_of(manifest, config.direction, tile, PatchGrid.of(config.patch)),

@@ -89,3 +89,9 @@ class SurveyImage:
     def valid(self) -> NDArray[np.bool_]:
         """Usable pixels, bool [C, H, W]."""
         return np.asarray(self.mask == 0)
+
+
+def seeing(image: SurveyImage) -> float:
+    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
+    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
+    return max(known, default=image.pixel_scale)

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
@@ -363,3 +364,29 @@ def _root_attributes(folder: Folder) -> dict[str, Any] | None:
             "update surveybridge"
         )
     return attributes
+
+
+def part_of(tile: Tile, side: int) -> Tile:
+    """The middle of a tile: a core of at most so many pixels each way, with the tile's halo around it."""
+    y0, y1, x0, x1 = tile.core
+    height, width = min(y1 - y0, side), min(x1 - x0, side)
+    halo = max(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
+    top, left = (y0 + y1 - height) // 2, (x0 + x1 - width) // 2
+    if (height, width) == tile.core_shape:
+        return tile
+    box = (
+        max(top - halo, 0),
+        min(top + height + halo, tile.shape[0]),
+        max(left - halo, 0),
+        min(left + width + halo, tile.shape[1]),
+    )
+    images = {name: crop_image(image, box) for name, image in tile.images.items()}
+    core = (top - box[0], top - box[0] + height, left - box[2], left - box[2] + width)
+    origin = (tile.origin[0] + box[0], tile.origin[1] + box[2])
+    return replace(tile, lsst=images.get("lsst"), euclid=images.get("euclid"), core=core, origin=origin)
+
+
+def core_header(tile: Tile) -> str:
+    """WCS header of the tile's core."""
+    image = next(iter(tile.images.values()))
+    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from surveybridge.bridge_core.checkpoint import Model, Precision
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.network import Precision
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model, threads
-from surveybridge.jobs.translating.stages import check_image, seeing
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.storage.footprint import Box
     from surveybridge.storage.mosaics import StitchedMosaic
     from surveybridge.storage.runs import RunFolder
@@ -65,6 +64,7 @@ def redraw(
     from surveybridge.bridge_core.redraw import redraw_tile
     from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling
     from surveybridge.storage.footprint import overlap
+    from surveybridge.storage.images import seeing
     from surveybridge.storage.runs import LATER_KEYS
     from surveybridge.storage.tiles import TileStore
 
@@ -95,7 +95,7 @@ def redraw(
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
         image = tile.images[facts["direction"].split("->")[0]]
         for seen in tile.images.values():
-            check_image(model, seen, tile_id)
+            model.card.check_image(seen.survey, seen.bands, seen.pixel_scale, tile_id)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         posterior, drawn = redraw_tile(
             model,

@@ -23,7 +23,7 @@ from surveybridge.jobs.translating.stages import tile_stages
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.runs import RunFolder, candidates_path, ledger_path, mosaic_path
 from surveybridge.storage.schema import CANDIDATES
-from surveybridge.storage.tile_arrays import crop_image
+from surveybridge.storage.tiles import part_of
 
 if TYPE_CHECKING:
     from surveybridge.jobs.translating.stages import Settings
@@ -132,26 +132,6 @@ def spread(items: Sequence[str]) -> list[str]:
     order = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(min(1 << bits, 4096)))
     places = dict.fromkeys(min(n * len(items) >> bits, len(items) - 1) for n in order)
     return [items[place] for place in places]
-
-
-def part_of(tile: Tile, side: int) -> Tile:
-    """The middle of a tile: a core of at most so many pixels each way, with the tile's halo around it."""
-    y0, y1, x0, x1 = tile.core
-    height, width = min(y1 - y0, side), min(x1 - x0, side)
-    halo = max(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
-    top, left = (y0 + y1 - height) // 2, (x0 + x1 - width) // 2
-    if (height, width) == tile.core_shape:
-        return tile
-    box = (
-        max(top - halo, 0),
-        min(top + height + halo, tile.shape[0]),
-        max(left - halo, 0),
-        min(left + width + halo, tile.shape[1]),
-    )
-    images = {name: crop_image(image, box) for name, image in tile.images.items()}
-    core = (top - box[0], top - box[0] + height, left - box[2], left - box[2] + width)
-    origin = (tile.origin[0] + box[0], tile.origin[1] + box[2])
-    return replace(tile, lsst=images.get("lsst"), euclid=images.get("euclid"), core=core, origin=origin)
 
 
 class _Calibration:

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.anomaly import Scoring
-    from surveybridge.bridge_core.checkpoint import Model
-    from surveybridge.storage.images import SurveyImage
+    from surveybridge.bridge_core.model import Model
     from surveybridge.storage.tiles import Tile
 
 APERTURE_ARCSEC = 1.0
@@ -26,7 +25,8 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     from surveybridge.bridge_core.detection import aperture_flux, detect
     from surveybridge.bridge_core.spans import span
     from surveybridge.storage.schema import CANDIDATES, stamps
-    from surveybridge.storage.sky import healpix_29
+    from surveybridge.storage.sky import healpix_29, sky_name
+    from surveybridge.storage.thumbnails import thumbnails
 
     lsst, euclid = tile.lsst, tile.euclid
     if lsst is None or euclid is None:
@@ -80,24 +80,3 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
             columns[f"flux_{band}"] = flux
             columns[f"snr_{band}"] = flux / error
     return pa.table(columns)
-
-
-def thumbnails(image: SurveyImage, column: Any, line: Any, size: int = 64) -> Any:
-    """Windows [N, C, size, size] around pixels, NaN where masked or beyond the image."""
-    import numpy as np
-
-    half = size // 2
-    flux = np.where(image.valid, image.flux, np.nan)
-    padded = np.pad(flux, ((0, 0), (half, half), (half, half)), constant_values=np.nan)
-    return np.stack([padded[:, y : y + size, x : x + size] for y, x in zip(line, column, strict=True)])
-
-
-def sky_name(ra: float, dec: float) -> str:
-    """IAU-style name from the ICRS position, to 0.01 s and 0.1 arcsec."""
-    from astropy import units
-    from astropy.coordinates import SkyCoord
-
-    place = SkyCoord(ra, dec, unit="deg")
-    hours = place.ra.to_string(unit=units.hourangle, sep="", precision=2, pad=True)
-    degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)
-    return f"SB J{hours}{degrees}"

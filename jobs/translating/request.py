@@ -1,77 +1,21 @@
-"""What a translation is asked to do: its settings, and the request that was looked at and found sound."""
+"""A translation that was looked at and found sound, before anything is written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
-
-from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.translating.stages import Settings, check_image
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.translating.config import PATCHES, Config
+from surveybridge.jobs.translating.stages import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.storage.tiles import Tile, TileStore
-
-
-PATCHES = (64, 128)
-"""Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
-
-
-class TranslationConfig(JobConfig):
-    """What decides a translation and how it is done, but for where it goes."""
-
-    store: str = Field(description="tile store, local path or URL")
-    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
-    direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
-    samples: int = Field(8, ge=2, description="posterior samples K of each patch")
-    steps: int = Field(6, ge=1, description="network evaluations a sample")
-    score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
-    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
-    workers: int = Field(1, ge=1, description="most actors at a time (each on a GPU where there are any)")
-    min_workers: int = Field(1, ge=1, description="actors the run begins with and never goes below")
-    executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
-    seed: int = Field(0, ge=0, description="key of the sky's noise")
-    batch: int | None = Field(
-        None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
-    )
-    patch: int = Field(
-        64,
-        description="side of a patch in pixels, 64 or 128; with 128 large tiles take a third less, and a halo of 119",
-    )
-    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
-    retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
-    minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
-
-    @field_validator("patch")
-    @classmethod
-    def _known_patch(cls, patch: int) -> int:
-        if patch not in PATCHES:
-            raise ValueError(f"--patch {patch} is none of {', '.join(map(str, PATCHES))}")
-        return patch
-
-    @model_validator(mode="after")
-    def _pool(self) -> Self:
-        if self.min_workers > self.workers:
-            raise ValueError(
-                f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most as many"
-            )
-        return self
-
-
-class Config(TranslationConfig):
-    """Arguments of `surveybridge translate`."""
-
-    run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
-    wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
-    profile: str | None = Field(
-        None, description="folder or URL for a profile of one worker: a trace that Perfetto opens, and a table"
-    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +64,8 @@ def check(config: Config) -> Request:
 
 def read_model(path: str | None) -> Model:
     """Load a checkpoint; AS-Bridge's `.pth` is imported, so that `check_request` can say why it does not fit."""
-    from surveybridge.bridge_core.checkpoint import import_asbridge, load_checkpoint
+    from surveybridge.bridge_core.asbridge import import_asbridge
+    from surveybridge.bridge_core.checkpoint import load_checkpoint
 
     return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
 
@@ -146,7 +91,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
         for image in tile.images.values():
-            check_image(model, image, tile_id)
+            model.card.check_image(image.survey, image.bands, image.pixel_scale, tile_id)
         check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
         return
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from surveybridge.bridge_core.checkpoint import Model
-    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
@@ -142,12 +140,13 @@ class TileTranslator:
         from surveybridge.bridge_core.anomaly import Scoring
         from surveybridge.bridge_core.patches import PatchGrid
         from surveybridge.bridge_core.translate import Sampling, translate_tile
-        from surveybridge.storage.tiles import tile_content
+        from surveybridge.storage.images import seeing
+        from surveybridge.storage.tiles import core_header, tile_content
 
         settings = self.settings
         observed, wanted = settings.direction.split("->")
         for image in tile.images.values():
-            check_image(self.model, image, tile.tile_id)
+            self.model.card.check_image(image.survey, image.bands, image.pixel_scale, tile.tile_id)
         image = tile.images[observed]
         with span("translate"):
             posterior = translate_tile(
@@ -268,33 +267,3 @@ class TileWriter:
 
         manifest = TileStore.open(self.settings.store).manifest()
         return dict(zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True))
-
-
-def check_image(model: Model, image: SurveyImage, tile_id: str) -> None:
-    """Refuse an image whose pixels or bands the checkpoint does not know."""
-    card = model.card
-    expected = card.pixel_scale[image.survey]
-    if abs(image.pixel_scale / expected - 1) > 0.01:
-        raise RequestError(
-            f'tile {tile_id}: {image.survey} pixel scale {image.pixel_scale:.3f}" but checkpoint {card.name} expects '
-            f'{expected:.3f}"; re-ingest onto that grid or choose another checkpoint'
-        )
-    if image.bands != card.bands[image.survey]:
-        raise RequestError(
-            f"tile {tile_id}: {image.survey} bands {','.join(image.bands)} but checkpoint {card.name} expects "
-            f"{','.join(card.bands[image.survey])}; re-ingest with those bands"
-        )
-
-
-def seeing(image: SurveyImage) -> float:
-    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
-    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
-    return max(known, default=image.pixel_scale)
-
-
-def core_header(tile: Tile) -> str:
-    """WCS header of the tile's core."""
-    from surveybridge.storage.grids import shifted_header
-
-    image = next(iter(tile.images.values()))
-    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])

@@ -12,15 +12,9 @@ import torch
 
 from surveybridge.bridge_core.asbridge import import_asbridge
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import (
-    Card,
-    Model,
-    load_checkpoint,
-    make_model,
-    save_checkpoint,
-    shipped_checkpoints,
-)
+from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint, shipped_checkpoints
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Card, Model, make_model
 from surveybridge.bridge_core.network import NetworkConfig, channels_last, network_input
 from tests.bridge_core.models import TO_EUCLID, TO_LSST, make_card, random_model
 

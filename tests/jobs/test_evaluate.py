@@ -20,7 +20,7 @@ from surveybridge.jobs import demo
 from surveybridge.jobs import evaluate as job
 from surveybridge.jobs.evaluating import stages as evaluation_stages
 from surveybridge.jobs.evaluating.summary import _photometry, summarise
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config
 from surveybridge.storage.pairs import NOMINAL, WHITE, read_pairs
 from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
 from tests import tiny
@@ -392,5 +392,5 @@ def test_jobs_draw_samples_as_the_library_does_unless_told_otherwise():
     how, evaluation = Sampling(), job.Config(pairs="p", out="o")
     for name in ("samples", "steps", "order", "eta", "sigma_max", "from_end"):
         assert getattr(evaluation, name) == getattr(how, name), name
-    for config in (demo.Config(), translation.Config(store="s", run="r")):
+    for config in (demo.Config(), Config(store="s", run="r")):
         assert (config.samples, config.steps) == (how.samples, how.steps)

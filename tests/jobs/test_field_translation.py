@@ -13,7 +13,6 @@ import pytest
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
 from surveybridge.jobs import translate
-from surveybridge.jobs.translating import request as translation
 from surveybridge.storage import ingest
 from surveybridge.storage.tiles import TileStore
 
@@ -63,7 +62,7 @@ def translated(request, stamps, tmp_path_factory):
     settings = {"direction": request.param, "executor": "serial", "score_samples": 2, "score_steps": 1}
     if request.param == "euclid->lsst":
         settings["samples"] = 4
-    assert translate.run(translation.Config(store=store, run=run, **settings)) == 0
+    assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
     return read_field(run, store), galaxies
 
 

@@ -16,8 +16,9 @@ from torch.multiprocessing.spawn import start_processes
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.cluster.training import Session
-from surveybridge.jobs.train import Config, make_card
+from surveybridge.jobs.train import Config
 from surveybridge.jobs.training import worker
+from surveybridge.jobs.training.card import make_card
 from surveybridge.jobs.training.worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
 from surveybridge.storage.pairs import read_pairs
 from tests import tiny

@@ -398,7 +398,7 @@ def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, cap
 def test_a_run_whose_ledger_is_compacted_while_it_goes_holds_the_same(
     tmp_path, store, checkpoint, reference, monkeypatch
 ):
-    monkeypatch.setattr("surveybridge.jobs.translate.SEGMENT_TILES", 2)
+    monkeypatch.setattr("surveybridge.jobs.translating.engine.SEGMENT_TILES", 2)
     run = tmp_path / "run"
     assert translate(store, run, checkpoint) == 0
     assert len(list(run.glob("ledger/segments/*.parquet"))) == 2

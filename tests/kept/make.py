@@ -17,7 +17,8 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Card, save_checkpoint
+from surveybridge.bridge_core.checkpoint import save_checkpoint
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.stretch import Stretch
