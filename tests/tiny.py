@@ -18,8 +18,9 @@ from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import gaussians, tan_wcs
 
@@ -40,6 +41,8 @@ BLOBS = [
 
 SIGMA = {"g": 0.33, "r": 0.34, "i": 0.53, "VIS": 2.02}
 """Noise of a pixel, nJy."""
+
+SURVEY_BANDS = {end["name"]: tuple(end["bands"]) for end in default_problem()["endpoints"]}
 
 SEEING = {"lsst": 7.3, "euclid": 1.6}
 """FWHM in pixels."""
@@ -92,7 +95,7 @@ def make_image(survey: str, side: int = SIDE) -> SurveyImage:
 
 def make_field() -> Field:
     """Both surveys on one grid."""
-    return Field(lsst=make_image("lsst"), euclid=make_image("euclid"))
+    return Field({name: make_image(name) for name in SURVEY_BANDS}, "euclid")
 
 
 def write_store(

@@ -65,7 +65,7 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
             if survey == "euclid" and number == 0:
                 mask[..., :bad_columns] = 1
             images[survey] = sky_image(survey, flux, mask, corner)
-        tile = Tile(tile_id, images["lsst"], images["euclid"], (0, SIDE, 0, SIDE), corner, "test")
+        tile = Tile(tile_id, images, (0, SIDE, 0, SIDE), corner, "test")
         rows.append(store.write_tile(tile))
         mean = rng.normal(0, 2, (len(bands), SIDE, SIDE)).astype(np.float32)
         std = np.ones_like(mean)
