@@ -114,6 +114,15 @@ def _default() -> ProblemTable:
     return read_problem(DEFAULT)
 
 
+def is_default(problem: Mapping[str, Any]) -> bool:
+    """Whether a problem joins the ends of the default one, however they are titled and whatever their pixels are."""
+
+    def ends(table: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        return [(end["name"], list(end["bands"]), end["unit"]) for end in table["endpoints"]]
+
+    return ends(problem) == ends(_default()) and problem["catalog"] == _default()["catalog"]
+
+
 def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
     """Check a problem and fill in what it leaves out.
 

@@ -114,7 +114,9 @@ def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, conf
     translating = images * (1 + observed / channels) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
     group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
-    scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * candidate_bytes(card.problem) + 2 * planes
+    scoring = (
+        images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * candidate_bytes(card.problem) + 2 * planes
+    )
     return max(translating, scoring)
 
 

@@ -16,8 +16,8 @@ from surveybridge.storage.problems import is_default
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.storage.tiles import Tile, TileStore
 
 
