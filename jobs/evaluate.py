@@ -54,7 +54,7 @@ class Config(JobConfig):
     anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     direction: str = Field(
-        "both", description="what becomes what, as 'lsst->euclid', quoted; or all the directions there are"
+        "both", description="what becomes what, as 'lsst->euclid' in quotes; or both, that is every direction"
     )
     samples: int = Field(8, ge=2, description="posterior samples K of each pair")
     steps: int = Field(6, ge=1, description="network evaluations a sample")

@@ -44,7 +44,7 @@ ROW_GROUP = 1024
 """Candidates that Parquet encodes at a time."""
 
 THUMBNAIL_BYTES = 4 * 64 * 64
-"""A plane of a thumbnail, of which a row of the catalog has one for each band, and two for each of the catalog's end."""
+"""A plane of a thumbnail; a row of the catalog has one for each band, and two more for each of the catalog's end."""
 
 ROW_BYTES = 4 << 10
 """All else in a row of the catalog."""
@@ -114,9 +114,8 @@ def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, conf
     translating = images * (1 + observed / channels) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
     group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
-    scoring = (
-        images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * candidate_bytes(card.problem) + 2 * planes
-    )
+    catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
+    scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
     return max(translating, scoring)
 
 
