@@ -29,15 +29,19 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.detection import aperture_flux, detect
     from surveybridge.bridge_core.spans import span
-    from surveybridge.storage.problems import band_columns
-    from surveybridge.storage.schema import stamps
+    from surveybridge.storage.problems import band_columns, complete_problem
+    from surveybridge.storage.schema import candidates_schema, stamps
     from surveybridge.storage.sky import healpix_29, sky_name
     from surveybridge.storage.thumbnails import thumbnails
 
     problem = model.card.problem
     direction = problem.scored
-    if direction is None or not {end.name for end in problem.endpoints} <= set(tile.images):
+    if direction is None:
         return _no_candidates()
+    table = complete_problem(problem.table, f"checkpoint {model.card.name}")
+    schema = candidates_schema(table)
+    if not {end.name for end in problem.endpoints} <= set(tile.images):
+        return schema.empty_table()
     found_on = tile.images[direction.wanted.name]
     with span("detection"):
         sources = detect(found_on.flux[0], found_on.variance[0], found_on.valid[0])
@@ -46,7 +50,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     inside = (column >= x0) & (column < x1) & (line >= y0) & (line < y1)
     sources, column, line = sources.select(inside), column[inside], line[inside]
     if len(sources) == 0:
-        return _no_candidates()
+        return schema.empty_table()
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
     with span("scoring"):
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
@@ -70,13 +74,14 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
         "theta": sources.theta,
         "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(sources),
         "run_id": [run_id] * len(sources),
-        "thumbnail_mean": stamps(scores.mean.numpy()),
-        "thumbnail_error": stamps(scores.error.numpy()),
+        "thumbnail_mean": stamps("thumbnail_mean", scores.mean.numpy(), schema),
+        "thumbnail_error": stamps("thumbnail_error", scores.error.numpy(), schema),
     }
-    suffix = band_columns(problem.table)
+    suffix = band_columns(table)
     for end in problem.endpoints:
         image = tile.images[end.name]
-        columns[f"thumbnail_{end.name}"] = stamps(thumbnails(image, column, line))
+        thumbnail = f"thumbnail_{end.name}"
+        columns[thumbnail] = stamps(thumbnail, thumbnails(image, column, line), schema)
         radius = APERTURE_ARCSEC / image.pixel_scale
         fluxes, errors = aperture_flux(image.flux, image.variance, image.valid, sources, radius)
         for band, flux, error in zip(image.bands, fluxes, errors, strict=True):
