@@ -12,6 +12,7 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model, make_model
 from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.problem import Endpoint, Problem
 
 
 def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
@@ -49,12 +50,14 @@ def import_asbridge(path: str | Path, objective: str = "eps") -> Model:
     card = Card(
         name=Path(path).stem,
         grid="cutout",
+        problem=Problem(
+            "lsst-euclid",
+            (Endpoint("lsst", ("g", "r", "i"), 0.2), Endpoint("euclid", ("VIS",), 0.1)),
+            catalog="euclid",
+        ),
         bridge=bridge,
         network=network,
         objective=Objective(objective),
-        stretch=None,
-        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
-        pixel_scale={"lsst": 0.2, "euclid": 0.1},
         clamp=(-1.0, 1.0),
         provenance={"imported_from": Path(path).name, "epoch": content.get("epoch") if "model" in content else None},
     )

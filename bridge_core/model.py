@@ -15,10 +15,10 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for_bfloat16
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.stretch import Stretch
 
-CARD_VERSION = 1
-DIRECTIONS = ("euclid->lsst", "lsst->euclid")  # index = direction embedding and head, as published
+CARD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,10 @@ class Card:
     name
         Model id, written into every candidate row.
     grid
-        ``mosaic`` (LSST co-registered onto the Euclid pixels) or ``cutout`` (each survey on its own pixels).
-    bands
-        Bands by survey, in channel order.
-    pixel_scale
-        Arcsec per pixel by survey, as the network sees it.
+        ``mosaic`` (both ends on one grid) or ``cutout`` (each end on its own pixels).
+    problem
+        The endpoints with their fitted stretches; pixel scales are those that the network sees. A stretch is None of
+        AS-Bridge's weights, whose file does not say what their [-1, 1] is.
     clamp
         Bounds of x0 in network units during sampling, or None.
     provenance
@@ -45,29 +44,18 @@ class Card:
 
     name: str
     grid: str
+    problem: Problem
     bridge: Bridge
     network: NetworkConfig
     objective: Objective
-    stretch: Stretch | None
-    bands: dict[str, tuple[str, ...]]
-    pixel_scale: dict[str, float]
     clamp: tuple[float, float] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     discriminant: Discriminant | None = None
 
-    def check_image(self, survey: str, bands: Sequence[str], pixel_scale: float, tile_id: str) -> None:
-        """Refuse an image of a tile whose pixels (arcsec) or bands the weights do not know."""
-        expected = self.pixel_scale[survey]
-        if abs(pixel_scale / expected - 1) > 0.01:
-            raise BridgeError(
-                f'tile {tile_id}: {survey} pixel scale {pixel_scale:.3f}" but checkpoint {self.name} expects '
-                f'{expected:.3f}"; re-ingest onto that grid or choose another checkpoint'
-            )
-        if tuple(bands) != self.bands[survey]:
-            raise BridgeError(
-                f"tile {tile_id}: {survey} bands {','.join(bands)} but checkpoint {self.name} expects "
-                f"{','.join(self.bands[survey])}; re-ingest with those bands"
-            )
+    @property
+    def physical(self) -> bool:
+        """Whether physical values can enter, that is, both ends have a stretch."""
+        return all(end.stretch is not None for end in self.problem.endpoints)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form of the card."""
@@ -75,12 +63,10 @@ class Card:
             "card_version": CARD_VERSION,
             "name": self.name,
             "grid": self.grid,
+            "problem": self.problem.card,
             "bridge": self.bridge.card,
             "network": self.network.card,
             "objective": asdict(self.objective),
-            "stretch": self.stretch.card if self.stretch else None,
-            "bands": {survey: list(bands) for survey, bands in self.bands.items()},
-            "pixel_scale": self.pixel_scale,
             "clamp": list(self.clamp) if self.clamp else None,
             "provenance": self.provenance,
             "discriminant": self.discriminant.card if self.discriminant else None,
@@ -88,25 +74,34 @@ class Card:
 
     @classmethod
     def from_json(cls, card: dict[str, Any]) -> Card:
-        """Read what `to_json` wrote; an unknown version is refused."""
-        if card.get("card_version") != CARD_VERSION:
+        """Read what `to_json` wrote, or a card of version 1; an unknown version is refused."""
+        version = card.get("card_version")
+        if version not in (1, CARD_VERSION):
             raise BridgeError(
-                f"card version {card.get('card_version')!r} but this code reads {CARD_VERSION}; "
-                "use a checkpoint saved by it"
+                f"card version {version!r} but this code reads 1 and {CARD_VERSION}; use a checkpoint saved by it"
             )
         return cls(
             name=card["name"],
             grid=card["grid"],
+            problem=_problem_of_version_1(card) if version == 1 else Problem.from_table(card["problem"]),
             bridge=Bridge.from_card(card["bridge"]),
             network=NetworkConfig.from_card(card["network"]),
             objective=Objective.from_card(card["objective"]),
-            stretch=Stretch.from_card(card["stretch"]) if card["stretch"] else None,
-            bands={survey: tuple(bands) for survey, bands in card["bands"].items()},
-            pixel_scale=dict(card["pixel_scale"]),
             clamp=(card["clamp"][0], card["clamp"][1]) if card["clamp"] else None,
             provenance=card["provenance"],
             discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
         )
+
+
+def _problem_of_version_1(card: dict[str, Any]) -> Problem:
+    """Two surveys in nJy under one stretch; objects were found on the second."""
+    stretch = Stretch.from_card(card["stretch"]) if card["stretch"] else None
+    endpoints = [
+        Endpoint(name, tuple(bands), card["pixel_scale"][name], stretch=stretch.of_bands(bands) if stretch else None)
+        for name, bands in card["bands"].items()
+    ]
+    first, second = endpoints
+    return Problem(f"{first.name}-{second.name}", (first, second), catalog=second.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +122,14 @@ class Model:
     network: UNet
     sha256: str
 
-    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> Predictor:
+    def predictor(self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision) -> Predictor:
         """The network on a batch x1 at some table indices; see `Predictor`."""
-        return Predictor(self.network, x1, DIRECTIONS.index(direction), times, precision)
+        return Predictor(self.network, x1, direction.index, times, precision)
 
-    def predict(self, x_t: Tensor, x1: Tensor, t: int, direction: str, precision: Precision = "float32") -> Tensor:
-        """Network output of the wanted head, [N, 3, H, W], at table index t."""
+    def predict(
+        self, x_t: Tensor, x1: Tensor, t: int, direction: Direction, precision: Precision = "float32"
+    ) -> Tensor:
+        """Network output of the wanted head, [N, C, H, W], at table index t."""
         predictor = self.predictor(x1, direction, [t], precision)
         u, v = self.card.objective.input_table(self.card.bridge)
         predictor.input.copy_(x_t * float(u[t]) + x1 * float(v[t]))

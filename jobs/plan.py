@@ -63,9 +63,9 @@ def plan(config: Config) -> Projection:
         return Projection(tiles=0, tiles_done=done)
     steps = steps_of(request.model, config)
     settings = settings_of(request, attempts={})
-    rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
+    rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
     return project(
-        work_of(manifest, config.direction, tile, PatchGrid.of(config.patch)),
+        work_of(manifest, request.direction, tile, PatchGrid.of(config.patch)),
         steps,
         rates,
         config,
@@ -87,7 +87,7 @@ def describe(found: Projection, config: Config) -> str:
     about = "" if found.patches_exact else "about "
     speed = 1 / rates["translate"] if rates["translate"] else 0.0
     lines = [
-        ("run", f"{config.run}: {config.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
+        ("run", f"{config.run}: {found.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
         ("area", f"{found.square_degrees:.4g} square degrees"),
         ("patches", f"{about}{found.patches} windows, {found.patches_translated} of them with data"),
         ("sources", f"about {found.sources} to score"),
@@ -117,8 +117,7 @@ def describe(found: Projection, config: Config) -> str:
         ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
     ]
     if found.unusable_tiles:
-        observed = config.direction.split("->")[0]
-        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {observed} and will fail"))
+        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {found.observed} and will fail"))
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 

@@ -17,6 +17,7 @@ from surveybridge.jobs.config import JobConfig, RequestError
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
+surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
 
@@ -24,11 +25,22 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 """Settings that may change between resumes; everything else makes another run."""
 
 
+LATER = {"problem": None, "to": None}
+"""Settings that earlier versions did not have, with the default that does what they did."""
+
+FIT_PAIRS = 256
+"""Pairs to which stretch and objective are fitted."""
+
+
 class Config(JobConfig):
     """Arguments of `surveybridge train`."""
 
     pairs: str = Field(description="pair store (Zarr group), local path or URL")
     out: str = Field(description="folder or s3:// URL for the checkpoint, loss.csv, loss.png and the run's own state")
+    problem: str | None = Field(
+        None, description="problem file (TOML) or shipped name (default: what the pair store says of its endpoints)"
+    )
+    to: str | None = Field(None, description="train one way, to this endpoint (default: both ways, or as the problem)")
     name: str = Field("bridge", description="name of the checkpoint")
     grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid the network works on")
     minutes: float | None = Field(None, gt=0, description="training time, minutes; over all resumes together")
@@ -73,13 +85,14 @@ def run(config: Config) -> int:
     from surveybridge.bridge_core.training import TrainState
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.training import fit
-    from surveybridge.jobs.training.card import make_card, plot_loss
+    from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import read_pairs
 
     _check(config)
-    probe = read_pairs(config.pairs, config.grid, stop=4)
+    problem = asked_problem(config.problem, config.to, config.pairs)
+    probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table)
     available = min(probe.stored, config.limit or probe.stored)
     if available - config.validation < config.shards:
         raise RequestError(
@@ -88,11 +101,12 @@ def run(config: Config) -> int:
         )
     out = Folder.at(config.out)
     settings = config.model_dump() | {"pairs": Folder.at(config.pairs).url, "out": out.url, "available": available}
-    identity = {key: value for key, value in settings.items() if key not in FREE}
+    # a setting that is younger than a run is not in its name, where it is left at its default
+    identity = {key: value for key, value in settings.items() if key not in FREE and LATER.get(key, ...) != value}
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
-    card = make_card(settings, probe, asdict(make_recipe(settings)))
+    card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)
     try:

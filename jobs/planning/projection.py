@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.jobs.planning.rates import Rates
     from surveybridge.jobs.translating.config import Config
     from surveybridge.storage.tiles import Tile
@@ -41,6 +42,7 @@ class Work:
     tiles' places in the global grid could not be told from the manifest: then windows are the mean over all places.
     """
 
+    direction: Direction
     tiles: int
     unusable: int
     windows: int
@@ -57,6 +59,8 @@ class Projection:
 
     tiles: int
     tiles_done: int
+    direction: str = ""
+    observed: str = ""
     unusable_tiles: int = 0
     patches: int = 0
     patches_exact: bool = True
@@ -80,11 +84,10 @@ class Projection:
     rates: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work_of(manifest: pa.Table, direction: str, tile: Tile, grid: PatchGrid) -> Work:
+def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGrid) -> Work:
     """Count what the tiles of a manifest take; `tile` is any tile of the same store, read."""
-    observed = direction.split("->")[0]
-    both = _has(manifest, "lsst") & _has(manifest, "euclid")
-    usable = _has(manifest, observed)
+    usable = _has(manifest, direction.observed.name)
+    both = usable & _has(manifest, direction.wanted.name)
     shape = [manifest[name].to_numpy().astype(np.int64) for name in ("core_height", "core_width")]
     origins = core_origins(manifest, tile)
     counts = []
@@ -98,6 +101,7 @@ def work_of(manifest: pa.Table, direction: str, tile: Tile, grid: PatchGrid) -> 
     pixels = shape[0] * shape[1]
     scale = next(iter(tile.images.values())).pixel_scale / 3600
     return Work(
+        direction=direction,
         tiles=manifest.num_rows,
         unusable=int((~usable).sum()),
         windows=round(float((counts[0] * counts[1])[usable].sum())),
@@ -192,6 +196,8 @@ def project(
     return Projection(
         tiles=work.tiles,
         tiles_done=tiles_done,
+        direction=str(work.direction),
+        observed=work.direction.observed.name,
         unusable_tiles=work.unusable,
         patches=work.windows,
         patches_exact=work.exact,

@@ -145,6 +145,7 @@ class _Calibration:
         self.folder = RunFolder.open_or_create(settings.run, run_json)
         stages = tile_stages(settings)
         self.read, self.model, self.write = stages.make_read(), stages.make_model(), stages.make_write()
+        self.catalog = self.model.model.card.problem.catalog
         self.load = time.monotonic() - begin
         self.sum: defaultdict[str, float] = defaultdict(float)
 
@@ -193,9 +194,10 @@ class _Calibration:
             return trial
         for name, value in trial.items():
             self.sum[name] += value
-        if tile.lsst is not None and tile.euclid is not None:
+        if self.catalog is not None and len(tile.images) == 2:
             # with the halo, whose sources are as many by pixel: an object cut by the core's border counts once
-            self.sum["sources"] += len(detect(tile.euclid.flux[0], tile.euclid.variance[0], tile.euclid.valid[0]))
+            found_on = tile.images[self.catalog]
+            self.sum["sources"] += len(detect(found_on.flux[0], found_on.variance[0], found_on.valid[0]))
             self.sum["scored_pixels"] += math.prod(tile.shape)
         self.sum["tiles"] += 1
         self.sum["read"] += outcome.seconds["read"]

@@ -17,7 +17,10 @@ class TranslationConfig(JobConfig):
 
     store: str = Field(description="tile store, local path or URL")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
-    direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
+    to: str | None = Field(
+        None, description="endpoint to translate to (default: the one that objects are found on, as euclid)"
+    )
+    direction: str | None = Field(None, description="the same with both endpoints, quoted: 'lsst->euclid'")
     samples: int = Field(8, ge=2, description="posterior samples K of each patch")
     steps: int = Field(6, ge=1, description="network evaluations a sample")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")

@@ -72,12 +72,12 @@ def translate(
         drain = stack.enter_context(drain_on_sigterm())
         folder = RunFolder.open_or_create(
             config.run,
-            request.fingerprint
+            request.document
             | {
                 "code_version": __version__,
                 "run_id": request.run_id,
                 "model": request.model.card.name,
-                "config": config.model_dump(),
+                "config": config.model_dump(exclude={"to"}),
             },
         )
         lease = stack.enter_context(Lease.acquire(folder.folder, wait=config.wait))

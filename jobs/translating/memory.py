@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surveybridge.cluster.stages import GROUP_BYTES
+from surveybridge.jobs.translating.request import asked_direction
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.problem import Direction, Problem
     from surveybridge.jobs.translating.config import Config
 
 SOURCES_PER_PIXEL = 1 / 1500
@@ -41,8 +43,11 @@ WRITE_COPIES = 2.1
 ROW_GROUP = 1024
 """Candidates that Parquet encodes at a time."""
 
-CANDIDATE_BYTES = 100 << 10
-"""A row of the catalog: six 64 x 64 planes of thumbnails."""
+THUMBNAIL_BYTES = 4 * 64 * 64
+"""A plane of a thumbnail; a row of the catalog has one for each band, and two more for each of the catalog's end."""
+
+ROW_BYTES = 4 << 10
+"""All else in a row of the catalog."""
 
 
 def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float | None = None) -> dict[str, int]:
@@ -57,18 +62,20 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     import torch
 
     tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
-    observed, wanted = (len(model.card.bands[survey]) for survey in config.direction.split("->"))
+    direction = asked_direction(model, config)
+    wanted = direction.wanted.planes
     tile = max(tile, GROUP_BYTES)
-    catalog = core * SOURCES_PER_PIXEL * CANDIDATE_BYTES
+    row = candidate_bytes(model.card.problem)
+    catalog = core * SOURCES_PER_PIXEL * row
     result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
-    arrays = _arrays_bytes(pixels, core, observed, wanted, config)
+    arrays = _arrays_bytes(pixels, core, direction, model.card, config)
     return {
         "read": PROCESS_BYTES + round(READ_COPIES * tile),
         "model": PROCESS_BYTES
         + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
         + network_bytes(model, config)
         + round(MODEL_COPIES * tile + arrays),
-        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * CANDIDATE_BYTES)),
+        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * row)),
     }
 
 
@@ -84,21 +91,31 @@ def network_bytes(model: Model, config: Config) -> int:
     return int(2 * weights + plane * network.base * alive)
 
 
-def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Config) -> float:
+def candidate_bytes(problem: Problem) -> int:
+    """A row of the catalog; 0 where only maps are made."""
+    if problem.scored is None:
+        return 0
+    planes = sum(len(end.bands) for end in problem.endpoints) + 2 * len(problem.scored.wanted.bands)
+    return planes * THUMBNAIL_BYTES + ROW_BYTES
+
+
+def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from surveybridge.bridge_core.anomaly import GROUP
     from surveybridge.bridge_core.patches import PatchGrid
     from surveybridge.bridge_core.translate import Sampling
 
-    images = pixels * 4 * 3  # in network units: three channels, float32
+    channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
+    images = pixels * 4 * channels  # in network units, float32
     planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
     grid = PatchGrid.of(config.patch)
     windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
     blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
-    translating = images * (1 + observed / 3) + 2 * windows + blending
+    translating = images * (1 + observed / channels) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
-    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
-    scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * CANDIDATE_BYTES + 2 * planes
+    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
+    catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
+    scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
     return max(translating, scoring)
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.translating.config import PATCHES, Config
+from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig
+from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
+from surveybridge.storage.problems import is_default
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.storage.tiles import Tile, TileStore
 
 
@@ -27,6 +30,17 @@ class Request:
     store: TileStore
     manifest: pa.Table
     fingerprint: dict[str, Any]
+
+    @property
+    def direction(self) -> Direction:
+        """What becomes what."""
+        return self.model.card.problem.direction(str(self.config.direction))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What decides the result and the form of the files: the fingerprint, and a problem that is not the default."""
+        table = self.model.card.problem.table
+        return self.fingerprint | ({} if is_default(table) else {"problem": table})
 
     @property
     def run_id(self) -> str:
@@ -43,10 +57,12 @@ def check(config: Config) -> Request:
     model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
     manifest = store.manifest()
-    check_request(model, store, manifest, config.direction, config.patch)
+    direction = asked_direction(model, config)
+    check_request(model, store, manifest, direction, config.patch)
+    config = config.model_copy(update={"to": None, "direction": str(direction)})
     fingerprint = {
         "checkpoint_sha256": model.sha256,
-        "direction": config.direction,
+        "direction": str(direction),
         "samples": config.samples,
         "steps": config.steps,
         "score_samples": config.score_samples,
@@ -70,7 +86,27 @@ def read_model(path: str | None) -> Model:
     return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
 
 
-def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str, patch: int) -> None:
+def asked_direction(model: Model, config: TranslationConfig) -> Direction:
+    """The direction that is asked for; by default the one in which objects are scored, or the only one there is."""
+    problem = model.card.problem
+    if config.direction is not None:
+        direction = problem.direction(config.direction)
+        if config.to not in (None, direction.wanted.name):
+            raise RequestError(f"--to {config.to} and --direction '{direction}' contradict each other; keep one")
+        return direction
+    if config.to is not None:
+        return problem.to(config.to)
+    if len(problem.directions) == 1:
+        return problem.directions[0]
+    if problem.scored is not None:
+        return problem.scored
+    raise RequestError(
+        f"checkpoint {model.card.name} translates both ways; say which: "
+        + " or ".join(f"--to {end.name}" for end in problem.endpoints)
+    )
+
+
+def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: Direction, patch: int) -> None:
     """Refuse, before anything is written, a store that the checkpoint was not made for."""
     card = model.card
     if card.grid != "mosaic":
@@ -80,7 +116,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         )
     if manifest.num_rows == 0:
         raise RequestError(f"{store.url} has 0 tiles; ingest some first")
-    observed = direction.split("->")[0]
+    observed = direction.observed.name
     if not any(observed in surveys for surveys in manifest["surveys"].to_pylist()):
         raise RequestError(
             f"{store.url}: none of its {manifest.num_rows} tiles has {observed}, which {direction} needs; ingest it"
@@ -90,8 +126,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
             tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
-        for image in tile.images.values():
-            model.card.check_image(image.survey, image.bands, image.pixel_scale, tile_id)
+        check_tile(model, tile)
         check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
         return
 
@@ -134,6 +169,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
     config = request.config
     return Settings(
         **config.model_dump(include=set(Settings.__dataclass_fields__)),
+        observed=request.direction.observed.name,
         run_id=request.run_id,
         threads=threads(config.workers),
         attempts=attempts,

@@ -14,6 +14,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.profiling.spans import Profiled, TimedFolder, recorded
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import find_candidates
+from surveybridge.jobs.translating.scene import check_tile, scene_of
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Settings:
     run: str
     checkpoint: str | None
     direction: str
+    observed: str
     samples: int
     steps: int
     score_samples: int
@@ -55,6 +57,7 @@ class Translation:
     content: str
     wcs_header: str
     bands: tuple[str, ...]
+    unit: str
     core_origin: tuple[int, int]
     grid_id: str
     mean: NDArray[np.float32]
@@ -93,7 +96,7 @@ class TileReader:
             recorded(self.settings.profiled, "read", tile_id),
         ):
             tile = self.store.read_tile(tile_id)
-            observed = self.settings.direction.split("->")[0]
+            observed = self.settings.observed
             if observed not in tile.images:
                 raise RequestError(f"tile {tile_id} has no {observed}, which {self.settings.direction} needs")
             image = tile.images[observed]
@@ -135,29 +138,20 @@ class TileTranslator:
 
     def translate(self, tile: Tile) -> Translation:
         """As a call, without its context."""
-        import torch
-
         from surveybridge.bridge_core.anomaly import Scoring
         from surveybridge.bridge_core.patches import PatchGrid
         from surveybridge.bridge_core.translate import Sampling, translate_tile
-        from surveybridge.storage.images import seeing
         from surveybridge.storage.tiles import core_header, tile_content
 
         settings = self.settings
-        observed, wanted = settings.direction.split("->")
-        for image in tile.images.values():
-            self.model.card.check_image(image.survey, image.bands, image.pixel_scale, tile.tile_id)
-        image = tile.images[observed]
+        direction = self.model.card.problem.direction(settings.direction)
+        check_tile(self.model, tile)
         with span("translate"):
             posterior = translate_tile(
                 self.model,
-                settings.direction,
-                torch.from_numpy(image.flux).to(self.device),
-                torch.from_numpy(image.valid).to(self.device),
-                origin=tile.origin,
-                core=tile.core,
-                psf_fwhm=seeing(image) / image.pixel_scale,
-                how=Sampling(
+                direction,
+                scene_of(tile, direction.observed.name, self.device),
+                Sampling(
                     samples=settings.samples,
                     steps=settings.steps,
                     seed=settings.seed,
@@ -182,7 +176,8 @@ class TileTranslator:
             tile_id=tile.tile_id,
             content=content,
             wcs_header=core_header(tile),
-            bands=self.model.card.bands[wanted],
+            bands=direction.wanted.bands,
+            unit=direction.wanted.unit,
             core_origin=tile.core_origin,
             grid_id=tile.grid_id,
             mean=posterior.mean.numpy(),

@@ -75,7 +75,7 @@ def test_ten_steps_of_the_ancestral_sampler_follow_the_published_trajectory(
     sample(
         model,
         source,
-        "lsst->euclid",
+        model.card.problem.to("euclid"),
         steps,
         start=source,
         noise=lambda i: noise[i],

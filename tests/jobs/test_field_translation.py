@@ -33,12 +33,12 @@ def stamps(shared_data, tmp_path_factory):
     folder = shared_data / "field"
     lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
     field = ingest.read_field(str(folder / "field_euclid_vis.fits"), lsst)
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.lsst, field.euclid)])
-    galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.euclid.wcs)
+    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.images["lsst"], field.images["euclid"])])
+    galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.images["euclid"].wcs)
     store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"), grid_id=field.grid_id)
     rows = []
     for tile_id, ra, dec in zip(galaxies.id, galaxies.ra, galaxies.dec, strict=True):
-        x, y = (round(float(v)) for v in field.euclid.wcs.all_world2pix(ra, dec, 0))
+        x, y = (round(float(v)) for v in field.images["euclid"].wcs.all_world2pix(ra, dec, 0))
         core = (y - REACH, y + REACH + 1, x - REACH, x + REACH + 1)
         rows.append(store.write_tile(ingest.cut_tile(field, ingest.TileBox(tile_id, core, outer(core, known.shape)))))
     store.write_manifest(rows)

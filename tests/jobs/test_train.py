@@ -11,6 +11,7 @@ import pytest
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.storage.objectstore import Folder
 from tests import tiny
@@ -62,9 +63,10 @@ def test_a_run_leaves_a_checkpoint_and_its_losses(trained):
 
     card = load_checkpoint(trained / "bridge").card
     assert (card.grid, card.objective.name, card.network.base) == ("mosaic", "edm", 8)
-    assert card.pixel_scale == {"lsst": 0.1, "euclid": 0.1}
-    assert card.stretch is not None
-    assert card.stretch.softening == pytest.approx({band: 2 * sigma for band, sigma in tiny.SIGMA.items()})
+    assert [end.pixel_scale for end in card.problem.endpoints] == [0.1, 0.1]
+    softening = {band: s for end in card.problem.endpoints for band, s in end.fitted.softening.items()}
+    assert softening == pytest.approx({band: 2 * sigma for band, sigma in tiny.SIGMA.items()})
+    assert card.objective == Objective("edm", sigma_data=0.3, log_sigma_mean=-1.4, log_sigma_std=1.5)
     assert card.provenance["pairs"] == "tiny.zarr"
     assert card.provenance["log_end"]["step"] == str(STEPS)
 

@@ -18,7 +18,7 @@ from surveybridge.bridge_core.training import Recipe
 from surveybridge.cluster.training import Session
 from surveybridge.jobs.train import Config
 from surveybridge.jobs.training import worker
-from surveybridge.jobs.training.card import make_card
+from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.jobs.training.worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
 from surveybridge.storage.pairs import read_pairs
 from tests import tiny
@@ -62,7 +62,7 @@ def test_ranks_own_every_shard_once(world):
 
 def make_shard(index: int = 0, count: int = 10, seed: int = 0) -> Shard:
     images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
-    return Shard(index, seed, images, images, images[:0], images[:0])
+    return Shard(index, seed, (images, images), (images[:0], images[:0]))
 
 
 @pytest.mark.parametrize("count", [2, 4, 32])
@@ -79,32 +79,32 @@ def test_every_epoch_of_a_shard_is_a_permutation_of_its_own(count):
 def test_what_a_shard_gives_depends_on_seed_step_and_shard_only():
     card, recipe = make_tiny_card(Bridge.brownian()), Recipe(batch_size=8, shards=4)
     first, again = (make_shard(1, seed=5).draw(card, recipe, 7) for _ in range(2))
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("lsst", "euclid", "t", "eps"))
-    assert first.direction.tolist() == [1, 0]
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("first", "second", "t", "eps"))
+    assert first.index.tolist() == [1, 0]
     for shard, step in ((make_shard(2, seed=5), 7), (make_shard(1, seed=6), 7), (make_shard(1, seed=5), 8)):
         assert not torch.equal(shard.draw(card, recipe, step).eps, first.eps)
 
 
 def test_a_worker_reads_its_own_rows_only(pairs, monkeypatch):
     config = settings(pairs)
-    card = make_card(config, read_pairs(pairs, stop=4), {})
+    card = make_card(config, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), {})
     seen: list[tuple[int, int]] = []
 
-    def spy(url: str, grid: str, start: int, stop: int) -> Any:
+    def spy(url: str, grid: str, start: int, stop: int, **problem: Any) -> Any:
         seen.append((start, stop))
-        return read_pairs(url, grid, start, stop)
+        return read_pairs(url, grid, start, stop, **problem)
 
     monkeypatch.setattr(worker, "read_pairs", spy)
     shard = read_shard(config, card, 1)
     assert seen == [(4, 9), (20, 22)]  # of 18 for training, then of 9 for validation
-    assert shard.lsst.shape == shard.euclid.shape == (5, 3, 64, 64)
-    assert len(shard.validation_lsst) == 2
+    assert [end.shape for end in shard.training] == [(5, 3, 64, 64), (5, 1, 64, 64)]
+    assert [len(end) for end in shard.validation] == [2, 2]
 
 
 def test_fewer_held_out_pairs_than_shards_are_dealt_too(pairs):
     config = settings(pairs, validation=2)
-    card = make_card(config, read_pairs(pairs, stop=4), {})
-    assert [len(read_shard(config, card, index).validation_lsst) for index in range(SHARDS)] == [0, 1, 0, 1]
+    card = make_card(config, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), {})
+    assert [len(read_shard(config, card, index).validation[0]) for index in range(SHARDS)] == [0, 1, 0, 1]
 
 
 # ---- ranks: processes of this machine that exchange over gloo as Ray Train's do

@@ -16,6 +16,7 @@ from surveybridge.bridge_core import translate as core
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.patches import PatchGrid
 from surveybridge.bridge_core.sampler import draw
+from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.runs import RunFolder
@@ -133,11 +134,12 @@ def test_large_patches_say_the_same_of_the_sky(tmp_path, checkpoint):
     assert (small.run_json["patch"], large.run_json["patch"]) == (64, 128)
 
 
-@pytest.mark.parametrize("direction", ["lsst->euclid", "euclid->lsst"])
-def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, checkpoint, monkeypatch, direction):
+@pytest.mark.parametrize("wanted", ["euclid", "lsst"])
+def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, checkpoint, monkeypatch, wanted):
     model = load_checkpoint(checkpoint)
     tile = TileStore.open(store).read_tile("t0003")
-    image = tile.images[direction.split("->")[0]]
+    direction = model.card.problem.to(wanted)
+    scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     noise: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def record(sky, step, like):
@@ -153,13 +155,9 @@ def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, chec
         return core.translate_tile(
             model,
             direction,
-            torch.from_numpy(image.flux),
-            torch.from_numpy(image.valid),
-            origin=tile.origin,
-            core=tile.core,
-            psf_fwhm=5.0,
-            how=core.Sampling(samples=2, steps=2, batch=batch, precision="float32"),
-            corners=corners,
+            scene,
+            core.Sampling(samples=2, steps=2, batch=batch, precision="float32"),
+            corners,
         )
 
     forward = result(16, corners)
@@ -249,18 +247,16 @@ def test_a_corrupt_chunk_fails_its_tile_only_and_is_done_again_when_asked(tmp_pa
 
 def spoil(tile: Tile) -> Tile:
     """t0000 all NaN, t0001 without LSST, t0002 with one band all masked; t0003 as it is, but of unknown seeing."""
-    assert tile.lsst is not None and tile.euclid is not None
     if tile.tile_id == "t0000":
-        return replace(tile, lsst=tiny.without_data(tile.lsst), euclid=tiny.without_data(tile.euclid))
+        return tiny.with_images(tile, **{name: tiny.without_data(image) for name, image in tile.images.items()})
     if tile.tile_id == "t0001":
-        return replace(tile, lsst=None)
+        return replace(tile, images={"euclid": tile.images["euclid"]})
     if tile.tile_id == "t0002":
-        mask = tile.lsst.mask.copy()
+        mask = tile.images["lsst"].mask.copy()
         mask[1] |= MASK_PLANES["SAT"]
-        return replace(tile, lsst=replace(tile.lsst, mask=mask))
-    return replace(
-        tile, lsst=replace(tile.lsst, psf_fwhm=(np.nan,) * 3), euclid=replace(tile.euclid, psf_fwhm=(np.nan,))
-    )
+        return tiny.with_images(tile, lsst=replace(tile.images["lsst"], mask=mask))
+    unknown = {name: replace(image, psf_fwhm=(np.nan,) * len(image.bands)) for name, image in tile.images.items()}
+    return tiny.with_images(tile, **unknown)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +304,7 @@ def test_a_wholly_masked_partner_survey_gives_a_mosaic_without_candidates(tmp_pa
     store = tiny.write_store(
         tmp_path / "tiles",
         tile_size=tiny.SIDE,
-        edit=lambda tile: replace(tile, euclid=tiny.without_data(tile.euclid)) if tile.euclid else tile,
+        edit=lambda tile: tiny.with_images(tile, euclid=tiny.without_data(tile.images["euclid"])),
     )
     assert translate(store, tmp_path / "run", checkpoint) == 0
     assert ledger(tmp_path / "run")["t0000"]["n_candidates"] == 0
@@ -378,7 +374,9 @@ def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, cap
     before, rows = results(run), ledger(run)
 
     def brighter(tile):
-        return replace(tile, lsst=replace(tile.lsst, flux=tile.lsst.flux * 2)) if tile.tile_id == "t0001" else tile
+        if tile.tile_id != "t0001":
+            return tile
+        return tiny.with_images(tile, lsst=replace(tile.images["lsst"], flux=tile.images["lsst"].flux * 2))
 
     tiny.write_store(store, edit=brighter)
     capsys.readouterr()
