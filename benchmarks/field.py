@@ -31,7 +31,7 @@ from benchmarks.field_measures import (
     read_field,
     seams,
 )
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs import ingest, translate
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore

@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from surveybridge.bridge_core.patches import PatchGrid
-from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
+from surveybridge.bridge_core.translate import translate_tile
 from surveybridge.jobs.diagnosing.machine import described_machine
 from surveybridge.jobs.planning.projection import project, steps_of, work_of
 from surveybridge.jobs.planning.rates import Rates, calibrate

@@ -49,7 +49,7 @@ def plan(config: Config) -> Projection:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.settings import PatchGrid
     from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
     from surveybridge.jobs.translating.memory import stage_memory
@@ -79,7 +79,7 @@ def describe(found: Projection, config: Config) -> str:
     """The projection for a person."""
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
-    from surveybridge.bridge_core.translate import DEFAULT_BATCH
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH
 
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]

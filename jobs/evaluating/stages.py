@@ -156,7 +156,8 @@ class BlockJudge:
             morphology,
             photometry,
         )
-        from surveybridge.bridge_core.translate import Sampling, window_samples
+        from surveybridge.bridge_core.settings import Sampling
+        from surveybridge.bridge_core.translate import window_samples
         from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
         settings, pairs = self.settings, block.pairs
@@ -207,9 +208,10 @@ class BlockJudge:
     def _scores(self, model: Model, block: Block) -> pa.Table:
         import torch
 
-        from surveybridge.bridge_core.anomaly import Scoring, score_windows, scored_direction
+        from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
         from surveybridge.bridge_core.residuals import Cutouts
+        from surveybridge.bridge_core.settings import Scoring
         from surveybridge.storage.schema import EVALUATED_SCORES, conform
 
         settings, pairs = self.settings, block.pairs

@@ -61,9 +61,8 @@ def redraw(
     """
     import torch
 
-    from surveybridge.bridge_core.patches import PatchGrid
     from surveybridge.bridge_core.redraw import redraw_tile
-    from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
     from surveybridge.storage.footprint import overlap
     from surveybridge.storage.runs import LATER_KEYS
     from surveybridge.storage.tiles import TileStore

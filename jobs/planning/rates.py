@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surveybridge.bridge_core.detection import detect
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.stages import tile_stages

@@ -81,7 +81,7 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
 
 def network_bytes(model: Model, config: Config) -> int:
     """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
-    from surveybridge.bridge_core.translate import Sampling
+    from surveybridge.bridge_core.settings import Sampling
 
     network = model.card.network
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
@@ -102,8 +102,7 @@ def candidate_bytes(problem: Problem) -> int:
 def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from surveybridge.bridge_core.anomaly import GROUP
-    from surveybridge.bridge_core.patches import PatchGrid
-    from surveybridge.bridge_core.translate import Sampling
+    from surveybridge.bridge_core.settings import PatchGrid, Sampling
 
     channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
     images = pixels * 4 * channels  # in network units, float32

@@ -151,7 +151,7 @@ def todo_of(request: Request) -> list[str]:
 
 def check_halo(tile: Tile, patch: int, url: str) -> None:
     """Refuse patches that reach beyond the halo: then two tiles would not cut the same patches at their border."""
-    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.settings import PatchGrid
 
     (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
     halo, reach = max(y0, height - y1, x0, width - x1), PatchGrid.of(patch).reach

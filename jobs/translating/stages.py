@@ -115,7 +115,7 @@ class TileTranslator:
         import torch
 
         from surveybridge.bridge_core.checkpoint import load_checkpoint
-        from surveybridge.bridge_core.translate import DEFAULT_BATCH
+        from surveybridge.bridge_core.settings import DEFAULT_BATCH
 
         start_worker(settings.filesystems)
         torch.set_num_threads(settings.threads)
@@ -138,9 +138,8 @@ class TileTranslator:
 
     def translate(self, tile: Tile) -> Translation:
         """As a call, without its context."""
-        from surveybridge.bridge_core.anomaly import Scoring
-        from surveybridge.bridge_core.patches import PatchGrid
-        from surveybridge.bridge_core.translate import Sampling, translate_tile
+        from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
+        from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.storage.tiles import core_header, tile_content
 
         settings = self.settings

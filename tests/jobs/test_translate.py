@@ -14,8 +14,8 @@ import torch
 from surveybridge.__main__ import main
 from surveybridge.bridge_core import translate as core
 from surveybridge.bridge_core.checkpoint import load_checkpoint
-from surveybridge.bridge_core.patches import PatchGrid
 from surveybridge.bridge_core.sampler import draw
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.lease import Lease
@@ -156,7 +156,7 @@ def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, chec
             model,
             direction,
             scene,
-            core.Sampling(samples=2, steps=2, batch=batch, precision="float32"),
+            Sampling(samples=2, steps=2, batch=batch, precision="float32"),
             corners,
         )
 
