@@ -81,8 +81,12 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
     )
     what = config.model_dump()
     RunFolder.open_or_create(config.run, {**what, "checkpoint_sha256": "", "grid": "mosaic"})
-    settings = {name: what[name] for name in Settings.__dataclass_fields__ if name in what}
-    worker = Settings(**settings, run_id="benchmark", threads=1, attempts={}, filesystems={})
+    worker = Settings(
+        store=config.store, run=config.run, checkpoint=checkpoint,
+        direction=str(config.direction), observed=str(config.direction).split("->")[0],
+        sampling=config.sampling, scoring=config.scoring, batch=config.batch,
+        run_id="benchmark", threads=1, attempts={}, filesystems={},
+    )  # fmt: skip
     (place / "settings.pickle").write_bytes(pickle.dumps(worker))
     return config
 

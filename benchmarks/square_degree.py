@@ -138,7 +138,9 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
     taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
-            how = Sampling(samples=2, steps=2, batch=translator.batch, precision=settings.precision, patches=grid)
+            how = Sampling(
+                samples=2, steps=2, batch=translator.sampling.batch, precision=settings.sampling.precision, patches=grid
+            )
             began = time.perf_counter()
             found = translate_tile(
                 translator.model,
