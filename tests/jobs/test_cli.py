@@ -116,9 +116,9 @@ def test_wrong_request_is_one_line_that_names_the_remedy(argv, said):
     [
         ("job.toml", "tile_sice = 3\n", "unknown setting 'tile_sice'; did you mean --tile-size?"),
         ("job.toml", "tile_size = = 3\n", "Invalid value"),
-        ("job.yaml", "- a\n- b\n", "holds a list, expected a table"),
+        ("job.yaml", "- a\n- b\n", "holds a list, but must hold a table"),
         ("job.yaml", "a: [1\n", "expected"),
-        ("job.ini", "a=1\n", "has the ending '.ini', expected .toml, .yaml or .yml"),
+        ("job.ini", "a=1\n", "has the ending '.ini', but must end in .toml, .yaml or .yml"),
         ("job.toml", 'store = "x"\ntile_size = -1\n', "--tile-size -1 ("),
     ],
 )
