@@ -248,7 +248,7 @@ def test_a_ray_that_is_not_there_is_found():
     port = free_port()
     assert failed(only(check_ray(f"127.0.0.1:{port}")), f"127.0.0.1:{port} cannot be reached", "ray start --head")
     assert failed(only(check_ray(f"http://127.0.0.1:{port}")), str(port))
-    assert failed(only(check_ray("head")), "'head' is no HOST:PORT", "10.0.0.5:6379")
+    assert failed(only(check_ray("head")), "'head' is not HOST:PORT", "10.0.0.5:6379")
 
 
 def test_something_else_at_rays_address_is_found_in_bounded_time():

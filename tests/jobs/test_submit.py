@@ -153,7 +153,7 @@ def test_the_projected_package_is_the_one_that_ray_makes(code):
 def test_weights_that_would_stay_behind_are_refused(code):
     assert check_package(code, ["m/w.safetensors", "m/absent"])
     (code / ".gitignore").write_text("*.safetensors\n")
-    with pytest.raises(ClusterError, match=r"m/w\.safetensors would not travel .* \.gitignore"):
+    with pytest.raises(ClusterError, match=r"m/w\.safetensors would not be uploaded .* \.gitignore"):
         check_package(code, ["m/w.safetensors"])
 
 
