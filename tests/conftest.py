@@ -109,7 +109,8 @@ def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
     if chosen is None:
         return
     texts = {path: path.read_text() for path in {item.path for item in items}}
-    kept, left = [], []
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
     for item in items:
         markers = {marker.name for marker in item.iter_markers()}
         lane = lane_of(item.path, texts[item.path], markers, getattr(item, "fixturenames", ()))
