@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.samplers import SAMPLERS, draws, judge
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import patch_energy_score
+from surveybridge.bridge_core.model import DIRECTIONS, Model
 from surveybridge.bridge_core.network import channels_last
 from surveybridge.bridge_core.sampler import boot, step_at
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator

@@ -31,9 +31,8 @@ from benchmarks.field_measures import (
     read_field,
     seams,
 )
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs import ingest, translate
-from surveybridge.jobs.translating import request as translation
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 
@@ -54,8 +53,8 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, help="only so many tiles, from the middle of the field")
     parser.add_argument("--checkpoint")
     for name in ("samples", "steps", "seed", "batch"):
-        parser.add_argument(f"--{name}", type=int, default=translation.Config.model_fields[name].default)
-    parser.add_argument("--precision", default=translation.Config.model_fields["precision"].default)
+        parser.add_argument(f"--{name}", type=int, default=translate.Config.model_fields[name].default)
+    parser.add_argument("--precision", default=translate.Config.model_fields["precision"].default)
     arguments = parser.parse_args()
     store = arguments.store or make_store(arguments.data, arguments.work, arguments.tiles)
     runs = arguments.run or [translate_store(store, direction, arguments) for direction in arguments.directions]
@@ -105,7 +104,7 @@ def copy_tiles(source: str, target: str, tiles: list[str]) -> None:
 def translate_store(store: str, direction: str, arguments: argparse.Namespace) -> str:
     """`surveybridge translate` in this process; resumes. Anomaly scores are not what is measured: as few as allowed."""
     run = f"{store.removesuffix('.zarr')}-{direction.replace('->', '-')}"
-    config = translation.Config(
+    config = translate.Config(
         store=store, run=run, checkpoint=arguments.checkpoint, direction=direction, samples=arguments.samples,
         steps=arguments.steps, seed=arguments.seed, batch=arguments.batch, precision=arguments.precision,
         score_samples=2, score_steps=2, executor="serial",

@@ -28,11 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import kernels, sampler
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.model import DIRECTIONS, Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.sampler import Trajectory, boot, draw, end_then_rho_steps
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, half_each_way, step_generator
-from surveybridge.bridge_core.translate import DEFAULT_BATCH, START, Sampling, translate_tile, window_noise
+from surveybridge.bridge_core.translate import START, translate_tile, window_noise
 
 SIDE = 64
 ROOT = Path(__file__).parents[1]

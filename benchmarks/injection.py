@@ -32,7 +32,6 @@ from surveybridge.jobs.simulating.injection import draw_lens
 from surveybridge.jobs.simulating.lenses import Arc
 from surveybridge.jobs.simulating.population import columns
 from surveybridge.jobs.simulating.sky import INSTRUMENTS, Frame, render
-from surveybridge.jobs.translating import request as translation
 from surveybridge.storage.query import query
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "field"
@@ -152,7 +151,7 @@ def catalog_of(folder: Path, prefix: str, checkpoint: str | None) -> pd.DataFram
     bands = tuple(str(folder / f"{prefix}lsst_{band}.fits") for band in "gri")
     code = ingest.run(ingest.Config(euclid=str(folder / f"{prefix}euclid_vis.fits"), lsst=bands, store=str(store)))
     few = {"samples": 2, "steps": 1, "score_samples": 2, "score_steps": 1}
-    config = translation.Config(store=str(store), run=str(run), checkpoint=checkpoint, executor="serial", **few)
+    config = translate.Config(store=str(store), run=str(run), checkpoint=checkpoint, executor="serial", **few)
     code = code or translate.run(config)
     if code:
         raise RuntimeError(f"{folder}: exit code {code}")

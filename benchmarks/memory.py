@@ -5,7 +5,7 @@
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
 object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).
-The tiles hold as many sources as `jobs.planning.projection.SOURCES_PER_PIXEL` allows for.
+The tiles hold as many sources as `jobs.translating.memory.SOURCES_PER_PIXEL` allows for.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.high_water import high_water
-from surveybridge.bridge_core.checkpoint import Card, load_checkpoint, save_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
-from surveybridge.jobs.planning.projection import SOURCES_PER_PIXEL, stage_memory
-from surveybridge.jobs.translating.request import Config
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.memory import SOURCES_PER_PIXEL, stage_memory
 from surveybridge.jobs.translating.stages import Settings, tile_stages
 from surveybridge.storage.images import SURVEY_BANDS, SurveyImage
 from surveybridge.storage.runs import RunFolder

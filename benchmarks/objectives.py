@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.samplers import draws, judge
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Card, Model
 from surveybridge.bridge_core.evaluation import image_scores
+from surveybridge.bridge_core.model import DIRECTIONS, Card, Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
 from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.training import (
@@ -41,7 +41,7 @@ from surveybridge.bridge_core.training import (
 )
 from surveybridge.bridge_core.translate import stretch_of, to_channels
 from surveybridge.jobs.evaluating.stages import display_stretch
-from surveybridge.jobs.train import make_card
+from surveybridge.jobs.training.card import make_card
 from surveybridge.storage.pairs import Pairs, read_pairs
 
 NFE = 20

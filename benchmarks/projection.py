@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stream import write_store
-from surveybridge.jobs import plan, translate
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs import plan
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.engine import translate
+from surveybridge.jobs.translating.request import check
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def one_round(store: Path, run: Path, executor: str, calibrate: float) -> dict[s
     request = {"store": str(store), "run": str(run), **settings}
     planned = plan.plan(plan.Config(**request, calibrate=calibrate))
     start = time.monotonic()
-    translate.translate(translation.check(translation.Config(**request)))
+    translate(check(Config(**request)))
     return {"planned_seconds": round(planned.wall_seconds, 1), "took_seconds": round(time.monotonic() - start, 1)}
 
 

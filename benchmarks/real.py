@@ -25,7 +25,6 @@ from scipy import stats
 from benchmarks.field_measures import Field, read_field
 from surveybridge.jobs import ingest, translate
 from surveybridge.jobs.drawing.rendering import GREY, lupton_rgb
-from surveybridge.jobs.translating import request as translation
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.photometry import sky_statistics
 from surveybridge.storage.query import query
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
     parser.add_argument("--checkpoint")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=translation.Config.model_fields["steps"].default)
+    parser.add_argument("--steps", type=int, default=translate.Config.model_fields["steps"].default)
     arguments = parser.parse_args()
     figure = Figure(figsize=(19.5, 3.1 * len(STAMPS) + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -80,7 +79,7 @@ def main() -> None:
             path = arguments.data / stamp.file
             ground = tuple(f"{path}[{name}]" for name in stamp.ground)
             ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store))
-            config = translation.Config(
+            config = translate.Config(
                 store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
                 steps=arguments.steps, executor="serial",
             )  # fmt: skip

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
+from surveybridge.bridge_core.model import DIRECTIONS, Model
 from surveybridge.bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
 from surveybridge.bridge_core.translate import from_channels, stretch_of, to_channels
 from surveybridge.jobs.evaluating.stages import display_stretch

@@ -152,17 +152,18 @@ def null_stream(count: int, workers: int) -> dict[str, Any]:
 
 def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
     """Translate with stages that do nothing; seconds, rate and memory."""
-    from surveybridge.jobs import translate
     from surveybridge.jobs.running.progress import setup_logging
-    from surveybridge.jobs.translating import request as translation
+    from surveybridge.jobs.translating.config import Config
+    from surveybridge.jobs.translating.engine import translate
+    from surveybridge.jobs.translating.request import check
 
     setup_logging()
     memory: list[tuple[float, float]] = []
     threading.Thread(target=sample_memory, args=(memory,), daemon=True).start()
     start = time.monotonic()
-    config = translation.Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
-    request = translation.check(config)
-    tally = translate.translate(request, functools.partial(null_stages, pixels=pixels))
+    config = Config(store=store, run=run, checkpoint=checkpoint, workers=workers, samples=2, steps=1)
+    request = check(config)
+    tally = translate(request, functools.partial(null_stages, pixels=pixels))
     total = time.monotonic() - start
     done = sum(tally.statuses.values())
     private = [own for own, _ in memory]

@@ -29,14 +29,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from surveybridge.bridge_core.patches import PatchGrid
-from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
+from surveybridge.bridge_core.translate import translate_tile
 from surveybridge.jobs.diagnosing.machine import described_machine
 from surveybridge.jobs.planning.projection import project, steps_of, work_of
-from surveybridge.jobs.planning.rates import Rates, calibrate, part_of
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.planning.rates import Rates, calibrate
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.request import Request, check, settings_of, todo_of
 from surveybridge.jobs.translating.stages import TileTranslator
-from surveybridge.storage.tiles import Tile
+from surveybridge.storage.tiles import Tile, part_of
 
 PIXEL_ARCSEC = 0.1
 DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)
@@ -52,7 +53,7 @@ class Setting:
     grid: PatchGrid = DEFAULT
 
 
-def settings_of(samples: int, steps: int) -> list[Setting]:
+def settings_around(samples: int, steps: int) -> list[Setting]:
     """The rows, from the setting that is asked about."""
     half = max(2, samples // 2)
     return [
@@ -93,7 +94,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here; see `surveybridge doctor`")
     with tempfile.TemporaryDirectory() as folder:
-        config = translation.Config(
+        config = Config(
             store=arguments.store,
             run=f"{folder}/run",
             checkpoint=arguments.checkpoint,
@@ -104,12 +105,12 @@ def main() -> None:
             # who pays for a GPU reads beside the model, and on a core one thing is done after another
             executor="ray" if arguments.device == "cuda" else "serial",
         )
-        request = translation.check(config)
+        request = check(config)
         rates, tile, ratio = measured(request, arguments.calibrate, arguments.rounds)
     rates = replace(rates, live=1.0, sources_per_pixel=arguments.sources * (PIXEL_ARCSEC / 3600) ** 2)
     price = arguments.gpu_price if rates.gpus else arguments.core_price
     rows = []
-    for setting in settings_of(arguments.samples, arguments.steps):
+    for setting in settings_around(arguments.samples, arguments.steps):
         # tiles must hold all that their windows look at
         manifest = square_degree(tile, arguments.tile_size, max(arguments.halo, setting.grid.reach))
         at = rates if setting.grid == DEFAULT else replace(rates, translate=ratio * rates.translate)
@@ -123,10 +124,10 @@ def main() -> None:
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measured(request: translation.Request, seconds: float, rounds: int) -> tuple[Rates, Tile, float]:
+def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile, float]:
     """Rates of the stages, a tile of the store, and the time of a large window over that of a default one."""
-    settings = translation.settings_of(request, attempts={})
-    todo = translation.todo_of(request)
+    settings = settings_of(request, attempts={})
+    todo = todo_of(request)
     steps = steps_of(request.model, request.config)
     rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, seconds)
     translator = TileTranslator(settings)
@@ -156,9 +157,7 @@ def measured(request: translation.Request, seconds: float, rounds: int) -> tuple
     return rates, tile, large / default
 
 
-def row_of(
-    setting: Setting, request: translation.Request, manifest: pa.Table, tile: Tile, rates: Rates
-) -> dict[str, Any]:
+def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, rates: Rates) -> dict[str, Any]:
     """Hours of a square degree at one setting, by the projection of `plan`."""
     config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
     work = work_of(manifest, config.direction, tile, setting.grid)
@@ -189,7 +188,7 @@ def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
     return pa.table(columns | {name: np.full(count, tile_size) for name in ("core_height", "core_width")})
 
 
-def show(rows: list[dict[str, Any]], rates: Rates, config: translation.Config, price: float) -> None:
+def show(rows: list[dict[str, Any]], rates: Rates, config: Config, price: float) -> None:
     """Print the rates and the table."""
     unit = "GPU" if rates.gpus else "core"
     print(

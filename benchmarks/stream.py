@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from surveybridge.jobs import translate
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.engine import translate
+from surveybridge.jobs.translating.request import check, settings_of
 from surveybridge.jobs.translating.stages import TileReader, TileTranslator, tile_stages
 
 STAGES = ("read", "model", "write")
@@ -103,15 +104,15 @@ def child(what: str, store: Path, run: Path, steps: int) -> dict[str, Any]:
     return result
 
 
-def config_of(store: str, run: str, steps: int) -> translation.Config:
+def config_of(store: str, run: str, steps: int) -> Config:
     """What is run: the shipped checkpoint, few samples."""
-    return translation.Config(store=store, run=run, samples=2, steps=steps, score_samples=2, score_steps=2)
+    return Config(store=store, run=run, samples=2, steps=steps, score_samples=2, score_steps=2)
 
 
 def bare(store: str, run: str, steps: int) -> dict[str, Any]:
     """Patches a second of the model stage alone, over tiles that were read before."""
-    request = translation.check(config_of(store, run, steps))
-    settings = translation.settings_of(request, attempts={})
+    request = check(config_of(store, run, steps))
+    settings = settings_of(request, attempts={})
     read, model = TileReader(settings), TileTranslator(settings)
     names = request.manifest["tile_id"].to_pylist()
     tiles = {name: read(name) for name in names}
@@ -126,7 +127,7 @@ def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
     memory: dict[str, list[float]] = {"driver": [], "model": []}
     receipts: list[dict[str, Any]] = []
     threading.Thread(target=sample_memory, args=(memory, receipts), daemon=True).start()
-    translate.translate(translation.check(config_of(store, run, steps)), tile_stages, receipts.append)
+    translate(check(config_of(store, run, steps)), tile_stages, receipts.append)
     receipts.sort(key=lambda receipt: receipt["intervals"]["model"]["start"])
     begun, ended = receipts[0]["intervals"]["model"]["end"], receipts[-1]["intervals"]["model"]["end"]
     patches = sum(receipt["n_patches"] for receipt in receipts)

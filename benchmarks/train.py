@@ -25,12 +25,13 @@ from unittest.mock import patch
 
 import torch
 
-from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.training import Batch, TrainState, bridge_loss
 from surveybridge.cluster.training import Session
 from surveybridge.jobs.diagnosing.machine import described_machine
-from surveybridge.jobs.train import Config, make_card
+from surveybridge.jobs.train import Config
+from surveybridge.jobs.training.card import make_card
 from surveybridge.jobs.training.worker import Shard, make_recipe, read_shard, validation_energy, validation_loss
 from surveybridge.storage.pairs import read_pairs
 

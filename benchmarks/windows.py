@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
-from surveybridge.bridge_core.patches import PatchGrid
-from surveybridge.bridge_core.translate import Posterior, Sampling, translate_tile
+from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.translate import Posterior, translate_tile
 from surveybridge.storage.tiles import Tile, TileStore
 
 GRIDS = (

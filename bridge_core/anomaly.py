@@ -1,29 +1,31 @@
-"""Anomaly scores of sources: what the model cannot reconcile between the surveys.
+"""Anomaly scores of sources: what the model cannot reconcile between the two ends.
 
-That of AS-Bridge, midpoint fusion: the Euclid image is noised part of the way towards LSST, x_t at an early t, so that
-it carries both; then K reconstructions are drawn down to Euclid. What none of them reproduces is anomalous: per pixel
-the smallest squared error over K, summed and divided by the flux sum, on the Euclid side only (AS-Bridge, sec. 3.3).
+That of AS-Bridge, midpoint fusion: the image of the catalog's end (Euclid) is noised part of the way towards the other
+(LSST), x_t at an early t, so that it carries both; then K reconstructions are drawn down to it. What none of them
+reproduces is anomalous: per pixel the smallest squared error over K, summed and divided by the flux sum, on the
+catalog's side only (AS-Bridge, sec. 3.3).
 And the lens score of `bridge_core.residuals` and `bridge_core.discriminant`, where the checkpoint is calibrated for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model, Precision
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import unit_range
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import cut
-from surveybridge.bridge_core.residuals import measure
+from surveybridge.bridge_core.problem import Direction
+from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
 from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
-from surveybridge.bridge_core.translate import START, from_channels, observed_units, stretch_of, window_noise
+from surveybridge.bridge_core.settings import Scoring
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.translate import START, Scene, observed_units, window_noise
 from surveybridge.kernels.accumulate import accumulate
 
 MIN_VALID = 0.2
@@ -87,40 +89,14 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
     return ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How sources are scored: K reconstructions from noise level `midpoint` in `steps` network evaluations.
-
-    The published settings are samples 5, midpoint 0.7089 (step 200 of its table), steps 40, eta 1 and first order; the
-    second-order deterministic sampler needs fewer steps.
-    """
-
-    samples: int = 5
-    midpoint: float = 0.7089
-    steps: int = 8
-    eta: float = 0.0
-    order: int = 2
-    seed: int = 0
-    batch: int = 16
-    size: int = 64
-    precision: Precision = "bfloat16"
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot give a jackknife."""
-        if self.samples < 2 or self.steps < 1 or self.batch < 1:
-            raise BridgeError(
-                f"score samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
-            )
-
-
 class SourceScores(NamedTuple):
     """Scores of N sources, and what the K reconstructions looked like.
 
     score, score_std: float64 [N], the lens score and its standard error over the noises, or AS-Bridge's score and its
     jackknife standard deviation where the checkpoint has no discriminant; false_alarm: float64 [N], share of regular
     objects of like flux and colour with a higher lens score, NaN without one; published: float64 [N], AS-Bridge's
-    score; mean: float32 [N, 1, S, S] nJy, of the reconstructions; error: likewise, the signed residual of the closest
-    reconstruction at each pixel.
+    score; mean: float32 [N, B, S, S] in the unit of the catalog's end, of the reconstructions; error: likewise, the
+    signed residual of the closest reconstruction at each pixel.
     """
 
     score: Tensor
@@ -133,56 +109,54 @@ class SourceScores(NamedTuple):
 
 def score_sources(
     model: Model,
-    lsst: tuple[Tensor, Tensor],
-    euclid: tuple[Tensor, Tensor],
+    observed: Scene,
+    wanted: Scene,
     centres: list[tuple[int, int]],
-    origin: tuple[int, int],
     how: Scoring = Scoring(),
 ) -> SourceScores:
     """Score sources of a tile.
 
     Parameters
     ----------
-    lsst, euclid
-        Flux [C, H, W] nJy and valid bool [C, H, W] of each survey.
+    observed, wanted
+        Both ends of the direction that is scored (`Problem.scored`), on one grid.
     centres
         Global (y, x) pixel of each source.
-    origin
-        Global (y, x) of the arrays' first pixel.
     """
-    condition = observed_units(model, "lsst", *lsst)
-    target = observed_units(model, "euclid", *euclid)
-    usable = (euclid[1].all(0) & lsst[1].all(0))[None]
+    direction = scored_direction(model)
+    condition = observed_units(model, direction.observed, observed.flux, observed.valid)
+    target = observed_units(model, direction.wanted, wanted.flux, wanted.valid)
+    usable = (wanted.valid.all(0) & observed.valid.all(0))[None]
     half = how.size // 2
     corners = [(y - half, x - half) for y, x in centres]
     # whole batches, so that the grouping changes nothing but the memory
     group = how.batch * math.ceil(GROUP / how.batch)
-    empty = torch.zeros(0, 1, how.size, how.size)
+    empty = torch.zeros(0, len(direction.wanted.bands), how.size, how.size)
     none = torch.zeros(0, dtype=torch.float64)
     parts = [SourceScores(none, none, none, none, empty, empty)]
     for first in range(0, len(corners), group):
         some = corners[first : first + group]
-        x1, x0, valid = (cut(image, some, origin, how.size) for image in (condition, target, usable))
-        parts.append(score_windows(model, x1, x0, valid, some, how))
+        x1, x0, valid = (cut(image, some, observed.origin, how.size) for image in (condition, target, usable))
+        parts.append(score_windows(model, Cutouts(x1, x0, valid, some), how))
     return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
-def score_windows(
-    model: Model, x1: Tensor, x0: Tensor, valid: Tensor, corners: Sequence[tuple[int, int]], how: Scoring
-) -> SourceScores:
-    """Score the sources of some cutouts.
+def scored_direction(model: Model) -> Direction:
+    """The direction in which objects are scored; refused for a problem that makes maps only."""
+    direction = model.card.problem.scored
+    if direction is None:
+        raise BridgeError(
+            f"problem {model.card.problem.name} names no catalog, so it makes maps only; name the end on which objects "
+            "are found in its file, and train again"
+        )
+    return direction
 
-    Parameters
-    ----------
-    x1, x0
-        LSST and Euclid, float32 [N, 3, H, W] in network units.
-    valid
-        bool [N, 1, H, W], usable in both.
-    corners
-        Global (y, x) of each cutout's first pixel, for the noise.
-    """
+
+def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
+    """Score the sources in the middle of some cutouts."""
+    direction = scored_direction(model)
+    x1, x0, valid, corners = cutouts
     k, n = how.samples, len(corners)
-    stretch, bands = stretch_of(model), model.card.bands["euclid"]
     steps = reconstruction_steps(model, how)
     rows = [(i, j) for i in range(n) for j in range(k)]
     drawn = []
@@ -196,7 +170,7 @@ def score_windows(
             sample(
                 model,
                 x1[index],
-                "lsst->euclid",
+                direction,
                 steps,
                 start=start,
                 noise=window_noise(how.seed, ANCESTRAL_STREAM, part, corners, x0.device),
@@ -209,15 +183,14 @@ def score_windows(
     bounds = score_bounds(model)
     published = anomaly_score(samples, x0, bounds, valid).norm.double()
     if model.card.discriminant is not None:
-        score, spread, false_alarm = lens_score(model, model.card.discriminant, x1, x0, valid, corners, how)
+        score, spread, false_alarm = lens_score(model, model.card.discriminant, cutouts, how)
     else:
         score, spread = published, jackknife_std(samples, x0, bounds, valid)
         false_alarm = torch.full_like(published, torch.nan)
     # with little left to compare the flux sum vanishes, and any score may come out
     unknown = (valid.float().mean((1, 2, 3)) < MIN_VALID).cpu()
-    flux = stretch.inverse(from_channels(samples, 1), bands)
-    truth = stretch.inverse(from_channels(x0, 1), bands)
-    signed = truth - flux
+    flux = direction.wanted.inverse(samples)
+    signed = direction.wanted.inverse(x0) - flux
     error = signed.gather(0, signed.abs().argmin(0, keepdim=True))[0]
     hole = ~valid
     return SourceScores(
@@ -236,27 +209,11 @@ def reconstruction_steps(model: Model, how: Scoring) -> list[int]:
 
 
 def lens_score(
-    model: Model,
-    discriminant: Discriminant,
-    x1: Tensor,
-    x0: Tensor,
-    valid: Tensor,
-    corners: Sequence[tuple[int, int]],
-    how: Scoring,
+    model: Model, discriminant: Discriminant, cutouts: Cutouts, how: Scoring
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lens score, its standard error over the noises (NaN with one), and its false-alarm rate, each float64 [N]."""
-    measured = measure(
-        model,
-        x1,
-        x0,
-        valid,
-        corners,
-        sigma=discriminant.sigma,
-        draws=discriminant.draws,
-        seed=how.seed,
-        batch=how.batch,
-        precision=how.precision,
-    )
+    asked = Asked(discriminant.sigma, discriminant.draws, how.seed, how.batch, how.precision)
+    measured = measure(model, cutouts, asked)
     each = torch.from_numpy(discriminant.score(measured.features, measured.flux, measured.colour))
     score = torch.from_numpy(discriminant.score(measured.features.mean(0), measured.flux, measured.colour))
     error = each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(score, torch.nan)
@@ -265,6 +222,7 @@ def lens_score(
 
 def score_bounds(model: Model) -> tuple[float, float]:
     """Network units that stand for [0, 1] in the score: the clamp of published weights, else sky to 1000 softenings."""
-    if model.card.clamp is not None or model.card.stretch is None:
+    wanted = scored_direction(model).wanted
+    if model.card.clamp is not None or not isinstance(wanted.stretch, Stretch):
         return model.card.clamp or (-1.0, 1.0)
-    return 0.0, model.card.stretch.unit(1000.0, model.card.bands["euclid"][0])
+    return 0.0, wanted.stretch.unit(1000.0, wanted.bands[0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +21,14 @@ from surveybridge.bridge_core.apertures import aperture
 from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
 from surveybridge.bridge_core.morphology import STATISTICS, power_spectrum, shapes
+from surveybridge.bridge_core.problem import to_channels
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import to_channels
 
 REGIONS = ("all", "sky", "bright", "bright_truth")
 LEVELS = (0.50, 0.68, 0.90, 0.95)
 PATCH_SCALES = (1, 2, 4, 8)
+PUBLISHED_CHANNELS = 3
+"""Of the image in which AS-Bridge takes its energy score, with one band repeated."""
 PIXEL_SUMS = ("pixels", "squared_error", "variance", "crps", "squared_error_display", "variance_display")
 """The single numbers among `PixelSums`."""
 APERTURE_ARCSEC = 1.0
@@ -144,10 +145,12 @@ def image_scores(samples: Tensor, truth: Tensor, bands: tuple[str, ...], display
         [N, C, H, W].
     display
         AS-Bridge's stretch (`Stretch.asbridge`), whatever the model's own is. Of the energy scores its [-1, 1] is
-        [0, 1], with VIS repeated to three channels as it does; those of patches are in its own units, VIS once.
+        [0, 1], with a single band repeated to `PUBLISHED_CHANNELS` as it does; those of patches are in its own units,
+        each band once.
     """
     shown, shown_truth = display.forward(samples, bands), display.forward(truth, bands)
-    u, y = to_channels(shown, 3), to_channels(shown_truth, 3)
+    channels = max(PUBLISHED_CHANNELS, len(bands))
+    u, y = to_channels(shown, channels), to_channels(shown_truth, channels)
     scores = {
         "energy_score": energy_score(u, y),
         "energy_score_fair": energy_score(u, y, fair=True),
@@ -203,34 +206,35 @@ def morphology(samples: Tensor, truth: Tensor, sigma: Tensor, pixel_scale: float
     return columns
 
 
-def trivial_scores(lsst: Tensor, euclid: Tensor, pixel_scale: Mapping[str, float], noise: float) -> Columns:
+def trivial_scores(observed: Tensor, wanted: Tensor, pixel_scale: float, noise: float) -> Columns:
     """Anomaly scores that need no model, each [N]: what any score of a model has to beat.
 
     Parameters
     ----------
-    lsst, euclid
-        [N, 3, H, W] gri and [N, 1, H, W] VIS, nJy per pixel.
+    observed, wanted
+        [N, B, H, W] each, in their unit per pixel, such as gri and VIS; `wanted` is the catalog's end.
     pixel_scale
-        Arcsec by survey.
+        Arcsec a pixel of `observed`.
     noise
-        Sky noise of VIS, nJy per pixel.
+        Sky noise of the first band of `wanted`, per pixel.
 
     Returns
     -------
     dict
-        `central_flux`: i in the central aperture; `total_flux`: all of VIS; `inverse_flux`: -central_flux, which
-        ranks as 1/flux does; `smooth_residual`: what a Gaussian of 3 pixels (FWHM 0.7") leaves of VIS, mean square
-        in sigma^2.
+        `central_flux`: the last observed band (i) in the central aperture; `total_flux`: all of the first wanted band
+        (VIS); `inverse_flux`: -central_flux, which ranks as 1/flux does; `smooth_residual`: what a Gaussian of 3 pixels
+        (FWHM 0.7") leaves of the first wanted band, mean square in sigma^2.
     """
     central = torch.einsum(
         "nyx,yx->n",
-        lsst[:, 2].double(),
-        aperture((lsst.shape[-2], lsst.shape[-1]), APERTURE_ARCSEC / pixel_scale["lsst"]).double(),
+        observed[:, -1].double(),
+        aperture((observed.shape[-2], observed.shape[-1]), APERTURE_ARCSEC / pixel_scale).double(),
     )
-    residual = (euclid - gaussian_blur(euclid, 3.0)) / noise
+    first = wanted[:, :1]
+    residual = (first - gaussian_blur(first, 3.0)) / noise
     return {
         "central_flux": central.numpy(),
-        "total_flux": euclid.double().sum((1, 2, 3)).numpy(),
+        "total_flux": first.double().sum((1, 2, 3)).numpy(),
         "inverse_flux": -central.numpy(),
         "smooth_residual": (residual.double() ** 2).mean((1, 2, 3)).numpy(),
     }

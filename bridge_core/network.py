@@ -1,8 +1,9 @@
 """The U-Net of AS-Bridge: one network, two heads, both directions.
 
-Nine channels go in (x_t, lsst, euclid; the unknown survey is zero, Euclid is repeated to three channels), six come out:
-three for each direction. Module names follow the published program, so its weights load as they are. Two options of
-ours leave that layout: ``stem = 2`` works on 2 x 2 pixel blocks (space to depth), a quarter of the arithmetic, and
+Three images go in: x_t, and a slot for each endpoint of the problem, of which the wanted one's is zero. Two come out, a
+head for each endpoint that may be wanted. With LSST and Euclid, whose one band is repeated to three channels, these are
+nine channels and six. Module names follow the published program, so its weights load as they are. Two options of ours
+leave that layout: ``stem = 2`` works on 2 x 2 pixel blocks (space to depth), a quarter of the arithmetic, and
 ``norm = "pixel"`` normalises over channels at each pixel, so that the result does not depend on the window's size.
 """
 
@@ -10,13 +11,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surveybridge.bridge_core.errors import BridgeError
+
+Precision = Literal["bfloat16", "float32"]
+"""Arithmetic of the network."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,16 @@ class UNet(nn.Module):
         Parameters
         ----------
         x
-            [N, 3C, H, W]: x_t, lsst, euclid, the wanted survey's slot zero.
+            [N, 3C, H, W]: x_t, the slots of endpoints 0 and 1, the wanted endpoint's slot zero.
         t
             [N], index into the bridge's table.
         direction
-            int64 [N], 0 = euclid->lsst, 1 = lsst->euclid.
+            int64 [N], index of the wanted endpoint.
 
         Returns
         -------
         Tensor
-            [N, 2C, H, W]: head of direction 0, then of direction 1.
+            [N, 2C, H, W]: head of endpoint 0, then of endpoint 1.
 
         Raises
         ------
@@ -159,10 +163,10 @@ class UNet(nn.Module):
 
 
 def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
-    """[N, 3C, H, W] of scaled x_t, lsst slot, euclid slot; x1 fills the slot of the observed survey (direction [N])."""
-    to_euclid = direction.view(-1, 1, 1, 1).bool()
+    """[N, 3C, H, W] of scaled x_t and both slots; x1 fills the observed endpoint's (direction: the other)."""
+    second_wanted = direction.view(-1, 1, 1, 1).bool()
     zero = torch.zeros_like(x1)
-    return torch.cat([scaled, torch.where(to_euclid, x1, zero), torch.where(to_euclid, zero, x1)], dim=1)
+    return torch.cat([scaled, torch.where(second_wanted, x1, zero), torch.where(second_wanted, zero, x1)], dim=1)
 
 
 def through(blocks: nn.Module, h: Tensor, emb: Tensor) -> Tensor:

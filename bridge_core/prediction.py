@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.network import UNet, network_input
-
-if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Precision
+from surveybridge.bridge_core.network import Precision, UNet, network_input
 
 
 class Predictor:
     """Predicts the objective of some windows at some steps.
 
-    The observed survey and the direction enter the network's input here, and the embedding of every step is computed;
+    The observed endpoint and the direction enter the network's input here, and the embedding of every step is computed;
     between two calls only the first channels change, which the sampler's update writes itself.
 
     Parameters
@@ -27,9 +23,9 @@ class Predictor:
     network
         In evaluation mode.
     x1
-        float32 [N, C, H, W], the observed survey.
+        float32 [N, C, H, W], the observed endpoint.
     head
-        Of the network's two: 0 = euclid->lsst, 1 = lsst->euclid.
+        Of the network's two: index of the wanted endpoint.
     times
         Table indices of the steps.
     precision

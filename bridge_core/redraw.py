@@ -5,22 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
-from surveybridge.bridge_core.translate import Posterior, Sampling, look, moments, window_samples
+from surveybridge.bridge_core.problem import Direction
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.translate import Posterior, Scene, look, moments, window_samples
 
 
 def redraw_tile(
-    model: Model,
-    direction: str,
-    flux: Tensor,
-    valid: Tensor,
-    *,
-    origin: tuple[int, int],
-    core: tuple[int, int, int, int],
-    psf_fwhm: float,
-    how: Sampling,
-    region: tuple[int, int, int, int],
+    model: Model, direction: Direction, scene: Scene, how: Sampling, region: tuple[int, int, int, int]
 ) -> tuple[Posterior, Tensor]:
     """The samples that `translate_tile` took its moments of, over a part of the core.
 
@@ -29,7 +22,7 @@ def redraw_tile(
 
     Parameters
     ----------
-    model, direction, flux, valid, origin, core, psf_fwhm, how
+    model, direction, scene, how
         As `translate_tile` was given them.
     region
         (y0, y1, x0, x1) in array pixels, inside the core.
@@ -39,13 +32,13 @@ def redraw_tile(
     Posterior
         As `translate_tile` has it, cut to the region; `windows` are those of the region.
     Tensor
-        float32 [K, C, h, w] nJy per pixel: each sample, its windows blended by the weights of the mean, so that the
-        mean over K is the posterior's. Where windows overlap their samples average, so that the scatter over K may
-        lie below the posterior's `std`, which does not shrink.
+        float32 [K, B, h, w] in the wanted endpoint's unit: each sample, its windows blended by the weights of the mean,
+        so that the mean over K is the posterior's. Where windows overlap their samples average, so that the scatter
+        over K may lie below the posterior's `std`, which does not shrink.
     """
-    seen = look(model, direction, flux, valid, origin, core, psf_fwhm, how)
-    y0, y1, x0, x1 = region
-    wanted = set(how.patches.windows((valid.shape[1], valid.shape[2]), origin, region))
+    seen = look(model, direction, scene, how)
+    (y0, y1, x0, x1), core, origin = region, scene.core, scene.origin
+    wanted = set(how.patches.windows((scene.valid.shape[1], scene.valid.shape[2]), origin, region))
     box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1)
     coverage = seen.coverage[y0 - core[0] : y1 - core[0], x0 - core[2] : x1 - core[2]]
     corners: list[tuple[int, int]] = []
@@ -57,15 +50,15 @@ def redraw_tile(
             corners += [group[p] for p in here]
             windows = cut(seen.x1, group, origin, how.patches.size)
             drawn.append(window_samples(model, direction, windows, group, how, only=here))
-    bands = model.card.bands[direction.split("->")[1]]
+    bands, stretch = direction.wanted.bands, direction.wanted.fitted
     if not drawn:
         nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)
         return Posterior(nothing[0], nothing[0], coverage, 0), nothing
-    samples = torch.cat(drawn)
-    mean, std = blend(corners, *moments(samples), how.patches, box)
+    samples = stretch.averaged(torch.cat(drawn), bands)
+    mean, std = stretch.summary(*blend(corners, *moments(samples), how.patches, box), bands)
     flat = samples.flatten(1, 2)  # to the blend a sample is one more band
     blended, _ = blend(corners, flat, flat.new_zeros(()).expand_as(flat), how.patches, box)
-    blended, mean, std = blended.cpu(), mean.cpu(), std.cpu()
-    hole = coverage <= 0
-    posterior = Posterior(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, len(corners))
-    return posterior, blended.unflatten(0, (how.samples, len(bands))).masked_fill(hole, torch.nan)
+    each = blended.unflatten(0, (how.samples, -1))
+    each = stretch.summary(each, torch.zeros_like(each), bands)[0].cpu()
+    posterior = Posterior.of(mean.cpu(), std.cpu(), coverage, len(corners))
+    return posterior, each.masked_fill(coverage <= 0, torch.nan)

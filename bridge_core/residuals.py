@@ -1,7 +1,7 @@
-"""How each survey departs, around an object, from what the other lets expect.
+"""How each end departs, around an object, from what the other lets expect.
 
 Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
-direction predicts each survey from the other. The residual, observed minus predicted in network units, is averaged in
+direction predicts each end from the other. The residual, observed minus predicted in network units, is averaged in
 rings around the object: signed by band (arcs put light, and blue light, where none was expected; a core is fainter than
 the blend seen by LSST promised) and squared over the bands; and of each ring the highest and lowest place is taken
 after smoothing, since an arc fills a part of it. `bridge_core.discriminant` makes the lens score of all that.
@@ -10,24 +10,27 @@ after smoothing, since an arc fills a part of it. `bridge_core.discriminant` mak
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Model, Precision
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.network import Precision
+from surveybridge.bridge_core.problem import Direction, Problem, from_channels
 from surveybridge.bridge_core.sampler import denoise, draw, step_at
-from surveybridge.bridge_core.translate import from_channels, stretch_of, window_noise
+from surveybridge.bridge_core.translate import window_noise
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)
 """Edges of the rings; the third and fourth hold the arcs of most galaxy-scale lenses."""
 SMOOTHING_ARCSEC = 0.15
 """Standard deviation of the Gaussian before the highest and the lowest place are looked for: the width of an arc."""
 FLUX_ARCSEC = 1.0
-"""Radius of the circle in which flux and colour are measured, on LSST."""
+"""Radius of the circle in which flux and colour are measured, on the end that is not the catalog's (LSST)."""
 MIN_SHARE = 0.25
 """A ring with a smaller share of usable pixels is not known (NaN)."""
 RESIDUAL_STREAM = 4
@@ -35,71 +38,81 @@ _RINGS = len(RINGS_ARCSEC) - 1
 _KINDS = ("signed", "squared", "highest", "lowest")
 
 
-def columns(bands: Sequence[int] = (3, 1)) -> dict[str, list[int]]:
-    """Columns of `measure` by direction and by kind, for so many bands of LSST and of Euclid."""
-    found: dict[str, list[int]] = {name: [] for name in (*DIRECTIONS, *_KINDS)}
+class Asked(NamedTuple):
+    """How the network is asked: noise level and number of noises as in `Discriminant`, 2 ``draws`` calls an object."""
+
+    sigma: float
+    draws: int
+    seed: int = 0
+    batch: int = 16
+    precision: Precision = "bfloat16"
+
+
+class Cutouts(NamedTuple):
+    """Both ends around N sources, in network units.
+
+    x1, x0: float32 [N, C, H, W], the observed end and the one on which objects are found; valid: bool [N, 1, H, W],
+    usable in both; corners: global (y, x) of each cutout's first pixel, for the noise.
+    """
+
+    x1: Tensor
+    x0: Tensor
+    valid: Tensor
+    corners: Sequence[tuple[int, int]]
+
+
+def columns(problem: Problem) -> dict[str, list[int]]:
+    """Columns of `measure` by direction and by kind."""
+    directions = _both(problem)
+    found: dict[str, list[int]] = {name: [] for name in (*map(str, directions), *_KINDS)}
     first = 0
-    for direction, count in zip(DIRECTIONS, bands, strict=True):
+    for direction in directions:
         for kind in _KINDS:
-            some = range(first, first + _RINGS * (1 if kind == "squared" else count))
-            found[direction] += some
+            some = range(first, first + _RINGS * (1 if kind == "squared" else len(direction.wanted.bands)))
+            found[str(direction)] += some
             found[kind] += some
             first = some.stop
     return found
 
 
-def measure(
-    model: Model,
-    lsst: Tensor,
-    euclid: Tensor,
-    valid: Tensor,
-    corners: Sequence[tuple[int, int]],
-    *,
-    sigma: float,
-    draws: int,
-    seed: int = 0,
-    batch: int = 16,
-    precision: Precision = "bfloat16",
-) -> Measured:
-    """Residuals of both directions around the objects in the middle of some cutouts.
-
-    Parameters
-    ----------
-    lsst, euclid
-        float32 [N, 3, H, W] network units, Euclid repeated to three channels.
-    valid
-        bool [N, 1, H, W], usable in both.
-    corners
-        Global (y, x) of each cutout's first pixel, for the noise.
-    sigma, draws
-        As in `Discriminant`: 2 ``draws`` network calls an object.
-    """
-    bridge, bands, n = model.card.bridge, model.card.bands, len(corners)
-    t = step_at(bridge, sigma)
-    images = {"lsst": lsst, "euclid": euclid}
+def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
+    """Residuals of both directions around the objects in the middle of some cutouts."""
+    bridge, problem = model.card.bridge, model.card.problem
+    scored = problem.scored
+    assert scored is not None, "objects are measured where a problem has a catalog"
+    valid, corners, batch = cutouts.valid, cutouts.corners, asked.batch
+    images = {scored.observed.name: cutouts.x1, scored.wanted.name: cutouts.x0}
+    shape = (cutouts.x1.shape[-2], cutouts.x1.shape[-1])
+    t, n = step_at(bridge, asked.sigma), len(corners)
     found = []
-    for sample in range(draws):
+    for sample in range(asked.draws):
         columns = []
-        for step, direction in enumerate(DIRECTIONS):
-            observed, wanted = direction.split("->")
-            scale = model.card.pixel_scale[wanted]
-            rings = ring_masks((lsst.shape[-2], lsst.shape[-1]), scale).to(lsst.device)
+        for step, direction in enumerate(_both(problem)):
+            wanted = direction.wanted
+            rings = ring_masks(shape, wanted.pixel_scale).to(cutouts.x1.device)
             parts = []
             for first in range(0, n, batch):
                 some = slice(first, first + batch)
-                x0, x1 = images[wanted][some], images[observed][some]
+                x0, x1 = images[wanted.name][some], images[direction.observed.name][some]
                 rows = [(window, sample) for window in range(first, first + len(x0))]
-                noise = window_noise(seed, RESIDUAL_STREAM, rows, corners, x0.device)
+                noise = window_noise(asked.seed, RESIDUAL_STREAM, rows, corners, x0.device)
                 x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
-                residual = x0 - denoise(model, x_t, x1, t, direction, precision)
-                of_bands = from_channels(residual, len(bands[wanted])).double()
-                parts.append(ring_features(of_bands, valid[some], rings, SMOOTHING_ARCSEC / scale).cpu())
+                residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision)
+                of_bands = from_channels(residual, wanted.planes).double()
+                smoothing = SMOOTHING_ARCSEC / wanted.pixel_scale
+                parts.append(ring_features(of_bands, valid[some], rings, smoothing).cpu())
             columns.append(torch.cat(parts) if parts else torch.zeros(0, 0))
         found.append(torch.cat(columns, 1))
-    flux = stretch_of(model).inverse(lsst, bands["lsst"]).double() * valid
-    circle = aperture((lsst.shape[-2], lsst.shape[-1]), FLUX_ARCSEC / model.card.pixel_scale["lsst"]).double()
-    inside = (flux * circle.to(flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # nJy
+    flux = scored.observed.inverse(cutouts.x1).double() * valid
+    circle = aperture(shape, FLUX_ARCSEC / scored.observed.pixel_scale).double()
+    inside = (flux * circle.to(flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # in the end's unit, nJy
     return Measured(torch.stack(found).numpy(), np.log10(inside[:, -1]), -2.5 * np.log10(inside[:, 0] / inside[:, -1]))
+
+
+def _both(problem: Problem) -> tuple[Direction, Direction]:
+    """Both directions, in the order of their index: the lens score looks both ways."""
+    first, second = problem.endpoints
+    return problem.to(first.name), problem.to(second.name)
 
 
 def ring_masks(shape: tuple[int, int], pixel_scale: float) -> Tensor:

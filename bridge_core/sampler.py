@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Model, Precision
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.network import Precision
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
@@ -27,7 +29,7 @@ NoiseSource = SkyNoise | Callable[[int], Tensor]
 def sample(
     model: Model,
     x1: Tensor,
-    direction: str,
+    direction: Direction,
     steps: Sequence[int],
     *,
     start: Tensor,
@@ -45,9 +47,9 @@ def sample(
     model
         Network and card; the card's clamp bounds x0 at every step.
     x1
-        float32 [N, C, H, W], observed survey in network units.
+        float32 [N, C, H, W], observed endpoint in network units.
     direction
-        ``lsst->euclid`` or ``euclid->lsst``.
+        Of the model's problem.
     steps
         Strictly decreasing table indices; one network evaluation each. After the last, x0 itself is returned.
     start
@@ -86,7 +88,7 @@ class Trajectory:
         self,
         model: Model,
         x1: Tensor,
-        direction: str,
+        direction: Direction,
         steps: Sequence[int],
         eta: float,
         order: int,
@@ -133,7 +135,7 @@ class Trajectory:
 def sample_heun(
     model: Model,
     x1: Tensor,
-    direction: str,
+    direction: Direction,
     steps: Sequence[int],
     *,
     start: Tensor,
@@ -159,7 +161,9 @@ def sample_heun(
     return denoise(model, x, x1, steps[-1], direction, precision)
 
 
-def denoise(model: Model, x: Tensor, x1: Tensor, t: int, direction: str, precision: Precision = "float32") -> Tensor:
+def denoise(
+    model: Model, x: Tensor, x1: Tensor, t: int, direction: Direction, precision: Precision = "float32"
+) -> Tensor:
     """The network's E[x0 | x_t = x, x1], float32 [N, C, H, W], within the card's clamp."""
     pred = model.predict(x, x1, t, direction, precision)
     p, q, r = (float(v[t]) for v in model.card.objective.table(model.card.bridge))

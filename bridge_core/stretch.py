@@ -1,14 +1,15 @@
-"""nJy <-> network units, invertible: u = scale asinh(f / softening) + offset, softening in units of a band's noise.
+"""Physical values <-> network units, invertible; a stretch serves training, translation and evaluation, in the card.
 
+Fluxes take asinh (Lupton et al. 1999): u = scale asinh(f / softening) + offset, softening in units of a band's noise.
 In our checkpoints the sky is 0 in network units, so that zero padding and a zeroed channel mean empty sky; AS-Bridge
-has it at -1. Lupton et al. 1999 (asinh magnitudes). The same object serves training, translation and evaluation and
-travels in the checkpoint card.
+has it at -1. Densities, which span orders of magnitude, take log10. Angles with period pi, as a polarisation angle,
+are shown as cos 2psi and sin 2psi, which have no seam.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,6 +83,19 @@ class Stretch:
         u = u - self.offset if self.offset else u
         return self._column(self.softening, bands, u) * torch.sinh(u / self._column(self.scale, bands, u))
 
+    def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Return what posterior moments are taken of: the values themselves."""
+        return values
+
+    def summary(self, mean: Tensor, std: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Bring mean and standard deviation of `averaged` back to the unit."""
+        return mean, std
+
+    def of_bands(self, bands: Sequence[str]) -> Stretch:
+        """Return the part of it that concerns some bands."""
+        scale = {b: self.scale[b] for b in bands} if isinstance(self.scale, dict) else self.scale
+        return Stretch({band: self.softening[band] for band in bands}, scale, self.offset, self.clip)
+
     def unit(self, softenings: float, band: str) -> float:
         """Network units of a flux of so many softenings of a band."""
         scale = self.scale[band] if isinstance(self.scale, dict) else self.scale
@@ -96,3 +110,112 @@ class Stretch:
             )
         column = [values[band] if isinstance(values, dict) else values for band in bands]
         return torch.tensor(column, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Log10Stretch:
+    """Logarithm of positive values: u = scale (log10 x - offset).
+
+    Parameters
+    ----------
+    offset
+        log10 of the value that is 0 in network units, by band: the mean of the data.
+    scale
+        Network units a decade, by band.
+    floor
+        Smallest value by band, in the unit; what lies below, zero and less included, counts as that.
+    """
+
+    offset: dict[str, float]
+    scale: dict[str, float]
+    floor: dict[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuse what has no logarithm."""
+        for band in self.offset:
+            if not (self.scale[band] > 0 and self.floor[band] > 0):
+                raise BridgeError(
+                    f"log10 stretch of band {band}: scale {self.scale[band]} and floor {self.floor[band]} must be > 0"
+                )
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"kind": "log10", **asdict(self)}
+
+    def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """[..., B, H, W] -> [..., B, H, W] network units."""
+        offset, scale, floor = (_column(by_band, bands, values) for by_band in (self.offset, self.scale, self.floor))
+        return scale * (torch.log10(torch.maximum(values, floor)) - offset)
+
+    def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """[..., B, H, W] network units -> values."""
+        offset, scale = (_column(by_band, bands, u) for by_band in (self.offset, self.scale))
+        return 10 ** (u / scale + offset)
+
+    def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Return the values over that of `offset`: the square of 1e22 per cm2 is more than float32 holds."""
+        return values / 10 ** _column(self.offset, bands, values)
+
+    def summary(self, mean: Tensor, std: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Bring mean and standard deviation of `averaged` back to the unit."""
+        reference = 10 ** _column(self.offset, bands, mean)
+        return mean * reference, std * reference
+
+
+@dataclass(frozen=True)
+class AxialStretch:
+    """Angles with period pi as scale cos 2psi and scale sin 2psi, two planes a band.
+
+    Parameters
+    ----------
+    radians
+        Of one unit: 1 for rad, pi / 180 for deg.
+    scale
+        Network units of the unit circle's radius.
+    """
+
+    radians: float = 1.0
+    scale: float = 0.5
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"kind": "axial", **asdict(self)}
+
+    def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """[..., B, H, W] angles -> [..., 2 B, H, W] network units, cosine and sine of each band in turn."""
+        return self.scale * self.averaged(values, bands)
+
+    def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """[..., 2 B, H, W] network units -> [..., B, H, W] angles in (-pi / 2, pi / 2]."""
+        return 0.5 * torch.atan2(u[..., 1::2, :, :], u[..., ::2, :, :]) / self.radians
+
+    def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Return cos 2psi and sin 2psi: angles themselves cannot be averaged."""
+        double = 2 * self.radians * values
+        return torch.stack([double.cos(), double.sin()], -3).flatten(-4, -3)
+
+    def summary(self, mean: Tensor, std: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Mean direction and circular standard deviation sqrt(-2 ln R) / 2 (Mardia & Jupp 2000, sec. 2.3)."""
+        length = torch.hypot(mean[..., ::2, :, :], mean[..., 1::2, :, :]).clamp(1e-12, 1)
+        return self.inverse(mean, bands), 0.5 * (-2 * length.log()).sqrt() / self.radians
+
+
+AnyStretch = Stretch | Log10Stretch | AxialStretch
+
+
+def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:
+    """Read the JSON form of any stretch; a card of before there were others is asinh."""
+    values = {name: value for name, value in card.items() if name != "kind"}
+    kind = card.get("kind", "asinh")
+    if kind == "asinh":
+        return Stretch.from_card(values)
+    if kind not in ("log10", "axial"):
+        raise BridgeError(f"stretch {kind!r} is not one of asinh, log10, axial; use a newer surveybridge")
+    return Log10Stretch(**values) if kind == "log10" else AxialStretch(**values)
+
+
+def _column(by_band: Mapping[str, float], bands: tuple[str, ...], like: Tensor) -> Tensor:
+    """Values by band as [B, 1, 1]."""
+    return torch.tensor([by_band[band] for band in bands], dtype=like.dtype, device=like.device)[:, None, None]

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import UNet, network_input
+from surveybridge.bridge_core.patches import fill_masked
+from surveybridge.bridge_core.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Recipe:
     learning_rate
         Peak of AdamW's learning rate, reached after `warmup_steps`, then a half cosine down to 0.
     batch_size
-        Pairs a step over all workers; half of them in each direction.
+        Pairs a step over all workers; half of them in each direction, where there are two.
     shards
         Virtual shards of the data; each gives ``batch_size / shards`` pairs to every step.
     bright_weight
-        Weight of a pixel in the loss: 1 + so much per network unit of the observed survey's brightest band. The optimum
-        E[x0 | x_t, x1] does not move, because the weight depends on x1 alone; bright pixels are few and need the help.
+        Weight of a pixel in the loss: 1 + so much per network unit of the observed endpoint's brightest band. The
+        optimum E[x0 | x_t, x1] does not move, because the weight depends on x1 alone; bright pixels are few and need
+        the help.
     ema_widths
         Relative widths of the power-law averages that are kept (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last
         5% or so. Which of them is taken is chosen afterwards.
@@ -63,22 +66,33 @@ def step_generator(seed: int, step: int, shard: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + shard * 2_654_435_769 + step) % 2**63)
 
 
-def augment(lsst: Tensor, euclid: Tensor, generator: torch.Generator, *, roll: bool) -> tuple[Tensor, Tensor]:
+Ends = tuple[Tensor, Tensor]
+"""Images of both endpoints, float32 [N, C, H, W] each, in network units; NaN where there is no data."""
+
+
+def augment(ends: Ends, problem: Problem, generator: torch.Generator, *, roll: bool) -> Ends:
     """Apply the same random dihedral transform to each pair and, if asked, roll half of them around the window's edge.
 
     The stamps are centred on an object but a mosaic is not: rolling puts objects everywhere in the window. It needs
-    both surveys on one grid.
+    both ends on one grid. Angles, which are measured from an axis of the image, turn along with it.
     """
-    pairs = torch.cat([lsst, euclid], dim=1)
+    channels = ends[0].shape[1]
+    part = torch.cat([end.flips(channels) for end in problem.endpoints])
+    # a quarter turn adds pi / 2 to psi, so cos 2psi and sin 2psi change sign; a flip takes psi to -psi
+    turned, flipped = (1.0 - 2.0 * sign[:, None, None] for sign in (part > 0, part == 2))
+    axial = bool((part > 0).any())
+    pairs = torch.cat(ends, dim=1)
     n, _, height, width = pairs.shape
     draws = torch.randint(0, 2**30, (n, 5), generator=generator)
     out = []
     for image, (turn, flip, rolled, dy, dx) in zip(pairs, draws.tolist(), strict=True):
         image = torch.rot90(image, turn % 4, (1, 2))
         image = image.flip(2) if flip % 2 else image
+        if axial:
+            image = image * (turned if turn % 2 else 1.0) * (flipped if flip % 2 else 1.0)
         out.append(image.roll((dy % height, dx % width), (1, 2)) if roll and rolled % 2 else image)
     stacked = torch.stack(out)
-    return stacked[:, : lsst.shape[1]], stacked[:, lsst.shape[1] :]
+    return stacked[:, :channels], stacked[:, channels:]
 
 
 @dataclass(frozen=True)
@@ -87,27 +101,34 @@ class Batch:
 
     Parameters
     ----------
-    lsst, euclid
-        float32 [N, 3, H, W] network units, Euclid repeated to three channels.
-    direction
-        int64 [N], index into `DIRECTIONS`.
+    first, second
+        float32 [N, C, H, W] network units, the endpoints of the problem in their order; pixels without data are filled
+        from their neighbours, as translation does it.
+    known
+        bool [N, C, H, W], where the wanted endpoint has data: the loss is taken there.
+    index
+        int64 [N], the wanted endpoint of each.
     t
         int64 [N], index into the bridge's tables.
     eps
-        float32 [N, 3, H, W], standard normal.
+        float32 [N, C, H, W], standard normal.
     """
 
-    lsst: Tensor
-    euclid: Tensor
-    direction: Tensor
+    first: Tensor
+    second: Tensor
+    known: Tensor
+    index: Tensor
     t: Tensor
     eps: Tensor
 
     @classmethod
-    def draw(cls, card: Card, lsst: Tensor, euclid: Tensor, direction: Tensor, generator: torch.Generator) -> Batch:
+    def draw(cls, card: Card, ends: Ends, index: Tensor, generator: torch.Generator) -> Batch:
         """Draw t and eps of these pairs from a CPU generator."""
-        t = card.objective.draw_steps(card.bridge, len(lsst), generator)
-        return cls(lsst, euclid, direction, t, torch.randn(lsst.shape, generator=generator))
+        first, second = ends
+        known = torch.isfinite(torch.where(index.view(-1, 1, 1, 1).bool(), second, first))
+        t = card.objective.draw_steps(card.bridge, len(index), generator)
+        eps = torch.randn(first.shape, generator=generator)
+        return cls(filled(first), filled(second), known, index, t, eps)
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
@@ -122,28 +143,50 @@ class Batch:
         return len(self.t)
 
 
-def half_each_way(count: int) -> Tensor:
-    """Directions int64 [count]: the first half lsst->euclid, the second euclid->lsst."""
+def wanted_of(problem: Problem, count: int) -> Tensor:
+    """Wanted endpoints int64 [count]: the first half 1, the second 0; of a one-way problem its own throughout."""
+    indices = [direction.index for direction in problem.directions]
+    if len(indices) == 1:
+        return torch.full((count,), indices[0])
     return (torch.arange(count) < count // 2).long()
 
 
 def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float = 0.0) -> Tensor:
-    """Mean of the weighted squared error over a batch, a scalar; `network` may be a data-parallel wrapper."""
-    c, device, t = card.network.image_channels, batch.lsst.device, batch.t
-    to_euclid = batch.direction.view(-1, 1, 1, 1).bool()
-    x0, x1 = torch.where(to_euclid, batch.euclid, batch.lsst), torch.where(to_euclid, batch.lsst, batch.euclid)
+    """Mean of the weighted squared error over a batch, a scalar; `network` may be a data-parallel wrapper.
+
+    Pixels in which the wanted endpoint has no data are left out.
+    """
+    c, device, t = card.network.image_channels, batch.first.device, batch.t
+    second_wanted = batch.index.view(-1, 1, 1, 1).bool()
+    x0 = torch.where(second_wanted, batch.second, batch.first)
+    x1 = torch.where(second_wanted, batch.first, batch.second)
     x_t = card.bridge.q_sample(x0, x1, t, batch.eps)
     target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, batch.eps)
     u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
-    inputs = network_input(u * x_t + v * x1, x1, batch.direction).contiguous(memory_format=torch.channels_last)
+    inputs = network_input(u * x_t + v * x1, x1, batch.index).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
-        heads = network(inputs, t, batch.direction)
-    pred = torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
-    return (weight * brightness_weight(x1, bright_weight) * (pred - target) ** 2).mean()
+        heads = network(inputs, t, batch.index)
+    pred = torch.where(second_wanted, heads[:, c:], heads[:, :c]).float()
+    slopes = [bright_weight if end.kind == "asinh" else 0.0 for end in card.problem.endpoints]
+    slope = slopes[0] if slopes[0] == slopes[1] else torch.tensor(slopes, device=device)[1 - batch.index]
+    error = weight * brightness_weight(x1, slope) * (pred - target) ** 2
+    return (error * batch.known).sum() / batch.known.sum().clamp(min=1)
 
 
-def brightness_weight(x1: Tensor, slope: float) -> Tensor:
-    """Weight of each pixel from the observed survey alone, float32 [N, 1, H, W] (`Recipe.bright_weight`)."""
+def filled(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] without NaN: missing pixels take the mean of those near them (`fill_masked`)."""
+    known = torch.isfinite(images)
+    if bool(known.all()):
+        return images
+    return fill_masked(images.flatten(0, 1), known.flatten(0, 1)).view_as(images)
+
+
+def brightness_weight(x1: Tensor, slope: float | Tensor) -> Tensor:
+    """Weight of each pixel from the observed endpoint alone, float32 [N, 1, H, W]; slope of all, or [N] of each.
+
+    See `Recipe.bright_weight`; only a flux has a sky that is 0, so other endpoints weigh all pixels alike.
+    """
+    slope = slope.view(-1, 1, 1, 1) if isinstance(slope, Tensor) else slope
     return 1 + slope * x1.amax(1, keepdim=True).clamp(min=0)
 
 

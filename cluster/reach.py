@@ -45,7 +45,7 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(
-            f"Ray at {address} accepts connections but has not answered in {seconds:.0f} s; see `ray status` on the head"
+            f"Ray at {address} accepts connections but has not answered in {seconds:.0f} s; run `ray status` there"
         ) from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

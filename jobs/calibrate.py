@@ -20,8 +20,9 @@ from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Model
     from surveybridge.bridge_core.discriminant import Floats, Measured
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Problem
     from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\
@@ -58,7 +59,7 @@ def run(config: Config) -> int:
     from surveybridge.storage.objectstore import Folder
 
     model = read_model(config.checkpoint)
-    if model.card.stretch is None:
+    if not model.card.physical:
         raise RequestError(
             f"checkpoint {model.card.name} has no stretch, so fluxes cannot enter it; use one trained here"
         )
@@ -66,7 +67,7 @@ def run(config: Config) -> int:
     model.to("cpu", "bfloat16")
     measured, lens, group = measure_all(config, model)
     discriminant, held_out = fit(measured, lens, group, sigma=config.sigma)
-    print_ranks(measured, lens, group, held_out, config.sigma)
+    print_ranks(model.card.problem, measured, lens, group, held_out, config.sigma)
     card = replace(model.card, discriminant=discriminant)
     out = Folder.at(config.out)
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,7 +91,7 @@ def measure_all(config: Config, model: Model) -> tuple[Measured, NDArray[np.bool
         ) from None
 
     stop = None if config.limit is None else config.start + config.limit
-    pairs = read_pairs(config.pairs, "cutout", config.start, stop)
+    pairs = read_pairs(config.pairs, "cutout", config.start, stop, problem=model.card.problem.table)
     labels, ids = read_labels(config.pairs), read_ids(config.pairs, config.start, stop)
     rows = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == DEFLECTOR_LIKE]
     if len(rows) < FEWEST or len(ids) - len(rows) < FEWEST:
@@ -109,32 +110,31 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
     """Residuals of pairs on their own pixels; `first` places them in the noise."""
     import torch
 
+    from surveybridge.bridge_core.anomaly import scored_direction
     from surveybridge.bridge_core.discriminant import Measured
-    from surveybridge.bridge_core.residuals import measure
-    from surveybridge.bridge_core.translate import stretch_of, to_channels
+    from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
     from surveybridge.storage.pairs import on_mosaic_grid
 
     if model.card.grid == "mosaic":
         pairs = on_mosaic_grid(pairs)
-    stretch, bands, size = stretch_of(model), model.card.bands, pairs.euclid.shape[-1]
+    direction, channels = scored_direction(model), model.card.network.image_channels
+    asked = Asked(config.sigma, config.draws, config.seed, config.batch)
     found = []
-    for begin in progress(range(0, len(pairs.euclid), GROUP), "measure", unit="groups"):
+    for begin in progress(range(0, len(pairs), GROUP), "measure", unit="groups"):
         some = slice(begin, begin + GROUP)
-        lsst = stretch.forward(torch.from_numpy(pairs.lsst[some]), bands["lsst"])
-        euclid = to_channels(stretch.forward(torch.from_numpy(pairs.euclid[some]), bands["euclid"]), 3)
-        corners = [(0, size * (first + begin + k)) for k in range(len(lsst))]
-        valid = torch.ones(len(lsst), 1, size, size, dtype=torch.bool)
-        found.append(
-            measure(
-                model, lsst, euclid, valid, corners,
-                sigma=config.sigma, draws=config.draws, seed=config.seed, batch=config.batch,
-            )
-        )  # fmt: skip
+        x1, x0 = (
+            end.forward(torch.from_numpy(pairs.ends[end.name][some]), channels)
+            for end in (direction.observed, direction.wanted)
+        )
+        size = x0.shape[-1]
+        corners = [(0, size * (first + begin + k)) for k in range(len(x0))]
+        valid = torch.ones(len(x0), 1, size, size, dtype=torch.bool)
+        found.append(measure(model, Cutouts(x1, x0, valid, corners), asked))
     return Measured.join(found)
 
 
 def print_ranks(
-    measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
+    problem: Problem, measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
 ) -> None:
     """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
     from scipy.stats import spearmanr
@@ -156,7 +156,7 @@ def print_ranks(
         )
 
     line("the lens score", score)
-    kinds = columns()
+    kinds = columns(problem)
     kinds |= {"signed and squared": kinds["signed"] + kinds["squared"]}
     for name, some in kinds.items():
         part = measured._replace(features=measured.features[..., some])

@@ -43,6 +43,9 @@ class JobConfig(BaseModel):
     after_dashes: ClassVar[str | None] = None
     """Name of the field, a tuple of text, that takes everything after ``--`` on the command line, word for word."""
 
+    named_values: ClassVar[tuple[str, ...]] = ()
+    """Fields, tuples of text such as NAME=VALUE, whose flag takes every word up to the next flag."""
+
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -188,13 +191,18 @@ def _split_dashes(model: type[JobConfig], argv: Sequence[str]) -> tuple[list[str
 
 
 def _split_pairs(model: type[JobConfig], argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split off the ``name=value`` arguments; one right after a flag is that flag's value (``--sql a=1``)."""
+    """Take the ``name=value`` arguments out; one right after a flag is that flag's value (``--sql a=1``).
+
+    After the flag of one of ``named_values`` all are.
+    """
     takes_value = {_flag(name) for name, field in model.model_fields.items() if not _is_bool(field)} | {"--config"}
     pairs: dict[str, str] = {}
     rest: list[str] = []
-    previous = ""
+    previous = flag = ""
+    named = {_flag(name) for name in model.named_values}
     for argument in argv:
-        match = re.match(r"([A-Za-z][\w-]*)=(.*)", argument, re.DOTALL)
+        flag = argument.partition("=")[0] if argument.startswith("--") else flag
+        match = None if flag in named else re.match(r"([A-Za-z][\w-]*)=(.*)", argument, re.DOTALL)
         name = match[1].replace("-", "_") if match else ""
         if match and previous not in takes_value and name in model.model_fields:
             if name in pairs:

@@ -41,7 +41,6 @@ def run(config: Config) -> int:
     """Do every stage in turn; the exit code is the translation's."""
     from surveybridge.jobs import ingest, query, simulate, translate
     from surveybridge.jobs.drawing.panel import draw_candidates, draw_panel
-    from surveybridge.jobs.translating import request as translation
 
     out = Path(config.out)
     field, store, folder = out / "field", out / "tiles.zarr", out / "run"
@@ -59,7 +58,7 @@ def run(config: Config) -> int:
         ingest.run(ingest.Config(euclid=str(field / "euclid_vis.fits"), lsst=bands, store=str(store)))
     with _stage("translate", times):
         code = translate.run(
-            translation.Config(
+            translate.Config(
                 store=str(store),
                 run=str(folder),
                 checkpoint=config.checkpoint,

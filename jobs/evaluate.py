@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.jobs.evaluating.stages import Settings
     from surveybridge.storage.objectstore import Folder
 
@@ -53,7 +53,9 @@ class Config(JobConfig):
     out: str = Field(description="folder to write, local path or URL; files of an earlier evaluation are replaced")
     anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
-    direction: Literal["both", "lsst->euclid", "euclid->lsst"] = Field("both", description="what becomes what")
+    direction: str = Field(
+        "both", description="what becomes what, as 'lsst->euclid' in quotes; or both, that is every direction"
+    )
     samples: int = Field(8, ge=2, description="posterior samples K of each pair")
     steps: int = Field(6, ge=1, description="network evaluations a sample")
     order: int = Field(2, ge=1, le=2, description="order of the sampler")
@@ -116,7 +118,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     tuple
         Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
     """
-    from surveybridge.bridge_core.checkpoint import DIRECTIONS
+    from surveybridge.bridge_core.anomaly import scored_direction
     from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_pairs
@@ -125,28 +127,38 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     if out.is_local and os.path.isfile(out.path()):
         raise RequestError(f"--out {config.out} is a file; give a folder")
     model = read_model(config.checkpoint)
-    published, grid = model.card.stretch is None, model.card.grid  # AS-Bridge's sees the display, not fluxes
+    published, grid = not model.card.physical, model.card.grid  # AS-Bridge's sees the display, not fluxes
+    problem = model.card.problem
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
-    probes = {which: read_pairs(url, grid, stop=1, eight_bit=published) for which, url in stores.items()}
+    if config.anomalies is not None:
+        scored_direction(model)  # refused where the problem makes maps only
+    probes = {
+        which: read_pairs(url, grid, stop=1, problem=problem.table, eight_bit=published)
+        for which, url in stores.items()
+    }
     display = display_stretch(probes["pairs"])
     model = with_display(model, display)
     for which, probe in probes.items():
         url = stores[which]
         if probe.stored <= config.start:
             raise RequestError(f"{url} has {probe.stored} pairs but --start is {config.start}; give a smaller one")
-        for survey, expected in model.card.pixel_scale.items():
-            if abs(probe.pixel_scale[survey] / expected - 1) > 0.01:
+        for end in problem.endpoints:
+            scale, stamps = probe.pixel_scale[end.name], probe.ends[end.name]
+            if abs(scale - end.pixel_scale) > 0.01 * end.pixel_scale:
                 raise RequestError(
-                    f'{url}: {survey} pixel scale {probe.pixel_scale[survey]:.3f}" on the {grid} grid but checkpoint '
-                    f'{model.card.name} expects {expected:.3f}"; choose another checkpoint'
+                    f'{url}: {end.name} pixel scale {scale:.3f}" on the {grid} grid but checkpoint '
+                    f'{model.card.name} expects {end.pixel_scale:.3f}"; choose another checkpoint'
                 )
-        for survey, stamps in (("lsst", probe.lsst), ("euclid", probe.euclid)):
             if stamps.shape[-2] % STAMP or stamps.shape[-1] % STAMP:
                 raise RequestError(
-                    f"{url}: {survey} stamps of {stamps.shape[-2]} x {stamps.shape[-1]} pixels, but patches at all "
+                    f"{url}: {end.name} stamps of {stamps.shape[-2]} x {stamps.shape[-1]} pixels, but patches at all "
                     f"scales need multiples of {STAMP}; cut other stamps"
                 )
-        if published and any(abs(noise / probes["pairs"].noise[b] - 1) > 0.01 for b, noise in probe.noise.items()):
+        if published and any(
+            abs(noise / probes["pairs"].noise[end][band] - 1) > 0.01
+            for end, noises in probe.noise.items()
+            for band, noise in noises.items()
+        ):
             raise RequestError(
                 f"{url} and {config.pairs} state another sky noise, and {model.card.name} sees both through one "
                 "display; give stores of one survey"
@@ -161,7 +173,9 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         pairs=Folder.at(config.pairs).url,
         anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
         grid=grid,
-        directions=DIRECTIONS if config.direction == "both" else (config.direction,),
+        directions=tuple(
+            map(str, problem.directions if config.direction == "both" else [problem.direction(config.direction)])
+        ),
         out=out.url,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
         start=config.start,
@@ -172,7 +186,8 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         display=display,
         filesystems=configured(),
     )
-    nominal = all(probes["pairs"].noise[band] == numbers["sigma_noise"] for band, numbers in NOMINAL.items())
+    stated = {band: sigma for bands in probes["pairs"].noise.values() for band, sigma in bands.items()}
+    nominal = stated == {band: numbers["sigma_noise"] for band, numbers in NOMINAL.items()}
     return settings, model, nominal
 
 

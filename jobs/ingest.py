@@ -1,23 +1,35 @@
-"""Co-register FITS images of LSST and Euclid onto one grid and cut them into a tile store."""
+"""Co-register FITS images of two surveys onto one grid and cut them into a tile store.
+
+`--image NAME.BAND=FILE ...` names the images of any problem; `--euclid FILE --lsst FILE FILE FILE` is short for those
+of LSST and Euclid.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
+
+if TYPE_CHECKING:
+    from surveybridge.storage.problems import ProblemTable
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store s3://bucket/tiles --tile-size 1024
 surveybridge ingest --euclid "c.fits[VIS_BGSUB]" --lsst "c.fits[DES_G_BGSUB]" "c.fits[DES_R_BGSUB]" \\
-    "c.fits[DES_I_BGSUB]" --store tiles"""
+    "c.fits[DES_I_BGSUB]" --store tiles
+surveybridge ingest --problem hsc-hst.toml --image hsc.g=g.fits hsc.r=r.fits hst.F814W=acs.fits --onto hst \\
+    --store tiles"""
 
 LSST_BANDS = ("g", "r", "i")
+SHORT = ("euclid", "lsst", "euclid_rms", "euclid_psf", "lsst_psf", "euclid_noise", "lsst_noise", "lsst_bands")
+"""Settings that are short for those of the problem lsst-euclid."""
+NOISES = ("auto", "file", "sky")
 
 Value = TypeVar("Value")
 
@@ -25,14 +37,31 @@ Value = TypeVar("Value")
 class Config(JobConfig):
     """Arguments of `surveybridge ingest`."""
 
-    euclid: str = Field(description="Euclid VIS image: FITS file or URL, FILE[EXT] to name an extension")
-    lsst: tuple[str, ...] = Field(description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT]")
+    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "noise", "rms")
+
     store: str = Field(
         description="tile store to write, local path or s3:// URL; an earlier one of the same grid is replaced"
     )
-    lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
-    tile_size: int = Field(512, description="side of a tile's core, Euclid pixels")
+    euclid: str | None = Field(
+        None, description="Euclid VIS image: FITS file or URL, FILE[EXT] to name an extension (with --lsst)"
+    )
+    lsst: tuple[str, ...] = Field(
+        (), description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT] (with --euclid)"
+    )
+    problem: str | None = Field(None, description="TOML file of a problem, or a shipped one (default: lsst-euclid)")
+    image: tuple[str, ...] = Field((), description="images as NAME.BAND=FILE: endpoint, band, FITS file or FILE[EXT]")
+    onto: str | None = Field(
+        None,
+        description="endpoint whose grid the other is brought onto (default: the one with the objects, else the finer)",
+    )
+    tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
+    psf: tuple[str, ...] = Field((), description="PSF FWHM as NAME.BAND=ARCSEC (default: the images' headers)")
+    noise: tuple[str, ...] = Field(
+        (), description="where variances come from, as NAME=auto, NAME=file (VARIANCE or RMS map) or NAME=sky"
+    )
+    rms: tuple[str, ...] = Field((), description="RMS maps in files of their own, as NAME.BAND=FILE")
+    lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
     euclid_rms: str | None = Field(None, description="RMS map of the Euclid image, if it is in a file of its own")
     euclid_psf: float | None = Field(
         None, gt=0, description="PSF FWHM of the Euclid image, arcsec (default: its header)"
@@ -45,30 +74,104 @@ class Config(JobConfig):
         "auto", description="where LSST variances come from: file, sky, or auto = VARIANCE extension, else sky"
     )
 
+    @model_validator(mode="after")
+    def _one_way_to_name_images(self) -> Self:
+        short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
+        named = [f"--{name}" for name in ("problem", "image", "psf", "noise", "rms") if name in self.model_fields_set]
+        if short and named:
+            raise ValueError(f"{short[0]} is short for the problem lsst-euclid; leave it out beside {named[0]}")
+        if not self.image:
+            if self.problem is not None:
+                raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")
+            missing = [f"--{name} is required" for name in ("euclid", "lsst") if not getattr(self, name)]
+            if missing:
+                raise ValueError(f"{'; '.join(missing)}, or --image NAME.BAND=FILE ... of another problem")
+        return self
+
 
 def run(config: Config) -> int:
     """Write the store, then say what is in it."""
     from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.ingest import ingest_field
+    from surveybridge.storage.problems import default_problem, read_problem
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
+    problem = default_problem() if config.problem is None else read_problem(config.problem)
+    images, how = named_images(config) if config.image else lsst_and_euclid(config)
     rows = ingest_field(
-        config.euclid,
-        by_band(config.lsst, config.lsst_bands, "--lsst"),
+        problem,
+        images,
+        config.onto or default_grid(problem, images),
         config.store,
         tile_size=config.tile_size,
         halo=config.halo,
         watch=lambda tiles, total: progress(tiles, "ingest", total),
-        euclid_rms=config.euclid_rms,
-        euclid_psf_fwhm=config.euclid_psf,
-        lsst_psf_fwhm=by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else None,
-        euclid_noise=config.euclid_noise,
-        lsst_noise=config.lsst_noise,
+        **how,
     )
     both = sum(len(row["surveys"]) == 2 for row in rows)
     log.info("%d tiles in %s (%d with both surveys), %.1f s", len(rows), config.store, both, time.monotonic() - start)
     return 0
+
+
+def default_grid(problem: ProblemTable, images: Mapping[str, Any]) -> str:
+    """The endpoint on whose grid the tiles lie if nobody says: the one with the objects, else that of finer pixels."""
+    if problem["catalog"] in images:
+        return str(problem["catalog"])
+    given = [end for end in problem["endpoints"] if end["name"] in images]
+    return min(given, key=lambda end: end["pixel_scale"])["name"] if given else problem["endpoints"][0]["name"]
+
+
+def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+    """Images by endpoint and band, and what else is said of them, as `read_field` takes it."""
+    noise: dict[str, str] = {}
+    for text in config.noise:
+        name, _, kind = text.partition("=")
+        if kind not in NOISES or name in noise:
+            raise RequestError(f"--noise {text}: expected NAME={'|'.join(NOISES)}, once for an endpoint")
+        noise[name] = kind
+    return by_end(config.image, "--image", "FILE", str), {
+        "noise": noise,
+        "psf_fwhm": by_end(config.psf, "--psf", "ARCSEC", _arcsec),
+        "rms": by_end(config.rms, "--rms", "FILE", str),
+    }
+
+
+def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+    """The same from the settings that are short for the problem lsst-euclid."""
+    assert config.euclid is not None
+    images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst"), "euclid": {"VIS": config.euclid}}
+    lsst_psf = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else {}
+    euclid_psf = {} if config.euclid_psf is None else {"VIS": config.euclid_psf}
+    return images, {
+        "noise": {"lsst": config.lsst_noise, "euclid": config.euclid_noise},
+        "psf_fwhm": {"lsst": lsst_psf, "euclid": euclid_psf},
+        "rms": {} if config.euclid_rms is None else {"euclid": {"VIS": config.euclid_rms}},
+    }
+
+
+def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], Value]) -> dict[str, dict[str, Value]]:
+    """Texts NAME.BAND=VALUE by endpoint and band, or RequestError."""
+    found: dict[str, dict[str, Value]] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        name, _, band = key.partition(".")
+        if not (name and band and value):
+            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, endpoint and band of the problem")
+        if band in found.setdefault(name, {}):
+            raise RequestError(f"{flag} {text}: {key} is given twice; keep one")
+        try:
+            found[name][band] = convert(value)
+        except ValueError:
+            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, a number above 0") from None
+    return found
+
+
+def _arcsec(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def by_band(values: Sequence[Value], bands: Sequence[str], flag: str) -> dict[str, Value]:

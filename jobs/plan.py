@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config as TranslateConfig
 
 if TYPE_CHECKING:
     from surveybridge.jobs.planning.projection import Projection
@@ -24,7 +24,7 @@ surveybridge plan --store s3://survey/tiles --run s3://survey/runs/dr1 --workers
 surveybridge plan --store field.zarr --run runs/field --samples 16 --format json"""
 
 
-class Config(translation.Config):
+class Config(TranslateConfig):
     """Settings of `surveybridge plan`: those of `translate`, and how to measure and print."""
 
     calibrate: float = Field(20.0, gt=0, description="seconds for measuring the rates; at least one tile is measured")
@@ -49,21 +49,23 @@ def plan(config: Config) -> Projection:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from surveybridge.bridge_core.patches import PatchGrid
-    from surveybridge.jobs.planning.projection import Projection, project, stage_memory, steps_of, work_of
+    from surveybridge.bridge_core.settings import PatchGrid
+    from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
+    from surveybridge.jobs.translating.memory import stage_memory
+    from surveybridge.jobs.translating.request import check, settings_of, todo_of
 
-    request = translation.check(config)
-    todo = translation.todo_of(request)
+    request = check(config)
+    todo = todo_of(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
     if not todo:
         return Projection(tiles=0, tiles_done=done)
     steps = steps_of(request.model, config)
-    settings = translation.settings_of(request, attempts={})
-    rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, config.calibrate)
+    settings = settings_of(request, attempts={})
+    rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
     return project(
-        work_of(manifest, config.direction, tile, PatchGrid.of(config.patch)),
+        work_of(manifest, request.direction, tile, PatchGrid.of(config.patch)),
         steps,
         rates,
         config,
@@ -77,7 +79,7 @@ def describe(found: Projection, config: Config) -> str:
     """Format the projection for a person."""
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
-    from surveybridge.bridge_core.translate import DEFAULT_BATCH
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH
 
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]
@@ -85,7 +87,7 @@ def describe(found: Projection, config: Config) -> str:
     about = "" if found.patches_exact else "about "
     speed = 1 / rates["translate"] if rates["translate"] else 0.0
     lines = [
-        ("run", f"{config.run}: {config.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
+        ("run", f"{config.run}: {found.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
         ("area", f"{found.square_degrees:.4g} square degrees"),
         ("patches", f"{about}{found.patches} windows, {found.patches_translated} of them with data"),
         ("sources", f"about {found.sources} to score"),
@@ -115,8 +117,7 @@ def describe(found: Projection, config: Config) -> str:
         ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
     ]
     if found.unusable_tiles:
-        observed = config.direction.split("->")[0]
-        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {observed} data and will fail"))
+        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {found.observed} data and will fail"))
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 

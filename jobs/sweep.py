@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from surveybridge.jobs import translate
 from surveybridge.jobs.running.drain import DRAINED
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config as TranslateConfig
+from surveybridge.jobs.translating.config import TranslationConfig
+from surveybridge.jobs.translating.engine import translate
+from surveybridge.jobs.translating.request import Request, check
 from surveybridge.jobs.translating.tally import Tally, summary
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ EXAMPLES = """
 """
 
 
-class Config(translation.TranslationConfig):
+class Config(TranslationConfig):
     """Settings of `surveybridge sweep`: those of translate, with a folder of runs in place of the run."""
 
     runs: str = Field(description="folder for the runs, local path or URL; the run goes to RUNS/<run id>")
@@ -60,7 +62,7 @@ def run(config: Config) -> int:
     try:
         if not _has_work(request, root):
             return 0
-        tally = translate.translate(request)
+        tally = translate(request)
     except LeaseHeld as held:
         print(f"nothing done: {_other_driver(request, held)}")
         return 0
@@ -75,15 +77,15 @@ def run(config: Config) -> int:
     return _exit_code(tally)
 
 
-def _request(config: Config, root: Folder) -> translation.Request:
+def _request(config: Config, root: Folder) -> Request:
     """Return the translation that this sweep amounts to."""
     settings = config.model_dump(exclude={"runs"})
-    request = translation.check(translation.Config(run=root.url, **settings))  # the run id is not known before
+    request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
     return dataclasses.replace(request, config=where)
 
 
-def _has_work(request: translation.Request, root: Folder) -> bool:
+def _has_work(request: Request, root: Folder) -> bool:
     """Return whether there are tiles to do; if not, publish what a killed sweep may have left unpublished."""
     from surveybridge.storage.runs import pending
 
@@ -100,7 +102,7 @@ def _has_work(request: translation.Request, root: Folder) -> bool:
 
 
 @contextlib.contextmanager
-def _leased(request: translation.Request) -> Iterator[RunFolder]:
+def _leased(request: Request) -> Iterator[RunFolder]:
     """Open the run folder, and hold its lease meanwhile."""
     from surveybridge.storage.lease import Lease
     from surveybridge.storage.runs import RunFolder
@@ -110,7 +112,7 @@ def _leased(request: translation.Request) -> Iterator[RunFolder]:
         yield folder
 
 
-def _other_driver(request: translation.Request, refusal: LeaseHeld) -> str:
+def _other_driver(request: Request, refusal: LeaseHeld) -> str:
     """Say who is at work on the run, and since when."""
     from surveybridge.storage.lease import read_holder
     from surveybridge.storage.objectstore import Folder
@@ -123,7 +125,7 @@ def _other_driver(request: translation.Request, refusal: LeaseHeld) -> str:
     return f"process {holder.pid} on {holder.host} has been at work on {request.config.run} since {since_when}"
 
 
-def _publish(request: translation.Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
+def _publish(request: Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
     """Publish a snapshot if there is anything new in it, and print which one is current."""
     from surveybridge.storage.published import publish, published
 

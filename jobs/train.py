@@ -5,24 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shlex
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
 
-if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Card
-    from surveybridge.storage.pairs import Pairs
-
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
+surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
 
@@ -30,11 +25,22 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 """Settings that may change between resumes; everything else makes another run."""
 
 
+LATER = {"problem": None, "to": None}
+"""Settings that earlier versions did not have, with the default that does what they did."""
+
+FIT_PAIRS = 256
+"""Pairs to which stretch and objective are fitted."""
+
+
 class Config(JobConfig):
     """Arguments of `surveybridge train`."""
 
     pairs: str = Field(description="pair store (Zarr group), local path or URL")
     out: str = Field(description="folder or s3:// URL for the checkpoint, loss.csv, loss.png and the run's own state")
+    problem: str | None = Field(
+        None, description="problem file (TOML) or shipped name (default: what the pair store says of its endpoints)"
+    )
+    to: str | None = Field(None, description="train one way, to this endpoint (default: both ways, or as the problem)")
     name: str = Field("bridge", description="name of the checkpoint")
     grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid the network works on")
     minutes: float | None = Field(None, gt=0, description="training time, minutes; over all resumes together")
@@ -79,12 +85,14 @@ def run(config: Config) -> int:
     from surveybridge.bridge_core.training import TrainState
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.training import fit
+    from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import read_pairs
 
     _check(config)
-    probe = read_pairs(config.pairs, config.grid, stop=4)
+    problem = asked_problem(config.problem, config.to, config.pairs)
+    probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table)
     available = min(probe.stored, config.limit or probe.stored)
     if available - config.validation < config.shards:
         raise RequestError(
@@ -93,11 +101,12 @@ def run(config: Config) -> int:
         )
     out = Folder.at(config.out)
     settings = config.model_dump() | {"pairs": Folder.at(config.pairs).url, "out": out.url, "available": available}
-    identity = {key: value for key, value in settings.items() if key not in FREE}
+    # a setting that is younger than a run is not in its name, where it is left at its default
+    identity = {key: value for key, value in settings.items() if key not in FREE and LATER.get(key, ...) != value}
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
-    card = make_card(settings, probe, asdict(make_recipe(settings)))
+    card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)
     try:
@@ -120,7 +129,7 @@ def run(config: Config) -> int:
             state.load(folder)
             log, plot = Path(scratch, "loss.csv"), Path(scratch, "loss.png")
             log.write_bytes(Path(folder, "loss.csv").read_bytes())
-            _plot(rows, plot)
+            plot_loss(rows, plot)
             card = replace(card, provenance=card.provenance | {"log_end": rows[-1]})
             weights = save_checkpoint(card, state.averages[float(rows[-1]["ema_width"])], Path(scratch, config.name))
             for file in (log, plot, weights.with_suffix(".json"), weights):
@@ -157,51 +166,3 @@ def _check(config: Config) -> None:
             f"--accumulate {config.accumulate} does not divide the {config.shards} shards; give a divisor of "
             f"{config.shards}"
         )
-
-
-def make_card(config: dict[str, Any], pairs: Pairs, recipe: dict[str, Any]) -> Card:
-    """Card of the checkpoint to be: bridge, network and stretch as asked, softening twice the noise of the pairs."""
-    from surveybridge.bridge_core.bridge import Bridge
-    from surveybridge.bridge_core.checkpoint import Card
-    from surveybridge.bridge_core.network import NetworkConfig
-    from surveybridge.bridge_core.objective import Objective
-    from surveybridge.bridge_core.stretch import Stretch
-
-    # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
-    even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")
-    bridge = {
-        "brownian": even_in_sigma if config["objective"] == "edm" else Bridge.brownian,
-        "schrodinger": Bridge.schrodinger,
-        "diffusion": Bridge.diffusion,
-    }[config["bridge"]]()
-    return Card(
-        name=config["name"],
-        grid=config["grid"],
-        bridge=bridge,
-        network=NetworkConfig(base=config["base"], stem=config["stem"], norm=config["norm"]),
-        objective=Objective(config["objective"], sigma_data=0.3, log_sigma_mean=-1.4, log_sigma_std=1.5),
-        stretch=Stretch({band: 2 * sigma for band, sigma in pairs.noise.items()}),
-        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
-        pixel_scale=pairs.pixel_scale,
-        provenance={
-            "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
-            "pairs": pairs.name,
-            "recipe": recipe,
-        },
-    )
-
-
-def _plot(rows: list[dict[str, str]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    minutes = [float(r["seconds"]) / 60 for r in rows]
-    axes.plot(minutes, [float(r["loss"]) for r in rows], label="training (raw weights)", lw=1)
-    axes.plot(minutes, [float(r["validation_loss"]) for r in rows], label="validation (averaged weights)", lw=1.5)
-    axes.set(xlabel="training time [min]", ylabel="loss", yscale="log")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

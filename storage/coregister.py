@@ -1,6 +1,7 @@
 """Bring one survey onto the pixel grid of the other, conserving flux.
 
-Cubic-spline interpolation of surface brightness times the ratio of pixel areas. The mapping between the two pixel grids
+Cubic-spline interpolation of surface brightness times the ratio of pixel areas (of values that do not add up over
+pixels, such as densities, without it). The mapping between the two pixel grids
 is itself a spline through exact WCS positions every 64 pixels.
 """
 
@@ -37,12 +38,14 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
     Returns
     -------
     SurveyImage
-        On the wanted grid. Flux is conserved; a pixel is masked, with the planes of the cause, if its kernel footprint
-        touches an unusable pixel; outside the input it is NO_DATA. `variance` is that of each single pixel, the sum of
-        squared effective weights (prefilter included) times the input variance, and `noise_correlation` says how much
-        neighbours share. A grid that is a shift by whole pixels is copied, not interpolated.
+        On the wanted grid. Flux is conserved where the image is `extensive`; a pixel is masked, with the planes of the
+        cause, if its kernel footprint touches an unusable pixel; outside the input it is NO_DATA. `variance` is that
+        of each single pixel, the sum of squared effective weights (prefilter included) times the input variance, and
+        `noise_correlation` says how much neighbours share. A grid that is a shift by whole pixels is copied, not
+        interpolated.
     """
     mapping = GridMapping.between(target_wcs_header, target_shape, image.wcs_header)
+    done = mapping.name if image.extensive or mapping.whole_shift is not None else "cubic spline"
     out = replace(
         image,
         flux=np.empty((len(image.bands), *target_shape), np.float32),
@@ -51,10 +54,12 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
         wcs_header=target_wcs_header,
         pixel_scale=pixel_scale(target_wcs_header),
         noise_correlation=tuple(mapping.noise_correlation(r) for r in image.noise_correlation),
-        provenance=image.provenance | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": mapping.name},
+        provenance=image.provenance | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": done},
     )
     sources = [_Source.prepare(image, band) for band in range(len(image.bands))]
     for rows, where in mapping.blocks():
+        if not image.extensive:
+            where = where._replace(area=np.ones_like(where.area))
         block = _Block.of(where, image.flux.shape[1:], copy=mapping.whole_shift is not None)
         for band, source in enumerate(sources):
             _interpolate(source, block, out, band, rows)

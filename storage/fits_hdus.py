@@ -101,29 +101,32 @@ def read_mask(hdus: fits.HDUList, name: str, shape: tuple[int, ...], file: str) 
 
 
 def read_variance(
-    hdus: fits.HDUList, name: str, shape: tuple[int, ...], njy: float, file: str
+    hdus: fits.HDUList, name: str, shape: tuple[int, ...], factor: float, file: str
 ) -> tuple[NDArray[np.float64] | None, str]:
-    """Variance in nJy^2 of the flux in extension `name`, NaN = bad, and where it comes from; None if nowhere."""
+    """Variance of the flux in extension `name`, NaN = bad, and where it comes from; None if nowhere.
+
+    `factor` is what a count is worth, in the unit whose square the variance is in.
+    """
     if name == "IMAGE" and "VARIANCE" in hdus:
-        return _checked(hdus["VARIANCE"], shape, file) * njy**2, VARIANCE_NOTE
+        return _checked(hdus["VARIANCE"], shape, file) * factor**2, VARIANCE_NOTE
     for candidate in (f"{stem_of(name)}_RMS", "RMS"):
         if candidate in hdus:
-            return _variance_of_rms(_checked(hdus[candidate], shape, file), njy), candidate
+            return _variance_of_rms(_checked(hdus[candidate], shape, file), factor), candidate
     return None, "none"
 
 
 def read_rms_file(
-    path: str, shape: tuple[int, ...], njy: float, storage_options: Mapping[str, Any] | None
+    path: str, shape: tuple[int, ...], factor: float, storage_options: Mapping[str, Any] | None
 ) -> tuple[NDArray[np.float64], str]:
     """As `read_variance`, from an RMS map in a file of its own."""
     file, extension = split_extension(path)
     with open_fits(file, storage_options) as hdus:
         hdu = flux_hdu(hdus, file, extension or ("RMS" if "RMS" in hdus else None), "RMS")
-        return _variance_of_rms(_checked(hdu, shape, file), njy), f"RMS map {path}"
+        return _variance_of_rms(_checked(hdu, shape, file), factor), f"RMS map {path}"
 
 
-def _variance_of_rms(rms: NDArray[np.float64], njy: float) -> NDArray[np.float64]:
-    return np.where(rms < BAD_RMS, (rms * njy) ** 2, np.nan)
+def _variance_of_rms(rms: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    return np.where(rms < BAD_RMS, (rms * factor) ** 2, np.nan)
 
 
 def read_psf_fwhm(hdus: fits.HDUList, name: str, header: fits.Header, scale: float) -> tuple[float, str]:

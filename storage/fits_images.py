@@ -1,4 +1,4 @@
-"""Read survey images from FITS: Rubin-like (image, variance, mask) and Euclid MER-like (MAGZERO, RMS), into nJy.
+"""Read images from FITS: Rubin-like (image, variance, mask) and Euclid MER-like (MAGZERO, RMS), into a problem's unit.
 
 A path is a local file or any fsspec URL, plain or RICE-compressed, with the extension to read in brackets where a file
 holds several images: `cutout.fits[DES_G_BGSUB]`.
@@ -6,11 +6,14 @@ holds several images: `cutout.fits[DES_G_BGSUB]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from astropy.io.fits import Header
+from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from surveybridge.storage.errors import StorageError
@@ -26,89 +29,110 @@ from surveybridge.storage.fits_hdus import (
     split_extension,
     stem_of,
 )
-from surveybridge.storage.fits_units import calibration
-from surveybridge.storage.grids import celestial_wcs, describe_footprint, pixel_scale, pixel_to_pixel, wcs_header_string
-from surveybridge.storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
+from surveybridge.storage.fits_units import calibration, unit_factor
+from surveybridge.storage.grids import (
+    celestial_wcs,
+    describe_footprint,
+    has_celestial_wcs,
+    pixel_scale,
+    pixel_to_pixel,
+    wcs_header_string,
+)
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.problems import EndpointTable, njy_per_unit
 
 Noise = Literal["auto", "file", "sky"]
-"""Where variances come from; see `read_rubin`."""
+"""Where variances come from; see `read_images`."""
+
+SAME_SCALE = 0.01
+"""Bands whose pixel scales differ by less lie on one grid, or should."""
+
+NO_SKY_SCALE = 1.0
+"""arcsec per pixel of the WCS that stands in where an endpoint has no place on the sky."""
 
 
-def read_rubin(
+def read_image(endpoint: EndpointTable, paths: Mapping[str, str], **how: Any) -> SurveyImage:
+    """Read the image of an endpoint whose bands share one pixel grid; arguments and refusals as `read_images`."""
+    image, *more = read_images(endpoint, paths, **how)
+    if more:
+        raise StorageError(
+            f'{endpoint["name"]}: band {more[0].bands[0]} has pixels of {more[0].pixel_scale:.3g}" but '
+            f'{image.bands[0]} of {image.pixel_scale:.3g}"; ingest brings them onto one grid'
+        )
+    return image
+
+
+def read_images(
+    endpoint: EndpointTable,
     paths: Mapping[str, str],
     *,
     noise: Noise = "auto",
     psf_fwhm: Mapping[str, float] | None = None,
+    rms: Mapping[str, str] | None = None,
+    filters: Collection[str] = (),
     storage_options: Mapping[str, Any] | None = None,
-) -> SurveyImage:
-    """Read one ground-based image, a file (or extension) per band.
+) -> list[SurveyImage]:
+    """Read the images of an endpoint, a file (or extension) per band.
 
     Parameters
     ----------
+    endpoint : EndpointTable
+        Bands, unit and the rest.
     paths : mapping of band to path
-        Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXT]` names an extension.
+        Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXT]` names an extension. Without EXT: `IMAGE`, `<BAND>_FLUX`,
+        `<BAND>_BGSUB`, or the only image in the file.
     noise : "auto", "file" or "sky"
         Where the variance comes from: "file" = its VARIANCE or RMS extension, "sky" = measured on the image, "auto" =
         VARIANCE where there is one, else the sky, because the RMS maps of ground bands in Euclid's MER products are
-        2-5 times the noise that is there.
+        2-5 times the noise that is there. Of what is no flux, "auto" takes an RMS extension too, and none as exact.
     psf_fwhm : mapping of band to arcsec, optional
         Overrides what the files say.
+    rms : mapping of band to path, optional
+        RMS maps in files of their own, which count unless `noise` is "sky". Default: the extension `<stem>_RMS` or
+        `RMS` beside the flux.
+    filters : collection of str
+        Further names, beside the endpoint's bands, that a file's FILTER must not have if it is given for another band.
     storage_options : mapping, optional
         For fsspec.
+
+    Returns
+    -------
+    list of SurveyImage
+        One image for each pixel grid, that of the first band first: bands with other pixels than the first have an
+        image each.
 
     Raises
     ------
     StorageError
-        A band is missing; a file, extension, unit, zero point or WCS is missing or wrong; bands differ in grid.
+        A band is missing; a file, extension, unit, zero point or WCS is missing or wrong; bands of one pixel scale
+        differ in grid.
     """
-    wanted = SURVEY_BANDS["lsst"]
-    missing = [band for band in wanted if band not in paths]
+    bands, psf_fwhm, rms = endpoint["bands"], psf_fwhm or {}, rms or {}
+    missing = [band for band in bands if band not in paths]
     if missing:
         raise StorageError(
-            f"lsst: no file for band {','.join(missing)}: given {','.join(paths) or 'none'}, needed "
-            f"{','.join(wanted)}; give one file per band"
+            f"{endpoint['name']}: no file for band {','.join(missing)}: given {','.join(paths) or 'none'}, needed "
+            f"{','.join(bands)}; give one file per band"
         )
-    return _assemble("lsst", [_read_plane(paths[band], band, noise, storage_options) for band in wanted], psf_fwhm)
+    for what, given in (("file", paths), ("PSF width", psf_fwhm), ("RMS map", rms)):
+        unknown = [band for band in given if band not in bands]
+        if unknown:
+            raise StorageError(
+                f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is none of its bands "
+                f"{','.join(bands)}; leave it out"
+            )
+    known = {*bands, *filters}
+    planes = [_read_plane(paths[band], band, endpoint, noise, known, rms.get(band), storage_options) for band in bands]
+    scale = pixel_scale(planes[0].wcs_header)
+    apart = [plane for plane in planes if abs(pixel_scale(plane.wcs_header) / scale - 1) > SAME_SCALE]
+    groups = [[plane for plane in planes if plane not in apart], *([plane] for plane in apart)]
+    return [_assemble(endpoint, group, psf_fwhm) for group in groups]
 
 
-def read_mer(
-    flux_path: str,
-    rms_path: str | None = None,
-    *,
-    band: str = "VIS",
-    noise: Noise = "file",
-    psf_fwhm: float | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> SurveyImage:
-    """Read a Euclid image: IMAGE / VARIANCE / MASK in nJy, or MER pixels with MAGZERO and an RMS map.
-
-    Parameters
-    ----------
-    flux_path : str
-        File or `FILE[EXT]`. Without EXT: `IMAGE`, `VIS_FLUX`, `VIS_BGSUB`, or the only image in the file.
-    rms_path : str, optional
-        RMS map in a file of its own. Default: the extension `<stem>_RMS` or `RMS` beside the flux.
-    band : str
-    noise : "auto", "file" or "sky"
-        As `read_rubin`.
-    psf_fwhm : float, optional
-        arcsec; overrides what the file says.
-    storage_options : mapping, optional
-        For fsspec.
-
-    Raises
-    ------
-    StorageError
-        As `read_rubin`.
-    """
-    plane = _read_plane(flux_path, band, noise, storage_options, rms_path)
-    return _assemble("euclid", [plane], None if psf_fwhm is None else {band: psf_fwhm})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Plane:
-    """One band as read: [H, W] arrays in nJy and what its headers say."""
+    """One band as read: [H, W] arrays in the endpoint's unit and what its headers say."""
 
     name: str
     band: str
@@ -123,37 +147,60 @@ class _Plane:
 
 
 def _read_plane(
-    path: str, band: str, noise: Noise, storage_options: Mapping[str, Any] | None, rms_path: str | None = None
+    path: str,
+    band: str,
+    endpoint: EndpointTable,
+    noise: Noise,
+    filters: Collection[str],
+    rms_path: str | None,
+    storage_options: Mapping[str, Any] | None,
 ) -> _Plane:
+    unit, njy_of_unit = endpoint["unit"], njy_per_unit(endpoint["unit"])
     file, extension = split_extension(path)
     with open_fits(file, storage_options) as hdus:
         hdu = flux_hdu(hdus, file, extension, band)
         where = f"{file}[{hdu.name or 0}]"
         header = hdus[0].header.copy(strip=True)
         header.update(hdu.header)
-        njy, zero_point = calibration(header, where)
-        wcs_header = wcs_header_string(celestial_wcs(hdu.header, where))
-        flux = native_pixels(hdu.data) * njy
+        if njy_of_unit is not None:
+            njy, zero_point = calibration(header, where)
+            factor, units = njy / njy_of_unit, {"zero_point": f"{zero_point:g} AB"}
+        else:
+            factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
+            units = {"unit": f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}"}
+        wcs_header = _wcs_header(hdu.header, endpoint, where)
+        flux = native_pixels(hdu.data) * factor
         mask, mask_note = read_mask(hdus, hdu.name, flux.shape, file)
-        variance, noise_note = read_variance(hdus, hdu.name, flux.shape, njy, file)
+        variance, noise_note = read_variance(hdus, hdu.name, flux.shape, factor, file)
         psf, psf_note = read_psf_fwhm(hdus, hdu.name, header, pixel_scale(wcs_header))
     if rms_path is not None:
-        variance, noise_note = read_rms_file(rms_path, flux.shape, njy, storage_options)
+        variance, noise_note = read_rms_file(rms_path, flux.shape, factor, storage_options)
     filter_name = str(header.get("FILTER", "not stated")).strip()
-    _check_filter(filter_name, band, where)
+    if filter_name in filters and filter_name != band:
+        raise StorageError(
+            f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
+        )
     mask[~np.isfinite(flux)] |= MASK_PLANES["NO_DATA"]
     if (mask != 0).all():
         raise StorageError(f"{where}: 0 of {mask.size} pixels are usable (NaN or masked); give another image")
+    exact = variance is None and noise == "auto" and njy_of_unit is None
+    trusted = noise_note == VARIANCE_NOTE or rms_path is not None or njy_of_unit is None
     sky = sky_statistics(flux, mask == 0)
-    if noise == "sky" or (noise == "auto" and noise_note != VARIANCE_NOTE):
-        noise_note = f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} nJy (in the file: {noise_note}, not used)"
+    correlation_note = f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels"
+    if exact:
+        sky, correlation_note = sky._replace(correlation=0.0), "0, taken as exact"
+        noise_note, variance = "none in the file, taken as exact", np.zeros(flux.shape)
+    elif noise == "sky" or (noise == "auto" and not trusted):
+        noise_note = (
+            f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} {unit} (in the file: {noise_note}, not used)"
+        )
         variance = np.full(flux.shape, sky.sigma**2)
     if variance is None:
         raise StorageError(
             f"{where}: no noise map (looked for VARIANCE, {stem_of(hdu.name)}_RMS, RMS); give one in the file or apart"
         )
     unknown = mask & MASK_PLANES["NO_DATA"] != 0
-    noiseless = ~(np.isfinite(variance) & (variance > 0)) & ~unknown
+    noiseless = ~(np.isfinite(variance) & ((variance > 0) | exact)) & ~unknown
     mask[noiseless] |= MASK_PLANES["BAD"]
     # a bad pixel still needs a finite variance: the store keeps NaN for NO_DATA alone
     variance = np.where(noiseless, sky.sigma**2, variance)
@@ -170,25 +217,28 @@ def _read_plane(
         provenance={
             f"{band}.file": where,
             f"{band}.filter": filter_name,
-            f"{band}.zero_point": f"{zero_point:g} AB",
+            **{f"{band}.{key}": note for key, note in units.items()},
             f"{band}.noise": noise_note,
-            f"{band}.noise_correlation": f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels",
+            f"{band}.noise_correlation": correlation_note,
             f"{band}.psf_fwhm": psf_note,
             f"{band}.mask": mask_note,
         },
     )
 
 
-def _check_filter(name: str, band: str, where: str) -> None:
-    """Refuse a file of one survey band given for another; filters of other telescopes may stand in."""
-    known = [b for bands in SURVEY_BANDS.values() for b in bands]
-    if name in known and name != band:
-        raise StorageError(
-            f"{where}: its FILTER is {name} but it is given for band {band}; put the files in band order"
-        )
+def _wcs_header(header: Header, endpoint: EndpointTable, where: str) -> str:
+    """The celestial WCS; a stand-in for an endpoint that is not on the sky, if its file has none."""
+    if endpoint["pixel_scale"] == 0 and not has_celestial_wcs(header):
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.crval, wcs.wcs.crpix = [0, 0], [1, 1]
+        wcs.wcs.cdelt = [-NO_SKY_SCALE / 3600, NO_SKY_SCALE / 3600]
+        wcs.wcs.radesys = "ICRS"
+        return wcs_header_string(wcs)
+    return wcs_header_string(celestial_wcs(header, where))
 
 
-def _assemble(survey: str, planes: list[_Plane], psf_fwhm: Mapping[str, float] | None) -> SurveyImage:
+def _assemble(endpoint: EndpointTable, planes: list[_Plane], psf_fwhm: Mapping[str, float]) -> SurveyImage:
     """Put bands together, which must share one grid."""
     first = planes[0]
     names = [plane.name for plane in planes]
@@ -206,21 +256,22 @@ def _assemble(survey: str, planes: list[_Plane], psf_fwhm: Mapping[str, float] |
             )
         if names.count(plane.name) > 1:
             raise StorageError(f"{plane.name}: given for {names.count(plane.name)} bands; give one file per band")
-    override = psf_fwhm or {}
     provenance = {key: value for plane in planes for key, value in plane.provenance.items()}
-    provenance |= {f"{band}.psf_fwhm": "given by the user" for band in override}
+    provenance |= {f"{plane.band}.psf_fwhm": "given by the user" for plane in planes if plane.band in psf_fwhm}
     return SurveyImage(
-        survey=survey,
+        survey=endpoint["name"],
         bands=tuple(plane.band for plane in planes),
         flux=np.stack([plane.flux for plane in planes]),
         variance=np.stack([plane.variance for plane in planes]),
         mask=np.stack([plane.mask for plane in planes]),
         wcs_header=first.wcs_header,
         pixel_scale=pixel_scale(first.wcs_header),
-        psf_fwhm=tuple(float(override.get(plane.band, plane.psf_fwhm)) for plane in planes),
+        psf_fwhm=tuple(float(psf_fwhm.get(plane.band, plane.psf_fwhm)) for plane in planes),
         zero_point=first.zero_point,
         noise_correlation=tuple(plane.noise_correlation for plane in planes),
         provenance=provenance,
+        unit=endpoint["unit"],
+        extensive=endpoint["extensive"],
     )
 
 

@@ -1,9 +1,10 @@
-"""What one count of a FITS image is worth, from its header."""
+"""What one count of a FITS image is worth, from its header: in nJy, or in the unit of an endpoint that is no flux."""
 
 from __future__ import annotations
 
 import math
 
+import astropy.units as u
 from astropy.io.fits import Header
 
 from surveybridge.storage.errors import StorageError
@@ -65,6 +66,36 @@ def calibration(header: Header, where: str) -> tuple[float, float]:
             f"FLUXMAG0); set {ZERO_POINT_KEYWORDS[0]} to the AB zero point"
         )
     return njy_per_count(zero_point), zero_point
+
+
+def unit_factor(header: Header, unit: str, endpoint: str, where: str) -> float:
+    """What one count is worth in the unit of an endpoint that is no flux density.
+
+    Parameters
+    ----------
+    header : Header
+        Of the image, merged over the primary header.
+    unit, endpoint : str
+        The endpoint's unit and name.
+    where : str
+        File and extension, for messages.
+
+    Raises
+    ------
+    StorageError
+        If the image's BUNIT is not the endpoint's unit, nor can be converted to it.
+    """
+    given = str(header.get("BUNIT") or "").strip()
+    try:
+        found = u.Unit(given)
+        if isinstance(found, u.UnitBase) and (given or not unit):  # no logarithm, whose values would need no factor
+            return float(found.to(u.Unit(unit)))
+    except (ValueError, TypeError):  # not a unit, or of something else
+        pass
+    raise StorageError(
+        f"{where}: BUNIT {given or 'absent'} but endpoint {endpoint} is in {unit or 'no unit'}; convert the image, or "
+        "correct its header"
+    )
 
 
 def _zero_point(header: Header, where: str) -> tuple[str, float | None]:

@@ -45,6 +45,15 @@ def celestial_wcs(header: Header | str, where: str = "image") -> WCS:
     )
 
 
+def has_celestial_wcs(header: Header) -> bool:
+    """Whether a FITS header says where on the sky its pixels are."""
+    try:
+        celestial_wcs(header)
+    except StorageError:
+        return False
+    return True
+
+
 def wcs_header_string(wcs: WCS) -> str:
     """Header string that restores the WCS, distortions included."""
     return str(wcs.to_header_string(relax=True))

@@ -1,4 +1,4 @@
-"""The image of one survey on one pixel grid, in physical units."""
+"""The image of one endpoint of a problem (a survey, or a physical field) on one pixel grid, in physical units."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from surveybridge.storage.errors import StorageError
 MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
 """Bit values of `SurveyImage.mask`. A pixel with any of them set is not usable."""
 
-SURVEY_BANDS: dict[str, tuple[str, ...]] = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
-
 
 @dataclass(frozen=True)
 class SurveyImage:
-    """Flux, variance and mask of one survey, all bands on one grid.
+    """Flux (or whatever the pixels hold), variance and mask of one survey, all bands on one grid.
 
     Parameters
     ----------
     survey : str
-        "lsst" or "euclid".
+        Name of the endpoint.
     bands : tuple of str
         Band names, in the order of the first axis.
     flux : float32 [C, H, W]
-        nJy per pixel, sky subtracted. NaN where the mask says NO_DATA, and only there.
+        `unit` per pixel, sky subtracted. NaN where the mask says NO_DATA, and only there.
     variance : float32 [C, H, W]
-        nJy^2 per pixel, of this pixel alone (see `noise_correlation`). NaN where NO_DATA.
+        unit^2 per pixel, of this pixel alone (see `noise_correlation`). NaN where NO_DATA.
     mask : uint8 [C, H, W]
         Bits of `MASK_PLANES`; 0 = usable.
     wcs_header : str
@@ -40,11 +38,16 @@ class SurveyImage:
     psf_fwhm : tuple of float
         arcsec per band; NaN where unknown.
     zero_point : float
-        AB zero point of the *input file* (the fluxes here are nJy, zero point 31.4, whatever it was).
+        AB zero point of the *input file* (fluxes in nJy have zero point 31.4, whatever it was); NaN where the pixels
+        are no fluxes.
     noise_correlation : tuple of float
         Correlation of the noise of neighbouring pixels (lag 1, mean of x and y) per band; 0 = white.
     provenance : dict of str to str
         Where the pixels come from and what was assumed.
+    unit : str
+        Unit of `flux`, as FITS writes it.
+    extensive : bool
+        Whether values add up over pixels, as fluxes do: a finer grid then divides them.
 
     Raises
     ------
@@ -63,6 +66,8 @@ class SurveyImage:
     zero_point: float
     noise_correlation: tuple[float, ...]
     provenance: dict[str, str] = field(default_factory=dict)
+    unit: str = "nJy"
+    extensive: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an image whose parts do not fit together."""
@@ -89,3 +94,9 @@ class SurveyImage:
     def valid(self) -> NDArray[np.bool_]:
         """Usable pixels, bool [C, H, W]."""
         return np.asarray(self.mask == 0)
+
+
+def seeing(image: SurveyImage) -> float:
+    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
+    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
+    return max(known, default=image.pixel_scale)

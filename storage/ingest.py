@@ -1,4 +1,4 @@
-"""From the FITS images of two surveys to a tile store on the Euclid pixel grid.
+"""From the FITS images of a problem's endpoints to a tile store on the pixel grid of one of them.
 
 Everything that can be wrong with the request is found before the first byte is written.
 """
@@ -15,40 +15,56 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 
 from surveybridge.storage.coregister import coregister
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.fits_images import Noise, read_mer, read_rubin
-from surveybridge.storage.grids import describe_footprint, overlap_fraction, shifted_header
+from surveybridge.storage.fits_images import Noise, read_images
+from surveybridge.storage.grids import GridMapping, describe_footprint, overlap_fraction, shifted_header
 from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
 from surveybridge.storage.tiles import Tile, TileStore
 
 MIN_TILE_SIZE = 64
 """Pixels: the window that the network sees."""
 
-NATIVE_SCALE = {"lsst": 0.2, "euclid": 0.1}
-"""arcsec per pixel of the survey itself."""
+Images = Mapping[str, Mapping[str, str]]
+"""Files by endpoint and band."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Both surveys on the Euclid pixel grid, ready to be cut."""
+    """The images of a problem's endpoints on the grid of one of them, ready to be cut.
 
-    lsst: SurveyImage
-    euclid: SurveyImage
+    Parameters
+    ----------
+    images : mapping of str to SurveyImage
+        By endpoint, in the problem's order.
+    onto : str
+        Whose grid it is.
+    """
+
+    images: Mapping[str, SurveyImage]
+    onto: str
+
+    @property
+    def wcs_header(self) -> str:
+        """WCS of the grid."""
+        return self.images[self.onto].wcs_header
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        height, width = self.euclid.flux.shape[1:]
+        height, width = self.images[self.onto].flux.shape[1:]
         return int(height), int(width)
 
     @property
     def grid_id(self) -> str:
         """Name of the pixel grid: a digest of its WCS and shape, so that the same grid has the same name anywhere."""
-        return "euclid-" + hashlib.sha256(f"{self.euclid.wcs_header}{self.shape}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{self.wcs_header}{self.shape}".encode()).hexdigest()
+        return f"{self.onto}-{digest[:12]}"
 
 
 def ingest_field(
-    euclid_path: str,
-    lsst_paths: Mapping[str, str],
+    problem: ProblemTable,
+    images: Images,
+    onto: str,
     store_url: str,
     *,
     tile_size: int = 512,
@@ -61,14 +77,12 @@ def ingest_field(
 
     Parameters
     ----------
-    euclid_path : str
-        FITS file or URL, `FILE[EXT]` to name an extension.
-    lsst_paths : mapping of band to path
-        g, r and i.
+    problem, images, onto
+        As `read_field`.
     store_url : str
         Where the store goes, local or s3://.
     tile_size, halo : int
-        Pixels of the Euclid grid; tiles at the edge are smaller, halos end at the field's edge.
+        Pixels of the grid; tiles at the edge are smaller, halos end at the field's edge.
     storage_options : mapping, optional
         For fsspec, input files and store alike.
     watch : callable (tiles, total) -> tiles, optional
@@ -87,12 +101,12 @@ def ingest_field(
         The request is wrong; nothing has been written.
     """
     check_tiling(tile_size, halo)
-    field = read_field(euclid_path, lsst_paths, storage_options=storage_options, **how)
+    field = read_field(problem, images, onto, storage_options=storage_options, **how)
     boxes = [box for box in tile_boxes(field.shape, tile_size, halo) if _has_data(field, box)]
-    if not any(len(cut_tile(field, box).images) == 2 for box in boxes):
+    if not any(len(cut_tile(field, box).images) == len(field.images) for box in boxes):
         raise StorageError(
-            f"{euclid_path}: no tile in which both surveys have usable pixels (of {len(boxes)} with any); give images "
-            "whose unmasked areas overlap"
+            f"{_first_file(problem, images, onto)}: no tile in which both surveys have usable pixels (of {len(boxes)} "
+            "with any); give images whose unmasked areas overlap"
         )
     store = TileStore.create(store_url, grid_id=field.grid_id, storage_options=storage_options)
     tiles: Iterable[Tile] = (cut_tile(field, box) for box in boxes)
@@ -102,78 +116,166 @@ def ingest_field(
 
 
 def read_field(
-    euclid_path: str,
-    lsst_paths: Mapping[str, str],
+    problem: ProblemTable,
+    images: Images,
+    onto: str,
     *,
-    euclid_rms: str | None = None,
-    euclid_psf_fwhm: float | None = None,
-    euclid_noise: Noise = "file",
-    lsst_psf_fwhm: Mapping[str, float] | None = None,
-    lsst_noise: Noise = "auto",
+    noise: Mapping[str, Noise] | None = None,
+    psf_fwhm: Mapping[str, Mapping[str, float]] | None = None,
+    rms: Images | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Field:
-    """Read both surveys and bring LSST onto the Euclid grid.
+    """Read the images of both endpoints, or of one, and bring all bands onto one grid.
 
     Parameters
     ----------
-    euclid_path, lsst_paths
-        As `ingest_field`.
-    euclid_rms : str, optional
-        RMS map in a file of its own.
-    euclid_psf_fwhm, lsst_psf_fwhm : float, mapping of band to float, optional
-        arcsec; override what the files say.
-    euclid_noise, lsst_noise : "auto", "file" or "sky"
-        As `read_rubin`.
+    problem : ProblemTable
+        What the endpoints are.
+    images : mapping of endpoint to mapping of band to path
+        FITS file or URL, `FILE[EXT]` to name an extension. All bands of an endpoint; one endpoint may be left out.
+    onto : str
+        The endpoint whose grid, that of its first band, the others are brought onto.
+    noise : mapping of endpoint to "auto", "file" or "sky", optional
+        As `read_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
+    psf_fwhm : mapping of endpoint to mapping of band to float, optional
+        arcsec; overrides what the files say.
+    rms : mapping of endpoint to mapping of band to path, optional
+        RMS maps in files of their own.
     storage_options : mapping, optional
         For fsspec.
 
     Raises
     ------
     StorageError
-        A file is unusable, or the surveys do not overlap.
+        A file is unusable, or the endpoints do not overlap.
     """
-    euclid = read_mer(
-        euclid_path, euclid_rms, noise=euclid_noise, psf_fwhm=euclid_psf_fwhm, storage_options=storage_options
-    )
-    lsst = read_rubin(lsst_paths, noise=lsst_noise, psf_fwhm=lsst_psf_fwhm, storage_options=storage_options)
-    frame = wcs_to_celestial_frame(euclid.wcs).name
+    for given in (images, noise or {}, psf_fwhm or {}, rms or {}):
+        for name in given:
+            endpoint(problem, name)
+    if onto not in images:
+        raise StorageError(f"onto {onto}: images of {', '.join(images) or 'nothing'} are given; give those of {onto}")
+    # the grid first: what is wrong with it concerns all others
+    ends = sorted((end for end in problem["endpoints"] if end["name"] in images), key=lambda end: end["name"] != onto)
+    read = {
+        end["name"]: read_images(
+            end,
+            images[end["name"]],
+            noise=(noise or {}).get(end["name"], "file" if end["name"] == problem["catalog"] else "auto"),
+            psf_fwhm=(psf_fwhm or {}).get(end["name"]),
+            rms=(rms or {}).get(end["name"]),
+            filters=[band for other in problem["endpoints"] for band in other["bands"]],
+            storage_options=storage_options,
+        )
+        for end in ends
+    }
+    grid = read[onto][0]
+    path = _first_file(problem, images, onto)
+    frame = wcs_to_celestial_frame(grid.wcs).name
     if frame != "icrs":
         raise StorageError(
-            f"{euclid_path}: celestial frame {frame}, expected icrs, in which catalogue positions are given; "
+            f"{path}: celestial frame {frame}, expected icrs, in which catalogue positions are given; "
             "convert the WCS (RADESYS = 'ICRS')"
         )
-    shapes = [image.flux.shape[1:] for image in (euclid, lsst)]
-    covered = overlap_fraction(euclid.wcs, shapes[0], lsst.wcs, shapes[1])
-    if covered == 0 and overlap_fraction(lsst.wcs, shapes[1], euclid.wcs, shapes[0]) == 0:
-        raise StorageError(
-            f"surveys do not overlap: {euclid_path} is at {describe_footprint(euclid.wcs, shapes[0])}, "
-            f"{lsst_paths['g']} at {describe_footprint(lsst.wcs, shapes[1])}; give images of the same sky"
-        )
-    notes = {"domain": describe_domain(lsst, euclid), "lsst_coverage": f"{covered:.4f} of the Euclid grid"}
-    lsst = coregister(lsst, euclid.wcs_header, (int(shapes[0][0]), int(shapes[0][1])))
-    return Field(
-        lsst=replace(lsst, provenance=lsst.provenance | notes),
-        euclid=replace(euclid, provenance=euclid.provenance | notes),
-    )
+    in_order = [end for end in problem["endpoints"] if end["name"] in images]
+    notes = {"domain": describe_domain(problem, read)}
+    for end in in_order:
+        for part in read[end["name"]]:
+            if part is grid:
+                continue
+            if end["pixel_scale"] == 0 and part.flux.shape[1:] != grid.flux.shape[1:]:
+                here, there = ("{} x {}".format(*image.flux.shape[1:]) for image in (part, grid))
+                raise StorageError(f"{end['name']}: {here} pixels but {onto} has {there}; give images of one grid")
+            covered = _covered(part, images[end["name"]][part.bands[0]], grid, path)
+            whose = end["name"] if part is read[end["name"]][0] else f"{end['name']}_{part.bands[0]}"
+            notes[f"{whose}_coverage"] = f"{covered:.4f} of the {endpoint(problem, onto)['title']} grid"
+    shape = (int(grid.flux.shape[1]), int(grid.flux.shape[2]))
+    on_grid = {
+        end["name"]: _joined(end, [_registered(end, part, grid, shape) for part in read[end["name"]]])
+        for end in in_order
+    }
+    return Field({name: replace(image, provenance=image.provenance | notes) for name, image in on_grid.items()}, onto)
 
 
-def describe_domain(lsst: SurveyImage, euclid: SurveyImage) -> str:
-    """Say whether these are the surveys that models are trained on: "in", or "out: " and what stands in for what."""
+def describe_domain(problem: ProblemTable, images: Mapping[str, list[SurveyImage]]) -> str:
+    """Say whether images are what the problem's models are trained on: "in", or "out: " and what stands in for what.
+
+    Parameters
+    ----------
+    problem : ProblemTable
+        What is expected.
+    images : mapping of endpoint to list of SurveyImage
+        On their own pixels, from `read_images`.
+    """
     reasons = []
-    for image in (lsst, euclid):
-        filters = {band: image.provenance.get(f"{band}.filter", "not stated") for band in image.bands}
+    for end in problem["endpoints"]:
+        parts = images.get(end["name"], [])
+        filters = {band: part.provenance.get(f"{band}.filter", "not stated") for part in parts for band in part.bands}
         # Rubin's physical filters are g_6, r_57, i_39; a file that states no filter is taken at its word
         strange = [
             f"{name} as {band}"
             for band, name in filters.items()
-            if name != "not stated" and name.lower().removeprefix("lsst_").split("_")[0] != band.lower()
+            if name != "not stated"
+            and name.lower().removeprefix(f"{end['name'].lower()}_").split("_")[0] != band.lower()
         ]
         if strange:
-            reasons.append(f"{image.survey} bands are {', '.join(strange)}")
-        native = NATIVE_SCALE[image.survey]
-        if abs(image.pixel_scale / native - 1) > 0.05:
-            reasons.append(f'{image.survey} pixels are {image.pixel_scale:.3g}", not {native:g}"')
+            reasons.append(f"{end['name']} bands are {', '.join(strange)}")
+        native = end["pixel_scale"]
+        if parts and native and abs(parts[0].pixel_scale / native - 1) > 0.05:
+            reasons.append(f'{end["name"]} pixels are {parts[0].pixel_scale:.3g}", not {native:g}"')
     return "out: " + "; ".join(reasons) if reasons else "in"
+
+
+def _first_file(problem: ProblemTable, images: Images, name: str) -> str:
+    """The file of an endpoint's first band."""
+    return images[name][endpoint(problem, name)["bands"][0]]
+
+
+def _covered(image: SurveyImage, path: str, grid: SurveyImage, grid_path: str) -> float:
+    """Share of the grid that an image covers; StorageError if it is none."""
+    here, there = image.flux.shape[1:], grid.flux.shape[1:]
+    covered = overlap_fraction(grid.wcs, there, image.wcs, here)
+    if covered == 0 and overlap_fraction(image.wcs, here, grid.wcs, there) == 0:
+        raise StorageError(
+            f"surveys do not overlap: {grid_path} is at {describe_footprint(grid.wcs, there)}, "
+            f"{path} at {describe_footprint(image.wcs, here)}; give images of the same sky"
+        )
+    return covered
+
+
+def _registered(end: EndpointTable, image: SurveyImage, grid: SurveyImage, shape: tuple[int, int]) -> SurveyImage:
+    """The image on the grid."""
+    if image is grid:
+        return image
+    if end["stretch"] == "axial" and GridMapping.between(grid.wcs_header, shape, image.wcs_header).whole_shift is None:
+        raise StorageError(
+            f"{end['name']}: its angles lie on other pixels than the grid of {grid.survey}, and angles are not "
+            "interpolated; give them on that grid, or bring the rest onto theirs"
+        )
+    return coregister(image, grid.wcs_header, shape)
+
+
+def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
+    """Images of one endpoint on one grid as one image, bands in the endpoint's order."""
+    if len(parts) == 1:
+        return parts[0]
+    bands = [band for part in parts for band in part.bands]
+    order = [bands.index(band) for band in end["bands"]]
+    per_band = ("native_pixel_scale", "interpolation")
+    return replace(
+        parts[0],
+        bands=tuple(end["bands"]),
+        psf_fwhm=tuple([width for part in parts for width in part.psf_fwhm][k] for k in order),
+        noise_correlation=tuple([value for part in parts for value in part.noise_correlation][k] for k in order),
+        provenance={
+            f"{part.bands[0]}.{key}" if key in per_band and part is not parts[0] else key: note
+            for part in parts
+            for key, note in part.provenance.items()
+        },
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("flux", "variance", "mask")
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -196,18 +298,19 @@ def tile_boxes(shape: tuple[int, int], tile_size: int, halo: int) -> Iterator[Ti
 
 
 def cut_tile(field: Field, box: TileBox) -> Tile:
-    """Cut one tile; a survey without a usable pixel in it is None."""
+    """Cut one tile; a survey without a usable pixel in it is left out."""
     y0, y1, x0, x1 = box.outer
     core = (box.core[0] - y0, box.core[1] - y0, box.core[2] - x0, box.core[3] - x0)
-    header = shifted_header(field.euclid.wcs_header, y0, x0)
-    images = {}
-    for image in (field.lsst, field.euclid):
-        cut = np.s_[:, y0:y1, x0:x1]
-        if (image.mask[cut] == 0).any():
-            images[image.survey] = replace(
-                image, flux=image.flux[cut], variance=image.variance[cut], mask=image.mask[cut], wcs_header=header
-            )
-    return Tile(box.tile_id, images.get("lsst"), images.get("euclid"), core, (y0, x0), field.grid_id)
+    header = shifted_header(field.wcs_header, y0, x0)
+    cut = np.s_[:, y0:y1, x0:x1]
+    images = {
+        name: replace(
+            image, flux=image.flux[cut], variance=image.variance[cut], mask=image.mask[cut], wcs_header=header
+        )
+        for name, image in field.images.items()
+        if (image.mask[cut] == 0).any()
+    }
+    return Tile(box.tile_id, images, core, (y0, x0), field.grid_id)
 
 
 def check_tiling(tile_size: int, halo: int) -> None:
@@ -220,4 +323,4 @@ def check_tiling(tile_size: int, halo: int) -> None:
 
 def _has_data(field: Field, box: TileBox) -> bool:
     y0, y1, x0, x1 = box.outer
-    return any(bool((image.mask[:, y0:y1, x0:x1] == 0).any()) for image in (field.lsst, field.euclid))
+    return any(bool((image.mask[:, y0:y1, x0:x1] == 0).any()) for image in field.images.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import astropy.units as u
 import cdshealpix.nested
 import numpy as np
-from astropy.coordinates import Latitude, Longitude
+from astropy.coordinates import Latitude, Longitude, SkyCoord
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
@@ -74,3 +74,11 @@ def check_cone(ra: float, dec: float, radius: float) -> None:
             raise StorageError(f"cone {name} {value:g} {unit} lies outside {low}..{high}; give RA,DEC,ARCSEC in ICRS")
     if not 0 < radius <= 180 * 3600:
         raise StorageError(f"cone radius {radius:g} arcsec lies outside 0..648000; give RA,DEC,ARCSEC")
+
+
+def sky_name(ra: float, dec: float) -> str:
+    """IAU-style name from the ICRS position, to 0.01 s and 0.1 arcsec."""
+    place = SkyCoord(ra, dec, unit="deg")
+    hours = place.ra.to_string(unit=u.hourangle, sep="", precision=2, pad=True)
+    degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)
+    return f"SB J{hours}{degrees}"

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.runs import RunFolder, candidates_path
 from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, conform
 from surveybridge.storage.segments import groups_of, parquet_file
@@ -91,3 +94,13 @@ class ThumbnailReader:
                     stamps = file.read_row_group(group, present, use_threads=False)
                     parts.append(conform(stamps.filter(hit), _SCHEMA, path))
         return pa.concat_tables(parts)
+
+
+def thumbnails(
+    image: SurveyImage, column: NDArray[np.int64], line: NDArray[np.int64], size: int = 64
+) -> NDArray[np.float32]:
+    """Windows [N, C, size, size] around pixels, NaN where masked or beyond the image."""
+    half = size // 2
+    flux = np.where(image.valid, image.flux, np.nan)
+    padded = np.pad(flux, ((0, 0), (half, half), (half, half)), constant_values=np.nan)
+    return np.stack([padded[:, y : y + size, x : x + size] for y, x in zip(line, column, strict=True)])

@@ -13,6 +13,7 @@ import zarr
 from surveybridge.storage.errors import DamagedData, StorageError
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.problems import squared_unit
 from surveybridge.storage.shards import read_shard, write_shard
 
 CHUNK = 256
@@ -76,9 +77,11 @@ def read_image(
             wcs_header=str(a["wcs"]),
             pixel_scale=float(a["pixel_scale"]),
             psf_fwhm=tuple(math.nan if value is None else float(value) for value in a["psf_fwhm"]),
-            zero_point=float(a["zero_point"]),
+            zero_point=math.nan if a["zero_point"] is None else float(a["zero_point"]),
             noise_correlation=tuple(float(value) for value in a["noise_correlation"]),
             provenance={str(key): str(value) for key, value in a["provenance"].items()},
+            unit=str(a["units"]["flux"]) if "units" in a else "nJy",
+            extensive=bool(a.get("extensive", True)),
             **arrays,
         )
     except KeyError as error:
@@ -118,14 +121,21 @@ def crop_image(image: SurveyImage, box: tuple[int, int, int, int]) -> SurveyImag
 
 
 def _image_attributes(image: SurveyImage) -> dict[str, Any]:
-    return {
+    units = {
+        "flux": image.unit,
+        "variance": squared_unit(image.unit),
+        "pixel_scale": "arcsec",
+        "psf_fwhm": "arcsec",
+    }
+    attributes = {
         "bands": list(image.bands),
         "wcs": image.wcs_header,
         "pixel_scale": image.pixel_scale,
         "psf_fwhm": [None if math.isnan(value) else value for value in map(float, image.psf_fwhm)],
-        "zero_point": image.zero_point,
+        "zero_point": None if math.isnan(image.zero_point) else image.zero_point,
         "noise_correlation": [float(value) for value in image.noise_correlation],
         "mask_planes": dict(MASK_PLANES),
         "provenance": dict(image.provenance),
-        "units": {"flux": "nJy", "variance": "nJy2", "pixel_scale": "arcsec", "psf_fwhm": "arcsec"},
+        "units": units,
     }
+    return attributes if image.extensive else attributes | {"extensive": False}

@@ -1,4 +1,4 @@
-"""The tile store: co-registered images of the surveys, a Zarr v3 group per tile and a Parquet manifest.
+"""The tile store: co-registered images of two surveys, a Zarr v3 group per tile and a Parquet manifest.
 
 Layout below the store's URL::
 
@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
@@ -38,19 +39,19 @@ from surveybridge.storage.tile_arrays import array_paths, check_pixels, crop_ima
 
 FORMAT = "surveybridge-tiles"
 FORMAT_VERSION = 1
-SURVEYS = ("lsst", "euclid")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A survey cell: core and halo of both surveys on one pixel grid.
+    """A survey cell: core and halo of the surveys on one pixel grid.
 
     Parameters
     ----------
     tile_id : str
         Letters, digits and `_ . + -`.
-    lsst, euclid : SurveyImage or None
-        Same [H, W], same WCS; None where the survey has no data here.
+    images : mapping of str to SurveyImage
+        By survey, the problem's endpoints in their order: same [H, W], same WCS. A survey without data here is left
+        out.
     core : (y0, y1, x0, x1)
         What the tile owns, half-open, in pixels of these arrays.
     origin : (y, x)
@@ -60,8 +61,7 @@ class Tile:
     """
 
     tile_id: str
-    lsst: SurveyImage | None
-    euclid: SurveyImage | None
+    images: Mapping[str, SurveyImage]
     core: tuple[int, int, int, int]
     origin: tuple[int, int]
     grid_id: str
@@ -70,15 +70,19 @@ class Tile:
         """Refuse a tile whose parts do not fit together."""
         check_name(self.tile_id, "tile id")
         if not self.images:
-            raise StorageError(
-                f"tile {self.tile_id}: no survey has an image; give at least one of {', '.join(SURVEYS)}"
-            )
-        shapes = {name: image.flux.shape[1:] for name, image in self.images.items()}
-        if len(set(shapes.values())) > 1:
-            raise StorageError(
-                f"tile {self.tile_id}: lsst is {shapes['lsst']} but euclid {shapes['euclid']} pixels; "
-                "co-register both onto one grid"
-            )
+            raise StorageError(f"tile {self.tile_id}: no survey has an image; give at least one")
+        for name, image in self.images.items():
+            if name != image.survey:
+                raise StorageError(
+                    f"tile {self.tile_id}: the image of {image.survey} is given as {name}; give each its own name"
+                )
+        shapes = [(name, image.flux.shape[1:]) for name, image in self.images.items()]
+        for name, shape in shapes[1:]:
+            if shape != shapes[0][1]:
+                raise StorageError(
+                    f"tile {self.tile_id}: {shapes[0][0]} is {shapes[0][1]} but {name} {shape} pixels; "
+                    "co-register both onto one grid"
+                )
         y0, y1, x0, x1 = self.core
         height, width = self.shape
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
@@ -86,12 +90,6 @@ class Tile:
                 f"tile {self.tile_id}: core {self.core} (y0,y1,x0,x1) does not lie inside the array of "
                 f"{height} x {width} pixels"
             )
-
-    @property
-    def images(self) -> dict[str, SurveyImage]:
-        """The surveys that are present, by name."""
-        both = {"lsst": self.lsst, "euclid": self.euclid}
-        return {name: image for name, image in both.items() if image is not None}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,6 +107,30 @@ class Tile:
         """Height and width of the core."""
         y0, y1, x0, x1 = self.core
         return y1 - y0, x1 - x0
+
+    def crop(self, box: tuple[int, int, int, int]) -> Tile:
+        """The pixels `box` = (y0, y1, x0, x1) of the arrays as a tile: it owns what it holds of the core.
+
+        Raises
+        ------
+        StorageError
+            If the box reaches beyond the arrays, or holds nothing of the core.
+        """
+        height, width = self.shape
+        y0, y1, x0, x1 = box
+        core = (max(self.core[0], y0), min(self.core[1], y1), max(self.core[2], x0), min(self.core[3], x1))
+        inside = min(y0, x0) >= 0 and y1 <= height and x1 <= width
+        if not (inside and core[0] < core[1] and core[2] < core[3]):
+            raise StorageError(
+                f"tile {self.tile_id}: the part {box} (y0,y1,x0,x1) of {height} x {width} pixels with core "
+                f"{self.core}; give a box inside that touches the core"
+            )
+        return replace(
+            self,
+            images={name: crop_image(image, box) for name, image in self.images.items()},
+            core=(core[0] - y0, core[1] - y0, core[2] - x0, core[3] - x0),
+            origin=(self.origin[0] + y0, self.origin[1] + x0),
+        )
 
 
 class TileStore:
@@ -216,19 +238,11 @@ class TileStore:
             attributes, images = self._read_images(tile_id)  # the damage may have happened on the way
         y0, y1, x0, x1 = (int(n) for n in attributes["core"])
         origin_y, origin_x = (int(n) for n in attributes["origin"])
-        height, width = next(iter(images.values())).flux.shape[1:]
-        box = (0, height, 0, width)
-        if halo is not None:
-            box = (max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width))
-        images = {name: crop_image(image, box) for name, image in images.items()}
-        return Tile(
-            tile_id=tile_id,
-            lsst=images.get("lsst"),
-            euclid=images.get("euclid"),
-            core=(y0 - box[0], y1 - box[0], x0 - box[2], x1 - box[2]),
-            origin=(origin_y + box[0], origin_x + box[2]),
-            grid_id=str(attributes["grid_id"]),
-        )
+        tile = Tile(tile_id, images, (y0, y1, x0, x1), (origin_y, origin_x), str(attributes["grid_id"]))
+        if halo is None:
+            return tile
+        height, width = tile.shape
+        return tile.crop((max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width)))
 
     def _read_images(self, tile_id: str) -> tuple[dict[str, Any], dict[str, SurveyImage]]:
         """Attributes and surveys of a tile: one request, and then one for each array, concurrently."""
@@ -363,3 +377,28 @@ def _root_attributes(folder: Folder) -> dict[str, Any] | None:
             "update surveybridge"
         )
     return attributes
+
+
+def part_of(tile: Tile, side: int) -> Tile:
+    """The middle of a tile: a core of at most so many pixels each way, with the tile's halo around it."""
+    y0, y1, x0, x1 = tile.core
+    height, width = min(y1 - y0, side), min(x1 - x0, side)
+    halo = max(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
+    top, left = (y0 + y1 - height) // 2, (x0 + x1 - width) // 2
+    if (height, width) == tile.core_shape:
+        return tile
+    box = (
+        max(top - halo, 0),
+        min(top + height + halo, tile.shape[0]),
+        max(left - halo, 0),
+        min(left + width + halo, tile.shape[1]),
+    )
+    # what the part owns is smaller still: around it lies a halo, as around the tile
+    core = (top - box[0], top - box[0] + height, left - box[2], left - box[2] + width)
+    return replace(tile.crop(box), core=core)
+
+
+def core_header(tile: Tile) -> str:
+    """WCS header of the tile's core."""
+    image = next(iter(tile.images.values()))
+    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import ingest, square_degree, train
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs.planning.rates import Rates
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.request import check
 from surveybridge.storage.tiles import TileStore
 from tests import tiny
 
@@ -25,9 +26,7 @@ def request_(tmp_path_factory):
     folder = tmp_path_factory.mktemp("square")
     store = tiny.write_store(folder / "tiles")
     checkpoint = tiny.write_checkpoint(folder)
-    return translation.check(
-        translation.Config(store=store, run=str(folder / "run"), checkpoint=checkpoint, executor="serial")
-    )
+    return check(Config(store=store, run=str(folder / "run"), checkpoint=checkpoint, executor="serial"))
 
 
 @pytest.mark.parametrize("grid", [PatchGrid(), square_degree.LARGE])

@@ -13,12 +13,15 @@ import zarr
 from numpy.typing import NDArray
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Card, save_checkpoint
+from surveybridge.bridge_core.checkpoint import save_checkpoint
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.storage.images import MASK_PLANES, SURVEY_BANDS, SurveyImage
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import gaussians, tan_wcs
 
@@ -40,8 +43,16 @@ BLOBS = [
 SIGMA = {"g": 0.33, "r": 0.34, "i": 0.53, "VIS": 2.02}
 """Noise of a pixel, nJy."""
 
+PROBLEM = Problem.from_table(default_problem())
+SURVEY_BANDS = {end.name: end.bands for end in PROBLEM.endpoints}
+
 SEEING = {"lsst": 7.3, "euclid": 1.6}
 """FWHM in pixels."""
+
+
+def fitted(end: Endpoint) -> Endpoint:
+    """An end of the default problem as a checkpoint on Euclid's grid has it."""
+    return replace(end, pixel_scale=0.1, stretch=Stretch({band: 2 * SIGMA[band] for band in end.bands}))
 
 
 def write_checkpoint(folder: Path, name: str = "tiny", *, seed: int = 0, **card: Any) -> str:
@@ -54,9 +65,7 @@ def write_checkpoint(folder: Path, name: str = "tiny", *, seed: int = 0, **card:
         "bridge": Bridge.brownian(m_min=1e-4),
         "network": network,
         "objective": Objective("edm", sigma_data=0.3, log_sigma_mean=-1.2, log_sigma_std=1.4),
-        "stretch": Stretch({band: 2 * sigma for band, sigma in SIGMA.items()}),
-        "bands": dict(SURVEY_BANDS),
-        "pixel_scale": {"lsst": 0.1, "euclid": 0.1},
+        "problem": PROBLEM.with_endpoints([fitted(end) for end in PROBLEM.endpoints]),
     }
     save_checkpoint(Card(**(fields | card)), UNet(network).state_dict(), folder / name)
     return str(folder / name)
@@ -91,7 +100,7 @@ def make_image(survey: str, side: int = SIDE) -> SurveyImage:
 
 def make_field() -> Field:
     """Both surveys on one grid."""
-    return Field(lsst=make_image("lsst"), euclid=make_image("euclid"))
+    return Field({name: make_image(name) for name in SURVEY_BANDS}, "euclid")
 
 
 def write_store(
@@ -103,6 +112,11 @@ def write_store(
     boxes = tile_boxes(field.shape, tile_size, halo)
     store.write_manifest([store.write_tile(edit(cut_tile(field, box))) for box in boxes])
     return str(path)
+
+
+def with_images(tile: Tile, **images: SurveyImage) -> Tile:
+    """The same tile with other images of some ends."""
+    return replace(tile, images={**tile.images, **images})
 
 
 def without_data(image: SurveyImage) -> SurveyImage:

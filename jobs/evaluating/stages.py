@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from surveybridge.bridge_core.checkpoint import Model, Precision
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.network import Precision
+    from surveybridge.bridge_core.problem import Endpoint
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
 
 PARTS = "evaluate-parts"
 TABLES = ("images", "pixels", "scores")
+WHITE_SIGMAS = 1000.0
+"""Noise levels at which a band is shown white, where AS-Bridge names no flux."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,8 @@ class BlockJudge:
             morphology,
             photometry,
         )
-        from surveybridge.bridge_core.translate import Sampling, window_samples
+        from surveybridge.bridge_core.settings import Sampling
+        from surveybridge.bridge_core.translate import window_samples
         from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
         settings, pairs = self.settings, block.pairs
@@ -167,19 +172,19 @@ class BlockJudge:
             batch=settings.batch,
             precision=settings.precision,
         )
-        images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
         image_rows, pixel_rows = [], []
-        for direction in settings.directions:
-            observed, wanted = direction.split("->")
-            bands, truth = model.card.bands[wanted], images[wanted]
-            windows = self._units(observed, images[observed])
+        for direction in map(model.card.problem.direction, settings.directions):
+            observed, wanted = direction.observed, direction.wanted
+            bands, scale = wanted.bands, pairs.pixel_scale[wanted.name]
+            truth = torch.from_numpy(pairs.ends[wanted.name])
+            windows = self._units(observed, torch.from_numpy(pairs.ends[observed.name]))
             samples = window_samples(model, direction, windows, corners(block), how).cpu().transpose(0, 1).contiguous()
             columns = image_scores(samples, truth, bands, settings.display)
-            columns |= photometry(samples, truth, bands, pairs.pixel_scale[wanted])
-            sigma = torch.tensor([pairs.noise[band] for band in bands])
-            columns |= morphology(samples, truth, sigma, pairs.pixel_scale[wanted])
+            columns |= photometry(samples, truth, bands, scale)
+            sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
+            columns |= morphology(samples, truth, sigma, scale)
             blended = [row.get("blended_lsst") for row in block.labels]
-            named = {"object_id": block.ids, "direction": [direction] * len(truth), "blended_lsst": blended}
+            named = {"object_id": block.ids, "direction": [str(direction)] * len(truth), "blended_lsst": blended}
             image_rows.append(_table(named | columns))
             sums = PixelSums.of(samples, truth, sigma, bands, settings.display)
             names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
@@ -187,7 +192,7 @@ class BlockJudge:
                 pa.table(
                     {
                         "object_id": [name for name, _, _ in names],
-                        "direction": [direction] * len(names),
+                        "direction": [str(direction)] * len(names),
                         "band": [band for _, band, _ in names],
                         "region": [region for _, _, region in names],
                         **{name: getattr(sums, name).flatten().tolist() for name in PIXEL_SUMS},
@@ -203,8 +208,10 @@ class BlockJudge:
     def _scores(self, model: Model, block: Block) -> pa.Table:
         import torch
 
-        from surveybridge.bridge_core.anomaly import Scoring, score_windows
+        from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
+        from surveybridge.bridge_core.residuals import Cutouts
+        from surveybridge.bridge_core.settings import Scoring
         from surveybridge.storage.schema import EVALUATED_SCORES, conform
 
         settings, pairs = self.settings, block.pairs
@@ -215,10 +222,11 @@ class BlockJudge:
             batch=settings.batch,
             precision=settings.precision,
         )
-        lsst, euclid = torch.from_numpy(pairs.lsst), torch.from_numpy(pairs.euclid)
-        valid = torch.ones(len(euclid), 1, *euclid.shape[-2:], dtype=torch.bool, device=self.device)
-        x1, x0 = self._units("lsst", lsst), self._units("euclid", euclid)
-        scores = score_windows(model, x1, x0, valid, corners(block), how)
+        direction = scored_direction(model)
+        observed, wanted = (torch.from_numpy(pairs.ends[end.name]) for end in (direction.observed, direction.wanted))
+        valid = torch.ones(len(wanted), 1, *wanted.shape[-2:], dtype=torch.bool, device=self.device)
+        x1, x0 = self._units(direction.observed, observed), self._units(direction.wanted, wanted)
+        scores = score_windows(model, Cutouts(x1, x0, valid, corners(block)), how)
         columns = {
             "object_id": block.ids,
             "anomalous": [block.which == "anomalies"] * len(block.ids),
@@ -228,18 +236,19 @@ class BlockJudge:
             "false_alarm": scores.false_alarm.numpy(),
             "score_asbridge": scores.published.numpy(),
         }
-        columns |= trivial_scores(lsst, euclid, pairs.pixel_scale, pairs.noise["VIS"])
+        noise = pairs.noise[direction.wanted.name][direction.wanted.bands[0]]
+        columns |= trivial_scores(observed, wanted, pairs.pixel_scale[direction.observed.name], noise)
         return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")
 
-    def _units(self, survey: str, images: Tensor) -> Tensor:
-        """Stamps [N, C, H, W] nJy as the network sees them, on its device; nothing of them is masked."""
+    def _units(self, end: Endpoint, images: Tensor) -> Tensor:
+        """Stamps [N, B, H, W] of an end as the network sees them, on its device; nothing of them is masked."""
         import torch
 
         from surveybridge.bridge_core.translate import observed_units
 
         flux = images.to(self.device)
         valid = torch.ones_like(flux[0], dtype=torch.bool)
-        return torch.stack([observed_units(self.model, survey, stamp, valid) for stamp in flux])
+        return torch.stack([observed_units(self.model, end, stamp, valid) for stamp in flux])
 
 
 class BlockWriter:
@@ -264,24 +273,41 @@ class BlockWriter:
 
 def with_display(model: Model, display: Stretch) -> Model:
     """The model; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
-    return model if model.card.stretch else replace(model, card=replace(model.card, stretch=display))
+    if model.card.physical:
+        return model
+    problem = model.card.problem
+    ends = [replace(end, stretch=display.of_bands(end.bands)) for end in problem.endpoints]
+    return replace(model, card=replace(model.card, problem=problem.with_endpoints(ends)))
 
 
 def display_stretch(pairs: Pairs) -> Stretch:
-    """AS-Bridge's display for these pairs: white is the flux of `WHITE` on its own pixels, scaled to theirs by area."""
-    from surveybridge.bridge_core.stretch import Stretch
-    from surveybridge.storage.pairs import EUCLID_BANDS, LSST_BANDS, WHITE
+    """The display of these pairs in which energy scores are taken: AS-Bridge's, where its surveys are.
 
+    There white is the flux of `WHITE` on its own pixels, scaled to those of the pairs by area; bands of other ends are
+    white at `WHITE_SIGMAS` times their noise, or their scatter where no noise is stated.
+    """
+    import numpy as np
+
+    from surveybridge.bridge_core.stretch import Stretch
+    from surveybridge.storage.pairs import WHITE
+
+    noise: dict[str, float] = {}
     top: dict[str, float] = {}
-    for survey, bands in (("lsst", LSST_BANDS), ("euclid", EUCLID_BANDS)):
-        flux, arcsec = WHITE[survey]
-        top |= dict.fromkeys(bands, flux * (pairs.pixel_scale[survey] / arcsec) ** 2)
-    return Stretch.asbridge(pairs.noise, top)
+    for end, bands in pairs.bands.items():
+        for k, band in enumerate(bands):
+            sigma = pairs.noise[end][band]
+            noise[band] = sigma if np.isfinite(sigma) else float(np.nanstd(pairs.ends[end][:, k]))
+            if end in WHITE:
+                flux, arcsec = WHITE[end]
+                top[band] = flux * (pairs.pixel_scale[end] / arcsec) ** 2
+            else:
+                top[band] = WHITE_SIGMAS * noise[band]
+    return Stretch.asbridge(noise, top)
 
 
 def corners(block: Block) -> list[tuple[int, int]]:
     """A place for each pair in the noise's pixels, which no other pair shares."""
-    size = block.pairs.euclid.shape[-1]
+    size = next(iter(block.pairs.ends.values())).shape[-1]
     row = 0 if block.which == "pairs" else size
     return [(row, size * (block.first + k)) for k in range(len(block.ids))]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model, threads
-from surveybridge.jobs.translating.stages import check_image, seeing
+from surveybridge.jobs.translating.scene import check_tile, scene_of
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.storage.footprint import Box
     from surveybridge.storage.mosaics import StitchedMosaic
     from surveybridge.storage.runs import RunFolder
@@ -61,9 +61,8 @@ def redraw(
     """
     import torch
 
-    from surveybridge.bridge_core.patches import PatchGrid
     from surveybridge.bridge_core.redraw import redraw_tile
-    from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
     from surveybridge.storage.footprint import overlap
     from surveybridge.storage.runs import LATER_KEYS
     from surveybridge.storage.tiles import TileStore
@@ -86,6 +85,7 @@ def redraw(
         precision=facts["precision"],
         patches=PatchGrid.of((LATER_KEYS | facts)["patch"]),
     )
+    direction = model.card.problem.direction(facts["direction"])
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)
     mean, std = np.full_like(stored.mean, np.nan), np.full_like(stored.std, np.nan)
     for tile_id, box in progress(boxes.items(), "samples", total=len(boxes)):
@@ -93,21 +93,10 @@ def redraw(
         if part is None:
             continue
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
-        image = tile.images[facts["direction"].split("->")[0]]
-        for seen in tile.images.values():
-            check_image(model, seen, tile_id)
+        check_tile(model, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
-        posterior, drawn = redraw_tile(
-            model,
-            facts["direction"],
-            torch.from_numpy(image.flux).to(device),
-            torch.from_numpy(image.valid).to(device),
-            origin=tile.origin,
-            core=tile.core,
-            psf_fwhm=seeing(image) / image.pixel_scale,
-            how=how,
-            region=(y0 - top, y1 - top, x0 - left, x1 - left),
-        )
+        scene = scene_of(tile, direction.observed.name, device)
+        posterior, drawn = redraw_tile(model, direction, scene, how, (y0 - top, y1 - top, x0 - left, x1 - left))
         there = (slice(y0 - region[0], y1 - region[0]), slice(x0 - region[2], x1 - region[2]))
         samples[:, :, *there] = drawn[:count].numpy()
         mean[:, *there], std[:, *there] = posterior.mean.numpy(), posterior.std.numpy()

@@ -1,4 +1,4 @@
-"""What a translation will take, by arithmetic: windows, memory, and the rest from the rates of `planning.rates`."""
+"""What a translation will take, by arithmetic: windows, and the rest from the rates of `planning.rates`."""
 
 from __future__ import annotations
 
@@ -10,46 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveybridge.cluster.stages import GROUP_BYTES
-
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.checkpoint import Model
-    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
+    from surveybridge.bridge_core.settings import PatchGrid
     from surveybridge.jobs.planning.rates import Rates
-    from surveybridge.jobs.translating.request import Config
+    from surveybridge.jobs.translating.config import Config
     from surveybridge.storage.tiles import Tile
 
-SOURCES_PER_PIXEL = 1 / 1500
-"""As many sources as memory is projected for: 240 per square arcminute of 0.1" pixels, a deep field."""
-
-PROCESS_BYTES = 455 << 20
-"""A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
-
-GPU_PROCESS_BYTES = 3 << 30
-"""What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
-
-READ_COPIES = 3.4
-"""Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
-
-MODEL_COPIES = 2.8
-"""Of a tile while it is translated: in Ray's block, and as arrays."""
-
-CATALOG_COPIES = 3.2
-"""Of the candidates while they are made: scores, thumbnails, columns, pickled."""
-
-RECONSTRUCTION_COPIES = 10
-"""Of a group's reconstructions while they are compared, most of them in the jackknife."""
-
-WRITE_COPIES = 2.1
-"""Of a result while it is written: in Ray's block, and as arrays or as the file."""
-
-ROW_GROUP = 1024
-"""Candidates that Parquet encodes at a time."""
-
-CANDIDATE_BYTES = 100 << 10
-"""A row of the catalog: six 64 x 64 planes of thumbnails."""
 
 RAY_START_SECONDS = 12.0
 """From the first tile handed to a started Ray until a model takes it: processes start and load torch."""
@@ -72,6 +42,7 @@ class Work:
     tiles' places in the global grid could not be told from the manifest: then windows are the mean over all places.
     """
 
+    direction: Direction
     tiles: int
     unusable: int
     windows: int
@@ -88,6 +59,8 @@ class Projection:
 
     tiles: int
     tiles_done: int
+    direction: str = ""
+    observed: str = ""
     unusable_tiles: int = 0
     patches: int = 0
     patches_exact: bool = True
@@ -111,11 +84,10 @@ class Projection:
     rates: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work_of(manifest: pa.Table, direction: str, tile: Tile, grid: PatchGrid) -> Work:
+def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGrid) -> Work:
     """Count what the tiles of a manifest take; `tile` is any tile of the same store, read."""
-    observed = direction.split("->")[0]
-    both = _has(manifest, "lsst") & _has(manifest, "euclid")
-    usable = _has(manifest, observed)
+    usable = _has(manifest, direction.observed.name)
+    both = usable & _has(manifest, direction.wanted.name)
     shape = [manifest[name].to_numpy().astype(np.int64) for name in ("core_height", "core_width")]
     origins = core_origins(manifest, tile)
     counts = []
@@ -129,6 +101,7 @@ def work_of(manifest: pa.Table, direction: str, tile: Tile, grid: PatchGrid) -> 
     pixels = shape[0] * shape[1]
     scale = next(iter(tile.images.values())).pixel_scale / 3600
     return Work(
+        direction=direction,
         tiles=manifest.num_rows,
         unusable=int((~usable).sum()),
         windows=round(float((counts[0] * counts[1])[usable].sum())),
@@ -158,9 +131,9 @@ def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDA
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
     """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
-    from surveybridge.bridge_core.anomaly import Scoring, reconstruction_steps
+    from surveybridge.bridge_core.anomaly import reconstruction_steps
     from surveybridge.bridge_core.sampler import end_then_rho_steps
-    from surveybridge.bridge_core.translate import Sampling
+    from surveybridge.bridge_core.settings import Sampling, Scoring
 
     return {
         "translate": len(end_then_rho_steps(model.card.bridge, config.steps, Sampling().sigma_max)),
@@ -184,7 +157,7 @@ def project(
     Parameters
     ----------
     work, steps, rates, memory
-        Of `work_of`, `steps_of`, `jobs.planning.rates.calibrate` and `stage_memory`.
+        Of `work_of`, `steps_of`, `jobs.planning.rates.calibrate` and `jobs.translating.memory.stage_memory`.
     config
         The request.
     tiles_done
@@ -223,6 +196,8 @@ def project(
     return Projection(
         tiles=work.tiles,
         tiles_done=tiles_done,
+        direction=str(work.direction),
+        observed=work.direction.observed.name,
         unusable_tiles=work.unusable,
         patches=work.windows,
         patches_exact=work.exact,
@@ -249,71 +224,6 @@ def project(
         },
         rates=asdict(rates),
     )
-
-
-def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float | None = None) -> dict[str, int]:
-    """Largest heap of a worker of each stage, bytes: "read", "model", "write".
-
-    `gpus` is what a model will have; by default one where torch finds any on this machine.
-
-    The constants are measured by `benchmarks/memory.py`, which shows projected and measured side by side. A stage
-    holds one tile at a time: the sum of the process itself, copies of what comes in, what the stage makes, and copies
-    of what goes out. The largest tile of the manifest decides, with `SOURCES_PER_PIXEL` sources in its core.
-    """
-    import torch
-
-    tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
-    observed, wanted = (len(model.card.bands[survey]) for survey in config.direction.split("->"))
-    tile = max(tile, GROUP_BYTES)
-    catalog = core * SOURCES_PER_PIXEL * CANDIDATE_BYTES
-    result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
-    arrays = _arrays_bytes(pixels, core, observed, wanted, config)
-    return {
-        "read": PROCESS_BYTES + round(READ_COPIES * tile),
-        "model": PROCESS_BYTES
-        + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
-        + network_bytes(model, config)
-        + round(MODEL_COPIES * tile + arrays),
-        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * CANDIDATE_BYTES)),
-    }
-
-
-def network_bytes(model: Model, config: Config) -> int:
-    """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
-    from surveybridge.bridge_core.translate import Sampling
-
-    network = model.card.network
-    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    plane = (config.batch or Sampling.batch) * (64 // network.stem) ** 2 * 4
-    # measured: so many planes of the first stage's width are alive at the widest place of the network
-    alive = 20 if config.precision == "float32" else 12
-    return int(2 * weights + plane * network.base * alive)
-
-
-def _arrays_bytes(pixels: int, core: int, observed: int, wanted: int, config: Config) -> float:
-    """What the model stage makes besides network and tile, at the larger of its two peaks."""
-    from surveybridge.bridge_core.anomaly import GROUP
-    from surveybridge.bridge_core.patches import PatchGrid
-    from surveybridge.bridge_core.translate import Sampling
-
-    images = pixels * 4 * 3  # in network units: three channels, float32
-    planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
-    grid = PatchGrid.of(config.patch)
-    windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
-    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
-    translating = images * (1 + observed / 3) + 2 * windows + blending
-    sources = core * SOURCES_PER_PIXEL
-    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * 3 * 64**2 * 4
-    scoring = images + RECONSTRUCTION_COPIES * group + CATALOG_COPIES * sources * CANDIDATE_BYTES + 2 * planes
-    return max(translating, scoring)
-
-
-_CORE = ("core_height", "core_width")
-
-
-def _largest(manifest: pa.Table, *columns: str) -> int:
-    """Largest product of some columns."""
-    return int(np.prod([manifest[name].to_numpy().astype(np.int64) for name in columns], axis=0).max())
 
 
 def _has(manifest: pa.Table, survey: str) -> NDArray[np.bool_]:

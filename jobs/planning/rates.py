@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surveybridge.bridge_core.detection import detect
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.stages import tile_stages
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.runs import RunFolder, candidates_path, ledger_path, mosaic_path
 from surveybridge.storage.schema import CANDIDATES
-from surveybridge.storage.tile_arrays import crop_image
+from surveybridge.storage.tiles import part_of
 
 if TYPE_CHECKING:
     from surveybridge.jobs.translating.stages import Settings
@@ -134,26 +134,6 @@ def spread(items: Sequence[str]) -> list[str]:
     return [items[place] for place in places]
 
 
-def part_of(tile: Tile, side: int) -> Tile:
-    """The middle of a tile: a core of at most so many pixels each way, with the tile's halo around it."""
-    y0, y1, x0, x1 = tile.core
-    height, width = min(y1 - y0, side), min(x1 - x0, side)
-    halo = max(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
-    top, left = (y0 + y1 - height) // 2, (x0 + x1 - width) // 2
-    if (height, width) == tile.core_shape:
-        return tile
-    box = (
-        max(top - halo, 0),
-        min(top + height + halo, tile.shape[0]),
-        max(left - halo, 0),
-        min(left + width + halo, tile.shape[1]),
-    )
-    images = {name: crop_image(image, box) for name, image in tile.images.items()}
-    core = (top - box[0], top - box[0] + height, left - box[2], left - box[2] + width)
-    origin = (tile.origin[0] + box[0], tile.origin[1] + box[2])
-    return replace(tile, lsst=images.get("lsst"), euclid=images.get("euclid"), core=core, origin=origin)
-
-
 class _Calibration:
     def __init__(
         self, store: TileStore, settings: Settings, run_json: Mapping[str, Any], steps: Mapping[str, int]
@@ -165,6 +145,7 @@ class _Calibration:
         self.folder = RunFolder.open_or_create(settings.run, run_json)
         stages = tile_stages(settings)
         self.read, self.model, self.write = stages.make_read(), stages.make_model(), stages.make_write()
+        self.catalog = self.model.model.card.problem.catalog
         self.load = time.monotonic() - begin
         self.sum: defaultdict[str, float] = defaultdict(float)
 
@@ -213,9 +194,10 @@ class _Calibration:
             return trial
         for name, value in trial.items():
             self.sum[name] += value
-        if tile.lsst is not None and tile.euclid is not None:
+        if self.catalog is not None and len(tile.images) == 2:
             # with the halo, whose sources are as many by pixel: an object cut by the core's border counts once
-            self.sum["sources"] += len(detect(tile.euclid.flux[0], tile.euclid.variance[0], tile.euclid.valid[0]))
+            found_on = tile.images[self.catalog]
+            self.sum["sources"] += len(detect(found_on.flux[0], found_on.variance[0], found_on.valid[0]))
             self.sum["scored_pixels"] += math.prod(tile.shape)
         self.sum["tiles"] += 1
         self.sum["read"] += outcome.seconds["read"]

@@ -68,9 +68,8 @@ def _record(translate: Callable[[Tile], Any], settings: Settings, batch: int) ->
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from surveybridge.bridge_core.patches import PatchGrid
-    from surveybridge.jobs.planning.rates import part_of
-    from surveybridge.storage.tiles import TileStore
+    from surveybridge.bridge_core.settings import PatchGrid
+    from surveybridge.storage.tiles import TileStore, part_of
 
     assert settings.profiled is not None
     grid = PatchGrid.of(settings.patch)

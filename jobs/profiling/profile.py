@@ -16,11 +16,11 @@ from typing import Any
 from surveybridge.cluster.stages import STAGES
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.diagnosing.machine import described_machine
-from surveybridge.jobs.profiling.operators import ABOUT, CLAIM, RECORDED, Operators
+from surveybridge.jobs.profiling.operators import ABOUT, CLAIM, PROFILER_BYTES, RECORDED, Operators
 from surveybridge.jobs.profiling.spans import PARTS, Part, Profiled
 from surveybridge.jobs.profiling.table import describe, profile_of
 from surveybridge.jobs.profiling.trace import Trace
-from surveybridge.jobs.translate import translate
+from surveybridge.jobs.translating.engine import translate
 from surveybridge.jobs.translating.request import Request, todo_of
 from surveybridge.jobs.translating.stages import Settings, tile_stages
 from surveybridge.jobs.translating.tally import Tally
@@ -58,7 +58,7 @@ def translate_profiled(request: Request, url: str) -> tuple[Tally, str]:
         return tile_stages(dataclasses.replace(settings, profiled=profiled) if todo else settings)
 
     began = time.time()
-    tally = translate(request, make_stages, watch)
+    tally = translate(request, make_stages, watch, PROFILER_BYTES)
     if not receipts:
         folder.delete_below(PARTS)
         return tally, "no tile was done, so there is no profile"

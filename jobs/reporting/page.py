@@ -14,8 +14,8 @@ from surveybridge.jobs.reporting.calibration import calibration_plot
 from surveybridge.jobs.reporting.cards import DETECTED, cards
 from surveybridge.jobs.reporting.scores import scores_plot
 from surveybridge.jobs.reporting.sky import sky_plot, tile_grid
+from surveybridge.jobs.reporting.state import run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
-from surveybridge.jobs.status import run_status
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import query

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from surveybridge.jobs.reporting.plots import BLACK, BLUE, GREEN, ORANGE, PALE, PURPLE, Plot, panel
-from surveybridge.jobs.status import PAUSE
+from surveybridge.jobs.reporting.state import PAUSE
 from surveybridge.jobs.translating.tally import STAGES
 
 HEADING = "Throughput"

@@ -78,24 +78,28 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
     RequestError
         Where all do, or where the stamps have other pixels than the simulator's instruments.
     """
+    ends = {one.survey: one.survey.lower() for one in INSTRUMENTS}
     for one in INSTRUMENTS:
-        scale = pairs.pixel_scale["lsst" if one.survey == "LSST" else "euclid"]
+        scale = pairs.pixel_scale[ends[one.survey]]
         if abs(scale / one.pixel_scale - 1) > 0.01:
             raise RequestError(
                 f'{pairs.name}: {one.band} has pixels of {scale:.3f}", but arcs are drawn for the '
                 f"{one.pixel_scale:.3f}\" of {one.survey}; give stamps on the surveys' own pixels"
             )
     rng = np.random.default_rng(seed)
-    found: list[tuple[int, InjectedLens, NDArray[np.float32], NDArray[np.float32]]] = []
+    found: list[tuple[int, InjectedLens, dict[str, NDArray[np.float32]]]] = []
     for row in progress(rows, "inject", unit="lenses"):
         lens = draw_lens(rng)
-        size = {"LSST": pairs.lsst.shape[-1], "Euclid": pairs.euclid.shape[-1]}
+        size = {survey: pairs.ends[end].shape[-1] for survey, end in ends.items()}
         stamps = {one.band: arc_stamp(lens.images, one, size[one.survey], (0.0, 0.0), rng) for one in INSTRUMENTS}
         if lens.images.snr < SOURCES.min_snr:
             continue
-        lsst = pairs.lsst[row] + np.stack([stamps[band] for band in "gri"])
-        found.append((row, lens, lsst.astype(np.float32), (pairs.euclid[row] + stamps["VIS"]).astype(np.float32)))
+        lit = {
+            end: (pairs.ends[end][row] + np.stack([stamps[band] for band in bands])).astype(np.float32)
+            for end, bands in pairs.bands.items()
+        }
+        found.append((row, lens, lit))
     if not found:
         raise RequestError(f"no arcs of {len(rows)} draws reach S/N {SOURCES.min_snr:g}; give more galaxies")
-    copies = replace(pairs, lsst=np.stack([f[2] for f in found]), euclid=np.stack([f[3] for f in found]))
+    copies = replace(pairs, ends={end: np.stack([lit[end] for _, _, lit in found]) for end in pairs.ends})
     return copies, [f[1] for f in found], [f[0] for f in found]

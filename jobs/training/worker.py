@@ -21,19 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import DIRECTIONS, Card, Model
 from surveybridge.bridge_core.metrics import patch_energy_score
+from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import UNet, channels_last
+from surveybridge.bridge_core.problem import from_channels, to_channels
+from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import (
     Batch,
+    Ends,
     Recipe,
     TrainState,
     augment,
     bridge_loss,
-    half_each_way,
+    filled,
     step_generator,
+    wanted_of,
 )
-from surveybridge.bridge_core.translate import Sampling, from_channels, stretch_of, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.storage.objectstore import configure
 from surveybridge.storage.pairs import read_pairs
 
@@ -156,19 +160,17 @@ class Interval:
 
 @dataclass
 class Shard:
-    """A range of the training pairs and its part of those kept for validation, in network units."""
+    """A range of the training pairs and its part of those kept for validation: planes [N, P, H, W] in network units."""
 
     index: int
     seed: int
-    lsst: Tensor
-    euclid: Tensor
-    validation_lsst: Tensor
-    validation_euclid: Tensor
+    training: Ends
+    validation: Ends
     _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def rows(self, step: int, count: int) -> Tensor:
         """Rows of one step, int64 [count]: endless epochs, each a permutation of its own."""
-        epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.lsst))
+        epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.training[0]))
         return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
 
     def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
@@ -176,12 +178,13 @@ class Shard:
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
         rows = self.rows(step, count)
-        lsst, euclid = augment(self.lsst[rows], self.euclid[rows], generator, roll=card.grid == "mosaic")
-        return Batch.draw(card, lsst, euclid, half_each_way(count), generator)
+        ends = channels_of(card, self.training, rows)
+        ends = augment(ends, card.problem, generator, roll=card.grid == "mosaic")
+        return Batch.draw(card, ends, wanted_of(card.problem, count), generator)
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, self.index, int(epoch))).permutation(len(self.lsst))
+            order = np.random.default_rng((self.seed, self.index, int(epoch))).permutation(len(self.training[0]))
             self._order = int(epoch), order
         return self._order[1]
 
@@ -189,16 +192,22 @@ class Shard:
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
     """Read one shard and nothing else; the last pairs are kept for validation, and cut alike."""
 
-    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def read(start: int, stop: int) -> Ends:
         first, last = shard_range(start, stop, index, config["shards"])
-        pairs = read_pairs(config["pairs"], config["grid"], first, last)
-        assert card.stretch is not None
-        lsst = card.stretch.forward(torch.from_numpy(pairs.lsst), card.bands["lsst"])
-        euclid = card.stretch.forward(torch.from_numpy(pairs.euclid), card.bands["euclid"])
-        return lsst, euclid.expand(-1, card.network.image_channels, -1, -1)
+        pairs = read_pairs(config["pairs"], config["grid"], first, last, problem=card.problem.table)
+        first_end, second_end = (
+            end.fitted.forward(torch.from_numpy(pairs.ends[end.name]), end.bands) for end in card.problem.endpoints
+        )
+        return first_end, second_end
 
     training = config["available"] - config["validation"]
     return Shard(index, config["seed"], *read(0, training), *read(training, config["available"]))
+
+
+def channels_of(card: Card, ends: Ends, rows: Tensor | slice) -> Ends:
+    """Some pairs of a shard in the channels of the network."""
+    first, second = (to_channels(end[rows], card.network.image_channels) for end in ends)
+    return first, second
 
 
 def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, int]:
@@ -218,12 +227,11 @@ def validation_loss(
     with torch.inference_mode():
         for shard in shards:
             generator = step_generator(VALIDATION_SEED, 0, shard.index)
-            for first in range(0, len(shard.validation_lsst), VALIDATION_BATCH):
-                some = slice(first, first + VALIDATION_BATCH)
-                lsst, euclid = shard.validation_lsst[some], shard.validation_euclid[some]
-                for direction in (0, 1):
-                    ways = torch.full((len(lsst),), direction)
-                    batch = Batch.draw(card, lsst, euclid, ways, generator).to(session.device)
+            for first in range(0, len(shard.validation[0]), VALIDATION_BATCH):
+                ends = channels_of(card, shard.validation, slice(first, first + VALIDATION_BATCH))
+                for direction in card.problem.directions:
+                    ways = torch.full((len(ends[0]),), direction.index)
+                    batch = Batch.draw(card, ends, ways, generator).to(session.device)
                     loss += float(bridge_loss(network, card, batch, bright_weight)) * len(batch)
                     count += len(batch)
     loss, count = session.total([loss, count])
@@ -242,16 +250,17 @@ def validation_energy(
     score = count = 0.0
     for shard in shards:
         some = slice(0, max(1, ENERGY_PAIRS // of_all))
-        images = {"lsst": shard.validation_lsst[some], "euclid": shard.validation_euclid[some]}
-        size = shard.validation_lsst.shape[-1]
-        corners = [(size * shard.index, size * k) for k in range(len(images["lsst"]))]
-        for direction in DIRECTIONS if corners else ():
-            observed, wanted = direction.split("->")
-            bands = card.bands[wanted]
-            flux = window_samples(model, direction, images[observed].to(session.device), corners, how).cpu()
-            drawn = stretch_of(model).forward(flux.transpose(0, 1), bands)
-            truth = from_channels(images[wanted], len(bands))
-            score += float(torch.stack(patch_energy_score(drawn, truth)).mean(0).sum())
+        images = channels_of(card, shard.validation, some)
+        size = images[0].shape[-1]
+        corners = [(size * shard.index, size * k) for k in range(len(images[0]))]
+        for direction in card.problem.directions if corners else ():
+            wanted = direction.wanted
+            observed = filled(images[1 - direction.index]).to(session.device)
+            values = window_samples(model, direction, observed, corners, how).cpu()
+            truth = from_channels(images[direction.index], wanted.planes)
+            known = torch.isfinite(truth)
+            drawn = wanted.fitted.forward(values.transpose(0, 1), wanted.bands).where(known, 0.0)
+            score += float(torch.stack(patch_energy_score(drawn, truth.where(known, 0.0))).mean(0).sum())
             count += len(truth)
     score, count = session.total([score, count])
     return score / count

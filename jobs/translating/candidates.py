@@ -1,55 +1,61 @@
-"""The anomaly candidates of one tile: detect on Euclid, score, and make rows of the catalog."""
+"""The anomaly candidates of one tile: detect on the end that has the catalog, score, and make rows of the catalog."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from surveybridge.jobs.translating.scene import scene_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
-    from surveybridge.bridge_core.anomaly import Scoring
-    from surveybridge.bridge_core.checkpoint import Model
-    from surveybridge.storage.images import SurveyImage
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.settings import Scoring
     from surveybridge.storage.tiles import Tile
 
 APERTURE_ARCSEC = 1.0
 """Radius of the circle in which the catalog's fluxes are measured."""
 
 
-def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device: Any) -> pa.Table:
-    """Detect on Euclid, keep what is centred in the core, score, and make the rows of `CANDIDATES`."""
+def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device: torch.device) -> pa.Table:
+    """Detect on the catalog's end, keep what is centred in the core, score, and make the rows of the catalog.
+
+    Empty where a tile lacks one of the ends, or the problem makes maps only.
+    """
     import numpy as np
     import pyarrow as pa
-    import torch
 
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.detection import aperture_flux, detect
     from surveybridge.bridge_core.spans import span
-    from surveybridge.storage.schema import CANDIDATES, stamps
-    from surveybridge.storage.sky import healpix_29
+    from surveybridge.storage.problems import band_columns, complete_problem
+    from surveybridge.storage.schema import candidates_schema, stamps
+    from surveybridge.storage.sky import healpix_29, sky_name
+    from surveybridge.storage.thumbnails import thumbnails
 
-    lsst, euclid = tile.lsst, tile.euclid
-    if lsst is None or euclid is None:
-        return CANDIDATES.empty_table()
+    problem = model.card.problem
+    direction = problem.scored
+    if direction is None:
+        return _no_candidates()
+    table = complete_problem(problem.table, f"checkpoint {model.card.name}")
+    schema = candidates_schema(table)
+    if not {end.name for end in problem.endpoints} <= set(tile.images):
+        return schema.empty_table()
+    found_on = tile.images[direction.wanted.name]
     with span("detection"):
-        sources = detect(euclid.flux[0], euclid.variance[0], euclid.valid[0])
+        sources = detect(found_on.flux[0], found_on.variance[0], found_on.valid[0])
     y0, y1, x0, x1 = tile.core
     column, line = np.floor(sources.x + 0.5).astype(int), np.floor(sources.y + 0.5).astype(int)
     inside = (column >= x0) & (column < x1) & (line >= y0) & (line < y1)
     sources, column, line = sources.select(inside), column[inside], line[inside]
     if len(sources) == 0:
-        return CANDIDATES.empty_table()
+        return schema.empty_table()
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
     with span("scoring"):
-        scores = score_sources(
-            model,
-            (torch.from_numpy(lsst.flux).to(device), torch.from_numpy(lsst.valid).to(device)),
-            (torch.from_numpy(euclid.flux).to(device), torch.from_numpy(euclid.valid).to(device)),
-            centres,
-            tile.origin,
-            how,
-        )
-    ra, dec = euclid.wcs.all_pix2world(sources.x, sources.y, 0)
+        observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
+        scores = score_sources(model, observed, wanted, centres, how)
+    ra, dec = found_on.wcs.all_pix2world(sources.x, sources.y, 0)
     columns: dict[str, Any] = {
         "object_id": [sky_name(r, d) for r, d in zip(ra, dec, strict=True)],
         "ra": ra,
@@ -68,36 +74,27 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
         "theta": sources.theta,
         "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(sources),
         "run_id": [run_id] * len(sources),
-        "thumbnail_lsst": stamps("thumbnail_lsst", thumbnails(lsst, column, line)),
-        "thumbnail_euclid": stamps("thumbnail_euclid", thumbnails(euclid, column, line)),
-        "thumbnail_mean": stamps("thumbnail_mean", scores.mean.numpy()),
-        "thumbnail_error": stamps("thumbnail_error", scores.error.numpy()),
+        "thumbnail_mean": stamps("thumbnail_mean", scores.mean.numpy(), schema),
+        "thumbnail_error": stamps("thumbnail_error", scores.error.numpy(), schema),
     }
-    for image in (lsst, euclid):
+    suffix = band_columns(table)
+    for end in problem.endpoints:
+        image = tile.images[end.name]
+        thumbnail = f"thumbnail_{end.name}"
+        columns[thumbnail] = stamps(thumbnail, thumbnails(image, column, line), schema)
         radius = APERTURE_ARCSEC / image.pixel_scale
         fluxes, errors = aperture_flux(image.flux, image.variance, image.valid, sources, radius)
         for band, flux, error in zip(image.bands, fluxes, errors, strict=True):
-            columns[f"flux_{band}"] = flux
-            columns[f"snr_{band}"] = flux / error
+            columns[f"flux_{suffix[end.name, band]}"] = flux
+            columns[f"snr_{suffix[end.name, band]}"] = flux / error
     return pa.table(columns)
 
 
-def thumbnails(image: SurveyImage, column: Any, line: Any, size: int = 64) -> Any:
-    """Windows [N, C, size, size] around pixels, NaN where masked or beyond the image."""
-    import numpy as np
+def _no_candidates() -> pa.Table:
+    """A table without rows, which takes the columns of its run when it is written."""
+    import pyarrow as pa
 
-    half = size // 2
-    flux = np.where(image.valid, image.flux, np.nan)
-    padded = np.pad(flux, ((0, 0), (half, half), (half, half)), constant_values=np.nan)
-    return np.stack([padded[:, y : y + size, x : x + size] for y, x in zip(line, column, strict=True)])
+    return pa.table({name: pa.array([], pa.string() if name == "object_id" else pa.float64()) for name in _NEEDED})
 
 
-def sky_name(ra: float, dec: float) -> str:
-    """IAU-style name from the ICRS position, to 0.01 s and 0.1 arcsec."""
-    from astropy import units
-    from astropy.coordinates import SkyCoord
-
-    place = SkyCoord(ra, dec, unit="deg")
-    hours = place.ra.to_string(unit=units.hourangle, sep="", precision=2, pad=True)
-    degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)
-    return f"SB J{hours}{degrees}"
+_NEEDED = ("object_id", "ra", "dec")

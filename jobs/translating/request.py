@@ -1,77 +1,24 @@
-"""What a translation is asked to do: its settings, and the request that was looked at and found sound."""
+"""A translation that was looked at and found sound, before anything is written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
-
-from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.translating.stages import Settings, check_image
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig
+from surveybridge.jobs.translating.scene import check_tile
+from surveybridge.jobs.translating.stages import Settings
+from surveybridge.storage.problems import is_default
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.checkpoint import Model
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.storage.tiles import Tile, TileStore
-
-
-PATCHES = (64, 128)
-"""Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
-
-
-class TranslationConfig(JobConfig):
-    """What decides a translation and how it is done, but for where it goes."""
-
-    store: str = Field(description="tile store, local path or URL")
-    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
-    direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="what becomes what")
-    samples: int = Field(8, ge=2, description="posterior samples K of each patch")
-    steps: int = Field(6, ge=1, description="network evaluations a sample")
-    score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
-    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
-    workers: int = Field(1, ge=1, description="most actors at a time (each on a GPU where there are any)")
-    min_workers: int = Field(1, ge=1, description="actors the run begins with and never goes below")
-    executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
-    seed: int = Field(0, ge=0, description="key of the sky's noise")
-    batch: int | None = Field(
-        None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
-    )
-    patch: int = Field(
-        64,
-        description="side of a patch in pixels, 64 or 128; with 128 large tiles take a third less, and a halo of 119",
-    )
-    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
-    retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
-    minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
-
-    @field_validator("patch")
-    @classmethod
-    def _known_patch(cls, patch: int) -> int:
-        if patch not in PATCHES:
-            raise ValueError(f"--patch {patch} is none of {', '.join(map(str, PATCHES))}")
-        return patch
-
-    @model_validator(mode="after")
-    def _pool(self) -> Self:
-        if self.min_workers > self.workers:
-            raise ValueError(
-                f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most as many"
-            )
-        return self
-
-
-class Config(TranslationConfig):
-    """Arguments of `surveybridge translate`."""
-
-    run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
-    wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
-    profile: str | None = Field(
-        None, description="folder or URL for a profile of one worker: a trace that Perfetto opens, and a table"
-    )
 
 
 @dataclass(frozen=True)
@@ -83,6 +30,17 @@ class Request:
     store: TileStore
     manifest: pa.Table
     fingerprint: dict[str, Any]
+
+    @property
+    def direction(self) -> Direction:
+        """What becomes what."""
+        return self.model.card.problem.direction(str(self.config.direction))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What decides the result and the form of the files: the fingerprint, and a problem that is not the default."""
+        table = self.model.card.problem.table
+        return self.fingerprint | ({} if is_default(table) else {"problem": table})
 
     @property
     def run_id(self) -> str:
@@ -99,10 +57,12 @@ def check(config: Config) -> Request:
     model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
     manifest = store.manifest()
-    check_request(model, store, manifest, config.direction, config.patch)
+    direction = asked_direction(model, config)
+    check_request(model, store, manifest, direction, config.patch)
+    config = config.model_copy(update={"to": None, "direction": str(direction)})
     fingerprint = {
         "checkpoint_sha256": model.sha256,
-        "direction": config.direction,
+        "direction": str(direction),
         "samples": config.samples,
         "steps": config.steps,
         "score_samples": config.score_samples,
@@ -120,12 +80,33 @@ def check(config: Config) -> Request:
 
 def read_model(path: str | None) -> Model:
     """Load a checkpoint; AS-Bridge's `.pth` is imported, so that `check_request` can say why it does not fit."""
-    from surveybridge.bridge_core.checkpoint import import_asbridge, load_checkpoint
+    from surveybridge.bridge_core.asbridge import import_asbridge
+    from surveybridge.bridge_core.checkpoint import load_checkpoint
 
     return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
 
 
-def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: str, patch: int) -> None:
+def asked_direction(model: Model, config: TranslationConfig) -> Direction:
+    """The direction that is asked for; by default the one in which objects are scored, or the only one there is."""
+    problem = model.card.problem
+    if config.direction is not None:
+        direction = problem.direction(config.direction)
+        if config.to not in (None, direction.wanted.name):
+            raise RequestError(f"--to {config.to} and --direction '{direction}' contradict each other; keep one")
+        return direction
+    if config.to is not None:
+        return problem.to(config.to)
+    if len(problem.directions) == 1:
+        return problem.directions[0]
+    if problem.scored is not None:
+        return problem.scored
+    raise RequestError(
+        f"checkpoint {model.card.name} translates both ways; say which: "
+        + " or ".join(f"--to {end.name}" for end in problem.endpoints)
+    )
+
+
+def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: Direction, patch: int) -> None:
     """Refuse, before anything is written, a store that the checkpoint was not made for."""
     card = model.card
     if card.grid != "mosaic":
@@ -135,7 +116,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         )
     if manifest.num_rows == 0:
         raise RequestError(f"{store.url} has 0 tiles; ingest some first")
-    observed = direction.split("->")[0]
+    observed = direction.observed.name
     if not any(observed in surveys for surveys in manifest["surveys"].to_pylist()):
         raise RequestError(
             f"{store.url}: none of its {manifest.num_rows} tiles has {observed}, which {direction} needs; ingest it"
@@ -145,8 +126,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
             tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
-        for image in tile.images.values():
-            check_image(model, image, tile_id)
+        check_tile(model, tile)
         check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
         return
 
@@ -171,7 +151,7 @@ def todo_of(request: Request) -> list[str]:
 
 def check_halo(tile: Tile, patch: int, url: str) -> None:
     """Refuse patches that reach beyond the halo: then two tiles would not cut the same patches at their border."""
-    from surveybridge.bridge_core.patches import PatchGrid
+    from surveybridge.bridge_core.settings import PatchGrid
 
     (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
     halo, reach = max(y0, height - y1, x0, width - x1), PatchGrid.of(patch).reach
@@ -189,6 +169,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
     config = request.config
     return Settings(
         **config.model_dump(include=set(Settings.__dataclass_fields__)),
+        observed=request.direction.observed.name,
         run_id=request.run_id,
         threads=threads(config.workers),
         attempts=attempts,

@@ -14,6 +14,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.profiling.spans import Profiled, TimedFolder, recorded
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import find_candidates
+from surveybridge.jobs.translating.scene import check_tile, scene_of
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from surveybridge.bridge_core.checkpoint import Model
-    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
@@ -34,6 +33,7 @@ class Settings:
     run: str
     checkpoint: str | None
     direction: str
+    observed: str
     samples: int
     steps: int
     score_samples: int
@@ -57,6 +57,7 @@ class Translation:
     content: str
     wcs_header: str
     bands: tuple[str, ...]
+    unit: str
     core_origin: tuple[int, int]
     grid_id: str
     mean: NDArray[np.float32]
@@ -95,7 +96,7 @@ class TileReader:
             recorded(self.settings.profiled, "read", tile_id),
         ):
             tile = self.store.read_tile(tile_id)
-            observed = self.settings.direction.split("->")[0]
+            observed = self.settings.observed
             if observed not in tile.images:
                 raise RequestError(f"tile {tile_id} has no {observed}, which {self.settings.direction} needs")
             image = tile.images[observed]
@@ -114,7 +115,7 @@ class TileTranslator:
         import torch
 
         from surveybridge.bridge_core.checkpoint import load_checkpoint
-        from surveybridge.bridge_core.translate import DEFAULT_BATCH
+        from surveybridge.bridge_core.settings import DEFAULT_BATCH
 
         start_worker(settings.filesystems)
         torch.set_num_threads(settings.threads)
@@ -137,28 +138,19 @@ class TileTranslator:
 
     def translate(self, tile: Tile) -> Translation:
         """As a call, without its context."""
-        import torch
-
-        from surveybridge.bridge_core.anomaly import Scoring
-        from surveybridge.bridge_core.patches import PatchGrid
-        from surveybridge.bridge_core.translate import Sampling, translate_tile
-        from surveybridge.storage.tiles import tile_content
+        from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
+        from surveybridge.bridge_core.translate import translate_tile
+        from surveybridge.storage.tiles import core_header, tile_content
 
         settings = self.settings
-        observed, wanted = settings.direction.split("->")
-        for image in tile.images.values():
-            check_image(self.model, image, tile.tile_id)
-        image = tile.images[observed]
+        direction = self.model.card.problem.direction(settings.direction)
+        check_tile(self.model, tile)
         with span("translate"):
             posterior = translate_tile(
                 self.model,
-                settings.direction,
-                torch.from_numpy(image.flux).to(self.device),
-                torch.from_numpy(image.valid).to(self.device),
-                origin=tile.origin,
-                core=tile.core,
-                psf_fwhm=seeing(image) / image.pixel_scale,
-                how=Sampling(
+                direction,
+                scene_of(tile, direction.observed.name, self.device),
+                Sampling(
                     samples=settings.samples,
                     steps=settings.steps,
                     seed=settings.seed,
@@ -183,7 +175,8 @@ class TileTranslator:
             tile_id=tile.tile_id,
             content=content,
             wcs_header=core_header(tile),
-            bands=self.model.card.bands[wanted],
+            bands=direction.wanted.bands,
+            unit=direction.wanted.unit,
             core_origin=tile.core_origin,
             grid_id=tile.grid_id,
             mean=posterior.mean.numpy(),
@@ -268,33 +261,3 @@ class TileWriter:
 
         manifest = TileStore.open(self.settings.store).manifest()
         return dict(zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True))
-
-
-def check_image(model: Model, image: SurveyImage, tile_id: str) -> None:
-    """Refuse an image whose pixels or bands the checkpoint does not know."""
-    card = model.card
-    expected = card.pixel_scale[image.survey]
-    if abs(image.pixel_scale / expected - 1) > 0.01:
-        raise RequestError(
-            f'tile {tile_id}: {image.survey} pixel scale {image.pixel_scale:.3f}" but checkpoint {card.name} expects '
-            f'{expected:.3f}"; re-ingest onto that grid or choose another checkpoint'
-        )
-    if image.bands != card.bands[image.survey]:
-        raise RequestError(
-            f"tile {tile_id}: {image.survey} bands {','.join(image.bands)} but checkpoint {card.name} expects "
-            f"{','.join(card.bands[image.survey])}; re-ingest with those bands"
-        )
-
-
-def seeing(image: SurveyImage) -> float:
-    """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
-    known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown
-    return max(known, default=image.pixel_scale)
-
-
-def core_header(tile: Tile) -> str:
-    """WCS header of the tile's core."""
-    from surveybridge.storage.grids import shifted_header
-
-    image = next(iter(tile.images.values()))
-    return shifted_header(image.wcs_header, tile.core[0], tile.core[2])

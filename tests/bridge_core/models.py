@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Card, Model, Precision
-from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.stretch import Stretch
 
 SOFTENING = {"g": 0.7, "r": 0.8, "i": 1.1, "VIS": 4.0}
+PROBLEM = Problem(
+    "lsst-euclid",
+    (
+        Endpoint("lsst", ("g", "r", "i"), 0.1, stretch=Stretch(SOFTENING).of_bands("gri")),
+        Endpoint("euclid", ("VIS",), 0.1, stretch=Stretch(SOFTENING).of_bands(["VIS"])),
+    ),
+    catalog="euclid",
+)
+TO_LSST, TO_EUCLID = PROBLEM.directions
 TINY = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, time_dim=16, norm="pixel", stem=2)
 
 
@@ -28,12 +38,10 @@ def make_card(
     return Card(
         name="tiny",
         grid="mosaic",
+        problem=PROBLEM,
         bridge=bridge or Bridge.brownian(),
         network=network,
         objective=Objective(objective, sigma_data=0.3),
-        stretch=Stretch(SOFTENING),
-        bands={"lsst": ("g", "r", "i"), "euclid": ("VIS",)},
-        pixel_scale={"lsst": 0.1, "euclid": 0.1},
         clamp=clamp,
         provenance={"made": "by a test"},
     )
@@ -46,7 +54,7 @@ def random_model(card: Card | None = None) -> Model:
     return Model(card, UNet(card.network).eval().requires_grad_(False), "0" * 64)
 
 
-Denoiser = Callable[[Tensor, float, Tensor, str], Tensor]
+Denoiser = Callable[[Tensor, float, Tensor, Direction], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +64,14 @@ class AnalyticModel(Model):
     denoise: Denoiser
     calls: list[int] = field(default_factory=list)
 
-    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> AnalyticPredictor:
+    def predictor(
+        self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision
+    ) -> AnalyticPredictor:
         return AnalyticPredictor(self, x1, direction, times)
 
 
 class AnalyticPredictor(Predictor):
-    def __init__(self, model: AnalyticModel, x1: Tensor, direction: str, times: Sequence[int]) -> None:
+    def __init__(self, model: AnalyticModel, x1: Tensor, direction: Direction, times: Sequence[int]) -> None:
         self.model, self.x1, self.direction, self.times = model, x1, direction, times
         self.input = torch.empty_like(x1)
 
@@ -84,7 +94,7 @@ def analytic_model(denoise: Denoiser, card: Card | None = None) -> AnalyticModel
 def gaussian_denoiser(gain: float, offset: float, tau: float) -> Denoiser:
     """Posterior mean of x0 given zeta where x0 | x1 ~ N(gain x1 + offset, tau^2), pixel by pixel."""
 
-    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: str) -> Tensor:
+    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: Direction) -> Tensor:
         return (sigma**2 * (gain * x1 + offset) + tau**2 * zeta) / (sigma**2 + tau**2)
 
     return denoise

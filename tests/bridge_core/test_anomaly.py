@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core import anomaly
-from surveybridge.bridge_core.anomaly import Scoring, anomaly_score, jackknife_std, score_bounds, score_sources
-from surveybridge.bridge_core.checkpoint import Model
+from surveybridge.bridge_core.anomaly import anomaly_score, jackknife_std, score_bounds, score_sources
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.settings import Scoring
+from surveybridge.bridge_core.translate import Scene
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 
 HOW = Scoring(samples=4, midpoint=0.7089, steps=6, seed=3, batch=8, size=32, precision="float32")
 CENTRES = [(140, 240), (140, 300), (180, 250)]
 ORIGIN = (100, 200)
-
-Survey = tuple[Tensor, Tensor]
 
 
 def blob(centre: tuple[int, int], peak: float) -> Tensor:
@@ -26,13 +26,17 @@ def blob(centre: tuple[int, int], peak: float) -> Tensor:
     return peak * torch.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 18.0)
 
 
-def surveys(in_lsst: list[bool]) -> tuple[Survey, Survey]:
+def scene(flux: Tensor, valid: Tensor, origin: tuple[int, int] = ORIGIN) -> Scene:
+    return Scene(flux, valid, origin, (0, flux.shape[1], 0, flux.shape[2]), 1.0)
+
+
+def surveys(in_lsst: list[bool]) -> tuple[Scene, Scene]:
     """Three equal sources in Euclid, of which LSST sees those marked; network units agree where both do."""
     seen = sum(blob(c, 10.0) for c, here in zip(CENTRES, in_lsst, strict=True) if here) + torch.zeros(128, 128)
     everything = sum(blob(c, 10.0) for c in CENTRES) + torch.zeros(128, 128)
     scale = torch.tensor([0.7, 0.8, 1.1]).view(3, 1, 1)  # the softenings of gri
     valid = torch.ones(3, 128, 128, dtype=torch.bool)
-    return (seen * scale, valid), (4.0 * everything[None], valid[:1])
+    return scene(seen * scale, valid), scene(4.0 * everything[None], valid[:1])
 
 
 def simple_model() -> Model:
@@ -85,7 +89,7 @@ def test_masked_pixels_count_neither_as_error_nor_as_flux():
 
 def test_euclid_source_that_lsst_does_not_have_scores_highest():
     lsst, euclid = surveys([True, False, True])
-    scores = score_sources(simple_model(), lsst, euclid, CENTRES, ORIGIN, HOW)
+    scores = score_sources(simple_model(), lsst, euclid, CENTRES, HOW)
     assert scores.score.dtype == torch.float64
     assert scores.score.argmax() == 1
     assert float(scores.score[1]) > 5 * float(scores.score[[0, 2]].max())
@@ -96,15 +100,15 @@ def test_euclid_source_that_lsst_does_not_have_scores_highest():
     assert abs(peak % 32 - 16) <= 2
     assert float(scores.error[1, 0].max()) > 10
     # consistent ones come back in nJy
-    expected = euclid[0][0, 40 - 16 : 40 + 16, 40 - 16 : 40 + 16]
+    expected = euclid.flux[0, 40 - 16 : 40 + 16, 40 - 16 : 40 + 16]
     assert float((scores.mean[0, 0] - expected).abs().max()) < 0.25 * 40
 
 
 def test_score_of_a_source_is_the_same_in_any_order_batch_and_company():
     model, (lsst, euclid) = random_model(), surveys([True, False, True])
-    scores = score_sources(model, lsst, euclid, CENTRES, ORIGIN, HOW)
-    back = score_sources(model, lsst, euclid, CENTRES[::-1], ORIGIN, replace(HOW, batch=3))
-    alone = score_sources(model, lsst, euclid, CENTRES[1:2], ORIGIN, HOW)
+    scores = score_sources(model, lsst, euclid, CENTRES, HOW)
+    back = score_sources(model, lsst, euclid, CENTRES[::-1], replace(HOW, batch=3))
+    alone = score_sources(model, lsst, euclid, CENTRES[1:2], HOW)
     for name in ("score", "score_std", "mean", "error"):
         there = getattr(scores, name)
         torch.testing.assert_close(getattr(back, name).flip(0), there, rtol=1e-4, atol=1e-4)
@@ -114,23 +118,22 @@ def test_score_of_a_source_is_the_same_in_any_order_batch_and_company():
 def test_sources_scored_in_several_groups_have_the_scores_of_one_group(monkeypatch):
     model, (lsst, euclid) = random_model(), surveys([True, False, True])
     how = replace(HOW, batch=2)
-    together = score_sources(model, lsst, euclid, CENTRES, ORIGIN, how)
+    together = score_sources(model, lsst, euclid, CENTRES, how)
     monkeypatch.setattr(anomaly, "GROUP", 2)  # two sources and one
-    apart = score_sources(model, lsst, euclid, CENTRES, ORIGIN, how)
+    apart = score_sources(model, lsst, euclid, CENTRES, how)
     for name in ("score", "score_std", "mean", "error"):
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=1e-6, atol=1e-6)
 
 
 def test_neighbouring_tile_gives_the_source_the_same_score():
     model, (lsst, euclid) = random_model(), surveys([True, False, True])
-    here = score_sources(model, lsst, euclid, CENTRES[:1], ORIGIN, HOW)
+    here = score_sources(model, lsst, euclid, CENTRES[:1], HOW)
     part = (slice(None), slice(10, 100), slice(7, 90))
     there = score_sources(
         model,
-        (lsst[0][part], lsst[1][part]),
-        (euclid[0][part], euclid[1][part]),
+        scene(lsst.flux[part], lsst.valid[part], (ORIGIN[0] + 10, ORIGIN[1] + 7)),
+        scene(euclid.flux[part], euclid.valid[part], (ORIGIN[0] + 10, ORIGIN[1] + 7)),
         CENTRES[:1],
-        (ORIGIN[0] + 10, ORIGIN[1] + 7),
         HOW,
     )
     torch.testing.assert_close(there.score, here.score, rtol=1e-5, atol=0)
@@ -142,7 +145,11 @@ def test_sources_alike_at_two_places_have_noise_of_their_own(other):
     both = blob(CENTRES[0], 10.0) + blob(other, 10.0)
     valid = torch.ones(3, 128, 128, dtype=torch.bool)
     scores = score_sources(
-        random_model(), (both.expand(3, -1, -1), valid), (both[None], valid[:1]), [CENTRES[0], other], ORIGIN, HOW
+        random_model(),
+        scene(both.expand(3, -1, -1), valid),
+        scene(both[None], valid[:1]),
+        [CENTRES[0], other],
+        HOW,
     )
     assert float(scores.score[0]) != float(scores.score[1])
     assert float((scores.mean[0] - scores.mean[1]).abs().max()) > 0.1
@@ -150,23 +157,23 @@ def test_sources_alike_at_two_places_have_noise_of_their_own(other):
 
 def test_scores_repeat_bit_for_bit_and_follow_the_seed():
     model, (lsst, euclid) = random_model(), surveys([True, True, True])
-    first = score_sources(model, lsst, euclid, CENTRES, ORIGIN, HOW)
-    assert torch.equal(first.score, score_sources(model, lsst, euclid, CENTRES, ORIGIN, HOW).score)
-    other = score_sources(model, lsst, euclid, CENTRES, ORIGIN, replace(HOW, seed=4))
+    first = score_sources(model, lsst, euclid, CENTRES, HOW)
+    assert torch.equal(first.score, score_sources(model, lsst, euclid, CENTRES, HOW).score)
+    other = score_sources(model, lsst, euclid, CENTRES, replace(HOW, seed=4))
     assert not torch.equal(first.score, other.score)
 
 
 def test_ancestral_settings_of_the_paper_run():
     lsst, euclid = surveys([True, False, True])
     published = replace(HOW, samples=5, steps=40, eta=1.0, order=1)
-    scores = score_sources(simple_model(), lsst, euclid, CENTRES, ORIGIN, published)
+    scores = score_sources(simple_model(), lsst, euclid, CENTRES, published)
     assert scores.score.argmax() == 1
     assert (scores.score_std > 0).all()
 
 
 def test_what_masked_pixels_hold_does_not_matter():
     model, (lsst, euclid) = random_model(), surveys([True, False, True])
-    valid = [lsst[1].clone(), euclid[1].clone()]
+    valid = [lsst.valid.clone(), euclid.valid.clone()]
     valid[0][1, 30:36, 30:50] = False
     valid[1][0, 44:46, :] = False
     results = []
@@ -174,10 +181,9 @@ def test_what_masked_pixels_hold_does_not_matter():
         results.append(
             score_sources(
                 model,
-                (lsst[0].masked_fill(~valid[0], garbage), valid[0]),
-                (euclid[0].masked_fill(~valid[1], garbage), valid[1]),
+                scene(lsst.flux.masked_fill(~valid[0], garbage), valid[0]),
+                scene(euclid.flux.masked_fill(~valid[1], garbage), valid[1]),
                 CENTRES,
-                ORIGIN,
                 HOW,
             )
         )
@@ -192,13 +198,13 @@ def test_what_masked_pixels_hold_does_not_matter():
 
 def test_masked_disagreement_is_no_error():
     lsst, euclid = surveys([True, False, True])
-    valid = euclid[1].clone()
+    valid = euclid.valid.clone()
     # the source that LSST lacks, (80, 50) in the array
     valid[0, 80 - 14 : 80 + 15, 50 - 14 : 50 + 15] = False
-    open_sky = score_sources(simple_model(), lsst, euclid, CENTRES[2:], ORIGIN, HOW)
-    seen = score_sources(simple_model(), *surveys([True, False, False]), CENTRES[2:], ORIGIN, HOW)
+    open_sky = score_sources(simple_model(), lsst, euclid, CENTRES[2:], HOW)
+    seen = score_sources(simple_model(), *surveys([True, False, False]), CENTRES[2:], HOW)
     masked = score_sources(
-        simple_model(), surveys([True, False, False])[0], (euclid[0], valid), CENTRES[2:], ORIGIN, HOW
+        simple_model(), surveys([True, False, False])[0], scene(euclid.flux, valid), CENTRES[2:], HOW
     )
     assert float(seen.error.nan_to_num(0).abs().max()) > 10
     assert float(masked.error.nan_to_num(0).abs().max()) < 2
@@ -217,16 +223,16 @@ def test_jackknife_is_that_of_leaving_one_reconstruction_out():
 
 def test_every_source_has_the_spread_of_its_own_reconstructions():
     lsst, euclid = surveys([True, False, True])
-    scores = score_sources(random_model(), lsst, euclid, CENTRES, ORIGIN, HOW)
+    scores = score_sources(random_model(), lsst, euclid, CENTRES, HOW)
     assert (scores.score_std > 0).all()
     # one reconstruction fewer, the same others: the score can only rise
-    fewer = score_sources(random_model(), lsst, euclid, CENTRES, ORIGIN, replace(HOW, samples=3))
+    fewer = score_sources(random_model(), lsst, euclid, CENTRES, replace(HOW, samples=3))
     assert (fewer.score >= scores.score).all()
 
 
 def test_source_beside_the_edge_of_the_array_counts_what_is_there():
     model, (lsst, euclid) = simple_model(), surveys([True, True, True])
-    scores = score_sources(model, lsst, euclid, [(ORIGIN[0] + 2, ORIGIN[1] + 2)], ORIGIN, HOW)
+    scores = score_sources(model, lsst, euclid, [(ORIGIN[0] + 2, ORIGIN[1] + 2)], HOW)
     assert scores.score.isfinite().all()
     assert scores.mean[0, 0, :14].isnan().all()
     assert scores.mean[0, 0, 14:, 14:].isfinite().all()
@@ -234,7 +240,7 @@ def test_source_beside_the_edge_of_the_array_counts_what_is_there():
 
 def test_no_sources_give_empty_scores():
     lsst, euclid = surveys([True, True, True])
-    scores = score_sources(simple_model(), lsst, euclid, [], ORIGIN, HOW)
+    scores = score_sources(simple_model(), lsst, euclid, [], HOW)
     assert scores.score.shape == (0,)
     assert scores.mean.shape == (0, 1, 32, 32)
 
@@ -244,19 +250,19 @@ def test_scoring_that_has_no_spread_is_refused():
         Scoring(samples=1)
 
 
-def test_bounds_are_the_clamp_without_a_stretch_and_sky_to_bright_with_one():
+def test_bounds_are_the_clamp_where_there_is_one_and_sky_to_bright_elsewhere():
     model = simple_model()
     low, high = score_bounds(model)
     assert low == 0
     assert high == pytest.approx(1.9, abs=0.01)  # 0.25 asinh(1000)
-    bare = replace(make_card(clamp=(-1.0, 1.0)), stretch=None)
+    bare = make_card(clamp=(-1.0, 1.0))
     assert score_bounds(replace(model, card=bare)) == (-1.0, 1.0)
 
 
 def test_source_with_too_little_left_has_no_score():
     model, (lsst, euclid) = simple_model(), surveys([True, True, True])
-    mostly_masked = (lsst[0], torch.zeros_like(lsst[1]))
-    mostly_masked[1][:, :20, :] = True
-    scores = score_sources(model, mostly_masked, euclid, [(ORIGIN[0] + 32, ORIGIN[1] + 32)], ORIGIN, HOW)
+    mostly_masked = scene(lsst.flux, torch.zeros_like(lsst.valid))
+    mostly_masked.valid[:, :20, :] = True
+    scores = score_sources(model, mostly_masked, euclid, [(ORIGIN[0] + 32, ORIGIN[1] + 32)], HOW)
     assert scores.score.isnan().all()
     assert scores.score_std.isnan().all()

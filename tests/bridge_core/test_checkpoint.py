@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from surveybridge.bridge_core.asbridge import import_asbridge
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import (
-    Card,
-    Model,
-    import_asbridge,
-    load_checkpoint,
-    make_model,
-    save_checkpoint,
-    shipped_checkpoints,
-)
+from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint, shipped_checkpoints
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Card, Model, make_model
 from surveybridge.bridge_core.network import NetworkConfig, channels_last, network_input
-from tests.bridge_core.models import make_card, random_model
+from tests.bridge_core.models import TO_EUCLID, TO_LSST, make_card, random_model
 
 
 @pytest.fixture
@@ -51,20 +45,24 @@ def test_weights_come_back_bit_for_bit(model, saved):
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(model.predict(x, x, 300, "lsst->euclid"), loaded.predict(x, x, 300, "lsst->euclid"))
+    assert torch.equal(model.predict(x, x, 300, TO_EUCLID), loaded.predict(x, x, 300, TO_EUCLID))
 
 
 def test_card_comes_back_whole(saved):
     card = load_checkpoint(saved).card
     assert card.to_json() == make_card().to_json()
-    assert card.bands["lsst"] == ("g", "r", "i")
+    assert card.problem["lsst"].bands == ("g", "r", "i")
+    assert card.problem == make_card().problem
     assert torch.equal(card.bridge.s, make_card().bridge.s)
 
 
 @pytest.mark.parametrize("bridge", [Bridge.brownian(m_min=1e-4), Bridge.schrodinger(200, 0.5), Bridge.diffusion()])
 @pytest.mark.parametrize("clamp", [None, (-1.0, 1.0)])
 def test_card_goes_through_json(bridge, clamp):
-    card = replace(make_card(bridge, "eps", clamp=clamp), stretch=make_card().stretch if clamp else None)
+    card = make_card(bridge, "eps", clamp=clamp)
+    if clamp is None:
+        bare = [replace(end, stretch=None) for end in card.problem.endpoints]
+        card = replace(card, problem=card.problem.with_endpoints(bare))
     again = Card.from_json(json.loads(json.dumps(card.to_json())))
     assert again.to_json() == card.to_json()
     assert torch.equal(again.bridge.a, bridge.a)
@@ -186,7 +184,7 @@ def test_imported_weights_save_as_safetensors(tmp_path):
     model = import_asbridge(published(tmp_path))
     again = load_checkpoint(save_checkpoint(model.card, saved_weights(model), tmp_path / "converted"))
     x = torch.randn(1, 3, 16, 16)
-    assert torch.equal(model.predict(x, x, 9, "euclid->lsst"), again.predict(x, x, 9, "euclid->lsst"))
+    assert torch.equal(model.predict(x, x, 9, TO_LSST), again.predict(x, x, 9, TO_LSST))
 
 
 class Bomb:
@@ -242,7 +240,7 @@ def test_wanted_survey_is_zero_in_the_input():
 
 def test_every_direction_has_its_head(model):
     x = torch.randn(2, 3, 16, 16)
-    for index, direction in enumerate(("euclid->lsst", "lsst->euclid")):
+    for index, direction in enumerate(make_card().problem.directions):
         u, v = (float(column[40]) for column in model.card.objective.input_table(model.card.bridge))
         inputs = network_input(x * u + x * v, x, torch.tensor([index]))
         heads = model.network(inputs, torch.full((2,), 40), torch.full((2,), index))
@@ -252,18 +250,18 @@ def test_every_direction_has_its_head(model):
 def test_weights_prepared_for_bfloat16_predict_what_autocast_does_to_the_bit(model):
     x = torch.randn(2, 3, 16, 16)
     channels_last(model.network)
-    before = model.predict(x, x, 40, "lsst->euclid", "bfloat16")
-    assert torch.equal(model.to("cpu", "bfloat16").predict(x, x, 40, "lsst->euclid", "bfloat16"), before)
+    before = model.predict(x, x, 40, TO_EUCLID, "bfloat16")
+    assert torch.equal(model.to("cpu", "bfloat16").predict(x, x, 40, TO_EUCLID, "bfloat16"), before)
 
 
 def test_weights_prepared_for_bfloat16_are_refused_in_float32(model):
     x = torch.randn(2, 3, 16, 16)
     with pytest.raises(BridgeError, match=r"precision is float32 but the weights are torch\.bfloat16; load"):
-        model.to("cpu", "bfloat16").predict(x, x, 40, "lsst->euclid")
+        model.to("cpu", "bfloat16").predict(x, x, 40, TO_EUCLID)
 
 
 def test_a_prediction_does_not_depend_on_the_other_windows_of_its_batch(model):
     x = torch.randn(3, 3, 16, 16)
     for precision in ("float32", "bfloat16"):
-        together = model.predict(x, x, 40, "lsst->euclid", precision)
-        torch.testing.assert_close(together[1:2], model.predict(x[1:2], x[1:2], 40, "lsst->euclid", precision))
+        together = model.predict(x, x, 40, TO_EUCLID, precision)
+        torch.testing.assert_close(together[1:2], model.predict(x[1:2], x[1:2], 40, TO_EUCLID, precision))

@@ -9,9 +9,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from surveybridge.bridge_core.checkpoint import Model, load_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet
-from surveybridge.bridge_core.translate import Sampling, window_samples
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.translate import window_samples
+from tests.bridge_core.models import TO_EUCLID
 
 WINDOWS, SIDE = 4, 64
 
@@ -23,7 +26,7 @@ def model() -> Model:
 
 def one_call(model: Model) -> tuple[Counter[str], int]:
     """Operators of one network evaluation by name, and the bytes that it allocates a window."""
-    predictor = model.predictor(torch.randn(WINDOWS, 3, SIDE, SIDE), "lsst->euclid", [100], "bfloat16")
+    predictor = model.predictor(torch.randn(WINDOWS, 3, SIDE, SIDE), TO_EUCLID, [100], "bfloat16")
     state = torch.randn(WINDOWS, 3, SIDE, SIDE)
     predictor(0, state)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -65,7 +68,7 @@ def test_the_default_does_a_five_hundredth_of_the_arithmetic_of_the_published_sa
 def test_a_batch_of_samples_calls_the_network_once_a_step(model):
     how, calls = Sampling(samples=2, batch=WINDOWS), []
     hook = model.network.final_conv.register_forward_hook(lambda *_: calls.append(1))
-    window_samples(model, "lsst->euclid", torch.zeros(WINDOWS // 2, 3, 32, 32), [(0, 0), (0, 40)], how)
+    window_samples(model, TO_EUCLID, torch.zeros(WINDOWS // 2, 3, 32, 32), [(0, 0), (0, 40)], how)
     hook.remove()
     assert len(calls) == how.steps == 6
 

@@ -147,7 +147,7 @@ def test_trivial_scores_rank_by_flux_and_by_structure():
     lsst, euclid = torch.zeros(3, 3, 64, 64), torch.zeros(3, 1, 64, 64)
     lsst[1, 2, 30:34, 30:34] = 10.0
     euclid[2, 0, 10, 10] = 100.0
-    found = trivial_scores(lsst, euclid, {"lsst": 0.2, "euclid": 0.1}, 2.0)
+    found = trivial_scores(lsst, euclid, 0.2, 2.0)
     assert found["central_flux"].argmax() == 1 and found["inverse_flux"].argmin() == 1
     assert found["total_flux"].argmax() == 2 and found["smooth_residual"].argmax() == 2
 

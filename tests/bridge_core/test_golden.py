@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from surveybridge.bridge_core.anomaly import anomaly_score
+from surveybridge.bridge_core.asbridge import import_asbridge
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Model, import_asbridge
 from surveybridge.bridge_core.metrics import energy_score
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import network_input
 from surveybridge.bridge_core.sampler import sample
 
@@ -74,7 +75,7 @@ def test_ten_steps_of_the_ancestral_sampler_follow_the_published_trajectory(
     sample(
         model,
         source,
-        "lsst->euclid",
+        model.card.problem.to("euclid"),
         steps,
         start=source,
         noise=lambda i: noise[i],

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from surveybridge.bridge_core import translate as core
-from surveybridge.bridge_core.patches import PatchGrid
 from surveybridge.bridge_core.redraw import redraw_tile
 from surveybridge.bridge_core.sampler import sample
-from surveybridge.bridge_core.translate import Sampling, translate_tile
-from tests.bridge_core.models import random_model
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.translate import Scene, translate_tile
+from tests.bridge_core.models import TO_EUCLID, TO_LSST, random_model
 
 # small windows, so that there is more than one group of them; and they share batches, as 3 does not divide 4
 HOW = Sampling(samples=3, steps=2, seed=5, batch=4, precision="float32", patches=PatchGrid(32, 14, 8))
@@ -20,22 +20,19 @@ ORIGIN = (1000, -520)
 CORE = (64, 200, 64, 160)
 
 
-@pytest.fixture(scope="module", params=["lsst->euclid", "euclid->lsst"])
-def scene(request):
+@pytest.fixture(scope="module", params=[TO_EUCLID, TO_LSST], ids=str)
+def tile(request):
     torch.manual_seed(2)
-    bands = 3 if request.param == "lsst->euclid" else 1
-    flux = 5 * torch.randn(bands, 264, 224)
+    flux = 5 * torch.randn(len(request.param.observed.bands), 264, 224)
     valid = torch.ones(flux.shape, dtype=torch.bool)
     valid[:, 100:104, 70:130] = False
-    what = {"origin": ORIGIN, "core": CORE, "psf_fwhm": 5.0, "how": HOW}
-    return (random_model(), request.param, flux, valid), what
+    return random_model(), request.param, Scene(flux, valid, ORIGIN, CORE, 5.0), HOW
 
 
-def test_moments_of_the_samples_are_the_translation_to_the_bit(scene):
-    tile, what = scene
-    whole = translate_tile(*tile, **what)
+def test_moments_of_the_samples_are_the_translation_to_the_bit(tile):
+    whole = translate_tile(*tile)
     assert whole.windows > HOW.group and whole.windows % HOW.group
-    posterior, samples = redraw_tile(*tile, **what, region=CORE)
+    posterior, samples = redraw_tile(*tile, region=CORE)
     for name in ("mean", "std", "coverage"):
         assert torch.equal(getattr(posterior, name).nan_to_num(-1), getattr(whole, name).nan_to_num(-1)), name
     assert samples.shape == (HOW.samples, *whole.mean.shape)
@@ -47,18 +44,16 @@ def test_moments_of_the_samples_are_the_translation_to_the_bit(scene):
 
 
 @pytest.mark.parametrize("region", [(64, 65, 64, 65), (95, 130, 100, 140), (150, 200, 120, 160)])
-def test_a_part_is_cut_from_the_whole_bit_for_bit(scene, region):
-    tile, what = scene
-    whole, everything = redraw_tile(*tile, **what, region=CORE)
-    part, samples = redraw_tile(*tile, **what, region=region)
+def test_a_part_is_cut_from_the_whole_bit_for_bit(tile, region):
+    whole, everything = redraw_tile(*tile, region=CORE)
+    part, samples = redraw_tile(*tile, region=region)
     there = (slice(region[0] - CORE[0], region[1] - CORE[0]), slice(region[2] - CORE[2], region[3] - CORE[2]))
     assert torch.equal(samples.nan_to_num(-1), everything[:, :, *there].nan_to_num(-1))
     assert torch.equal(part.mean.nan_to_num(-1), whole.mean[:, *there].nan_to_num(-1))
     assert torch.equal(part.std.nan_to_num(-1), whole.std[:, *there].nan_to_num(-1))
 
 
-def test_batches_without_a_window_of_the_region_are_left_out(scene, monkeypatch):
-    tile, what = scene
+def test_batches_without_a_window_of_the_region_are_left_out(tile, monkeypatch):
     rows: list[int] = []
 
     def count(model, conditions, *arguments, **named):
@@ -66,26 +61,25 @@ def test_batches_without_a_window_of_the_region_are_left_out(scene, monkeypatch)
         return sample(model, conditions, *arguments, **named)
 
     monkeypatch.setattr(core, "sample", count)
-    posterior, _ = redraw_tile(*tile, **what, region=(150, 151, 150, 151))
+    posterior, _ = redraw_tile(*tile, region=(150, 151, 150, 151))
     assert 0 < posterior.windows <= 4
     # a window's 3 samples lie in at most 2 batches of 4, which may begin with its neighbour's
     assert 0 < sum(rows) <= 2 * HOW.batch * posterior.windows
     rows.clear()
-    whole = translate_tile(*tile, **what)
+    whole = translate_tile(*tile)
     assert sum(rows) == whole.windows * HOW.samples > 4 * 2 * HOW.batch
 
 
-def test_a_region_that_nobody_observed_is_nan(scene):
-    (model, direction, flux, valid), what = scene
-    nothing = torch.zeros_like(valid)
-    posterior, samples = redraw_tile(model, direction, flux, nothing, **what, region=(70, 80, 70, 90))
+def test_a_region_that_nobody_observed_is_nan(tile):
+    model, direction, scene, how = tile
+    nothing = replace(scene, valid=torch.zeros_like(scene.valid))
+    posterior, samples = redraw_tile(model, direction, nothing, how, region=(70, 80, 70, 90))
     assert posterior.windows == 0
     assert samples.shape[-2:] == (10, 20) and samples.isnan().all() and posterior.mean.isnan().all()
 
 
-def test_another_seed_is_another_sample(scene):
-    tile, what = scene
+def test_another_seed_is_another_sample(tile):
     region = (150, 160, 150, 160)
-    _, one = redraw_tile(*tile, **what, region=region)
-    _, other = redraw_tile(*tile, **{**what, "how": replace(HOW, seed=6)}, region=region)
+    _, one = redraw_tile(*tile, region=region)
+    _, other = redraw_tile(*tile[:3], replace(HOW, seed=6), region=region)
     assert not torch.allclose(one, other, atol=1e-2)

@@ -10,22 +10,31 @@ import numpy as np
 import pytest
 import torch
 
-from surveybridge.bridge_core.anomaly import Scoring, score_windows
+from surveybridge.bridge_core.anomaly import score_windows
 from surveybridge.bridge_core.discriminant import Discriminant
-from surveybridge.bridge_core.residuals import RINGS_ARCSEC, columns, measure, ring_features, ring_masks
-from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
+from surveybridge.bridge_core.residuals import (
+    RINGS_ARCSEC,
+    Asked,
+    Cutouts,
+    columns,
+    measure,
+    ring_features,
+    ring_masks,
+)
+from surveybridge.bridge_core.settings import Scoring
+from tests.bridge_core.models import PROBLEM, analytic_model, gaussian_denoiser, make_card, random_model
 
 RINGS = len(RINGS_ARCSEC) - 1
 SIZE = 64
 HOW = Scoring(samples=2, steps=2, seed=1, batch=4, precision="float32")
 
 
-def windows(n: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+def windows(n: int = 3) -> Cutouts:
     torch.manual_seed(0)
     lsst, euclid = 0.1 * torch.randn(2, n, 3, SIZE, SIZE)
     euclid = euclid[:, :1].expand(-1, 3, -1, -1).contiguous()
     valid = torch.ones(n, 1, SIZE, SIZE, dtype=torch.bool)
-    return lsst, euclid, valid, [(0, SIZE * k) for k in range(n)]
+    return Cutouts(lsst, euclid, valid, [(0, SIZE * k) for k in range(n)])
 
 
 def discriminant(features: int = 70) -> Discriminant:
@@ -75,7 +84,7 @@ def test_a_spot_of_light_is_the_highest_place_of_its_ring_and_no_other():
 
 
 def test_columns_name_every_number_once():
-    kinds = columns()
+    kinds = columns(PROBLEM)
     assert sorted(kinds["euclid->lsst"] + kinds["lsst->euclid"]) == list(range(70))
     assert sorted(k for kind in ("signed", "squared", "highest", "lowest") for k in kinds[kind]) == list(range(70))
     assert [len(kinds[kind]) for kind in ("signed", "squared")] == [4 * RINGS, 2 * RINGS]
@@ -97,7 +106,7 @@ def test_residual_of_a_model_that_is_right_is_the_noise_it_cannot_know():
     model = analytic_model(gaussian_denoiser(1.0, 0.0, 0.1))
     lsst, _, valid, corners = windows(6)
     euclid = lsst.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
-    measured = measure(model, lsst, euclid, valid, corners, sigma=2.0, draws=2, precision="float32")
+    measured = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 2, precision="float32"))
     assert measured.features.shape == (2, 6, 70)
     assert np.abs(measured.features[..., : 3 * RINGS]).max() < 0.1
     assert len(model.calls) == 2 * 2 * 1  # noises, directions, one batch
@@ -108,7 +117,7 @@ def test_light_that_only_euclid_shows_is_positive_there():
     lsst, euclid, valid, corners = windows(1)
     lsst, euclid = torch.zeros_like(lsst), torch.zeros_like(euclid)
     euclid += ring_masks((SIZE, SIZE), 0.1)[2].float()
-    found = measure(model, lsst, euclid, valid, corners, sigma=2.0, draws=1, precision="float32").features[0, 0]
+    found = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 1, precision="float32")).features[0, 0]
     to_lsst, to_euclid = found[: 10 * RINGS], found[10 * RINGS :]
     assert to_euclid[2] > 0.9
     assert np.allclose(to_lsst[[2, 2 + RINGS, 2 + 2 * RINGS]], -1, atol=0.1)  # LSST lacks it in all bands
@@ -118,10 +127,9 @@ def test_flux_and_colour_are_those_of_the_observed_survey():
     model = analytic_model(gaussian_denoiser(1.0, 0.0, 0.05))
     flux = torch.zeros(1, 3, SIZE, SIZE)
     flux[:, :, 32, 32] = torch.tensor([100.0, 200.0, 400.0])
-    assert model.card.stretch is not None
-    lsst = model.card.stretch.forward(flux, ("g", "r", "i"))
+    lsst = PROBLEM["lsst"].forward(flux, 3)
     _, euclid, valid, corners = windows(1)
-    measured = measure(model, lsst, euclid, valid, corners, sigma=2.0, draws=1, precision="float32")
+    measured = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 1, precision="float32"))
     assert measured.flux[0] == pytest.approx(math.log10(400), abs=1e-3)
     assert measured.colour[0] == pytest.approx(2.5 * math.log10(4), abs=1e-3)
 
@@ -130,7 +138,7 @@ def test_a_calibrated_checkpoint_scores_with_the_discriminant_and_keeps_the_publ
     card = make_card()
     plain, calibrated = random_model(card), random_model(replace(card, discriminant=discriminant()))
     lsst, euclid, valid, corners = windows()
-    before, after = (score_windows(model, lsst, euclid, valid, corners, HOW) for model in (plain, calibrated))
+    before, after = (score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW) for model in (plain, calibrated))
     assert torch.equal(before.score, before.published)
     assert before.false_alarm.isnan().all()
     assert torch.equal(after.published, before.published)
@@ -142,8 +150,8 @@ def test_a_calibrated_checkpoint_scores_with_the_discriminant_and_keeps_the_publ
 def test_lens_score_does_not_depend_on_batch_or_company():
     model = random_model(replace(make_card(), discriminant=discriminant()))
     lsst, euclid, valid, corners = windows(5)
-    together = score_windows(model, lsst, euclid, valid, corners, HOW)
-    alone = score_windows(model, lsst[3:4], euclid[3:4], valid[3:4], corners[3:4], replace(HOW, batch=1))
+    together = score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW)
+    alone = score_windows(model, Cutouts(lsst[3:4], euclid[3:4], valid[3:4], corners[3:4]), replace(HOW, batch=1))
     assert float(alone.score[0]) == pytest.approx(float(together.score[3]), rel=1e-4)
 
 
@@ -151,6 +159,6 @@ def test_an_object_of_which_too_little_is_seen_has_no_score():
     model = random_model(replace(make_card(), discriminant=discriminant()))
     lsst, euclid, valid, corners = windows(2)
     valid[0, :, 8:] = False
-    scores = score_windows(model, lsst, euclid, valid, corners, HOW)
+    scores = score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW)
     for number in (scores.score, scores.false_alarm, scores.published):
         assert number.isnan().tolist() == [True, False]

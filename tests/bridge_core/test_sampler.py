@@ -30,7 +30,15 @@ from surveybridge.bridge_core.sampler import (
 )
 from surveybridge.bridge_core.spans import listening
 from surveybridge.kernels.sky_noise import SkyNoise
-from tests.bridge_core.models import AnalyticModel, analytic_model, gaussian_denoiser, make_card, random_model
+from tests.bridge_core.models import (
+    TO_EUCLID,
+    TO_LSST,
+    AnalyticModel,
+    analytic_model,
+    gaussian_denoiser,
+    make_card,
+    random_model,
+)
 
 GAIN, OFFSET, TAU = 0.8, 0.1, 0.3
 BRIDGES: dict[str, Callable[..., Bridge]] = {
@@ -77,7 +85,7 @@ def moments(model: AnalyticModel, x: Tensor) -> tuple[float, float]:
 def test_second_order_on_the_rho_grid_draws_the_posterior_in_thirty_steps(kind):
     model = make(kind)
     steps = rho_steps(model.card.bridge, 30)
-    x = sample(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]))
+    x = sample(model, observed(), TO_EUCLID, steps, start=at(model, steps[0]))
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
     assert variance == pytest.approx(1, abs=0.05)
@@ -90,7 +98,7 @@ def test_deterministic_sampler_is_dpm_solver_in_zeta(kind, order, count):
     model = make(kind)
     steps = rho_steps(model.card.bridge, count)
     start = at(model, steps[0])
-    x = sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
+    x = sample(model, observed(), TO_EUCLID, steps, start=start, order=order)
     # the same solver written for zeta alone (Lu et al. 2022, algorithm 2 for the data prediction model), float64
     bridge, prior = model.card.bridge, GAIN * X1 + OFFSET
     sigma = [float(bridge.sigma[t]) for t in steps]
@@ -113,7 +121,7 @@ def test_deterministic_sampler_is_dpm_solver_in_zeta(kind, order, count):
 def test_many_first_order_steps_draw_the_posterior(kind, eta):
     model = make(kind)
     steps = rho_steps(model.card.bridge, 120)
-    x = sample(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]), noise=fresh, eta=eta, order=1)
+    x = sample(model, observed(), TO_EUCLID, steps, start=at(model, steps[0]), noise=fresh, eta=eta, order=1)
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
     assert variance == pytest.approx(1, abs=0.09)  # the first order misses 1 / steps of it
@@ -126,7 +134,7 @@ def test_second_order_beats_first_at_equal_steps(kind):
     start = at(model, steps[0])
     error = {}
     for order in (1, 2):
-        _, variance = moments(model, sample(model, observed(), "lsst->euclid", steps, start=start, order=order))
+        _, variance = moments(model, sample(model, observed(), TO_EUCLID, steps, start=start, order=order))
         error[order] = abs(variance - 1)
     assert error[2] < 0.4 * error[1]
 
@@ -138,7 +146,7 @@ def test_more_steps_converge_at_the_order_asked_for():
     def end(count: int, order: int) -> Tensor:
         steps = rho_steps(model.card.bridge, count, sigma_max=float(model.card.bridge.sigma[900]))
         assert steps[0] == 900
-        return sample(model, observed(), "lsst->euclid", steps, start=start, order=order)
+        return sample(model, observed(), TO_EUCLID, steps, start=start, order=order)
 
     truth = end(400, 2)
     first = [float((end(n, 1) - truth).abs().mean()) for n in (4, 16)]
@@ -151,8 +159,8 @@ def test_more_steps_converge_at_the_order_asked_for():
 def test_objective_is_a_choice_of_words_only(objective):
     model = make(objective=objective)
     steps, start = [900, 500, 100, 0], at(make(), 900)
-    x = sample(model, observed(), "lsst->euclid", steps, start=start)
-    torch.testing.assert_close(x, sample(make(), observed(), "lsst->euclid", steps, start=start), rtol=0, atol=3e-5)
+    x = sample(model, observed(), TO_EUCLID, steps, start=start)
+    torch.testing.assert_close(x, sample(make(), observed(), TO_EUCLID, steps, start=start), rtol=0, atol=3e-5)
 
 
 # ---- where it starts
@@ -161,7 +169,7 @@ def test_objective_is_a_choice_of_words_only(objective):
 def test_published_start_from_the_observed_end():
     model = make()
     steps = [*range(999, -1, -4), 0]
-    x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
+    x = sample(model, observed(), TO_EUCLID, steps, start=observed(), noise=fresh, eta=1.0, order=1)
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
     # uniform steps crowd at high noise: part of the variance is missing (the reference keeps 0.67 to 0.76 at 200)
@@ -171,7 +179,7 @@ def test_published_start_from_the_observed_end():
 def test_schrodinger_start_from_the_observed_end():
     model = make("schrodinger")
     steps = [*range(999, -1, -4), 0]
-    x = sample(model, observed(), "lsst->euclid", steps, start=observed(), noise=fresh, eta=1.0, order=1)
+    x = sample(model, observed(), TO_EUCLID, steps, start=observed(), noise=fresh, eta=1.0, order=1)
     mean, variance = moments(model, x)
     assert mean == pytest.approx(0, abs=0.03)
     assert variance == pytest.approx(1, abs=0.1)
@@ -187,7 +195,7 @@ def test_boot_is_a_start_without_a_network_call(kind):
     torch.testing.assert_close(
         start, bridge.q_sample(observed(), observed(), torch.full((SHAPE[0],), steps[0]), z), rtol=0, atol=1e-5
     )
-    x = sample(model, observed(), "lsst->euclid", steps, start=start)
+    x = sample(model, observed(), TO_EUCLID, steps, start=start)
     mean, variance = moments(model, x)
     assert len(model.calls) == len(steps)
     # x1 in the place of x0 shifts zeta by far less than sigma_max = 5
@@ -203,7 +211,7 @@ def test_midpoint_start_forgets_nothing_that_is_not_noise(eta, order):
     start = model.card.bridge.q_sample(torch.full(SHAPE, truth), observed(), torch.full((40,), t), torch.randn(SHAPE))
     sigma = float(model.card.bridge.sigma[t])
     steps = uniform_steps(t, 60)
-    x = sample(model, observed(), "lsst->euclid", steps, start=start, noise=fresh, eta=eta, order=order)
+    x = sample(model, observed(), TO_EUCLID, steps, start=start, noise=fresh, eta=eta, order=order)
     # the posterior of x0 given zeta = truth + sigma eps is between prior mean and truth
     weight = TAU**2 / (TAU**2 + sigma**2)
     expected = weight * truth + (1 - weight) * (GAIN * X1 + OFFSET) if eta else None
@@ -225,12 +233,12 @@ def sky(stream: int = 7) -> SkyNoise:
 def test_sky_noise_and_its_tensors_give_the_same_bits():
     model, noise = make(), sky()
     steps, start = [800, 400, 100, 3], at(make(), 800)
-    fused = sample(model, observed(), "lsst->euclid", steps, start=start, noise=noise, eta=1.0, order=1)
+    fused = sample(model, observed(), TO_EUCLID, steps, start=start, noise=noise, eta=1.0, order=1)
     given = sample(
-        model, observed(), "lsst->euclid", steps, start=start, noise=lambda i: draw(noise, i, start), eta=1.0, order=1
+        model, observed(), TO_EUCLID, steps, start=start, noise=lambda i: draw(noise, i, start), eta=1.0, order=1
     )
     assert torch.equal(fused, given)
-    other = sample(model, observed(), "lsst->euclid", steps, start=start, noise=sky(8), eta=1.0, order=1)
+    other = sample(model, observed(), TO_EUCLID, steps, start=start, noise=sky(8), eta=1.0, order=1)
     assert not torch.equal(fused, other)
 
 
@@ -242,7 +250,7 @@ def test_every_update_draws_once_with_its_own_number_and_the_last_none():
         return torch.randn(SHAPE)
 
     model = make()
-    sample(model, observed(), "lsst->euclid", [800, 400, 100, 3], start=observed(), noise=noise, eta=1.0, order=1)
+    sample(model, observed(), TO_EUCLID, [800, 400, 100, 3], start=observed(), noise=noise, eta=1.0, order=1)
     assert numbers == [0, 1, 2]
     assert model.calls == [800, 400, 100, 3]
 
@@ -250,13 +258,13 @@ def test_every_update_draws_once_with_its_own_number_and_the_last_none():
 def test_deterministic_sampler_needs_no_noise_and_reads_none():
     model = make()
     start = at(model, 800)
-    x = sample(model, observed(), "lsst->euclid", [800, 100, 3], start=start)
-    assert torch.equal(x, sample(model, observed(), "lsst->euclid", [800, 100, 3], start=start, noise=sky()))
+    x = sample(model, observed(), TO_EUCLID, [800, 100, 3], start=start)
+    assert torch.equal(x, sample(model, observed(), TO_EUCLID, [800, 100, 3], start=start, noise=sky()))
 
 
 def test_noise_that_is_needed_but_absent_is_refused():
     with pytest.raises(ValueError, match="noise"):
-        sample(make(), observed(), "lsst->euclid", [800, 100], start=observed(), eta=1.0, order=1)
+        sample(make(), observed(), TO_EUCLID, [800, 100], start=observed(), eta=1.0, order=1)
 
 
 # ---- mechanics
@@ -268,12 +276,12 @@ def test_clamp_of_the_card_bounds_x0_at_every_step():
     start = at(bound, 900)
     steps: list[int] = [900, 400, 0]
     states: list[Tensor] = []
-    x = sample(bound, observed(), "lsst->euclid", steps, start=start, order=1, trajectory=states)
+    x = sample(bound, observed(), TO_EUCLID, steps, start=start, order=1, trajectory=states)
     assert torch.equal(x, x.clamp(*bounds))
     # the first update was made with a bounded x0 as well
     zeta = (start.double() - bridge.b[900] * X1) / bridge.a[900]
     sigma = float(bridge.sigma[900])
-    x0 = bound.denoise(zeta, sigma, observed().double(), "lsst->euclid")
+    x0 = bound.denoise(zeta, sigma, observed().double(), TO_EUCLID)
     assert float(x0.max()) > bounds[1]
     k, p, q, _ = bridge.transition(900, 400, 0.0)
     expected = k * start.double() + p * x0.clamp(*bounds) + q * X1
@@ -283,7 +291,7 @@ def test_clamp_of_the_card_bounds_x0_at_every_step():
 def test_trajectory_holds_every_state_and_ends_with_the_result():
     states: list[Tensor] = []
     model = make()
-    x = sample(model, observed(), "lsst->euclid", [900, 400, 100, 0], start=at(model, 900), trajectory=states)
+    x = sample(model, observed(), TO_EUCLID, [900, 400, 100, 0], start=at(model, 900), trajectory=states)
     assert len(states) == 4
     assert torch.equal(states[-1], x)
 
@@ -293,8 +301,8 @@ def test_one_step_is_the_denoiser_itself():
     start = at(model, 700)
     bridge = model.card.bridge
     zeta = (start.double() - bridge.b[700] * X1) / bridge.a[700]
-    expected = model.denoise(zeta, float(bridge.sigma[700]), observed().double(), "lsst->euclid")
-    x = sample(model, observed(), "lsst->euclid", [700], start=start)
+    expected = model.denoise(zeta, float(bridge.sigma[700]), observed().double(), TO_EUCLID)
+    x = sample(model, observed(), TO_EUCLID, [700], start=start)
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-5)
 
 
@@ -302,18 +310,18 @@ def test_input_is_left_as_it_was():
     model, x1 = random_model(), torch.randn(2, 3, 16, 16)
     start = torch.randn_like(x1)
     kept = x1.clone(), start.clone()
-    sample(model, x1, "euclid->lsst", [900, 100, 0], start=start)
+    sample(model, x1, TO_LSST, [900, 100, 0], start=start)
     assert torch.equal(x1, kept[0])
     assert torch.equal(start, kept[1])
 
 
 def test_directions_use_their_own_head():
     model, x1 = random_model(), torch.randn(2, 3, 16, 16)
-    there, back = (sample(model, x1, d, [900, 100], start=x1) for d in ("lsst->euclid", "euclid->lsst"))
+    there, back = (sample(model, x1, d, [900, 100], start=x1) for d in (TO_EUCLID, TO_LSST))
     assert not torch.allclose(there, back, atol=1e-3)
     assert there.dtype == torch.float32
     # network arithmetic in bfloat16 stays near, and the state is float32 all the same
-    half = sample(model, x1, "lsst->euclid", [900, 100], start=x1, precision="bfloat16")
+    half = sample(model, x1, TO_EUCLID, [900, 100], start=x1, precision="bfloat16")
     assert half.dtype == torch.float32
     assert 0 < float((half - there).abs().max()) < 0.1
 
@@ -321,12 +329,12 @@ def test_directions_use_their_own_head():
 @pytest.mark.parametrize("steps", [[], [5, 5], [3, 7], [1000, 4], [4, -1]])
 def test_steps_that_do_not_go_down_the_table_are_refused(steps):
     with pytest.raises(BridgeError, match="steps"):
-        sample(make(), observed(), "lsst->euclid", steps, start=observed())
+        sample(make(), observed(), TO_EUCLID, steps, start=observed())
 
 
 def test_unknown_order_is_refused():
     with pytest.raises(BridgeError, match="order 3"):
-        sample(make(), observed(), "lsst->euclid", [5, 0], start=observed(), order=3)
+        sample(make(), observed(), TO_EUCLID, [5, 0], start=observed(), order=3)
 
 
 # ---- grids and coefficients
@@ -408,7 +416,7 @@ def test_second_order_beats_first_with_noise_as_well():
     steps = rho_steps(model.card.bridge, 20)
     start, error = at(model, steps[0]), {}
     for order in (1, 2):
-        x = sample(model, observed(), "lsst->euclid", steps, start=start, noise=fresh, eta=1.0, order=order)
+        x = sample(model, observed(), TO_EUCLID, steps, start=start, noise=fresh, eta=1.0, order=order)
         error[order] = abs(moments(model, x)[1] - 1)
     assert error[2] < 0.5 * error[1]
 
@@ -420,7 +428,7 @@ def test_heun_draws_the_posterior_and_converges_at_second_order(kind):
     for count in (8, 16, 32):
         model.calls.clear()
         steps = rho_steps(model.card.bridge, count)
-        x = sample_heun(model, observed(), "lsst->euclid", steps, start=at(model, steps[0]))
+        x = sample_heun(model, observed(), TO_EUCLID, steps, start=at(model, steps[0]))
         assert len(model.calls) == 2 * len(steps) - 1
         errors.append(abs(moments(model, x)[1] - 1))
     assert errors[2] < 0.05
@@ -448,7 +456,7 @@ def test_noise_in_the_first_step_forgets_what_stood_for_the_unknown_image():
     means = []
     for renoise in (False, True):
         start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
-        x = sample(model, x1, "lsst->euclid", steps, start=start, noise=fresh, eta=0.0, order=2, renoise=renoise)
+        x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=renoise)
         means.append(abs(float(x.mean())) / 0.1)
         assert float(x.var()) / 0.01 == pytest.approx(1.05, abs=0.06)
     assert means[0] > 0.03
@@ -467,7 +475,7 @@ def test_between_two_network_calls_runs_the_update_and_no_other_operator(precisi
     steps = end_then_rho_steps(model.card.bridge, 5)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as recorded, listening(torch.profiler.record_function):
-        sample(model, x1, "lsst->euclid", steps, start=x1, noise=noise, eta=1.0, precision=precision)
+        sample(model, x1, TO_EUCLID, steps, start=x1, noise=noise, eta=1.0, precision=precision)
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in recorded.events()

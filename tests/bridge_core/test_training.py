@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Card
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
 from surveybridge.bridge_core.training import (
     Batch,
@@ -19,11 +20,11 @@ from surveybridge.bridge_core.training import (
     augment,
     bridge_loss,
     brightness_weight,
-    half_each_way,
     power_of_width,
     step_generator,
+    wanted_of,
 )
-from tests.bridge_core.models import TINY, make_card
+from tests.bridge_core.models import PROBLEM, TINY, make_card
 
 PIXEL = NetworkConfig(base=8, stem=2, norm="pixel")
 RECIPE = Recipe(learning_rate=2e-3, warmup_steps=5, batch_size=8, seed=4)
@@ -41,7 +42,7 @@ def toy_pairs(count: int = 32, size: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def both_ways(card: Card, lsst: Tensor, euclid: Tensor, generator: torch.Generator) -> Batch:
-    return Batch.draw(card, lsst, euclid, half_each_way(len(lsst)), generator)
+    return Batch.draw(card, (lsst, euclid), wanted_of(card.problem, len(lsst)), generator)
 
 
 def make_state(network: NetworkConfig = TINY) -> TrainState:
@@ -56,7 +57,7 @@ def train(state: TrainState, card: Card, steps: int, horizon: int = 60) -> list[
     for _ in range(steps):
         generator = step_generator(RECIPE.seed, state.step, 0)
         rows = torch.randint(0, len(lsst), (RECIPE.batch_size,), generator=generator)
-        x, y = augment(lsst[rows], euclid[rows], generator, roll=True)
+        x, y = augment((lsst[rows], euclid[rows]), PROBLEM, generator, roll=True)
         loss = bridge_loss(state.network, card, both_ways(card, x, y, generator))
         loss.backward()
         state.update(state.step / horizon)
@@ -278,15 +279,15 @@ def test_shards_never_meet_within_a_long_run(shards, steps):
 
 def test_both_surveys_are_turned_and_rolled_alike():
     lsst = torch.rand(64, 3, 8, 8)
-    a, b = augment(lsst, lsst * 2, step_generator(0, 0, 0), roll=True)
+    a, b = augment((lsst, lsst * 2), PROBLEM, step_generator(0, 0, 0), roll=True)
     assert torch.equal(b, a * 2)
     # pixels are moved, not made
     torch.testing.assert_close(a.flatten(2).sort().values, lsst.flatten(2).sort().values, rtol=0, atol=0)
 
 
 def test_every_turn_occurs_and_half_of_the_pairs_stay_in_place():
-    image = torch.arange(64.0).view(1, 1, 8, 8).expand(800, 1, 8, 8)
-    turned, _ = augment(image, image, step_generator(1, 0, 0), roll=True)
+    image = torch.arange(64.0).view(1, 1, 8, 8).expand(800, 3, 8, 8)
+    turned, _ = augment((image, image), PROBLEM, step_generator(1, 0, 0), roll=True)
     dihedral = {
         tuple(t.flatten().tolist())
         for k in range(4)
@@ -302,11 +303,12 @@ def test_every_turn_occurs_and_half_of_the_pairs_stay_in_place():
 
 def test_augmentation_repeats_with_its_generator():
     lsst, euclid = toy_pairs(8)
-    first = augment(lsst, euclid, step_generator(0, 5, 0), roll=True)
+    first = augment((lsst, euclid), PROBLEM, step_generator(0, 5, 0), roll=True)
     assert all(
-        torch.equal(x, y) for x, y in zip(first, augment(lsst, euclid, step_generator(0, 5, 0), roll=True), strict=True)
+        torch.equal(x, y)
+        for x, y in zip(first, augment((lsst, euclid), PROBLEM, step_generator(0, 5, 0), roll=True), strict=True)
     )
-    assert not torch.equal(first[0], augment(lsst, euclid, step_generator(0, 6, 0), roll=True)[0])
+    assert not torch.equal(first[0], augment((lsst, euclid), PROBLEM, step_generator(0, 6, 0), roll=True)[0])
 
 
 def test_pixels_weigh_by_the_observed_survey_alone():
@@ -320,7 +322,46 @@ def test_pixels_weigh_by_the_observed_survey_alone():
 def test_no_pair_is_rolled_where_the_surveys_have_pixels_of_their_own():
     images = torch.zeros(64, 3, 8, 8)
     images[:, :, 3:5, 3:5] = 1.0
-    still, _ = augment(images, images, step_generator(0, 0, 0), roll=False)
-    rolled, _ = augment(images, images, step_generator(0, 0, 0), roll=True)
+    still, _ = augment((images, images), PROBLEM, step_generator(0, 0, 0), roll=False)
+    rolled, _ = augment((images, images), PROBLEM, step_generator(0, 0, 0), roll=True)
     assert torch.equal(still, images)
     assert not torch.equal(rolled, images)
+
+
+# ---- pairs with missing pixels, and problems that go one way
+
+
+def test_a_one_way_problem_wants_one_end_only():
+    assert wanted_of(PROBLEM, 6).tolist() == [1, 1, 1, 0, 0, 0]
+    assert wanted_of(replace(PROBLEM, wanted="euclid"), 4).tolist() == [1, 1, 1, 1]
+    assert wanted_of(replace(PROBLEM, wanted="lsst"), 3).tolist() == [0, 0, 0]
+
+
+def test_what_missing_pixels_would_hold_does_not_enter_the_loss():
+    card, state = make_card(), make_state()
+    lsst, euclid = toy_pairs(8)
+    hole = torch.zeros_like(euclid, dtype=torch.bool)
+    hole[:, :, 4:9, 6:12] = True
+    filled = []
+    for garbage in (0.0, 50.0):
+        missing = euclid.masked_fill(hole, torch.nan)
+        batch = both_ways(card, lsst, missing, step_generator(2, 0, 0))
+        assert torch.isfinite(batch.second).all()
+        assert torch.equal(~batch.known[:4], hole[:4]) and batch.known[4:].all()
+        changed = replace(batch, second=torch.where(hole & batch.index.view(-1, 1, 1, 1).bool(), garbage, batch.second))
+        filled.append(bridge_loss(state.network, card, batch))
+        # the state x_t is made of the filled image, so only the target of the missing pixels may be anything
+        assert torch.isfinite(bridge_loss(state.network, card, changed))
+    assert torch.equal(filled[0], filled[1])
+    filled[0].backward()
+    assert all(torch.isfinite(p.grad).all() for p in state.network.parameters() if p.grad is not None)
+
+
+def test_loss_of_complete_pairs_is_the_mean_over_all_pixels():
+    card, state = make_card(), make_state()
+    batch = both_ways(card, *toy_pairs(8), step_generator(2, 0, 0))
+    half = replace(batch, known=batch.known & (torch.arange(16) < 8))
+    other = replace(batch, known=batch.known & (torch.arange(16) >= 8))
+    with torch.no_grad():
+        whole, left, right = (float(bridge_loss(state.network, card, b)) for b in (batch, half, other))
+    assert whole == pytest.approx((left + right) / 2, rel=1e-5)

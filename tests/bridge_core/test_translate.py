@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surveybridge.bridge_core.checkpoint import Model
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.patches import PatchGrid, blend
-from surveybridge.bridge_core.translate import (
-    Posterior,
-    Sampling,
-    from_channels,
-    observed_units,
-    to_channels,
-    translate_tile,
-    window_moments,
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.patches import blend
+from surveybridge.bridge_core.problem import Direction, from_channels, to_channels
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.translate import Posterior, Scene, observed_units, translate_tile, window_moments
+from tests.bridge_core.models import (
+    PROBLEM,
+    SOFTENING,
+    TO_EUCLID,
+    TO_LSST,
+    analytic_model,
+    gaussian_denoiser,
+    random_model,
 )
-from tests.bridge_core.models import SOFTENING, analytic_model, gaussian_denoiser, make_card, random_model
 
 HOW = Sampling(samples=2, steps=2, seed=11, batch=16, precision="float32")
 CORE = (64, 128, 64, 128)
@@ -39,9 +41,10 @@ def sky(bands: int, height: int = 192, width: int = 192) -> tuple[Tensor, Tensor
     return flux, torch.ones(bands, height, width, dtype=torch.bool)
 
 
-def translate(model: Model, flux: Tensor, valid: Tensor, direction: str = "lsst->euclid", **changes) -> Posterior:
-    arguments: dict[str, Any] = {"origin": (0, 0), "core": CORE, "psf_fwhm": 5.0, "how": HOW} | changes
-    return translate_tile(model, direction, flux, valid, **arguments)
+def translate(model: Model, flux: Tensor, valid: Tensor, direction: Direction = TO_EUCLID, **changes) -> Posterior:
+    how = {"how": HOW} | {name: changes.pop(name) for name in ("how", "corners") if name in changes}
+    scene = Scene(flux, valid, **({"origin": (0, 0), "core": CORE, "psf_fwhm": 5.0} | changes))
+    return translate_tile(model, model.card.problem.direction(str(direction)), scene, **how)
 
 
 def assert_same(a: Posterior, b: Posterior, rtol: float = 0.0, atol: float = 0.0) -> None:
@@ -117,9 +120,9 @@ def test_same_seed_gives_the_same_bits_and_another_one_another_draw():
 
 def test_first_samples_stay_when_more_are_drawn():
     model, (flux, valid) = random_model(), sky(3)
-    x1 = observed_units(model, "lsst", flux, valid)
-    two = window_moments(model, "lsst->euclid", x1, [(40, 40)], (0, 0), HOW)
-    three = window_moments(model, "lsst->euclid", x1, [(40, 40)], (0, 0), replace(HOW, samples=3))
+    x1 = observed_units(model, TO_EUCLID.observed, flux, valid)
+    two = window_moments(model, TO_EUCLID, x1, [(40, 40)], (0, 0), HOW)
+    three = window_moments(model, TO_EUCLID, x1, [(40, 40)], (0, 0), replace(HOW, samples=3))
     # the third sample follows from both means; its share of the variance must fit
     third = 3 * three[0] - 2 * two[0]
     expected = (two[1] + 2 / 3 * (third - two[0]) ** 2) / 2
@@ -133,18 +136,18 @@ def identity_model() -> Model:
     return analytic_model(lambda zeta, sigma, x1, direction: x1)
 
 
-@pytest.mark.parametrize("direction", ["lsst->euclid", "euclid->lsst"])
+@pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST], ids=str)
 def test_identity_denoiser_returns_the_tile(direction):
     model = identity_model()
     same = dict.fromkeys(SOFTENING, 2.0)
-    assert model.card.stretch is not None
-    card = replace(model.card, stretch=replace(model.card.stretch, softening=same))
+    ends = [replace(end, stretch=Stretch(same).of_bands(end.bands)) for end in model.card.problem.endpoints]
+    card = replace(model.card, problem=model.card.problem.with_endpoints(ends))
     flux, valid = sky(1)
-    flux = flux.expand(3, -1, -1) if direction == "lsst->euclid" else flux
+    flux = flux.expand(3, -1, -1) if direction == TO_EUCLID else flux
     valid = valid.expand(len(flux), -1, -1)
     out = translate(replace(model, card=card), flux, valid, direction)
     y0, y1, x0, x1 = CORE
-    expected = flux[:1, y0:y1, x0:x1].expand(1 if direction == "lsst->euclid" else 3, -1, -1)
+    expected = flux[:1, y0:y1, x0:x1].expand(1 if direction == TO_EUCLID else 3, -1, -1)
     torch.testing.assert_close(out.mean, expected, rtol=1e-5, atol=1e-5)
     assert float(out.std.max()) < 1e-3
     torch.testing.assert_close(out.coverage, torch.ones(64, 64), rtol=0, atol=1e-5)
@@ -152,7 +155,7 @@ def test_identity_denoiser_returns_the_tile(direction):
 
 def test_output_is_in_the_wanted_surveys_njy():
     flux, valid = sky(1)
-    out = translate(identity_model(), flux, valid, "euclid->lsst")
+    out = translate(identity_model(), flux, valid, TO_LSST)
     # equal network units: flux scales as the softening of the bands
     y0, y1, x0, x1 = CORE
     for band, name in enumerate("gri"):
@@ -168,19 +171,17 @@ def test_vis_goes_in_three_times_and_comes_out_as_their_mean():
     torch.testing.assert_close(from_channels(gri, 1), gri.mean(0, keepdim=True))
     assert from_channels(gri, 3) is gri
 
-    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: str) -> Tensor:
-        assert direction == "euclid->lsst"
+    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: Direction) -> Tensor:
+        assert direction.index == 0
         assert torch.equal(x1[:, 0], x1[:, 1])
         assert torch.equal(x1[:, 0], x1[:, 2])
         return x1 * torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
 
     flux, valid = sky(1)
-    out = translate(analytic_model(denoise), flux, valid, "euclid->lsst")
-    card = make_card()
-    assert card.stretch is not None
-    u1 = card.stretch.forward(flux[:, 64:128, 64:128], ("VIS",))
+    out = translate(analytic_model(denoise), flux, valid, TO_LSST)
+    u1 = TO_LSST.observed.forward(flux[:, 64:128, 64:128], 1)
     for band, (name, gain) in enumerate(zip("gri", (0.5, 1.0, 2.0), strict=True)):
-        expected = card.stretch.inverse(gain * u1, (name,))[0]
+        expected = TO_LSST.wanted.fitted.inverse(gain * u1, (name,))[0]
         torch.testing.assert_close(out.mean[band], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -192,13 +193,11 @@ def test_mean_and_std_are_those_of_the_posterior_in_njy():
     flux, valid = torch.full((3, 16, 16), 3.0), torch.ones(3, 16, 16, dtype=torch.bool)
     model = analytic_model(gaussian_denoiser(gain, 0.0, tau))
     out = translate(model, flux, valid, core=(0, 16, 0, 16), how=how)
-    stretch = model.card.stretch
-    assert stretch is not None
     # VIS is the mean of three channels, each N(gain x1, tau^2) in network units, and sinh follows
-    u1 = stretch.forward(flux, ("g", "r", "i")).mean()
+    u1 = TO_EUCLID.observed.forward(flux, 3).mean()
     shrunk = tau**2 / (tau**2 + float(model.card.bridge.sigma[0]) ** 2) ** 0.5
     u = gain * u1 + shrunk / 3**0.5 * torch.randn(200_000, 1, 1, 1)
-    exact = stretch.inverse(u, ("VIS",))
+    exact = TO_EUCLID.wanted.inverse(u)
     assert float(out.mean.mean()) == pytest.approx(float(exact.mean()), rel=0.02)
     assert float(out.std.mean()) == pytest.approx(float(exact.std()), rel=0.03)
 
@@ -254,7 +253,7 @@ def smooth_prior_model(tau: float = 0.25, width: float = 2.0) -> Model:
     padded by its own border, so that windows which overlap disagree near their edges.
     """
 
-    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: str) -> Tensor:
+    def denoise(zeta: Tensor, sigma: float, x1: Tensor, direction: Direction) -> Tensor:
         pad = 16
         residual = F.pad(zeta - x1, (pad,) * 4, mode="reflect")
         h, w = residual.shape[-2:]
@@ -270,18 +269,18 @@ def smooth_prior_model(tau: float = 0.25, width: float = 2.0) -> Model:
 def test_blended_std_is_that_of_a_single_window_within_five_percent():
     model, how = smooth_prior_model(), Sampling(samples=12, steps=6, seed=2, batch=64, precision="float32")
     flux, valid = torch.full((1, 192, 192), 3.0), torch.ones(1, 192, 192, dtype=torch.bool)
-    blended = translate(model, flux, valid, "euclid->lsst", how=how).std
+    blended = translate(model, flux, valid, TO_LSST, how=how).std
     # one window that holds core and halo
     single = replace(how, patches=PatchGrid(192, 192, 0))
-    x1 = observed_units(model, "euclid", flux, valid)
-    _, variance = window_moments(model, "euclid->lsst", x1, [(0, 0)], (0, 0), single)
+    x1 = observed_units(model, TO_LSST.observed, flux, valid)
+    _, variance = window_moments(model, TO_LSST, x1, [(0, 0)], (0, 0), single)
     alone = variance[0, :, 64:128, 64:128].sqrt()
     assert float(blended.mean() / alone.mean()) == pytest.approx(1, abs=0.05)
     # nor at the borders of the windows (pixels 0 to 7 and 40 to 47 of each stride are in two windows)
     columns = blended.mean((0, 1)) / alone.mean((0, 1))
     assert float((columns - 1).abs().max()) < 0.1
     # the windows do differ: their own overlap is no copy
-    mean, variance = window_moments(model, "euclid->lsst", x1, [(40, 40), (40, 80)], (0, 0), how)
+    mean, variance = window_moments(model, TO_LSST, x1, [(40, 40), (40, 80)], (0, 0), how)
     assert float((mean[0, 0, 20:40, 48:56] - mean[1, 0, 20:40, 8:16]).abs().max()) > 1e-4
 
 
@@ -291,9 +290,7 @@ def test_averaging_samples_of_windows_with_their_own_noise_would_shrink_it():
     noisy = Sampling(order=1, eta=1.0, sigma_max=5.0)
     how = replace(noisy, samples=60, steps=4, precision="float32", batch=64, patches=PatchGrid(32, 16, 0))
     x1 = torch.zeros(3, 64, 64)
-    moments = [
-        window_moments(model, "euclid->lsst", x1, [(0, 0), (0, 16)], (0, 0), replace(how, seed=s)) for s in (1, 2)
-    ]
+    moments = [window_moments(model, TO_LSST, x1, [(0, 0), (0, 16)], (0, 0), replace(how, seed=s)) for s in (1, 2)]
     shared_mean, shared_var = moments[0]
     overlap = shared_mean[0, 0, 8:24, 20:28] - shared_mean[1, 0, 8:24, 4:12]
     own = moments[0][0][0, 0, 8:24, 20:28] - moments[1][0][1, 0, 8:24, 4:12]
@@ -310,12 +307,11 @@ def test_averaging_samples_of_windows_with_their_own_noise_would_shrink_it():
 
 def test_bad_requests_are_refused():
     model, (flux, valid) = random_model(), sky(3)
-    with pytest.raises(BridgeError, match="'lsst->moon'"):
-        translate(model, flux, valid, "lsst->moon")
     with pytest.raises(BridgeError, match="samples 1"):
         Sampling(samples=1)
-    with pytest.raises(BridgeError, match="no stretch"):
-        translate(replace(model, card=replace(model.card, stretch=None)), flux, valid)
+    bare = PROBLEM.with_endpoints([replace(end, stretch=None) for end in PROBLEM.endpoints])
+    with pytest.raises(BridgeError, match="no stretch for lsst"):
+        translate(replace(model, card=replace(model.card, problem=bare)), flux, valid)
     with pytest.raises(BridgeError, match="63 x 63"):
         translate(model, flux, valid, how=replace(HOW, patches=PatchGrid(63, 40, 8)))
     with pytest.raises(BridgeError, match="192 x 192"):

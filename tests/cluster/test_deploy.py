@@ -23,10 +23,10 @@ from surveybridge import __version__
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.cluster.preflight import _fit
 from surveybridge.cluster.stream import IO_CPUS, IO_PER_MODEL
-from surveybridge.jobs.planning.projection import GPU_PROCESS_BYTES, stage_memory
 from surveybridge.jobs.registry import parse_job
 from surveybridge.jobs.running.drain import DRAINED
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config, TranslationConfig
+from surveybridge.jobs.translating.memory import GPU_PROCESS_BYTES, stage_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "cluster" / "deploy"
@@ -70,13 +70,13 @@ def number(quantity: str) -> float:
     return float(quantity[:-2]) * UNITS[unit] if unit in UNITS else float(quantity)
 
 
-def parsed(command: str) -> translation.TranslationConfig:
+def parsed(command: str) -> TranslationConfig:
     """What the job's own parser makes of a command line that starts a job."""
     match = re.fullmatch(r"(?:python -m surveybridge|surveybridge) (.*)", " ".join(command.split()))
     assert match, command
     job, *arguments = shlex.split(match[1], comments=True)
     config = parse_job(job, arguments, job)[1]
-    assert isinstance(config, translation.TranslationConfig)
+    assert isinstance(config, TranslationConfig)
     return config
 
 
@@ -140,7 +140,7 @@ def test_entrypoint_is_accepted_by_the_job_and_fits_the_workers(name):
         container(workers)["resources"]["limits"]["nvidia.com/gpu"]
     )
     assert config.min_workers <= workers["minReplicas"]
-    where = config.run if isinstance(config, translation.Config) else config.model_dump()["runs"]
+    where = config.run if isinstance(config, Config) else config.model_dump()["runs"]
     assert config.store.startswith("s3://") and where.startswith("s3://")
     assert spec["shutdownAfterJobFinishes"] is True
 
@@ -218,7 +218,7 @@ def stages(gpu: int) -> dict[str, dict[str, float]]:
     manifest = pa.table(
         {"bytes": [side * side * 4 * 9], "height": [side], "width": [side], "core_height": [core], "core_width": [core]}
     )
-    heap = stage_memory(load_checkpoint(None), manifest, translation.Config(store="s", run="r"))
+    heap = stage_memory(load_checkpoint(None), manifest, Config(store="s", run="r"))
     return {
         "model": {"CPU": 1, "GPU": gpu, "memory": heap["model"] + gpu * GPU_PROCESS_BYTES},
         "reader": {"CPU": IO_CPUS, "memory": heap["read"]},
@@ -369,7 +369,7 @@ def test_slurms_command_is_accepted(tmp_path):
     assert script.returncode == 0
     ray, python = (tmp_path / "log").read_text().splitlines()
     config = parsed(f"python {python}")
-    assert isinstance(config, translation.Config)
+    assert isinstance(config, Config)
     assert (config.store, config.run, config.workers) == ("/shared/tiles", "/shared/runs/dr1", 8)
     options = shlex.split(ray)
     assert options[:5] == ["symmetric-run", "--address", "10.0.0.1:24242", "--min-nodes", "2"]

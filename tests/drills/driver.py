@@ -76,15 +76,16 @@ def main() -> int:
     """Run the command under the plan."""
     from surveybridge.__main__ import main as surveybridge
     from surveybridge.cluster import stream
-    from surveybridge.jobs import translate
+    from surveybridge.jobs.translating import engine
     from surveybridge.storage.runs import RunFolder
 
     plan = Plan(**json.loads(os.environ[PLAN]))
     _use_temporary(plan)
-    translate.SEGMENT_TILES = SEGMENT_TILES
+    engine.SEGMENT_TILES = SEGMENT_TILES
     stream.READ_TASKS = TILES // SLICE
-    vars(translate)["translate"] = partial(translate.translate, make_stages=partial(stages, plan))
-    vars(translate)["_compact"] = partial(_compact, plan, translate._compact)
+    stream.IO_PER_MODEL = 1  # of each kind; a process takes two seconds of a core to start
+    vars(engine)["translate"] = partial(engine.translate, make_stages=partial(stages, plan))
+    vars(engine)["_compact"] = partial(_compact, plan, engine._compact)
     tidy, tidied = RunFolder.tidy, iter(range(1, 1000))
 
     def held_tidy(self: RunFolder) -> None:

@@ -14,13 +14,13 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.evaluation import LEVELS, REGIONS
+from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import Sampling
 from surveybridge.jobs import demo
 from surveybridge.jobs import evaluate as job
 from surveybridge.jobs.evaluating import stages as evaluation_stages
 from surveybridge.jobs.evaluating.summary import _photometry, summarise
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs.translating.config import Config
 from surveybridge.storage.pairs import NOMINAL, WHITE, read_pairs
 from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
 from tests import tiny
@@ -215,7 +215,8 @@ def eight_bit_copy(store: str, path: Path) -> str:
     """The stamps as AS-Bridge's data sets hold them: its display, rounded to bytes."""
     pairs = read_pairs(store, "cutout")
     shown = {}
-    for name, images, bands in (("lsst", pairs.lsst, ("g", "r", "i")), ("euclid", pairs.euclid, ("VIS",))):
+    for name, images in pairs.ends.items():
+        bands = pairs.bands[name]
         noise = {band: NOMINAL[band]["sigma_noise"] for band in bands}
         stretch = Stretch.asbridge(noise, dict.fromkeys(bands, WHITE[name][0]))
         unit = (stretch.forward(torch.from_numpy(images), bands).numpy() + 1) / 2
@@ -230,7 +231,8 @@ def test_eight_bit_stamps_come_back_as_they_were_shown(stores, tmp_path):
     path = eight_bit_copy(stores[0], tmp_path / "bytes.zarr")
     pairs = read_pairs(path, "cutout", eight_bit=True)
     again = evaluation_stages.display_stretch(pairs)
-    for images, bands, name in ((pairs.lsst, ("g", "r", "i"), "lsst"), (pairs.euclid, ("VIS",), "euclid")):
+    for name, images in pairs.ends.items():
+        bands = pairs.bands[name]
         shown = (again.forward(torch.from_numpy(images), bands) + 1) / 2 * 255
         stored = np.asarray(zarr.open_group(path, mode="r")[name]).astype(np.float32)
         stored = stored.transpose(0, 3, 1, 2) if name == "lsst" else stored[:, None]
@@ -392,5 +394,5 @@ def test_jobs_draw_samples_as_the_library_does_unless_told_otherwise():
     how, evaluation = Sampling(), job.Config(pairs="p", out="o")
     for name in ("samples", "steps", "order", "eta", "sigma_max", "from_end"):
         assert getattr(evaluation, name) == getattr(how, name), name
-    for config in (demo.Config(), translation.Config(store="s", run="r")):
+    for config in (demo.Config(), Config(store="s", run="r")):
         assert (config.samples, config.steps) == (how.samples, how.steps)

@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     def edit(tile):
         if tile.tile_id != FAILED:
             return tile
-        return type(tile)(**{**tile.__dict__, "lsst": tiny.without_data(tile.lsst)})
+        return tiny.with_images(tile, lsst=tiny.without_data(tile.images["lsst"]))
 
     return tiny.write_checkpoint(folder), tiny.write_store(folder / "tiles", tile_size=TILE, edit=edit)
 

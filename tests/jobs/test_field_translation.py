@@ -13,7 +13,6 @@ import pytest
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
 from surveybridge.jobs import translate
-from surveybridge.jobs.translating import request as translation
 from surveybridge.storage import ingest
 from surveybridge.storage.tiles import TileStore
 
@@ -34,12 +33,12 @@ def stamps(shared_data, tmp_path_factory):
     folder = shared_data / "field"
     lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
     field = ingest.read_field(str(folder / "field_euclid_vis.fits"), lsst)
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.lsst, field.euclid)])
-    galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.euclid.wcs)
+    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.images["lsst"], field.images["euclid"])])
+    galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.images["euclid"].wcs)
     store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"), grid_id=field.grid_id)
     rows = []
     for tile_id, ra, dec in zip(galaxies.id, galaxies.ra, galaxies.dec, strict=True):
-        x, y = (round(float(v)) for v in field.euclid.wcs.all_world2pix(ra, dec, 0))
+        x, y = (round(float(v)) for v in field.images["euclid"].wcs.all_world2pix(ra, dec, 0))
         core = (y - REACH, y + REACH + 1, x - REACH, x + REACH + 1)
         rows.append(store.write_tile(ingest.cut_tile(field, ingest.TileBox(tile_id, core, outer(core, known.shape)))))
     store.write_manifest(rows)
@@ -63,7 +62,7 @@ def translated(request, stamps, tmp_path_factory):
     settings = {"direction": request.param, "executor": "serial", "score_samples": 2, "score_steps": 1}
     if request.param == "euclid->lsst":
         settings["samples"] = 4
-    assert translate.run(translation.Config(store=store, run=run, **settings)) == 0
+    assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
     return read_field(run, store), galaxies
 
 

@@ -65,7 +65,7 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
             if survey == "euclid" and number == 0:
                 mask[..., :bad_columns] = 1
             images[survey] = sky_image(survey, flux, mask, corner)
-        tile = Tile(tile_id, images["lsst"], images["euclid"], (0, SIDE, 0, SIDE), corner, "test")
+        tile = Tile(tile_id, images, (0, SIDE, 0, SIDE), corner, "test")
         rows.append(store.write_tile(tile))
         mean = rng.normal(0, 2, (len(bands), SIDE, SIDE)).astype(np.float32)
         std = np.ones_like(mean)
@@ -160,8 +160,7 @@ def test_surveys_and_marks_lie_on_the_pixels_of_the_mosaic(tmp_path):
     np.testing.assert_allclose(field.candidates, [[50, 50], [150, 30]])  # by rank
     np.testing.assert_allclose(field.lenses, [[110, 50]], atol=1e-6)  # the other is outside
     tile = TileStore.open(store).read_tile("b")
-    assert tile.lsst is not None
-    np.testing.assert_array_equal(field.lsst[0, :, SIDE:], tile.lsst.flux[2])  # i is red
+    np.testing.assert_array_equal(field.lsst[0, :, SIDE:], tile.images["lsst"].flux[2])  # i is red
 
 
 def test_the_field_starts_at_its_first_pixel_whichever_tile_has_it(tmp_path):

@@ -12,8 +12,10 @@ import pytest
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.network import UNet
-from surveybridge.jobs import plan, translate
-from surveybridge.jobs.translating import request as translation
+from surveybridge.jobs import plan
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.engine import translate
+from surveybridge.jobs.translating.request import check
 from surveybridge.jobs.translating.tally import Tally
 from surveybridge.storage.runs import RunFolder
 from tests import tiny
@@ -90,7 +92,7 @@ def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, 
 
 def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, capsys):
     settings = request(store, tmp_path / "run", checkpoint)
-    wanted = translation.check(translation.Config(**settings))
+    wanted = check(Config(**settings))
     folder = RunFolder.open_or_create(settings["run"], wanted.fingerprint)
     ids = wanted.manifest["tile_id"].to_pylist()
     for tile_id in ids[:12]:
@@ -111,7 +113,7 @@ def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, caps
 
 
 def run(settings) -> Tally:
-    return translate.translate(translation.check(translation.Config(**settings)))
+    return translate(check(Config(**settings)))
 
 
 # Other programs take their share of the processors, another one from minute to minute. So what was planned and what was
@@ -153,8 +155,8 @@ def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cl
             interval = receipt["intervals"]["model"]
             seen.append((time.time(), processor_seconds(int(interval["worker"].rpartition(":")[2])), interval))
 
-        asked = translation.check(translation.Config(**settings))
-        assert translate.translate(asked, watch=watch).statuses == {"ok": tiles}
+        asked = check(Config(**settings))
+        assert translate(asked, watch=watch).statuses == {"ok": tiles}
         # from the first receipt on, when the actor had loaded everything and done some tiles, in part or whole
         (begin, before, _), (_, after, _) = seen[0], seen[-1]
         left = [(i["end"] - max(i["start"], begin)) / (i["end"] - i["start"]) for _, _, i in seen if i["end"] > begin]
@@ -185,7 +187,7 @@ def test_plan_refuses_what_translate_refuses(tmp_path, store, checkpoint, capsys
 
 def test_plan_refuses_a_run_folder_of_another_run(tmp_path, store, checkpoint, capsys):
     settings = request(store, tmp_path / "run", checkpoint)
-    fingerprint = translation.check(translation.Config(**settings)).fingerprint
+    fingerprint = check(Config(**settings)).fingerprint
     RunFolder.open_or_create(settings["run"], fingerprint)
     before = tiny.files_of(tmp_path)
     line = refused(capsys, "plan", *words(settings | {"seed": 7}))

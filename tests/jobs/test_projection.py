@@ -12,11 +12,12 @@ import pytest
 from benchmarks import memory
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.discriminant import Discriminant
-from surveybridge.bridge_core.patches import PatchGrid
-from surveybridge.jobs.planning.projection import core_origins, project, stage_memory, steps_of, work_of
-from surveybridge.jobs.planning.rates import Rates, part_of, spread
-from surveybridge.jobs.translating.request import Config
-from surveybridge.storage.tiles import Tile, TileStore
+from surveybridge.bridge_core.settings import PatchGrid
+from surveybridge.jobs.planning.projection import core_origins, project, steps_of, work_of
+from surveybridge.jobs.planning.rates import Rates, spread
+from surveybridge.jobs.translating.config import Config
+from surveybridge.jobs.translating.memory import stage_memory
+from surveybridge.storage.tiles import Tile, TileStore, part_of
 from tests import tiny
 
 RATES = Rates(

@@ -10,11 +10,11 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from surveybridge.jobs import simulate
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.simulate import CENTRE, FILES, OFFSET, Config, run
 from surveybridge.jobs.simulating import lenses as simulated_lenses
 from surveybridge.jobs.simulating import sky as simulated_sky
+from surveybridge.jobs.simulating.files import truth_table
 from surveybridge.jobs.simulating.population import columns, draw_galaxies
 
 BANDS = {instrument.band: instrument for instrument in simulated_sky.INSTRUMENTS}
@@ -152,7 +152,7 @@ def test_position_angle_runs_from_north_to_east():
     catalogue = columns("galaxy", {"u": np.zeros(1), "v": np.zeros(1), "q": np.array([0.3]), "angle": np.array([2.0])})
     euclid = simulated_sky.euclid_frame(CENTRE, 300)
     sky = simulated_sky.sky_positions(euclid, catalogue["u"], catalogue["v"])
-    angle = np.deg2rad(simulate.truth_table(catalogue, sky, euclid, euclid)["pa_deg"][0].as_py())
+    angle = np.deg2rad(truth_table(catalogue, sky, euclid, euclid)["pa_deg"][0].as_py())
     east, north = np.sin(angle), np.cos(angle)  # u is west
     assert abs(-east * np.cos(2.0) + north * np.sin(2.0)) == pytest.approx(1.0)
 

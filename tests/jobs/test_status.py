@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from surveybridge.__main__ import main
-from surveybridge.jobs.status import reason_pattern, run_status
+from surveybridge.jobs.reporting.state import reason_pattern, run_status
 from surveybridge.storage.lease import Lease, read_holder
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes

@@ -418,7 +418,7 @@ def test_a_job_runs_once_and_its_exit_code_comes_back(head, tiny):
 
 @pytest.mark.slow
 def test_exit_code_3_comes_back_where_ray_job_submit_returns_1(head, tiny):
-    command = translate(tiny, tiny.broken, "broken")
+    command = [*translate(tiny, tiny.broken, "broken"), "executor=serial"]
     done = head.submit("--pipeline", "broken", "--", *command)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "3 of 4 tiles ok" in done.stdout

@@ -94,8 +94,7 @@ def list_only(store: str, *tile_ids: str) -> Callable[[], None]:
 
 
 def brighter(tile: Tile) -> Tile:
-    assert tile.lsst is not None
-    return replace(tile, lsst=replace(tile.lsst, flux=tile.lsst.flux * 2))
+    return tiny.with_images(tile, lsst=replace(tile.images["lsst"], flux=tile.images["lsst"].flux * 2))
 
 
 def test_the_second_time_there_is_nothing_to_do_and_no_ray(store, runs, checkpoint, capsys, monkeypatch):

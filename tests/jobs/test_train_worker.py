@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.cluster.training import Session
-from surveybridge.jobs.train import Config, make_card
 from surveybridge.jobs.training import worker
-from surveybridge.jobs.training.worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
+from surveybridge.jobs.training.card import asked_problem, make_card
+from surveybridge.jobs.training.worker import Shard, out_of_patience, read_shard, shard_range
 from surveybridge.storage.pairs import read_pairs
 from tests import tiny
 from tests.bridge_core.models import make_card as make_tiny_card
-from tests.jobs.training_runs import TOLERANCE, largest_difference, rows
+from tests.jobs.training_runs import TOLERANCE, largest_difference, settings_of, train
 
 PAIRS, HELD_OUT, SHARDS = 27, 9, 4
 SIZES = {"base": 8, "batch_size": 8, "shards": SHARDS, "validation": HELD_OUT, "learning_rate": 2e-3}
@@ -35,10 +31,7 @@ def pairs(tmp_path_factory):
 
 def settings(pairs: str, **more: Any) -> dict[str, Any]:
     """What the job hands to its workers."""
-    config = Config(pairs=pairs, out="out", **(SIZES | {"steps": 12, "report_steps": 4, "report_seconds": 1e6} | more))
-    numbers = config.model_dump() | {"available": PAIRS}
-    card = make_card(numbers, read_pairs(pairs, stop=4), asdict(make_recipe(numbers)))
-    return numbers | {"card": card.to_json()}
+    return settings_of(pairs, PAIRS, **(SIZES | {"steps": 12, "report_steps": 4} | more))
 
 
 # ---- shards
@@ -61,7 +54,7 @@ def test_ranks_own_every_shard_once(world):
 
 def make_shard(index: int = 0, count: int = 10, seed: int = 0) -> Shard:
     images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
-    return Shard(index, seed, images, images, images[:0], images[:0])
+    return Shard(index, seed, (images, images), (images[:0], images[:0]))
 
 
 @pytest.mark.parametrize("count", [2, 4, 32])
@@ -78,76 +71,35 @@ def test_every_epoch_of_a_shard_is_a_permutation_of_its_own(count):
 def test_what_a_shard_gives_depends_on_seed_step_and_shard_only():
     card, recipe = make_tiny_card(Bridge.brownian()), Recipe(batch_size=8, shards=4)
     first, again = (make_shard(1, seed=5).draw(card, recipe, 7) for _ in range(2))
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("lsst", "euclid", "t", "eps"))
-    assert first.direction.tolist() == [1, 0]
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("first", "second", "t", "eps"))
+    assert first.index.tolist() == [1, 0]
     for shard, step in ((make_shard(2, seed=5), 7), (make_shard(1, seed=6), 7), (make_shard(1, seed=5), 8)):
         assert not torch.equal(shard.draw(card, recipe, step).eps, first.eps)
 
 
 def test_a_worker_reads_its_own_rows_only(pairs, monkeypatch):
     config = settings(pairs)
-    card = make_card(config, read_pairs(pairs, stop=4), {})
+    card = make_card(config, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), {})
     seen: list[tuple[int, int]] = []
 
-    def spy(url: str, grid: str, start: int, stop: int) -> Any:
+    def spy(url: str, grid: str, start: int, stop: int, **problem: Any) -> Any:
         seen.append((start, stop))
-        return read_pairs(url, grid, start, stop)
+        return read_pairs(url, grid, start, stop, **problem)
 
     monkeypatch.setattr(worker, "read_pairs", spy)
     shard = read_shard(config, card, 1)
     assert seen == [(4, 9), (20, 22)]  # of 18 for training, then of 9 for validation
-    assert shard.lsst.shape == shard.euclid.shape == (5, 3, 64, 64)
-    assert len(shard.validation_lsst) == 2
+    assert [end.shape for end in shard.training] == [(5, 3, 64, 64), (5, 1, 64, 64)]
+    assert [len(end) for end in shard.validation] == [2, 2]
 
 
 def test_fewer_held_out_pairs_than_shards_are_dealt_too(pairs):
     config = settings(pairs, validation=2)
-    card = make_card(config, read_pairs(pairs, stop=4), {})
-    assert [len(read_shard(config, card, index).validation_lsst) for index in range(SHARDS)] == [0, 1, 0, 1]
+    card = make_card(config, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), {})
+    assert [len(read_shard(config, card, index).validation[0]) for index in range(SHARDS)] == [0, 1, 0, 1]
 
 
 # ---- ranks: processes of this machine that exchange over gloo as Ray Train's do
-
-
-@dataclass(frozen=True)
-class LocalSession(Session):
-    """A session without Ray: checkpoints are folders named by their step."""
-
-    folder: Path
-
-    @contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        yield max(self.folder.glob("*"), default=None)
-
-    def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
-        return torch.nn.parallel.DistributedDataParallel(network) if self.world_size > 1 else network
-
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        if self.rank == 0 and save is not None:
-            target = self.folder / f"{int(metrics['step']):06d}"
-            target.mkdir(parents=True)
-            save(target)
-
-
-def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        meeting = folder.with_name(f"{folder.name}.meeting{world}")
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    try:
-        train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
-
-
-def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, float]]:
-    """Train on so many ranks and return the loss curve."""
-    if world == 1:
-        run_rank(0, 1, folder, config)
-    else:
-        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="spawn")
-    return rows((max(folder.glob("*")) / "loss.csv").read_bytes())
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import Card, save_checkpoint
+from surveybridge.bridge_core.checkpoint import save_checkpoint
+from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.storage.images import SURVEY_BANDS
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
 from surveybridge.storage.tiles import TileStore
-from tests.tiny import SIGMA, make_image, write_pairs
+from tests.tiny import SIGMA, SURVEY_BANDS, make_image, write_pairs
 
 HERE = Path(__file__).parent
 SIDE, TILE, LEFT = 144, 72, "t0003"
@@ -49,7 +49,7 @@ def make(folder: Path) -> None:
         provenance={"pairs": "none: random weights"},
     )
     save_checkpoint(card, UNet(network).state_dict(), folder / "kept")
-    field = Field(lsst=make_image("lsst", SIDE), euclid=make_image("euclid", SIDE))
+    field = Field({name: make_image(name, SIDE) for name in SURVEY_BANDS}, "euclid")
     store = TileStore.create(str(folder / "tiles"), grid_id=field.grid_id)
     store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, TILE, 0)])
     write_pairs(folder / "pairs.zarr", 4)

@@ -10,6 +10,12 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from surveybridge.storage.fits_images import read_image
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.problems import default_problem
+
+LSST, EUCLID = default_problem()["endpoints"]
+
 
 def tan_wcs(shape, scale: float, *, rotation: float = 0.0, ra: float = 53.0, dec: float = -28.0) -> WCS:
     """TAN WCS centred on an array; scale in arcsec, rotation in degrees."""
@@ -74,3 +80,20 @@ def write_mer_file(path: Path, bands: dict[str, dict[str, Any]], wcs: WCS) -> st
         hdus.append(fits.ImageHDU(band["rms"].astype(np.float32), name=f"{name}_RMS"))
     fits.HDUList(hdus).writeto(path, overwrite=True)
     return str(path)
+
+
+def read_rubin(paths: dict[str, str], **how: Any) -> SurveyImage:
+    """LSST's image of three files, as ingest reads it."""
+    return read_image(LSST, paths, filters=EUCLID["bands"], **how)
+
+
+def read_mer(path: str, rms: str | None = None, psf_fwhm: float | None = None) -> SurveyImage:
+    """Euclid's image of a file, as ingest reads it."""
+    return read_image(
+        EUCLID,
+        {"VIS": path},
+        noise="file",
+        rms=None if rms is None else {"VIS": rms},
+        psf_fwhm=None if psf_fwhm is None else {"VIS": psf_fwhm},
+        filters=LSST["bands"],
+    )

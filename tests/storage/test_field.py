@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surveybridge.storage.fits_images import read_mer, read_rubin
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.ingest import ingest_field, read_field
 from surveybridge.storage.photometry import flux_from_magnitude
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
+from tests.storage.fits_files import read_mer, read_rubin
 
 sep = pytest.importorskip("sep")
 galsim = pytest.importorskip("galsim")
@@ -28,17 +29,18 @@ def folder(shared_data):
 
 @pytest.fixture(scope="module")
 def paths(folder):
-    return str(folder / "field_euclid_vis.fits"), {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
+    lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
+    return {"lsst": lsst, "euclid": {"VIS": str(folder / "field_euclid_vis.fits")}}
 
 
 @pytest.fixture(scope="module")
 def field(paths):
-    return read_field(*paths)
+    return read_field(default_problem(), paths, "euclid")
 
 
 @pytest.fixture(scope="module")
 def native(paths):
-    return {"lsst": read_rubin(paths[1]), "euclid": read_mer(paths[0])}
+    return {"lsst": read_rubin(paths["lsst"]), "euclid": read_mer(paths["euclid"]["VIS"])}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def objects(folder, field, native):
             away = 3600 * np.hypot((truth.ra - ra) * np.cos(np.radians(dec)), truth.dec - dec)
             if total[(away > 0) & (away < 5)].sum() > 0.004 * flux[n]:
                 continue
-            grids = {"mosaic": getattr(field, survey), "native": native[survey]}
+            grids = {"mosaic": field.images[survey], "native": native[survey]}
             row = {
                 "band": band,
                 "kind": truth.kind[n],
@@ -136,7 +138,7 @@ def test_position_of_isolated_objects_is_that_of_the_truth_within_20_mas(objects
 
 
 def test_masks_and_noise_of_the_field_are_carried(field, native):
-    for survey, image in (("lsst", field.lsst), ("euclid", field.euclid)):
+    for survey, image in field.images.items():
         for plane in ("BAD", "SAT", "NO_DATA"):
             assert (native[survey].mask & MASK_PLANES[plane]).any()
             assert (image.mask & MASK_PLANES[plane]).any()
@@ -147,18 +149,18 @@ def test_masks_and_noise_of_the_field_are_carried(field, native):
             measured = 1.4826 * np.median(np.abs(good - np.median(good)))
             # sources widen the distribution by some per cent
             assert measured == pytest.approx(np.sqrt(np.median(image.variance[k][image.valid[k]])), rel=0.08)
-    assert field.lsst.noise_correlation == pytest.approx((0.686,) * 3, abs=0.01)
-    assert max(field.euclid.noise_correlation) < 0.02
-    assert field.lsst.psf_fwhm == (0.77, 0.73, 0.71)
-    assert field.lsst.provenance["domain"] == "in"
+    assert field.images["lsst"].noise_correlation == pytest.approx((0.686,) * 3, abs=0.01)
+    assert max(field.images["euclid"].noise_correlation) < 0.02
+    assert field.images["lsst"].psf_fwhm == (0.77, 0.73, 0.71)
+    assert field.images["lsst"].provenance["domain"] == "in"
 
 
 @pytest.mark.slow
 def test_the_field_becomes_a_tile_store(paths, field, tmp_path):
-    rows = ingest_field(paths[0], paths[1], str(tmp_path / "store"))
+    rows = ingest_field(default_problem(), paths, "euclid", str(tmp_path / "store"))
     assert [row["tile_id"] for row in rows] == [f"t{n:04d}" for n in range(16)]
     assert all(list(row["surveys"]) == ["lsst", "euclid"] for row in rows)
     store = TileStore.open(str(tmp_path / "store"))
     tile = store.read_tile("t0005")
     assert tile.shape == (640, 640) and tile.core == (64, 576, 64, 576) and tile.origin == (448, 448)
-    np.testing.assert_array_equal(tile.images["lsst"].flux, field.lsst.flux[:, 448:1088, 448:1088])
+    np.testing.assert_array_equal(tile.images["lsst"].flux, field.images["lsst"].flux[:, 448:1088, 448:1088])

@@ -10,9 +10,8 @@ import pytest
 from astropy.io import fits
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.fits_images import read_mer, read_rubin
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from tests.storage.fits_files import gaussians, tan_wcs, write_mer_file, write_survey_file
+from tests.storage.fits_files import gaussians, read_mer, read_rubin, tan_wcs, write_mer_file, write_survey_file
 
 SHAPE = (40, 48)
 WCS = tan_wcs(SHAPE, 0.2)

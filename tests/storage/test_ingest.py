@@ -9,6 +9,7 @@ from surveybridge.__main__ import main
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.ingest import ingest_field, tile_boxes
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
 from tests.storage.fits_files import gaussians, tan_wcs, write_mer_file, write_survey_file
 
@@ -31,7 +32,8 @@ def files(tmp_path):
 
 def ingest(files, url, **how):
     how = {"tile_size": 80, "halo": 16} | how
-    return ingest_field(files["VIS"], {band: files[band] for band in "gri"}, str(url), **how)
+    images = {"lsst": {band: files[band] for band in "gri"}, "euclid": {"VIS": files["VIS"]}}
+    return ingest_field(default_problem(), images, "euclid", str(url), **how)
 
 
 def test_cores_partition_the_grid_and_halos_end_at_its_edge():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from surveybridge.storage.fits_images import read_mer
 from surveybridge.storage.ingest import ingest_field
 from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
+from tests.storage.fits_files import read_mer
 
 HSC_CFIS = "EUCLJ174517.55+655612.5.fits"
 DES = "102018665_NEG570040238507752998.fits"
@@ -24,7 +25,8 @@ def cutout(request, shared_data, tmp_path_factory):
     """Path of a cutout, and its only tile after ingest."""
     path = str(shared_data / "real" / request.param)
     url = str(tmp_path_factory.mktemp("real") / "store")
-    rows = ingest_field(path, {b: f"{path}[{e}]" for b, e in zip("gri", STANDS_IN[request.param], strict=True)}, url)
+    lsst = {b: f"{path}[{e}]" for b, e in zip("gri", STANDS_IN[request.param], strict=True)}
+    rows = ingest_field(default_problem(), {"lsst": lsst, "euclid": {"VIS": path}}, "euclid", url)
     assert len(rows) == 1
     return path, TileStore.open(url).read_tile("t0000")
 
@@ -36,9 +38,9 @@ def extension(path, name):
 
 def test_every_band_has_its_own_magzero(cutout):
     path, tile = cutout
-    vis = next(name for name in ("VIS_FLUX", "VIS_BGSUB") if name in tile.euclid.provenance["VIS.file"])
+    vis = next(name for name in ("VIS_FLUX", "VIS_BGSUB") if name in tile.images["euclid"].provenance["VIS.file"])
     names = {"VIS": vis} | dict(zip("gri", STANDS_IN[path.rsplit("/", 1)[1]], strict=True))
-    assert tile.euclid.zero_point == 24.6 and tile.lsst.zero_point == 30.0
+    assert tile.images["euclid"].zero_point == 24.6 and tile.images["lsst"].zero_point == 30.0
     for image in tile.images.values():
         for band, flux in zip(image.bands, image.flux, strict=True):
             counts, zero_point = extension(path, names[band])
@@ -55,22 +57,22 @@ def test_bands_are_said_to_be_stand_ins(cutout):
 def test_ground_noise_is_that_of_the_image_not_of_the_rms_map(cutout):
     path, tile = cutout
     for k, (band, name) in enumerate(zip("gri", STANDS_IN[path.rsplit("/", 1)[1]], strict=True)):
-        sigma = float(np.sqrt(np.median(tile.lsst.variance[k])))
+        sigma = float(np.sqrt(np.median(tile.images["lsst"].variance[k])))
         rms, _ = extension(path, name.rsplit("_", 1)[0] + "_RMS")
         assert 1.5 < np.median(rms) * 10**0.56 / sigma < 6
-        assert "not used" in tile.lsst.provenance[f"{band}.noise"]
-        assert 0.6 < tile.lsst.noise_correlation[k] < 0.95
+        assert "not used" in tile.images["lsst"].provenance[f"{band}.noise"]
+        assert 0.6 < tile.images["lsst"].noise_correlation[k] < 0.95
 
 
 def test_vis_variance_is_that_of_the_rms_map_and_its_bad_pixels_are_masked(cutout):
     path, tile = cutout
     rms, _ = extension(path, "VIS_RMS")
-    np.testing.assert_array_equal(tile.euclid.mask[0] != 0, rms > 1e15)
-    sky = sky_statistics(tile.euclid.flux[0], tile.euclid.valid[0])
+    np.testing.assert_array_equal(tile.images["euclid"].mask[0] != 0, rms > 1e15)
+    sky = sky_statistics(tile.images["euclid"].flux[0], tile.images["euclid"].valid[0])
     # measured: the RMS map is about 1.5 times the sigma of these pixels; the file does not say why
-    assert 1.3 < np.sqrt(np.median(tile.euclid.variance[0])) / sky.sigma < 1.8
-    assert 0.1 < tile.euclid.noise_correlation[0] < 0.4
-    assert 0.15 < tile.euclid.psf_fwhm[0] < 0.25
+    assert 1.3 < np.sqrt(np.median(tile.images["euclid"].variance[0])) / sky.sigma < 1.8
+    assert 0.1 < tile.images["euclid"].noise_correlation[0] < 0.4
+    assert 0.15 < tile.images["euclid"].psf_fwhm[0] < 0.25
 
 
 def test_larger_cutouts_are_read(shared_data):

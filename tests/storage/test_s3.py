@@ -35,8 +35,8 @@ def test_a_tile_store_round_trips(bucket, options):
     tile = make_tile()
     store.write_manifest([store.write_tile(tile)])
     found = pickle.loads(pickle.dumps(TileStore.open(f"{bucket}/survey/tiles/", options))).read_tile("t0_1")
-    assert_same_image(found.lsst, tile.lsst)
-    assert_same_image(found.euclid, tile.euclid)
+    assert_same_image(found.images["lsst"], tile.images["lsst"])
+    assert_same_image(found.images["euclid"], tile.images["euclid"])
     assert store.read_tile("t0_1", halo=3).shape == (246, 226)
     assert store.manifest()["tile_id"].to_pylist() == ["t0_1"]
     again = TileStore.create(store.url, grid_id="test-grid", storage_options=options)
@@ -141,7 +141,7 @@ def test_nothing_changes_where_a_third_of_all_requests_fail(bucket, options, fau
     store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
     store.write_manifest([store.write_tile(tile)])
     found = store.read_tile("t0_1")
-    assert_same_image(found.lsst, tile.lsst)
+    assert_same_image(found.images["lsst"], tile.images["lsst"])
     assert store.manifest().num_rows == 1
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
     for name in "abcd":

@@ -54,8 +54,8 @@ def make_image(survey: str, shape: tuple[int, int], seed: int = 0) -> SurveyImag
 
 def make_tile(tile_id: str = "t0_1", shape: tuple[int, int] = (300, 280), halo: int = 30) -> Tile:
     core = (halo, shape[0] - halo, halo, shape[1] - halo)
-    lsst, euclid = make_image("lsst", shape, 1), make_image("euclid", shape, 2)
-    return Tile(tile_id, lsst, euclid, core, (1000, -40), "test-grid")
+    images = {name: make_image(name, shape, seed) for seed, name in enumerate(BANDS, 1)}
+    return Tile(tile_id, images, core, (1000, -40), "test-grid")
 
 
 @pytest.fixture
@@ -63,13 +63,22 @@ def store(tmp_path):
     return TileStore.create(tmp_path / "store", grid_id="test-grid")
 
 
-def assert_same_image(found: SurveyImage | None, wanted: SurveyImage | None) -> None:
-    assert found is not None and wanted is not None
+def assert_same_image(found: SurveyImage, wanted: SurveyImage) -> None:
     for name in ("flux", "variance", "mask"):
         array = getattr(found, name)
         assert array.dtype == getattr(wanted, name).dtype
         np.testing.assert_array_equal(array, getattr(wanted, name))
-    for name in ("survey", "bands", "wcs_header", "pixel_scale", "zero_point", "noise_correlation", "provenance"):
+    for name in (
+        "survey",
+        "bands",
+        "wcs_header",
+        "pixel_scale",
+        "zero_point",
+        "noise_correlation",
+        "provenance",
+        "unit",
+        "extensive",
+    ):
         assert getattr(found, name) == getattr(wanted, name), name
     np.testing.assert_array_equal(found.psf_fwhm, wanted.psf_fwhm)
 
@@ -79,8 +88,8 @@ def test_a_tile_comes_back_as_it_was_written(store):
     store.write_manifest([store.write_tile(tile)])
     found = TileStore.open(store.url).read_tile("t0_1")
     assert (found.core, found.origin, found.grid_id) == (tile.core, tile.origin, tile.grid_id)
-    assert_same_image(found.lsst, tile.lsst)
-    assert_same_image(found.euclid, tile.euclid)
+    assert_same_image(found.images["lsst"], tile.images["lsst"])
+    assert_same_image(found.images["euclid"], tile.images["euclid"])
 
 
 def test_each_array_is_one_shard_of_several_chunks_with_named_dimensions(store, tmp_path):
@@ -100,7 +109,7 @@ def test_zarr_reads_what_is_written_and_read_without_it(store, tmp_path, shape):
     group = zarr.open_group(tmp_path / "store/tiles/t0_1", mode="r", use_consolidated=True)
     for survey in ("lsst", "euclid"):
         for name in ("flux", "variance", "mask"):
-            ours = getattr(getattr(found, survey), name)
+            ours = getattr(found.images[survey], name)
             array = group[f"{survey}/{name}"]
             assert isinstance(array, zarr.Array)
             np.testing.assert_array_equal(array[...], ours)
@@ -115,7 +124,7 @@ def test_stores_without_consolidated_metadata_stay_readable(store, tmp_path):
     assert set(document["consolidated_metadata"]["metadata"]) > {"lsst", "euclid/mask"}
     del document["consolidated_metadata"]
     head.write_text(json.dumps(document))
-    assert_same_image(store.read_tile("t0_1").lsst, tile.lsst)
+    assert_same_image(store.read_tile("t0_1").images["lsst"], tile.images["lsst"])
     shutil.rmtree(tmp_path / "store/tiles/t0_1/euclid/mask")
     with pytest.raises(StorageError, match=r"tile t0_1: euclid/mask is missing"):
         store.read_tile("t0_1")
@@ -139,7 +148,7 @@ def test_damage_on_the_way_is_read_once_more(store, monkeypatch, times):
 
     monkeypatch.setattr(Folder, "read_existing", damage_some)
     if times == 1:
-        assert_same_image(store.read_tile("t0_1").lsst, tile.lsst)
+        assert_same_image(store.read_tile("t0_1").images["lsst"], tile.images["lsst"])
     else:
         with pytest.raises(DamagedData, match="lsst/flux cannot be read"):
             store.read_tile("t0_1")
@@ -187,9 +196,8 @@ def test_halo_crops_pixels_core_origin_and_wcs_together(store, halo):
     assert found.core == (kept, 240 + kept, kept, 220 + kept)
     assert found.core_origin == tile.core_origin
     cut = slice(30 - kept, 300 - 30 + kept), slice(30 - kept, 280 - 30 + kept)
-    assert found.lsst and tile.lsst and found.euclid and tile.euclid
-    np.testing.assert_array_equal(found.lsst.flux, tile.lsst.flux[:, *cut])
-    whole, part = tile.euclid.wcs, found.euclid.wcs
+    np.testing.assert_array_equal(found.images["lsst"].flux, tile.images["lsst"].flux[:, *cut])
+    whole, part = tile.images["euclid"].wcs, found.images["euclid"].wcs
     np.testing.assert_allclose(
         part.all_pix2world(5.0, 9.0, 0), whole.all_pix2world(5.0 + 30 - kept, 9.0 + 30 - kept, 0), rtol=0, atol=1e-11
     )
@@ -197,18 +205,18 @@ def test_halo_crops_pixels_core_origin_and_wcs_together(store, halo):
 
 def test_a_tile_may_lack_a_survey(store):
     image = make_image("euclid", (64, 64))
-    row = store.write_tile(Tile("alone", None, image, (0, 64, 0, 64), (0, 0), "test-grid"))
+    row = store.write_tile(Tile("alone", {"euclid": image}, (0, 64, 0, 64), (0, 0), "test-grid"))
     assert row["surveys"] == ["euclid"]
     found = store.read_tile("alone")
-    assert found.lsst is None
-    assert_same_image(found.euclid, image)
+    assert list(found.images) == ["euclid"]
+    assert_same_image(found.images["euclid"], image)
 
 
 def test_writing_a_tile_again_replaces_it_whole(store):
     store.write_tile(make_tile())
-    store.write_tile(Tile("t0_1", None, make_image("euclid", (64, 64)), (0, 64, 0, 64), (0, 0), "test-grid"))
+    store.write_tile(Tile("t0_1", {"euclid": make_image("euclid", (64, 64))}, (0, 64, 0, 64), (0, 0), "test-grid"))
     found = store.read_tile("t0_1")
-    assert found.lsst is None
+    assert list(found.images) == ["euclid"]
     assert found.shape == (64, 64)
 
 
@@ -323,16 +331,21 @@ def test_nan_without_mask_is_not_stored(store):
     image.flux[0, 10, 10] = np.nan
     image.mask[0, 10, 10] = 0
     with pytest.raises(StorageError, match="1 of 4096 pixels"):
-        store.write_tile(Tile("t", None, image, (0, 64, 0, 64), (0, 0), "test-grid"))
+        store.write_tile(Tile("t", {"euclid": image}, (0, 64, 0, 64), (0, 0), "test-grid"))
 
 
 def test_tiles_whose_parts_do_not_fit_are_refused(store):
+    lsst = make_image("lsst", (64, 64))
     with pytest.raises(StorageError, match=r"\(64, 64\) but euclid \(32, 64\)"):
-        Tile("t", make_image("lsst", (64, 64)), make_image("euclid", (32, 64)), (0, 9, 0, 9), (0, 0), "test-grid")
+        Tile("t", {"lsst": lsst, "euclid": make_image("euclid", (32, 64))}, (0, 9, 0, 9), (0, 0), "test-grid")
     with pytest.raises(StorageError, match="does not lie inside"):
-        Tile("t", make_image("lsst", (64, 64)), None, (0, 65, 0, 64), (0, 0), "test-grid")
+        Tile("t", {"lsst": lsst}, (0, 65, 0, 64), (0, 0), "test-grid")
+    with pytest.raises(StorageError, match="no survey has an image"):
+        Tile("t", {}, (0, 64, 0, 64), (0, 0), "test-grid")
+    with pytest.raises(StorageError, match="the image of lsst is given as euclid"):
+        Tile("t", {"euclid": lsst}, (0, 64, 0, 64), (0, 0), "test-grid")
     with pytest.raises(StorageError, match="grid 'other'"):
-        store.write_tile(Tile("t", make_image("lsst", (64, 64)), None, (0, 64, 0, 64), (0, 0), "other"))
+        store.write_tile(Tile("t", {"lsst": lsst}, (0, 64, 0, 64), (0, 0), "other"))
 
 
 def test_a_store_travels_to_a_worker(store):

@@ -1,0 +1,156 @@
+"""A trained bridge in memory: its card, which says everything a user of the weights must know, and its network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for_bfloat16
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
+from surveybridge.bridge_core.stretch import Stretch
+
+CARD_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the weights are.
+
+    Parameters
+    ----------
+    name
+        Model id, written into every candidate row.
+    grid
+        ``mosaic`` (both ends on one grid) or ``cutout`` (each end on its own pixels).
+    problem
+        The endpoints with their fitted stretches; pixel scales are those that the network sees. A stretch is None of
+        AS-Bridge's weights, whose file does not say what their [-1, 1] is.
+    clamp
+        Bounds of x0 in network units during sampling, or None.
+    provenance
+        Command, data, steps, loss, versions.
+    discriminant
+        What makes the lens score of this model's residuals, or None where it has not been calibrated.
+    """
+
+    name: str
+    grid: str
+    problem: Problem
+    bridge: Bridge
+    network: NetworkConfig
+    objective: Objective
+    clamp: tuple[float, float] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    discriminant: Discriminant | None = None
+
+    @property
+    def physical(self) -> bool:
+        """Whether physical values can enter, that is, both ends have a stretch."""
+        return all(end.stretch is not None for end in self.problem.endpoints)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form of the card."""
+        return {
+            "card_version": CARD_VERSION,
+            "name": self.name,
+            "grid": self.grid,
+            "problem": self.problem.card,
+            "bridge": self.bridge.card,
+            "network": self.network.card,
+            "objective": asdict(self.objective),
+            "clamp": list(self.clamp) if self.clamp else None,
+            "provenance": self.provenance,
+            "discriminant": self.discriminant.card if self.discriminant else None,
+        }
+
+    @classmethod
+    def from_json(cls, card: dict[str, Any]) -> Card:
+        """Read what `to_json` wrote, or a card of version 1; an unknown version is refused."""
+        version = card.get("card_version")
+        if version not in (1, CARD_VERSION):
+            raise BridgeError(
+                f"card version {version!r} but this code reads 1 and {CARD_VERSION}; use a checkpoint saved by it"
+            )
+        return cls(
+            name=card["name"],
+            grid=card["grid"],
+            problem=_problem_of_version_1(card) if version == 1 else Problem.from_table(card["problem"]),
+            bridge=Bridge.from_card(card["bridge"]),
+            network=NetworkConfig.from_card(card["network"]),
+            objective=Objective.from_card(card["objective"]),
+            clamp=(card["clamp"][0], card["clamp"][1]) if card["clamp"] else None,
+            provenance=card["provenance"],
+            discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
+        )
+
+
+def _problem_of_version_1(card: dict[str, Any]) -> Problem:
+    """Two surveys in nJy under one stretch; objects were found on the second."""
+    stretch = Stretch.from_card(card["stretch"]) if card["stretch"] else None
+    endpoints = [
+        Endpoint(name, tuple(bands), card["pixel_scale"][name], stretch=stretch.of_bands(bands) if stretch else None)
+        for name, bands in card["bands"].items()
+    ]
+    first, second = endpoints
+    return Problem(f"{first.name}-{second.name}", (first, second), catalog=second.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its card, ready to predict.
+
+    Parameters
+    ----------
+    card
+        What the weights are.
+    network
+        In evaluation mode.
+    sha256
+        Hash of weights and card, the model's identity in run folders.
+    """
+
+    card: Card
+    network: UNet
+    sha256: str
+
+    def predictor(self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision) -> Predictor:
+        """The network on a batch x1 at some table indices; see `Predictor`."""
+        return Predictor(self.network, x1, direction.index, times, precision)
+
+    def predict(
+        self, x_t: Tensor, x1: Tensor, t: int, direction: Direction, precision: Precision = "float32"
+    ) -> Tensor:
+        """Network output of the wanted head, [N, C, H, W], at table index t."""
+        predictor = self.predictor(x1, direction, [t], precision)
+        u, v = self.card.objective.input_table(self.card.bridge)
+        predictor.input.copy_(x_t * float(u[t]) + x1 * float(v[t]))
+        return predictor(0, x_t)
+
+    def to(self, device: str | torch.device, precision: Precision) -> Model:
+        """Move the network; for bfloat16 in NHWC memory and with rounded weights, which is final; returns self."""
+        self.network.to(device)
+        if precision == "bfloat16":
+            for_bfloat16(self.network)
+        return self
+
+
+def make_model(card: Card, weights: dict[str, Tensor], sha256: str) -> Model:
+    """Build the network and put the weights in; names or shapes that differ are refused."""
+    network = UNet(card.network)
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) + [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if wrong:
+        raise BridgeError(
+            f"checkpoint {card.name}: {len(wrong)} tensors differ from its card's network, first {wrong[0]}"
+        )
+    network.load_state_dict(weights)
+    return Model(card, network.eval().requires_grad_(False), sha256)

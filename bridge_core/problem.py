@@ -1,0 +1,303 @@
+"""What a bridge joins: two endpoints make a problem, and a direction says which of them is wanted.
+
+Endpoint i owns input slot i, head i, embedding i and noise stream i of the network, as AS-Bridge's published weights
+have it: there 0 is LSST and 1 is Euclid. So a direction is the index of the wanted endpoint, and nothing here knows a
+survey by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.stretch import AnyStretch, stretch_from_card
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One end of a bridge, an observation or a physical field: its bands, and how they enter the network.
+
+    Parameters
+    ----------
+    name
+        Letters, digits and ``_``; also the name of its arrays on disk.
+    bands
+        In the order of the arrays' first axis.
+    pixel_scale
+        Arcsec per pixel: in a problem file those of its own images, in a checkpoint those that the network sees. 0 is a
+        grid that does not lie on the sky.
+    unit
+        Of the values, as astropy writes it.
+    extensive
+        Whether values add up over pixels, as a flux does; a density or an angle does not.
+    kind
+        Name of the stretch: ``asinh``, ``log10`` or ``axial``.
+    title
+        How figures and pages call it; the name where it is empty.
+    rgb
+        Bands that are shown as red, green and blue, or None where it is shown in grey.
+    stretch
+        Fitted to the data by training, None before.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    pixel_scale: float
+    unit: str = "nJy"
+    extensive: bool = True
+    kind: str = "asinh"
+    title: str = ""
+    rgb: tuple[str, str, str] | None = None
+    stretch: AnyStretch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an endpoint that shows nothing, or a band twice."""
+        if not self.bands:
+            raise BridgeError(f"endpoint {self.name} has no bands; give at least one")
+        twice = [band for band, count in Counter(self.bands).items() if count > 1]
+        if twice:
+            raise BridgeError(f"endpoint {self.name} has the band {twice[0]} twice; give each band once")
+
+    def check(self, bands: Sequence[str], unit: str, pixel_scale: float, *, what: str, model: str) -> None:
+        """Refuse an image that is not what a model was trained on.
+
+        Parameters
+        ----------
+        bands, unit, pixel_scale
+            Of the image; the scale in arcsec per pixel.
+        what, model
+            Names of the image's place (``tile t0312``) and of the checkpoint, for the message.
+        """
+        if abs(pixel_scale - self.pixel_scale) > 0.01 * self.pixel_scale:
+            raise BridgeError(
+                f'{what}: {self.name} pixel scale {pixel_scale:.3f}" but checkpoint {model} expects '
+                f'{self.pixel_scale:.3f}"; re-ingest onto that grid or choose another checkpoint'
+            )
+        if tuple(bands) != self.bands:
+            raise BridgeError(
+                f"{what}: {self.name} bands {','.join(bands)} but checkpoint {model} expects {','.join(self.bands)}; "
+                "re-ingest with those bands"
+            )
+        if unit != self.unit:
+            raise BridgeError(
+                f"{what}: {self.name} is in {unit} but checkpoint {model} expects {self.unit}; re-ingest in that unit"
+            )
+
+    @property
+    def planes(self) -> int:
+        """Planes of network units: one a band, two for an angle."""
+        return len(self.bands) * (2 if self.kind == "axial" else 1)
+
+    @property
+    def fitted(self) -> AnyStretch:
+        """The stretch; refused where there is none, because such a checkpoint works in network units only."""
+        if self.stretch is None:
+            raise BridgeError(
+                f"the checkpoint has no stretch for {self.name}, so {self.unit} cannot enter it; use one trained here"
+            )
+        return self.stretch
+
+    def forward(self, values: Tensor, channels: int) -> Tensor:
+        """Bring values [..., B, H, W] in the endpoint's unit to network units [..., channels, H, W]."""
+        return to_channels(self.fitted.forward(values, self.bands), channels)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Bring network units [..., C, H, W] back to values [..., B, H, W]."""
+        return self.fitted.inverse(from_channels(u, self.planes), self.bands)
+
+    def flips(self, channels: int) -> Tensor:
+        """Tell which channels hold an angle's cos 2psi (1) and sin 2psi (2), int64 [channels]; 0 for all others."""
+        part = [1 + plane % 2 if self.kind == "axial" else 0 for plane in range(self.planes)]
+        return torch.tensor([part[k * self.planes // channels] for k in range(channels)])
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Endpoint:
+        """Read an endpoint of a problem's table."""
+        rgb = table.get("rgb")
+        return cls(
+            name=table["name"],
+            bands=tuple(table["bands"]),
+            pixel_scale=float(table["pixel_scale"]),
+            unit=table.get("unit", "nJy"),
+            extensive=table.get("extensive", True),
+            kind=table.get("stretch", "asinh"),
+            title=table.get("title", ""),
+            rgb=(rgb[0], rgb[1], rgb[2]) if rgb else None,
+            stretch=stretch_from_card(table["fitted"]) if table.get("fitted") else None,
+        )
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Plain form without the fitted stretch; `from_table` reads it."""
+        return {
+            "name": self.name,
+            "bands": list(self.bands),
+            "pixel_scale": self.pixel_scale,
+            "unit": self.unit,
+            "extensive": self.extensive,
+            "stretch": self.kind,
+            "title": self.title,
+            "rgb": list(self.rgb) if self.rgb else None,
+        }
+
+
+@dataclass(frozen=True)
+class Direction:
+    """From the observed endpoint to the wanted one; `index` is that of the wanted endpoint in its problem."""
+
+    observed: Endpoint
+    wanted: Endpoint
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.observed.name}->{self.wanted.name}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A pair of endpoints and what is done with them.
+
+    Parameters
+    ----------
+    name
+        Of the problem, such as ``lsst-euclid``.
+    endpoints
+        In the order of the network's slots.
+    catalog
+        Endpoint on whose first band objects are found and scored; None where only maps are made.
+    wanted
+        The only endpoint that is translated to, of a one-way problem; None for both.
+    objective
+        Numbers of training (``sigma_data``, ``log_sigma_mean``, ``log_sigma_std``); those that are absent are measured.
+    """
+
+    name: str
+    endpoints: tuple[Endpoint, Endpoint]
+    catalog: str | None = None
+    wanted: str | None = None
+    objective: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse endpoints that cannot be told apart, and names of none."""
+        if len(self.endpoints) != 2:
+            raise BridgeError(f"problem {self.name} has {len(self.endpoints)} endpoints; a bridge has 2")
+        first, second = (end.name for end in self.endpoints)
+        if first == second:
+            raise BridgeError(f"problem {self.name}: both endpoints are named {first}; give each a name of its own")
+        for what, name in (("catalog", self.catalog), ("wanted", self.wanted)):
+            if name is not None and name not in (first, second):
+                raise BridgeError(f"problem {self.name}: {what} {name} is no endpoint; give {first} or {second}")
+
+    def __getitem__(self, name: str) -> Endpoint:
+        """Return the endpoint of a name."""
+        for end in self.endpoints:
+            if end.name == name:
+                return end
+        raise BridgeError(
+            f"{name!r} is no endpoint of {self.name}; it joins {' and '.join(end.name for end in self.endpoints)}"
+        )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's images: both ends need one shape, so the larger number of planes."""
+        return max(end.planes for end in self.endpoints)
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The directions that the problem has, in the order of their index."""
+        both = (self._to(0), self._to(1))
+        return tuple(d for d in both if self.wanted in (None, d.wanted.name))
+
+    def to(self, wanted: str) -> Direction:
+        """Return the direction to an endpoint.
+
+        Raises
+        ------
+        BridgeError
+            If there is no such endpoint, or the problem goes the other way only.
+        """
+        return self._allowed(self._to(self.endpoints.index(self[wanted])))
+
+    def direction(self, text: str) -> Direction:
+        """Return the direction that is written ``observed->wanted``, as run folders have it."""
+        for direction in (self._to(0), self._to(1)):
+            if str(direction) == text:
+                return self._allowed(direction)
+        raise BridgeError(f"direction {text!r} is not one of {', '.join(map(str, self.directions))}")
+
+    @property
+    def scored(self) -> Direction | None:
+        """The direction in which objects are reconstructed and scored, None where only maps are made."""
+        return None if self.catalog is None else self._to(self.endpoints.index(self[self.catalog]))
+
+    def with_endpoints(self, endpoints: Sequence[Endpoint]) -> Problem:
+        """Return the problem with other endpoints of the same names, as training fits them."""
+        first, second = endpoints
+        return replace(self, endpoints=(first, second))
+
+    def _allowed(self, direction: Direction) -> Direction:
+        if self.wanted not in (None, direction.wanted.name):
+            raise BridgeError(f"{self.name} goes one way, to {self.wanted}; {direction} was not trained")
+        return direction
+
+    def _to(self, index: int) -> Direction:
+        return Direction(self.endpoints[1 - index], self.endpoints[index], index)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Problem:
+        """Read the plain form of a problem: of a file, a run folder or a card."""
+        endpoints = tuple(Endpoint.from_table(end) for end in table["endpoints"])
+        if len(endpoints) != 2:
+            raise BridgeError(f"problem {table['name']} has {len(endpoints)} endpoints; a bridge has 2")
+        return cls(
+            name=table["name"],
+            endpoints=endpoints,
+            catalog=table.get("catalog"),
+            wanted=table.get("wanted"),
+            objective=dict(table.get("objective") or {}),
+        )
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Plain form without fitted stretches."""
+        return {
+            "name": self.name,
+            "catalog": self.catalog,
+            "wanted": self.wanted,
+            "endpoints": [end.table for end in self.endpoints],
+            "objective": dict(self.objective) or None,
+        }
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form for a checkpoint's card: the table with the fitted stretches."""
+        fitted = [{"fitted": end.stretch.card if end.stretch else None} for end in self.endpoints]
+        return self.table | {"endpoints": [end.table | more for end, more in zip(self.endpoints, fitted, strict=True)]}
+
+
+def to_channels(u: Tensor, channels: int) -> Tensor:
+    """Show planes [..., P, H, W] in the network's channels [..., C, H, W]: channel k shows plane k P // C.
+
+    One plane is repeated in all, as AS-Bridge does with Euclid; three of three stay as they are.
+    """
+    planes = u.shape[-3]
+    return u if planes == channels else u[..., [k * planes // channels for k in range(channels)], :, :].contiguous()
+
+
+def from_channels(u: Tensor, planes: int) -> Tensor:
+    """Bring channels [..., C, H, W] back to planes [..., P, H, W]: the mean of the channels that show a plane."""
+    channels = u.shape[-3]
+    if planes == channels:
+        return u
+    if planes == 1:
+        return u.mean(-3, keepdim=True)
+    # channel k shows plane p where p C <= k P < (p + 1) C
+    edges = [-(-plane * channels // planes) for plane in range(planes + 1)]
+    return torch.cat([u[..., a:b, :, :].mean(-3, keepdim=True) for a, b in itertools.pairwise(edges)], -3)

@@ -1,0 +1,96 @@
+"""The card of a checkpoint to be trained, and the plot of its loss."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Card
+    from surveybridge.bridge_core.problem import Problem
+    from surveybridge.storage.pairs import Pairs
+
+
+def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: dict[str, Any]) -> Card:
+    """Card of the checkpoint to be: bridge and network as asked, stretch and objective fitted to some pairs.
+
+    Parameters
+    ----------
+    config
+        Settings of `surveybridge train`.
+    problem
+        Without fitted endpoints.
+    pairs
+        Some of the training pairs, on the grid of the network.
+    recipe
+        How it is optimised, for the provenance.
+    """
+    import torch
+
+    from surveybridge.bridge_core.bridge import Bridge
+    from surveybridge.bridge_core.fitting import fit_endpoint, fit_objective
+    from surveybridge.bridge_core.model import Card
+    from surveybridge.bridge_core.network import NetworkConfig
+
+    # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
+    even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")
+    bridge = {
+        "brownian": even_in_sigma if config["objective"] == "edm" else Bridge.brownian,
+        "schrodinger": Bridge.schrodinger,
+        "diffusion": Bridge.diffusion,
+    }[config["bridge"]]()
+    images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]
+    fitted = [
+        replace(
+            fit_endpoint(end, values, pairs.noise[end.name]),
+            pixel_scale=pairs.pixel_scale[end.name] or end.pixel_scale,
+        )
+        for end, values in zip(problem.endpoints, images, strict=True)
+    ]
+    problem = problem.with_endpoints(fitted)
+    return Card(
+        name=config["name"],
+        grid=config["grid"],
+        problem=problem,
+        bridge=bridge,
+        network=NetworkConfig(
+            base=config["base"], stem=config["stem"], norm=config["norm"], image_channels=problem.channels
+        ),
+        objective=fit_objective(config["objective"], problem, images),
+        provenance={
+            "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
+            "pairs": pairs.name,
+            "recipe": recipe,
+        },
+    )
+
+
+def asked_problem(problem: str | None, to: str | None, pairs: str) -> Problem:
+    """The problem to train for: that of a file, or what the pair store says itself; one way where an end is named."""
+    from surveybridge.bridge_core.problem import Problem
+    from surveybridge.storage.pairs import problem_of_pairs
+    from surveybridge.storage.problems import read_problem
+
+    found = Problem.from_table(problem_of_pairs(pairs) if problem is None else read_problem(problem))
+    return found if to is None else replace(found, wanted=found.to(to).wanted.name)
+
+
+def plot_loss(rows: list[dict[str, str]], path: Path) -> None:
+    """Draw training and validation loss over the time that training took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    minutes = [float(r["seconds"]) / 60 for r in rows]
+    axes.plot(minutes, [float(r["loss"]) for r in rows], label="training (raw weights)", lw=1)
+    axes.plot(minutes, [float(r["validation_loss"]) for r in rows], label="validation (averaged weights)", lw=1.5)
+    axes.set(xlabel="training time [min]", ylabel="loss", yscale="log")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,126 @@
+"""What the stages of a translation need of memory, by arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from surveybridge.cluster.stages import GROUP_BYTES
+from surveybridge.jobs.translating.request import asked_direction
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.problem import Direction, Problem
+    from surveybridge.jobs.translating.config import Config
+
+SOURCES_PER_PIXEL = 1 / 1500
+"""As many sources as memory is projected for: 240 per square arcminute of 0.1" pixels, a deep field."""
+
+PROCESS_BYTES = 455 << 20
+"""A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
+
+GPU_PROCESS_BYTES = 3 << 30
+"""What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
+
+READ_COPIES = 3.4
+"""Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
+
+MODEL_COPIES = 2.8
+"""Of a tile while it is translated: in Ray's block, and as arrays."""
+
+CATALOG_COPIES = 3.2
+"""Of the candidates while they are made: scores, thumbnails, columns, pickled."""
+
+RECONSTRUCTION_COPIES = 10
+"""Of a group's reconstructions while they are compared, most of them in the jackknife."""
+
+WRITE_COPIES = 2.1
+"""Of a result while it is written: in Ray's block, and as arrays or as the file."""
+
+ROW_GROUP = 1024
+"""Candidates that Parquet encodes at a time."""
+
+THUMBNAIL_BYTES = 4 * 64 * 64
+"""A plane of a thumbnail; a row of the catalog has one for each band, and two more for each of the catalog's end."""
+
+ROW_BYTES = 4 << 10
+"""All else in a row of the catalog."""
+
+
+def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float | None = None) -> dict[str, int]:
+    """Largest heap of a worker of each stage, bytes: "read", "model", "write".
+
+    `gpus` is what a model will have; by default one where torch finds any on this machine.
+
+    The constants are measured by `benchmarks/memory.py`, which shows projected and measured side by side. A stage
+    holds one tile at a time: the sum of the process itself, copies of what comes in, what the stage makes, and copies
+    of what goes out. The largest tile of the manifest decides, with `SOURCES_PER_PIXEL` sources in its core.
+    """
+    import torch
+
+    tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
+    direction = asked_direction(model, config)
+    wanted = direction.wanted.planes
+    tile = max(tile, GROUP_BYTES)
+    row = candidate_bytes(model.card.problem)
+    catalog = core * SOURCES_PER_PIXEL * row
+    result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
+    arrays = _arrays_bytes(pixels, core, direction, model.card, config)
+    return {
+        "read": PROCESS_BYTES + round(READ_COPIES * tile),
+        "model": PROCESS_BYTES
+        + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
+        + network_bytes(model, config)
+        + round(MODEL_COPIES * tile + arrays),
+        "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * row)),
+    }
+
+
+def network_bytes(model: Model, config: Config) -> int:
+    """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
+    from surveybridge.bridge_core.settings import Sampling
+
+    network = model.card.network
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    plane = (config.batch or Sampling.batch) * (64 // network.stem) ** 2 * 4
+    # measured: so many planes of the first stage's width are alive at the widest place of the network
+    alive = 20 if config.precision == "float32" else 12
+    return int(2 * weights + plane * network.base * alive)
+
+
+def candidate_bytes(problem: Problem) -> int:
+    """A row of the catalog; 0 where only maps are made."""
+    if problem.scored is None:
+        return 0
+    planes = sum(len(end.bands) for end in problem.endpoints) + 2 * len(problem.scored.wanted.bands)
+    return planes * THUMBNAIL_BYTES + ROW_BYTES
+
+
+def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
+    """What the model stage makes besides network and tile, at the larger of its two peaks."""
+    from surveybridge.bridge_core.anomaly import GROUP
+    from surveybridge.bridge_core.settings import PatchGrid, Sampling
+
+    channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
+    images = pixels * 4 * channels  # in network units, float32
+    planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
+    grid = PatchGrid.of(config.patch)
+    windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
+    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
+    translating = images * (1 + observed / channels) + 2 * windows + blending
+    sources = core * SOURCES_PER_PIXEL
+    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
+    catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
+    scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
+    return max(translating, scoring)
+
+
+_CORE = ("core_height", "core_width")
+
+
+def _largest(manifest: pa.Table, *columns: str) -> int:
+    """Largest product of some columns."""
+    return int(np.prod([manifest[name].to_numpy().astype(np.int64) for name in columns], axis=0).max())

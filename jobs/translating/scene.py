@@ -1,0 +1,39 @@
+"""From a tile of a store to what the model sees of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from surveybridge.storage.images import seeing
+
+if TYPE_CHECKING:
+    import torch
+
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.storage.tiles import Tile
+
+
+def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
+    """One endpoint of a tile, core and halo, on a device."""
+    import torch
+
+    from surveybridge.bridge_core.translate import Scene
+
+    image = tile.images[endpoint]
+    return Scene(
+        torch.from_numpy(image.flux).to(device),
+        torch.from_numpy(image.valid).to(device),
+        origin=tile.origin,
+        core=tile.core,
+        psf_fwhm=seeing(image) / image.pixel_scale,
+    )
+
+
+def check_tile(model: Model, tile: Tile) -> None:
+    """Refuse a tile with an image that the model was not trained on."""
+    card = model.card
+    for name, image in tile.images.items():
+        card.problem[name].check(
+            image.bands, image.unit, image.pixel_scale, what=f"tile {tile.tile_id}", model=card.name
+        )

@@ -1,0 +1,404 @@
+"""Problems: which two ends a bridge joins, read from TOML files of ten lines, checked, and completed.
+
+A problem is a table of plain values, the form in which files, run.json and checkpoints hold it. Its two endpoints are
+observations or physical fields: planes (bands) of one unit on one pixel grid. A unit is written as FITS has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import math
+import os
+import re
+import tomllib
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from surveybridge.storage.errors import StorageError
+
+STRETCHES = ("asinh", "log10", "axial")
+"""How the values of an endpoint enter the network: `axial` is for angles that repeat after half a turn."""
+
+DEFAULT = "lsst-euclid"
+
+SHIPPED = Path(__file__).parent / "problems"
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_BAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
+_TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_RESERVED = ("mean", "error", "residual", "id", "simulation")
+"""Names that thumbnails, pictures and pair stores use for something else."""
+
+_OBJECTIVE = ("sigma_data", "log_sigma_mean", "log_sigma_std")
+
+
+class EndpointTable(TypedDict):
+    """One end of a bridge, in plain values."""
+
+    name: str
+    bands: list[str]
+    pixel_scale: float
+    """arcsec, of its own images; 0 for a grid that is not on the sky."""
+    unit: str
+    extensive: bool
+    """Whether values add up over pixels, as fluxes do; densities and angles do not."""
+    stretch: str
+    title: str
+    rgb: list[str] | None
+    """Bands that are shown as red, green and blue; None is grey."""
+
+
+class ObjectiveTable(TypedDict):
+    """Numbers of training, in the network's units."""
+
+    sigma_data: float
+    log_sigma_mean: float
+    log_sigma_std: float
+
+
+class ProblemTable(TypedDict):
+    """A problem, in plain values."""
+
+    name: str
+    catalog: str | None
+    """The endpoint on whose first band objects are found; None makes maps only."""
+    wanted: str | None
+    """The only endpoint that is translated to; None is both ways."""
+    endpoints: list[EndpointTable]
+    objective: ObjectiveTable | None
+    """None is measured on the training data."""
+
+
+def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
+    """Read a problem, with every key filled in.
+
+    Parameters
+    ----------
+    name_or_path : str
+        Name of a shipped problem, or a TOML file.
+
+    Raises
+    ------
+    StorageError
+        If there is no such file, or it is no problem; one line that says why.
+    """
+    where = os.fspath(name_or_path)
+    file = SHIPPED / f"{where}.toml" if where in shipped_problems() else Path(where)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(
+            f"problem {where}: {error.strerror or error}; give a TOML file, or one of {', '.join(shipped_problems())}"
+        ) from error
+    except ValueError as error:  # not TOML, or not text
+        raise StorageError(f"problem {where}: not a TOML file ({' '.join(str(error).split())}); correct it") from error
+    return complete_problem({"name": file.stem, **table}, f"problem {where}")
+
+
+def shipped_problems() -> list[str]:
+    """Names of the problems that come with the package."""
+    return sorted(file.stem for file in SHIPPED.glob("*.toml"))
+
+
+def default_problem() -> ProblemTable:
+    """The problem of whatever does not state one: LSST and Euclid."""
+    return copy.deepcopy(_default())
+
+
+@functools.cache
+def _default() -> ProblemTable:
+    return read_problem(DEFAULT)
+
+
+def is_default(problem: Mapping[str, Any]) -> bool:
+    """Whether a problem joins the ends of the default one, however they are titled and whatever their pixels are."""
+
+    def ends(table: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        return [(end["name"], list(end["bands"]), end["unit"]) for end in table["endpoints"]]
+
+    return ends(problem) == ends(_default()) and problem["catalog"] == _default()["catalog"]
+
+
+def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
+    """Check a problem and fill in what it leaves out.
+
+    Parameters
+    ----------
+    table : mapping
+        As a TOML file has it.
+    where : str
+        What to call it in messages.
+
+    Raises
+    ------
+    StorageError
+        If it is no problem; one line that says why.
+    """
+    _check_keys(table, ProblemTable.__annotations__, where)
+    name = table.get("name")
+    if not isinstance(name, str) or not _TITLE.fullmatch(name):
+        raise StorageError(f"{where}: name {name!r}; give letters, digits and any of . _ + -")
+    ends = table.get("endpoints")
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(isinstance(end, Mapping) for end in ends):
+        count = len(ends) if isinstance(ends, list | tuple) else 0
+        raise StorageError(f"{where}: {count} endpoints, a bridge has 2; give two tables [[endpoints]]")
+    first, second = (_endpoint(end, number, where) for number, end in enumerate(ends))
+    if first["name"].lower() == second["name"].lower():
+        raise StorageError(f"{where}: two endpoints have the name {second['name']}; give each its own")
+    names = [first["name"], second["name"]]
+    for key in ("catalog", "wanted"):
+        if table.get(key) is not None and table[key] not in names:
+            raise StorageError(
+                f"{where}: {key} {table[key]!r} is no endpoint; give {' or '.join(names)}, or leave it out"
+            )
+    problem = ProblemTable(
+        name=name,
+        catalog=table.get("catalog"),
+        wanted=table.get("wanted"),
+        endpoints=[first, second],
+        objective=_objective(table.get("objective"), where),
+    )
+    columns = list(band_columns(problem).values())
+    twice = _twice(columns)
+    if twice:
+        raise StorageError(f"{where}: two bands would both be the column flux_{twice}; rename one of them")
+    return problem
+
+
+def endpoint(problem: ProblemTable, name: str) -> EndpointTable:
+    """The endpoint of a name; StorageError if there is none."""
+    for end in problem["endpoints"]:
+        if end["name"] == name:
+            return end
+    raise StorageError(f"problem {problem['name']} has no endpoint {name!r}; it has {' and '.join(end_names(problem))}")
+
+
+def other(problem: ProblemTable, name: str) -> EndpointTable:
+    """The endpoint opposite to the one of a name."""
+    first, second = problem["endpoints"]
+    return second if endpoint(problem, name) is first else first
+
+
+def end_names(problem: ProblemTable) -> tuple[str, str]:
+    """Names of both endpoints, in order."""
+    first, second = problem["endpoints"]
+    return first["name"], second["name"]
+
+
+def shown_ends(problem: ProblemTable) -> tuple[EndpointTable, EndpointTable]:
+    """Both endpoints, the one with the objects second: in the problem's order where it makes maps only."""
+    first, second = problem["endpoints"]
+    return (second, first) if problem["catalog"] == first["name"] else (first, second)
+
+
+def observed_and_wanted(problem: ProblemTable, direction: str) -> tuple[EndpointTable, EndpointTable]:
+    """The endpoints of a direction as run.json has it, "lsst->euclid"; StorageError if it is none of the problem's."""
+    first, second = problem["endpoints"]
+    for observed, wanted in ((first, second), (second, first)):
+        if direction == f"{observed['name']}->{wanted['name']}":
+            return observed, wanted
+    names = [f"{first['name']}->{second['name']}", f"{second['name']}->{first['name']}"]
+    raise StorageError(f"direction {direction!r} is not one of problem {problem['name']}: {' or '.join(names)}")
+
+
+def band_columns(problem: ProblemTable) -> dict[tuple[str, str], str]:
+    """What columns are called after a band, by (endpoint, band): its name, or `<endpoint>_<band>` where both have it.
+
+    Names count as equal whatever their case, since SQL does not tell `flux_y` from `flux_Y`.
+    """
+    first, second = problem["endpoints"]
+    shared = {band.lower() for band in first["bands"]} & {band.lower() for band in second["bands"]}
+    return {
+        (end["name"], band): f"{end['name']}_{band}" if band.lower() in shared else band
+        for end in (first, second)
+        for band in end["bands"]
+    }
+
+
+def bands_title(end: EndpointTable) -> str:
+    """Title and bands of an endpoint in a heading: `LSST gri`, `HST F606W,F814W`."""
+    short = all(len(band) == 1 for band in end["bands"])
+    return f"{end['title']} {('' if short else ',').join(end['bands'])}"
+
+
+# -- units --
+
+
+def fits_unit(text: str) -> str:
+    """A unit as FITS headers have it: one spelling for each unit, whatever it was written as.
+
+    Raises
+    ------
+    ValueError
+        If astropy does not know it, or FITS cannot say it.
+    """
+    return _written(text, "fits")
+
+
+def vo_unit(text: str) -> str:
+    """A unit as VOTable and Parquet columns have it."""
+    return _written(text, "vounit")
+
+
+def squared_unit(text: str) -> str:
+    """The unit of a variance, as `fits_unit` writes it."""
+    import astropy.units as u
+
+    return str((u.Unit(text) ** 2).to_string("fits"))
+
+
+def njy_per_unit(text: str) -> float | None:
+    """How many nJy one of the unit is; None where it is no flux density."""
+    import astropy.units as u
+
+    unit = u.Unit(text)
+    return float(unit.to(u.nJy)) if unit.is_equivalent(u.nJy) else None
+
+
+def _written(text: str, form: str) -> str:
+    import astropy.units as u
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)  # VOUnit calls the angstrom deprecated
+        return str(u.Unit(text).to_string(form))
+
+
+def _stretches(text: str) -> tuple[str, ...]:
+    """Stretches that fit a unit, the default first; none for logarithms."""
+    import astropy.units as u
+
+    unit = u.Unit(text)
+    if isinstance(unit, u.function.FunctionUnitBase) or unit.is_equivalent(u.dex):
+        return ()
+    if unit.is_equivalent(u.rad) and unit != u.dimensionless_unscaled:
+        return ("axial", "asinh")
+    # a density per area or volume, of matter or of its particles
+    si = unit.si
+    powers = {str(base): power for base, power in zip(si.bases, si.powers, strict=True)}
+    dense = powers.get("m") in (-2, -3) and set(powers) <= {"m", "kg"} and powers.get("kg", 1) == 1
+    return ("log10", "asinh") if dense else ("asinh", "log10")
+
+
+# -- the parts of a problem --
+
+
+def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTable:
+    name = table.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise StorageError(f"{where}: endpoint {number + 1} has the name {name!r}; give letters, digits and _")
+    if name.lower() in _RESERVED:
+        raise StorageError(f"{where}: an endpoint cannot be called {name}, which stands for something else; rename it")
+    what = f"{where}: endpoint {name}"
+    _check_keys(table, EndpointTable.__annotations__, what)
+    bands = _bands(table.get("bands"), what)
+    if "pixel_scale" not in table:
+        raise StorageError(f"{what} has no pixel_scale; give arcsec, or 0 for a grid without a sky")
+    scale = table["pixel_scale"]
+    if not _is_number(scale) or scale < 0:
+        raise StorageError(f"{what}: pixel_scale {scale!r}; give arcsec above 0, or 0 for a grid without a sky")
+    unit, stretches = _unit(table.get("unit", "nJy"), what)
+    stretch = table.get("stretch") or stretches[0]
+    if stretch not in STRETCHES:
+        raise StorageError(f"{what}: stretch {stretch!r} is not known; give {', '.join(STRETCHES)}")
+    if stretch not in stretches:
+        raise StorageError(f"{what}: stretch {stretch} does not fit the unit {unit}; give {' or '.join(stretches)}")
+    extensive = table.get("extensive", stretch == "asinh")
+    if not isinstance(extensive, bool):
+        raise StorageError(f"{what}: extensive {extensive!r}; give true or false")
+    if extensive and stretch == "axial":
+        raise StorageError(f"{what}: extensive = true, but angles do not add up over pixels; give false")
+    title = table.get("title", name)
+    if not isinstance(title, str) or not title.strip() or not title.isprintable():
+        raise StorageError(f"{what}: title {title!r}; give a word for headings")
+    return EndpointTable(
+        name=name,
+        bands=bands,
+        pixel_scale=float(scale),
+        unit=unit,
+        extensive=extensive,
+        stretch=stretch,
+        title=title,
+        rgb=_rgb(table.get("rgb"), bands, what),
+    )
+
+
+def _bands(bands: Any, what: str) -> list[str]:
+    if not isinstance(bands, list | tuple) or not bands:
+        raise StorageError(f"{what} has no bands; name its planes, such as bands = ['g', 'r']")
+    for band in bands:
+        if not isinstance(band, str) or not _BAND.fullmatch(band):
+            raise StorageError(f"{what}: band {band!r}; give letters, digits and _")
+    twice = _twice(bands)
+    if twice:
+        raise StorageError(f"{what}: band {twice} is given twice (case does not count); name each band once")
+    return list(bands)
+
+
+def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
+    """The unit in one spelling, and the stretches that fit it."""
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"it is a {type(text).__name__}")
+        stretches = _stretches(text)
+        if stretches:
+            return fits_unit(text), stretches
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise StorageError(f"{what}: unit {text!r} cannot be used ({said}); give one as FITS has it") from error
+    raise StorageError(f"{what}: no stretch fits the unit {text}, which is a logarithm; give linear values")
+
+
+def _rgb(rgb: Any, bands: Collection[str], what: str) -> list[str] | None:
+    if rgb is None:
+        return None
+    if not isinstance(rgb, list | tuple) or len(rgb) != 3:
+        raise StorageError(f"{what}: rgb {rgb!r}; give three bands, for red, green and blue")
+    for band in rgb:
+        if band not in bands:
+            raise StorageError(f"{what}: rgb band {band!r} is none of its bands {','.join(bands)}")
+    return list(rgb)
+
+
+def _objective(table: Any, where: str) -> ObjectiveTable | None:
+    if table is None:
+        return None
+    what = f"{where}: objective"
+    if not isinstance(table, Mapping):
+        raise StorageError(f"{what} {table!r}; give a table of {', '.join(_OBJECTIVE)}")
+    _check_keys(table, _OBJECTIVE, what)
+    for key in _OBJECTIVE:
+        if not _is_number(table.get(key)) or (key != "log_sigma_mean" and table[key] <= 0):
+            kind = "a number" if key == "log_sigma_mean" else "a number above 0"
+            raise StorageError(f"{what}: {key} {table.get(key)!r}; give {kind}, or no objective to have it measured")
+    return ObjectiveTable(
+        sigma_data=float(table["sigma_data"]),
+        log_sigma_mean=float(table["log_sigma_mean"]),
+        log_sigma_std=float(table["log_sigma_std"]),
+    )
+
+
+def _check_keys(table: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise StorageError(f"{what}: unknown key '{key}'; {hint}")
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """A name that is there twice, whatever its case."""
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            return name
+        seen.add(name.lower())
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
