@@ -30,7 +30,8 @@ from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.jobs.planning.projection import SOURCES_PER_PIXEL, stage_memory
 from surveybridge.jobs.translating.request import Config
 from surveybridge.jobs.translating.stages import Settings, tile_stages
-from surveybridge.storage.images import SURVEY_BANDS, SurveyImage
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.problems import default_problem, endpoint
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 
@@ -135,13 +136,13 @@ def crowded_tile(side: int) -> Tile:
         survey: _image(survey, squared, width, rng) for survey, width in (("lsst", 3.1), ("euclid", 1.5))
     }
     core = (HALO, HALO + side, HALO, HALO + side)
-    return Tile("t0", core=core, origin=(0, 0), grid_id="benchmark", lsst=images["lsst"], euclid=images["euclid"])
+    return Tile("t0", images, core, (0, 0), "benchmark")
 
 
 def _image(survey: str, squared: Any, width: float, rng: np.random.Generator) -> SurveyImage:
     from astropy.io.fits import Header
 
-    bands = SURVEY_BANDS[survey]
+    bands = tuple(endpoint(default_problem(), survey)["bands"])
     sky = 1000 / (2 * np.pi * width**2) * np.exp(-squared / (2 * width**2))
     flux = (sky + rng.normal(size=(len(bands), *squared.shape))).astype(np.float32)
     return SurveyImage(

@@ -86,10 +86,12 @@ def main() -> None:
             )  # fmt: skip
             code = translate.run(config)
             tile = TileStore.open(store).read_tile("t0000", halo=0)
-            assert tile.lsst is not None and tile.euclid is not None, stamp.file
+            assert len(tile.images) == 2, stamp.file
             field = read_field(run, store)
-            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid) | ranked(run, field)
-            draw(line, field, tile.lsst, stamp)
+            report[stamp.file] = (
+                {"exit code": code} | describe(field, tile.images["lsst"], tile.images["euclid"]) | ranked(run, field)
+            )
+            draw(line, field, tile.images["lsst"], stamp)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
     figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")
