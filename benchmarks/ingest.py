@@ -67,13 +67,8 @@ def main() -> None:
 
 
 def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
-<<<<<<< HEAD
     """Return wall and CPU seconds of each of `STEPS`; they are done as in `ingest_field`, and then by it."""
-    euclid_path, lsst_paths = files(field)
-=======
-    """Wall and CPU seconds of each of `STEPS`; they are done as `ingest_field` does them, and then by it."""
     images, problem = files(field), default_problem()
->>>>>>> core
     taken: dict[str, tuple[float, float]] = {}
     noise: dict[str, Noise] = {"lsst": "auto", "euclid": "file"}
     lsst, euclid = _timed(
@@ -103,25 +98,14 @@ def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
 
 
 def ingest(field: Path, store: Path) -> None:
-<<<<<<< HEAD
     """Run the whole of it, with the defaults of the command."""
-    euclid, lsst = files(field)
-    ingest_field(euclid, lsst, str(store))
-
-
-def files(field: Path) -> tuple[str, dict[str, str]]:
-    """Return Euclid's file, and those of LSST by band."""
-    return str(field / "field_euclid_vis.fits"), {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
-=======
-    """The whole of it, with the command's defaults."""
     ingest_field(default_problem(), files(field), "euclid", str(store))
 
 
 def files(field: Path) -> dict[str, dict[str, str]]:
-    """Files by survey and band."""
+    """Return files by survey and band."""
     lsst = {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
     return {"lsst": lsst, "euclid": {"VIS": str(field / "field_euclid_vis.fits")}}
->>>>>>> core
 
 
 def _timed(taken: dict[str, tuple[float, float]], name: str, work: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ print(catalog["rank", "object_id", "ra", "dec", "score", "false_alarm", "mag_VIS
 # %% [markdown]
 # ## Are the best ones just bright and red?
 #
-# The score compares objects of similar flux and colour, so high scores should lie all over this plot, not in one corner.
+# The score compares objects of similar flux and colour, so high scores should lie all over this plot.
 
 # %%
 figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
