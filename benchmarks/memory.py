@@ -28,20 +28,12 @@ from benchmarks.high_water import high_water
 from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
-<<<<<<< HEAD
 from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.memory import SOURCES_PER_PIXEL, stage_memory
 from surveybridge.jobs.translating.request import check, settings_of
 from surveybridge.jobs.translating.stages import tile_stages
 from surveybridge.storage.images import SurveyImage
-=======
-from surveybridge.jobs.planning.projection import SOURCES_PER_PIXEL, stage_memory
-from surveybridge.jobs.translating.request import Config
-from surveybridge.jobs.translating.stages import Settings, tile_stages
-from surveybridge.storage.images import SurveyImage
-from surveybridge.storage.problems import default_problem, endpoint
->>>>>>> storage-ends
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 
@@ -145,20 +137,12 @@ def crowded_tile(side: int, problem: Problem) -> Tile:
         end.name: _image(end, squared, width, rng) for end, width in zip(problem.endpoints, (3.1, 1.5), strict=True)
     }
     core = (HALO, HALO + side, HALO, HALO + side)
-<<<<<<< HEAD
     return Tile("t0", images, core=core, origin=(0, 0), grid_id="benchmark")
-=======
-    return Tile("t0", images, core, (0, 0), "benchmark")
->>>>>>> storage-ends
 
 
 def _image(end: Endpoint, squared: Any, width: float, rng: np.random.Generator) -> SurveyImage:
     from astropy.io.fits import Header
 
-<<<<<<< HEAD
-=======
-    bands = tuple(endpoint(default_problem(), survey)["bands"])
->>>>>>> storage-ends
     sky = 1000 / (2 * np.pi * width**2) * np.exp(-squared / (2 * width**2))
     flux = (sky + rng.normal(size=(len(end.bands), *squared.shape))).astype(np.float32)
     return SurveyImage(

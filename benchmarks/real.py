@@ -85,21 +85,11 @@ def main() -> None:
                 steps=arguments.steps, executor="serial",
             )  # fmt: skip
             code = translate.run(config)
-<<<<<<< HEAD
             images = TileStore.open(store).read_tile("t0000", halo=0).images
             ground, vis = images[GROUND], images[VIS]
             field = read_field(run, store)
             report[stamp.file] = {"exit code": code} | describe(field, ground, vis) | ranked(run, field)
             draw(line, field, ground, stamp)
-=======
-            tile = TileStore.open(store).read_tile("t0000", halo=0)
-            assert len(tile.images) == 2, stamp.file
-            field = read_field(run, store)
-            report[stamp.file] = (
-                {"exit code": code} | describe(field, tile.images["lsst"], tile.images["euclid"]) | ranked(run, field)
-            )
-            draw(line, field, tile.images["lsst"], stamp)
->>>>>>> storage-ends
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
     figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")

@@ -220,11 +220,7 @@ def zeros(tile_id: str, tile: Any) -> Any:
     return Translation(
         tile_id=tile_id,
         content=tile_content(tile),
-<<<<<<< HEAD
         wcs_header=next(iter(tile.images.values())).wcs_header,  # without a halo the core is the tile
-=======
-        wcs_header=tile.images["lsst"].wcs_header,  # without a halo the core is the tile
->>>>>>> storage-ends
         bands=("VIS",),
         unit="nJy",
         core_origin=tile.core_origin,
