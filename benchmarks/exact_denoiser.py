@@ -20,11 +20,13 @@ from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 
 GAIN = 0.5
 SHAPE = (64, 3, 32, 32)
 SIGMA_MAX = 2.0
+PROBLEM = Problem("exact", (Endpoint("x1", ("a", "b", "c"), 0.0), Endpoint("x0", ("a", "b", "c"), 0.0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class ExactModel(Model):
 
     tau: float = 0.1
 
-    def predictor(self, x1: Tensor, direction: str, times: Sequence[int], precision: Precision) -> ExactPredictor:
+    def predictor(self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision) -> ExactPredictor:
         """Of no network."""
         return ExactPredictor(self.card.bridge, self.tau, x1, times)
 
@@ -56,14 +58,12 @@ def main() -> None:
     """Print a line for each width of the posterior and number of steps."""
     network = NetworkConfig(base=8)
     card = Card(
-        "exact",
-        "mosaic",
-        Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"),
-        network,
-        Objective("grad"),
-        None,
-        {},
-        {},
+        name="exact",
+        grid="mosaic",
+        problem=PROBLEM,
+        bridge=Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"),
+        network=network,
+        objective=Objective("grad"),
     )
     settings = [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
     print(
@@ -90,7 +90,7 @@ def draw(model: ExactModel, steps: list[int], order: int, eta: float, *, renoise
     return sample(
         model,
         x1,
-        "lsst->euclid",
+        PROBLEM.to("x0"),
         steps,
         start=start,
         noise=lambda _: torch.randn(SHAPE, generator=generator),

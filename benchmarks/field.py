@@ -31,13 +31,13 @@ from benchmarks.field_measures import (
     read_field,
     seams,
 )
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs import ingest, translate
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "field"
-DIRECTIONS = ("lsst->euclid", "euclid->lsst")
 GRID = PatchGrid()
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write; the seams go beside it as PNG")
     parser.add_argument("--store", help="measure only: the store of --run")
     parser.add_argument("--run", action="append", default=[], help="measure only: a run that is there (repeatable)")
-    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
+    parser.add_argument("--directions", nargs="+", help="such as 'lsst->euclid' (default: all of the checkpoint's)")
     parser.add_argument("--tiles", type=int, help="only so many tiles, from the middle of the field")
     parser.add_argument("--checkpoint")
     for name in ("samples", "steps", "seed", "batch"):
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--precision", default=translate.Config.model_fields["precision"].default)
     arguments = parser.parse_args()
     store = arguments.store or make_store(arguments.data, arguments.work, arguments.tiles)
-    runs = arguments.run or [translate_store(store, direction, arguments) for direction in arguments.directions]
+    runs = arguments.run or [translate_store(store, direction, arguments) for direction in asked_directions(arguments)]
     truth = pd.read_parquet(arguments.data / "field_truth.parquet")
     report: dict[str, Any] = {}
     for run in runs:
@@ -71,6 +71,13 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+
+
+def asked_directions(arguments: argparse.Namespace) -> list[str]:
+    """Those that are asked for, else all that the checkpoint has."""
+    if arguments.directions:
+        return list(arguments.directions)
+    return [str(direction) for direction in load_checkpoint(arguments.checkpoint).card.problem.directions[::-1]]
 
 
 def make_store(data: Path, work: Path, tiles: int | None) -> str:

@@ -1,6 +1,6 @@
 """What a translated field is measured by: aperture fluxes, shares of pixels within 1, 1.645 and 1.96 std, seams.
 
-Everything is measured on the stitched mosaic against the wanted survey's own image on the same grid, noise included.
+Everything is measured on the stitched mosaic against the wanted endpoint's own image on the same grid, noise included.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy import stats
 
 from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.storage.photometry import flux_from_magnitude
+from surveybridge.storage.problems import wanted_end
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 
@@ -76,7 +77,7 @@ class Images(NamedTuple):
 def read_field(run_url: str, store_url: str) -> Field:
     """Stitch a run's finished tiles and the images of the store under them."""
     run = RunFolder.open(run_url)
-    images = read_images(store_url, str(run.run_json["direction"]).split("->")[1], run.ok_tiles())
+    images = read_images(store_url, wanted_end(run.run_json)["name"], run.ok_tiles())
     mosaic = run.read_mosaic()
     known = images.valid & np.isfinite(mosaic.mean).all(axis=0) & (mosaic.coverage > 0)
     return Field(

@@ -29,12 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import kernels, sampler
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import load_checkpoint
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.sampler import Trajectory, boot, draw, end_then_rho_steps
 from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
-from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, half_each_way, step_generator
-from surveybridge.bridge_core.translate import START, translate_tile, window_noise
+from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
+from surveybridge.bridge_core.translate import START, Scene, translate_tile, window_noise
 
 SIDE = 64
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def network_rate(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for batch in bench.batches:
         x1 = torch.randn(batch, 3, SIDE, SIDE, device=bench.device)
-        predictor = model.predictor(x1, DIRECTIONS[1], [100], "bfloat16")
+        predictor = model.predictor(x1, model.card.problem.directions[-1], [100], "bfloat16")
         with FlopCounterMode(display=False) as counter:
             predictor(0, x1)
         rate = counter.get_total_flops() / bench.seconds(lambda predictor=predictor, x1=x1: predictor(0, x1))
@@ -164,7 +164,7 @@ def training_rates(bench: Bench) -> list[dict[str, Any]]:
     for batch in bench.batches:
         state = TrainState(channels_last(UNet(card.network).to(bench.device)), Recipe(batch_size=batch))
         images = (torch.randn(batch, 3, SIDE, SIDE), torch.randn(batch, 3, SIDE, SIDE))
-        some = Batch.draw(card, *images, half_each_way(batch), step_generator(0, 0, 0)).to(bench.device)
+        some = Batch.draw(card, images, wanted_of(card.problem, batch), step_generator(0, 0, 0)).to(bench.device)
 
         def step(state: TrainState = state, some: Batch = some) -> None:
             bridge_loss(state.network, card, some, state.recipe.bright_weight).backward()  # type: ignore[no-untyped-call]
@@ -178,14 +178,14 @@ def model_stage(bench: Bench) -> dict[str, Any]:
     """One tile translated by the default: core pixels a second, and on a GPU the share of time that it is busy."""
     model = load_checkpoint().to(bench.device, "bfloat16")
     side, halo = bench.tile, 32
-    flux = torch.randn(3, side + 2 * halo, side + 2 * halo, device=bench.device)
+    direction = model.card.problem.directions[-1]
+    flux = torch.randn(len(direction.observed.bands), side + 2 * halo, side + 2 * halo, device=bench.device)
+    core = (halo, halo + side, halo, halo + side)
+    scene = Scene(flux, torch.ones_like(flux, dtype=torch.bool), origin=(0, 0), core=core, psf_fwhm=7.0)
     how = Sampling(batch=DEFAULT_BATCH[bench.device.type])
 
     def translate() -> None:
-        translate_tile(
-            model, DIRECTIONS[1], flux, torch.ones_like(flux, dtype=torch.bool), origin=(0, 0),
-            core=(halo, halo + side, halo, halo + side), psf_fwhm=7.0, how=how,
-        )  # fmt: skip
+        translate_tile(model, direction, scene, how)
 
     took = bench.seconds(translate)
     found = {"core": side, "seconds": took, "core_pixels_per_second": side**2 / took}
@@ -225,12 +225,13 @@ def graph(bench: Bench) -> list[dict[str, Any]]:
 def prepared(model: Model, batch: int, steps: list[int], device: torch.device) -> tuple[Trajectory, Any, Any]:
     """The default's trajectory over windows side by side, its start and noise."""
     x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
-    noise = window_noise(0, 1, [(w, 0) for w in range(batch)], [(SIDE * w, 0) for w in range(batch)], device)
+    direction, windows = model.card.problem.directions[-1], range(batch)
+    noise = window_noise(0, direction.index, [(w, 0) for w in windows], [(SIDE * w, 0) for w in windows], device)
     bridge: Bridge = model.card.bridge
     start = boot(bridge, x1, steps[0], draw(noise, START, x1))
     how = Sampling()
     trajectory = Trajectory(
-        model, x1, DIRECTIONS[1], steps, how.eta, how.order, renoise=how.from_end, precision=how.precision
+        model, x1, direction, steps, how.eta, how.order, renoise=how.from_end, precision=how.precision
     )
     return trajectory, start, noise
 

@@ -35,6 +35,7 @@ from surveybridge.jobs.drawing.rendering import lupton_rgb
 from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+OBSERVED, WANTED = "lsst", "euclid"
 SIZE = 64
 SIGMA = 2.022
 """Noise of VIS, nJy per pixel."""
@@ -47,7 +48,7 @@ class Case:
     """A window: LSST [3, S, S] and VIS [S, S] in nJy, pixels usable in LSST [S, S], and what it shows."""
 
     title: str
-    lsst: NDArray[np.float32]
+    gri: NDArray[np.float32]
     vis: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
@@ -90,13 +91,13 @@ def field_cases(folder: Path) -> list[Case]:
         store = str(Path(scratch) / "tiles.zarr")
         bands = tuple(str(folder / f"field_lsst_{band}.fits") for band in "gri")
         ingest.run(ingest.Config(euclid=str(folder / "field_euclid_vis.fits"), lsst=bands, store=store))
-        lsst, vis = read_images(store, "lsst"), read_images(store, "euclid")
+        gri, vis = read_images(store, OBSERVED), read_images(store, WANTED)
 
     def window(title: str, x: float, y: float) -> Case:
         top, left = round(float(y)) - vis.origin[0] - SIZE // 2, round(float(x)) - vis.origin[1] - SIZE // 2
         part = (slice(top, top + SIZE), slice(left, left + SIZE))
-        usable = np.isfinite(lsst.flux).all(0) & lsst.valid
-        return Case(title, lsst.flux[:, *part], vis.flux[0][part], usable[part])
+        usable = np.isfinite(gri.flux).all(0) & gri.valid
+        return Case(title, gri.flux[:, *part], vis.flux[0][part], usable[part])
 
     height, width = vis.valid.shape
     inner = truth.x_vis.between(40, width - 40) & truth.y_vis.between(40, height - 40)
@@ -114,12 +115,13 @@ def field_cases(folder: Path) -> list[Case]:
 def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Case]:
     """The brightest core, and blends that the samples lose or make up."""
     url = str(folder / "test_regular.zarr")
-    pairs, ids, labels = read_pairs(url, "mosaic", 0, count), read_ids(url, 0, count), read_labels(url)
+    ends, ids, labels = read_pairs(url, "mosaic", 0, count).ends, read_ids(url, 0, count), read_labels(url)
     seen = np.ones((SIZE, SIZE), bool)
-    all_cases = [Case(name, gri, vis[0], seen) for name, gri, vis in zip(ids, pairs.lsst, pairs.euclid, strict=True)]
+    stamps = zip(ids, ends[OBSERVED], ends[WANTED], strict=True)
+    all_cases = [Case(name, gri, vis[0], seen) for name, gri, vis in stamps]
     true = np.array([count_sources(case.vis) for case in all_cases])
     found = np.array([[count_sources(one) for one in translate_case(model, case, how)] for case in all_cases])
-    blended = np.array([bool(labels[name]["blended_lsst"]) for name in ids])
+    blended = np.array([bool(labels[name][f"blended_{OBSERVED}"]) for name in ids])
     lost = np.where(blended, true - found.mean(1), -np.inf)
     chosen = {
         "the brightest core": int(np.argmax([case.vis.max() for case in all_cases])),
@@ -129,7 +131,7 @@ def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Ca
     return [
         Case(
             f"{title}\n{true[k]} in VIS, {found[k].mean():.1f} in samples" if "sources" in title else title,
-            all_cases[k].lsst, all_cases[k].vis, seen,
+            all_cases[k].gri, all_cases[k].vis, seen,
         )
         for title, k in chosen.items()
     ]  # fmt: skip
@@ -137,10 +139,11 @@ def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Ca
 
 def translate_case(model: Model, case: Case, how: Sampling) -> NDArray[np.float32]:
     """Samples of VIS, [K, S, S] nJy."""
-    flux = torch.from_numpy(np.nan_to_num(case.lsst))
+    direction = model.card.problem.to(WANTED)
+    flux = torch.from_numpy(np.nan_to_num(case.gri))
     valid = torch.from_numpy(np.broadcast_to(case.valid, flux.shape).copy())
-    window: Tensor = observed_units(model, "lsst", flux, valid)[None]
-    return window_samples(model, "lsst->euclid", window, [(0, 0)], how)[0, :, 0].numpy()
+    window: Tensor = observed_units(model, direction.observed, flux, valid)[None]
+    return window_samples(model, direction, window, [(0, 0)], how)[0, :, 0].numpy()
 
 
 def count_sources(image: NDArray[np.float32]) -> int:
@@ -157,7 +160,7 @@ def circle(radius: float) -> NDArray[np.bool_]:
 def draw(axes: Any, case: Case, samples: NDArray[np.float32]) -> None:
     """One line of the figure."""
     mean, std = samples.mean(0), samples.std(0, ddof=1)
-    shown = np.where(case.valid, case.lsst, np.nan)
+    shown = np.where(case.valid, case.gri, np.nan)
     axes[0].imshow(lupton_rgb(shown[::-1], NOISE[::-1]), origin="lower")
     axes[0].set_ylabel(case.title, fontsize=8)
     norm = AsinhNorm(2 * SIGMA, vmin=-2 * SIGMA, vmax=float(np.nanpercentile(case.vis, 99.9)))

@@ -31,6 +31,7 @@ from surveybridge.storage.query import query
 from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+GROUND, VIS = "lsst", "euclid"
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def main() -> None:
                 steps=arguments.steps, executor="serial",
             )  # fmt: skip
             code = translate.run(config)
-            tile = TileStore.open(store).read_tile("t0000", halo=0)
-            assert tile.lsst is not None and tile.euclid is not None, stamp.file
+            images = TileStore.open(store).read_tile("t0000", halo=0).images
+            ground, vis = images[GROUND], images[VIS]
             field = read_field(run, store)
-            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid) | ranked(run, field)
-            draw(line, field, tile.lsst, stamp)
+            report[stamp.file] = {"exit code": code} | describe(field, ground, vis) | ranked(run, field)
+            draw(line, field, ground, stamp)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
     figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, channels_last
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import START, window_noise
@@ -67,8 +68,8 @@ class Way:
             return bridge_steps(bridge, bridge.num_steps - 1, PUBLISHED_STEPS)[:PUBLISHED_STEPS]
         return end_then_rho_steps(bridge, Sampling().steps, Sampling().sigma_max)
 
-    def run(self, x1: Tensor, direction: str, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
-        """Samples of the wanted survey, network units."""
+    def run(self, x1: Tensor, direction: Direction, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
+        """Samples of the wanted endpoint, network units."""
         how, start = Sampling(), x1
         if not self.published:
             start = boot(
@@ -87,7 +88,7 @@ class Way:
             precision=self.precision,
         )
 
-    def at(self, direction: str) -> Draw:
+    def at(self, direction: Direction) -> Draw:
         """What `draws` calls for each batch."""
 
         def one(x1: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,8 +101,9 @@ class Way:
         rows = [(window, 0) for window in range(len(x1))]
         sky = window_noise(0, 0, rows, [(SIDE * window, 0) for window in range(len(x1))], x1.device)
         steps = self.steps[: self.timed] if self.timed else self.steps
+        direction = self.model.card.problem.directions[-1]
         began = time.perf_counter()
-        self.run(x1, DIRECTIONS[1], sky if self.sky else lambda _: torch.randn(x1.shape, device=x1.device), steps)
+        self.run(x1, direction, sky if self.sky else lambda _: torch.randn(x1.shape, device=x1.device), steps)
         if x1.is_cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() - began) * len(self.steps) / len(steps)
@@ -206,16 +208,15 @@ def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int)
     from surveybridge.storage.pairs import read_pairs
 
     _, plain, *_, default = all_ways
-    pairs = read_pairs(path, plain.model.card.grid, start, start + count)
-    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
-    found = []
+    card = plain.model.card
+    pairs = read_pairs(path, card.grid, start, start + count, problem=card.problem.table)
+    display, found = display_stretch(pairs), []
     print(f"{count} pairs, K = {samples}: energy score as published, fair; spread/skill and 68% interval: bright, sky")
-    for direction in DIRECTIONS[::-1]:
-        truth = images[direction.split("->")[1]]
+    for direction in card.problem.directions[::-1]:
         for name, way in (("published", plain), ("default", default)):
-            drawn = draws(plain.model, images, direction, samples, way.at(direction))
-            row = judge(plain.model, drawn, truth, direction, pairs.noise, display_stretch(pairs))
-            found.append({"direction": direction, "sampler": name, **row})
+            drawn = draws(plain.model, pairs, direction, samples, way.at(direction))
+            row = judge(drawn, pairs, direction.wanted, display)
+            found.append({"direction": str(direction), "sampler": name, **row})
             print(f"{direction} {name:9s} " + "  ".join(f"{value:6.3f}" for value in list(row.values())[:2]), end="  ")
             print("  ".join(f"{value:5.2f}" for value in list(row.values())[3:]), flush=True)
     return found

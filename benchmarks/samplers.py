@@ -22,7 +22,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from torch import Tensor
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.problem import Direction, Endpoint
 from surveybridge.bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
-from surveybridge.bridge_core.translate import from_channels, stretch_of, to_channels
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.training import Ends
 from surveybridge.jobs.evaluating.stages import display_stretch
-from surveybridge.storage.pairs import read_pairs
+from surveybridge.storage.pairs import Pairs, read_pairs
 
 BATCH = 40
 NFE = (1, 2, 4, 6, 8, 10, 12, 20, 50)
@@ -44,12 +46,12 @@ LONG = (200,)
 """Of the published sampler alone, which is made for it."""
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
-"""The observed survey [N, C, H, W] and a source of noise -> one sample of the wanted one each, network units."""
+"""The observed endpoint [N, C, H, W] and a source of noise -> one sample of the wanted one each, network units."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way from the observed survey to samples of the wanted one."""
+    """A way from the observed endpoint to samples of the wanted one."""
 
     name: str
     steps: Callable[[Bridge, int], list[int]]
@@ -58,11 +60,11 @@ class Sampler:
     from_observed: bool = False
     heun: bool = False
 
-    def at(self, model: Model, direction: str, count: int) -> Draw:
+    def at(self, model: Model, direction: Direction, count: int) -> Draw:
         """What `draws` calls for each batch."""
         return functools.partial(self.draw, model, direction, count)
 
-    def draw(self, model: Model, direction: str, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, model: Model, direction: Direction, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
         """One sample of each row of x1 [N, C, H, W] in `count` network evaluations, network units."""
         steps = self.steps(model.card.bridge, (count + 1) // 2 if self.heun else count)
         z = torch.randn(x1.shape, generator=generator)
@@ -118,14 +120,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for samplers.json")
     arguments = parser.parse_args()
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
-    pairs = read_pairs(arguments.pairs, model.card.grid, arguments.start, arguments.start + arguments.count)
-    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+    problem, first = model.card.problem, arguments.start
+    pairs = read_pairs(arguments.pairs, model.card.grid, first, first + arguments.count, problem=problem.table)
     display = display_stretch(pairs)
     rows = []
-    print(f"{model.card.name}, {len(pairs.euclid)} pairs, K = {arguments.samples}, {torch.get_num_threads()} threads")
+    print(f"{model.card.name}, {len(pairs)} pairs, K = {arguments.samples}, {torch.get_num_threads()} threads")
     print("direction    sampler          NFE |  energy score  |   CRPS |  spread/skill | 68% interval  |     ms")
     print("                                  | publ.     fair | bright | bright    sky | bright    sky | sample")
-    for direction in DIRECTIONS[::-1]:
+    for direction in problem.directions[::-1]:
         for one in SAMPLERS:
             if one.name not in arguments.samplers:
                 continue
@@ -133,11 +135,12 @@ def main() -> None:
                 if one.heun and nfe % 2 == 0 and nfe > 1:
                     nfe -= 1  # an odd number of calls
                 began = time.perf_counter()
-                drawn = draws(model, images, direction, arguments.samples, one.at(model, direction, nfe))
+                drawn = draws(model, pairs, direction, arguments.samples, one.at(model, direction, nfe))
                 seconds = time.perf_counter() - began
-                row = {"direction": direction, "sampler": one.name, "nfe": nfe, "order": one.order, "eta": one.eta}
-                row |= judge(model, drawn, images[direction.split("->")[1]], direction, pairs.noise, display)
-                row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs.euclid))
+                row: dict[str, Any] = {"direction": str(direction), "sampler": one.name}
+                row |= {"nfe": nfe, "order": one.order, "eta": one.eta}
+                row |= judge(drawn, pairs, direction.wanted, display)
+                row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs))
                 rows.append(row)
                 print(
                     f"{direction} {one.name:16s} {nfe:3d} | {row['energy_score']:6.3f} "
@@ -156,26 +159,40 @@ def main() -> None:
         path.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
 
 
-def draws(model: Model, images: dict[str, Tensor], direction: str, samples: int, draw: Draw) -> Tensor:
-    """Samples [K, N, C, H, W] in nJy; the noise depends on the place in the batch alone, not on what draws."""
-    observed, wanted = direction.split("->")
-    stretch, bands = stretch_of(model), model.card.bands
-    x1 = to_channels(stretch.forward(images[observed], bands[observed]), model.card.network.image_channels)
+def part(pairs: Pairs, rows: slice) -> Pairs:
+    """Some of the pairs."""
+    return replace(pairs, ends={name: images[rows] for name, images in pairs.ends.items()})
+
+
+def ends_of(card: Card, pairs: Pairs) -> Ends:
+    """Both endpoints as the network sees them, [N, C, H, W]."""
+    first, second = (
+        end.forward(torch.from_numpy(pairs.ends[end.name]), card.network.image_channels)
+        for end in card.problem.endpoints
+    )
+    return first, second
+
+
+def draws(model: Model, pairs: Pairs, direction: Direction, samples: int, draw: Draw) -> Tensor:
+    """Samples [K, N, B, H, W] of the wanted endpoint in its unit.
+
+    The noise depends on the place in the batch alone, not on what draws.
+    """
+    observed, wanted = direction.observed, direction.wanted
+    x1 = observed.forward(torch.from_numpy(pairs.ends[observed.name]), model.card.network.image_channels)
     rows = x1.repeat(samples, 1, 1, 1)
     found = []
     for first in range(0, len(rows), BATCH):
         generator = torch.Generator().manual_seed(first)
-        u = draw(rows[first : first + BATCH], generator)
-        found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
+        found.append(wanted.inverse(draw(rows[first : first + BATCH], generator)))
     return torch.cat(found).unflatten(0, (samples, -1))
 
 
-def judge(
-    model: Model, drawn: Tensor, truth: Tensor, direction: str, noise: dict[str, float], display: Any
-) -> dict[str, float]:
-    """The numbers of one line."""
-    bands = model.card.bands[direction.split("->")[1]]
-    sums = PixelSums.of(drawn, truth, torch.tensor([noise[band] for band in bands]), bands, display)
+def judge(drawn: Tensor, pairs: Pairs, wanted: Endpoint, display: Stretch) -> dict[str, float]:
+    """The numbers of one line, of samples [K, N, B, H, W] of the pairs' wanted endpoint."""
+    truth, bands = torch.from_numpy(pairs.ends[wanted.name]), wanted.bands
+    sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
+    sums = PixelSums.of(drawn, truth, sigma, bands, display)
 
     def measures(region: str) -> PixelMeasures:
         r = REGIONS.index(region)

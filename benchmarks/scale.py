@@ -220,8 +220,9 @@ def zeros(tile_id: str, tile: Any) -> Any:
     return Translation(
         tile_id=tile_id,
         content=tile_content(tile),
-        wcs_header=tile.lsst.wcs_header,  # without a halo the core is the tile
+        wcs_header=next(iter(tile.images.values())).wcs_header,  # without a halo the core is the tile
         bands=("VIS",),
+        unit="nJy",
         core_origin=tile.core_origin,
         grid_id=tile.grid_id,
         mean=nothing,

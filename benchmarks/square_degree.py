@@ -36,6 +36,7 @@ from surveybridge.jobs.planning.projection import project, steps_of, work_of
 from surveybridge.jobs.planning.rates import Rates, calibrate
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.request import Request, check, settings_of, todo_of
+from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.jobs.translating.stages import TileTranslator
 from surveybridge.storage.tiles import Tile, part_of
 
@@ -70,9 +71,9 @@ def settings_around(samples: int, steps: int) -> list[Setting]:
 def main() -> None:
     """Measure, print a table, write square_degree.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", required=True, help="tiles with both surveys")
+    parser.add_argument("--store", required=True, help="tiles with both endpoints")
     parser.add_argument("--checkpoint")
-    parser.add_argument("--direction", default="lsst->euclid", choices=["lsst->euclid", "euclid->lsst"])
+    parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8, help="K")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--sources", type=float, default=475_000,
@@ -119,7 +120,8 @@ def main() -> None:
     show(rows, rates, config, price)
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("store", "out")}
-        document: dict[str, Any] = {"machine": described_machine(), "settings": settings | {"batch": config.batch}}
+        settings |= {"direction": str(request.direction), "batch": config.batch}
+        document: dict[str, Any] = {"machine": described_machine(), "settings": settings}
         document |= {"rates": asdict(rates), "time_of_128_window_over_64": ratio, "rows": rows}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -129,12 +131,11 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
     settings = settings_of(request, attempts={})
     todo = todo_of(request)
     steps = steps_of(request.model, request.config)
-    rates, tile = calibrate(request.store, todo, settings, request.fingerprint, steps, seconds)
+    rates, tile = calibrate(request.store, todo, settings, request.document, steps, seconds)
     translator = TileTranslator(settings)
     # large enough for whole batches of either
     part = part_of(tile, 4 * LARGE.stride)
-    image = part.images[settings.direction.split("->")[0]]
-    flux, valid = (torch.from_numpy(array).to(translator.device) for array in (image.flux, image.valid))
+    scene = scene_of(part, request.direction.observed.name, translator.device)
     taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
@@ -142,16 +143,7 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
                 samples=2, steps=2, batch=translator.sampling.batch, precision=settings.sampling.precision, patches=grid
             )
             began = time.perf_counter()
-            found = translate_tile(
-                translator.model,
-                settings.direction,
-                flux,
-                valid,
-                origin=part.origin,
-                core=part.core,
-                psf_fwhm=7.0,
-                how=how,
-            )
+            found = translate_tile(translator.model, request.direction, scene, how)
             found.mean.cpu()  # waits for a GPU
             if measuring:
                 times.append((time.perf_counter() - began) / found.windows)
@@ -162,7 +154,7 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
 def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, rates: Rates) -> dict[str, Any]:
     """Hours of a square degree at one setting, by the projection of `plan`."""
     config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
-    work = work_of(manifest, config.direction, tile, setting.grid)
+    work = work_of(manifest, request.direction, tile, setting.grid)
     found = project(work, steps_of(request.model, config), rates, config, {}, tiles_done=0, cpus=None)
     grid, area = setting.grid, found.square_degrees
     return {

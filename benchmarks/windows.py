@@ -4,7 +4,7 @@
 
 The reference is the whole tile with its halo as one window. `off` is how far a grid's posterior mean lies from the
 reference's, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only the
-context differs. Quality is judged against the image that the other survey really has there. Times are medians of
+context differs. Quality is judged against the image that the wanted endpoint really has there. Times are medians of
 rounds that take all grids in turn.
 """
 
@@ -22,9 +22,11 @@ import torch
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.translate import Posterior, translate_tile
+from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.tiles import Tile, TileStore
 
 GRIDS = (
@@ -42,7 +44,7 @@ def main() -> None:
     """Print a table a direction, write windows.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True)
-    parser.add_argument("--tiles", type=int, default=2, help="so many tiles of both surveys with a halo around")
+    parser.add_argument("--tiles", type=int, default=2, help="so many tiles of both endpoints with a halo around")
     parser.add_argument("--samples", type=int, default=4, help="K")
     parser.add_argument("--rounds", type=int, default=1, help="of timing")
     parser.add_argument("--threads", type=int, default=1)
@@ -54,7 +56,7 @@ def main() -> None:
     tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
     tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= 32][: arguments.tiles]
     rows: list[dict[str, Any]] = []
-    for direction in DIRECTIONS[::-1]:
+    for direction in model.card.problem.directions[::-1]:
         print(f"{direction}, {len(tiles)} tiles, core {tiles[0].core}, K = {arguments.samples}")
         print(
             "  size stride margin | pixels computed | seconds |  off, sigma | RMSE  spread/skill  in 68%, bright | sky"
@@ -66,7 +68,7 @@ def main() -> None:
         (arguments.out / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measure(model: Model, tiles: list[Tile], direction: str, samples: int, rounds: int) -> list[dict[str, Any]]:
+def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each grid; all tiles by the reference first."""
     whole = whole_tile(tiles[0])
     references = [translate(model, tile, direction, whole, samples) for tile in tiles]
@@ -81,13 +83,13 @@ def measure(model: Model, tiles: list[Tile], direction: str, samples: int, round
     for grid in (*GRIDS, whole):
         posteriors = found.get(grid, references)
         core = sum(posterior.coverage.numel() for posterior in posteriors)
-        row: dict[str, Any] = {"direction": direction, "size": grid.size, "stride": grid.stride, "margin": grid.margin}
-        row["whole"] = grid is whole
+        row: dict[str, Any] = {"direction": str(direction)}
+        row |= {"size": grid.size, "stride": grid.stride, "margin": grid.margin, "whole": grid is whole}
         row["pixels_computed"] = sum(p.windows for p in posteriors) * grid.size**2 / core
         row["seconds"] = statistics.median(seconds[grid]) if grid in seconds else None
         off = [((p.mean - r.mean) / r.std).square().nanmean() for p, r in zip(posteriors, references, strict=True)]
         row["off"] = float(torch.stack(off).mean().sqrt())
-        row |= quality(model, tiles, posteriors, direction, samples)
+        row |= quality(tiles, posteriors, direction.wanted.name, samples)
         rows.append(row)
         print(
             f"  {grid.size:4d} {grid.stride:6d} {grid.margin:6d} | {row['pixels_computed']:15.2f} | "
@@ -111,22 +113,16 @@ def halo(tile: Tile) -> int:
     return min(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
 
 
-def translate(model: Model, tile: Tile, direction: str, grid: PatchGrid, samples: int) -> Posterior:
+def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, samples: int) -> Posterior:
     """Posterior over the tile's core; a grid of one window is laid onto the tile itself."""
-    image = tile.images[direction.split("->")[0]]
+    scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     one = grid.size >= max(tile.shape)
     how = Sampling(samples=samples, patches=grid)
-    return translate_tile(
-        model, direction, torch.from_numpy(image.flux), torch.from_numpy(image.valid), origin=tile.origin,
-        core=tile.core, psf_fwhm=7.0, how=how, corners=[tile.origin] if one else None,
-    )  # fmt: skip
+    return translate_tile(model, direction, scene, how, corners=[tile.origin] if one else None)
 
 
-def quality(
-    model: Model, tiles: list[Tile], posteriors: list[Posterior], direction: str, samples: int
-) -> dict[str, float]:
+def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:
     """RMSE in the observed noise, spread/skill and coverage of bright and of sky pixels, all bands and tiles."""
-    wanted = direction.split("->")[1]
     error, spread, bright = [], [], []
     for tile, posterior in zip(tiles, posteriors, strict=True):
         y0, y1, x0, x1 = tile.core
