@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which of the libraries each may import, besides itself."""
 
-GROUND = {"jobs.config", "jobs.registry"}
-"""Modules of jobs/ that are no doors: every job stands on them."""
+GROUND = {"jobs.config", "jobs.registry", f"{HOUSE}.version"}
+"""Modules that every job stands on; in jobs/ they are no doors."""
 
 Graph = Mapping[str, set[str]]
 """What each module imports; names are without the leading ``surveybridge.``."""
@@ -109,11 +109,13 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def room_of(module: str) -> str:
-    """Where a module stands: a room such as ``jobs/translating``, a job's door, or its library."""
+    """Where a module stands: in a room such as ``jobs.translating``, at the doors, on the ground, or in a library."""
+    if module in GROUND:
+        return module
     parts = module.split(".")
     if parts[0] != "jobs" or parts[1] == "__init__":
         return parts[0]
-    return module if module in GROUND else "doors" if len(parts) == 2 else f"jobs.{parts[1]}"
+    return "doors" if len(parts) == 2 else f"jobs.{parts[1]}"
 
 
 def rooms_of(graph: Graph) -> dict[str, set[str]]:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from surveybridge import __version__
 from surveybridge.jobs.drawing.rendering import VIEWS
 from surveybridge.jobs.vetting.book import Book, Row
 from surveybridge.jobs.vetting.guard import guard
@@ -23,6 +22,7 @@ from surveybridge.jobs.vetting.pictures import Pictures
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import GRADE_NAMES, check_grader
+from surveybridge.version import __version__
 
 FILES = {
     "page.html": "text/html",
