@@ -21,7 +21,7 @@ from surveybridge.jobs.vetting.listing import Candidates, ListRequest
 from surveybridge.jobs.vetting.pictures import Pictures
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grades import GRADE_NAMES, check_grader
+from surveybridge.storage.grades import GRADE_NAMES, Seen, check_grader
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, shown_ends
 from surveybridge.storage.schema import detection_column
@@ -244,7 +244,7 @@ async def _grade(request: web.Request) -> web.Response:
         row = await asyncio.shield(
             asyncio.to_thread(
                 session.book.add, grader, asked.object_id, asked.grade, asked.comment, asked.entry,
-                graded_at=graded_at, **{name: seen[name] for name in ("rank", "model_id", "run_id")},
+                graded_at=graded_at, seen=Seen(seen["rank"], seen["model_id"], seen["run_id"]),
             )
         )  # fmt: skip
     except StorageError as error:
