@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surveybridge import __version__
 from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model
+from surveybridge.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

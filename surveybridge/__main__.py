@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from surveybridge import __version__
 from surveybridge.jobs.config import RequestError, read_storage_options
 from surveybridge.jobs.registry import available_jobs, parse_job
 from surveybridge.jobs.running.drain import DRAINED
 from surveybridge.jobs.running.progress import setup_logging
+from surveybridge.version import __version__
 
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
