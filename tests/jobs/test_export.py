@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def made(tmp_path_factory):
     def edit(tile):
         if tile.tile_id != FAILED:
             return tile
-        return type(tile)(**{**tile.__dict__, "lsst": tiny.without_data(tile.lsst)})
+        return replace(tile, images={**tile.images, "lsst": tiny.without_data(tile.images["lsst"])})
 
     return tiny.write_checkpoint(folder), tiny.write_store(folder / "tiles", tile_size=TILE, edit=edit)
 

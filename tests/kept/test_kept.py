@@ -48,8 +48,8 @@ def test_a_tile_store_of_format_1_opens_with_both_surveys(kept):
 
 def test_a_pair_store_without_the_attribute_endpoints_is_lsst_and_euclid(kept):
     pairs = read_pairs(str(kept / "pairs.zarr"), "cutout")
-    assert pairs.lsst.shape == (4, 3, 64, 64) and pairs.euclid.shape == (4, 1, 64, 64)
-    assert set(pairs.noise) == {"g", "r", "i", "VIS"}
+    assert pairs.ends["lsst"].shape == (4, 3, 64, 64) and pairs.ends["euclid"].shape == (4, 1, 64, 64)
+    assert {name: set(noise) for name, noise in pairs.noise.items()} == {"lsst": {*"gri"}, "euclid": {"VIS"}}
 
 
 def test_a_run_folder_is_gone_on_with_to_the_same_run_id_and_what_was_done_stays(kept):
