@@ -87,6 +87,7 @@ def sky_file(path: Path, shape: tuple[int, int], scale: float, flux: float, **ho
     wcs = tan_wcs(shape, scale)
     x, y = wcs.all_world2pix(*tan_wcs(GRID, 0.1).all_pix2world(SKY[:, 1], SKY[:, 0], 0), 0)
     image = gaussians(shape, np.stack([y, x], axis=1), 0.25 / scale, flux)
+    image += np.random.default_rng(0).normal(0, 0.01, shape).astype(np.float32)
     return write_survey_file(path, image, wcs, **how)
 
 

@@ -252,6 +252,8 @@ def other_candidates(run, prefix, seed):
         "ra": 53 + rng.random(2) / 100 + seed,
         "dec": -28 + rng.random(2) / 100,
         "score": rng.random(2),
+        "x": rng.uniform(10, 90, 2),
+        "y": rng.uniform(10, 90, 2),
         "run_id": [run.run_json["run_id"]] * 2,
     }
     for field in schema:
