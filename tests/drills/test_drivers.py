@@ -56,22 +56,14 @@ def test_drivers_drained_and_killed_one_after_another_have_done_no_harm(scene):
     drill.check({"read": len(scene.tiles), "model": 10, "write": 8})
 
 
-def test_of_two_drivers_one_is_refused(scene):
-    drill = Drill(scene, "two drivers at once", workers=1)
-    first = drill.start(holding={"t0004": "model"})
-    first.until(held("t0004", "model"))
-    second = drill.start()
-    assert second.wait() == 2
-    assert str(first.process.pid) in second.output and "Traceback" not in second.output, second.output
-    drill.release()
-    assert first.wait() == 0, first.output
-    drill.check()
-
-
-def test_a_driver_whose_lease_was_taken_stops(scene):
-    drill = Drill(scene, "lease taken away", workers=1)
+def test_a_second_driver_is_refused_and_one_whose_lease_was_taken_stops(scene):
+    drill = Drill(scene, "two drivers at once, then the lease taken away", workers=1)
     driver = drill.start(holding={"t0004": "model"})
     driver.until(held("t0004", "model"))
+    second = drill.start()
+    assert second.wait() == 2
+    assert str(driver.process.pid) in second.output and "Traceback" not in second.output, second.output
+    assert "tiles to do" not in second.output and "tiles to do" in driver.output
     folder = Folder.at(drill.run, scene.storage_options)
     taken = {**json.loads(folder.read("lease.json")), "holder": "another", "expires_at": time.time() + 3600}
     folder.put_json(taken, "lease.json")
