@@ -29,8 +29,8 @@ def names(count):
 
 def test_every_item_comes_back_once(tmp_path):
     script = Script(tmp_path)
-    rows = list(Stream([*names(200), "t0000"], script.stages(), workers=(1, 2)))
-    assert sorted(row["tile_id"] for row in rows) == names(200)
+    rows = list(Stream([*names(80), "t0000"], script.stages(), workers=(1, 2)))
+    assert sorted(row["tile_id"] for row in rows) == names(80)
     assert all(row["value"] == {"read": row["tile_id"], "model": row["tile_id"]} for row in rows)
     assert script.repeated() == {}
     assert str(os.getpid()) not in {pid for stage, pid in script.journal() if stage.startswith("make_")}

@@ -48,7 +48,7 @@ def test_a_run_on_a_full_disk_is_finished_when_there_is_space(scene, tmp_path):
         assert "No space left on device" in driver.output, driver.output
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         done = sum(row["status"] == "ok" for row in drill.rows().values())
-        again = drill.start("--retry-failed")
+        again = drill.start("--retry-failed", "--executor", "serial")
         assert again.wait() == 0, again.output
         drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))  # what is not ok is done again from the start
 
@@ -63,7 +63,7 @@ def test_a_writer_that_cannot_write_fails_its_tiles_and_they_are_done_later(scen
     assert sorted(failed) == [tile for tile in scene.tiles if longest[tile] > limit]
     assert all("File too large" in row["reason"] and row["stage"] == "write" for row in failed.values())
     drill.guilty |= set(failed)
-    again = drill.start("--retry-failed")
+    again = drill.start("--retry-failed", "--executor", "serial")
     assert again.wait() == 0, again.output
     drill.check()
 
