@@ -1,15 +1,16 @@
-# make env    .venv with the `surveybridge` command, everything pinned by constraints.txt
-# make demo   simulate two surveys, ingest, translate, query; writes demo/demo.png
-# make test   formatting, lint, types and all tests (what .ci/run runs)
-# make lint   the first three only
-# make docs   the documentation site, in site/
-# make clean  removes the environment and what the demo wrote
+# make env         .venv with the `surveybridge` command, everything pinned by constraints.txt
+# make demo        simulate two surveys, ingest, translate, query; writes demo/demo.png
+# make test        formatting, lint, types and all tests (what .ci/run runs)
+# make test-fast   the first three, and the tests that take no minutes and share nothing
+# make lint        the first three only
+# make docs        the documentation site, in site/
+# make clean       removes the environment and what the demo wrote
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 STAMP = .venv/.installed
 
-.PHONY: env demo test lint docs clean
+.PHONY: env demo test test-fast lint docs clean
 
 env: $(STAMP)
 
@@ -34,7 +35,10 @@ lint: env
 	.venv/bin/mypy
 
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m tests.lanes
+
+test-fast: lint
+	.venv/bin/python -m tests.lanes fast
 
 docs: env
 	.venv/bin/sphinx-build -W --keep-going -q docs site

@@ -32,7 +32,7 @@ from benchmarks.field_measures import (
     seams,
 )
 from surveybridge.bridge_core.checkpoint import load_checkpoint
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs import ingest, translate
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore

@@ -16,7 +16,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy import stats
 
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.storage.photometry import flux_from_magnitude
 from surveybridge.storage.problems import wanted_end
 from surveybridge.storage.runs import RunFolder

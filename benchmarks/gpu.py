@@ -32,8 +32,9 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.sampler import Trajectory, boot, draw, end_then_rho_steps
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
-from surveybridge.bridge_core.translate import DEFAULT_BATCH, START, Sampling, Scene, translate_tile, window_noise
+from surveybridge.bridge_core.translate import START, Scene, translate_tile, window_noise
 
 SIDE = 64
 ROOT = Path(__file__).parents[1]

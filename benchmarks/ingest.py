@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from surveybridge.storage.coregister import coregister
-from surveybridge.storage.fits_images import read_mer, read_rubin
+from surveybridge.storage.fits_images import Noise, read_image
 from surveybridge.storage.ingest import Field, cut_tile, ingest_field, tile_boxes
 from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS")
@@ -67,13 +68,22 @@ def main() -> None:
 
 def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
     """Wall and CPU seconds of each of `STEPS`; they are done as `ingest_field` does them, and then by it."""
-    euclid_path, lsst_paths = files(field)
+    images, problem = files(field), default_problem()
     taken: dict[str, tuple[float, float]] = {}
-    euclid, lsst = _timed(taken, "read FITS", lambda: (read_mer(euclid_path), read_rubin(lsst_paths)))
+    noise: dict[str, Noise] = {"lsst": "auto", "euclid": "file"}
+    lsst, euclid = _timed(
+        taken,
+        "read FITS",
+        lambda: [read_image(end, images[end["name"]], noise=noise[end["name"]]) for end in problem["endpoints"]],
+    )
     planes = [(image.flux[k], image.mask[k] == 0) for image in (euclid, lsst) for k in range(len(image.bands))]
     _timed(taken, "sky statistics", lambda: [sky_statistics(*plane) for plane in planes])
     shape = euclid.flux.shape[1], euclid.flux.shape[2]
-    both = _timed(taken, "co-register", lambda: Field(coregister(lsst, euclid.wcs_header, shape), euclid))
+    both = _timed(
+        taken,
+        "co-register",
+        lambda: Field({"lsst": coregister(lsst, euclid.wcs_header, shape), "euclid": euclid}, "euclid"),
+    )
 
     def write() -> None:
         tiles = TileStore.create(str(store), grid_id=both.grid_id)
@@ -89,13 +99,13 @@ def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
 
 def ingest(field: Path, store: Path) -> None:
     """The whole of it, with the command's defaults."""
-    euclid, lsst = files(field)
-    ingest_field(euclid, lsst, str(store))
+    ingest_field(default_problem(), files(field), "euclid", str(store))
 
 
-def files(field: Path) -> tuple[str, dict[str, str]]:
-    """Euclid's file, and LSST's by band."""
-    return str(field / "field_euclid_vis.fits"), {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
+def files(field: Path) -> dict[str, dict[str, str]]:
+    """Files by survey and band."""
+    lsst = {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
+    return {"lsst": lsst, "euclid": {"VIS": str(field / "field_euclid_vis.fits")}}
 
 
 def _timed(taken: dict[str, tuple[float, float]], name: str, work: Callable[[], Any]) -> Any:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.patches import taper
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
@@ -134,7 +135,7 @@ def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant
     side = grid.stride * (across - 1)
     corners = [(y * grid.stride, x * grid.stride) for y in range(across) for x in range(across)]
     mean: Tensor = torch.rand((len(corners), BANDS, size, size), device=device)
-    call = partial(blend, mean, mean, corners, grid.taper(), (size, side, size, side), stride=grid.stride, impl=impl)
+    call = partial(blend, mean, mean, corners, taper(grid), (size, side, size, side), stride=grid.stride, impl=impl)
     pixels = BANDS * (side - size) ** 2
     read = round(8 * (size / grid.stride) ** 2)  # a window's pixels are read for every pixel of the box under them
     return [moments, Variant("blend", impl, call, (read + 8) * pixels)]

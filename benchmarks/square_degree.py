@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from surveybridge.bridge_core.patches import PatchGrid
-from surveybridge.bridge_core.translate import DEFAULT_BATCH, Sampling, translate_tile
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
+from surveybridge.bridge_core.translate import translate_tile
 from surveybridge.jobs.diagnosing.machine import described_machine
 from surveybridge.jobs.planning.projection import project, steps_of, work_of
 from surveybridge.jobs.planning.rates import Rates, calibrate
@@ -139,7 +139,9 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
     taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
-            how = Sampling(samples=2, steps=2, batch=translator.batch, precision=settings.precision, patches=grid)
+            how = Sampling(
+                samples=2, steps=2, batch=translator.sampling.batch, precision=settings.sampling.precision, patches=grid
+            )
             began = time.perf_counter()
             found = translate_tile(translator.model, request.direction, scene, how)
             found.mean.cpu()  # waits for a GPU

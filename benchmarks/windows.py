@@ -23,9 +23,9 @@ import torch
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.patches import PatchGrid
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.translate import Posterior, Sampling, look, translate_tile, window_moments
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.translate import Posterior, look, translate_tile, window_moments
 from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.tiles import Tile, TileStore
 

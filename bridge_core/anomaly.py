@@ -10,7 +10,6 @@ And the lens score of `bridge_core.residuals` and `bridge_core.discriminant`, wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,11 +19,11 @@ from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import unit_range
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.patches import cut
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
 from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
+from surveybridge.bridge_core.settings import Scoring
 from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.translate import START, Scene, observed_units, window_noise
 from surveybridge.kernels.accumulate import accumulate
@@ -88,32 +87,6 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
         ]
     )
     return ((k - 1) / k * ((without - without.mean(0)) ** 2).sum(0)).sqrt()
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How sources are scored: K reconstructions from noise level `midpoint` in `steps` network evaluations.
-
-    The published settings are samples 5, midpoint 0.7089 (step 200 of its table), steps 40, eta 1 and first order; the
-    second-order deterministic sampler needs fewer steps.
-    """
-
-    samples: int = 5
-    midpoint: float = 0.7089
-    steps: int = 8
-    eta: float = 0.0
-    order: int = 2
-    seed: int = 0
-    batch: int = 16
-    size: int = 64
-    precision: Precision = "bfloat16"
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot give a jackknife."""
-        if self.samples < 2 or self.steps < 1 or self.batch < 1:
-            raise BridgeError(
-                f"score samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
-            )
 
 
 class SourceScores(NamedTuple):

@@ -9,101 +9,24 @@ its parts' variances, so blending cannot shrink the uncertainty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.blend import blend as blend_windows
 
 FILL_REACH = 8
 
-_Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """Where the windows lie.
-
-    Parameters
-    ----------
-    size
-        Side of a window in pixels.
-    stride
-        Distance of neighbouring windows.
-    margin
-        Outer pixels of a window that serve as context and are not used; beyond them the weight ramps up linearly over
-        the overlap.
-    """
-
-    size: int = 64
-    stride: int = 40
-    margin: int = 8
-
-    def __post_init__(self) -> None:
-        """Refuse a grid that leaves gaps."""
-        if not 0 < self.stride <= self.size - 2 * self.margin:
-            raise BridgeError(
-                f"stride {self.stride} leaves gaps between windows that use {self.size - 2 * self.margin} pixels "
-                f"({self.size} less a margin of {self.margin} on each side)"
-            )
-
-    @classmethod
-    def of(cls, size: int) -> PatchGrid:
-        """The grid of windows of a size with the default's margin and overlap: 40 pixels apart at 64, 104 at 128."""
-        return cls(size, size - (cls.size - cls.stride), cls.margin)
-
-    @property
-    def reach(self) -> int:
-        """Pixels beyond a core that its windows can show the network."""
-        return self.size - self.margin - 1
-
-    def windows(
-        self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
-    ) -> list[tuple[int, int]]:
-        """Global (y, x) corners of all windows whose used part touches the core, row by row.
-
-        Parameters
-        ----------
-        shape
-            Height and width of the tile's arrays (unused beyond a check that the core lies inside).
-        origin
-            Global pixel of the arrays' first pixel.
-        core
-            (y0, y1, x0, x1) in array pixels.
-        """
-        y0, y1, x0, x1 = core
-        if not (0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]):
-            raise BridgeError(f"core {core} is not inside an array of {shape[0]} x {shape[1]} pixels")
-        rows = self._corners(origin[0] + y0, origin[0] + y1)
-        return [(y, x) for y in rows for x in self._corners(origin[1] + x0, origin[1] + x1)]
-
-    def taper(self) -> Tensor:
-        """Blending weight along one axis of a window, float64 [size]; positive on the used part only."""
-        used = self.size - 2 * self.margin
-        overlap = used - self.stride
-        distance = torch.arange(used, dtype=torch.float64)
-        ramp = torch.minimum(distance, distance.flip(0)) + 1
-        return F.pad(torch.clamp(ramp / (overlap + 1), max=1.0), (self.margin, self.margin))
-
-    def span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
-        """First and last n of the windows along one axis whose used part touches global pixels `start` .. `stop` - 1.
-
-        Window n has its corner at n x stride, so last - first + 1 windows touch. Arrays give arrays.
-        """
-        # used pixels of the window at corner c are c + margin .. c + size - margin - 1
-        first = (start - (self.size - self.margin) + 1 + self.stride - 1) // self.stride
-        last = (stop - 1 - self.margin) // self.stride
-        return first, last
-
-    def _corners(self, start: int, stop: int) -> list[int]:
-        first, last = self.span(start, stop)
-        return [n * self.stride for n in range(first, last + 1)]
+def taper(grid: PatchGrid) -> Tensor:
+    """Blending weight along one axis of a window, float64 [size]; positive on the used part only."""
+    used = grid.size - 2 * grid.margin
+    overlap = used - grid.stride
+    distance = torch.arange(used, dtype=torch.float64)
+    ramp = torch.minimum(distance, distance.flip(0)) + 1
+    return F.pad(torch.clamp(ramp / (overlap + 1), max=1.0), (grid.margin, grid.margin))
 
 
 def cut(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int) -> Tensor:
@@ -195,7 +118,7 @@ def blend(
         Mean and standard deviation, float32 [C, H, W]; NaN where no window reaches. The order of the windows does not
         matter: they are added in the order of their corners, in float64.
     """
-    return blend_windows(mean, variance, corners, grid.taper(), box, stride=grid.stride)
+    return blend_windows(mean, variance, corners, taper(grid), box, stride=grid.stride)
 
 
 def _blur(image: Tensor, line: Tensor) -> Tensor:

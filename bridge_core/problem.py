@@ -143,7 +143,7 @@ class Endpoint:
             "unit": self.unit,
             "extensive": self.extensive,
             "stretch": self.kind,
-            "title": self.title,
+            "title": self.title or self.name,
             "rgb": list(self.rgb) if self.rgb else None,
         }
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.translate import Posterior, Sampling, Scene, look, moments, window_samples
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.translate import Posterior, Scene, look, moments, window_samples
 
 
 def redraw_tile(

@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.network import Precision
-from surveybridge.bridge_core.patches import PatchGrid, any_within, blend, cut, fill_masked, local_coverage
+from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.problem import Direction, Endpoint
 from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.sky_noise import SkyNoise
 
-# windows in one call of the network that keep a device busy; 512 hold 2 GB of activations
-DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
 START = 2**16 - 1  # noise step of the start, which no update uses
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a posterior is sampled.
-
-    Parameters
-    ----------
-    samples
-        K, posterior draws per window; at least 2.
-    steps
-        Network evaluations a draw.
-    sigma_max
-        Highest noise level of the steps; with `from_end` one more step stands before them, at the table's end.
-    from_end
-        Begin at the table's end. What predicts the noise (AS-Bridge's `eps`) is useless there, since x0 then is the
-        difference of two large numbers; without it the observed image stands for the unknown one at `sigma_max`.
-    order, eta
-        Of the sampler: 1 or 2, and 0 (deterministic from its start) .. 1 (new noise at every step).
-    seed
-        Key of the noise generator.
-    batch
-        Windows of 64 x 64 pixels in one call of the network, or as many pixels in larger windows; formed within one
-        tile only.
-    precision
-        Of the network.
-    """
-
-    samples: int = 8
-    steps: int = 6
-    sigma_max: float = 2.0
-    from_end: bool = True
-    order: int = 2
-    eta: float = 0.0
-    seed: int = 0
-    batch: int = 16
-    precision: Precision = "bfloat16"
-    patches: PatchGrid = field(default_factory=PatchGrid)
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot give a standard deviation."""
-        if self.samples < 2 or self.steps < 1 or self.batch < 1:
-            raise BridgeError(
-                f"samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
-            )
-
-    @property
-    def group(self) -> int:
-        """Windows whose samples are held at a time, four batches of them: memory does not grow with K."""
-        return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
-
-    def windows_a_call(self, pixels: int) -> int:
-        """Windows of so many pixels in one call of the network."""
-        return max(1, self.batch * 64**2 // pixels)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Everything Ray: streaming actors and training workers. No model mathematics."""
+"""Everything that needs Ray: streaming actors and training workers. There is no model mathematics here."""

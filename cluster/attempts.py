@@ -1,4 +1,4 @@
-"""Who is doing which item, and over which items processes died: a stream's memory, which no worker's death erases."""
+"""Bookkeeping of a stream that outlives its workers: who does which item, and which items killed their process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from surveybridge.cluster import metrics
 from surveybridge.cluster.stages import GROUP_BYTES
 
 GROUP_SECONDS = 1.0
-"""Work of one stage that items too small to travel alone are gathered to; so much is done again after a kill."""
+"""Small items are grouped until a group takes this long in a stage; as much is repeated after a kill."""
 MEMORY = 0.9
-"""Weight of the past in the running mean of what an item costs."""
+"""Weight of the past in the running mean of an item's cost."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A process."""
+    """A worker process."""
 
     node: str
     pid: int
@@ -27,20 +27,21 @@ class Worker:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker that begins a group of items is told."""
+    """The instructions to a worker that is about to begin a group of items."""
 
     one_by_one: bool
-    """A process died over some of them: begin each alone, so that the next death has a culprit."""
+    """True if a process has died while doing some of them: begin each alone, so that the next death has a culprit."""
     kills: tuple[int, ...]
-    """How many processes died over each item."""
+    """How many processes have died while doing each item."""
     draining: bool
 
 
 class Attempts:
-    """Counts what is begun and what is done. One actor a stream; without Ray an ordinary object.
+    """Counts the items that were begun and those that are done. It is one actor per stream, or a plain object in tests.
 
-    A stage begins a group of items and is done with it. A group that begins again without having been done has lost
-    its process: a group of one item is charged with that, the items of a larger one are begun one by one from then on.
+    A stage begins a group of items, and later is done with it. If a group begins again without having been done, its
+    process has died. A group of one item is blamed for that; the items of a larger group are begun one by one from
+    then on.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Attempts:
         self._refusal: Exception | None = None
 
     def begin(self, stage: str, items: Sequence[str], worker: Worker) -> Orders:
-        """Note that `worker` begins `items`, unless it shall begin them one by one or not at all."""
+        """Note that `worker` begins `items`, unless it must begin them one by one or not at all; return its orders."""
         died = [item for item in items if self._running.pop((stage, item), None)]
         if len(died) == 1:
             self._kills[died[0]] += 1
@@ -70,7 +71,7 @@ class Attempts:
         return Orders(one_by_one, tuple(self._kills[item] for item in items), self._draining)
 
     def done(self, stage: str, items: Sequence[str], seconds: float, size: int) -> None:
-        """Note that `items` took `seconds` together and gave `size` bytes."""
+        """Note that `items` together took `seconds` and produced `size` bytes."""
         for item in items:
             self._running.pop((stage, item), None)
         cost = max(seconds / GROUP_SECONDS, size / GROUP_BYTES) / len(items)
@@ -78,36 +79,36 @@ class Attempts:
         self._measure()
 
     def group_size(self, first: str, at_most: int) -> int:
-        """How many items travel together from `first` on; the same answer whenever the same is asked again.
+        """Return the size of the group that starts at `first`; the answer is the same whenever it is asked again.
 
-        A reader that is run again must give the same groups, because Ray keeps those that others have already used.
+        A reader that is run again must yield the same groups, because Ray keeps those that others have already used.
         """
         if first not in self._sizes:
-            # until all stages have told what an item costs, each item travels alone
+            # until the cost of an item is known for all stages, each item travels alone
             dearest = max(self._cost.values()) if len(self._cost) == 3 else 1.0
             self._sizes[first] = max(1, min(at_most, int(1 / max(dearest, 1e-9))))
         return self._sizes[first]
 
     def drain(self) -> None:
-        """From now on no item is read and no model begins one."""
+        """Let no item be read, and no model begin one, from now on."""
         self._draining = True
 
     def refuse(self, error: Exception) -> None:
-        """Note that a worker could not be made, and drain."""
+        """Note that a worker could not be created, and drain."""
         self._refusal = self._refusal or error
         self._draining = True
 
     def refusal(self) -> Exception | None:
-        """Return why the first worker could not be made."""
+        """Return the error because of which the first worker could not be created, or None."""
         return self._refusal
 
     def received(self, items: Sequence[str]) -> bool:
-        """Note that the driver has these receipts; tell whether it need not wait for more."""
+        """Note that the driver has these receipts; return True if it need not wait for more."""
         self._unreceived.difference_update(items)
         return self._draining and (self._refusal is not None or not self._unreceived)
 
     def in_flight(self) -> list[dict[str, Any]]:
-        """What is being done, the longest first."""
+        """Return the items that are being done, the longest-running first."""
         now = time.time()
         return [
             {"item": item, "stage": stage, "seconds": now - since, "node": worker.node, "pid": worker.pid}

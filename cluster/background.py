@@ -1,4 +1,4 @@
-"""Work beside a stream that must not hold it up: a few Ray tasks at a time, none of which reserves a CPU."""
+"""Work that runs beside a stream and must not hold it up: a few Ray tasks at a time, none of which reserves a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Background:
     Parameters
     ----------
     at_once
-        Tasks that may be under way; `submit` waits for one to end when there are as many.
+        Largest number of tasks under way; when it is reached, `submit` waits for one to end.
     """
 
     def __init__(self, at_once: int = 4) -> None:
@@ -22,14 +22,14 @@ class Background:
         self._running: list[ray.ObjectRef] = []
 
     def submit(self, function: Callable[[], Any]) -> None:
-        """Start `function` somewhere in the cluster; what an earlier one raised is raised here."""
+        """Start `function` somewhere in the cluster; an error of an earlier one is raised here."""
         self._collect(0.0)
         while len(self._running) >= self.at_once:
             self._collect(None)
         self._running.append(_call.remote(function))
 
     def wait(self) -> None:
-        """Wait for all; what one of them raised is raised here."""
+        """Wait for all functions; an error of any of them is raised here."""
         while self._running:
             self._collect(None)
 
@@ -40,7 +40,7 @@ class Background:
         ray.get(done)
 
 
-# no CPU of its own: on a full cluster it would wait for the stream, and the stream for it
+# it reserves no CPU: on a full cluster it would wait for the stream, and the stream for it
 @ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")
 def _call(function: Callable[[], Any]) -> None:
     function()

@@ -1,7 +1,7 @@
-"""What the cluster refuses."""
+"""The error that this library raises."""
 
 from __future__ import annotations
 
 
 class ClusterError(ValueError):
-    """The cluster cannot do what is asked of it; the message says what, both numbers and the remedy."""
+    """The cluster cannot do what was asked of it; the message says what, both numbers and the remedy."""

@@ -18,22 +18,22 @@ def _tiles() -> Counter:
 
 @functools.cache
 def _patches() -> Counter:
-    return Counter("surveybridge_patches_total", "Windows that the network has seen.")
+    return Counter("surveybridge_patches_total", "Windows that the network has translated.")
 
 
 @functools.cache
 def _stage_seconds() -> Histogram:
     edges = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
-    return Histogram("surveybridge_stage_seconds", "Wall seconds of a tile in a stage.", edges, ("stage",))
+    return Histogram("surveybridge_stage_seconds", "Wall seconds per tile in a stage.", edges, ("stage",))
 
 
 @functools.cache
 def _in_flight() -> Gauge:
-    return Gauge("surveybridge_in_flight", "Tiles being done now, by stage.", ("stage",))
+    return Gauge("surveybridge_in_flight", "Tiles that are being done now, by stage.", ("stage",))
 
 
 def count_receipt(receipt: Mapping[str, Any], intervals: Mapping[str, Interval]) -> None:
-    """Count a finished item; called by the driver."""
+    """Count a finished item; the driver calls this."""
     _tiles().inc(1, {"status": str(receipt.get("status", "unknown"))})
     if patches := receipt.get("n_patches"):
         _patches().inc(patches)
@@ -43,6 +43,6 @@ def count_receipt(receipt: Mapping[str, Any], intervals: Mapping[str, Interval])
 
 
 def count_in_flight(counts: Mapping[str, int]) -> None:
-    """Set the gauge of every stage; called by the actor that knows."""
+    """Set the gauge of every stage; the actor `Attempts` calls this."""
     for stage in STAGES:
         _in_flight().set(counts.get(stage, 0), {"stage": stage})

@@ -1,4 +1,4 @@
-"""Refuse a cluster that cannot hold even the smallest form of a stream: Ray would wait for ever, and say nothing."""
+"""Refuse a cluster without room for even the smallest form of a stream, where Ray would wait for ever in silence."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Resources = Mapping[str, float]
 def check_cluster(
     *, workers: int = 1, gpus: float | None = None, memory: Mapping[str, int] | None = None, wait: float = 10.0
 ) -> None:
-    """Refuse a cluster without room for so many models, one reader and one writer.
+    """Refuse a cluster without room for `workers` models, one reader and one writer.
 
     Parameters
     ----------
     workers
-        Models of the smallest pool.
+        Number of models in the smallest pool.
     gpus, memory
-        As `Stream` is given them.
+        As in `Stream`.
     wait
-        Seconds to wait for room, e.g. until an earlier run has left. An autoscaling cluster is asked for it.
+        Seconds to wait for room, e.g. until an earlier run has ended. An autoscaling cluster is asked to make room.
     """
     heap = memory or {}
     need: dict[str, Resources] = {
@@ -50,7 +50,7 @@ def check_cluster(
 
 
 def _room(processes: Sequence[Resources]) -> bool:
-    """Whether the nodes are large enough, and enough is free; how much is free on each node Ray does not tell."""
+    """Return whether the nodes are large enough and enough is free; Ray does not tell how much is free on each node."""
     return _fit(processes, _nodes()) and _fit(processes, [ray.available_resources()])
 
 
@@ -59,7 +59,7 @@ def _nodes() -> list[Resources]:
 
 
 def _fit(processes: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
-    """Whether the processes, the largest first, each find a node with room."""
+    """Return whether the processes, the largest first, each find a node with room."""
     left = [dict(node) for node in nodes]
     for process in processes:
         for room in left:

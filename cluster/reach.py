@@ -1,4 +1,4 @@
-"""Whether a Ray cluster can be reached from here, or Ray be started here; asked by a process that may hang or die."""
+"""Find out whether a Ray cluster can be reached, or Ray be started, from here; in a process that may hang or die."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 from surveybridge.cluster.errors import ClusterError
 
 CONNECT_SECONDS = 5.0
-"""Until a head has taken a connection."""
+"""Seconds within which a head must accept a connection."""
 
 
 def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
-    """Connect to Ray and look around.
+    """Connect to Ray and describe the cluster.
 
     Parameters
     ----------
     address
         ``HOST:6379``, ``ray://HOST:10001``, ``auto``, or ``local`` to start Ray here and end it again.
     seconds
-        Until it must have answered.
+        Time within which Ray must answer.
 
     Returns
     -------
     dict
-        `ray` (version), `nodes` (alive), `resources` (CPU, GPU, memory and others, of all nodes).
+        `ray` (its version), `nodes` (number alive), `resources` (CPU, GPU, memory and others, of all nodes together).
 
     Raises
     ------
     ClusterError
-        With the remedy.
+        If Ray does not answer; the message has the remedy.
     """
     if address not in ("local", "auto"):
         _check_port(address)
@@ -45,13 +45,13 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(
-            f"Ray at {address} takes connections but has not answered in {seconds:.0f} s; see `ray status` on its head"
+            f"Ray at {address} accepts connections but has not answered in {seconds:.0f} s; run `ray status` there"
         ) from None
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         where = "cannot be started here" if address == "local" else f"at {address} refuses"
         raise ClusterError(
-            f"Ray {where}: {said}; give both sides the same versions of Ray and Python, and RAY_AUTH_MODE and token"
+            f"Ray {where}: {said}; both sides need the same versions of Ray and Python, RAY_AUTH_MODE and token"
         )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -60,7 +60,7 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
 def _check_port(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"Ray address {address!r} is no HOST:PORT; give the head's, as 10.0.0.5:6379")
+        raise ClusterError(f"Ray address {address!r} is not HOST:PORT; give that of the head, such as 10.0.0.5:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:

@@ -15,18 +15,18 @@ Result = TypeVar("Result")
 def spread(
     function: Callable[[Item], Result], items: Iterable[Item], *, at_once: int, start: Callable[[], None] | None = None
 ) -> Iterator[Result]:
-    """As `map`: results in the order of the items, but calculated by Ray tasks.
+    """Yield ``function(item)`` for each item, in order, like `map`; Ray tasks compute the results.
 
     Parameters
     ----------
     function : callable
-        Picklable, and harmless to repeat: a task whose node dies is run again.
+        A picklable function that is harmless to repeat: a task whose node dies is run again.
     items : iterable
-        Taken as tasks become free, so they may be made one by one.
+        Items; they are taken as tasks become free, so a generator may make them one by one.
     at_once : int
-        Tasks in flight, of a CPU each; as many results wait in the object store at most.
+        Number of tasks in flight, each of which has one CPU; at most as many results wait in the object store.
     start : callable, optional
-        Called in the worker before each item (credentials, say).
+        Called in the worker before each item (to set credentials, say).
     """
 
     @ray.remote(num_cpus=1, max_retries=3)

@@ -1,4 +1,4 @@
-"""The three stages of an item, read, model and write, and the guards that turn their failures into outcomes."""
+"""The three stages of an item (read, model and write), and the guards that turn their errors into outcomes."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from typing import Any
 
 STAGES = ("read", "model", "write")
 GROUP_BYTES = 16 << 20
-"""Items smaller than this travel together up to it; a stage needs memory for as much."""
+"""Smaller items are grouped up to this size; a stage needs memory for that much."""
 
 MAX_KILLS = 3
-"""An item that was being done when its process died so often is not tried again."""
+"""An item is not tried again after this many processes have died while doing it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no value."""
+    """The reason why an item has no value."""
 
     stage: str
-    """Where: "read", "model" or "write"."""
+    """The stage that failed: "read", "model" or "write"."""
     reason: str
     """One line, "ErrorType: message"."""
     traceback_hash: str
     """First 12 hexadecimal digits of the SHA-256 of the traceback's frames: equal for equal causes."""
     quarantined: bool = False
-    """It killed its process `MAX_KILLS` times."""
+    """True if the item killed its process `MAX_KILLS` times."""
     kind: str = ""
-    """Name of the exception's class, where there was one."""
+    """Name of the exception's class, if there was an exception."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """When and where a stage worked on an item."""
+    """The time during which a stage worked on an item, and the worker."""
 
     start: float
     """Epoch seconds."""
@@ -50,11 +50,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of an item so far; the writer gets one for every item."""
+    """The state of an item after the stages so far; the writer gets one for every item."""
 
     item: str
     value: Any
-    """What the last stage returned; None after a failure."""
+    """The value that the last stage returned; None after a failure."""
     failure: Failure | None
     seconds: Mapping[str, float]
     """Wall seconds of each stage so far."""
@@ -68,35 +68,34 @@ Write = Callable[[Outcome], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Stages:
-    """The work on every item. Picklable; each ``make_*`` is called once in a process, what it returns does the items.
+    """The work on every item. Picklable; each ``make_*`` is called once per process and returns the function for items.
 
-    A ``make_*`` that raises stops everything with its exception: the request is wrong, not an item.
+    An exception in a ``make_*`` stops everything: it means that the request is wrong, and not an item.
     """
 
     make_read: Callable[[], Read]
-    """Gives ``read(item) -> value``."""
+    """Returns ``read(item) -> value``."""
     make_model: Callable[[], Model]
-    """Gives ``model(item, value) -> value``."""
+    """Returns ``model(item, value) -> value``."""
     make_write: Callable[[], Write]
-    """Gives ``write(outcome) -> receipt``; it commits outcomes with a failure too, and overwrites what a killed
-    process may have left."""
+    """Returns ``write(outcome) -> receipt``, which commits failures too, and overwrites what a killed process left."""
 
 
 def serially(
     items: Iterable[str], stages: Stages, *, drain: threading.Event | None = None, intervals: bool = False
 ) -> Generator[dict[str, Any], None, None]:
-    """Do the items one after another in this process, and yield the receipts: `Stream` without Ray.
+    """Do the items one after another in this process and yield their receipts, as `Stream` does on Ray.
 
     Parameters
     ----------
     items
-        Names, e.g. tile ids.
+        Names of the items, e.g. tile ids.
     stages
-        What to do with each.
+        The work on each item.
     drain
-        Once it is set no further item is begun.
+        Once this is set, no further item is begun.
     intervals
-        Give receipts `intervals`: stage -> start, end (epoch seconds) and worker.
+        Add `intervals` to each receipt: stage -> start, end (epoch seconds) and worker.
     """
     read, model, write = stages.make_read(), stages.make_model(), stages.make_write()
     for item in items:
@@ -110,21 +109,22 @@ def serially(
 
 
 def read_outcome(read: Read, item: str) -> Outcome:
-    """Read an item; an exception becomes a failure."""
+    """Read an item; turn an exception into a failure."""
     return _guarded("read", lambda: read(item), Outcome(item, None, None, {}))
 
 
 def model_outcome(model: Model, outcome: Outcome) -> Outcome:
-    """Run the model on what was read; an exception becomes a failure, and a failure stays what it is."""
+    """Run the model on the value that was read; turn an exception into a failure, and pass failures on."""
     if outcome.failure is not None:
         return outcome
     return _guarded("model", lambda: model(outcome.item, outcome.value), outcome)
 
 
 def write_outcome(write: Write, outcome: Outcome) -> dict[str, Any]:
-    """Write an outcome and return the receipt; what cannot be written is written as a failure.
+    """Write an outcome and return the receipt; if it cannot be written, write a failure instead.
 
-    Where even that raises, the receipt has status "lost": nothing was committed, so a rerun does the item again.
+    If that cannot be written either, the receipt has the status "lost": nothing was committed, and a rerun does the
+    item again.
     """
     try:
         return write(outcome)
@@ -137,19 +137,19 @@ def write_outcome(write: Write, outcome: Outcome) -> dict[str, Any]:
 
 
 def lost(item: str, reason: str) -> dict[str, Any]:
-    """Receipt of an item that could not even be committed as a failure."""
+    """Return the receipt of an item that could not even be committed as a failure."""
     return {"tile_id": item, "status": "lost", "reason": reason}
 
 
 def failure_of(stage: str, error: Exception) -> Failure:
-    """Describe an exception that a guard caught."""
+    """Describe an exception that a guard has caught."""
     # the first frame is the guard's own
     frames = [f"{frame.name}:{frame.line}" for frame in traceback.extract_tb(error.__traceback__)[1:]]
     return Failure(stage, reason_of(error), _short_hash("\n".join(frames)), kind=type(error).__name__)
 
 
 def quarantine(stage: str) -> Failure:
-    """Describe an item that was being done each time when `MAX_KILLS` processes died."""
+    """Describe an item that was being done each time one of `MAX_KILLS` processes died."""
     return Failure(
         stage,
         f"ProcessDied: {MAX_KILLS} processes died while this was in {stage}; see the logs of the workers (memory?)",
@@ -159,12 +159,12 @@ def quarantine(stage: str) -> Failure:
 
 
 def reason_of(error: Exception) -> str:
-    """Type and message of an exception on one line."""
+    """Return the type and message of an exception on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, Interval]:
-    """Return what `work` returns, and when and where that was."""
+    """Return what `work` returns, and when and where it ran."""
     start, clock = time.time(), time.monotonic()
     result = work()
     return result, Interval(start, start + time.monotonic() - clock, this_worker())
@@ -192,5 +192,5 @@ def _short_hash(text: str) -> str:
 
 
 def this_worker() -> str:
-    """Name of this process in intervals and profiles, host:pid."""
+    """Return the name of this process in intervals and profiles, host:pid."""
     return f"{socket.gethostname()}:{os.getpid()}"

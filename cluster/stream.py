@@ -1,4 +1,4 @@
-"""Stream items through read, model and write on a Ray cluster: a receipt comes back for every item, whatever dies."""
+"""Stream items through read, model and write on a Ray cluster; every item gives a receipt, whatever dies."""
 
 from __future__ import annotations
 
@@ -40,46 +40,46 @@ from surveybridge.cluster.stages import (
 )
 
 IO_CPUS = 0
-"""CPUs reserved for a reader and for a writer. They wait for storage. Where they needed some, and models held all CPUs
-(as after the loss of a node), what was lost would never be read again, and the stream would hang."""
+"""CPUs reserved for a reader and for a writer: none, since they wait for storage. If they needed some while models held
+all CPUs (as after the loss of a node), lost items would never be read again, and the stream would hang."""
 IO_PER_MODEL = 2
-"""At most so many readers, and so many writers, for each model."""
+"""Largest number of readers, and of writers, for each model."""
 READ_TASKS = 256
-"""Of a small run, so that many readers may share it; of a large one each has `READ_AT_MOST` items."""
+"""Read tasks of a small run, so that many readers can share it; in a large run each task has `READ_AT_MOST` items."""
 READ_AT_MOST = 64
-"""Items of a read task: so many at most travel together, and are read again when their reader or a node dies."""
+"""Largest number of items in a read task: so many may travel together, or be read again if a reader or node dies."""
 NO_PROGRESS_SECONDS = 1800.0
-"""Give up where no item has left any stage for so long: the cluster has lost what the stream needs."""
+"""Give up if no item has left any stage for this long: then the cluster has lost something that the stream needs."""
 
-# A row holds a group of outcomes. Ray Data cuts and joins blocks by their bytes, and those differ when a task is run
-# again (a failure is smaller than a value): a row is never cut, and a limit of one byte makes every row a block.
+# A row holds a group of outcomes. Ray Data cuts and joins blocks by their bytes, which differ when a task is run again
+# (a failure is smaller than a value). A row is never cut, and a limit of one byte makes every row a block.
 SCHEMA = pa.schema([("group", pa.list_(pa.large_binary()))])
 BLOCK_BYTES = 1
 
 
 class Stream:
-    """Receipts of all items, as they come.
+    """An iterable over the receipts of all items, in the order in which the items are finished.
 
-    Whatever happens to the workers, each item yields one receipt: an exception in a stage and an item that kills its
-    process `MAX_KILLS` times become failures that the writer commits. An item may be done more than once (when a
-    process or a node dies with what it has done), so writing again must overwrite.
+    Whatever happens to the workers, each item yields one receipt. An exception in a stage, and an item that kills its
+    process `MAX_KILLS` times, become failures that the writer commits. An item may be done more than once (if a
+    process or a node dies and takes its results with it), so writing again must overwrite.
 
     Parameters
     ----------
     items
-        Names, e.g. tile ids.
+        Names of the items, e.g. tile ids.
     stages
-        What to do with each.
+        The work on each item.
     workers
         Smallest and largest number of model actors.
     gpus
-        GPUs of each of them; by default one where the cluster has any.
+        GPUs of each of them; by default one if the cluster has any.
     memory
-        Heap in bytes of a process by stage, reserved where it runs.
+        Heap of a process by stage, in bytes, which is reserved on its node.
     drain
-        Once it is set, no item is read and no model begins one; those being done are finished and written.
+        Once this is set, no item is read and no model begins one; items under way are finished and written.
     intervals
-        Give receipts `intervals`: stage -> start, end (epoch seconds) and worker.
+        Add `intervals` to each receipt: stage -> start, end (epoch seconds) and worker.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Stream:
         self._attempts: Any = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Run; the receipts come in the order in which items are finished."""
+        """Run the stream and yield the receipts."""
         todo = dict.fromkeys(self.items)
         if not todo:
             return
@@ -114,8 +114,8 @@ class Stream:
         finished = threading.Event()
         threading.Thread(target=self._forward_drain, args=(finished,), daemon=True).start()
         try:
-            # One pass does all items. A second one is needed where the attempts actor has died together with a reader:
-            # then groups may differ from those that others have used already.
+            # One pass does all items. A second one is needed only if the attempts actor has died together with a
+            # reader: then groups may differ from those that others have already used.
             while todo and not self.drain.is_set():
                 before = len(todo)
                 for item, receipt, intervals in self._pass(list(todo), job):
@@ -128,14 +128,14 @@ class Stream:
                 if (refusal := ray.get(self._attempts.refusal.remote())) is not None:
                     raise refusal
                 if len(todo) == before and not self.drain.is_set():
-                    raise ClusterError(f"0 of {before} items came back from the cluster; see Ray's logs of the workers")
+                    raise ClusterError(f"0 of {before} items came back from the cluster; see the workers' logs of Ray")
         finally:
             finished.set()
             attempts, self._attempts = self._attempts, None
             ray.kill(attempts)
 
     def in_flight(self) -> list[dict[str, Any]]:
-        """Return what is being done now (item, stage, seconds, node, pid), the longest first; any thread may ask."""
+        """Return the items under way (item, stage, seconds, node, pid), longest first; any thread may call this."""
         attempts = self._attempts
         try:
             return [] if attempts is None else ray.get(attempts.in_flight.remote())
@@ -177,7 +177,7 @@ class Stream:
             )
             batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for batch in batches:
-            # a reader that drains gives an empty table
+            # a reader that drains yields an empty table
             written = [entry for group in batch["group"] for entry in _unpacked(group)] if batch.num_rows else []
             yield from written
             if ray.get(job.attempts.received.remote([item for item, _, _ in written])):
@@ -193,19 +193,19 @@ class Stream:
 
 
 def gpus_of_model(gpus: float | None) -> float:
-    """GPUs of a model actor: as asked for, else one where the cluster has any."""
+    """Return the GPUs of a model actor: as many as were asked for, else one if the cluster has any."""
     return (1.0 if ray.cluster_resources().get("GPU", 0) else 0.0) if gpus is None else gpus
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every worker of a stream is given."""
+    """The data that every worker of a stream is given."""
 
     stages: Any  # reference to Stages: they may be large, and there are many read tasks
     attempts: Any  # handle of Attempts
 
     def do(self, stage: str, outcomes: list[Outcome], one: Callable[[Any, Outcome, int], Any]) -> list[bytes]:
-        """``one(work, outcome, kills)`` of every outcome, pickled; `work` is what the stage's make_* returned here."""
+        """Return ``one(work, outcome, kills)`` of every outcome, pickled; the stage's make_* has returned `work`."""
         if not outcomes:
             return []
         try:
@@ -225,7 +225,7 @@ class _Job:
         return results
 
     def made(self, stage: str) -> Any:
-        """Return the stage's work, made once in a process."""
+        """Return the stage's work, which is made once per process."""
         if _made.get(stage, (None, None))[0] != self.stages:
             _made[stage] = (self.stages, getattr(ray.get(self.stages), f"make_{stage}")())
         return _made[stage][1]
@@ -269,7 +269,7 @@ def _read_groups(job: _Job, items: list[str]) -> Iterator[pa.Table]:
 class _ModelActor:
     def __init__(self, job: _Job) -> None:
         self.job = job
-        # before the first item comes; what it may raise the first item will tell
+        # load the model before the first item comes; if this raises, so will the first item, where it is reported
         with contextlib.suppress(Exception):
             job.made("model")
 
@@ -287,7 +287,7 @@ def _write_group(table: pa.Table, job: _Job) -> pa.Table:
     def write(work: Any, outcome: Outcome, kills: int) -> tuple[str, dict[str, Any], Mapping[str, Interval]]:
         if kills >= MAX_KILLS and outcome.failure is None:
             outcome = replace(outcome, value=None, failure=quarantine("write"))
-        if kills >= 2 * MAX_KILLS:  # writing the failure kills as well
+        if kills >= 2 * MAX_KILLS:  # writing the failure kills the process as well
             return outcome.item, lost(outcome.item, quarantine("write").reason), outcome.intervals
         receipt, interval = timed(lambda: write_outcome(work, outcome))
         return outcome.item, receipt, {**outcome.intervals, "write": interval}
@@ -318,11 +318,11 @@ def _worker() -> Worker:
 
 
 def _context() -> DataContext:
-    """Ray Data's settings for a stream, apart from those of the process."""
-    # the caller shows its own progress; Ray's would print a page every ten seconds into a job's log
+    """Return Ray Data's settings for a stream, without changing those of the process."""
+    # the caller shows its own progress; Ray's would print a page into a job's log every ten seconds
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled"
-    # a drained stream's writers get less than they may do at once
+    # the writers of a drained stream get fewer items than they could write at once
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -332,7 +332,7 @@ def _context() -> DataContext:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error itself where it can travel to the driver, else its text."""
+    """Return the error itself if it can be pickled, else a ClusterError with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

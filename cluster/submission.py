@@ -1,4 +1,4 @@
-"""Ray's job server: submit a command under an id of one's own choice, follow its log, return its exit code."""
+"""Client of Ray's job server: submit a command under an id of your choice, follow its log, return its exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ray._private.ray_constants import (
     get_runtime_env_default_excludes,
 )
 
-# Private, but exact: what travels is what this walk visits, and Ray is pinned to one minor.
+# These are private, but exact: Ray uploads the files that this walk visits. Ray is pinned to one minor version.
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -30,28 +30,28 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from surveybridge.cluster.errors import ClusterError
 
 PACKAGE_LIMIT = DASHBOARD_CLIENT_MAX_SIZE
-"""Bytes of a working directory that the job server takes: 100 MiB."""
+"""Largest size of a working directory that the job server accepts, bytes: 100 MiB."""
 
 STOPPED = 143
-"""Exit code of a job that `ray job stop` ended; Ray does not keep the process's own."""
+"""Exit code of a job that `ray job stop` ended; Ray does not keep that of the process."""
 
 LOST_AFTER = 60.0
-"""Seconds without an answer from the job server after which following a job gives up."""
+"""Seconds without an answer from the job server after which we give up following a job."""
 
 AGENT_SECONDS = 60.0
-"""A head that has just started takes jobs only once the agent of a node has reported to it."""
+"""Seconds to wait for a head that has just started: it accepts jobs only after the agent of a node has reported."""
 
 _ZIP_ENTRY = 256
-"""Bytes by which an archive grows for one file besides its content and twice its name, rounded up."""
+"""Bytes that a file adds to an archive besides its content and twice its name, rounded up."""
 
 
 class LostContact(ConnectionError):
-    """The job server does not answer any more; the job may well go on."""
+    """The job server does not answer any more; the job may well be running still."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What the job server knows about a job."""
+    """The job server's record of a job."""
 
     id: str
     state: str
@@ -60,9 +60,9 @@ class Submission:
     message: str
     started: datetime.datetime | None
     exit_code: int | None
-    """As a shell would report it: 128 + signal for a killed process; None before the end."""
+    """Exit code as a shell would report it, 128 + signal for a killed process; None while the job has not ended."""
     ran: bool = True
-    """False for a job that failed before its command began: `message` says why."""
+    """False for a job that failed before its command began; `message` says why."""
 
     def __str__(self) -> str:
         code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
@@ -71,9 +71,9 @@ class Submission:
 
 
 def travelling_files(working_dir: Path) -> dict[str, int]:
-    """Bytes of every file that Ray would upload, by path relative to `working_dir`.
+    """Return the size in bytes of every file that Ray would upload, by its path relative to `working_dir`.
 
-    Ray leaves out what .gitignore and .rayignore name (at every level), and .git, .venv, venv and __pycache__.
+    Ray leaves out .git, .venv, venv, __pycache__, and the files that .gitignore and .rayignore name (at every level).
     """
     root = working_dir.absolute()
     files: dict[str, int] = {}
@@ -98,31 +98,31 @@ def check_package(working_dir: Path, needed: Sequence[str] = ()) -> int:
     Parameters
     ----------
     working_dir : Path
-        What is to be uploaded.
+        The folder to upload.
     needed : sequence of str
-        Files, relative to it, that the job cannot do without. Those that are not there are not missed.
+        Files, relative to it, that the job cannot do without. Those that do not exist are ignored.
 
     Returns
     -------
     int
-        Bytes of the archive, at most 256 a file too many; Ray does not compress it.
+        Size of the archive in bytes, at most 256 per file too large; Ray does not compress it.
     """
     if not working_dir.is_dir():
-        raise ClusterError(f"working directory {working_dir} is no folder; give the one that holds the code")
+        raise ClusterError(f"working directory {working_dir} is not a folder; give the one that holds the code")
     files = travelling_files(working_dir)
     left = [name for name in needed if name not in files and (working_dir / name).is_file()]
     if left:
         raise ClusterError(
-            f"{left[0]} would not travel with {working_dir}, because .gitignore or .rayignore names it"
-            f"{f' (and {len(left) - 1} more)' if len(left) > 1 else ''}; take it out of there, "
-            f"or set {RAY_RUNTIME_ENV_IGNORE_GITIGNORE}=1 if it is .gitignore's"
+            f"{left[0]} would not be uploaded with {working_dir}, because .gitignore or .rayignore names it"
+            f"{f' (and {len(left) - 1} more)' if len(left) > 1 else ''}; remove it from that file, "
+            f"or set {RAY_RUNTIME_ENV_IGNORE_GITIGNORE}=1 if it is in .gitignore"
         )
     size = sum(files.values()) + sum(_ZIP_ENTRY + 2 * len(name.encode()) for name in files)
     if size > PACKAGE_LIMIT:
         largest = sorted(files, key=lambda name: -files[name])[:3]
         raise ClusterError(
             f"working directory {working_dir} packs to {size / 2**20:.1f} MiB in {len(files)} files but the job server "
-            f"takes {PACKAGE_LIMIT / 2**20:.0f} MiB; name what need not travel in .rayignore (largest: "
+            f"takes {PACKAGE_LIMIT / 2**20:.0f} MiB; name in .rayignore what the job does not need (largest: "
             + ", ".join(f"{name} {files[name] / 2**20:.1f} MiB" for name in largest)
             + ")"
         )
@@ -138,13 +138,13 @@ class JobServer:
                 f"{address} is not the address of a job server; give that of the head's dashboard, http://HEAD:8265"
             )
         self.address = address.rstrip("/")
-        # It reports every closed connection.
+        # this logger reports every closed connection
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
         with self._refusing(), _only_this(self.address):
             self._client = JobSubmissionClient(self.address)
 
     def find(self, submission_id: str) -> Submission | None:
-        """Look a job up; None if the cluster has never seen it (a cluster forgets with its head)."""
+        """Look up a job; None if the cluster has never seen it (a cluster with a new head has forgotten its jobs)."""
         with self._refusing():
             try:
                 info = self._client.get_job_info(submission_id)
@@ -173,23 +173,23 @@ class JobServer:
         stop_seconds: int = 3,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Start a job; ClusterError if the id is taken. A head that is still starting is waited for.
+        """Start a job; ClusterError if the id is taken. If the head is still starting, wait for it.
 
         Parameters
         ----------
         submission_id : str
             The job's name on this cluster.
         command : sequence of str
-            What runs on the head, word by word.
+            The command that runs on the head, word by word.
         working_dir : Path, optional
-            Uploaded, and the job's folder in all its processes.
+            Folder that is uploaded, and is the working directory of all processes of the job.
         env : mapping
             Environment variables for the driver and its workers, besides those of the nodes. The cluster keeps them
-            with the job, in the clear.
+            with the job, in plain text.
         stop_seconds : int
             Seconds between `ray job stop`, which sends SIGTERM, and SIGKILL.
         metadata : mapping
-            Kept with the job.
+            Notes that the cluster keeps with the job.
         """
         runtime_env: dict[str, Any] = {"env_vars": dict(env or {}) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds)}}
         if working_dir is not None:
@@ -215,15 +215,15 @@ class JobServer:
                     if time.monotonic() > deadline:
                         raise ClusterError(
                             f"{self.address}: no node of the cluster has taken job {submission_id} for "
-                            f"{AGENT_SECONDS:.0f} s (no available agent); see that its nodes are up and that their "
-                            "agents have their port (52365, or --dashboard-agent-listen-port of ray start)"
+                            f"{AGENT_SECONDS:.0f} s (no available agent); check that its nodes are up, and that the "
+                            "port of their agents is free (52365, or --dashboard-agent-listen-port of ray start)"
                         ) from None
                 time.sleep(1)
 
     def follow(self, submission_id: str, write: Callable[[str], object]) -> Submission:
-        """Pass a job's log on, from its beginning, until the job has ended; LostContact if the server goes away.
+        """Pass on a job's log, from its beginning, until the job has ended; LostContact if the server goes away.
 
-        A broken connection is taken up again where it broke.
+        After a broken connection, the log continues where it broke off.
         """
         passed = 0
         heard = time.monotonic()
@@ -256,7 +256,7 @@ class JobServer:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Turn what the connection does wrong into one line."""
+        """Turn errors of the connection into a ClusterError of one line."""
         try:
             yield
         except AuthenticationError:
@@ -285,7 +285,7 @@ def _exit_code(info: Any) -> int | None:
 
 @contextmanager
 def _only_this(address: str) -> Iterator[None]:
-    """Let nothing override the address: Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to its argument."""
+    """Let nothing override the address, since Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to its argument."""
     name = "RAY_API_SERVER_ADDRESS"
     before = os.environ.get(name)
     os.environ[name] = address

@@ -1,4 +1,4 @@
-"""Ray Train around a training loop: workers and what they exchange, checkpoints, resume. The loop is an argument."""
+"""Ray Train around a training loop, which is an argument: workers and what they exchange, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ray.util.metrics import Gauge
 
 @dataclass(frozen=True)
 class Session:
-    """What a training loop may ask of the worker it runs in."""
+    """The services that a training loop may ask of the worker in which it runs."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def shards(self, count: int) -> list[int]:
-        """Those of `count` virtual shards that are this worker's, by their number."""
+        """Return the numbers of those of `count` virtual shards that belong to this worker."""
         return list(range(self.rank, count, self.world_size))
 
     @contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Folder of the last committed checkpoint of this run, or None on a fresh start."""
+        """Yield the folder of the last committed checkpoint of this run, or None on a fresh start."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -42,21 +42,21 @@ class Session:
                 yield Path(folder)
 
     def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Move to the device and, with several workers, wrap for data-parallel gradients."""
+        """Move a network to the device and, with several workers, wrap it for data-parallel gradients."""
         prepared: torch.nn.Module = prepare_model(network)
         return prepared
 
     def gather(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Context of one forward and backward pass of a prepared model; only a step's last exchanges the gradients."""
+        """Return the context of one forward and backward pass; only the last pass of a step exchanges the gradients."""
         no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """Rank 0's values on every rank: clocks differ, schedules must not."""
+        """Return rank 0's values on every rank: clocks differ between ranks, but schedules must not."""
         return self._exchange(values, lambda shared: torch.distributed.broadcast(shared, src=0))
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, on every rank."""
+        """Return the sums over all ranks, on every rank."""
         return self._exchange(values, torch.distributed.all_reduce)
 
     def _exchange(self, values: Sequence[float], operation: Callable[[torch.Tensor], Any]) -> list[float]:
@@ -69,7 +69,8 @@ class Session:
     def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
         """Report metrics; `save(folder)` writes the checkpoint and is called on rank 0 only.
 
-        Returns when the checkpoint is in storage. The metrics are Prometheus gauges ``surveybridge_train_<name>`` too.
+        This returns when the checkpoint is in storage. The metrics are also Prometheus gauges
+        ``surveybridge_train_<name>``.
         """
         if self.rank == 0:
             for name, value in metrics.items():
@@ -79,7 +80,7 @@ class Session:
             return
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
-            # an upload in the background would be lost with its worker though it has been reported
+            # an upload in the background would be lost with its worker, although it has been reported
             ray.train.report(
                 dict(metrics),
                 checkpoint=Checkpoint.from_directory(folder),
@@ -104,18 +105,19 @@ def fit(
     Parameters
     ----------
     loop
-        ``loop(session, config)``, run by every worker; it must call ``session.report`` equally often on all ranks.
+        Function ``loop(session, config)`` that every worker runs; it must call ``session.report`` equally often on all
+        ranks.
     config
-        Its argument, which Ray shows in its dashboard: no secrets.
+        Argument of the loop. Ray shows it in its dashboard, so it must hold no secrets.
     storage_path, name
-        Where checkpoints go. A run of the same name resumes from its last checkpoint; a finished one trains nothing.
+        Place of the checkpoints. A run of the same name resumes from its last one; a finished run trains no more.
     filesystem
-        fsspec filesystem on which `storage_path` is a path; by default this machine's.
+        fsspec filesystem on which `storage_path` is a path; by default that of this machine.
     workers
-        Fewest and most workers. Where they differ, there are as many as the cluster has room for, looked at once a
-        minute and after a failure; a change costs the steps since the last checkpoint.
+        Smallest and largest number of workers. If they differ, there are as many as the cluster has room for, which is
+        checked once a minute and after a failure; a change costs the steps since the last checkpoint.
     max_failures
-        Worker-group restarts before the run fails.
+        Number of restarts of the workers before the run fails.
     """
 
     def worker(worker_config: dict[str, Any]) -> None:
@@ -145,4 +147,4 @@ def fit(
 
 @functools.cache
 def _gauge(name: str) -> Gauge:
-    return Gauge(f"surveybridge_train_{name}", f"Last reported {name} of the training.")
+    return Gauge(f"surveybridge_train_{name}", f"Last reported value of {name} in the training.")

@@ -14,7 +14,7 @@ import astropy.units as u
 import matplotlib.pyplot as plt
 import numpy as np
 
-from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures
+from surveybridge.jobs.drawing.rendering import candidate_pictures, views
 from surveybridge.storage.astrotables import query_table
 from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
@@ -61,13 +61,15 @@ figure.savefig("colours.png", dpi=120)
 
 # %%
 rows = query(RUN, top=4).to_pylist()
-figure, axes = plt.subplots(len(rows), len(VIEWS), figsize=(9, 2.0 * len(rows)), layout="constrained", squeeze=False)
+problem = RunFolder.open(RUN).problem
+headings = views(problem)
+figure, axes = plt.subplots(len(rows), len(headings), figsize=(9, 2.0 * len(rows)), layout="constrained", squeeze=False)
 for line, row in zip(axes, rows, strict=True):
-    for axis, (name, picture) in zip(line, candidate_pictures(row).items(), strict=True):
+    for axis, (name, picture) in zip(line, candidate_pictures(row, problem).items(), strict=True):
         axis.imshow(picture)
         axis.set(xticks=[], yticks=[])
         if row["rank"] == 1:
-            axis.set_title(VIEWS[name], fontsize=8)
+            axis.set_title(headings[name], fontsize=8)
     line[0].set_ylabel(f"{row['rank']}: {row['score']:.1f}")
 figure.savefig("pictures.png", dpi=120)
 

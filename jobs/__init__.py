@@ -1,1 +1,1 @@
-"""What a person runs: one module a job, typed config in, exit code out; the room of a job is the folder behind it."""
+"""The jobs that a person runs: one module per job, typed config in, exit code out; behind each a room of its own."""

@@ -1,7 +1,7 @@
 """Typed job configuration, and the command line made from it.
 
 A job declares its settings once, as a frozen `JobConfig`. The flags, the ``key=value`` form, the TOML or YAML file,
-``--help`` and the checks all come from that declaration. What a file says is overridden by the command line.
+``--help`` and the checks all come from that declaration. The command line overrides the file.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from pydantic_core import ErrorDetails
 
 
 class RequestError(ValueError):
-    """The request is wrong: the command line prints this as one line and exits 2, with nothing written."""
+    """An error of the request: the command line prints it as one line and exits with 2, before anything is written."""
 
 
 class JobConfig(BaseModel):
-    """Base of every job's ``Config``: frozen, and unknown keys are refused.
+    """Base class of every job's ``Config``: it is frozen and refuses unknown keys.
 
-    Fields are scalars, paths, literals, or tuples of those, each with ``Field(description=...)`` that names its unit. A
-    tuple takes several values: ``--lsst g.fits r.fits i.fits`` or ``lsst=g.fits,r.fits,i.fits``; numbers may be joined
-    by commas after a flag too (``--cone 150.1,2.2,10``).
+    Fields are scalars, paths, literals, or tuples of those, each with a ``Field(description=...)`` that names its unit.
+    A tuple takes several values: ``--lsst g.fits r.fits i.fits`` or ``lsst=g.fits,r.fits,i.fits``. After a flag,
+    numbers may be joined by commas, too (``--cone 150.1,2.2,10``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     storage_options: Path | None = Field(
-        None, description="TOML or YAML file of fsspec's options by protocol, as [s3] profile = 'survey' (never logged)"
+        None,
+        description="TOML or YAML file of fsspec's options by protocol, such as [s3] profile = 'survey' (never logged)",
     )
 
     after_dashes: ClassVar[str | None] = None
-    """The field, a tuple of text, that takes whatever follows ``--`` on the command line, word for word."""
+    """Name of the field, a tuple of text, that takes everything after ``--`` on the command line, word for word."""
 
     named_values: ClassVar[tuple[str, ...]] = ()
     """Fields, tuples of text such as NAME=VALUE, whose flag takes every word up to the next flag."""
@@ -57,7 +58,7 @@ def parse_config(
     Parameters
     ----------
     model : type[JobConfig]
-        What the job takes.
+        The settings of the job.
     argv : sequence of str
         ``--field-name value``, ``field_name=value`` and ``--config FILE`` in any order. ``--help`` prints and exits 0.
     prog, about, examples : str
@@ -71,7 +72,7 @@ def parse_config(
     Raises
     ------
     RequestError
-        An unknown, repeated, missing or invalid setting, or a file that cannot be read; one line that names the remedy.
+        If a setting is unknown, repeated, missing or invalid, or a file cannot be read; one line, with the remedy.
     """
     argv, after = _split_dashes(model, argv)
     pairs, rest = _split_pairs(model, argv)
@@ -98,7 +99,7 @@ def parse_config(
 
 
 def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
-    """Read settings from a TOML or YAML file; RequestError if it is not a flat table of the model's own names."""
+    """Read settings from a TOML or YAML file; RequestError unless it is a flat table of the model's own names."""
     values = _read_table(path, "--config")
     settings = {str(key).replace("-", "_"): value for key, value in values.items()}
     for name in settings:
@@ -108,18 +109,18 @@ def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
 
 
 def read_storage_options(path: Path) -> dict[str, dict[str, Any]]:
-    """Read fsspec's options by protocol from a TOML or YAML file; RequestError, without any value, if it is no such."""
+    """Read fsspec's options by protocol from a TOML or YAML file; a RequestError about it quotes none of its values."""
     options = _read_table(path, "--storage-options", secret=True)
     for protocol, values in options.items():
         if not isinstance(values, dict):
             raise RequestError(
-                f"--storage-options {path}: {protocol} is no table of options; write [s3] and then a line each"
+                f"--storage-options {path}: {protocol} is not a table of options; write [s3], then one option per line"
             )
     return options
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the name in `known` that is nearest to `name`, or an empty string if none is near."""
+    """Return the name in `known` that is most similar to `name`, or an empty string if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
 
 
@@ -137,7 +138,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str = "") -> argparse.ArgumentParser:
-    """The parser of a job's flags, with its help; arguments as those of `parse_config`."""
+    """Return the parser of a job's flags, with its help; the arguments are those of `parse_config`."""
     needed = [
         f"{_flag(name)} {_metavar(name, field)}{' ...' if _is_tuple(field) else ''}"
         for name, field in model.model_fields.items()
@@ -157,7 +158,7 @@ def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str 
     required, optional = parser.add_argument_group("required"), parser.add_argument_group("settings")
     for name, field in _own_first(model).items():
         if name == model.after_dashes:
-            # Only for --help: `_split_dashes` has taken it out before anything is parsed.
+            # Shown in --help only: `_split_dashes` has removed it before anything is parsed.
             required.add_argument("--", dest=name, nargs="+", metavar=name.upper(), help=field.description)
             continue
         help_text = (field.description or "").replace("%", "%%")
@@ -176,13 +177,13 @@ def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str 
         "--config",
         metavar="FILE",
         type=Path,
-        help="TOML or YAML file of these same names; the command line overrides it",
+        help="TOML or YAML file with settings under these same names; the command line overrides it",
     )
     return parser
 
 
 def _split_dashes(model: type[JobConfig], argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Take what follows ``--`` out, for the field that wants it."""
+    """Split off what follows ``--``, for the field that takes it."""
     if model.after_dashes is None or "--" not in argv:
         return list(argv), {}
     where = list(argv).index("--")
@@ -216,7 +217,7 @@ def _split_pairs(model: type[JobConfig], argv: Sequence[str]) -> tuple[dict[str,
 
 
 def _split_commas(field: FieldInfo, value: Any) -> Any:
-    """Break a tuple's text at its commas; after a flag only numbers are, because a file name may hold a comma."""
+    """Split a tuple's text at its commas; after a flag only if it holds numbers, since file names may have commas."""
     if not _is_tuple(field):
         return value
     if isinstance(value, str):
@@ -240,7 +241,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any]:
-    """Read a TOML or YAML file that holds a table; what a secret one holds is not quoted."""
+    """Read a TOML or YAML file that holds a table; errors do not quote the contents of a secret one."""
     try:
         values = _loads(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -248,12 +249,12 @@ def _read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any
             f"{flag} {path}: {getattr(error, 'strerror', None) or error}; give a TOML or YAML file"
         ) from None
     except ValueError as error:
-        # YAML's messages quote the line that they complain about, which may be a key
-        said = "is not written as its ending says" if secret else " ".join(str(error).split())
+        # YAML's messages quote the line that they complain about, which may hold a key
+        said = "is not valid in the format of its ending" if secret else " ".join(str(error).split())
         raise RequestError(f"{flag} {path}: {said}") from None
     if not isinstance(values, dict):
         raise RequestError(
-            f"{flag} {path}: holds a {type(values).__name__}, expected a table of settings (name: value)"
+            f"{flag} {path}: holds a {type(values).__name__}, but must hold a table of settings (name: value)"
         )
     return values
 
@@ -270,14 +271,14 @@ def _loads(path: Path, text: str) -> Any:
             return yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from None
-    raise ValueError(f"has the ending '{path.suffix}', expected .toml, .yaml or .yml")
+    raise ValueError(f"has the ending '{path.suffix}', but must end in .toml, .yaml or .yml")
 
 
 # -- messages, and the types behind them --
 
 
 def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
-    """Say in words what pydantic found wrong with one setting."""
+    """Describe in words what pydantic found wrong with one setting."""
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     name = str(detail["loc"][0])
@@ -288,18 +289,18 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     given = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if detail["type"] == "missing":
-        message = f"more values are required than these {len(value)}"
+        message = f"more than {len(value)} values are required"
     hint = ""
     choices = [str(choice) for choice in _leaves(model.model_fields[name].annotation, literals=True)]
     if detail["type"] == "literal_error" and any(
         ">" in choice and choice.partition(">")[0] == given for choice in choices
     ):
-        hint = "; the shell took '>' as a redirection: quote the value"
+        hint = "; the shell took '>' for a redirection: quote the value"
     return f"{label} {given}{origin}: {message}{hint}"
 
 
 def _own_first(model: type[JobConfig]) -> dict[str, FieldInfo]:
-    """Fields in the order of --help: those that all jobs have come last."""
+    """Return the fields in the order of --help, where those that all jobs share come last."""
     fields = model.model_fields
     return {name: fields[name] for name in sorted(fields, key=lambda name: name in JobConfig.model_fields)}
 

@@ -1,7 +1,7 @@
 """Check this machine before a run: versions, processor, GPU, memory, disk, Ray, storage and checkpoints.
 
-Every line is ok, a note (absent or slow, and nothing breaks) or FAILED, with its remedy. Exit code 0 if nothing failed,
-1 if something did.
+Every line is either ok, a note (something is absent or slow, but nothing breaks) or FAILED, with a remedy. The exit
+code is 0 if nothing failed, and 1 if something did.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ EXAMPLES = """
 """
 
 RETRY_SECONDS = "5"
-"""For which a failing request to storage is repeated here; a run is more patient."""
+"""Time for which a failing request to storage is repeated here; a run is more patient."""
 
 
 class Config(JobConfig):
-    """What to look at besides the machine itself."""
+    """What to check besides the machine itself."""
 
-    read: tuple[str, ...] = Field((), description="URL ...: folders that must be readable, s3:// or paths")
+    read: tuple[str, ...] = Field((), description="URL ...: folders that must be readable, paths or s3:// addresses")
     write: tuple[str, ...] = Field(
-        (), description="URL ...: folders that must take files (a few bytes are put there and removed)"
+        (), description="URL ...: folders that must be writable (a few bytes are written there and removed)"
     )
     ray: str | None = Field(
         None,
-        description="HOST:6379 of a cluster, http://HEAD:8265 of its job server, local to start Ray here, or none "
-        "(default: RAY_ADDRESS, else local)",
+        description="HOST:6379 of a cluster, http://HEAD:8265 of its job server, local to start Ray here, or none to "
+        "skip it (default: RAY_ADDRESS, else local)",
     )
-    checkpoint: tuple[str, ...] = Field((), description="paths or shipped names (default: those that ship)")
-    min_free_gib: float = Field(10.0, ge=0, description="GiB that must be free on every disk a run writes to")
+    checkpoint: tuple[str, ...] = Field((), description="paths, or names of shipped checkpoints (default: all shipped)")
+    min_free_gib: float = Field(10.0, ge=0, description="GiB that must be free on every disk that a run writes to")
     format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON list")
 
 
 def run(config: Config) -> int:
-    """Print what is found as it is found; 1 if something failed."""
+    """Print each finding at once; return 1 if something failed, else 0."""
     findings = []
     for finding in examine(config):
         findings.append(finding)
@@ -71,7 +71,7 @@ def run(config: Config) -> int:
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """All checks in turn."""
+    """Run all checks in turn, and yield their findings."""
     yield from check_python()
     yield from check_packages()
     yield from check_processor()
@@ -92,7 +92,7 @@ def examine(config: Config) -> Iterator[Finding]:
 
 
 def line(finding: Finding) -> str:
-    """One finding for a person."""
+    """Format a finding as one line for a person."""
     mark = {"ok": "ok", "note": "note", "failed": "FAILED"}[finding.status]
     return f"{mark:<7}{finding.check:<11}{finding.message}" + (f"; {finding.remedy}" if finding.remedy else "")
 

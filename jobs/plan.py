@@ -1,7 +1,7 @@
 """Say what a translation will take before it runs: work, time, memory, bytes and requests; writes nothing.
 
-Takes what `translate` takes. The rates are measured here and now, on a few tiles of the request or parts of them, so
-plan on a machine like those that will do the work. Where `--run` exists, only what its ledger lacks is counted.
+The settings are those of `translate`. The rates are measured here and now, on a few tiles of the store or parts of
+them, so plan on a machine like those that will do the work. If `--run` exists, only tiles that its ledger lacks count.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ surveybridge plan --store field.zarr --run runs/field --samples 16 --format json
 
 
 class Config(TranslateConfig):
-    """Arguments of `surveybridge plan`: those of `translate`, and how to measure and print."""
+    """Settings of `surveybridge plan`: those of `translate`, and how to measure and print."""
 
-    calibrate: float = Field(20.0, gt=0, description="seconds to measure the rates for; one tile at least")
+    calibrate: float = Field(20.0, gt=0, description="seconds for measuring the rates; at least one tile is measured")
     format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON object")
 
 
@@ -44,12 +44,11 @@ def plan(config: Config) -> Projection:
     Raises
     ------
     RequestError, StorageError, BridgeError
-        As `translate`, before anything is measured.
+        Those that `translate` would raise, before anything is measured.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from surveybridge.bridge_core.patches import PatchGrid
     from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
     from surveybridge.jobs.translating.memory import stage_memory
@@ -65,7 +64,7 @@ def plan(config: Config) -> Projection:
     settings = settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
     return project(
-        work_of(manifest, request.direction, tile, PatchGrid.of(config.patch)),
+        work_of(manifest, request.direction, tile, config.sampling.patches),
         steps,
         rates,
         config,
@@ -76,10 +75,10 @@ def plan(config: Config) -> Projection:
 
 
 def describe(found: Projection, config: Config) -> str:
-    """The projection for a person."""
+    """Format the projection for a person."""
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
-    from surveybridge.bridge_core.translate import DEFAULT_BATCH
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH
 
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]
@@ -117,19 +116,19 @@ def describe(found: Projection, config: Config) -> str:
         ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
     ]
     if found.unusable_tiles:
-        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {found.observed} and will fail"))
+        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {found.observed} data and will fail"))
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds for a person."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.2f} h"
 
 
 def _size(count: float) -> str:
-    """Bytes as a person says them."""
+    """Format a number of bytes for a person."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

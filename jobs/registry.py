@@ -1,4 +1,4 @@
-"""The jobs by name: what each says of itself, and its settings read from a command line."""
+"""The list of jobs: their names, their help, and the reading of their settings from a command line."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def available_jobs() -> dict[str, str]:
 
 
 def help_of(job: str) -> str:
-    """What `surveybridge JOB --help` prints."""
+    """Return the text that `surveybridge JOB --help` prints."""
     module = importlib.import_module(f"surveybridge.jobs.{job}")
     return parser_of(module.Config, f"surveybridge {job}", module.__doc__ or "", module.EXAMPLES).format_help()
 
 
 def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType, JobConfig]:
-    """Import a job's module and read its configuration; RequestError if there is no such job or a setting is wrong."""
+    """Import a job's module and read its settings; RequestError if there is no such job or a setting is wrong."""
     jobs = available_jobs()
     if job not in jobs:
         nearest = suggestion(job, jobs)

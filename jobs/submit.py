@@ -1,9 +1,9 @@
 """Run a job on a Ray cluster: upload the code, submit once, follow the log, return the job's own exit code.
 
-What follows `--` is checked here before anything is sent. The submission's id is PIPELINE-DATE-ATTEMPT: the same id
-is refused a second time by the cluster, so a scheduler that fires twice does the work once.
+What follows `--` is checked here, before anything is sent. The id of the submission is PIPELINE-DATE-ATTEMPT. The
+cluster refuses the same id a second time, so a scheduler that fires twice does the work once.
 
-`ray job submit` of the same command returns 1 where this returns 2, 3 or 143.
+`ray job submit` of the same command returns 1 where this job returns 2, 3 or 143.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ surveybridge submit --env AWS_PROFILE,AWS_ENDPOINT_URL --no-wait -- train --pair
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 PASSED = ("RAY_AUTH_MODE",)
-"""Variables that go to the job without being named: the mode, never the token."""
+"""Environment variables that are sent to the job unasked: the mode of authentication, never the token."""
 
 RESULTS = ("store", "run", "runs", "out")
-"""Settings of the jobs that name what outlives the job, and so cannot lie in its scratch folder."""
+"""Settings of the jobs that name their results, which outlive the job and so cannot lie in its scratch folder."""
 
 PACKAGED = ("bridge_core/checkpoints/*.safetensors", "bridge_core/checkpoints/*.json")
-"""Package data that a working directory with our code must bring along."""
+"""Package data that a working directory with this code must contain."""
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge submit`."""
+    """Settings of `surveybridge submit`."""
 
     after_dashes: ClassVar[str | None] = "command"
 
-    command: tuple[str, ...] = Field(min_length=1, description="the job to run and its settings, as after surveybridge")
+    command: tuple[str, ...] = Field(
+        min_length=1, description="the job to run and its settings, as they would follow `surveybridge`"
+    )
     address: str | None = Field(
         None, description=f"dashboard of the cluster's head, http://HEAD:8265 (default: {ADDRESS_VARIABLE})"
     )
@@ -58,18 +60,22 @@ class Config(JobConfig):
     date: datetime.date | None = Field(
         None, description="logical date of the run, YYYY-MM-DD, second part of the id (default: today, UTC)"
     )
-    attempt: int = Field(1, ge=1, description="third part of the id: raise it to run again what has run")
+    attempt: int = Field(1, ge=1, description="third part of the id; raise it to run the job again")
     working_dir: Path | None = Field(
-        None, description="folder with this code to upload, at most 100 MiB (default: what the nodes have installed)"
+        None,
+        description="folder with this code to upload, at most 100 MiB (default: run what the nodes have installed)",
     )
     env: tuple[str, ...] = Field(
-        (), description="NAME or NAME=VALUE ...: variables for the job; the cluster keeps their values in the clear"
+        (),
+        description="NAME or NAME=VALUE ...: environment variables for the job; the cluster stores them in plain text",
     )
     stop_seconds: int = Field(
-        120, ge=0, description="seconds that ray job stop leaves the job to finish the tiles it has begun"
+        120, ge=0, description="seconds that ray job stop gives the job to finish the tiles it has begun"
     )
-    attach: bool = Field(False, description="follow the job of this id if there is one, instead of refusing")
-    wait: bool = Field(True, description="follow the log and return the job's exit code; else print the id and return")
+    attach: bool = Field(False, description="if a job of this id exists already, follow it instead of refusing")
+    wait: bool = Field(
+        True, description="follow the log and return the job's exit code; otherwise print the id and return at once"
+    )
 
     @model_validator(mode="after")
     def _command_is_a_job(self) -> Config:
@@ -78,7 +84,7 @@ class Config(JobConfig):
 
 
 def run(config: Config) -> int:
-    """Submit and follow; the job's own exit code, 143 if it was stopped, 1 if the cluster lost it."""
+    """Submit and follow; return the job's own exit code, 143 if it was stopped, or 1 if the cluster lost it."""
     from surveybridge.cluster.submission import JobServer, LostContact, check_package
 
     inner = inner_config(config.command)
@@ -111,11 +117,11 @@ def run(config: Config) -> int:
     elif not config.attach:
         raise RequestError(
             f"job {submission_id} is already at {server.address}: {there}; --attach follows it, "
-            f"--attempt {config.attempt + 1} runs it again"
+            f"and --attempt {config.attempt + 1} runs it again"
         )
     elif there.entrypoint != shlex.join(entrypoint):
         raise RequestError(
-            f"job {submission_id} at {server.address} runs '{there.entrypoint}' and not '{shlex.join(entrypoint)}'; "
+            f"job {submission_id} at {server.address} runs '{there.entrypoint}', not '{shlex.join(entrypoint)}'; "
             f"give another --pipeline, --date or --attempt"
         )
     if not config.wait:
@@ -125,7 +131,7 @@ def run(config: Config) -> int:
         ended = server.follow(submission_id, write_through)
     except KeyboardInterrupt:
         log.warning(
-            "%s goes on; --attach follows it again, and this stops it: ray job stop --address %s %s",
+            "%s is still running; --attach follows it again, and this stops it: ray job stop --address %s %s",
             submission_id,
             server.address,
             submission_id,
@@ -141,18 +147,18 @@ def run(config: Config) -> int:
 
 
 def submission_id_of(config: Config) -> str:
-    """PIPELINE-YYYY-MM-DD-ATTEMPT."""
+    """Return the submission's id, PIPELINE-YYYY-MM-DD-ATTEMPT."""
     date = config.date or datetime.datetime.now(datetime.UTC).date()
     return f"{config.pipeline or config.command[0]}-{date.isoformat()}-{config.attempt}"
 
 
 def inner_config(command: Sequence[str]) -> JobConfig:
-    """Read the command as its own job does; RequestError where that would refuse it."""
+    """Parse the command as its own job would; RequestError if that job would refuse it."""
     from surveybridge.jobs.registry import parse_job
 
     job, *arguments = command
     if job == "submit":
-        raise RequestError("-- submit: a submission cannot be submitted; name the job itself")
+        raise RequestError("-- submit: submit cannot submit itself; name the job that is to run")
     try:
         return parse_job(job, arguments, f"surveybridge {job}")[1]
     except RequestError as error:
@@ -160,9 +166,9 @@ def inner_config(command: Sequence[str]) -> JobConfig:
 
 
 def check_paths(command: Sequence[str], inner: JobConfig, working_dir: Path | None) -> list[str]:
-    """Refuse relative paths that mean nothing on the cluster; return the files that must travel.
+    """Refuse relative paths that mean nothing on the cluster; return the files that must be uploaded.
 
-    The job runs in a scratch copy of the working directory: inputs may lie in it, results would be lost with it.
+    The job runs in a scratch copy of the working directory. Inputs may lie in it, but results would be lost with it.
     """
     for name in RESULTS:
         value = getattr(inner, name, None)
@@ -170,14 +176,14 @@ def check_paths(command: Sequence[str], inner: JobConfig, working_dir: Path | No
             continue
         if not Path(value).is_absolute():
             raise RequestError(
-                f"--{name} {value} is relative, and the job's folder on the cluster is thrown away; give an s3:// URL, "
+                f"--{name} {value} is relative, and the job's folder on the cluster is thrown away; give an s3:// URL "
                 "or an absolute path on a file system that all nodes share"
             )
         log.warning("--%s %s must be on a file system that all nodes share", name, value)
     if inner.storage_options is not None and not inner.storage_options.is_absolute():
         raise RequestError(
-            f"--storage-options {inner.storage_options} is relative, and would be uploaded with its secrets; put it on "
-            "the nodes and give its absolute path there"
+            f"--storage-options {inner.storage_options} is relative, and would be uploaded with its secrets; put the "
+            "file on the nodes and give its absolute path there"
         )
     travel = []
     for text in [*_texts(inner), *_config_file(command)]:
@@ -192,18 +198,20 @@ def check_paths(command: Sequence[str], inner: JobConfig, working_dir: Path | No
                 raise RequestError(
                     f"{name} is here but will not be on the cluster ("
                     + (f"it is not in --working-dir {working_dir}" if working_dir else "no --working-dir is given")
-                    + "); put it into one, or give a URL"
+                    + "); put it into a --working-dir, or give a URL"
                 )
     return travel
 
 
 def environment(asked: Sequence[str], here: Mapping[str, str]) -> dict[str, str]:
-    """Values of the variables that go to the job: `PASSED` where set, and those asked for."""
+    """Return the environment variables of the job: those of `PASSED` that are set, and those that were asked for."""
     env = {name: here[name] for name in PASSED if name in here}
     for item in (part for text in asked for part in ([text] if "=" in text else text.split(","))):
         name, given, value = item.partition("=")
         if name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            raise RequestError(f"--env {name}: the nodes have the cluster's token; a job's variables are not secret")
+            raise RequestError(
+                f"--env {name}: a job's variables are not secret, and the nodes have the token already; leave it out"
+            )
         if not given and name not in here:
             raise RequestError(f"--env {name} is not set here; set it, or give --env {name}=VALUE")
         env[name] = value if given else here[name]
@@ -217,7 +225,7 @@ def write_through(text: str) -> None:
 
 
 def _texts(inner: JobConfig) -> Iterator[str]:
-    """What was given that may be a path: no defaults, no choices (a folder may be called ray)."""
+    """Yield the given settings that may be paths: no defaults, and no choices (a folder may be called ray)."""
     for name in sorted(inner.model_fields_set.difference(RESULTS)):
         if typing.get_origin(type(inner).model_fields[name].annotation) is not Literal:
             value = getattr(inner, name)

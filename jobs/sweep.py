@@ -1,18 +1,19 @@
-"""The scheduled run: translate what is new or changed in a store, then publish a snapshot; safe to start at any time.
+"""Run on a schedule: translate what is new or changed in a store, then publish a snapshot; safe to start at any time.
 
-The run folder is RUNS/<run id>, and the run id stands for all settings that decide the result, so that another
-checkpoint or setting is another folder. Work is what the store's manifest lists and the run's ledger does not have with
-the same content. Failed tiles are left until they change, or --retry-failed.
+The run folder is RUNS/<run id>. The run id stands for all settings that decide the result, so that another checkpoint
+or setting makes another folder. The work consists of the tiles in the store's manifest that the run's ledger does not
+list with the same content. Failed tiles are skipped until they change, or until --retry-failed is given.
 
-What is done is then published: RUNS/published/<number>.json is a snapshot that never changes, RUNS/published.json names
-the latest. Tiles that the manifest no longer lists are not in it. Runs that share RUNS share the pointer, which also
-names the latest snapshot of each run.
+The results are then published: RUNS/published/<number>.json is a snapshot that never changes, and RUNS/published.json
+names the latest one. A snapshot leaves out tiles that the manifest no longer lists. Runs that share RUNS also share
+published.json, which names the latest snapshot of each run, too.
 
-Started while another driver works on the run, it says who that is and ends with 0, having done nothing. After a crash,
-or with nights left out, the next sweep just goes on. With nothing new it does not start Ray.
+If another driver is at work on the run, the sweep says who that is and exits with 0, having done nothing. After a
+crash, or after nights without a sweep, the next sweep simply continues. If nothing is new, it does not start Ray.
 
-Exit code 0: done, nothing new, somebody else works, or the time is over (the next sweep does what is left); 1 it
-failed; 2 the request is wrong; 3 tiles of this sweep failed; 143 stopped by SIGTERM with tiles left, nothing published.
+Exit codes: 0 done, nothing new, another driver is at work, or the time is over (the next sweep does what is left); 1
+the run failed; 2 the request is wrong; 3 tiles of this sweep failed; 143 stopped by SIGTERM with tiles left, and
+nothing was published.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ EXAMPLES = """
 
 
 class Config(TranslationConfig):
-    """Settings of `surveybridge sweep`: those of translate, with a folder of runs in the place of the run."""
+    """Settings of `surveybridge sweep`: those of translate, with a folder of runs in place of the run."""
 
-    runs: str = Field(description="folder of runs, local path or URL; the run is RUNS/<run id>")
+    runs: str = Field(description="folder for the runs, local path or URL; the run goes to RUNS/<run id>")
 
 
 def run(config: Config) -> int:
-    """Do what is new, publish, and say so."""
+    """Translate what is new, publish it, and report."""
     from surveybridge.storage.lease import LeaseHeld
     from surveybridge.storage.objectstore import Folder
 
@@ -72,12 +73,12 @@ def run(config: Config) -> int:
         with _leased(request) as folder:
             _publish(request, root, folder, folder.ledger())
     except LeaseHeld as held:
-        print(f"not published here: {_other_driver(request, held)}; the sweep after it publishes this too")
+        print(f"not published here: {_other_driver(request, held)}; the next sweep will publish these results")
     return _exit_code(tally)
 
 
 def _request(config: Config, root: Folder) -> Request:
-    """The translation that this sweep would be."""
+    """Return the translation that this sweep amounts to."""
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
@@ -85,7 +86,7 @@ def _request(config: Config, root: Folder) -> Request:
 
 
 def _has_work(request: Request, root: Folder) -> bool:
-    """Whether there are tiles to do; where there are none, publish what a killed sweep may have left unpublished."""
+    """Return whether there are tiles to do; if not, publish what a killed sweep may have left unpublished."""
     from surveybridge.storage.runs import pending
 
     if not root.exists(request.run_id, "run.json"):
@@ -102,7 +103,7 @@ def _has_work(request: Request, root: Folder) -> bool:
 
 @contextlib.contextmanager
 def _leased(request: Request) -> Iterator[RunFolder]:
-    """The run folder, with nobody else at work on it."""
+    """Open the run folder, and hold its lease meanwhile."""
     from surveybridge.storage.lease import Lease
     from surveybridge.storage.runs import RunFolder
 
@@ -112,7 +113,7 @@ def _leased(request: Request) -> Iterator[RunFolder]:
 
 
 def _other_driver(request: Request, refusal: LeaseHeld) -> str:
-    """Who works on the run, and since when."""
+    """Say who is at work on the run, and since when."""
     from surveybridge.storage.lease import read_holder
     from surveybridge.storage.objectstore import Folder
 
@@ -120,17 +121,18 @@ def _other_driver(request: Request, refusal: LeaseHeld) -> str:
     if holder is None:  # it has just ended
         return str(refusal)
     since = datetime.datetime.fromtimestamp(holder.started, datetime.UTC)
-    return f"process {holder.pid} on {holder.host} works on {request.config.run} since {since:%Y-%m-%d %H:%M:%S} UTC"
+    since_when = f"{since:%Y-%m-%d %H:%M:%S} UTC"
+    return f"process {holder.pid} on {holder.host} has been at work on {request.config.run} since {since_when}"
 
 
 def _publish(request: Request, root: Folder, folder: RunFolder, ledger: pa.Table) -> None:
-    """Publish a snapshot if it says anything new, and print which one stands."""
+    """Publish a snapshot if there is anything new in it, and print which one is current."""
     from surveybridge.storage.published import publish, published
 
     new = publish(root, folder, request.manifest, ledger)
     standing = new or published(root, request.run_id)
     if standing is None:
-        print(f"{root.url}: nothing published, because no tile is ok")
+        print(f"{root.url}: nothing was published, because no tile is ok")
         return
     tiles = standing["tiles"]
     print(
@@ -140,6 +142,6 @@ def _publish(request: Request, root: Folder, folder: RunFolder, ledger: pa.Table
 
 
 def _exit_code(tally: Tally) -> int:
-    """As `translate`, but failures of earlier sweeps, which were told of then, do not count."""
+    """Return the exit code of `translate`, but ignore failures that earlier sweeps have reported already."""
     told_now = tally.statuses["lost"] or tally.statuses["failed"] or tally.statuses["quarantined"]
     return tally.exit_code if told_now else 0

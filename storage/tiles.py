@@ -393,10 +393,9 @@ def part_of(tile: Tile, side: int) -> Tile:
         max(left - halo, 0),
         min(left + width + halo, tile.shape[1]),
     )
-    images = {name: crop_image(image, box) for name, image in tile.images.items()}
+    # what the part owns is smaller still: around it lies a halo, as around the tile
     core = (top - box[0], top - box[0] + height, left - box[2], left - box[2] + width)
-    origin = (tile.origin[0] + box[0], tile.origin[1] + box[2])
-    return replace(tile, lsst=images.get("lsst"), euclid=images.get("euclid"), core=core, origin=origin)
+    return replace(tile.crop(box), core=core)
 
 
 def core_header(tile: Tile) -> str:

@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray gives its workers the lowest priority but four; beside other lanes they would hardly run.
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # moto accepts any key; without one botocore looks for an instance's metadata server and waits.
     "AWS_ACCESS_KEY_ID": "test",
@@ -34,6 +36,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.lanes import LANES, lane_of, may_hold
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,12 +82,41 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none, or where kernels are interpreted."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--lane NAME`: the tests of one lane of tests/lanes.py."""
+    parser.addoption("--lane", choices=tuple(LANES), help="run the tests of this lane only; see tests/lanes.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without a test of the lane, before they are imported."""
+    lane = config.getoption("lane")
+    if lane is None or not collection_path.match("test_*.py"):
+        return None
+    return None if may_hold(lane, collection_path, collection_path.read_text()) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the lane; skip what is marked gpu where there is none, or where kernels are interpreted."""
+    _select(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _gpu_lane():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and TRITON_INTERPRET=0"))
+
+
+def _select(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("lane")
+    if chosen is None:
+        return
+    texts = {path: path.read_text() for path in {item.path for item in items}}
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        markers = {marker.name for marker in item.iter_markers()}
+        lane = lane_of(item.path, texts[item.path], markers, getattr(item, "fixturenames", ()))
+        (kept if lane == chosen else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 def _gpu_lane() -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import ingest, square_degree, train
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs.planning.rates import Rates
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.request import check

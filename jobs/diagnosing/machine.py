@@ -1,4 +1,4 @@
-"""What can be wrong with a machine before a run begins: installed versions, processor, memory, disk, GPU."""
+"""Checks of a machine before a run: installed versions, processor, memory, disk and GPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Literal
 
 OPTIONAL = ("sim", "hips")
-"""Extras of the package that only some commands need."""
+"""Extras of the package, which only some commands need."""
 
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 SHARED_MEMORY_GIB = 2.0
-"""Below this Ray keeps its objects on disk; containers have 64 MiB unless told otherwise."""
+"""With less shared memory, Ray keeps its objects on disk; containers have 64 MiB by default."""
 
 Status = Literal["ok", "note", "failed"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: failed is what must be put right, a note is what may be slow or is absent."""
+    """The result of a check: ``failed`` must be repaired; a ``note`` says that something is absent or may be slow."""
 
     check: str
     status: Status
@@ -38,7 +38,7 @@ class Finding:
 
 
 def check_python(needs: str = ">=3.11,<3.14") -> Iterator[Finding]:
-    """Python within the bounds of the package."""
+    """Check that Python's version is within the bounds of the package."""
     from packaging.specifiers import SpecifierSet
 
     version = platform.python_version()
@@ -46,17 +46,17 @@ def check_python(needs: str = ">=3.11,<3.14") -> Iterator[Finding]:
         yield Finding("python", "ok", f"{version} on {platform.platform(terse=True)}, {sys.executable}")
     else:
         yield Finding(
-            "python", "failed", f"{version}, but surveybridge needs {needs}", "make a new environment with it"
+            "python", "failed", f"{version}, but surveybridge needs {needs}", "make a new environment with that Python"
         )
 
 
 def check_packages(requirements: Sequence[str] | None = None) -> Iterator[Finding]:
-    """What the package asks for is installed, in versions that it was made for.
+    """Check that all requirements are installed, in versions that the package accepts.
 
     Parameters
     ----------
     requirements
-        As in a requirements file; by default the package's own, extras included.
+        Lines as in a requirements file; by default those of the package, extras included.
     """
     from packaging.requirements import Requirement
 
@@ -102,21 +102,22 @@ def _pip(what: str) -> str:
 
 
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
-    """Cores, and instructions for bfloat16, in which networks run."""
+    """Report the processor's cores, and its instructions for bfloat16, the arithmetic of the networks."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     fast = sorted(flags & {"amx_bf16", "avx512_bf16", "bf16"})
     name = facts.get("model name", platform.machine())
-    what = f"{len(os.sched_getaffinity(0))} cores of {name}, bfloat16 by {', '.join(fast) or 'nothing'}"
+    instructions = f"bfloat16 by {', '.join(fast)}" if fast else "no instructions for bfloat16"
+    what = f"{len(os.sched_getaffinity(0))} cores of {name}, {instructions}"
     if fast:
         yield Finding("processor", "ok", what)
     else:
-        yield Finding("processor", "note", what, "on CPUs translate with --precision float32, and expect it to be slow")
+        yield Finding("processor", "note", what, "translate with --precision float32, and expect it to be slow")
 
 
 def described_machine() -> dict[str, str | float | None]:
-    """What this machine is and runs, to stand beside numbers that were measured on it."""
+    """Describe this machine and its software, to be kept next to numbers that were measured on it."""
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in ("surveybridge", "torch", "numpy")}
@@ -124,20 +125,20 @@ def described_machine() -> dict[str, str | float | None]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": next(check_processor()).message,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg()[0],  # far above what was measured: others were at work, too
+        "load_average": os.getloadavg()[0],  # if it is far above the measured load, others were at work, too
         "python": platform.python_version(),
         **versions,
     }
 
 
 def check_gpu(driver: Path = NVIDIA_DRIVER) -> Iterator[Finding]:
-    """Torch sees the GPU that is there, and Triton's kernels give on it what they must."""
+    """Check that torch sees the GPU, if there is one, and that Triton's kernels give the right bits on it."""
     import torch
 
     if not torch.cuda.is_available():
         if driver.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-            message = f"{driver} is there, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU"
-            yield Finding("gpu", "failed", message, "install a torch whose CUDA the driver knows (see nvidia-smi)")
+            message = f"{driver} exists, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU"
+            yield Finding("gpu", "failed", message, "install a torch whose CUDA the driver supports (see nvidia-smi)")
         else:
             yield Finding("gpu", "ok", "none here; networks run on the processor")
         return
@@ -149,7 +150,7 @@ def check_gpu(driver: Path = NVIDIA_DRIVER) -> Iterator[Finding]:
 
 
 def _check_kernels() -> Finding:
-    """The sky's noise, which must be the same to the bit by Triton on the GPU and by torch on the CPU."""
+    """Check that Triton on the GPU draws the same noise as torch on the CPU, to the bit."""
     import torch
 
     from surveybridge.bridge_core.sampler import draw
@@ -166,16 +167,16 @@ def _check_kernels() -> Finding:
         ]
     except Exception as error:
         message = f"Triton's kernels do not run ({one_line(error)})"
-        return Finding("triton", "failed", message, "pip install -c constraints.txt triton; a C compiler must be there")
+        return Finding("triton", "failed", message, "pip install -c constraints.txt triton, and install a C compiler")
     if not torch.equal(drawn[0].cpu(), drawn[1]):
         remedy = "results would differ between machines: use the versions of constraints.txt"
-        return Finding("triton", "failed", "the noise drawn on the GPU is not that of the CPU", remedy)
+        return Finding("triton", "failed", "the noise drawn on the GPU differs from that of the CPU", remedy)
     version = importlib.metadata.version("triton")
-    return Finding("triton", "ok", f"{version}; noise on the GPU is that of the CPU to the bit")
+    return Finding("triton", "ok", f"{version}; noise on the GPU equals that of the CPU to the bit")
 
 
 def check_memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Memory, and that part of it in which Ray's processes share objects."""
+    """Check the memory, and the part of it in which Ray's processes share objects."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if not shared.is_dir():
         yield Finding("memory", "ok", f"{size:.0f} GiB")
@@ -183,20 +184,20 @@ def check_memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
     room = shutil.disk_usage(shared).total / 2**30
     if room < SHARED_MEMORY_GIB:
         message = f"{size:.0f} GiB, but {shared} has {room:.2f} GiB, below {SHARED_MEMORY_GIB:g}"
-        yield Finding("memory", "note", message, "docker run --shm-size=4g (Ray is slow without)")
+        yield Finding("memory", "note", message, "docker run --shm-size=4g (without it, Ray is slow)")
     else:
-        yield Finding("memory", "ok", f"{size:.0f} GiB, {room:.0f} GiB of it shareable in {shared}")
+        yield Finding("memory", "ok", f"{size:.0f} GiB, {room:.0f} GiB of it can be shared in {shared}")
 
 
 def check_disk(places: Sequence[str], least_gib: float) -> Iterator[Finding]:
-    """Room on the disks that a run writes to, each disk once.
+    """Check the free space on the disks that a run writes to, each disk once.
 
     Parameters
     ----------
     places
         Local folders, existing or not.
     least_gib
-        GiB that must be free.
+        Space that must be free, GiB.
     """
     seen = set()
     for place in places:
@@ -207,7 +208,7 @@ def check_disk(places: Sequence[str], least_gib: float) -> Iterator[Finding]:
         usage = shutil.disk_usage(folder)
         free, total = usage.free / 2**30, usage.total / 2**30
         if free < least_gib:
-            remedy = "make room, or point TMPDIR and RAY_TMPDIR (scratch) and --store, --run (results) at another disk"
+            remedy = "free some, or point TMPDIR and RAY_TMPDIR (scratch) and --store, --run (results) to another disk"
             message = f"{place}: {free:.3g} of {total:.3g} GiB are free, below --min-free-gib {least_gib:g}"
             yield Finding("disk", "failed", message, remedy)
         else:
@@ -215,12 +216,12 @@ def check_disk(places: Sequence[str], least_gib: float) -> Iterator[Finding]:
 
 
 def existing_folder(place: str) -> Path:
-    """A folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     path = Path(place).absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error in one line."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(said.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What can be wrong with what a run talks to: Ray, storage, and the checkpoint that it loads."""
+"""Checks of the services that a run uses: Ray, storage, and the checkpoint that it loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from surveybridge.jobs.diagnosing.machine import Finding, existing_folder, one_l
 
 
 def check_ray(address: str, seconds: float = 60.0) -> Iterator[Finding]:
-    """Ray at an address answers; `local` starts and ends one here, http:// asks a head's job server."""
+    """Check that Ray answers at an address; `local` starts and ends it here, http:// asks the job server of a head."""
     from surveybridge.cluster.errors import ClusterError
 
     try:
@@ -26,16 +26,16 @@ def check_ray(address: str, seconds: float = 60.0) -> Iterator[Finding]:
         found = reach(address, seconds)
     except (ClusterError, ConnectionError) as error:
         message, _, remedy = one_line(error).partition("; ")
-        yield Finding("ray", "failed", message, remedy or "see that the head is up and reachable from here")
+        yield Finding("ray", "failed", message, remedy or "check that the head is up and reachable from here")
         return
     resources = found["resources"]
     amounts = f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
-    where = "starts here" if address == "local" else f"at {address}"
+    where = "starts here" if address == "local" else f"answers at {address}"
     yield Finding("ray", "ok", f"{found['ray']} {where}: nodes {found['nodes']}, {amounts}")
 
 
 def check_read(url: str) -> Iterator[Finding]:
-    """Something lies at a URL, and may be listed."""
+    """Check that there is something at a URL, and that it may be listed."""
     from surveybridge.storage.objectstore import Folder
 
     folder = Folder.at(url)
@@ -49,7 +49,7 @@ def check_read(url: str) -> Iterator[Finding]:
 
 
 def check_write(url: str) -> Iterator[Finding]:
-    """A file can be put below a URL and removed, and a second one is kept from replacing it, as leases need."""
+    """Check that a file can be put below a URL and removed, and that a second one cannot replace it, as leases need."""
     from surveybridge.storage.objectstore import Folder
 
     folder = Folder.at(url)
@@ -71,12 +71,12 @@ def check_write(url: str) -> Iterator[Finding]:
     if guarded:
         yield Finding("write", "ok", f"{url} takes files, and conditional writes keep two drivers apart")
     else:
-        message = f"{url}: the server ignores If-None-Match, so two drivers could write one run"
+        message = f"{url}: the server ignores If-None-Match, so two drivers could write to one run"
         yield Finding("write", "failed", message, "use another server, or a local folder, for run folders")
 
 
 def _refused(check: str, url: str, error: Exception) -> Finding:
-    """A failure of storage with its remedy, by its kind."""
+    """Turn a failure of storage into a finding, with the remedy for its kind."""
     from surveybridge.storage.errors import StorageError, StorageUnavailable
 
     said = one_line(error)
@@ -88,14 +88,14 @@ def _refused(check: str, url: str, error: Exception) -> Finding:
             "give credentials that may do this: AWS_PROFILE, AWS_ACCESS_KEY_ID and _SECRET_ACCESS_KEY, or FSSPEC_S3"
         )
     elif isinstance(error, FileNotFoundError):
-        remedy = "check the spelling, and that the bucket (or folder) was made"
+        remedy = "check the spelling, and that the bucket (or folder) exists"
     else:
         remedy = "check the URL and the endpoint (AWS_ENDPOINT_URL, or endpoint_url in --storage-options)"
     return Finding(check, "failed", f"{url}: {said}", remedy)
 
 
 def check_checkpoint(path: str) -> Iterator[Finding]:
-    """A checkpoint loads, has finite weights, and if it ships with the package is the one that was shipped."""
+    """Check that a checkpoint loads, has finite weights and, if it ships with the package, is unchanged."""
     import torch
 
     from surveybridge.bridge_core.checkpoint import check_shipped, load_checkpoint, shipped_checkpoints
@@ -112,7 +112,7 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
         return
     wrong = [name for name, weight in model.network.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
-        message = f"{path}: {len(wrong)} tensors have NaN or infinite weights, first {wrong[0]}"
+        message = f"{path}: {len(wrong)} tensors have NaN or infinite weights, the first is {wrong[0]}"
         yield Finding("checkpoint", "failed", message, "train again, or give another --checkpoint")
         return
     whole = "as shipped" if shipped else "readable"

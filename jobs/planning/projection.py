@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
-    from surveybridge.bridge_core.patches import PatchGrid
     from surveybridge.bridge_core.problem import Direction
+    from surveybridge.bridge_core.settings import PatchGrid
     from surveybridge.jobs.planning.rates import Rates
     from surveybridge.jobs.translating.config import Config
     from surveybridge.storage.tiles import Tile
@@ -131,13 +131,13 @@ def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDA
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
     """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
-    from surveybridge.bridge_core.anomaly import Scoring, reconstruction_steps
+    from surveybridge.bridge_core.anomaly import reconstruction_steps
     from surveybridge.bridge_core.sampler import end_then_rho_steps
-    from surveybridge.bridge_core.translate import Sampling
 
+    sampling, scoring = config.sampling, config.scoring
     return {
-        "translate": len(end_then_rho_steps(model.card.bridge, config.steps, Sampling().sigma_max)),
-        "score": config.score_samples * len(reconstruction_steps(model, Scoring(steps=config.score_steps)))
+        "translate": len(end_then_rho_steps(model.card.bridge, sampling.steps, sampling.sigma_max)),
+        "score": scoring.samples * len(reconstruction_steps(model, scoring))
         + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
     }
 

@@ -1,1 +1,1 @@
-"""How a job runs: its log and progress, and its end by SIGTERM."""
+"""Logging, progress and the orderly end of a running job."""

@@ -1,4 +1,4 @@
-"""Stop in good order: SIGTERM asks a job to finish what it has begun, and a second one ends it."""
+"""Stop a job in good order: the first SIGTERM asks it to finish what it has begun, and the second one ends it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 DRAINED = 143
-"""Exit code of a job that SIGTERM made stop before everything was done: 128 + 15, as shells count."""
+"""Exit code of a job that SIGTERM stopped before everything was done: 128 + 15, as in shells."""
 
 
 @contextmanager
 def drain_on_sigterm() -> Iterator[threading.Event]:
-    """Set the event at the first SIGTERM; leave with `DRAINED` at the second, and at once at the third.
+    """Set the event at the first SIGTERM, exit with `DRAINED` at the second, and die at once at the third.
 
-    `ray.init` puts a handler of its own in the place of any other; `cluster.connect.start_ray` puts this one back.
-    Outside the main thread, where Python allows no handlers, the event stays as it is.
+    `ray.init` replaces any handler by its own; `cluster.connect.start_ray` restores this one. Outside the main thread,
+    where Python allows no handlers, the event is never set.
     """
     drain = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -32,7 +32,7 @@ def drain_on_sigterm() -> Iterator[threading.Event]:
             sys.exit(DRAINED)
         drain.set()
         # Not logged: the signal may have interrupted a write to the same stream.
-        os.write(2, b"SIGTERM: finishing what has begun; a second SIGTERM stops at once\n")
+        os.write(2, b"SIGTERM: finishing the work under way; a second SIGTERM stops at once\n")
 
     before = signal.signal(signal.SIGTERM, on_sigterm)
     try:

@@ -1,6 +1,6 @@
-"""How a running job speaks, on stderr: a bar on a terminal, plain lines or JSON in a log; stdout holds results only.
+"""Logs and progress of a running job, on stderr: a bar on a terminal, plain lines or JSON in a log.
 
-``SURVEYBRIDGE_LOG=json`` makes every line one JSON object, for machines to collect.
+Only results go to stdout. ``SURVEYBRIDGE_LOG=json`` makes every line a JSON object, for machines to collect.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=Mapp
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Print log records to stderr as `LOG_VARIABLE` says; other packages' from WARNING up.
+    """Print log records to stderr in the form that `LOG_VARIABLE` chooses; those of other packages from WARNING up.
 
-    Plain lines read ``HH:MM:SS LEVEL library.module: message [name=value ...]``, with what `log_context` has set. JSON
-    objects have ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, ``run``, ``tile`` (null outside their
-    context), anything else of the context, and ``traceback`` where there is one.
+    Plain lines read ``HH:MM:SS LEVEL library.module: message [name=value ...]``, where the names and values are those
+    set by `log_context`. JSON objects have ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, ``run`` and
+    ``tile`` (null outside their context), everything else from the context, and ``traceback`` if there is one.
 
-    Worker processes call it too: once in each, before their first item. Calling it again changes nothing.
+    Each worker process calls this too, before its first item. Calling it again changes nothing.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if _wants_json() else _PlainLines())
@@ -47,12 +47,12 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 def start_worker(filesystems: Mapping[str, Mapping[str, Any]]) -> None:
-    """What every process of a run needs before its first item: a log, and the way to storage.
+    """Set up a process of a run before its first item: its log, and its access to storage.
 
     Parameters
     ----------
     filesystems : mapping
-        fsspec's options by protocol, `storage.objectstore.configured()` of the driver.
+        fsspec's options by protocol, as returned by `storage.objectstore.configured()` in the driver.
     """
     from surveybridge.storage.objectstore import configure
 
@@ -62,9 +62,9 @@ def start_worker(filesystems: Mapping[str, Mapping[str, Any]]) -> None:
 
 @contextmanager
 def log_context(**values: str) -> Iterator[None]:
-    """Name what is being worked on, as in ``log_context(run=url, tile=tile_id)``, in every line logged meanwhile.
+    """Add names and values, as in ``log_context(run=url, tile=tile_id)``, to every line that is logged in this context.
 
-    The context belongs to the thread that enters it; contexts nest.
+    The context belongs to the thread that enters it; contexts may be nested.
     """
     token = _context.set({**_context.get(), **values})
     try:
@@ -101,7 +101,7 @@ class _JsonLines(logging.Formatter):
 def _wants_json() -> bool:
     form = os.environ.get(LOG_VARIABLE) or "plain"
     if form not in ("plain", "json"):
-        raise RequestError(f"{LOG_VARIABLE}={form} in the environment; expected plain or json")
+        raise RequestError(f"{LOG_VARIABLE}={form} is set in the environment, but must be plain or json")
     return form == "json"
 
 
@@ -114,22 +114,22 @@ def progress(
     every: float = 60.0,
     stream: TextIO | None = None,
 ) -> Iterator[Item]:
-    """Pass `items` on, reporting how many have been taken and how long the rest will need.
+    """Yield `items`, and report how many have been taken and how long the rest will take.
 
     Parameters
     ----------
     items : iterable
-        What to pass on.
+        The items to yield.
     description : str
-        What is being done, as in ``translate``.
+        Name of the work, such as ``translate``.
     total : int, optional
-        How many there will be; ``len(items)`` where that exists.
+        Number of items; by default ``len(items)``, where that exists.
     unit : str
-        What is counted.
+        Name of the items.
     every : float
-        Seconds between two lines where `stream` is not a terminal. A terminal's line is redrawn ten times a second.
+        Seconds between two lines if `stream` is not a terminal. On a terminal the line is redrawn ten times a second.
     stream : text file, optional
-        Where to write; by default stderr, and where logs are JSON, the log.
+        File to write to; by default stderr, or the log if logs are JSON.
     """
     logged = stream is None and _wants_json()
     stream = sys.stderr if stream is None else stream

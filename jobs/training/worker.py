@@ -25,6 +25,7 @@ from surveybridge.bridge_core.metrics import patch_energy_score
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.problem import from_channels, to_channels
+from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import (
     Batch,
     Ends,
@@ -36,7 +37,7 @@ from surveybridge.bridge_core.training import (
     step_generator,
     wanted_of,
 )
-from surveybridge.bridge_core.translate import Sampling, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.storage.objectstore import configure
 from surveybridge.storage.pairs import read_pairs
 

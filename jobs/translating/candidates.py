@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from surveybridge.bridge_core.anomaly import Scoring
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.settings import Scoring
     from surveybridge.storage.tiles import Tile
 
 APERTURE_ARCSEC = 1.0

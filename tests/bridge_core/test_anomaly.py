@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core import anomaly
-from surveybridge.bridge_core.anomaly import Scoring, anomaly_score, jackknife_std, score_bounds, score_sources
+from surveybridge.bridge_core.anomaly import anomaly_score, jackknife_std, score_bounds, score_sources
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.settings import Scoring
 from surveybridge.bridge_core.translate import Scene
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet
-from surveybridge.bridge_core.translate import Sampling, window_samples
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.translate import window_samples
 from tests.bridge_core.models import TO_EUCLID
 
 WINDOWS, SIDE = 4, 64

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.patches import FILL_REACH, PatchGrid, blend, cut, fill_masked, local_coverage
+from surveybridge.bridge_core.patches import FILL_REACH, blend, cut, fill_masked, local_coverage, taper
+from surveybridge.bridge_core.settings import PatchGrid
 
 GRIDS = [PatchGrid(), PatchGrid(64, 48, 8), PatchGrid(32, 9, 4), PatchGrid(16, 16, 0)]
 CORES = [((0, 0), (64, 192, 64, 192)), ((-513, 7), (3, 90, 11, 12)), ((12345, -98765), (0, 50, 1, 128))]
@@ -28,7 +29,7 @@ def used_count(grid: PatchGrid, corners: list[tuple[int, int]], box: tuple[int, 
 
 
 def weight_of(grid: PatchGrid) -> Tensor:
-    return grid.taper()[:, None] * grid.taper()[None, :]
+    return taper(grid)[:, None] * taper(grid)[None, :]
 
 
 # ---- where windows lie

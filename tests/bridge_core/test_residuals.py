@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from surveybridge.bridge_core.anomaly import Scoring, score_windows
+from surveybridge.bridge_core.anomaly import score_windows
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.residuals import (
     RINGS_ARCSEC,
@@ -21,6 +21,7 @@ from surveybridge.bridge_core.residuals import (
     ring_features,
     ring_masks,
 )
+from surveybridge.bridge_core.settings import Scoring
 from tests.bridge_core.models import PROBLEM, analytic_model, gaussian_denoiser, make_card, random_model
 
 RINGS = len(RINGS_ARCSEC) - 1

@@ -11,17 +11,11 @@ from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.patches import PatchGrid, blend
+from surveybridge.bridge_core.patches import blend
 from surveybridge.bridge_core.problem import Direction, from_channels, to_channels
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import (
-    Posterior,
-    Sampling,
-    Scene,
-    observed_units,
-    translate_tile,
-    window_moments,
-)
+from surveybridge.bridge_core.translate import Posterior, Scene, observed_units, translate_tile, window_moments
 from tests.bridge_core.models import (
     PROBLEM,
     SOFTENING,

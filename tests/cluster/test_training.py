@@ -16,14 +16,19 @@ from ray.cluster_utils import Cluster
 
 from tests import tiny
 from tests.jobs.training_runs import (
+    SIZES,
     STEPS,
     TOLERANCE,
     begin,
     command,
     largest_difference,
     losses,
+    settings_of,
+    train,
     wait_for_checkpoint,
 )
+
+PAIRS = 24
 
 # Ray Train takes 20 s to its first step, and as long to the first after a failure.
 pytestmark = pytest.mark.slow
@@ -49,7 +54,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    return tiny.write_pairs(tmp_path_factory.mktemp("pairs") / "tiny.zarr", 24)
+    return tiny.write_pairs(tmp_path_factory.mktemp("pairs") / "tiny.zarr", PAIRS)
 
 
 def start(cluster, pairs, out: Path, *more: str):
@@ -86,18 +91,16 @@ def steps_reported(said: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def alone(cluster, pairs, tmp_path_factory) -> list[dict[str, float]]:
-    """Curve of one worker."""
-    out = tmp_path_factory.mktemp("alone") / "out"
-    finish(start(cluster, pairs, out), out)
-    return losses(out)
+def alone(pairs, tmp_path_factory) -> list[dict[str, float]]:
+    """Curve of one worker, without Ray."""
+    return train(1, tmp_path_factory.mktemp("alone") / "run", settings_of(pairs, PAIRS, **SIZES))
 
 
 def test_two_nodes_with_a_killed_worker_have_the_curve_of_one(cluster, pairs, alone, tmp_path):
     out = tmp_path / "out"
     driver = start(cluster, pairs, out, "--workers", "2")
     try:
-        committed = wait_for_checkpoint(out, driver, 20)
+        committed = wait_for_checkpoint(out, driver, 10)
         workers = train_workers(cluster)
         assert len(workers) == len(set(workers.values())) == 2  # one on each node
         os.kill(min(workers), signal.SIGKILL)
@@ -122,7 +125,7 @@ def test_an_elastic_training_goes_on_with_the_node_that_is_left(cluster, pairs, 
     out = tmp_path / "out"
     driver = start(cluster, pairs, out, "--workers", "1,2")
     try:
-        wait_for_checkpoint(out, driver, 20)
+        wait_for_checkpoint(out, driver, 10)
         second = next(iter(cluster.worker_nodes))
         cluster.remove_node(second, allow_graceful=False)
         finish(driver, out)

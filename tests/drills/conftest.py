@@ -27,7 +27,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def run_undisturbed(scene: Scene) -> None:
     """Run the plain command, as a person types it; it compacts nothing, so files are as the workers wrote them."""
     drill = Drill(scene, "undisturbed")
-    driver = Driver(drill, ["jobs"], [], {})
+    driver = Driver(drill, ["surveybridge"], [], {})
     assert driver.wait() == 0, driver.output[-8000:]
     run = drill.run_folder()
     scene.reference = results(run)

@@ -107,6 +107,12 @@ class Drill:
         counts = Counter((begun.stage, begun.tile) for begun in self.begun())
         return Counter(stage for (stage, tile), n in counts.items() if n > 1 and tile not in self.guilty)
 
+    def again_after(self, first: int, last: int) -> Counter[str]:
+        """Tiles that each stage began in these lines of the journal, and again later: what the end of a driver cost."""
+        begun = self.begun()
+        before, later = ({(one.stage, one.tile) for one in part} for part in (begun[first:last], begun[last:]))
+        return Counter(stage for stage, _ in before & later)
+
 
 class Driver:
     """The command in a process of its own."""

@@ -83,6 +83,7 @@ def main() -> int:
     _use_temporary(plan)
     engine.SEGMENT_TILES = SEGMENT_TILES
     stream.READ_TASKS = TILES // SLICE
+    stream.IO_PER_MODEL = 1  # of each kind; a process takes two seconds of a core to start
     vars(engine)["translate"] = partial(engine.translate, make_stages=partial(stages, plan))
     vars(engine)["_compact"] = partial(_compact, plan, engine._compact)
     tidy, tidied = RunFolder.tidy, iter(range(1, 1000))

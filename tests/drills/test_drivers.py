@@ -14,33 +14,45 @@ from tests.drills.drill import STAGES, Drill, count, held
 pytestmark = pytest.mark.slow
 
 
-def test_a_driver_killed_early_has_done_no_harm(scene):
-    drill = Drill(scene, "driver killed at the first tile")
-    driver = drill.start(seconds=0.3)
-    driver.until(count("read", 1))
-    assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
+def test_drivers_drained_and_killed_one_after_another_have_done_no_harm(scene):
+    """One is drained, one killed at its first tile, one half way, one before the last tidy; a fifth does the rest."""
+    drill = Drill(scene, "drivers drained, killed early, half way, and before the last tidy")
+    drained = drill.start(seconds=0.5)
+    drained.until(count("write", 6))
+    assert drained.kill(signal.SIGTERM) == 143, drained.output
+    ends, done = [0, len(drill.begun())], len(drill.rows())
+    assert 6 <= done < len(scene.tiles), drained.output
+    assert "run the same command again" in drained.output
+
+    early = drill.start(seconds=0.3)
+    early.until(lambda begun: any(one.stage == "read" for one in begun[ends[1] :]))
+    assert early.kill(signal.SIGKILL) == -signal.SIGKILL
+    ends.append(len(drill.begun()))
+
+    half = drill.start(seconds=0.3)
+    half.until(count("write", done + 8))
+    assert half.kill(signal.SIGKILL) == -signal.SIGKILL
+    ends.append(len(drill.begun()))
+
+    late = drill.start(holding_tidy=2)
+    late.until(held("tidy", "driver"))
+    assert late.kill(signal.SIGKILL) == -signal.SIGKILL
+    ends.append(len(drill.begun()))
     assert drill.finish() == 0
-    # Whatever was read or in a model when the driver died: two models, and readers ahead of them.
-    drill.check({"read": len(scene.tiles), "model": 4, "write": 4})
 
-
-def test_a_driver_killed_half_way_is_followed_by_one_that_does_the_rest(scene):
-    drill = Drill(scene, "driver killed half way")
-    driver = drill.start(seconds=0.3)
-    driver.until(count("write", 12))
-    assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
-    assert drill.finish() == 0
-    # The readers are ahead by what the object store holds, which is all of these small tiles.
-    drill.check({"read": len(scene.tiles) - 11, "model": 6, "write": 4})
-
-
-def test_a_driver_killed_before_it_has_tidied_leaves_nothing_to_do_but_that(scene):
-    drill = Drill(scene, "driver killed before the last tidy")
-    driver = drill.start(holding_tidy=2)
-    driver.until(held("tidy", "driver"))
-    assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
-    assert drill.finish() == 0
-    drill.check()
+    bounds = (
+        # What was read ahead is read again; what a model had begun was finished.
+        {"read": len(scene.tiles) - done},
+        # Whatever was read or in a model when the driver died: two models, and readers ahead of them.
+        {"read": len(scene.tiles) - done, "model": 4, "write": 4},
+        # The readers are ahead by what the object store holds, which is all of these small tiles.
+        {"read": len(scene.tiles) - done - 7, "model": 6, "write": 4},
+        {},  # nothing was left to do but to tidy
+    )
+    for bound, first, last in zip(bounds, ends, ends[1:], strict=False):
+        again = drill.again_after(first, last)
+        assert {stage: again[stage] for stage in STAGES if again[stage] > bound.get(stage, 0)} == {}, (first, last)
+    drill.check({"read": len(scene.tiles), "model": 10, "write": 8})
 
 
 def test_of_two_drivers_one_is_refused(scene):
@@ -70,16 +82,3 @@ def test_a_driver_whose_lease_was_taken_stops(scene):
     done = len(drill.rows())
     assert drill.finish() == 0
     drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))
-
-
-def test_a_drained_driver_says_so_and_a_rerun_does_the_rest(scene):
-    drill = Drill(scene, "SIGTERM half way")
-    driver = drill.start(seconds=0.5)
-    driver.until(count("write", 6))
-    assert driver.kill(signal.SIGTERM) == 143, driver.output
-    done = len(drill.rows())
-    assert 6 <= done < len(scene.tiles), driver.output
-    assert "run the same command again" in driver.output
-    assert drill.finish() == 0
-    # What was read ahead is read again; what a model had begun was finished.
-    drill.check({"read": len(scene.tiles) - done})

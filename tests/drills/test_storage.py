@@ -13,23 +13,17 @@ from tests.drills.drill import STAGES, Drill, count
 pytestmark = pytest.mark.slow
 
 
-def test_refused_and_broken_replies_change_nothing(scene):
-    drill = Drill(scene, "5% of S3 requests refused, 1% cut short")
+def test_refused_and_broken_replies_and_a_server_that_is_down_for_a_while_change_nothing(scene):
+    drill = Drill(scene, "5% of S3 requests refused, 1% cut short, and the server down for 20 s")
     scene.faults.forget()
     with faulty(scene, error_rate=0.05, cut_rate=0.01):
-        assert drill.finish() == 0
+        driver = drill.start(seconds=0.2)
+        driver.until(count("write", 5))
+        with faulty(scene, down=True):
+            threading.Event().wait(20)
+            assert driver.process.poll() is None, driver.output
+        assert driver.wait() == 0, driver.output
     assert scene.faults.faults().keys() == {"slow_down", "cut"}
-    drill.check()
-
-
-def test_a_server_that_is_down_for_a_while_is_waited_for(scene):
-    drill = Drill(scene, "S3 server down for 20 s")
-    driver = drill.start(seconds=0.2)
-    driver.until(count("write", 5))
-    with faulty(scene, down=True):
-        threading.Event().wait(20)
-        assert driver.process.poll() is None, driver.output
-    assert driver.wait() == 0, driver.output
     drill.check()
 
 

@@ -42,6 +42,9 @@ PROCESSORS = ("AMD EPYC, family 26",)
 WALL_CLOCK = re.compile(r"^(seconds.*|host|finished_at|time|started|DATE|CHECKSUM|DATASUM|code_version|CREATOR.*)$")
 """Columns, keys and cards that differ between equal runs, or say which version wrote them."""
 
+STAND_IN = "/recorded1"
+"""Stands for the folder in FITS cards, which are padded, and continued, by the length of their value."""
+
 NEW_CARD = ("trained/bridge.json", "own/run.json")
 """Files that carry the card of the checkpoint trained here, or its hash; the form of a card may change."""
 SKIPPED = ("lease.json", "loss.png", "loss.csv", "snapshot.json", "_metadata")
@@ -189,11 +192,20 @@ def _fits(path: Path, folder: Path) -> str:
     parts = []
     with fits.open(path) as hdus:
         for hdu in hdus:
-            cards = [str(card) for card in hdu.header.cards if not WALL_CLOCK.match(card.keyword)]
+            cards = [_card(card, folder) for card in hdu.header.cards if not WALL_CLOCK.match(card.keyword)]
             parts.append(_anonymous("\n".join(cards), folder).encode())
             if hdu.data is not None:
                 parts.append(hdu.data.tobytes())
     return _digest(*parts)
+
+
+def _card(card: Any, folder: Path) -> str:
+    """A card as it stands in the file, had the folder a name as long as where the digests were recorded."""
+    if isinstance(card.value, str) and str(folder) in card.value:
+        return str(type(card)(card.keyword, card.value.replace(str(folder), STAND_IN), card.comment)).replace(
+            STAND_IN, "FOLDER"
+        )
+    return str(card)
 
 
 def _timeless(document: Any) -> Any:

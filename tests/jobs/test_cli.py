@@ -116,9 +116,9 @@ def test_wrong_request_is_one_line_that_names_the_remedy(argv, said):
     [
         ("job.toml", "tile_sice = 3\n", "unknown setting 'tile_sice'; did you mean --tile-size?"),
         ("job.toml", "tile_size = = 3\n", "Invalid value"),
-        ("job.yaml", "- a\n- b\n", "holds a list, expected a table"),
+        ("job.yaml", "- a\n- b\n", "holds a list, but must hold a table"),
         ("job.yaml", "a: [1\n", "expected"),
-        ("job.ini", "a=1\n", "has the ending '.ini', expected .toml, .yaml or .yml"),
+        ("job.ini", "a=1\n", "has the ending '.ini', but must end in .toml, .yaml or .yml"),
         ("job.toml", 'store = "x"\ntile_size = -1\n', "--tile-size -1 ("),
     ],
 )
@@ -248,10 +248,11 @@ def test_job_keeps_the_form_of_jobs(job):
 
 
 def documented_commands() -> list[tuple[str, str]]:
-    """Every `surveybridge JOB ...` line of the jobs' EXAMPLES and of the code blocks of README and docs."""
+    """Every `surveybridge JOB ...` line of the jobs' EXAMPLES and of the code blocks of README and docs (not notes)."""
     texts = {f"jobs/{job}.py": importlib.import_module(f"surveybridge.jobs.{job}").EXAMPLES for job in available_jobs()}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        texts[path.name] = "\n".join(
+    pages = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "notes"]
+    for path in [ROOT / "README.md", *pages]:
+        texts[path.relative_to(ROOT).as_posix()] = "\n".join(
             re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
         )
     found = []
@@ -280,9 +281,14 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
             continue
 
 
-def test_every_test_that_the_readme_promises_exists():
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "README.md").read_text())
+def test_every_test_that_the_promises_name_exists():
+    page = (ROOT / "docs" / "promises.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
     assert named
+    for line in page.splitlines():
+        if line.startswith("| ") and line != "| promise | test |":
+            paths = re.findall(r"`(tests/[\w/.]+)(?:::test_\w+)?` \|$", line)
+            assert len(paths) == 1 and (ROOT / paths[0]).exists(), f"no test holds: {line}"
     missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in read_if_there(ROOT / path)]
     assert missing == []
 

@@ -105,7 +105,7 @@ def test_a_full_disk_is_named_with_both_numbers_and_counted_once(tmp_path):
     free = shutil.disk_usage(tmp_path).free / 2**30
     assert only(check_disk([str(tmp_path), str(tmp_path / "not" / "yet")], free / 2)).status == "ok"
     finding = only(check_disk([str(tmp_path)], 2 * free))
-    assert failed(finding, str(tmp_path), "GiB are free, below --min-free-gib", "make room")
+    assert failed(finding, str(tmp_path), "GiB are free, below --min-free-gib", "free some")
 
 
 def test_shared_memory_that_is_too_small_for_ray_is_noted(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_server_that_is_not_there_is_found(s3, monkeypatch):
 def test_a_server_that_ignores_conditions_is_found(s3, monkeypatch):
     with refusing_server(200, "") as url:  # it takes everything, and keeps nothing apart
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        assert failed(only(check_write("s3://sky/runs")), "two drivers could write one run", "another server")
+        assert failed(only(check_write("s3://sky/runs")), "two drivers could write to one run", "another server")
 
 
 class refusing_server:
@@ -248,7 +248,7 @@ def test_a_ray_that_is_not_there_is_found():
     port = free_port()
     assert failed(only(check_ray(f"127.0.0.1:{port}")), f"127.0.0.1:{port} cannot be reached", "ray start --head")
     assert failed(only(check_ray(f"http://127.0.0.1:{port}")), str(port))
-    assert failed(only(check_ray("head")), "'head' is no HOST:PORT", "10.0.0.5:6379")
+    assert failed(only(check_ray("head")), "'head' is not HOST:PORT", "10.0.0.5:6379")
 
 
 def test_something_else_at_rays_address_is_found_in_bounded_time():

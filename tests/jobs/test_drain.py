@@ -41,7 +41,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_sigterm_sets_the_event_and_a_second_one_ends_the_process(options):
     done = run(*options)
     assert done.returncode == 143, done.stderr
-    assert done.stderr == "SIGTERM: finishing what has begun; a second SIGTERM stops at once\n"
+    assert done.stderr == "SIGTERM: finishing the work under way; a second SIGTERM stops at once\n"
 
 
 @pytest.mark.slow  # a cluster of its own

@@ -14,8 +14,8 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.evaluation import LEVELS, REGIONS
+from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import Sampling
 from surveybridge.jobs import demo
 from surveybridge.jobs import evaluate as job
 from surveybridge.jobs.evaluating import stages as evaluation_stages

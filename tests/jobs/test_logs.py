@@ -84,5 +84,5 @@ def test_context_is_the_threads_own():
 def test_an_unknown_form_is_refused(monkeypatch):
     monkeypatch.setenv("SURVEYBRIDGE_LOG", "xml")
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with pytest.raises(RequestError, match=r"SURVEYBRIDGE_LOG=xml .* expected plain or json"):
+    with pytest.raises(RequestError, match=r"SURVEYBRIDGE_LOG=xml .* must be plain or json"):
         setup_logging()

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import memory
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.discriminant import Discriminant
-from surveybridge.bridge_core.patches import PatchGrid
+from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.jobs.planning.projection import core_origins, project, steps_of, work_of
 from surveybridge.jobs.planning.rates import Rates, spread
 from surveybridge.jobs.translating.config import Config

@@ -32,11 +32,13 @@ def test_a_run_is_published_beside_its_files_and_said_so(run, catalog, capsys):
     assert main(["query", "--run", run.url, "--top", "1"]) == 0  # the run is still a run
 
 
-def test_through_ray_it_is_the_same_catalog(run, catalog, tmp_path, ray_cluster):
-    arguments = ["--run", run.url, "--out", str(tmp_path / "ray"), "--executor", "ray", "--workers", "2"]
-    assert main(["publish", *arguments]) == 0
-    ray, serial = (files_of(folder) for folder in (tmp_path / "ray", catalog))
+def test_through_ray_it_is_the_same_catalog(run, tmp_path, ray_cluster):
+    for name, more in (("serial", []), ("ray", ["--executor", "ray", "--workers", "2"])):
+        arguments = ["--run", run.url, "--out", str(tmp_path / name), "--partition-rows", "15"]
+        assert main(["publish", *arguments, *more]) == 0
+    serial, ray = (files_of(tmp_path / name) for name in ("serial", "ray"))
     assert {k: v for k, v in ray.items() if "lease" not in k} == {k: v for k, v in serial.items() if "lease" not in k}
+    assert sum("dataset/Norder" in name for name in serial) > 2  # partitions, for two workers to share
 
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet", "vot", "fits", "reg"])

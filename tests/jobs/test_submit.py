@@ -51,7 +51,7 @@ def parse(*argv: str) -> Config:
         (["--", "trnslate"], "-- trnslate: unknown job 'trnslate'; did you mean translate?"),
         (["--", "translate", "--stroe", "x"], "-- translate: unknown setting '--stroe'; did you mean --store?"),
         (["--", "translate", *S3, "--samples", "1"], "--samples 1: "),
-        (["--", "submit", "--", "query"], "a submission cannot be submitted"),
+        (["--", "submit", "--", "query"], "submit cannot submit itself"),
         (["--pipeline", "Nightly", "--", "translate", *S3], "--pipeline Nightly: "),
         (["--date", "yesterday", "--", "translate", *S3], "--date yesterday: "),
         (["--samples", "2", "--", "translate", *S3], "unknown setting '--samples'"),
@@ -153,7 +153,7 @@ def test_the_projected_package_is_the_one_that_ray_makes(code):
 def test_weights_that_would_stay_behind_are_refused(code):
     assert check_package(code, ["m/w.safetensors", "m/absent"])
     (code / ".gitignore").write_text("*.safetensors\n")
-    with pytest.raises(ClusterError, match=r"m/w\.safetensors would not travel .* \.gitignore"):
+    with pytest.raises(ClusterError, match=r"m/w\.safetensors would not be uploaded .* \.gitignore"):
         check_package(code, ["m/w.safetensors"])
 
 
@@ -418,7 +418,7 @@ def test_a_job_runs_once_and_its_exit_code_comes_back(head, tiny):
 
 @pytest.mark.slow
 def test_exit_code_3_comes_back_where_ray_job_submit_returns_1(head, tiny):
-    command = translate(tiny, tiny.broken, "broken")
+    command = [*translate(tiny, tiny.broken, "broken"), "executor=serial"]
     done = head.submit("--pipeline", "broken", "--", *command)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "3 of 4 tiles ok" in done.stdout

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.cluster.training import Session
-from surveybridge.jobs.train import Config
 from surveybridge.jobs.training import worker
 from surveybridge.jobs.training.card import asked_problem, make_card
-from surveybridge.jobs.training.worker import Shard, make_recipe, out_of_patience, read_shard, shard_range, train_loop
+from surveybridge.jobs.training.worker import Shard, out_of_patience, read_shard, shard_range
 from surveybridge.storage.pairs import read_pairs
 from tests import tiny
 from tests.bridge_core.models import make_card as make_tiny_card
-from tests.jobs.training_runs import TOLERANCE, largest_difference, rows
+from tests.jobs.training_runs import TOLERANCE, largest_difference, settings_of, train
 
 PAIRS, HELD_OUT, SHARDS = 27, 9, 4
 SIZES = {"base": 8, "batch_size": 8, "shards": SHARDS, "validation": HELD_OUT, "learning_rate": 2e-3}
@@ -36,10 +31,7 @@ def pairs(tmp_path_factory):
 
 def settings(pairs: str, **more: Any) -> dict[str, Any]:
     """What the job hands to its workers."""
-    config = Config(pairs=pairs, out="out", **(SIZES | {"steps": 12, "report_steps": 4, "report_seconds": 1e6} | more))
-    numbers = config.model_dump() | {"available": PAIRS}
-    card = make_card(numbers, read_pairs(pairs, stop=4), asdict(make_recipe(numbers)))
-    return numbers | {"card": card.to_json()}
+    return settings_of(pairs, PAIRS, **(SIZES | {"steps": 12, "report_steps": 4} | more))
 
 
 # ---- shards
@@ -108,47 +100,6 @@ def test_fewer_held_out_pairs_than_shards_are_dealt_too(pairs):
 
 
 # ---- ranks: processes of this machine that exchange over gloo as Ray Train's do
-
-
-@dataclass(frozen=True)
-class LocalSession(Session):
-    """A session without Ray: checkpoints are folders named by their step."""
-
-    folder: Path
-
-    @contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        yield max(self.folder.glob("*"), default=None)
-
-    def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
-        return torch.nn.parallel.DistributedDataParallel(network) if self.world_size > 1 else network
-
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        if self.rank == 0 and save is not None:
-            target = self.folder / f"{int(metrics['step']):06d}"
-            target.mkdir(parents=True)
-            save(target)
-
-
-def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        meeting = folder.with_name(f"{folder.name}.meeting{world}")
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    try:
-        train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
-
-
-def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, float]]:
-    """Train on so many ranks and return the loss curve."""
-    if world == 1:
-        run_rank(0, 1, folder, config)
-    else:
-        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="spawn")
-    return rows((max(folder.glob("*")) / "loss.csv").read_bytes())
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,29 @@ import csv
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load
+from torch.multiprocessing.spawn import start_processes
 
+from surveybridge.cluster.training import Session
+from surveybridge.jobs.train import Config
+from surveybridge.jobs.training.card import asked_problem, make_card
+from surveybridge.jobs.training.worker import make_recipe, train_loop
 from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 80
-SMALL = ["--base", "8", "--batch-size", "4", "--shards", "2", "--validation", "8", "--learning-rate", "0.002"]
-SMALL += ["--steps", str(STEPS), "--report-steps", "10"]
+STEPS = 60
+SIZES = {"base": 8, "batch_size": 4, "shards": 2, "validation": 8, "learning_rate": 0.002}
+SIZES |= {"steps": STEPS, "report_steps": 10}
+SMALL = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 TOLERANCE = 2e-3
 """Largest relative difference of two curves that differ in the order of sums; measured in docs/notes."""
@@ -89,3 +99,55 @@ def _committed(out: Folder, step: int) -> int:
                 if found >= step:
                     return found
     return 0
+
+
+# ---- without Ray: ranks are processes of this machine that exchange over gloo, as Ray Train's do
+
+
+def settings_of(pairs: str, available: int, **sizes: Any) -> dict[str, Any]:
+    """What the job hands to its workers."""
+    config = Config(pairs=pairs, out="out", report_seconds=1e6, **sizes)
+    numbers = config.model_dump() | {"available": available}
+    card = make_card(numbers, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), asdict(make_recipe(numbers)))
+    return numbers | {"card": card.to_json()}
+
+
+@dataclass(frozen=True)
+class LocalSession(Session):
+    """A session without Ray: checkpoints are folders named by their step."""
+
+    folder: Path
+
+    @contextmanager
+    def restore(self) -> Iterator[Path | None]:
+        yield max(self.folder.glob("*"), default=None)
+
+    def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(network) if self.world_size > 1 else network
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        if self.rank == 0 and save is not None:
+            target = self.folder / f"{int(metrics['step']):06d}"
+            target.mkdir(parents=True)
+            save(target)
+
+
+def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        meeting = folder.with_name(f"{folder.name}.meeting{world}")
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+        train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, float]]:
+    """Train on so many ranks and return the loss curve."""
+    if world == 1:
+        run_rank(0, 1, folder, config)
+    else:
+        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="spawn")
+    return rows((max(folder.glob("*")) / "loss.csv").read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 
 import numpy as np
@@ -172,14 +171,6 @@ def test_a_tile_done_again_is_published_as_it_is_now(small, tmp_path):
     assert done.new and done.facts["rows"] == 33
     found = query(tmp_path / "catalog", sql="SELECT tile_id, count(*) FROM candidates GROUP BY 1 ORDER BY 1")
     assert found.column(1).to_pylist() == [10, 3, 10, 10]
-
-
-def test_ray_writes_the_same_bytes(small, tmp_path, ray_cluster):
-    from surveybridge.cluster.spread import spread
-
-    publish([small.url], tmp_path / "serial", partition_rows=15)
-    publish([small.url], tmp_path / "ray", partition_rows=15, each=functools.partial(spread, at_once=2))
-    assert content(tmp_path / "serial") == content(tmp_path / "ray")
 
 
 def test_an_object_in_two_tiles_is_refused_with_both_named(small, tmp_path):

@@ -1,0 +1,163 @@
+"""Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
+
+A lane is a process of pytest, with workers of its own where files can share the work. Every test is in one lane. The
+lane `alone` measures time or memory, and runs when all others have ended. What follows -- goes to pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTCOMES = ("passed", "failed", "errors", "skipped")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """How the tests of a lane run."""
+
+    tests: str
+    """Which, in words."""
+    workers: int = 1
+    """Processes that share its files."""
+    niceness: int = 0
+    """Above 0 in a lane that only computes: it leaves the cores to those that wait for their processes."""
+
+
+LANES = {
+    "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
+    "ray": Lane("on a Ray cluster that is there already", workers=2),
+    "slow": Lane("above 20 s: processes, clusters of their own, browsers", workers=2),
+    "fast": Lane("all others, which share nothing", workers=2, niceness=5),
+    "alone": Lane("of time and memory, with nothing beside them"),
+}
+
+
+def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -> str:
+    """The lane of a test, by its file, its markers and the fixtures that it uses."""
+    if "alone" in markers:
+        lane = "alone"
+    elif file.parent.name == "drills":
+        lane = "drills"
+    elif "ray_cluster" in fixtures:
+        lane = "ray"
+    else:
+        lane = "slow" if "slow" in markers else "fast"
+    return lane if may_hold(lane, file, text) else "fast"
+
+
+def may_hold(lane: str, file: Path, text: str) -> bool:
+    """Whether a file can have tests of a lane, by its text; `fast` sees every file, so that no test is in none.
+
+    To import all of them takes a process 15 s.
+    """
+    sign = {"alone": "mark.alone", "ray": "ray_cluster", "slow": "mark.slow"}.get(lane)
+    return sign in text if sign else lane == "fast" or file.parent.name == "drills"
+
+
+@dataclass
+class Run:
+    """A lane under way, or at its end."""
+
+    lane: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    begun: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return (self.folder / f"{self.lane}.log").read_text(errors="replace")
+
+    def outcomes(self) -> Counter[str]:
+        """Tests by outcome; none of a process that did not come to its end."""
+        file = self.folder / f"{self.lane}.xml"
+        counts: Counter[str] = Counter()
+        for suite in ET.parse(file).iter("testsuite") if file.exists() else ():
+            tests, failed, errors, skipped = (int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped"))
+            counts.update(passed=tests - failed - errors - skipped, failed=failed, errors=errors, skipped=skipped)
+        return counts
+
+
+def command(lane: str, workers: int, more: Sequence[str]) -> list[str]:
+    """What runs a lane."""
+    shared = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+    return [sys.executable, "-m", "pytest", "--lane", lane, *shared, *more]
+
+
+def start(lane: str, more: Sequence[str], folder: Path) -> Run:
+    """Start a lane; what it says goes to a file."""
+    how = LANES[lane]
+    arguments = [*command(lane, how.workers, more), f"--junitxml={folder / lane}.xml"]
+    if how.niceness:
+        arguments = ["nice", "-n", str(how.niceness), *arguments]
+    with open(folder / f"{lane}.log", "wb") as log:
+        process = subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    return Run(lane, folder, process)
+
+
+def as_they_end(runs: Sequence[Run]) -> Iterator[Run]:
+    """Each lane when it has ended. Where the caller is interrupted, all are."""
+    left = list(runs)
+    try:
+        while left:
+            time.sleep(0.1)
+            for run in [run for run in left if run.process.poll() is not None]:
+                run.seconds = time.monotonic() - run.begun
+                left.remove(run)
+                yield run
+    finally:
+        for run in left:
+            run.process.terminate()
+            run.process.wait()
+
+
+def table(runs: Sequence[Run]) -> str:
+    """A row a lane."""
+    rows = [f"{'lane':<8}{'exit':>5}{'seconds':>9}" + "".join(f"{name:>9}" for name in OUTCOMES)]
+    for run in runs:
+        counts = run.outcomes()
+        numbers = "".join(f"{counts[name]:>9}" for name in OUTCOMES)
+        rows.append(f"{run.lane:<8}{run.process.returncode:>5}{run.seconds:>9.0f}{numbers}  {LANES[run.lane].tests}")
+    return "\n".join(rows)
+
+
+def closing_line(runs: Sequence[Run], seconds: float) -> str:
+    """The sum of all, in the words in which pytest ends."""
+    counts = sum((run.outcomes() for run in runs), Counter[str]())
+    said = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "passed")
+    return f" {said} in {seconds:.2f}s ".center(80, "=")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run lanes, by default all; 0 if every one of them passed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    more = arguments[end + 1 :]
+    parser = argparse.ArgumentParser(prog="python -m tests.lanes", description=__doc__)
+    parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {', '.join(LANES)}; by default all")
+    lanes = parser.parse_args(arguments[:end]).lanes or list(LANES)
+    if unknown := set(lanes) - set(LANES):
+        parser.error(f"no lane {', '.join(sorted(unknown))}: there are {', '.join(LANES)}")
+    begun, ended = time.monotonic(), []
+    with TemporaryDirectory(prefix="lanes") as folder:
+        for together in ([lane for lane in lanes if lane != "alone"], [lane for lane in lanes if lane == "alone"]):
+            for run in as_they_end([start(lane, more, Path(folder)) for lane in together]):
+                print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
+                ended.append(run)
+        print(f"{table(ended)}\n{closing_line(ended, time.monotonic() - begun)}", flush=True)
+    return int(any(run.process.returncode for run in ended))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Lanes: every test is in one, and a lane that fails, ends early or holds nothing fails them all."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import lanes
+from tests.conftest import ROOT
+from tests.lanes import LANES, lane_of, main, may_hold
+
+FILES = {
+    "one/test_fast.py": "def test_fast(): ...",
+    "one/test_ray.py": "def test_ray(ray_cluster): ...",
+    "one/test_slow.py": "import pytest\n@pytest.mark.slow\ndef test_slow(): ...\ndef test_fast_too(): ...",
+    "one/test_alone.py": "import pytest\npytestmark = pytest.mark.alone\n@pytest.mark.slow\ndef test_alone(): ...",
+    "one/test_hidden.py": "import pytest\n@getattr(pytest.mark, 'slow')\ndef test_hidden(): ...",  # is not lost
+    "drills/test_drill.py": "import pytest\n@pytest.mark.slow\ndef test_drill(): ...",
+}
+CONFTEST = """
+import os
+import pytest
+from tests.conftest import *
+
+@pytest.fixture
+def ray_cluster(): ...
+
+def pytest_runtest_call(item):
+    (ROOT_OF_THIS / "ran" / f"{item.name} {os.getpid()}").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "markers", "fixtures", "lane"),
+    [
+        ("jobs", set(), ("tmp_path",), "fast"),
+        ("jobs", {"slow"}, ("tmp_path",), "slow"),
+        ("jobs", set(), ("ray_cluster",), "ray"),
+        ("jobs", {"slow"}, ("ray_cluster",), "ray"),
+        ("drills", {"slow"}, ("scene",), "drills"),
+        ("cluster", {"slow", "alone"}, ("ray_cluster",), "alone"),
+    ],
+)
+def test_a_test_is_in_one_lane_and_its_file_shows_which(folder, markers, fixtures, lane):
+    text = "".join(f"@pytest.mark.{name}\n" for name in markers) + f"def test_it({', '.join(fixtures)}): ..."
+    assert lane_of(Path(folder, "test_it.py"), text, markers, fixtures) == lane
+
+
+def test_a_file_without_a_sign_of_a_lane_is_not_imported_for_it():
+    assert {lane for lane in LANES if may_hold(lane, Path("storage/test_it.py"), "def test_it(): ...")} == {"fast"}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A small tree of tests with our lanes."""
+    for name, text in (FILES | {"conftest.py": CONFTEST.replace("ROOT_OF_THIS", f"Path({str(tmp_path)!r})")}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "ran").mkdir()
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  alone\n  gpu\n")
+    monkeypatch.setattr(lanes, "ROOT", tmp_path)
+    for name in ("ray", "slow"):  # one lane with workers says it of all
+        monkeypatch.setitem(LANES, name, replace(LANES[name], workers=1))
+    return tmp_path
+
+
+def rows(printed: str) -> dict[str, list[int]]:
+    """Exit code, and numbers passed, failed, broken and skipped, by lane."""
+    lines = printed.partition("lane     exit")[2].splitlines()[1:-1]
+    return {lane: [int(code), *map(int, counts[:4])] for lane, code, _, *counts in map(str.split, lines)}
+
+
+def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert rows(printed) == {
+        lane: [0, 3 if lane == "fast" else 1, 0, 0, 0] for lane in ("drills", "ray", "slow", "fast", "alone")
+    }
+    ran = sorted(path.name.split()[0] for path in (elsewhere / "ran").iterdir())
+    assert ran == ["test_alone", "test_drill", "test_fast", "test_fast_too", "test_hidden", "test_ray", "test_slow"]
+    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 7 passed"
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("import sys; sys.exit(1)", 1),
+        ("import os; os.kill(os.getpid(), 9)", -9),
+        ("print('no tests ran'); raise SystemExit(5)", 5),  # what pytest does where a lane holds nothing
+    ],
+)
+def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, script, code):
+    def command(lane, workers, more):
+        return [sys.executable, "-c", script if lane == "slow" else f"print('{lane} is done')"]
+
+    monkeypatch.setattr(lanes, "command", command)
+    assert main([]) == 1
+    printed = capsys.readouterr().out
+    assert {lane: row[0] for lane, row in rows(printed).items()} == dict.fromkeys(LANES, 0) | {"slow": code}
+    for lane in LANES.keys() - {"slow"}:
+        assert f"{lane} is done" in printed
+    assert printed.index("alone is done") > max(printed.index(f"{lane} is done") for lane in ("fast", "ray", "drills"))
+
+
+def test_a_lane_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["quick"])
+    assert caught.value.code == 2
+    assert "no lane quick: there are drills, ray, slow, fast, alone" in capsys.readouterr().err
