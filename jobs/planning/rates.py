@@ -144,7 +144,7 @@ class _Calibration:
         self.folder = RunFolder.open_or_create(settings.run, run_json)
         stages = tile_stages(settings)
         self.read, self.model, self.write = stages.make_read(), stages.make_model(), stages.make_write()
-        self.catalog = self.model.model.card.problem.catalog
+        self.catalog = self.folder.problem["catalog"]
         self.load = time.monotonic() - begin
         self.sum: defaultdict[str, float] = defaultdict(float)
 

@@ -221,6 +221,7 @@ class TileWriter:
                 done.coverage,
                 core_origin=done.core_origin,
                 grid_id=done.grid_id,
+                unit=done.unit,
             )
         with span("catalog"):
             self.folder.write_candidates(done.tile_id, done.candidates)

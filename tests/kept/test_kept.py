@@ -10,6 +10,7 @@ import pytest
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.storage.pairs import read_pairs
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore, tile_content
@@ -34,8 +35,9 @@ def test_a_card_of_version_1_opens_with_its_bands_and_stretch(kept):
         ("lsst", ("g", "r", "i"), 0.1),
         ("euclid", ("VIS",), 0.1),
     ]
-    softening = {band: s for end in card.problem.endpoints for band, s in end.stretch.softening.items()}
-    assert softening == {band: 2 * sigma for band, sigma in SIGMA.items()}
+    for end in card.problem.endpoints:
+        assert isinstance(end.stretch, Stretch)
+        assert end.stretch.softening == {band: 2 * SIGMA[band] for band in end.bands}
     assert list(map(str, card.problem.directions)) == ["euclid->lsst", "lsst->euclid"]
     assert card.problem.catalog == "euclid"
 
