@@ -17,8 +17,6 @@ from pydantic import Field
 
 from surveybridge import __version__
 from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.running.progress import progress
-from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,6 +118,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     """
     from surveybridge.bridge_core.anomaly import scored_direction
     from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
+    from surveybridge.jobs.translating.request import read_model
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_pairs
 
@@ -195,6 +194,7 @@ def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
     """Receipts of all blocks; each has written its rows."""
     from surveybridge.cluster.stages import serially
     from surveybridge.jobs.evaluating.stages import evaluation_stages
+    from surveybridge.jobs.running.progress import progress
 
     blocks, stages = settings.blocks(), evaluation_stages(settings)
     if config.executor == "serial":
