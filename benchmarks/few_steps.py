@@ -1,12 +1,12 @@
-"""One to four network evaluations a sample: the denoiser taught to draw x0 instead of its mean, with an energy score.
+"""How good one to four network evaluations per sample are, if the denoiser is taught to draw x0 instead of its mean.
 
     python -m benchmarks.few_steps --pairs ../shared/data/pairs/train_regular.zarr --minutes 25 --out benchmarks/results
 
 Distributional diffusion (De Bortoli et al., ICML 2025): the network gets noise as one more input, here in the slot of
-the survey that it does not see (otherwise zero), and learns p(x0 | x_t, x1) by an energy score of `DRAWN` samples, here
-of patches at several scales. Then a few ancestral steps do: x0 is drawn, x_s follows from x_t and x0 (`transition`, eta
-1). It starts from a trained checkpoint and sees the noise levels of the few steps alone. The table puts 1, 2 and 4
-steps beside the checkpoint's own sampler, on pairs kept from training.
+the end that it does not see (otherwise zero), and learns p(x0 | x_t, x1) by an energy score of `DRAWN` samples, here
+of patches at several scales. A few ancestral steps are then enough: x0 is drawn, and x_s follows from x_t and x0
+(`transition`, eta 1). The fine-tuning starts from a trained checkpoint and sees only the noise levels of the few steps.
+The table compares 1, 2 and 4 steps with the checkpoint's own sampler, on pairs held out from training.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.samplers import SAMPLERS, draws, judge
+from benchmarks.samplers import SAMPLERS, draws, ends_of, judge, part
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import patch_energy_score
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import channels_last
+from surveybridge.bridge_core.problem import Direction, to_channels
 from surveybridge.bridge_core.sampler import boot, step_at
-from surveybridge.bridge_core.training import Batch, Recipe, TrainState, augment, half_each_way, step_generator
-from surveybridge.bridge_core.translate import stretch_of, to_channels
+from surveybridge.bridge_core.training import Ends, Recipe, TrainState, augment, step_generator, wanted_of
 from surveybridge.jobs.evaluating.stages import display_stretch
 from surveybridge.storage.pairs import Pairs, read_pairs
 
@@ -42,7 +42,7 @@ OWN = ("dbim2", 6)
 
 
 def main() -> None:
-    """Fine-tune, judge, print, write few_steps.json."""
+    """Fine-tune, judge, print the table and write few_steps.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--checkpoint", default=None)
@@ -54,24 +54,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     base, model = load_checkpoint(arguments.checkpoint), load_checkpoint(arguments.checkpoint)
-    store = read_pairs(arguments.pairs, base.card.grid)
-    held_out = len(store.euclid) - arguments.held_out
-    steps = teach(model, store, held_out, arguments.minutes, arguments.learning_rate)
-    judged = slice(held_out, held_out + arguments.count)
-    images = {"lsst": torch.from_numpy(store.lsst[judged]), "euclid": torch.from_numpy(store.euclid[judged])}
+    problem = base.card.problem
+    store = read_pairs(arguments.pairs, base.card.grid, problem=problem.table)
+    held_out = len(store) - arguments.held_out
+    steps = teach(model, part(store, slice(held_out)), arguments.minutes, arguments.learning_rate)
+    judged, display = part(store, slice(held_out, held_out + arguments.count)), display_stretch(store)
     own = next(one for one in SAMPLERS if one.name == OWN[0])
     base.to("cpu", "bfloat16")
     rows = []
     print(f"{base.card.name}, {steps} steps of fine-tuning, {arguments.count} pairs, K = {arguments.samples}")
     print("direction    sampler        NFE | energy |   CRPS |  spread/skill | 68% interval  ")
     print("                                |  score | bright | bright    sky | bright    sky ")
-    for direction in DIRECTIONS[::-1]:
+    for direction in problem.directions[::-1]:
         ways = {f"taught {n}": (n, functools.partial(few_draws, model, direction, n)) for n in LADDER}
         ways[" ".join(map(str, OWN))] = (OWN[1], own.at(base, direction, OWN[1]))
         for name, (nfe, draw) in ways.items():
-            drawn = draws(base, images, direction, arguments.samples, draw)
-            row: dict[str, Any] = {"direction": direction, "sampler": name, "nfe": nfe}
-            row |= judge(base, drawn, images[direction.split("->")[1]], direction, store.noise, display_stretch(store))
+            drawn = draws(base, judged, direction, arguments.samples, draw)
+            row: dict[str, Any] = {"direction": str(direction), "sampler": name, "nfe": nfe}
+            row |= judge(drawn, judged, direction.wanted, display)
             rows.append(row)
             print(
                 f"{direction} {name:14s} {nfe:3d} | {row['energy_score']:6.3f} | {row['crps_bright']:6.2f} | "
@@ -84,22 +84,20 @@ def main() -> None:
         (arguments.out / "few_steps.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def teach(model: Model, store: Pairs, held_out: int, minutes: float, learning_rate: float) -> int:
-    """Fine-tune the model's network in place on the first `held_out` pairs; returns the number of steps."""
-    stretch, card = stretch_of(model), model.card
-    lsst = stretch.forward(torch.from_numpy(store.lsst[:held_out]), card.bands["lsst"])
-    euclid = to_channels(stretch.forward(torch.from_numpy(store.euclid[:held_out]), card.bands["euclid"]), 3)
+def teach(model: Model, pairs: Pairs, minutes: float, learning_rate: float) -> int:
+    """Fine-tune the model's network in place on all but the last `held_out` pairs; return the number of steps."""
+    card = model.card
+    first, second = ends_of(card, pairs)
     network = channels_last(model.network.train().requires_grad_(True))
     state = TrainState(network, Recipe(learning_rate=learning_rate, warmup_steps=100, batch_size=16))
     levels = sorted({card.bridge.num_steps - 1, *(step_at(card.bridge, s) for some in LADDER.values() for s in some)})
-    directions, began, losses = half_each_way(state.recipe.batch_size), time.monotonic(), []
+    wanted, began, losses = wanted_of(card.problem, state.recipe.batch_size), time.monotonic(), []
     while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
         generator = step_generator(1, state.step, 0)
-        rows = torch.randint(0, held_out, (state.recipe.batch_size,), generator=generator)
-        images = augment(lsst[rows], euclid[rows], generator, roll=card.grid == "mosaic")
+        rows = torch.randint(0, len(pairs), (state.recipe.batch_size,), generator=generator)
+        ends = augment((first[rows], second[rows]), card.problem, generator, roll=card.grid == "mosaic")
         t = torch.tensor(levels)[torch.randint(0, len(levels), (len(rows),), generator=generator)]
-        eps = torch.randn(images[0].shape, generator=generator)
-        loss = energy_loss(model, Batch(*images, directions, t, eps), generator)
+        loss = energy_loss(model, ends, wanted, t, generator)
         loss.backward()
         state.update(progress)
         losses.append(float(loss.detach()))
@@ -112,39 +110,41 @@ def teach(model: Model, store: Pairs, held_out: int, minutes: float, learning_ra
     return state.step
 
 
-def energy_loss(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Fair energy score of `DRAWN` samples of x0, over patches at `SCALES`, mean over pairs and scales."""
-    to_euclid = batch.direction.view(-1, 1, 1, 1).bool()
-    x0, x1 = torch.where(to_euclid, batch.euclid, batch.lsst), torch.where(to_euclid, batch.lsst, batch.euclid)
-    x_t = model.card.bridge.q_sample(x0, x1, batch.t, batch.eps)
-    repeated = [v.repeat(DRAWN, *[1] * (v.dim() - 1)) for v in (x_t, x1, batch.t, batch.direction)]
+def energy_loss(model: Model, ends: Ends, wanted: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the fair energy score of `DRAWN` samples of x0 over patches, averaged over pairs and `SCALES`."""
+    first, second = ends
+    second_wanted = wanted.view(-1, 1, 1, 1).bool()
+    x0, x1 = torch.where(second_wanted, second, first), torch.where(second_wanted, first, second)
+    x_t = model.card.bridge.q_sample(x0, x1, t, torch.randn(x0.shape, generator=generator))
+    repeated = [v.repeat(DRAWN, *[1] * (v.dim() - 1)) for v in (x_t, x1, t, wanted)]
     xi = torch.randn(repeated[0].shape, generator=generator)
     samples = drawn_x0(model, model.network, *repeated, xi).unflatten(0, (DRAWN, -1))
     return torch.stack(patch_energy_score(samples, x0, SCALES)).mean()
 
 
 def drawn_x0(
-    model: Model, network: nn.Module, x_t: Tensor, x1: Tensor, t: Tensor, direction: Tensor, xi: Tensor
+    model: Model, network: nn.Module, x_t: Tensor, x1: Tensor, t: Tensor, wanted: Tensor, xi: Tensor
 ) -> Tensor:
-    """One x0 of p(x0 | x_t, x1) for each row, by the noise xi [N, 3, H, W] in the slot of the unseen survey."""
+    """Draw one x0 of p(x0 | x_t, x1) for each row, with the noise xi [N, 3, H, W] in the slot of the unseen survey."""
     card = model.card
+    c = card.network.image_channels
     u, v = (k.to(x_t.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
     p, q, r = (k.to(x_t.dtype)[t][:, None, None, None] for k in card.objective.table(card.bridge))
-    to_euclid = direction.view(-1, 1, 1, 1).bool()
-    # Euclid is one band thrice: one noise for all three
-    xi = torch.where(to_euclid, xi[:, :1].expand_as(xi), xi)
-    inputs = torch.cat([u * x_t + v * x1, torch.where(to_euclid, x1, xi), torch.where(to_euclid, xi, x1)], 1)
+    second_wanted = wanted.view(-1, 1, 1, 1).bool()
+    # one noise for all channels that show one plane
+    xi_first, xi_second = (to_channels(xi[:, : end.planes], c) for end in card.problem.endpoints)
+    slots = torch.where(second_wanted, x1, xi_first), torch.where(second_wanted, xi_second, x1)
+    inputs = torch.cat([u * x_t + v * x1, *slots], 1)
     with torch.autocast("cpu", torch.bfloat16):
-        heads = network(inputs.contiguous(memory_format=torch.channels_last), t, direction)
-    c = card.network.image_channels
-    return p * (x_t + r * x1) + q * torch.where(to_euclid, heads[:, c:], heads[:, :c]).float()
+        heads = network(inputs.contiguous(memory_format=torch.channels_last), t, wanted)
+    return p * (x_t + r * x1) + q * torch.where(second_wanted, heads[:, c:], heads[:, :c]).float()
 
 
-def few_draws(model: Model, direction: str, nfe: int, x1: Tensor, generator: torch.Generator) -> Tensor:
-    """One sample of each row of x1 [N, C, H, W] in `nfe` evaluations, network units."""
+def few_draws(model: Model, direction: Direction, nfe: int, x1: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one sample of each row of x1 [N, C, H, W] with `nfe` evaluations, in network units."""
     bridge = model.card.bridge
     steps = [bridge.num_steps - 1, *(step_at(bridge, sigma) for sigma in LADDER[nfe])]
-    ways = torch.full((len(x1),), DIRECTIONS.index(direction))
+    wanted = torch.full((len(x1),), direction.index)
 
     def noise() -> Tensor:
         return torch.randn(x1.shape, generator=generator)
@@ -153,7 +153,7 @@ def few_draws(model: Model, direction: str, nfe: int, x1: Tensor, generator: tor
     x0 = x
     for i, t in enumerate(steps):
         with torch.inference_mode():
-            x0 = drawn_x0(model, model.network, x, x1, torch.full((len(x1),), t), ways, noise())
+            x0 = drawn_x0(model, model.network, x, x1, torch.full((len(x1),), t), wanted, noise())
         if i + 1 < len(steps):
             k, p, q, w = bridge.transition(t, steps[i + 1], 1.0)
             x = k * x + p * x0 + q * x1 + w * noise()

@@ -1,10 +1,10 @@
-"""Where the maps are wrong: a star, the brightest galaxy, masked pixels, blends that are lost or made up. A figure.
+"""Where the maps are wrong, in a figure: a star, the brightest galaxy, masked pixels, blends lost or made up.
 
     python -m benchmarks.limits --out docs/limits.png
 
-Stars and masks come from the shared field, the rest from the first of the shared test pairs: the pair of the brightest
-core, the pair whose samples have lost the most sources that LSST blends, and the one whose samples have the most
-sources too many. One line for each: LSST, VIS, posterior mean and std, one sample, and (VIS - mean) / std.
+Stars and masks come from the shared field, and the rest from the first of the shared test pairs: the pair with the
+brightest core, the pair whose samples have lost most of the sources that LSST blends, and the pair whose samples have
+the most spurious sources. One line each: LSST, VIS, posterior mean and std, one sample, and (VIS - mean) / std.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from surveybridge.jobs.drawing.rendering import lupton_rgb
 from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+OBSERVED, WANTED = "lsst", "euclid"
 SIZE = 64
 SIGMA = 2.022
 """Noise of VIS, nJy per pixel."""
@@ -44,20 +45,20 @@ NOISE = np.array([0.33, 0.34, 0.53], np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A window: LSST [3, S, S] and VIS [S, S] in nJy, pixels usable in LSST [S, S], and what it shows."""
+    """A window: LSST [3, S, S] and VIS [S, S] in nJy, the pixels usable in LSST [S, S], and what it shows."""
 
     title: str
-    lsst: NDArray[np.float32]
+    gri: NDArray[np.float32]
     vis: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
 
 def main() -> None:
-    """Find the cases, translate them, print their numbers, draw."""
+    """Find the cases, translate them, print their numbers and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--checkpoint")
-    parser.add_argument("--pairs", type=int, default=200, help="test pairs that are looked through")
+    parser.add_argument("--pairs", type=int, default=200, help="number of test pairs to look through")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/limits.png"))
     arguments = parser.parse_args()
@@ -84,19 +85,19 @@ def main() -> None:
 
 
 def field_cases(folder: Path) -> list[Case]:
-    """A star of 20 mag and the part of the field with the most masked pixels around a bright object."""
+    """Find a star of 20 mag, and the part of the field with the most masked pixels around a bright object."""
     truth = pd.read_parquet(folder / "field_truth.parquet")
     with tempfile.TemporaryDirectory() as scratch:
         store = str(Path(scratch) / "tiles.zarr")
         bands = tuple(str(folder / f"field_lsst_{band}.fits") for band in "gri")
         ingest.run(ingest.Config(euclid=str(folder / "field_euclid_vis.fits"), lsst=bands, store=store))
-        lsst, vis = read_images(store, "lsst"), read_images(store, "euclid")
+        gri, vis = read_images(store, OBSERVED), read_images(store, WANTED)
 
     def window(title: str, x: float, y: float) -> Case:
         top, left = round(float(y)) - vis.origin[0] - SIZE // 2, round(float(x)) - vis.origin[1] - SIZE // 2
         part = (slice(top, top + SIZE), slice(left, left + SIZE))
-        usable = np.isfinite(lsst.flux).all(0) & lsst.valid
-        return Case(title, lsst.flux[:, *part], vis.flux[0][part], usable[part])
+        usable = np.isfinite(gri.flux).all(0) & gri.valid
+        return Case(title, gri.flux[:, *part], vis.flux[0][part], usable[part])
 
     height, width = vis.valid.shape
     inner = truth.x_vis.between(40, width - 40) & truth.y_vis.between(40, height - 40)
@@ -112,14 +113,15 @@ def field_cases(folder: Path) -> list[Case]:
 
 
 def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Case]:
-    """The brightest core, and blends that the samples lose or make up."""
+    """Find the brightest core, and blends that the samples lose or make up."""
     url = str(folder / "test_regular.zarr")
-    pairs, ids, labels = read_pairs(url, "mosaic", 0, count), read_ids(url, 0, count), read_labels(url)
+    ends, ids, labels = read_pairs(url, "mosaic", 0, count).ends, read_ids(url, 0, count), read_labels(url)
     seen = np.ones((SIZE, SIZE), bool)
-    all_cases = [Case(name, gri, vis[0], seen) for name, gri, vis in zip(ids, pairs.lsst, pairs.euclid, strict=True)]
+    stamps = zip(ids, ends[OBSERVED], ends[WANTED], strict=True)
+    all_cases = [Case(name, gri, vis[0], seen) for name, gri, vis in stamps]
     true = np.array([count_sources(case.vis) for case in all_cases])
     found = np.array([[count_sources(one) for one in translate_case(model, case, how)] for case in all_cases])
-    blended = np.array([bool(labels[name]["blended_lsst"]) for name in ids])
+    blended = np.array([bool(labels[name][f"blended_{OBSERVED}"]) for name in ids])
     lost = np.where(blended, true - found.mean(1), -np.inf)
     chosen = {
         "the brightest core": int(np.argmax([case.vis.max() for case in all_cases])),
@@ -129,35 +131,36 @@ def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Ca
     return [
         Case(
             f"{title}\n{true[k]} in VIS, {found[k].mean():.1f} in samples" if "sources" in title else title,
-            all_cases[k].lsst, all_cases[k].vis, seen,
+            all_cases[k].gri, all_cases[k].vis, seen,
         )
         for title, k in chosen.items()
     ]  # fmt: skip
 
 
 def translate_case(model: Model, case: Case, how: Sampling) -> NDArray[np.float32]:
-    """Samples of VIS, [K, S, S] nJy."""
-    flux = torch.from_numpy(np.nan_to_num(case.lsst))
+    """Return samples of VIS, [K, S, S] nJy."""
+    direction = model.card.problem.to(WANTED)
+    flux = torch.from_numpy(np.nan_to_num(case.gri))
     valid = torch.from_numpy(np.broadcast_to(case.valid, flux.shape).copy())
-    window: Tensor = observed_units(model, "lsst", flux, valid)[None]
-    return window_samples(model, "lsst->euclid", window, [(0, 0)], how)[0, :, 0].numpy()
+    window: Tensor = observed_units(model, direction.observed, flux, valid)[None]
+    return window_samples(model, direction, window, [(0, 0)], how)[0, :, 0].numpy()
 
 
 def count_sources(image: NDArray[np.float32]) -> int:
-    """Sources of a VIS image [S, S]."""
+    """Count the sources of a VIS image [S, S]."""
     return len(detect(image, np.full(image.shape, SIGMA**2, np.float32), np.ones(image.shape, bool)))
 
 
 def circle(radius: float) -> NDArray[np.bool_]:
-    """Pixels within a radius of the middle."""
+    """Return the pixels within a radius of the middle."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     return np.asarray(np.hypot(y, x) < radius)
 
 
 def draw(axes: Any, case: Case, samples: NDArray[np.float32]) -> None:
-    """One line of the figure."""
+    """Draw one line of the figure."""
     mean, std = samples.mean(0), samples.std(0, ddof=1)
-    shown = np.where(case.valid, case.lsst, np.nan)
+    shown = np.where(case.valid, case.gri, np.nan)
     axes[0].imshow(lupton_rgb(shown[::-1], NOISE[::-1]), origin="lower")
     axes[0].set_ylabel(case.title, fontsize=8)
     norm = AsinhNorm(2 * SIGMA, vmin=-2 * SIGMA, vmax=float(np.nanpercentile(case.vis, 99.9)))

@@ -1,10 +1,10 @@
-"""Peak memory of each stage of `translate`, projected and measured side by side.
+"""How the projected peak memory of each stage of `translate` compares with the measured one.
 
     python -m benchmarks.memory                              # three tile sizes, a small network: 3 minutes on one core
     python -m benchmarks.memory --sides 256 --checkpoint mosaic-v2
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
-object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).
+object store), and its output goes into an Arrow column. The largest resident set of the process (VmHWM) is measured.
 The tiles hold as many sources as `jobs.translating.memory.SOURCES_PER_PIXEL` allows for.
 """
 
@@ -18,7 +18,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ from benchmarks.high_water import high_water
 from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.memory import SOURCES_PER_PIXEL, stage_memory
-from surveybridge.jobs.translating.stages import Settings, tile_stages
-from surveybridge.storage.images import SURVEY_BANDS, SurveyImage
+from surveybridge.jobs.translating.request import check, settings_of
+from surveybridge.jobs.translating.stages import tile_stages
+from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 
@@ -46,8 +48,8 @@ WCS_CARDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024, 2048], help="core of the tile, pixels")
-    parser.add_argument("--checkpoint", help="default: random weights of a small network, the memory of the arrays")
-    parser.add_argument("--direction", default="lsst->euclid")
+    parser.add_argument("--checkpoint", help="default: random weights of a small network, to see the arrays' memory")
+    parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a child does, in `--folder`
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -70,25 +72,24 @@ def main() -> None:
 
 
 def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
-    """Write a store of one tile, an empty run folder and what the children need to know."""
+    """Write a store of one tile, an empty run folder, and the settings that the children need."""
     store = TileStore.create(place / "tiles", grid_id="benchmark")
-    store.write_manifest([store.write_tile(crowded_tile(side))])
+    store.write_manifest([store.write_tile(crowded_tile(side, load_checkpoint(checkpoint).card.problem))])
     config = Config(
         store=str(place / "tiles"),
         run=str(place / "run"),
         checkpoint=checkpoint,
         **{"steps": 1, "score_steps": 1, "seed": 0} | settings,
     )
-    what = config.model_dump()
-    RunFolder.open_or_create(config.run, {**what, "checkpoint_sha256": "", "grid": "mosaic"})
-    settings = {name: what[name] for name in Settings.__dataclass_fields__ if name in what}
-    worker = Settings(**settings, run_id="benchmark", threads=1, attempts={}, filesystems={})
+    request = check(config)
+    RunFolder.open_or_create(config.run, request.document)
+    worker = replace(settings_of(request, attempts={}), threads=1)
     (place / "settings.pickle").write_bytes(pickle.dumps(worker))
     return config
 
 
 def compare(place: Path, config: Config) -> dict[str, dict[str, int]]:
-    """Projected and measured bytes by stage."""
+    """Return projected and measured bytes by stage."""
     model = load_checkpoint(config.checkpoint)
     projected = stage_memory(model, TileStore.open(config.store).manifest(), config)
     found: dict[str, dict[str, int]] = {}
@@ -102,7 +103,7 @@ def compare(place: Path, config: Config) -> dict[str, dict[str, int]]:
 
 
 def do_stage(stage: str, place: Path) -> dict[str, int]:
-    """Do one stage of the tile in this process, and say how large the process was at most."""
+    """Do one stage of the tile in this process, and print the peak memory of the process."""
     import pyarrow as pa
     import ray.data  # noqa: F401  # a worker of Ray Data has it loaded
 
@@ -125,44 +126,43 @@ def do_stage(stage: str, place: Path) -> dict[str, int]:
     return {"measured": peak}
 
 
-def crowded_tile(side: int) -> Tile:
-    """A tile of noise and round galaxies, about `SOURCES_PER_PIXEL`."""
+def crowded_tile(side: int, problem: Problem) -> Tile:
+    """Make a tile of noise and round galaxies, about `SOURCES_PER_PIXEL`."""
     rng = np.random.default_rng(side)
     size = side + 2 * HALO
     pitch = round(SOURCES_PER_PIXEL**-0.5)
     y, x = np.indices((size, size), np.float32)
     squared = ((y % pitch) - pitch // 2) ** 2 + ((x % pitch) - pitch // 2) ** 2
-    images: Mapping[str, SurveyImage] = {
-        survey: _image(survey, squared, width, rng) for survey, width in (("lsst", 3.1), ("euclid", 1.5))
+    images = {
+        end.name: _image(end, squared, width, rng) for end, width in zip(problem.endpoints, (3.1, 1.5), strict=True)
     }
     core = (HALO, HALO + side, HALO, HALO + side)
-    return Tile("t0", core=core, origin=(0, 0), grid_id="benchmark", lsst=images["lsst"], euclid=images["euclid"])
+    return Tile("t0", images, core=core, origin=(0, 0), grid_id="benchmark")
 
 
-def _image(survey: str, squared: Any, width: float, rng: np.random.Generator) -> SurveyImage:
+def _image(end: Endpoint, squared: Any, width: float, rng: np.random.Generator) -> SurveyImage:
     from astropy.io.fits import Header
 
-    bands = SURVEY_BANDS[survey]
     sky = 1000 / (2 * np.pi * width**2) * np.exp(-squared / (2 * width**2))
-    flux = (sky + rng.normal(size=(len(bands), *squared.shape))).astype(np.float32)
+    flux = (sky + rng.normal(size=(len(end.bands), *squared.shape))).astype(np.float32)
     return SurveyImage(
-        survey=survey,
-        bands=bands,
+        survey=end.name,
+        bands=end.bands,
         flux=flux,
         variance=np.ones_like(flux),
         mask=np.zeros(flux.shape, np.uint8),
         wcs_header=Header(WCS_CARDS).tostring(),
-        pixel_scale=0.1,
-        psf_fwhm=tuple(0.1 * 2.35 * width for _ in bands),
+        pixel_scale=end.pixel_scale,
+        psf_fwhm=tuple(end.pixel_scale * 2.35 * width for _ in end.bands),
         zero_point=31.4,
-        noise_correlation=tuple(0.0 for _ in bands),
+        noise_correlation=tuple(0.0 for _ in end.bands),
+        unit=end.unit,
+        extensive=end.extensive,
     )
 
 
 def small_checkpoint(path: Path) -> str:
-    """Random weights of a small network, under the card of the shipped one."""
-    from dataclasses import replace
-
+    """Write random weights of a small network under the card of the shipped one."""
     card: Card = load_checkpoint().card
     network = NetworkConfig(base=8, stem=2, norm="pixel")
     save_checkpoint(replace(card, network=network), UNet(network).state_dict(), path)

@@ -4,7 +4,7 @@
 
 AS-Bridge's three objectives (`grad`, `maxnll`, `eps`) and ours (`edm`) on the Brownian bridge; two comparators of its
 Table 1 on `Bridge.diffusion`: Palette (conditional diffusion from noise, Saharia et al. 2022) and joint diffusion (both
-surveys noised together, the observed one put back at every step, Song et al. 2021, sec. 5); `edm` with a network for
+endpoints noised together, the observed one put back at every step, Song et al. 2021, sec. 5); `edm` with a network for
 each direction alone; and `edm` with the published layout of the network (no stem, GroupNorm) at equal training *time*.
 All see the same pairs in the same order with a batch of 32, and are sampled with second order, `NFE` calls. Intervals
 (95%) are from drawing the judged pairs anew.
@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.samplers import draws, judge
+from benchmarks.samplers import draws, ends_of, judge, part
 from surveybridge.bridge_core.evaluation import image_scores
-from surveybridge.bridge_core.model import DIRECTIONS, Card, Model
-from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.network import UNet, channels_last
+from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.training import (
     Batch,
@@ -36,12 +37,12 @@ from surveybridge.bridge_core.training import (
     TrainState,
     augment,
     bridge_loss,
-    half_each_way,
     step_generator,
+    wanted_of,
 )
-from surveybridge.bridge_core.translate import stretch_of, to_channels
 from surveybridge.jobs.evaluating.stages import display_stretch
-from surveybridge.jobs.training.card import make_card
+from surveybridge.jobs.train import FIT_PAIRS
+from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.storage.pairs import Pairs, read_pairs
 
 NFE = 20
@@ -50,7 +51,7 @@ DRAWS = 400
 
 @dataclass(frozen=True)
 class Entrant:
-    """What is trained, and from where it is sampled.
+    """A network that is trained, and the point from which it is sampled.
 
     Parameters
     ----------
@@ -60,10 +61,10 @@ class Entrant:
         Highest noise level of the sampler's grid.
     from_end
         Whether a call at the table's end stands before it (only for what predicts x0 there).
-    direction
-        The only direction it learns, or None for both.
+    wanted
+        The only endpoint that it learns to translate to, or None for both.
     joint
-        Noise both surveys together.
+        Noise both endpoints together.
     sigma_data
         Of the preconditioning of `edm`, network units; None for `surveybridge train`'s.
     equal_time
@@ -79,14 +80,14 @@ class Entrant:
     bright_weight: float = 0.0
     sigma_max: float = 3.0
     from_end: bool = False
-    direction: str | None = None
+    wanted: str | None = None
     joint: bool = False
     sigma_data: float | None = None
     equal_time: bool = False
 
 
-def entrants(base: int) -> list[Entrant]:
-    """All of them; the first sets the time for those of equal time."""
+def entrants(base: int, problem: Problem) -> list[Entrant]:
+    """Return all entrants; the first one sets the time for those of equal time."""
     edm = Entrant("edm", "edm", base=base, bright_weight=4.0, sigma_max=2.0, from_end=True)
     noise = Entrant("palette", "eps", bridge="diffusion", base=base, sigma_max=20.0)
     return [
@@ -97,43 +98,40 @@ def entrants(base: int) -> list[Entrant]:
         replace(edm, name="edm, all pixels alike", bright_weight=0.0),
         replace(edm, name="edm, sampled as grad is", bright_weight=0.0, sigma_max=3.0, from_end=False),
         *(replace(edm, name=f"edm, sigma_data {s}", bright_weight=0.0, sigma_data=s) for s in (0.1, 0.15, 0.25)),
-        replace(edm, name="edm, one direction", direction="lsst->euclid"),
-        replace(edm, name="edm, one direction", direction="euclid->lsst"),
+        *(replace(edm, name="edm, one direction", wanted=way.wanted.name) for way in problem.directions[::-1]),
         replace(edm, name="edm, published network", stem=1, norm="group", equal_time=True),
     ]
 
 
 def main() -> None:
-    """Train and judge each, print a line for each direction, write objectives.json."""
+    """Train and judge each entrant, print a line for each direction, and write objectives.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--base", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--held-out", type=int, default=128, help="pairs at the end of the store that are judged")
     parser.add_argument("--samples", type=int, default=5, help="K")
-    parser.add_argument("--only", nargs="+", default=None, help="names of some")
+    parser.add_argument("--only", nargs="+", default=None, help="names of the entrants to run (default: all)")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
-    pairs = read_pairs(arguments.pairs, "mosaic")
-    held_out = arguments.held_out
+    problem, held_out = asked_problem(None, None, arguments.pairs), arguments.held_out
+    pairs = read_pairs(arguments.pairs, "mosaic", problem=problem.table)
     training, judged = part(pairs, slice(0, -held_out)), part(pairs, slice(-held_out, None))
-    everyone = entrants(arguments.base)
+    everyone = entrants(arguments.base, problem)
     rows: list[dict[str, Any]] = []
-    print(
-        f"{len(training.euclid)} pairs to learn from, {held_out} to judge, base {arguments.base}, K {arguments.samples}"
-    )
+    print(f"{len(training)} pairs to learn from, {held_out} to judge, base {arguments.base}, K {arguments.samples}")
     print("                        direction     steps | energy score           | CRPS b. | spread/skill | minutes")
     for one in everyone:
         if arguments.only and one.name not in arguments.only:
             continue
         steps = arguments.steps
         if one.equal_time:
-            steps = round(steps * step_seconds(everyone[0], training) / step_seconds(one, training))
+            steps = round(steps * step_seconds(everyone[0], problem, training) / step_seconds(one, problem, training))
         began = time.perf_counter()
-        model = train(one, training, steps)
+        model = train(one, problem, training, steps)
         minutes = (time.perf_counter() - began) / 60
-        for direction in DIRECTIONS[::-1] if one.direction is None else (one.direction,):
-            row = {"name": one.name, "direction": direction, "steps": steps, "minutes": round(minutes, 2)}
+        for direction in model.card.problem.directions[::-1]:
+            row = {"name": one.name, "direction": str(direction), "steps": steps, "minutes": round(minutes, 2)}
             row |= scores(model, one, judged, direction, arguments.samples)
             rows.append(row)
             low, high = row["energy_interval"]
@@ -150,18 +148,13 @@ def main() -> None:
         (arguments.out / "objectives.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def part(pairs: Pairs, rows: slice) -> Pairs:
-    """Some of the pairs."""
-    return replace(pairs, lsst=pairs.lsst[rows], euclid=pairs.euclid[rows])
-
-
-def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
-    """Weights averaged over the end of a training of so many steps; pairs, noise and start as for every entrant."""
+def train(one: Entrant, problem: Problem, pairs: Pairs, steps: int) -> Model:
+    """Return weights averaged over the end of a training; pairs, noise and start are the same for every entrant."""
     torch.manual_seed(0)
-    card = card_of(one, pairs)
+    card = card_of(one, problem, pairs)
     network = channels_last(UNet(card.network))
     state = TrainState(network, Recipe(bright_weight=one.bright_weight))
-    next_batch = batches(one, card, pairs, state.recipe)
+    next_batch = batches(card, pairs, state.recipe)
     loss_of = joint_loss if one.joint else bridge_loss
     for step in range(steps):
         loss_of(network, card, next_batch(step), one.bright_weight).backward()
@@ -170,60 +163,62 @@ def train(one: Entrant, pairs: Pairs, steps: int) -> Model:
     return Model(card, network.eval(), "")
 
 
-def card_of(one: Entrant, pairs: Pairs) -> Card:
-    """As `surveybridge train` would write it."""
+def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
+    """Return the card that `surveybridge train` would write."""
     names = ("name", "bridge", "objective", "base", "stem", "norm")
-    card = make_card({name: getattr(one, name) for name in names} | {"grid": "mosaic"}, pairs, {})
+    settings = {name: getattr(one, name) for name in names} | {"grid": "mosaic"}
+    problem = problem if one.wanted is None else replace(problem, wanted=one.wanted)
+    card = make_card(settings, problem, part(pairs, slice(FIT_PAIRS)), {})
     if one.sigma_data is None:
         return card
     return replace(card, objective=replace(card.objective, sigma_data=one.sigma_data))
 
 
-def batches(one: Entrant, card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
-    """The batch of a step: pairs drawn with replacement, augmented, with t and noise, a function of the step alone."""
-    stretch = stretch_of(Model(card, UNet(NetworkConfig(base=8)), ""))
-    lsst = stretch.forward(torch.from_numpy(pairs.lsst), card.bands["lsst"])
-    euclid = to_channels(stretch.forward(torch.from_numpy(pairs.euclid), card.bands["euclid"]), 3)
-    directions = half_each_way(recipe.batch_size)
-    if one.direction is not None:
-        directions = torch.full_like(directions, DIRECTIONS.index(one.direction))
+def batches(card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
+    """Return the batch of a step, a function of the step alone: pairs drawn with replacement, augmented; t; noise."""
+    first, second = ends_of(card, pairs)
+    wanted = wanted_of(card.problem, recipe.batch_size)
 
     def of(step: int) -> Batch:
         generator = step_generator(recipe.seed, step, 0)
-        rows = torch.randint(0, len(lsst), (recipe.batch_size,), generator=generator)
-        return Batch.draw(card, *augment(lsst[rows], euclid[rows], generator, roll=True), directions, generator)
+        rows = torch.randint(0, len(pairs), (recipe.batch_size,), generator=generator)
+        ends = augment((first[rows], second[rows]), card.problem, generator, roll=True)
+        return Batch.draw(card, ends, wanted, generator)
 
     return of
 
 
 def joint_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float) -> Tensor:
-    """Squared error of both heads' noise, LSST and Euclid noised to the same step; x_t's own slot stays empty."""
+    """Return the squared error of both heads' noise, with both ends noised to one step; the slot of x_t is empty."""
     eps = torch.cat([batch.eps, batch.eps.flip(0)], 1)
-    both = torch.cat([batch.lsst, batch.euclid], 1)
+    both = torch.cat([batch.first, batch.second], 1)
     x_t = card.bridge.q_sample(both, torch.zeros_like(both), batch.t, eps)
     with torch.autocast("cpu", torch.bfloat16):
-        heads = network(joint_input(x_t), batch.t, torch.zeros_like(batch.direction))
+        heads = network(joint_input(x_t), batch.t, torch.zeros_like(batch.index))
     return ((heads.float() - eps) ** 2).mean()
 
 
 def joint_input(x_t: Tensor) -> Tensor:
-    """[N, 6, H, W] noised LSST and Euclid -> the network's nine channels."""
-    return torch.cat([torch.zeros_like(x_t[:, :3]), x_t], 1).contiguous(memory_format=torch.channels_last)
+    """Map both noised endpoints, [N, 2 C, H, W], to the network's 3 C channels."""
+    empty = torch.zeros_like(x_t[:, : x_t.shape[1] // 2])
+    return torch.cat([empty, x_t], 1).contiguous(memory_format=torch.channels_last)
 
 
-def sample_joint(model: Model, x1: Tensor, direction: str, steps: list[int], generator: torch.Generator) -> Tensor:
-    """x0 of the wanted survey, ancestral, the observed one noised afresh at every step (replacement)."""
-    bridge, wants_lsst = model.card.bridge, direction == "euclid->lsst"
+def sample_joint(
+    model: Model, x1: Tensor, direction: Direction, steps: list[int], generator: torch.Generator
+) -> Tensor:
+    """Sample x0 of the wanted end, ancestral, with the observed one noised afresh at every step (replacement)."""
+    bridge, wants_first, c = model.card.bridge, direction.index == 0, x1.shape[1]
     x = torch.randn(x1.shape, generator=generator) * float(bridge.s[steps[0]])
     x0 = x
     for i, t in enumerate(steps):
         a, s = float(bridge.a[t]), float(bridge.s[t])
         known = a * x1 + s * torch.randn(x1.shape, generator=generator)
-        both = torch.cat([x, known] if wants_lsst else [known, x], 1)
+        both = torch.cat([x, known] if wants_first else [known, x], 1)
         times = torch.full((len(x1),), t)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             heads = model.network(joint_input(both), times, torch.zeros_like(times))
-        eps = heads[:, :3].float() if wants_lsst else heads[:, 3:].float()
+        eps = heads[:, :c].float() if wants_first else heads[:, c:].float()
         x0 = (x - s * eps) / a
         if i + 1 < len(steps):
             k, p, _, w = bridge.transition(t, steps[i + 1], 1.0)
@@ -231,11 +226,9 @@ def sample_joint(model: Model, x1: Tensor, direction: str, steps: list[int], gen
     return x0
 
 
-def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: int) -> dict[str, Any]:
-    """Energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
-    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
-    wanted = direction.split("->")[1]
-    bands, bridge = model.card.bands, model.card.bridge
+def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, samples: int) -> dict[str, Any]:
+    """Return energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
+    wanted, bridge = direction.wanted, model.card.bridge
     steps = (end_then_rho_steps if one.from_end else rho_steps)(bridge, NFE, one.sigma_max)
 
     def draw(x1: Tensor, generator: torch.Generator) -> Tensor:
@@ -248,21 +241,21 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: str, samples: in
             precision="bfloat16",
         )  # fmt: skip
 
-    drawn = draws(model, images, direction, samples, draw)
-    display, truth = display_stretch(pairs), images[wanted]
-    each = image_scores(drawn, truth, bands[wanted], display)["energy_score"]
+    drawn = draws(model, pairs, direction, samples, draw)
+    display, truth = display_stretch(pairs), torch.from_numpy(pairs.ends[wanted.name])
+    each = image_scores(drawn, truth, wanted.bands, display)["energy_score"]
     rng = np.random.default_rng(0)
     means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(DRAWS)]
-    row: dict[str, Any] = judge(model, drawn, truth, direction, pairs.noise, display)
+    row: dict[str, Any] = judge(drawn, pairs, wanted, display)
     return row | {"energy_interval": [float(edge) for edge in np.quantile(means, [0.025, 0.975])]}
 
 
-def step_seconds(one: Entrant, pairs: Pairs) -> float:
-    """Median time of a training step."""
-    card = card_of(one, pairs)
+def step_seconds(one: Entrant, problem: Problem, pairs: Pairs) -> float:
+    """Return the median time of a training step."""
+    card = card_of(one, problem, pairs)
     network = channels_last(UNet(card.network))
     state = TrainState(network, Recipe())
-    batch = batches(one, card, part(pairs, slice(0, 64)), state.recipe)(0)
+    batch = batches(card, part(pairs, slice(0, 64)), state.recipe)(0)
     times = []
     for _ in range(12):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Real Euclid Q1 stamps with ground images: ingest, translate the ground to VIS, draw. A check of behaviour, no metric.
+"""What becomes of real Euclid Q1 stamps with ground images: a figure, to check behaviour; it is no metric.
 
     python -m benchmarks.real [--data ../shared/data/real] [--out docs/real.png] [--samples 16] [--steps 16]
 
@@ -31,11 +31,12 @@ from surveybridge.storage.query import query
 from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+GROUND, VIS = "lsst", "euclid"
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file of `DATA` and the extensions that stand in for VIS and for LSST g, r and i."""
+    """A file of `DATA`, and the extensions that stand in for VIS and for LSST g, r and i."""
 
     file: str
     vis: str
@@ -60,7 +61,7 @@ STAMPS = (
 
 
 def main() -> None:
-    """Print what was measured for each stamp as JSON, and draw all of them."""
+    """Print the measurements of each stamp as JSON, and draw all stamps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
@@ -84,11 +85,11 @@ def main() -> None:
                 steps=arguments.steps, executor="serial",
             )  # fmt: skip
             code = translate.run(config)
-            tile = TileStore.open(store).read_tile("t0000", halo=0)
-            assert tile.lsst is not None and tile.euclid is not None, stamp.file
+            images = TileStore.open(store).read_tile("t0000", halo=0).images
+            ground, vis = images[GROUND], images[VIS]
             field = read_field(run, store)
-            report[stamp.file] = {"exit code": code} | describe(field, tile.lsst, tile.euclid) | ranked(run, field)
-            draw(line, field, tile.lsst, stamp)
+            report[stamp.file] = {"exit code": code} | describe(field, ground, vis) | ranked(run, field)
+            draw(line, field, ground, stamp)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=11)
     figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")
@@ -111,7 +112,7 @@ CREDIT = (
 
 
 def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
-    """One line of the figure: ground RGB, true VIS, translated mean, std, and the residual over the std."""
+    """Draw one line of the figure: ground RGB, true VIS, translated mean, std, and the residual over the std."""
     known = field.known
     sigma = np.array([sky_statistics(f, v).sigma for f, v in zip(ground.flux, ground.valid, strict=True)])
     shown = np.where(ground.valid, ground.flux, np.nan)
@@ -140,7 +141,7 @@ def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
 
 
 def draw_pulls(axis: Any, field: Field) -> None:
-    """Histogram of (true - mean) / std of the sky and of bright pixels, and what calibrated samples would show."""
+    """Draw a histogram of (true - mean) / std of sky and bright pixels, and what calibrated samples would show."""
     edges = np.linspace(-6, 6, 49)
     middle = 0.5 * (edges[1:] + edges[:-1])
     for name, pull in pulls(field).items():
@@ -153,7 +154,7 @@ def draw_pulls(axis: Any, field: Field) -> None:
 
 
 def pulls(field: Field) -> dict[str, NDArray[np.float64]]:
-    """(true - mean) / std by region; bright: mean above 3 sigma of the true image's own sky."""
+    """Return (true - mean) / std by region; bright pixels have a mean above 3 sigma of the true image's own sky."""
     sigma = sky_statistics(field.true[0], field.known).sigma
     bright = field.known & (field.mean[0] > 3 * sigma)
     pull = (field.true[0].astype(np.float64) - field.mean[0]) / np.maximum(field.std[0], 1e-9)
@@ -161,7 +162,7 @@ def pulls(field: Field) -> dict[str, NDArray[np.float64]]:
 
 
 def ranked(run: str, field: Field) -> dict[str, Any]:
-    """Lens score and false-alarm rate of the source nearest to the middle, and the spread of the pulls."""
+    """Return lens score and false-alarm rate of the source nearest to the middle, and the spread of the pulls."""
     sources = query(run).to_pandas()
     height, width = field.known.shape
     away = np.hypot(sources.x - field.origin[1] - (width - 1) / 2, sources.y - field.origin[0] - (height - 1) / 2)
@@ -176,7 +177,7 @@ def ranked(run: str, field: Field) -> dict[str, Any]:
 
 
 def describe(field: Field, ground: SurveyImage, vis: SurveyImage) -> dict[str, Any]:
-    """Zero points, units, noise, and how the translation compares: for the reader of docs/real.md."""
+    """Return zero points, units, noise and the quality of the translation, for the reader of docs/real.md."""
     true, mean, std = (plane[0][field.known].astype(np.float64) for plane in (field.true, field.mean, field.std))
     sky = sky_statistics(field.true[0], field.known)
     height, width = field.known.shape

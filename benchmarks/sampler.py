@@ -1,11 +1,12 @@
-"""What each lever of the sampler gives: from the published algorithm done plainly to this project's default.
+"""How much each optimisation of the sampler gains, from the published algorithm in plain form to the default.
 
     python -m benchmarks.sampler --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
 
-The published algorithm is 200 ancestral steps even in m, from the observed survey, in eager float32. Every row adds one
-lever to the row above, on the same windows in one process; times are medians over rounds that take all rows in turn. A
-row of very many steps is timed over the first of them and scaled, which `timed` says. Only the first row has another
-network: AS-Bridge's layout with untrained weights, for its time. Both ends are scored on pairs kept from training.
+The published algorithm takes 200 ancestral steps, uniform in m, from the observed survey, in eager float32. Every row
+adds one change to the row above, on the same windows in one process; times are medians over rounds that go through all
+rows in turn. A row of very many steps is timed over the first of them and scaled, which `timed` says. Only the first
+row has another network: AS-Bridge's layout with untrained weights, since only its speed matters. The first and the
+last row are scored on pairs held out from training.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, channels_last
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import START, window_noise
@@ -40,7 +42,7 @@ PUBLISHED_STEPS = 200
 
 @dataclass(frozen=True)
 class Way:
-    """One row: a network and how it is sampled.
+    """A row of the table: a network and how it is sampled.
 
     Parameters
     ----------
@@ -61,14 +63,14 @@ class Way:
 
     @property
     def steps(self) -> list[int]:
-        """Of the table, all of them."""
+        """Return the steps of the table, all of them."""
         bridge = self.model.card.bridge
         if self.published:
             return bridge_steps(bridge, bridge.num_steps - 1, PUBLISHED_STEPS)[:PUBLISHED_STEPS]
         return end_then_rho_steps(bridge, Sampling().steps, Sampling().sigma_max)
 
-    def run(self, x1: Tensor, direction: str, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
-        """Samples of the wanted survey, network units."""
+    def run(self, x1: Tensor, direction: Direction, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
+        """Return samples of the wanted survey, in network units."""
         how, start = Sampling(), x1
         if not self.published:
             start = boot(
@@ -87,8 +89,8 @@ class Way:
             precision=self.precision,
         )
 
-    def at(self, direction: str) -> Draw:
-        """What `draws` calls for each batch."""
+    def at(self, direction: Direction) -> Draw:
+        """Return the function that `draws` calls for each batch."""
 
         def one(x1: Tensor, generator: torch.Generator) -> Tensor:
             return self.run(x1, direction, lambda _: torch.randn(x1.shape, generator=generator), self.steps)
@@ -96,19 +98,20 @@ class Way:
         return one
 
     def seconds(self, x1: Tensor) -> float:
-        """Time of all steps on these windows."""
+        """Return the time of all steps on these windows."""
         rows = [(window, 0) for window in range(len(x1))]
         sky = window_noise(0, 0, rows, [(SIDE * window, 0) for window in range(len(x1))], x1.device)
         steps = self.steps[: self.timed] if self.timed else self.steps
+        direction = self.model.card.problem.directions[-1]
         began = time.perf_counter()
-        self.run(x1, DIRECTIONS[1], sky if self.sky else lambda _: torch.randn(x1.shape, device=x1.device), steps)
+        self.run(x1, direction, sky if self.sky else lambda _: torch.randn(x1.shape, device=x1.device), steps)
         if x1.is_cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() - began) * len(self.steps) / len(steps)
 
 
 def ways(device: str = "cpu") -> list[Way]:
-    """The rows, from the published algorithm to the default."""
+    """Return the rows, from the published algorithm to the default."""
     plain, last, ours = (load_checkpoint().to(device, precision) for precision in ("float32", "float32", "bfloat16"))
     channels_last(last.network)
     published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "").to(device, "float32")
@@ -123,7 +126,7 @@ def ways(device: str = "cpu") -> list[Way]:
 
 
 def main() -> None:
-    """Print a row for each lever and the scores of both ends; write sampler.json."""
+    """Print a row for each optimisation and the scores of both ends; write sampler.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--batch", type=int, default=16, help="windows")
@@ -147,7 +150,7 @@ def main() -> None:
 
 
 def timings(all_ways: list[Way], batch: int, rounds: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Windows a second of every row, with its factors on the row above and on the first."""
+    """Return the windows per second of every row, with its factors on the row above and on the first."""
     x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
     taken: dict[str, list[float]] = {way.name: [] for way in all_ways}
     for _ in range(rounds):
@@ -186,7 +189,7 @@ OPERATIONS = {
 
 
 def profiled(way: Way, batch: int) -> dict[str, float]:
-    """Shares of a sampler's own time by kind of operation, by torch's profiler."""
+    """Return the shares of a sampler's own time by kind of operation, by torch's profiler."""
     x1 = torch.randn(batch, 3, SIDE, SIDE)
     way.seconds(x1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
@@ -200,29 +203,28 @@ def profiled(way: Way, batch: int) -> dict[str, float]:
 
 
 def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
-    """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
+    """Score the published algorithm in float32 and the default, on one network: energy score and calibration."""
     from benchmarks.samplers import draws, judge
     from surveybridge.jobs.evaluating.stages import display_stretch
     from surveybridge.storage.pairs import read_pairs
 
     _, plain, *_, default = all_ways
-    pairs = read_pairs(path, plain.model.card.grid, start, start + count)
-    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
-    found = []
+    card = plain.model.card
+    pairs = read_pairs(path, card.grid, start, start + count, problem=card.problem.table)
+    display, found = display_stretch(pairs), []
     print(f"{count} pairs, K = {samples}: energy score as published, fair; spread/skill and 68% interval: bright, sky")
-    for direction in DIRECTIONS[::-1]:
-        truth = images[direction.split("->")[1]]
+    for direction in card.problem.directions[::-1]:
         for name, way in (("published", plain), ("default", default)):
-            drawn = draws(plain.model, images, direction, samples, way.at(direction))
-            row = judge(plain.model, drawn, truth, direction, pairs.noise, display_stretch(pairs))
-            found.append({"direction": direction, "sampler": name, **row})
+            drawn = draws(plain.model, pairs, direction, samples, way.at(direction))
+            row = judge(drawn, pairs, direction.wanted, display)
+            found.append({"direction": str(direction), "sampler": name, **row})
             print(f"{direction} {name:9s} " + "  ".join(f"{value:6.3f}" for value in list(row.values())[:2]), end="  ")
             print("  ".join(f"{value:5.2f}" for value in list(row.values())[3:]), flush=True)
     return found
 
 
 def processor() -> str:
-    """Model of this machine's processor, and what it has for bfloat16."""
+    """Describe the model of this machine's processor, and its instructions for bfloat16."""
     described = dict(line.split("\t", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if "\t" in line)
     fast = [flag for flag in described.get("flags", "").split() if flag in ("amx_bf16", "avx512_bf16")]
     return f"{described.get('model name', platform.machine()).strip(': ')}, {' '.join(fast) or 'no bfloat16'}"

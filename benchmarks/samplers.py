@@ -1,18 +1,19 @@
-"""Which sampler, and how many network evaluations: scores and calibration of all of them, on pairs kept from training.
+"""Which sampler is best, and with how many network evaluations: scores and calibration on held-out pairs.
 
     python -m benchmarks.samplers --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
 
 The pairs are the last of the training store, which `surveybridge train` keeps for validation; test sets stay untouched.
 Every sampler sees the same pairs and the same noise in one process. `ancestral` is AS-Bridge's own sampler (from the
-observed survey, steps even in the table's m, eta 1), `ancestral eta 0` the same with the eta of DBIM, which moves the
-mean as well as the noise. `dbim1`, `dbim2` and `sde2` go down the rho grid from the table's end: first and second order
-without noise, and second order with it. `heun` is that of Karras et al. 2022. NFE counts network calls a sample.
+observed survey, with steps uniform in the table's m, eta 1). `ancestral eta 0` is the same with the eta of DBIM, which
+moves the mean as well as the noise. `dbim1`, `dbim2` and `sde2` go down the rho grid from the table's end: in first and
+second order without noise, and in second order with it. `heun` is that of Karras et al. 2022. NFE counts network calls
+per sample.
 
-Printed and written to samplers.json: energy score in AS-Bridge's display, as published and fair, CRPS of bright pixels
-in sigma, spread/skill of bright pixels (in the display) and of the sky, share of both inside the 68% interval, and
-milliseconds a sample. The choice is the cheapest whose fair energy score is within 1% of the best and whose bright
-spread/skill is within 0.1 of 1, in both directions. It goes by the fair score: the published one grows with the spread
-by mean |X - X'| / (2 K), and with K = 5 would choose a sampler that is too sure.
+The numbers, printed and written to samplers.json, are: energy score in AS-Bridge's display, as published and fair, CRPS
+of bright pixels in sigma, spread/skill of bright pixels (in the display) and of the sky, share of both inside the 68%
+interval, and milliseconds per sample. The choice is the cheapest sampler whose fair energy score is within 1% of the
+best and whose bright spread/skill is within 0.1 of 1, in both directions. The fair score decides, since the published
+one grows with the spread by mean |X - X'| / (2 K), and with K = 5 would choose a sampler that is overconfident.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ from torch import Tensor
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.evaluation import LEVELS, PIXEL_SUMS, REGIONS, PixelMeasures, PixelSums, image_scores
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.problem import Direction, Endpoint
 from surveybridge.bridge_core.sampler import boot, bridge_steps, end_then_rho_steps, sample, sample_heun
-from surveybridge.bridge_core.translate import from_channels, stretch_of, to_channels
+from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.training import Ends
 from surveybridge.jobs.evaluating.stages import display_stretch
-from surveybridge.storage.pairs import read_pairs
+from surveybridge.storage.pairs import Pairs, read_pairs
 
 BATCH = 40
 NFE = (1, 2, 4, 6, 8, 10, 12, 20, 50)
@@ -44,12 +47,12 @@ LONG = (200,)
 """Of the published sampler alone, which is made for it."""
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
-"""The observed survey [N, C, H, W] and a source of noise -> one sample of the wanted one each, network units."""
+"""The observed endpoint [N, C, H, W] and a source of noise -> one sample of the wanted one each, network units."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way from the observed survey to samples of the wanted one."""
+    """A way from the observed image to samples of the wanted one."""
 
     name: str
     steps: Callable[[Bridge, int], list[int]]
@@ -58,12 +61,12 @@ class Sampler:
     from_observed: bool = False
     heun: bool = False
 
-    def at(self, model: Model, direction: str, count: int) -> Draw:
-        """What `draws` calls for each batch."""
+    def at(self, model: Model, direction: Direction, count: int) -> Draw:
+        """Return the function that `draws` calls for each batch."""
         return functools.partial(self.draw, model, direction, count)
 
-    def draw(self, model: Model, direction: str, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
-        """One sample of each row of x1 [N, C, H, W] in `count` network evaluations, network units."""
+    def draw(self, model: Model, direction: Direction, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one sample of each row of x1 [N, C, H, W] with `count` network evaluations, in network units."""
         steps = self.steps(model.card.bridge, (count + 1) // 2 if self.heun else count)
         z = torch.randn(x1.shape, generator=generator)
         start = x1 if self.from_observed else boot(model.card.bridge, x1, steps[0], z)
@@ -84,12 +87,12 @@ class Sampler:
 
 
 def from_the_end(bridge: Bridge, count: int) -> list[int]:
-    """The published program's steps."""
+    """Return the steps of the published program."""
     return bridge_steps(bridge, bridge.num_steps - 1, count)[:count]
 
 
 def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
-    """The rho grid below `sigma_max`, after the table's end."""
+    """Return the rho grid below `sigma_max`, after the end of the table."""
     return lambda bridge, count: end_then_rho_steps(bridge, count, sigma_max)
 
 
@@ -118,14 +121,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for samplers.json")
     arguments = parser.parse_args()
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
-    pairs = read_pairs(arguments.pairs, model.card.grid, arguments.start, arguments.start + arguments.count)
-    images = {"lsst": torch.from_numpy(pairs.lsst), "euclid": torch.from_numpy(pairs.euclid)}
+    problem, first = model.card.problem, arguments.start
+    pairs = read_pairs(arguments.pairs, model.card.grid, first, first + arguments.count, problem=problem.table)
     display = display_stretch(pairs)
     rows = []
-    print(f"{model.card.name}, {len(pairs.euclid)} pairs, K = {arguments.samples}, {torch.get_num_threads()} threads")
+    print(f"{model.card.name}, {len(pairs)} pairs, K = {arguments.samples}, {torch.get_num_threads()} threads")
     print("direction    sampler          NFE |  energy score  |   CRPS |  spread/skill | 68% interval  |     ms")
     print("                                  | publ.     fair | bright | bright    sky | bright    sky | sample")
-    for direction in DIRECTIONS[::-1]:
+    for direction in problem.directions[::-1]:
         for one in SAMPLERS:
             if one.name not in arguments.samplers:
                 continue
@@ -133,11 +136,12 @@ def main() -> None:
                 if one.heun and nfe % 2 == 0 and nfe > 1:
                     nfe -= 1  # an odd number of calls
                 began = time.perf_counter()
-                drawn = draws(model, images, direction, arguments.samples, one.at(model, direction, nfe))
+                drawn = draws(model, pairs, direction, arguments.samples, one.at(model, direction, nfe))
                 seconds = time.perf_counter() - began
-                row = {"direction": direction, "sampler": one.name, "nfe": nfe, "order": one.order, "eta": one.eta}
-                row |= judge(model, drawn, images[direction.split("->")[1]], direction, pairs.noise, display)
-                row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs.euclid))
+                row: dict[str, Any] = {"direction": str(direction), "sampler": one.name}
+                row |= {"nfe": nfe, "order": one.order, "eta": one.eta}
+                row |= judge(drawn, pairs, direction.wanted, display)
+                row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs))
                 rows.append(row)
                 print(
                     f"{direction} {one.name:16s} {nfe:3d} | {row['energy_score']:6.3f} "
@@ -156,26 +160,40 @@ def main() -> None:
         path.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
 
 
-def draws(model: Model, images: dict[str, Tensor], direction: str, samples: int, draw: Draw) -> Tensor:
-    """Samples [K, N, C, H, W] in nJy; the noise depends on the place in the batch alone, not on what draws."""
-    observed, wanted = direction.split("->")
-    stretch, bands = stretch_of(model), model.card.bands
-    x1 = to_channels(stretch.forward(images[observed], bands[observed]), model.card.network.image_channels)
+def part(pairs: Pairs, rows: slice) -> Pairs:
+    """Return some of the pairs."""
+    return replace(pairs, ends={name: images[rows] for name, images in pairs.ends.items()})
+
+
+def ends_of(card: Card, pairs: Pairs) -> Ends:
+    """Return both endpoints as the network sees them, [N, C, H, W]."""
+    first, second = (
+        end.forward(torch.from_numpy(pairs.ends[end.name]), card.network.image_channels)
+        for end in card.problem.endpoints
+    )
+    return first, second
+
+
+def draws(model: Model, pairs: Pairs, direction: Direction, samples: int, draw: Draw) -> Tensor:
+    """Return samples [K, N, C, H, W] in physical units; the noise depends on the place in the batch alone.
+
+    The noise depends on the place in the batch alone, not on what draws.
+    """
+    observed, wanted = direction.observed, direction.wanted
+    x1 = observed.forward(torch.from_numpy(pairs.ends[observed.name]), model.card.network.image_channels)
     rows = x1.repeat(samples, 1, 1, 1)
     found = []
     for first in range(0, len(rows), BATCH):
         generator = torch.Generator().manual_seed(first)
-        u = draw(rows[first : first + BATCH], generator)
-        found.append(stretch.inverse(from_channels(u, len(bands[wanted])), bands[wanted]))
+        found.append(wanted.inverse(draw(rows[first : first + BATCH], generator)))
     return torch.cat(found).unflatten(0, (samples, -1))
 
 
-def judge(
-    model: Model, drawn: Tensor, truth: Tensor, direction: str, noise: dict[str, float], display: Any
-) -> dict[str, float]:
-    """The numbers of one line."""
-    bands = model.card.bands[direction.split("->")[1]]
-    sums = PixelSums.of(drawn, truth, torch.tensor([noise[band] for band in bands]), bands, display)
+def judge(drawn: Tensor, pairs: Pairs, wanted: Endpoint, display: Stretch) -> dict[str, float]:
+    """Return the numbers of one line."""
+    truth, bands = torch.from_numpy(pairs.ends[wanted.name]), wanted.bands
+    sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
+    sums = PixelSums.of(drawn, truth, sigma, bands, display)
 
     def measures(region: str) -> PixelMeasures:
         r = REGIONS.index(region)
@@ -196,7 +214,7 @@ def judge(
 
 
 def choice(rows: Sequence[dict[str, Any]], tolerance: float = 0.01, off: float = 0.1) -> str | None:
-    """The cheapest sampler within `tolerance` of the best fair energy score and `off` of spread/skill 1, both ways."""
+    """Return the cheapest sampler within `tolerance` of the best fair score and `off` of spread/skill 1, both ways."""
     kept: set[tuple[int, str]] | None = None
     for direction in {row["direction"] for row in rows}:
         some = [row for row in rows if row["direction"] == direction]

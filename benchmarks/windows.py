@@ -1,11 +1,11 @@
-"""Windows of several sizes on the same tiles: what they cost, whether they are as good, and how far from none at all.
+"""What windows of several sizes cost on the same tiles, how good they are, and how far from a single window.
 
     python -m benchmarks.windows --store tiles --tiles 2 --out benchmarks/results
 
-The reference is the whole tile with its halo as one window. `off` is how far a grid's posterior mean lies from the
-reference's, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only the
-context differs. Quality is judged against the image that the other survey really has there. Times are medians of
-rounds that take all grids in turn.
+The reference is the whole tile with its halo as one window. `off` is the distance of a grid's posterior mean from that
+of the reference, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only
+the context differs. Quality is judged against the true image of the wanted endpoint. Times are medians of rounds that
+go through all grids in turn.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import torch
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
-from surveybridge.bridge_core.model import DIRECTIONS, Model
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.translate import Posterior, translate_tile
+from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.tiles import Tile, TileStore
 
 GRIDS = (
@@ -39,10 +41,10 @@ GRIDS = (
 
 
 def main() -> None:
-    """Print a table a direction, write windows.json."""
+    """Print a table per direction and write windows.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True)
-    parser.add_argument("--tiles", type=int, default=2, help="so many tiles of both surveys with a halo around")
+    parser.add_argument("--tiles", type=int, default=2, help="number of tiles with both endpoints and a full halo")
     parser.add_argument("--samples", type=int, default=4, help="K")
     parser.add_argument("--rounds", type=int, default=1, help="of timing")
     parser.add_argument("--threads", type=int, default=1)
@@ -54,7 +56,7 @@ def main() -> None:
     tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
     tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= 32][: arguments.tiles]
     rows: list[dict[str, Any]] = []
-    for direction in DIRECTIONS[::-1]:
+    for direction in model.card.problem.directions[::-1]:
         print(f"{direction}, {len(tiles)} tiles, core {tiles[0].core}, K = {arguments.samples}")
         print(
             "  size stride margin | pixels computed | seconds |  off, sigma | RMSE  spread/skill  in 68%, bright | sky"
@@ -66,8 +68,8 @@ def main() -> None:
         (arguments.out / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measure(model: Model, tiles: list[Tile], direction: str, samples: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each grid; all tiles by the reference first."""
+def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each grid; the reference translates all tiles first."""
     whole = whole_tile(tiles[0])
     references = [translate(model, tile, direction, whole, samples) for tile in tiles]
     seconds: dict[PatchGrid, list[float]] = {grid: [] for grid in GRIDS}
@@ -81,13 +83,13 @@ def measure(model: Model, tiles: list[Tile], direction: str, samples: int, round
     for grid in (*GRIDS, whole):
         posteriors = found.get(grid, references)
         core = sum(posterior.coverage.numel() for posterior in posteriors)
-        row: dict[str, Any] = {"direction": direction, "size": grid.size, "stride": grid.stride, "margin": grid.margin}
-        row["whole"] = grid is whole
+        row: dict[str, Any] = {"direction": str(direction)}
+        row |= {"size": grid.size, "stride": grid.stride, "margin": grid.margin, "whole": grid is whole}
         row["pixels_computed"] = sum(p.windows for p in posteriors) * grid.size**2 / core
         row["seconds"] = statistics.median(seconds[grid]) if grid in seconds else None
         off = [((p.mean - r.mean) / r.std).square().nanmean() for p, r in zip(posteriors, references, strict=True)]
         row["off"] = float(torch.stack(off).mean().sqrt())
-        row |= quality(model, tiles, posteriors, direction, samples)
+        row |= quality(tiles, posteriors, direction.wanted.name, samples)
         rows.append(row)
         print(
             f"  {grid.size:4d} {grid.stride:6d} {grid.margin:6d} | {row['pixels_computed']:15.2f} | "
@@ -100,33 +102,27 @@ def measure(model: Model, tiles: list[Tile], direction: str, samples: int, round
 
 
 def whole_tile(tile: Tile) -> PatchGrid:
-    """One window that holds the tile with its halo, and whose used part holds the core."""
+    """Return one window that holds the tile with its halo, and whose used part holds the core."""
     size = -(-max(tile.shape) // 8) * 8
     return PatchGrid(size, size - 2 * halo(tile), halo(tile))
 
 
 def halo(tile: Tile) -> int:
-    """Pixels around the core on its narrowest side."""
+    """Return the number of pixels around the core on its narrowest side."""
     y0, y1, x0, x1 = tile.core
     return min(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
 
 
-def translate(model: Model, tile: Tile, direction: str, grid: PatchGrid, samples: int) -> Posterior:
-    """Posterior over the tile's core; a grid of one window is laid onto the tile itself."""
-    image = tile.images[direction.split("->")[0]]
+def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, samples: int) -> Posterior:
+    """Return the posterior over the tile's core; a grid of one window is laid onto the tile itself."""
+    scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     one = grid.size >= max(tile.shape)
     how = Sampling(samples=samples, patches=grid)
-    return translate_tile(
-        model, direction, torch.from_numpy(image.flux), torch.from_numpy(image.valid), origin=tile.origin,
-        core=tile.core, psf_fwhm=7.0, how=how, corners=[tile.origin] if one else None,
-    )  # fmt: skip
+    return translate_tile(model, direction, scene, how, corners=[tile.origin] if one else None)
 
 
-def quality(
-    model: Model, tiles: list[Tile], posteriors: list[Posterior], direction: str, samples: int
-) -> dict[str, float]:
-    """RMSE in the observed noise, spread/skill and coverage of bright and of sky pixels, all bands and tiles."""
-    wanted = direction.split("->")[1]
+def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:
+    """Return RMSE in the observed noise, spread/skill and coverage of bright and sky pixels, bands and tiles pooled."""
     error, spread, bright = [], [], []
     for tile, posterior in zip(tiles, posteriors, strict=True):
         y0, y1, x0, x1 = tile.core

@@ -143,7 +143,7 @@ class Endpoint:
             "unit": self.unit,
             "extensive": self.extensive,
             "stretch": self.kind,
-            "title": self.title,
+            "title": self.title or self.name,
             "rgb": list(self.rgb) if self.rgb else None,
         }
 
@@ -265,8 +265,8 @@ class Problem:
         )
 
     @property
-    def table(self) -> dict[str, Any]:
-        """Plain form without fitted stretches."""
+    def table(self) -> Any:
+        """Plain form without fitted stretches, the `ProblemTable` of problem files and run folders."""
         return {
             "name": self.name,
             "catalog": self.catalog,

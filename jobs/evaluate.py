@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.jobs.evaluating.stages import Settings
     from surveybridge.storage.objectstore import Folder
 
@@ -69,6 +71,26 @@ class Config(JobConfig):
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     executor: Literal["ray", "serial"] = Field("serial", description="serial in this process, or ray for large sets")
     workers: int = Field(1, ge=1, description="most actors at a time, on Ray")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How posteriors are sampled."""
+        from surveybridge.bridge_core.settings import Sampling
+
+        return Sampling(**self.model_dump(include={field.name for field in fields(Sampling)}))
+
+    @property
+    def scoring(self) -> Scoring:
+        """How objects are scored."""
+        from surveybridge.bridge_core.settings import Scoring
+
+        return Scoring(
+            samples=self.score_samples,
+            steps=self.score_steps,
+            seed=self.seed,
+            batch=self.batch,
+            precision=self.precision,
+        )
 
 
 def run(config: Config) -> int:
@@ -163,12 +185,9 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
                 "display; give stores of one survey"
             )
     settings = Settings(
-        **config.model_dump(
-            include={
-                *("checkpoint", "samples", "steps", "order", "eta", "sigma_max", "from_end", "score_samples"),
-                *("score_steps", "seed", "batch", "precision"),
-            }
-        ),
+        checkpoint=config.checkpoint,
+        sampling=config.sampling,
+        scoring=config.scoring,
         pairs=Folder.at(config.pairs).url,
         anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
         grid=grid,

@@ -54,7 +54,7 @@ class Config(JobConfig):
     store: str | None = Field(None, description="where the run's tile store lies now (default: where the run found it)")
     lossless: bool = Field(False, description="keep mean and std to the bit, in files several times as large")
     fits: bool = Field(True, description="write the FITS images; without them only what else is asked for")
-    png: bool = Field(False, description="a picture: colour for gri, grey for VIS")
+    png: bool = Field(False, description="a picture, in colour where the problem has colours")
     moc: bool = Field(False, description="MOCs of the finished and of the failed tiles (into a folder)")
     hips: bool = Field(False, description="HiPS of mean and std of every band (into a folder)")
     max_gib: float = Field(
@@ -115,6 +115,7 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
 
     from surveybridge.jobs.drawing.overview import Overview
     from surveybridge.storage.fits_mosaics import about, fits_bytes, mosaic_hdus
+    from surveybridge.storage.problems import wanted_end
 
     picture = f"{name[: -len(_ending(name))]}.png"
     for there in [name] * config.fits + [picture] * config.png:
@@ -142,7 +143,7 @@ def _export_image(config: Config, source: RunFolder, ledger: pa.Table, out: Fold
         planes = ", ".join(hdu.name for hdu in hdus[1:])
         print(f"{out.file_url(name)}: {height} x {width} px of {len(boxes)} tiles, {planes}")
     if config.png:
-        overview = Overview((0, height, 0, width), len(first.bands))
+        overview = Overview((0, height, 0, width), wanted_end(source.run_json))
         overview.add(mosaic.mean, mosaic.std, (0, 0))
         overview.put(out, picture, about(source.run_json))
 

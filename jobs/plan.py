@@ -49,7 +49,6 @@ def plan(config: Config) -> Projection:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from surveybridge.bridge_core.settings import PatchGrid
     from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
     from surveybridge.jobs.translating.memory import stage_memory
@@ -65,7 +64,7 @@ def plan(config: Config) -> Projection:
     settings = settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
     return project(
-        work_of(manifest, request.direction, tile, PatchGrid.of(config.patch)),
+        work_of(manifest, request.direction, tile, config.sampling.patches),
         steps,
         rates,
         config,

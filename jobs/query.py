@@ -32,11 +32,11 @@ EXAMPLES = """
 SCREENFUL = 20
 """Rows of a printed table when nobody says how many."""
 
-SHOWN = (
+SHOWN_FIRST = (
     "rank", "object_id", "ra", "dec", "separation", "match_separation", "score", "score_std", "false_alarm",
-    "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags", "grades",
 )  # fmt: skip
-"""Columns of a printed table, and those of a match; files have all but the thumbnails."""
+SHOWN_LAST = ("flags", "grades")
+"""Columns of a printed table around the fluxes, and those of a match; files have all but the thumbnails."""
 
 
 class Config(JobConfig):
@@ -150,16 +150,15 @@ def _give(found: pa.Table, kind: str, out: str | None) -> None:
 
 def _shown(config: Config, found: pa.Table) -> pa.Table:
     from surveybridge.storage.astrotables import flat
+    from surveybridge.storage.schema import shown_bands
+    from surveybridge.storage.views import problem_at
 
     found = flat(found)
     if config.sql is not None or config.columns is not None:
         return found
-    return found.select([name for name in SHOWN if name in found.column_names] + _matched(found))
-
-
-def _matched(found: pa.Table) -> list[str]:
-    """The first columns of a match, that a line may hold."""
-    return [name for name in found.column_names if name.startswith("match_") and name not in SHOWN][:3]
+    shown = (*SHOWN_FIRST, *shown_bands(problem_at(config.run)), *SHOWN_LAST)
+    matched = [name for name in found.column_names if name.startswith("match_") and name not in shown]
+    return found.select([name for name in shown if name in found.column_names] + matched[:3])  # what a line may hold
 
 
 def _print_table(found: pa.Table) -> None:

@@ -82,14 +82,14 @@ def open_session(config: Config, grader: str | None) -> Session:
 
     start = time.monotonic()
     folder = RunFolder.open(config.run)
-    table = read(config.run, config.cone, config.top)
+    table = read(folder, config.cone, config.top)
     if table.num_rows == 0:
         raise RequestError(f"run {folder.url} has no candidate to grade here; translate tiles, or ask for more")
     if grader is not None:
         compact_grades(folder, grader)
     book = Book(folder)
     log.info("%d candidates and %d grades in %.1f s", table.num_rows, book.history.num_rows, time.monotonic() - start)
-    session = Session(Candidates(table), book, Pictures(ThumbnailReader(folder)), grader)
+    session = Session(Candidates(table, folder.problem), book, Pictures(ThumbnailReader(folder)), grader)
     session.prefetch(range(min(SCREENFUL, table.num_rows)))
     return session
 
@@ -102,8 +102,9 @@ def export(config: Config, where: str) -> int:
     from surveybridge.storage.objectstore import file_at
     from surveybridge.storage.runs import RunFolder
 
-    table = read(config.run, config.cone, config.top)
-    latest = latest_grades(read_grades(RunFolder.open(config.run)))
+    run = RunFolder.open(config.run)
+    table = read(run, config.cone, config.top)
+    latest = latest_grades(read_grades(run))
     folder, name = file_at(where)
     folder.put(csv_bytes(graded_table(table, latest)), name)
     print(text(summary(table, latest, config.grader)))

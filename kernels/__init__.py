@@ -1,1 +1,1 @@
-"""Fused tensor operations, each with a naive PyTorch truth and a Triton version that is only faster."""
+"""Fused tensor operations, each as the naive PyTorch reference and as a Triton kernel that is only faster."""

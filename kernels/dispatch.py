@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs: the naive truth or Triton."""
+"""Choice of a kernel's implementation: the naive reference or Triton."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 Impl = Literal["auto", "naive", "triton"]
 
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
-"""Options of every kernel's launch; a fused multiply-add would change the bits."""
+"""Launch options of every kernel; a fused multiply-add would change the bits."""
 
 
 def choose_impl(impl: Impl, device: torch.device) -> Literal["naive", "triton"]:
@@ -28,7 +28,7 @@ def choose_impl(impl: Impl, device: torch.device) -> Literal["naive", "triton"]:
 
 
 def check_launch(kernel: object, device: torch.device) -> None:
-    """Refuse a Triton kernel on tensors that it cannot reach: it needs CUDA, or Triton's interpreter.
+    """Refuse a Triton kernel on tensors that it cannot reach; it needs CUDA, or Triton's interpreter.
 
     Raises
     ------

@@ -28,14 +28,17 @@ class Chunk:
         The run folder.
     files : mapping of str to sequence of str
         Files, and for each the tiles whose rows in it do not count.
+    schema : pyarrow.Schema
+        Of the run's candidates.
     """
 
     folder: Folder
     files: Mapping[str, Sequence[str]]
+    schema: pa.Schema
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Rows that count, in no order; some columns of `CANDIDATES`."""
-        return read_candidates(self.folder, self.files, columns)
+        """Rows that count, in no order; some columns of the schema."""
+        return read_candidates(self.folder, self.files, columns, self.schema)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Source:
         return cls(
             run,
             ledger.select(CATALOG_LEDGER.names).cast(CATALOG_LEDGER).sort_by("tile_id").combine_chunks(),
-            tuple(_chunks(run.folder, {f: n for f, n in counts.items() if n}, left_out, chunk_rows)),
+            tuple(_chunks(run, {f: n for f, n in counts.items() if n}, left_out, chunk_rows)),
             snapshot,
         )
 
@@ -123,16 +126,17 @@ def _as_swept(run: RunFolder, ok: pa.Table) -> tuple[str | None, pa.Table]:
 
 
 def _chunks(
-    folder: Folder, counts: Mapping[str, int], left_out: Mapping[str, Set[str]], chunk_rows: int
+    run: RunFolder, counts: Mapping[str, int], left_out: Mapping[str, Set[str]], chunk_rows: int
 ) -> Iterator[Chunk]:
     """Files with candidates, in the order of their names."""
+    schema = run.candidates_schema
     together: dict[str, tuple[str, ...]] = {}
     rows = 0
     for file in sorted(counts):
         if together and rows + counts[file] > chunk_rows:
-            yield Chunk(folder, together)
+            yield Chunk(run.folder, together, schema)
             together, rows = {}, 0
         together[file] = tuple(sorted(left_out[file]))
         rows += counts[file]
     if together:
-        yield Chunk(folder, together)
+        yield Chunk(run.folder, together, schema)

@@ -34,7 +34,8 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.hats import property_file, read_partitions, read_properties
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import read_parquet
-from surveybridge.storage.schema import CATALOG
+from surveybridge.storage.problems import ProblemTable, stated_problem
+from surveybridge.storage.schema import catalog_schema
 
 FORMAT = "surveybridge-catalog"
 FORMAT_VERSION = 1
@@ -87,6 +88,16 @@ class Catalog:
                     raise
 
     @property
+    def problem(self) -> ProblemTable:
+        """The problem of its runs, which a catalog of the default one does not state."""
+        return stated_problem(self.facts)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the table."""
+        return catalog_schema(self.problem)
+
+    @property
     def table_url(self) -> str:
         """Where the table is, for readers that open Parquet by themselves."""
         return self.folder.file_url(TABLE)
@@ -102,14 +113,14 @@ class Catalog:
         filesystem = self.folder.filesystem
         if ranges is None:
             path = self.folder.path(TABLE, "dataset/_metadata")
-            return ds.parquet_dataset(path, schema=CATALOG, filesystem=filesystem)
+            return ds.parquet_dataset(path, schema=self.schema, filesystem=filesystem)
         pixels = read_partitions(self.folder.read(TABLE, "partition_info.csv"))
         spans = np.array([pixel.range for pixel in pixels], np.int64).reshape(-1, 2)
         # The first range that ends in or after a partition is the first that may touch it.
         place = np.searchsorted(ranges[:, 1], spans[:, 0])
         touched = np.append(ranges[:, 0], np.iinfo(np.int64).max)[place] <= spans[:, 1]
         paths = [self.folder.path(TABLE, "dataset", pixels[i].path) for i in np.flatnonzero(touched)]
-        return ds.dataset(paths, schema=CATALOG, format="parquet", filesystem=filesystem)
+        return ds.dataset(paths, schema=self.schema, format="parquet", filesystem=filesystem)
 
     def best(self) -> pa.Table:
         """The first `BEST` rows by rank."""

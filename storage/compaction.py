@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, parquet_writer, read_parquet, row_group_size, string_lengths
-from surveybridge.storage.schema import CANDIDATES, LEDGER, conform
+from surveybridge.storage.schema import LEDGER, conform
 from surveybridge.storage.segments import (
     CANDIDATES_SEGMENTS,
     LEDGER_SEGMENTS,
@@ -48,7 +48,7 @@ _READ_AT_ONCE = 8
 """Candidates files of tiles that are fetched together."""
 
 
-def compact(folder: Folder, tile_ids: Iterable[str]) -> int:
+def compact(folder: Folder, tile_ids: Iterable[str], schema: pa.Schema | None) -> int:
     """Move rows and candidates of tiles into segments; tiles that have no row of their own are passed over.
 
     Parameters
@@ -57,6 +57,8 @@ def compact(folder: Folder, tile_ids: Iterable[str]) -> int:
         The run folder; the caller holds its lease.
     tile_ids : iterable of str
         Tiles that no worker has in flight.
+    schema : pyarrow.Schema or None
+        Of the run's candidates; None where it makes maps only.
 
     Returns
     -------
@@ -70,19 +72,19 @@ def compact(folder: Folder, tile_ids: Iterable[str]) -> int:
     parts: list[bytes] = []
     for row, data in _with_candidates(folder, rows):
         if parts and sum(map(len, parts)) + len(data or b"") > SEGMENT_BYTES:
-            moved += _write_segment(folder, batch, parts)
+            moved += _write_segment(folder, batch, parts, schema)
             batch, parts = [], []
         batch.append(row)
         if data is not None:
             parts.append(data)
         del data
     if batch:
-        moved += _write_segment(folder, batch, parts)
+        moved += _write_segment(folder, batch, parts, schema)
     _merge_levels(folder)
     return moved
 
 
-def tidy(folder: Folder) -> None:
+def tidy(folder: Folder, schema: pa.Schema | None) -> None:
     """Leave every row that counts exactly once on disk, and nothing else.
 
     Removes what a killed compaction left, rewrites segments that hold rows of tiles done again since, and merges
@@ -92,6 +94,8 @@ def tidy(folder: Folder) -> None:
     ----------
     folder : Folder
         The run folder; the caller holds its lease, and no tile is in flight.
+    schema : pyarrow.Schema or None
+        Of the run's candidates; None where it makes maps only.
     """
     rows = read_rows(folder, ["status"])
     # Candidates are listed after the ledger: a row's candidates are written before it.
@@ -103,7 +107,7 @@ def tidy(folder: Folder) -> None:
     keep[np.flatnonzero(whole)[rows.select(whole).current()]] = True
 
     renamed = {
-        file: _rewrite_candidates(folder, file, stale)
+        file: _rewrite_candidates(folder, file, stale, schema)
         for file, stale in rows.select(whole).candidates_files().items()
         if stale
     }
@@ -150,13 +154,13 @@ def _whole(folder: Folder, tile: pa.Array, path: pa.Array, files: set[str]) -> N
     return np.asarray(pc.or_(present, pc.invert(pc.is_in(tile, others))).to_numpy(zero_copy_only=False))
 
 
-def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes]) -> int:
+def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes], schema: pa.Schema | None) -> int:
     """Write candidates, then ledger rows that name them, then remove what they replace."""
     table = pa.concat_tables(rows).combine_chunks()
     path = table["candidates_path"].combine_chunks()
     if parts:
         name = f"{CANDIDATES_SEGMENTS}/{_name(table)}.parquet"
-        folder.put(_join_candidates(parts), name)
+        folder.put(_join_candidates(parts, schema), name)
         table = _with_paths(table, {old: name for old in path.drop_null().to_pylist()})
     _put_rows(folder, table, level=0)
     folder.delete_many([f"ledger/{tile}.parquet" for tile in table["tile_id"].to_pylist()])
@@ -164,29 +168,30 @@ def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes])
     return int(table.num_rows)
 
 
-def _join_candidates(parts: list[bytes], stale: Sequence[str] = ()) -> bytes:
+def _join_candidates(parts: list[bytes], schema: pa.Schema | None, stale: Sequence[str] = ()) -> bytes:
     """One VOParquet file of several (which are dropped from `parts` on the way), without the rows of stale tiles."""
-    texts = [field.name for field in CANDIDATES if pa.types.is_string(field.type)]
+    assert schema is not None, "a run that makes maps only has no candidates files"
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
     lengths = string_lengths(read_parquet(data, texts) for data in parts)
     with tempfile.TemporaryFile() as sink:
-        with parquet_writer(sink, CANDIDATES, lengths) as writer:
+        with parquet_writer(sink, schema, lengths) as writer:
             while parts:
                 file = pq.ParquetFile(pa.BufferReader(parts.pop(0)))
                 for i in range(file.num_row_groups):
-                    group = conform(file.read_row_group(i), CANDIDATES, "candidates")
+                    group = conform(file.read_row_group(i), schema, "candidates")
                     if stale:
                         group = group.filter(pc.invert(pc.is_in(group["tile_id"], pa.array(stale, pa.string()))))
                     if group.num_rows:
-                        writer.write_table(group, row_group_size=row_group_size(CANDIDATES))
+                        writer.write_table(group, row_group_size=row_group_size(schema))
         sink.seek(0)
         return sink.read()
 
 
-def _rewrite_candidates(folder: Folder, file: str, stale: Sequence[str]) -> str:
+def _rewrite_candidates(folder: Folder, file: str, stale: Sequence[str], schema: pa.Schema | None) -> str:
     """Write a candidates segment again without the rows of some tiles; returns the new name."""
     digest = hashlib.sha256(repr((file, list(stale))).encode()).hexdigest()[:20]
     name = f"{CANDIDATES_SEGMENTS}/{digest}.parquet"
-    folder.put(_join_candidates([folder.read(file)], stale), name)
+    folder.put(_join_candidates([folder.read(file)], schema, stale), name)
     return name
 
 

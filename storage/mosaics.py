@@ -36,13 +36,15 @@ class TileMosaic:
     bands : tuple of str
         Bands of the translated survey.
     mean, std : float32 [C, H, W]
-        Posterior mean and standard deviation, nJy; NaN where unknown.
+        Posterior mean and standard deviation, in `unit`; NaN where unknown.
     coverage : float32 [H, W]
         Share of observed input, 0..1.
     core_origin : (y, x)
         Global pixel, in grid `grid_id`, of array pixel [0, 0].
     grid_id : str
         The global pixel grid.
+    unit : str
+        Of mean and std, as FITS writes it.
     """
 
     tile_id: str
@@ -53,6 +55,7 @@ class TileMosaic:
     coverage: NDArray[np.float32]
     core_origin: tuple[int, int]
     grid_id: str
+    unit: str = "nJy"
 
     def __post_init__(self) -> None:
         """Refuse planes that do not fit together."""
@@ -74,16 +77,17 @@ class MosaicHeader:
     core_origin: tuple[int, int]
     shape: tuple[int, int]
     grid_id: str
+    unit: str = "nJy"
 
 
 def encode(mosaic: TileMosaic) -> bytes:
     """Parquet file of a tile's mosaic; equal mosaics give equal bytes."""
-    n_bands, height, width = mosaic.mean.shape
+    height, width = mosaic.coverage.shape
     rows, columns = -(-height // CELL), -(-width // CELL)
     y, x = (grid.ravel() * CELL for grid in np.mgrid[:rows, :columns])
     cell_height, cell_width = np.minimum(CELL, height - y), np.minimum(CELL, width - x)
     ra, dec = celestial_wcs(mosaic.wcs_header).all_pix2world(x + (cell_width - 1) / 2, y + (cell_height - 1) / 2, 0)
-    schema = mosaic_schema(n_bands)
+    schema = mosaic_schema(mosaic.bands, mosaic.unit)
     table = pa.Table.from_arrays(
         [
             pa.array([mosaic.tile_id] * len(y), pa.string()),
@@ -107,6 +111,7 @@ def encode(mosaic: TileMosaic) -> bytes:
         "core_origin": list(mosaic.core_origin),
         "shape": [height, width],
         "grid_id": mosaic.grid_id,
+        **({} if mosaic.unit == "nJy" else {"unit": mosaic.unit}),
     }
     return parquet_bytes(table, {_FOOTER.decode(): json.dumps(footer, sort_keys=True)})
 
@@ -120,7 +125,15 @@ def decode(data: bytes) -> TileMosaic:
     y, x = y - header.core_origin[0], x - header.core_origin[1]
     mean, std, coverage = (_planes(table.column(name), y, x, (height, width)) for name in ("mean", "std", "coverage"))
     return TileMosaic(
-        header.tile_id, header.wcs_header, header.bands, mean, std, coverage[0], header.core_origin, header.grid_id
+        header.tile_id,
+        header.wcs_header,
+        header.bands,
+        mean,
+        std,
+        coverage[0],
+        header.core_origin,
+        header.grid_id,
+        header.unit,
     )
 
 
@@ -137,16 +150,18 @@ def decode_header(file: IO[bytes]) -> MosaicHeader:
         (int(footer["core_origin"][0]), int(footer["core_origin"][1])),
         (int(footer["shape"][0]), int(footer["shape"][1])),
         footer["grid_id"],
+        footer.get("unit", "nJy"),
     )
 
 
 class StitchedMosaic(NamedTuple):
-    """Several tiles in one array: mean, std [C, H, W] nJy, coverage [H, W], and the WCS of these arrays."""
+    """Several tiles in one array: mean, std [C, H, W] in `unit`, coverage [H, W], and the WCS of these arrays."""
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     coverage: NDArray[np.float32]
     wcs_header: str
+    unit: str = "nJy"
 
 
 def stitch(
@@ -170,10 +185,10 @@ def stitch(
     """
     first = headers[0]
     for header in headers:
-        if (header.grid_id, header.bands) != (first.grid_id, first.bands):
+        if (header.grid_id, header.bands, header.unit) != (first.grid_id, first.bands, first.unit):
             raise StorageError(
                 f"tiles {first.tile_id} and {header.tile_id} are of grid {first.grid_id!r} {first.bands} and "
-                f"{header.grid_id!r} {header.bands}; stitch runs of one grid"
+                f"{header.grid_id!r} {header.bands}, in {first.unit} and {header.unit}; stitch runs of one grid"
             )
     y0, y1, x0, x1 = region or (
         min(h.core_origin[0] for h in headers),
@@ -203,7 +218,7 @@ def stitch(
         std[:, *there] = tile.std[:, *here]
         coverage[there] = tile.coverage[here]
     wcs_header = header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
-    return StitchedMosaic(mean, std, coverage, wcs_header)
+    return StitchedMosaic(mean, std, coverage, wcs_header, first.unit)
 
 
 def header_from(wcs_header: str, y: int, x: int) -> str:

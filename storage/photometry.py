@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+
+from surveybridge.storage.problems import njy_per_unit
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy (3631 Jy = magnitude 0; 31.4 to the third decimal)."""
@@ -29,6 +32,12 @@ def magnitude_from_flux(flux: ArrayLike) -> NDArray[np.float64]:
     """AB magnitude of a flux in nJy; NaN where the flux is not positive."""
     positive = np.asarray(flux, np.float64)
     return np.asarray(AB_ZERO_POINT - 2.5 * np.log10(np.where(positive > 0, positive, np.nan)))
+
+
+def ab_zero_point(unit: str) -> float | None:
+    """AB magnitude of one of a unit (31.4 for nJy); None where it is no flux density."""
+    njy = njy_per_unit(unit)
+    return None if njy is None else AB_ZERO_POINT - 2.5 * math.log10(njy)
 
 
 class Sky(NamedTuple):

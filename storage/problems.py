@@ -109,6 +109,11 @@ def default_problem() -> ProblemTable:
     return copy.deepcopy(_default())
 
 
+def stated_problem(document: Mapping[str, Any]) -> ProblemTable:
+    """The problem that run.json, or the like, states: the default one, which none states, where it has no `problem`."""
+    return document.get("problem") or default_problem()
+
+
 @functools.cache
 def _default() -> ProblemTable:
     return read_problem(DEFAULT)
@@ -203,6 +208,21 @@ def observed_and_wanted(problem: ProblemTable, direction: str) -> tuple[Endpoint
             return observed, wanted
     names = [f"{first['name']}->{second['name']}", f"{second['name']}->{first['name']}"]
     raise StorageError(f"direction {direction!r} is not one of problem {problem['name']}: {' or '.join(names)}")
+
+
+def wanted_end(run_json: Mapping[str, Any]) -> EndpointTable:
+    """The endpoint that a run translates to."""
+    return observed_and_wanted(stated_problem(run_json), str(run_json.get("direction")))[1]
+
+
+def main_plane(end: EndpointTable) -> int:
+    """Index of the band that stands for an endpoint in grey: the red one where it has colours, else the first."""
+    return end["bands"].index(end["rgb"][0]) if end["rgb"] else 0
+
+
+def rgb_planes(end: EndpointTable) -> list[int] | None:
+    """Indices of the bands that are shown as red, green and blue; None is grey."""
+    return [end["bands"].index(band) for band in end["rgb"]] if end["rgb"] else None
 
 
 def band_columns(problem: ProblemTable) -> dict[tuple[str, str], str]:

@@ -39,9 +39,10 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
 from surveybridge.storage.parquet import parquet_bytes, string_lengths
+from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
 from surveybridge.storage.regions import Coverage
 from surveybridge.storage.runs import READ_TRIES, RunFolder
-from surveybridge.storage.schema import CATALOG, CATALOG_LEDGER, SCHEMA_VERSION
+from surveybridge.storage.schema import CATALOG_LEDGER, SCHEMA_VERSION, catalog_schema
 
 PARTITION_ROWS = 250_000
 """Most rows of a partition: 50 MB in memory, 30 on disk."""
@@ -120,16 +121,17 @@ def publish(
     Raises
     ------
     StorageError
-        If there is nothing to publish, an object is there twice (its tiles are named), something else stands at
-        `catalog`, or another process publishes there.
+        If there is nothing to publish, runs are of different problems or make maps only, an object is there twice (its
+        tiles are named), something else stands at `catalog`, or another process publishes there.
     """
     root = Folder.at(catalog, storage_options)
     opened = [RunFolder.open(run, storage_options) for run in runs]
     _check(root, [run.url for run in opened], check_name(name, "name"), partition_rows, keep)
+    problem = _problem_of(opened)
     chunk_rows = max(1, partition_rows // CHUNKS)
     for left in reversed(range(READ_TRIES)):
         sources = [Source.of(run, chunk_rows) for run in opened]
-        facts = _facts(sources, name, moc, partition_rows)
+        facts = _facts(sources, problem, name, moc, partition_rows)
         try:
             with Lease.acquire(root, note={"job": "publish"}) as lease:
                 return _publish(root, sources, facts, moc, keep, each, lease)
@@ -151,7 +153,21 @@ def _check(root: Folder, runs: Sequence[str], name: str, partition_rows: int, ke
         raise StorageError(f"{root.url} is {root.describe()}, neither empty nor a catalog; give another --out URL")
 
 
-def _facts(sources: Sequence[Source], name: str, moc: Coverage | None, partition_rows: int) -> dict[str, Any]:
+def _problem_of(runs: Sequence[RunFolder]) -> ProblemTable:
+    """The problem of all runs; StorageError where their candidates are not alike, or there are none."""
+    first = runs[0]
+    for run in runs:
+        if not run.candidates_schema.equals(first.candidates_schema, check_metadata=True):
+            raise StorageError(
+                f"{first.url} is of problem {first.problem['name']} but {run.url} of {run.problem['name']}, whose "
+                "candidates have other columns; publish them as two catalogs"
+            )
+    return first.problem
+
+
+def _facts(
+    sources: Sequence[Source], problem: ProblemTable, name: str, moc: Coverage | None, partition_rows: int
+) -> dict[str, Any]:
     """All that decides the content of a snapshot."""
     ledger = pa.concat_tables([source.ledger for source in sources])
     finished = pc.max(ledger["finished_at"]).as_py()
@@ -166,6 +182,7 @@ def _facts(sources: Sequence[Source], name: str, moc: Coverage | None, partition
         "moc_sha256": None if moc is None else hashlib.sha256(moc.ranges.tobytes()).hexdigest(),
         "partition_rows": partition_rows,
         "margin_arcsec": hats.MARGIN_ARCSEC,
+        **({} if problem == default_problem() else {"problem": problem}),
     }
 
 
@@ -203,6 +220,7 @@ def _write_snapshot(
 ) -> dict[str, Any]:
     """Write all files of a snapshot; returns its snapshot.json."""
     chunks = [chunk for source in sources for chunk in source.chunks]
+    schema = catalog_schema(stated_problem(facts))
     with tempfile.TemporaryDirectory(prefix="surveybridge-publish-") as folder, Index(folder) as index:
         lengths: dict[str, int] = {}
         for number, (rows, longest) in enumerate(each(partial(_indexed, moc=moc), chunks)):
@@ -218,15 +236,15 @@ def _write_snapshot(
             )
         pixels = hats.partitions(cells, counts, facts["partition_rows"])
         tasks = (
-            Task(snapshot, pixel, tuple(chunks[n] for n in sorted({*inside.chunks, *around.chunks})), inside, around,
-                 lengths, moc)
+            Task(snapshot, schema, pixel, tuple(chunks[n] for n in sorted({*inside.chunks, *around.chunks})), inside,
+                 around, lengths, moc)
             for pixel, inside, around in index.partition(pixels)
         )  # fmt: skip
         written = list(each(write_partition, tasks))
     leaves, margins = [item.leaf for item in written], [item.margin for item in written if item.margin is not None]
-    files = _table(TABLE, lengths, leaves, facts)
+    files = _table(TABLE, schema, lengths, leaves, facts)
     files[f"{TABLE}/skymap.fits"] = hats.skymap(cells, counts)
-    files |= _table(MARGIN, lengths, margins, facts)
+    files |= _table(MARGIN, schema, lengths, margins, facts)
     ledger = pa.concat_tables([source.ledger for source in sources]).combine_chunks()
     told = {
         **facts,
@@ -269,9 +287,10 @@ def _check_unique(index: Index, sources: Sequence[Source]) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A partition to write: where, which rows, and where they are read."""
+    """A partition to write: where, as what, which rows, and where they are read."""
 
     snapshot: Folder
+    schema: pa.Schema
     pixel: hats.Pixel
     chunks: Sequence[Chunk]
     inside: Members
@@ -295,7 +314,7 @@ def write_partition(task: Task) -> Written:
     border = hats.border(task.pixel)
     inside, around = [], []
     for chunk in task.chunks:
-        table = chunk.read(CATALOG.names)
+        table = chunk.read(task.schema.names)
         healpix = table["_healpix_29"].to_numpy()
         known = np.ones(len(healpix), bool) if task.moc is None else task.moc.holds(healpix)
         within = (healpix >= first) & (healpix <= last)
@@ -311,12 +330,12 @@ def write_partition(task: Task) -> Written:
 
 
 def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Table:
-    """The rows of a leaf as `CATALOG` has them, with their ranks."""
+    """The rows of a leaf as the catalog has them, with their ranks."""
     rows = pa.concat_tables(parts).sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
     if not _same(rows, members.rows):
         raise _Changed(f"partition {task.pixel.path}: its rows are not those of the first pass any more")
-    columns = [members.rows[name] if name == "rank" else rows[name] for name in CATALOG.names]
-    return pa.Table.from_arrays(columns, schema=CATALOG)
+    columns = [members.rows[name] if name == "rank" else rows[name] for name in task.schema.names]
+    return pa.Table.from_arrays(columns, schema=task.schema)
 
 
 def _same(rows: pa.Table, indexed: pa.Table) -> bool:
@@ -332,7 +351,11 @@ def _write_leaf(task: Task, table: str, rows: pa.Table) -> hats.Leaf:
 
 
 def _table(
-    table: str, lengths: Mapping[str, int], leaves: Sequence[hats.Leaf], facts: Mapping[str, Any]
+    table: str,
+    schema: pa.Schema,
+    lengths: Mapping[str, int],
+    leaves: Sequence[hats.Leaf],
+    facts: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """Files of a table beside its leaves, by path in the snapshot."""
     common = {
@@ -353,5 +376,5 @@ def _table(
             "hats_primary_table_url": TABLE,
             "hats_margin_threshold": facts["margin_arcsec"],
         }
-    files = hats.table_files(CATALOG, lengths, leaves, {**own, **common})
+    files = hats.table_files(schema, lengths, leaves, {**own, **common})
     return {f"{table}/{path}": data for path, data in files.items()}

@@ -14,7 +14,7 @@ from surveybridge.storage.crossmatch import Targets, match
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.regions import Cone, Region
 from surveybridge.storage.runs import READ_TRIES
-from surveybridge.storage.schema import CANDIDATES, THUMBNAILS
+from surveybridge.storage.schema import thumbnail_names
 from surveybridge.storage.views import TABLES, Views, connect, open_views
 
 _SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
@@ -73,12 +73,14 @@ def query(
     Returns
     -------
     pyarrow.Table
-        Columns of `CANDIDATES`; `rank` counts from 1 by falling score over the whole run or catalog, ties by object_id.
+        Columns of the problem's candidates (`storage.schema.candidates_schema`); `rank` counts from 1 by falling score
+        over the whole run or catalog, ties by object_id.
 
     Raises
     ------
     StorageError
-        If `run_url` is neither run nor catalog, the cone is not one, a column is not known, or the SQL is wrong.
+        If `run_url` is neither run nor catalog, or a run that makes maps only, the cone is not one, a column is not
+        known, or the SQL is wrong.
     """
     if sql is not None and any(asked is not None for asked in (cone, top, region, targets, columns)):
         raise StorageError(
@@ -125,7 +127,7 @@ def _search(
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
         limit = "" if top is None else f" LIMIT {int(top)}"
         relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
-        known = dict.fromkeys([*views.columns, *relation.columns, *THUMBNAILS, GRADES_COLUMN.name])
+        known = dict.fromkeys([*views.columns, *relation.columns, *thumbnail_names(views.schema), GRADES_COLUMN.name])
         unknown = [name for name in columns or () if name not in known]
         if unknown:
             raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
@@ -146,16 +148,16 @@ def _with_grades(found: pa.Table, grades: pa.Table, always: bool) -> pa.Table:
 
 def _chosen(views: Views, found: pa.Table, columns: Sequence[str] | None, thumbnails: bool) -> pa.Table:
     """`found` with the columns asked for, each with the metadata of the schema."""
-    if thumbnails if columns is None else set(columns) & set(THUMBNAILS):
+    if thumbnails if columns is None else set(columns) & set(thumbnail_names(views.schema)):
         found = views.thumbnails(found)
     found = found if columns is None else found.select(list(columns))
-    return found.cast(pa.schema([_described(field) for field in found.schema]))
+    return found.cast(pa.schema([_described(field, views.schema) for field in found.schema]))
 
 
-def _described(field: pa.Field) -> pa.Field:
+def _described(field: pa.Field, schema: pa.Schema) -> pa.Field:
     """The field with unit, UCD and description."""
-    if field.name in CANDIDATES.names:
-        return CANDIDATES.field(field.name)
+    if field.name in schema.names:
+        return schema.field(field.name)
     if field.name == GRADES_COLUMN.name:
         return GRADES_COLUMN
     if field.name in ("separation", "match_separation"):
@@ -167,7 +169,7 @@ def _described(field: pa.Field) -> pa.Field:
 
 def _select(views: Views, sql: str) -> pa.Table:
     lower = sql.lower()
-    columns = [*views.columns, *(name for name in THUMBNAILS if name in lower)]
+    columns = [*views.columns, *(name for name in thumbnail_names(views.schema) if name.lower() in lower)]
     with connect(views, sql, columns) as connection:
         try:
             statements = connection.extract_statements(sql)

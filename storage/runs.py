@@ -4,7 +4,7 @@ Layout below the run's URL::
 
     run.json                      what ran (no secrets), with the fingerprint that a resume must match; written first
     mosaics/<tile>.parquet        pixel cells: mean, std, coverage
-    candidates/<tile>.parquet     objects of the tile's core, VOParquet
+    candidates/<tile>.parquet     objects of the tile's core, VOParquet (none where the problem makes maps only)
     ledger/<tile>.parquet         one row; written last, so a tile without it never counts
     candidates/segments/, ledger/segments/   candidates and rows of many tiles, once they are compacted (`segments`)
 
@@ -32,7 +32,15 @@ from surveybridge.storage import compaction, mosaics, segments
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
 from surveybridge.storage.parquet import parquet_bytes
-from surveybridge.storage.schema import CANDIDATES, LEDGER, SCHEMA_VERSION, THUMBNAILS, conform, table_from_rows
+from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
+from surveybridge.storage.schema import (
+    LEDGER,
+    SCHEMA_VERSION,
+    candidates_schema,
+    conform,
+    table_from_rows,
+    thumbnail_names,
+)
 from surveybridge.storage.sky import healpix_29
 
 FORMAT = "surveybridge-run"
@@ -87,6 +95,26 @@ class RunFolder:
         """Where the run is."""
         return self.folder.url
 
+    @property
+    def problem(self) -> ProblemTable:
+        """What was translated: run.json's, or the default problem, which no run.json states."""
+        return stated_problem(self.run_json)
+
+    @property
+    def maps_only(self) -> bool:
+        """Whether the problem has no endpoint with objects, so that the run has mosaics and no candidates."""
+        return self.problem["catalog"] is None
+
+    @property
+    def candidates_schema(self) -> pa.Schema:
+        """Schema of the run's candidates; StorageError if it makes maps only."""
+        if self.maps_only:
+            raise StorageError(
+                f"run {self.url} makes maps only: problem {self.problem['name']} names no catalog end, so there are no "
+                "candidates; export its mosaics"
+            )
+        return candidates_schema(self.problem)
+
     @classmethod
     def open_or_create(
         cls, url: str | os.PathLike[str], run_json: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
@@ -99,7 +127,7 @@ class RunFolder:
             Local path or s3:// URL: empty, absent, or a run folder.
         run_json : mapping
             What runs; must have every key of `FINGERPRINT_KEYS` (the version and `LATER_KEYS` are filled in). Secrets
-            are left out of the file.
+            are left out of the file, and `problem` where it is the default one.
         storage_options : mapping, optional
             Arguments of the fsspec filesystem; never stored.
 
@@ -110,6 +138,8 @@ class RunFolder:
         """
         folder = Folder.at(url, storage_options)
         document = {"code_schema_version": SCHEMA_VERSION, **LATER_KEYS, **without_secrets(run_json)}
+        if document.get("problem") in (None, default_problem()):
+            document.pop("problem", None)
         missing = [key for key in FINGERPRINT_KEYS if key not in document]
         if missing:
             raise StorageError(f"run.json lacks {', '.join(missing)}; a run is known by {', '.join(FINGERPRINT_KEYS)}")
@@ -159,6 +189,7 @@ class RunFolder:
         coverage: ArrayLike,
         core_origin: tuple[int, int],
         grid_id: str,
+        unit: str = "nJy",
     ) -> None:
         """Write a tile's mosaic; the arguments are the fields of `mosaics.TileMosaic` (the core only)."""
         mosaic = mosaics.TileMosaic(
@@ -170,29 +201,33 @@ class RunFolder:
             coverage=np.asarray(coverage, np.float32),
             core_origin=(int(core_origin[0]), int(core_origin[1])),
             grid_id=grid_id,
+            unit=unit,
         )
         self.folder.put(mosaics.encode(mosaic), mosaic_path(tile_id))
         self._written.add(mosaic_path(tile_id))
 
     def write_candidates(self, tile_id: str, table: pa.Table) -> None:
-        """Write a tile's candidates; a tile without any writes an empty table.
+        """Write a tile's candidates; a tile without any writes an empty table, a run that makes maps only nothing.
 
         Parameters
         ----------
         tile_id : str
             The tile.
         table : pyarrow.Table
-            Columns of `CANDIDATES`, in any order, at least object_id, ra, dec; `tile_id` and `_healpix_29` are filled
-            in, other columns that lack become null (thumbnails NaN).
+            Columns of `candidates_schema`, in any order, at least object_id, ra, dec; `tile_id` and `_healpix_29` are
+            filled in, other columns that lack become null (thumbnails NaN).
         """
+        if self.maps_only and table.num_rows == 0:
+            return
+        schema = self.candidates_schema
         what = f"candidates of tile {tile_id}"
         if "tile_id" not in table.column_names:
             table = table.append_column("tile_id", pa.array([tile_id] * table.num_rows, pa.string()))
         if "_healpix_29" not in table.column_names and {"ra", "dec"} <= set(table.column_names):
             indices = healpix_29(table["ra"].to_numpy(), table["dec"].to_numpy())
             table = table.append_column("_healpix_29", pa.array(indices, pa.int64()))
-        table = conform(table, CANDIDATES, what)
-        for name in ("object_id", "ra", "dec", "_healpix_29", "tile_id", *THUMBNAILS):
+        table = conform(table, schema, what)
+        for name in ("object_id", "ra", "dec", "_healpix_29", "tile_id", *thumbnail_names(schema)):
             if table[name].null_count:
                 raise StorageError(
                     f"{what}: {table[name].null_count} of {table.num_rows} rows lack {name}; give it for all"
@@ -223,7 +258,9 @@ class RunFolder:
         tile_id = check_name(str(row.get("tile_id", "")), "tile id")
         if row.get("status") not in STATUSES:
             raise StorageError(f"ledger row of tile {tile_id}: status {row.get('status')!r}; give one of {STATUSES}")
-        paths = {"mosaic_path": mosaic_path(tile_id), "candidates_path": candidates_path(tile_id)}
+        paths = {"mosaic_path": mosaic_path(tile_id)}
+        if not self.maps_only:
+            paths["candidates_path"] = candidates_path(tile_id)
         if row["status"] == "ok":
             row |= paths
             for path in paths.values():
@@ -254,14 +291,14 @@ class RunFolder:
         For the holder of the run's lease, with tiles that no worker has in flight. Readers see the same rows before,
         meanwhile and after; killed at any point it leaves nothing that they could misread, and `tidy` cleans up.
         """
-        return compaction.compact(self.folder, tile_ids)
+        return compaction.compact(self.folder, tile_ids, None if self.maps_only else self.candidates_schema)
 
     def tidy(self) -> None:
         """Leave every row that counts exactly once on disk: after a kill, and after tiles were done again.
 
         For the holder of the run's lease, at start and end, while no tile is in flight.
         """
-        compaction.tidy(self.folder)
+        compaction.tidy(self.folder, None if self.maps_only else self.candidates_schema)
 
     def read_tile_mosaic(self, tile_id: str) -> mosaics.TileMosaic:
         """The mosaic of one tile, with its bands and grid."""
@@ -269,10 +306,11 @@ class RunFolder:
 
     def read_candidates(self, tile_id: str) -> pa.Table:
         """The candidates of one tile, thumbnails included; of an unfinished tile those that are written."""
+        schema = self.candidates_schema
         for _ in range(READ_TRIES):  # a compaction may move them between the look and the read
             path = self._candidates_of(tile_id)
             with contextlib.suppress(FileNotFoundError):
-                return segments.read_tile_candidates(self.folder, path, tile_id)
+                return segments.read_tile_candidates(self.folder, path, tile_id, schema)
         raise StorageError(f"tile {tile_id}: {path} is not in {self.url}; translate the tile again")
 
     def _candidates_of(self, tile_id: str) -> str:

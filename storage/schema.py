@@ -1,5 +1,8 @@
 """Parquet schemas of a run: manifest, mosaics, candidates, ledger, with units, UCDs and descriptions on every column.
 
+Those with columns for bands follow from the problem (`candidates_schema` and the like); the constants of the same names
+are these of the default problem.
+
 Field metadata: `unit` (VOUnit), `ucd` (UCD1+), `description`, and `shape` where a list column is a flattened array.
 How files of them are written: `storage.parquet`.
 
@@ -9,6 +12,7 @@ mosaics are `fixed_shape_tensor`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +21,16 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.problems import (
+    EndpointTable,
+    ProblemTable,
+    band_columns,
+    default_problem,
+    endpoint,
+    njy_per_unit,
+    other,
+    vo_unit,
+)
 
 SCHEMA_VERSION = 3
 """Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.
@@ -29,8 +43,6 @@ has one, with its false-alarm rate beside it, and AS-Bridge's has a column of it
 CELL = 64
 """Side of a mosaic cell and of a thumbnail, pixels."""
 
-BANDS = ("g", "r", "i", "VIS")
-
 
 def _field(
     name: str, kind: pa.DataType, description: str, unit: str = "", ucd: str = "", shape: Sequence[int] = ()
@@ -39,9 +51,33 @@ def _field(
     return pa.field(name, kind, metadata={key: value for key, value in metadata.items() if value})
 
 
-def _stamp(name: str, description: str, channels: int) -> pa.Field:
-    shape = (channels, CELL, CELL)
-    return _field(name, pa.list_(pa.float32(), channels * CELL * CELL), description, "nJy", "phot.flux.density", shape)
+def _stamp(name: str, description: str, end: EndpointTable) -> pa.Field:
+    """Thumbnails of all bands of an endpoint, in its unit."""
+    shape = (len(end["bands"]), CELL, CELL)
+    kind = pa.list_(pa.float32(), shape[0] * CELL * CELL)
+    return _field(name, kind, description, vo_unit(end["unit"]), _ucd(end["unit"]), shape)
+
+
+def _ucd(unit: str, *more: str) -> str:
+    """UCD of values in a unit: a flux density, or just a value."""
+    return ";".join(["phot.flux.density" if njy_per_unit(unit) else "stat.value", *more])
+
+
+def _of_bands(problem: ProblemTable) -> list[tuple[str, str, EndpointTable]]:
+    """For each band of both endpoints: what columns are called after it, what it is called in words, its endpoint."""
+    return [
+        (column, band if column == band else f"{band} of {endpoint(problem, name)['title']}", endpoint(problem, name))
+        for (name, band), column in band_columns(problem).items()
+    ]
+
+
+def _catalog_end(problem: ProblemTable) -> EndpointTable:
+    """The endpoint with the objects; StorageError where there is none."""
+    if problem["catalog"] is None:
+        raise StorageError(
+            f"problem {problem['name']} makes maps only: it has no catalog; name the endpoint with the objects"
+        )
+    return endpoint(problem, problem["catalog"])
 
 
 _F32, _F64, _I32, _I64, _TEXT = pa.float32(), pa.float64(), pa.int32(), pa.int64(), pa.string()
@@ -69,39 +105,109 @@ MANIFEST: pa.Schema = pa.schema(
     ]
 )
 
-CANDIDATES: pa.Schema = pa.schema(
-    [
-        _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
-        _RA,
-        _DEC,
-        _HEALPIX,
-        _TILE,
-        _field(
-            "score", _F64, "Anomaly score: larger = harder to reconcile; NaN where too much is masked", "", "stat.value"
-        ),
-        _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
-        _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
-        _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
-        _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
-        *(_field(f"flux_{b}", _F32, f"Flux in {b}", "nJy", "phot.flux.density;em.opt") for b in BANDS),
-        *(
-            _field(f"snr_{b}", _F32, f"Signal to noise in {b} (noise taken as white)", "", "stat.snr;em.opt")
-            for b in BANDS
-        ),
-        _field("flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"),
-        _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
-        _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
-        _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
-        _field("b", _F32, "Semi-minor axis (rms)", "pix", "phys.size.sminAxis"),
-        _field("theta", _F32, "Position angle of the major axis from +x towards +y", "rad", "pos.posAng"),
-        _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
-        _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
-        _stamp("thumbnail_lsst", "LSST g,r,i around the object, on the run's grid", 3),
-        _stamp("thumbnail_euclid", "Euclid VIS around the object", 1),
-        _stamp("thumbnail_mean", "Mean of the reconstructions of VIS (model-generated)", 1),
-        _stamp("thumbnail_error", "Residual of the reconstructions that the score sums (model-generated)", 1),
-    ]
-)
+
+def candidates_schema(problem: ProblemTable) -> pa.Schema:
+    """Rows of candidates: fluxes in all bands, thumbnails of both endpoints, and of what the model made.
+
+    Raises
+    ------
+    StorageError
+        If the problem makes maps only.
+    """
+    catalog, bands = _catalog_end(problem), _of_bands(problem)
+    reconstructed = ",".join(catalog["bands"])
+    return pa.schema(
+        [
+            _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
+            _RA,
+            _DEC,
+            _HEALPIX,
+            _TILE,
+            _field(
+                "score",
+                _F64,
+                "Anomaly score: larger = harder to reconcile; NaN where too much is masked",
+                "",
+                "stat.value",
+            ),
+            _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
+            _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
+            _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
+            _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
+            *(
+                _field(f"flux_{column}", _F32, f"Flux in {band}", vo_unit(end["unit"]), _ucd(end["unit"], "em.opt"))
+                for column, band, end in bands
+            ),
+            *(
+                _field(
+                    f"snr_{column}", _F32, f"Signal to noise in {band} (noise taken as white)", "", "stat.snr;em.opt"
+                )
+                for column, band, _ in bands
+            ),
+            _field("flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"),
+            _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
+            _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
+            _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
+            _field("b", _F32, "Semi-minor axis (rms)", "pix", "phys.size.sminAxis"),
+            _field("theta", _F32, "Position angle of the major axis from +x towards +y", "rad", "pos.posAng"),
+            _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
+            _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
+            *(
+                _stamp(
+                    f"thumbnail_{end['name']}",
+                    f"{end['title']} {','.join(end['bands'])} around the object"
+                    + ("" if end is catalog else ", on the run's grid"),
+                    end,
+                )
+                for end in problem["endpoints"]
+            ),
+            _stamp("thumbnail_mean", f"Mean of the reconstructions of {reconstructed} (model-generated)", catalog),
+            _stamp(
+                "thumbnail_error",
+                "Residual of the reconstructions that the score sums (model-generated)",
+                catalog,
+            ),
+        ]
+    )
+
+
+def shown_bands(problem: ProblemTable) -> list[str]:
+    """Columns that a list of candidates shows: all fluxes, and two signals to noise, of the bands by which one judges.
+
+    These are the last band of the one endpoint and the first of the other, on which objects are found.
+    """
+    catalog, columns = _catalog_end(problem), band_columns(problem)
+    seen = other(problem, catalog["name"])
+    judged = ((seen["name"], seen["bands"][-1]), (catalog["name"], catalog["bands"][0]))
+    return [f"flux_{column}" for column in columns.values()] + [f"snr_{columns[key]}" for key in judged]
+
+
+def detection_column(problem: ProblemTable) -> str:
+    """What columns are called after the band on which objects are found."""
+    catalog = _catalog_end(problem)
+    return band_columns(problem)[catalog["name"], catalog["bands"][0]]
+
+
+def thumbnail_names(schema: pa.Schema) -> tuple[str, ...]:
+    """Columns of candidates that hold pictures."""
+    return tuple(name for name in schema.names if name.startswith("thumbnail_"))
+
+
+def catalog_schema(problem: ProblemTable) -> pa.Schema:
+    """Rows of a published catalog: candidates with their ranks; thumbnails, 98 kB a row, stay in the run."""
+    rank = _field("rank", _I32, "1 = highest score of the catalog", "", "meta.number")
+    schema = candidates_schema(problem)
+    left_out = thumbnail_names(schema)
+    return pa.schema([rank if field.name == "rank" else field for field in schema if field.name not in left_out])
+
+
+CANDIDATES: pa.Schema = candidates_schema(default_problem())
+"""Candidates of the default problem."""
+
+THUMBNAILS = thumbnail_names(CANDIDATES)
+
+CATALOG: pa.Schema = catalog_schema(default_problem())
+"""Rows of a published catalog of the default problem."""
 
 LEDGER: pa.Schema = pa.schema(
     [
@@ -147,47 +253,86 @@ GRADES: pa.Schema = pa.schema(
 _OBJECT = _field("object_id", _TEXT, "Object, as the pair store names it", "", "meta.id;meta.main")
 _DIRECTION = _field("direction", _TEXT, "What became what", "", "meta.id")
 
-EVALUATED_IMAGES: pa.Schema = pa.schema(
-    [
-        _OBJECT,
-        _DIRECTION,
-        _field("energy_score", _F64, "Energy score as AS-Bridge defines it, on [0, 1]", "", "stat.value"),
-        _field("energy_score_fair", _F64, "The same over different samples only", "", "stat.value"),
-        *(
-            _field(f"patch_energy_{s}", _F64, f"Fair energy score of 8 x 8 patches, {s} px averaged", "", "stat.value")
-            for s in (1, 2, 4, 8)
-        ),
-        *(
-            _field(f"flux_{b}{suffix}", _F64, f"Flux in {b} within 1 arcsec: {what}", "nJy", "phot.flux.density")
-            for b in BANDS
-            for suffix, what in (("", "truth"), ("_mean", "mean of samples"), ("_std", "std of samples"))
-        ),
-        *(
-            field
-            for name, what in (
-                ("colour_gr", "Colour g - r within 1 arcsec (mag)"),
-                ("colour_ri", "Colour r - i within 1 arcsec (mag)"),
-                ("size", "Size from weighted second moments (arcsec)"),
-                ("ellipticity", "Ellipticity from weighted second moments"),
-                ("bulge", "Flux within 0.3 arcsec over that within 1 arcsec"),
-                ("gini", "Gini coefficient within 1 arcsec"),
-                ("asymmetry", "Rotational asymmetry within 1 arcsec"),
-                ("sources", "Sources detected in the stamp"),
-            )
-            for field in (
-                _field(name, _F64, f"{what}: truth", "", "stat.value"),
-                _field(f"{name}_samples", pa.list_(_F64), f"{what}: each sample", "", "stat.value"),
-            )
-        ),
-        _field(
-            "sources_matched_samples", pa.list_(_F64), "Sources of each sample that the truth has", "", "meta.number"
-        ),
-        _field("power", pa.list_(_F64), "Power by spatial frequency up to Nyquist's: truth", "", "stat.value"),
-        _field("power_samples", pa.list_(_F64), "The same, mean of samples", "", "stat.value"),
-        _field("blended_lsst", pa.bool_(), "Blended in LSST, where the store's table says", "", "meta.code"),
-    ]
-)
-"""Scores of whole images: a row for each pair and direction."""
+
+def colour_columns(problem: ProblemTable) -> dict[tuple[str, str, str], str]:
+    """Columns of colours, by (endpoint, band, next band): between neighbouring bands that are fluxes."""
+    columns = band_columns(problem)
+    found = {}
+    for end in problem["endpoints"]:
+        bands = end["bands"] if njy_per_unit(end["unit"]) else []
+        for blue, red in itertools.pairwise(bands):
+            names = columns[end["name"], blue], columns[end["name"], red]
+            between = "" if max(map(len, names)) == 1 else "_"
+            found[end["name"], blue, red] = f"colour_{between.join(names)}"
+    return found
+
+
+def evaluated_images_schema(problem: ProblemTable) -> pa.Schema:
+    """Scores of whole images: a row for each pair and direction."""
+    blended = problem["endpoints"][0] if problem["catalog"] is None else other(problem, problem["catalog"])
+    colours = colour_columns(problem).items()
+    measured = (
+        *((name, f"Colour {blue} - {red} within 1 arcsec (mag)") for (_, blue, red), name in colours),
+        ("size", "Size from weighted second moments (arcsec)"),
+        ("ellipticity", "Ellipticity from weighted second moments"),
+        ("bulge", "Flux within 0.3 arcsec over that within 1 arcsec"),
+        ("gini", "Gini coefficient within 1 arcsec"),
+        ("asymmetry", "Rotational asymmetry within 1 arcsec"),
+        ("sources", "Sources detected in the stamp"),
+    )
+    return pa.schema(
+        [
+            _OBJECT,
+            _DIRECTION,
+            _field("energy_score", _F64, "Energy score as AS-Bridge defines it, on [0, 1]", "", "stat.value"),
+            _field("energy_score_fair", _F64, "The same over different samples only", "", "stat.value"),
+            *(
+                _field(
+                    f"patch_energy_{s}", _F64, f"Fair energy score of 8 x 8 patches, {s} px averaged", "", "stat.value"
+                )
+                for s in (1, 2, 4, 8)
+            ),
+            *(
+                _field(
+                    f"flux_{column}{suffix}",
+                    _F64,
+                    f"Flux in {band} within 1 arcsec: {what}",
+                    vo_unit(end["unit"]),
+                    _ucd(end["unit"]),
+                )
+                for column, band, end in _of_bands(problem)
+                for suffix, what in (("", "truth"), ("_mean", "mean of samples"), ("_std", "std of samples"))
+            ),
+            *(
+                field
+                for name, what in measured
+                for field in (
+                    _field(name, _F64, f"{what}: truth", "", "stat.value"),
+                    _field(f"{name}_samples", pa.list_(_F64), f"{what}: each sample", "", "stat.value"),
+                )
+            ),
+            _field(
+                "sources_matched_samples",
+                pa.list_(_F64),
+                "Sources of each sample that the truth has",
+                "",
+                "meta.number",
+            ),
+            _field("power", pa.list_(_F64), "Power by spatial frequency up to Nyquist's: truth", "", "stat.value"),
+            _field("power_samples", pa.list_(_F64), "The same, mean of samples", "", "stat.value"),
+            _field(
+                f"blended_{blended['name']}",
+                pa.bool_(),
+                f"Blended in {blended['title']}, where the store's table says",
+                "",
+                "meta.code",
+            ),
+        ]
+    )
+
+
+EVALUATED_IMAGES: pa.Schema = evaluated_images_schema(default_problem())
+"""Scores of whole images of the default problem."""
 
 EVALUATED_PIXELS: pa.Schema = pa.schema(
     [
@@ -209,36 +354,49 @@ EVALUATED_PIXELS: pa.Schema = pa.schema(
 )
 """Sums over pixels: a row for each pair, direction, band and region."""
 
-EVALUATED_SCORES: pa.Schema = pa.schema(
-    [
-        _OBJECT,
-        _field("anomalous", pa.bool_(), "From the store of anomalies", "", "meta.code"),
-        _field("central_class", _TEXT, "Class of the central object, where the store's table says", "", "src.class"),
-        _field("score", _F64, "Anomaly score: larger = harder to reconcile", "", "stat.value"),
-        _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
-        _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
-        _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
-        _field("central_flux", _F64, "Flux in i within 1 arcsec, a score without a model", "nJy", "phot.flux.density"),
-        _field("total_flux", _F64, "Flux of the stamp in VIS, a score without a model", "nJy", "phot.flux.density"),
-        _field("inverse_flux", _F64, "central_flux with the other sign: ranks as 1/flux", "nJy", "phot.flux.density"),
-        _field("smooth_residual", _F64, "What a Gaussian leaves of VIS, mean square in sigma^2", "", "stat.value"),
-    ]
-)
-"""Anomaly scores: a row for each object."""
+
+def evaluated_scores_schema(problem: ProblemTable) -> pa.Schema:
+    """Anomaly scores: a row for each object; StorageError if the problem makes maps only."""
+    catalog = _catalog_end(problem)
+    seen = other(problem, catalog["name"])
+    central, total = seen["bands"][-1], catalog["bands"][0]
+    unit, ucd = vo_unit(seen["unit"]), _ucd(seen["unit"])
+    return pa.schema(
+        [
+            _OBJECT,
+            _field("anomalous", pa.bool_(), "From the store of anomalies", "", "meta.code"),
+            _field(
+                "central_class", _TEXT, "Class of the central object, where the store's table says", "", "src.class"
+            ),
+            _field("score", _F64, "Anomaly score: larger = harder to reconcile", "", "stat.value"),
+            _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
+            _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
+            _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
+            _field("central_flux", _F64, f"Flux in {central} within 1 arcsec, a score without a model", unit, ucd),
+            _field(
+                "total_flux",
+                _F64,
+                f"Flux of the stamp in {total}, a score without a model",
+                vo_unit(catalog["unit"]),
+                _ucd(catalog["unit"]),
+            ),
+            _field("inverse_flux", _F64, "central_flux with the other sign: ranks as 1/flux", unit, ucd),
+            _field(
+                "smooth_residual",
+                _F64,
+                f"What a Gaussian leaves of {total}, mean square in sigma^2",
+                "",
+                "stat.value",
+            ),
+        ]
+    )
+
+
+EVALUATED_SCORES: pa.Schema = evaluated_scores_schema(default_problem())
+"""Anomaly scores of the default problem."""
 
 WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write", "host", "finished_at")
 """Ledger columns that differ between equal runs."""
-
-THUMBNAILS = tuple(field.name for field in CANDIDATES if field.name.startswith("thumbnail_"))
-
-CATALOG: pa.Schema = pa.schema(
-    [
-        _field("rank", _I32, "1 = highest score of the catalog", "", "meta.number") if field.name == "rank" else field
-        for field in CANDIDATES
-        if field.name not in THUMBNAILS
-    ]
-)
-"""Rows of a published catalog: `CANDIDATES` without thumbnails (98 kB a row, which stay in the run), rank filled in."""
 
 CATALOG_LEDGER: pa.Schema = pa.schema(
     [*(f for f in LEDGER if f.name != "candidates_path"), _field("run_id", _TEXT, "Run that did it", "", "meta.id")]
@@ -264,11 +422,13 @@ RUNS: pa.Schema = pa.schema(
 """What a query says of runs."""
 
 
-def mosaic_schema(n_bands: int) -> pa.Schema:
-    """Schema of one tile's mosaic: a row per cell of `CELL` x `CELL` pixels, `n_bands` bands."""
+def mosaic_schema(bands: Sequence[str], unit: str) -> pa.Schema:
+    """Schema of one tile's mosaic in a unit: a row per cell of `CELL` x `CELL` pixels, a plane per band."""
+    n_bands = len(bands)
     cube = pa.fixed_shape_tensor(_F32, [n_bands, CELL, CELL])
     plane = pa.fixed_shape_tensor(_F32, [CELL, CELL])
-    flux, sigma = "phot.flux.density;meta.modelled", "stat.stdev;phot.flux.density;meta.modelled"
+    unit, value = vo_unit(unit), _ucd(unit, "meta.modelled")
+    sigma = f"stat.stdev;{value}" if value.startswith("phot") else "stat.stdev;meta.modelled"
     return pa.schema(
         [
             _TILE,
@@ -279,15 +439,15 @@ def mosaic_schema(n_bands: int) -> pa.Schema:
             _RA,
             _DEC,
             _HEALPIX,
-            _field("mean", cube, "Posterior mean (model-generated)", "nJy", flux, (n_bands, CELL, CELL)),
-            _field("std", cube, "Posterior standard deviation", "nJy", sigma, (n_bands, CELL, CELL)),
+            _field("mean", cube, "Posterior mean (model-generated)", unit, value, (n_bands, CELL, CELL)),
+            _field("std", cube, "Posterior standard deviation", unit, sigma, (n_bands, CELL, CELL)),
             _field("coverage", plane, "Share of each pixel with observed input, 0..1", "", "obs.field", (CELL, CELL)),
         ]
     )
 
 
-MOSAIC: pa.Schema = mosaic_schema(1)
-"""Mosaic of a one-band (Euclid VIS) translation."""
+MOSAIC: pa.Schema = mosaic_schema(("VIS",), "nJy")
+"""Mosaic of one band, a flux (Euclid VIS)."""
 
 
 def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
@@ -325,9 +485,9 @@ def _absent(kind: pa.DataType, rows: int) -> pa.Array:
     return pa.nulls(rows, kind)
 
 
-def stamps(name: str, array: ArrayLike) -> pa.Array:
-    """Thumbnails [N, C, H, W] as the column `name` of `CANDIDATES` (nJy, NaN where there is no data)."""
-    field = CANDIDATES.field(name)
+def stamps(name: str, array: ArrayLike, schema: pa.Schema = CANDIDATES) -> pa.Array:
+    """Thumbnails [N, C, H, W] as the column `name` of candidates (NaN where there is no data)."""
+    field = schema.field(name)
     shape = _shape(field)
     data = np.ascontiguousarray(array, np.float32)
     if data.shape[1:] != shape:
@@ -341,7 +501,7 @@ def stamp_array(table: pa.Table, name: str) -> NDArray[np.float32]:
     """Inverse of `stamps`: thumbnails float32 [N, C, H, W] of a candidates table."""
     column = table.column(name).combine_chunks()
     flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)
-    return flat.reshape((table.num_rows, *_shape(CANDIDATES.field(name))))
+    return flat.reshape((table.num_rows, column.type.list_size // CELL**2, CELL, CELL))
 
 
 def _shape(field: pa.Field) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import read_parquet
-from surveybridge.storage.schema import CANDIDATES, LEDGER, conform
+from surveybridge.storage.schema import LEDGER, conform
 
 LEDGER_SEGMENTS, CANDIDATES_SEGMENTS = "ledger/segments", "candidates/segments"
 
@@ -134,16 +134,18 @@ def loose_tiles(folder: Folder) -> list[str]:
     return [name.removesuffix(".parquet") for name in folder.names("ledger", suffix=".parquet")]
 
 
-def read_tile_candidates(folder: Folder, path: str, tile_id: str) -> pa.Table:
-    """Candidates of one tile from a file that its ledger row names."""
+def read_tile_candidates(folder: Folder, path: str, tile_id: str, schema: pa.Schema) -> pa.Table:
+    """Candidates of one tile, schema `schema`, from a file that its ledger row names."""
     if not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
-        return conform(read_parquet(folder.read(path)), CANDIDATES, path)
+        return conform(read_parquet(folder.read(path)), schema, path)
     with parquet_file(folder, path) as file:
         groups = file.read_row_groups(groups_of(file.metadata, tile_id), use_threads=False)
-    return conform(groups.filter(pc.equal(groups["tile_id"], tile_id)), CANDIDATES, path)
+    return conform(groups.filter(pc.equal(groups["tile_id"], tile_id)), schema, path)
 
 
-def read_candidates(folder: Folder, files: Mapping[str, Collection[str]], columns: Sequence[str]) -> pa.Table:
+def read_candidates(
+    folder: Folder, files: Mapping[str, Collection[str]], columns: Sequence[str], schema: pa.Schema
+) -> pa.Table:
     """Some columns of candidates, in no order.
 
     Row groups are small, one a tile; a dataset's scanner would take several times as long for each.
@@ -155,9 +157,11 @@ def read_candidates(folder: Folder, files: Mapping[str, Collection[str]], column
     files : mapping of str to collection of str
         Files with candidates, and for each the tiles whose rows in it do not count.
     columns : sequence of str
-        Of `CANDIDATES`.
+        Of `schema`.
+    schema : pyarrow.Schema
+        Of the run's candidates.
     """
-    schema = pa.schema([CANDIDATES.field(name) for name in columns])
+    schema = pa.schema([schema.field(name) for name in columns])
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         try:
             parts = list(pool.map(lambda file: _read_columns(folder, file, files[file], schema), files))

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.runs import RunFolder, candidates_path
-from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, conform
+from surveybridge.storage.schema import conform, thumbnail_names
 from surveybridge.storage.segments import groups_of, parquet_file
 
 TILES_AT_ONCE = 16
 """Tiles whose thumbnails are read concurrently."""
-
-_SCHEMA = pa.schema([field for field in CANDIDATES if field.name in ("object_id", *THUMBNAILS)])
 
 
 def with_thumbnails(run: RunFolder, found: pa.Table) -> pa.Table:
@@ -32,11 +30,12 @@ def with_thumbnails(run: RunFolder, found: pa.Table) -> pa.Table:
     reader = ThumbnailReader(run)
     with ThreadPoolExecutor(TILES_AT_ONCE) as pool:
         parts = list(pool.map(reader.read, wanted, wanted.values()))
-    stamps = pa.concat_tables([_SCHEMA.empty_table(), *parts])
+    stamps = pa.concat_tables([reader.schema.empty_table(), *parts])
     place = {object_id: row for row, object_id in enumerate(stamps["object_id"].to_pylist())}
     stamps = stamps.take(pa.array([place[object_id] for object_id in objects], pa.int64()))
-    for name in THUMBNAILS:
-        found = found.append_column(CANDIDATES.field(name), stamps[name])
+    for field in reader.schema:
+        if field.name != "object_id":
+            found = found.append_column(field, stamps[field.name])
     return found
 
 
@@ -45,6 +44,9 @@ class ThumbnailReader:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        candidates = run.candidates_schema
+        wanted = ("object_id", *thumbnail_names(candidates))
+        self.schema = pa.schema([field for field in candidates if field.name in wanted])
         self._lock = threading.Lock()
         self._files = self._ledger_files()
 
@@ -61,7 +63,7 @@ class ThumbnailReader:
         Returns
         -------
         pyarrow.Table
-            Columns object_id and `THUMBNAILS`.
+            Columns object_id and those of the thumbnails.
         """
         file, before = self._file_of(tile_id), ""
         while file != before:
@@ -84,15 +86,15 @@ class ThumbnailReader:
 
     def _read(self, path: str, tile_id: str, object_ids: Sequence[str]) -> pa.Table:
         wanted = pa.array(object_ids, pa.string())
-        parts = [_SCHEMA.empty_table()]
+        parts = [self.schema.empty_table()]
         with parquet_file(self.run.folder, path) as file:
-            present = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
+            present = [name for name in self.schema.names if name in file.schema_arrow.names]
             for group in groups_of(file.metadata, tile_id):
                 names = file.read_row_group(group, ["object_id", "tile_id"], use_threads=False)
                 hit = pc.and_(pc.is_in(names["object_id"], value_set=wanted), pc.equal(names["tile_id"], tile_id))
                 if pc.any(hit).as_py():
                     stamps = file.read_row_group(group, present, use_threads=False)
-                    parts.append(conform(stamps.filter(hit), _SCHEMA, path))
+                    parts.append(conform(stamps.filter(hit), self.schema, path))
         return pa.concat_tables(parts)
 
 

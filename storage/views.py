@@ -21,9 +21,10 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import latest_grades, read_grades
 from surveybridge.storage.mosaics import decode_header
 from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.regions import Region
 from surveybridge.storage.runs import RunFolder
-from surveybridge.storage.schema import CANDIDATES, CATALOG, GRADES, MOSAIC, RUNS, THUMBNAILS, mosaic_schema
+from surveybridge.storage.schema import GRADES, MOSAIC, RUNS, candidates_schema, mosaic_schema, thumbnail_names
 from surveybridge.storage.segments import read_candidates, read_rows
 from surveybridge.storage.thumbnails import with_thumbnails
 
@@ -39,6 +40,9 @@ MOST_GIB = 8
 
 class Views(ABC):
     """A run or a catalog as it stands at one moment."""
+
+    schema: pa.Schema
+    """Of the candidates, thumbnails included."""
 
     columns: Sequence[str]
     """Of candidates, thumbnails left out."""
@@ -81,8 +85,16 @@ class Views(ABC):
         """Whether files have gone since, and others hold the same rows."""
 
 
+def problem_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ProblemTable:
+    """The problem of a run or a published catalog; StorageError if `url` is neither."""
+    folder = Folder.at(url, storage_options)
+    if read_pointer(folder) is not None:
+        return Catalog.open(url, storage_options).problem
+    return RunFolder.open(url, storage_options).problem
+
+
 def open_views(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Views:
-    """What stands at `url`; StorageError if it is neither a run nor a catalog."""
+    """What stands at `url`; StorageError if it is neither a run with candidates nor a catalog."""
     folder = Folder.at(url, storage_options)
     if read_pointer(folder) is not None:
         return CatalogViews(folder, Catalog.open(url, storage_options))
@@ -116,10 +128,11 @@ def connect(
 class RunViews(Views):
     """A run folder: its ok tiles; ranks are those of the whole run."""
 
-    columns = tuple(name for name in CANDIDATES.names if name not in THUMBNAILS)
-
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        self.schema = run.candidates_schema
+        pictures = thumbnail_names(self.schema)
+        self.columns = tuple(name for name in self.schema.names if name not in pictures)
         self.rows = read_rows(run.folder)
         self.files = self.rows.candidates_files()
 
@@ -132,7 +145,7 @@ class RunViews(Views):
     ) -> None:
         """As `Views`; a rank needs all rows, and so all of them are read before (250 bytes each, all columns)."""
         self._check_size(columns)
-        connection.register("stored_candidates", read_candidates(self.run.folder, self.files, columns))
+        connection.register("stored_candidates", read_candidates(self.run.folder, self.files, columns, self.schema))
         connection.execute(
             # DuckDB sorts NaN above every number: a score that is none must not lead the list.
             "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
@@ -168,7 +181,8 @@ class RunViews(Views):
 
     def _check_size(self, columns: Sequence[str]) -> None:
         """Refuse SQL over thumbnails that do not fit into memory."""
-        pixels = sum(CANDIDATES.field(name).type.list_size for name in columns if name in THUMBNAILS)
+        pictures = thumbnail_names(self.schema)
+        pixels = sum(self.schema.field(name).type.list_size for name in columns if name in pictures)
         rows = pc.sum(self.ledger()["n_candidates"]).as_py() or 0
         gib = 4 * pixels * rows / 2**30
         if gib > MOST_GIB:
@@ -181,11 +195,11 @@ class RunViews(Views):
 class CatalogViews(Views):
     """A snapshot of a published catalog, where ranks are stored."""
 
-    columns = tuple(CATALOG.names)
-
     def __init__(self, folder: Folder, catalog: Catalog) -> None:
         self.folder = folder
         self.catalog = catalog
+        self.schema = candidates_schema(catalog.problem)
+        self.columns = tuple(catalog.schema.names)
 
     def candidates(
         self,
@@ -195,7 +209,7 @@ class CatalogViews(Views):
         top: int | None,
     ) -> None:
         """As `Views`; row groups without a row that is wanted are not read."""
-        names = [name for name in columns if name in CATALOG.names]
+        names = [name for name in columns if name in self.columns]
         if top is not None and top <= BEST:
             connection.register("stored", self.catalog.best())
         else:
@@ -262,7 +276,8 @@ def _cells(folder: Folder, files: Sequence[str], names: Sequence[str]) -> pa.Tab
     if not files:
         return MOSAIC.empty_table()
     with folder.filesystem.open(folder.path(files[0]), "rb") as handle:
-        schema = mosaic_schema(len(decode_header(handle).bands))
+        header = decode_header(handle)
+    schema = mosaic_schema(header.bands, header.unit)
     paths = [folder.path(file) for file in files]
     dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=folder.filesystem)
     return dataset if folder.is_local else dataset.to_table(columns=list(names))

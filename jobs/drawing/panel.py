@@ -1,7 +1,7 @@
 """Figures of a run: the field in five views, and the top candidates with what the model made of them.
 
-Both surveys are shown on the Euclid pixel grid, in nJy per pixel. Grey is where nothing is known: masked pixels, and
-places that no tile covers.
+Both endpoints are shown on the grid of the tiles, in their units per pixel. Grey is where nothing is known: masked
+pixels, and places that no tile covers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,19 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from surveybridge.jobs.drawing import views
-from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures, lupton_rgb
+from surveybridge.jobs.drawing.rendering import candidate_pictures, lupton_rgb
+from surveybridge.jobs.drawing.rendering import views as candidate_views
 from surveybridge.jobs.drawing.views import Field, Scales
+from surveybridge.storage.photometry import ab_zero_point
+from surveybridge.storage.problems import (
+    ProblemTable,
+    band_columns,
+    main_plane,
+    njy_per_unit,
+    rgb_planes,
+    shown_ends,
+    wanted_end,
+)
 from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
@@ -36,8 +47,6 @@ MATCH_ARCSEC = 1.0
 """A candidate this near to a true lens is that lens."""
 _PANEL, _GAP = 5.0, 0.12
 """Side of a view and the space between views, inches."""
-_SHOWN = {name: VIEWS[name] for name in ("lsst", "euclid", "mean")} | {"error": "error"}
-"""Pictures of a candidate in the sheet, with their headings."""
 _STYLE: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 12, "axes.linewidth": 0.6, "figure.facecolor": "white"}
 
 
@@ -48,7 +57,7 @@ def draw_panel(
     truth: str | Path | pa.Table | None = None,
     top: int = 10,
 ) -> None:
-    """Draw LSST, Euclid, translated mean, its standard deviation and the top candidates; below, a part enlarged.
+    """Draw both endpoints, translated mean, its standard deviation and the top candidates; below, a part enlarged.
 
     Parameters
     ----------
@@ -68,10 +77,10 @@ def draw_panel(
         `RunFolder.read_mosaic` allows; that is refused before any pixel is read.
     """
     field = _read_field(run_url, store_url, truth, top)
-    side = min(round(ZOOM_ARCSEC / field.scale), *field.euclid.shape)
+    side = min(round(ZOOM_ARCSEC / field.scale), *field.shape)
     x0, y0 = _interesting(field, side)
     part, scales = field.cut(x0, y0, side), Scales.of(field)
-    height, width = field.euclid.shape
+    height, width = field.shape
     tall = _PANEL * height / width
     with rc_context(_STYLE):
         figure = Figure(figsize=(5 * _PANEL + 4 * _GAP + 0.2, tall + _PANEL + 1.25), dpi=110)
@@ -87,18 +96,21 @@ def draw_panel(
             for spine in below.spines.values():
                 spine.set(edgecolor=ZOOM, linewidth=2)
             if drawn is not None:
-                label = "standard deviation, nJy / pixel" if column == 3 else "flux, nJy / pixel"
+                unit = field.ends[column]["unit"] if column < 2 else field.wanted["unit"]
+                what = "flux" if njy_per_unit(unit) else "value"
+                label = f"{'standard deviation' if column == 3 else what}, {unit} / pixel"
                 views.colour_bar(views.axes_at(figure, left + 0.2, 0.57, _PANEL - 0.4, 0.13), drawn, label)
             if column == 0:
                 views.compass(above, field)
-                views.rgb_caption(below, scales)
+                if field.ends[0]["rgb"]:
+                    views.rgb_caption(below, field.ends[0], scales)
             if column == 4:
                 views.legend(below, field)
         figure.savefig(out_png, metadata={"Software": "surveybridge"})
 
 
 def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
-    """Draw the thumbnails of the top candidates: LSST, Euclid, reconstruction and error, with score and coordinates.
+    """Draw the thumbnails of the top candidates: both endpoints, reconstruction and error, with score and coordinates.
 
     Parameters
     ----------
@@ -112,9 +124,10 @@ def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
     Raises
     ------
     StorageError
-        If `run_url` is not a run folder.
+        If `run_url` is not a run folder, or its run makes maps only.
     """
     rows = query(run_url, top=top).to_pylist()
+    problem = RunFolder.open(run_url).problem
     blocks = 2 if len(rows) > 1 else 1
     lines = max(1, -(-len(rows) // blocks))
     with rc_context(_STYLE):
@@ -128,12 +141,12 @@ def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
         for k, row in enumerate(rows):
             line, block = k % lines, k // lines
             axes = [figure.add_subplot(grid[line, 5 * block + column]) for column in range(4)]
-            _draw_candidate(axes, row, headings=line == 0)
+            _draw_candidate(axes, row, problem, headings=line == 0)
         if not rows:
             figure.text(0.5, 0.5, "this run has no candidates", ha="center", va="center")
         else:
             note = (
-                "64 x 64 pixels; Euclid and reconstruction of a row share one asinh scale; "
+                f"64 x 64 pixels; {shown_ends(problem)[1]['title']} and reconstruction of a row share one asinh scale; "
                 "reconstruction and error are model-generated"
             )
             figure.text(0.01, 0.06 / figure.get_figheight(), note, fontsize=9, color="0.35")
@@ -149,20 +162,27 @@ def _read_field(run_url: str, store_url: str, truth: str | Path | pa.Table | Non
     wcs, first_wcs = (WCS(Header.fromstring(header)) for header in (mosaic.wcs_header, first.wcs_header))
     x0, y0 = np.round(first.core_origin[::-1] - (wcs.wcs.crpix - first_wcs.wcs.crpix)).astype(int)  # of the field
     shape = mosaic.coverage.shape
-    lsst, euclid = (np.full((n, *shape), np.nan, np.float32) for n in (3, 1))
+    ends = shown_ends(run.problem)
+    images = (
+        np.full((len(ends[0]["bands"]), *shape), np.nan, np.float32),
+        np.full((len(ends[1]["bands"]), *shape), np.nan, np.float32),
+    )
     for tile in (store.read_tile(tile_id, halo=0) for tile_id in tiles):  # never all in memory
         row, left = tile.core_origin[0] - y0, tile.core_origin[1] - x0
         there = (slice(None), slice(row, row + tile.shape[0]), slice(left, left + tile.shape[1]))
-        for target, image in ((lsst, tile.lsst), (euclid, tile.euclid)):
-            if image is not None:
+        for target, end in zip(images, ends, strict=True):
+            if end["name"] in tile.images:
+                image = tile.images[end["name"]]
                 target[there] = np.where(image.valid, image.flux, np.nan)
-    found = query(run_url, top=top, thumbnails=False)
-    candidates = np.array([found["x"].to_numpy() - x0, found["y"].to_numpy() - y0], np.float64).T
+    candidates = np.zeros((0, 2))
+    if not run.maps_only:
+        found = query(run_url, top=top, thumbnails=False)
+        candidates = np.array([found["x"].to_numpy() - x0, found["y"].to_numpy() - y0], np.float64).T
     scale = float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
     north = np.linalg.solve(wcs.pixel_scale_matrix, [0.0, 1.0])
     places = (candidates.reshape(-1, 2), _lenses(truth, wcs, shape))
-    images = (lsst[::-1], euclid[0], mosaic.mean, mosaic.std)
-    return Field(*images, first.bands, scale, north / np.linalg.norm(north), *places)
+    wanted = wanted_end(run.run_json)
+    return Field(ends, images, wanted, mosaic.mean, mosaic.std, scale, north / np.linalg.norm(north), *places)
 
 
 def _lenses(truth: str | Path | pa.Table | None, wcs: WCS, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -178,7 +198,7 @@ def _lenses(truth: str | Path | pa.Table | None, wcs: WCS, shape: tuple[int, ...
 
 def _interesting(field: Field, side: int) -> tuple[int, int]:
     """Corner (x0, y0) of the part to enlarge: the best candidate that is a lens, any lens, the best candidate."""
-    height, width = field.euclid.shape
+    height, width = field.shape
     near = np.linalg.norm(field.candidates[:, None] - field.lenses[None], axis=-1) * field.scale < MATCH_ARCSEC
     found = field.candidates[near.any(axis=1)]
     places = np.concatenate([found, field.lenses, field.candidates, [[width / 2, height / 2]]])
@@ -189,33 +209,42 @@ def _interesting(field: Field, side: int) -> tuple[int, int]:
 def _draw_view(axis: Axes, field: Field, column: int, scales: Scales, bar_arcsec: float) -> AxesImage | None:
     """One of the five views; returns what a colour bar needs, None where there is no bar."""
     drawn = None
-    if column == 0 or (column == 2 and len(field.bands) == 3):
-        views.draw_image(axis, lupton_rgb(field.lsst if column == 0 else field.mean[::-1], scales.lsst_sigma))
-    elif column == 3:
-        drawn = views.draw_image(axis, field.std[-1], "magma", scales.std)
+    if column == 3:
+        drawn = views.draw_image(axis, field.std[main_plane(field.wanted)], "magma", scales.std)
     elif column == 4:
-        shown = field.euclid if np.isfinite(field.euclid).any() else field.lsst[0]
+        shown = field.main(1) if np.isfinite(field.main(1)).any() else field.main(0)
         views.draw_image(axis, shown, "gray_r", scales.flux)
         views.mark(axis, field)
     else:
-        drawn = views.draw_image(axis, field.euclid if column == 1 else field.mean[-1], "gray", scales.flux)
+        end, image = [*zip(field.ends, field.images, strict=True), (field.wanted, field.mean)][column]
+        planes = rgb_planes(end)
+        if planes is not None:
+            views.draw_image(axis, lupton_rgb(image[planes], scales.sigma[end["name"]]))
+        else:
+            drawn = views.draw_image(axis, image[main_plane(end)], "gray", scales.grey[end["name"]])
     views.scale_bar(axis, field, bar_arcsec, "black" if column == 4 else "white")
     return drawn
 
 
-def _draw_candidate(axes: Sequence[Axes], row: dict[str, Any], headings: bool) -> None:
+def _draw_candidate(axes: Sequence[Axes], row: dict[str, Any], problem: ProblemTable, headings: bool) -> None:
     """One row of thumbnails with its line of text."""
-    pictures = candidate_pictures(row)
-    for axis, name in zip(axes, _SHOWN, strict=True):
+    pictures = candidate_pictures(row, problem)
+    shown = {name: heading for name, heading in candidate_views(problem).items() if name != "residual"} | {
+        "error": "error"
+    }
+    for axis, name in zip(axes, shown, strict=True):
         axis.imshow(pictures[name])
         axis.set(xticks=[], yticks=[])
     if headings:
-        for axis, heading in zip(axes, _SHOWN.values(), strict=True):
+        for axis, heading in zip(axes, shown.values(), strict=True):
             axis.set_title(heading, fontsize=11, pad=20)
     text = f"{row['rank']}.  score {row['score']:.3g}"
     if row["score_std"] is not None and np.isfinite(row["score_std"]):
         text += f" ± {row['score_std']:.2g}"
     text += f"    ra {row['ra']:.5f}  dec {row['dec']:+.5f}"
-    if row["flux_VIS"] is not None and row["flux_VIS"] > 0:
-        text += f"    VIS {31.4 - 2.5 * np.log10(row['flux_VIS']):.1f} mag"
+    catalog = shown_ends(problem)[1]
+    band = catalog["bands"][0]
+    flux, zero_point = row[f"flux_{band_columns(problem)[catalog['name'], band]}"], ab_zero_point(catalog["unit"])
+    if flux is not None and flux > 0 and zero_point is not None:
+        text += f"    {band} {zero_point - 2.5 * np.log10(flux):.1f} mag"
     axes[0].text(0, 1.03, text, transform=axes[0].transAxes, fontsize=9.5, va="bottom")

@@ -1,4 +1,4 @@
-"""How fluxes become colours: the LSST colour image, and the pictures of a candidate that figures and pages share.
+"""How pixels become colours: images of endpoints, and the pictures of a candidate that figures and pages share.
 
 Pictures are uint8 [H, W, 3] with the first row at the top, as browsers show them: north up where the pixel grid has
 north up. Grey is where nothing is known.
@@ -10,13 +10,22 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import astropy.units as u
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import AsinhNorm, Normalize
+from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
+from surveybridge.storage.problems import (
+    EndpointTable,
+    ProblemTable,
+    bands_title,
+    main_plane,
+    rgb_planes,
+    shown_ends,
+)
 from surveybridge.storage.schema import CELL
 
 Image = NDArray[np.float32]
@@ -24,58 +33,102 @@ Picture = NDArray[np.uint8]
 
 GREY = (0.55, 0.55, 0.58)
 """Colour of what is not known."""
-VIEWS = {
-    "lsst": "LSST gri",
-    "euclid": "Euclid VIS",
-    "mean": "reconstruction",
-    "residual": "Euclid − reconstruction",
-    "error": "error that the score sums",
-}
-"""Pictures of a candidate, with their headings; the last three are model-generated, wholly or in part."""
 _RGB_WEIGHTS = np.array([0.8, 1.1, 1.7])[:, None, None]
 """Of i, r, g: a typical faint galaxy comes out neither red nor blue."""
 
 
-def candidate_pictures(row: Mapping[str, Any], stretch: float = 1.0) -> dict[str, Picture]:
-    """The pictures of one candidate by their names in `VIEWS`.
+def views(problem: ProblemTable) -> dict[str, str]:
+    """The pictures of a candidate with their headings: both endpoints, that with the objects second, and the model's.
+
+    The last three are model-generated, wholly or in part.
+    """
+    other, catalog = shown_ends(problem)
+    return {
+        other["name"]: bands_title(other),
+        catalog["name"]: bands_title(catalog),
+        "mean": "reconstruction",
+        "residual": f"{catalog['title']} − reconstruction",
+        "error": "error that the score sums",
+    }
+
+
+def candidate_pictures(row: Mapping[str, Any], problem: ProblemTable, stretch: float = 1.0) -> dict[str, Picture]:
+    """The pictures of one candidate by their names in `views`.
 
     Parameters
     ----------
     row : mapping
-        A row of `storage.schema.CANDIDATES` with its thumbnails (nJy, flat or shaped).
+        A candidate with its thumbnails (flat or shaped).
+    problem : ProblemTable
+        What it is a candidate of.
     stretch : float
         Contrast of faint light: 1 as figures show it, more lifts the outskirts out of the noise.
 
     Returns
     -------
     dict of uint8 [64, 64, 3]
-        Euclid and its reconstruction share one asinh scale; the residual is in units of Euclid's noise, red where
-        Euclid is brighter.
+        The endpoint with the objects and its reconstruction share one scale; the residual is in units of the noise, in
+        the band that stands for the endpoint, red where the observation is brighter.
     """
-    lsst, euclid, mean, error = (
+    other, catalog = shown_ends(problem)
+    seen, observed, mean, error = (
         np.asarray(row[f"thumbnail_{name}"], np.float32).reshape(-1, CELL, CELL)
-        for name in ("lsst", "euclid", "mean", "error")
+        for name in (other["name"], catalog["name"], "mean", "error")
     )
-    sigma = np.array([noise(plane) for plane in lsst], np.float32)
-    sky = noise(euclid)
-    flux = AsinhNorm(linear_width=3 * sky / stretch, vmin=-2 * sky, vmax=bright(euclid, 99.8, 30 * sky))
-    size = np.abs(error[-1])
+    main = main_plane(catalog)
+    sky = noise(observed[main])
+    size = np.abs(error[main])
+    sigma = noises(observed)
+    scale = grey_scale(observed[main], sky, stretch)
     return {
-        "lsst": _upright(lupton_rgb(lsst[::-1], sigma[::-1], stretch)),
-        "euclid": colour(euclid[-1], "gray", flux),
-        "mean": colour(mean[-1], "gray", flux),
-        "residual": colour((euclid[-1] - mean[-1]) / sky, "RdBu_r", Normalize(-8 / stretch, 8 / stretch)),
+        other["name"]: _picture(seen, other, noises(seen), None, stretch),
+        catalog["name"]: _picture(observed, catalog, sigma, scale, stretch),
+        "mean": _picture(mean, catalog, sigma, scale, stretch),
+        "residual": colour((observed[main] - mean[main]) / sky, "RdBu_r", Normalize(-8 / stretch, 8 / stretch)),
         "error": colour(size, "magma", Normalize(0, bright(size, 99.8, 1e-6) / stretch)),
     }
 
 
-def sky_picture(flux: NDArray[np.floating[Any]], sigma: NDArray[np.floating[Any]], stretch: float = 1.0) -> Picture:
-    """A part of the sky [C, H, W] nJy, `sigma` [C] of it: in colour for gri, grey for one band, `GREY` where NaN."""
-    if len(flux) == 3:
-        return _upright(lupton_rgb(flux[::-1], sigma[::-1], stretch))
-    sky = float(sigma[-1])
-    scale = AsinhNorm(linear_width=3 * sky / stretch, vmin=-2 * sky, vmax=bright(flux[-1], 99.8, 30 * sky))
-    return colour(flux[-1], "gray", scale)
+def sky_picture(
+    values: NDArray[np.floating[Any]], sigma: NDArray[np.floating[Any]], end: EndpointTable, stretch: float = 1.0
+) -> Picture:
+    """A part of the sky [C, H, W] as an endpoint shows it, `sigma` [C] of it, `GREY` where NaN.
+
+    In colour where the endpoint has `rgb`, else the first band in grey: fluxes by asinh, densities by their logarithm,
+    angles by a colour that repeats after half a turn.
+    """
+    if end["stretch"] == "log10":
+        return colour(values[main_plane(end)], "gray", log_scale(values[main_plane(end)]))
+    if end["stretch"] == "axial":
+        half_turn = float(u.Quantity(180, u.deg).to_value(end["unit"]))
+        return colour(np.mod(values[0], half_turn), "twilight", Normalize(0, half_turn))
+    return _picture(values, end, sigma, None, stretch)
+
+
+def grey_scale(image: NDArray[np.floating[Any]], sigma: float, stretch: float = 1.0) -> Normalize:
+    """Scale of an image in grey with a sky noise."""
+    return AsinhNorm(linear_width=3 * sigma / stretch, vmin=-2 * sigma, vmax=bright(image, 99.8, 30 * sigma))
+
+
+def log_scale(image: NDArray[np.floating[Any]]) -> Normalize:
+    """Logarithmic scale over what is positive."""
+    positive = image[np.isfinite(image) & (image > 0)]
+    low, high = np.percentile(positive, [1, 99.8]) if positive.size else (1.0, 10.0)
+    return LogNorm(low, max(high, 1.01 * low), clip=True)
+
+
+def _picture(
+    values: NDArray[np.floating[Any]],
+    end: EndpointTable,
+    sigma: NDArray[np.floating[Any]],
+    scale: Normalize | None,
+    stretch: float,
+) -> Picture:
+    planes = rgb_planes(end)
+    if planes is not None:
+        return _upright(lupton_rgb(values[planes], sigma[planes], stretch))
+    main = main_plane(end)
+    return colour(values[main], "gray", scale or grey_scale(values[main], float(sigma[main]), stretch))
 
 
 def colour(image: NDArray[np.floating[Any]], colours: str, norm: Normalize) -> Picture:
@@ -102,7 +155,7 @@ def lupton_rgb(
     Parameters
     ----------
     flux : ndarray [3, H, W]
-        Red, green and blue, nJy; NaN where unknown.
+        Red, green and blue; NaN where unknown.
     sigma : ndarray [3]
         Noise of each; the stretch is in units of it.
     stretch : float
@@ -131,6 +184,11 @@ def noise(image: Image) -> float:
     if known.size == 0:
         return 1.0
     return float(1.4826 * np.median(np.abs(known - np.median(known)))) or 1.0
+
+
+def noises(planes: Image) -> NDArray[np.float32]:
+    """`noise` of each plane."""
+    return np.array([noise(plane) for plane in planes], np.float32)
 
 
 def bright(image: Image, percentile: float, least: float) -> float:

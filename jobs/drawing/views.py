@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from surveybridge.jobs.drawing.rendering import GREY, Image, bright, noise
+from surveybridge.jobs.drawing.rendering import GREY, Image, bright, log_scale, noise, noises
+from surveybridge.storage.problems import EndpointTable, bands_title, main_plane, rgb_planes
 
 CANDIDATE, TRUE_LENS = "#d62728", "#1f77b4"
 _TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -25,18 +26,18 @@ _TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 @dataclass(frozen=True)
 class Field:
-    """Everything a panel shows, on one pixel grid: images in nJy with NaN where unknown, places in pixels.
+    """Everything a panel shows, on one pixel grid: images in their units with NaN where unknown, places in pixels.
 
     Parameters
     ----------
-    lsst : ndarray [3, H, W] float32
-        i, r, g: what becomes red, green and blue.
-    euclid : ndarray [H, W] float32
-        VIS.
+    ends : tuple of EndpointTable
+        Both endpoints, the one with the objects second.
+    images : tuple of ndarray [C, H, W] float32
+        Of both.
+    wanted : EndpointTable
+        What was translated to.
     mean, std : ndarray [C, H, W] float32
         The translation, and its standard deviation.
-    bands : tuple of str
-        Of mean and std.
     scale : float
         Pixel side, arcsec.
     north : ndarray [2] float64
@@ -47,53 +48,92 @@ class Field:
         The true lenses' x, y.
     """
 
-    lsst: Image
-    euclid: Image
+    ends: tuple[EndpointTable, EndpointTable]
+    images: tuple[Image, Image]
+    wanted: EndpointTable
     mean: Image
     std: Image
-    bands: tuple[str, ...]
     scale: float
     north: NDArray[np.float64]
     candidates: NDArray[np.float64]
     lenses: NDArray[np.float64]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.mean.shape[1:]
+        return int(height), int(width)
+
+    def main(self, place: int) -> Image:
+        """The band [H, W] that stands for an endpoint in grey."""
+        plane: Image = self.images[place][main_plane(self.ends[place])]
+        return plane
+
     def cut(self, x0: int, y0: int, side: int) -> Field:
         """A square part; places move along."""
         here = (..., slice(y0, y0 + side), slice(x0, x0 + side))
-        images = (self.lsst[here], self.euclid[here], self.mean[here], self.std[here])
-        places = (self.candidates - [x0, y0], self.lenses - [x0, y0])
-        return Field(*images, self.bands, self.scale, self.north, *places)
+        return replace(
+            self,
+            images=(self.images[0][here], self.images[1][here]),
+            mean=self.mean[here],
+            std=self.std[here],
+            candidates=self.candidates - [x0, y0],
+            lenses=self.lenses - [x0, y0],
+        )
 
 
 @dataclass(frozen=True)
 class Scales:
-    """How fluxes become brightness, the same in both rows; `lsst_sigma` [3] is the noise of i, r, g in nJy."""
+    """How pixels become brightness, the same in both rows.
 
-    lsst_sigma: Image
+    `sigma` is the noise of what is shown as red, green and blue, [3], by endpoint; `grey` the scale of what is not;
+    `flux` that of the endpoint with the objects, and of what is translated to it; `std` that of the uncertainty.
+    """
+
+    sigma: Mapping[str, Image]
+    grey: Mapping[str, Normalize]
     flux: Normalize
     std: Normalize
 
     @classmethod
     def of(cls, field: Field) -> Scales:
         """Stretches from the noise of the images themselves."""
-        lsst = np.array([noise(plane) for plane in field.lsst], np.float32)
-        shown = field.euclid if np.isfinite(field.euclid).any() else field.mean[-1]
-        sigma = noise(shown)
-        flux = AsinhNorm(linear_width=2.5 * sigma, vmin=-2 * sigma, vmax=bright(shown, 99.97, 100 * sigma))
-        std = field.std[-1]
+        planes = {end["name"]: rgb_planes(end) for end in field.ends}
+        images = {end["name"]: image for end, image in zip(field.ends, field.images, strict=True)}
+        wanted = main_plane(field.wanted)
+        flux = grey_norm(field.ends[1], field.main(1) if np.isfinite(field.main(1)).any() else field.mean[wanted])
+        std = field.std[wanted]
         spread = float(np.nanmedian(std)) if np.isfinite(std).any() else 1.0
-        return cls(lsst, flux, AsinhNorm(linear_width=2 * spread, vmin=0, vmax=bright(std, 99.9, 10 * spread)))
+        return cls(
+            {name: noises(images[name][rgb]) for name, rgb in planes.items() if rgb},
+            {field.ends[0]["name"]: grey_norm(field.ends[0], field.main(0)), field.ends[1]["name"]: flux},
+            flux,
+            AsinhNorm(linear_width=2 * spread, vmin=0, vmax=bright(std, 99.9, 10 * spread)),
+        )
+
+
+def grey_norm(end: EndpointTable, image: Image) -> Normalize:
+    """Scale of an image in grey, from its own noise, or from its range where it is no flux."""
+    if end["stretch"] == "log10":
+        return log_scale(image)
+    sigma = noise(image)
+    return AsinhNorm(linear_width=2.5 * sigma, vmin=-2 * sigma, vmax=bright(image, 99.97, 100 * sigma))
 
 
 def titles(field: Field) -> tuple[str, ...]:
     """What the five columns are."""
-    to = "LSST gri" if len(field.bands) == 3 else field.bands[-1]
+    other, main = (f"{end['title']} {end['bands'][main_plane(end)]}" for end in field.ends)
+    first, second = (
+        bands_title(end) if end["rgb"] else plain for end, plain in zip(field.ends, (other, main), strict=True)
+    )
+    band = field.wanted["bands"][main_plane(field.wanted)]
+    to = bands_title(field.wanted) if field.wanted["rgb"] else band
     return (
-        "LSST gri, co-registered",
-        "Euclid VIS",
+        f"{first}, co-registered",
+        second,
         f"translated {to}: posterior mean",
-        f"posterior standard deviation, {field.bands[-1]}",
-        "top candidates on Euclid VIS",
+        f"posterior standard deviation, {band}",
+        f"top candidates on {main}",
     )
 
 
@@ -113,9 +153,9 @@ def draw_image(
     axis : Axes
         Where.
     image : ndarray [H, W] or [H, W, 3]
-        Fluxes in nJy, or red, green and blue in 0..1.
+        Values, or red, green and blue in 0..1.
     colours, norm : str, Normalize
-        Name of the colour map and scale of the fluxes; neither for a colour image.
+        Name of the colour map and scale of the values; neither for a colour image.
 
     Returns
     -------
@@ -131,7 +171,7 @@ def draw_image(
 
 def mark(axis: Axes, field: Field) -> None:
     """Circles with ranks around candidates, squares around true lenses."""
-    height, width = field.euclid.shape
+    height, width = field.shape
     radius = max(0.018 * width, 1.2 / field.scale)
     for x, y in field.lenses:
         if -radius < x < width + radius and -radius < y < height + radius:
@@ -150,7 +190,7 @@ def mark(axis: Axes, field: Field) -> None:
 
 def scale_bar(axis: Axes, field: Field, arcsec: float, colour: str) -> None:
     """A bar of known length in the lower left corner; halved until it takes at most half of the width."""
-    height, width = field.euclid.shape
+    height, width = field.shape
     while arcsec / field.scale > 0.5 * width:
         arcsec /= 2
     x, y, length = 0.05 * width, 0.05 * height, arcsec / field.scale
@@ -160,7 +200,7 @@ def scale_bar(axis: Axes, field: Field, arcsec: float, colour: str) -> None:
 
 def compass(axis: Axes, field: Field) -> None:
     """North and east in the upper left corner."""
-    height, width = field.euclid.shape
+    height, width = field.shape
     length, start = 0.07 * width, np.array([0.12 * width, height - 0.12 * width])
     for name, direction in (("N", field.north), ("E", np.array([-field.north[1], field.north[0]]))):
         end = start + length * direction
@@ -173,6 +213,8 @@ def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:
     """The scale of a drawn image, lying in `axis`, with round fluxes as ticks."""
     bar = axis.figure.colorbar(drawn, cax=axis, orientation="horizontal")
     bar.set_label(label)
+    if not isinstance(drawn.norm, AsinhNorm):
+        return
     bar.set_ticks(_ticks(drawn.norm))
     bar.set_ticks([], minor=True)
     bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -187,10 +229,11 @@ def legend(axis: Axes, field: Field) -> None:
     axis.legend(handles=keys, loc="upper left", bbox_to_anchor=(-0.03, 0.0), frameon=False, ncols=2)
 
 
-def rgb_caption(axis: Axes, scales: Scales) -> None:
-    """The noise that the colour image is stretched by, under the view."""
-    i, r, g = scales.lsst_sigma
-    text = f"i, r, g as red, green, blue; asinh of the flux\nnoise {i:.2g}, {r:.2g}, {g:.2g} nJy / pixel"
+def rgb_caption(axis: Axes, end: EndpointTable, scales: Scales) -> None:
+    """The noise that the colour image of an endpoint is stretched by, under the view."""
+    noise = ", ".join(f"{sigma:.2g}" for sigma in scales.sigma[end["name"]])
+    bands = ", ".join(end["rgb"] or ())
+    text = f"{bands} as red, green, blue; asinh of the flux\nnoise {noise} {end['unit']} / pixel"
     axis.text(0, -0.02, text, transform=axis.transAxes, va="top")
 
 

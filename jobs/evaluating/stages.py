@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from surveybridge.bridge_core.model import Model
-    from surveybridge.bridge_core.network import Precision
     from surveybridge.bridge_core.problem import Endpoint
+    from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
 
@@ -36,17 +36,8 @@ class Settings:
     checkpoint: str | None
     grid: str
     directions: tuple[str, ...]
-    samples: int
-    steps: int
-    order: int
-    eta: float
-    sigma_max: float
-    from_end: bool
-    score_samples: int
-    score_steps: int
-    seed: int
-    batch: int
-    precision: Precision
+    sampling: Sampling
+    scoring: Scoring
     out: str
     threads: int
     start: int
@@ -133,7 +124,7 @@ class BlockJudge:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = with_display(read_model(settings.checkpoint), settings.display)
-        self.model = model.to(self.device, settings.precision)
+        self.model = model.to(self.device, settings.sampling.precision)
 
     def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
         """Rows by table: images and pixels of pairs, scores of pairs and anomalies."""
@@ -156,29 +147,18 @@ class BlockJudge:
             morphology,
             photometry,
         )
-        from surveybridge.bridge_core.settings import Sampling
         from surveybridge.bridge_core.translate import window_samples
         from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
 
         settings, pairs = self.settings, block.pairs
-        how = Sampling(
-            samples=settings.samples,
-            steps=settings.steps,
-            order=settings.order,
-            eta=settings.eta,
-            sigma_max=settings.sigma_max,
-            from_end=settings.from_end,
-            seed=settings.seed,
-            batch=settings.batch,
-            precision=settings.precision,
-        )
         image_rows, pixel_rows = [], []
         for direction in map(model.card.problem.direction, settings.directions):
             observed, wanted = direction.observed, direction.wanted
             bands, scale = wanted.bands, pairs.pixel_scale[wanted.name]
             truth = torch.from_numpy(pairs.ends[wanted.name])
             windows = self._units(observed, torch.from_numpy(pairs.ends[observed.name]))
-            samples = window_samples(model, direction, windows, corners(block), how).cpu().transpose(0, 1).contiguous()
+            drawn = window_samples(model, direction, windows, corners(block), settings.sampling)
+            samples = drawn.cpu().transpose(0, 1).contiguous()
             columns = image_scores(samples, truth, bands, settings.display)
             columns |= photometry(samples, truth, bands, scale)
             sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
@@ -211,22 +191,14 @@ class BlockJudge:
         from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
         from surveybridge.bridge_core.residuals import Cutouts
-        from surveybridge.bridge_core.settings import Scoring
         from surveybridge.storage.schema import EVALUATED_SCORES, conform
 
         settings, pairs = self.settings, block.pairs
-        how = Scoring(
-            samples=settings.score_samples,
-            steps=settings.score_steps,
-            seed=settings.seed,
-            batch=settings.batch,
-            precision=settings.precision,
-        )
         direction = scored_direction(model)
         observed, wanted = (torch.from_numpy(pairs.ends[end.name]) for end in (direction.observed, direction.wanted))
         valid = torch.ones(len(wanted), 1, *wanted.shape[-2:], dtype=torch.bool, device=self.device)
         x1, x0 = self._units(direction.observed, observed), self._units(direction.wanted, wanted)
-        scores = score_windows(model, Cutouts(x1, x0, valid, corners(block)), how)
+        scores = score_windows(model, Cutouts(x1, x0, valid, corners(block)), settings.scoring)
         columns = {
             "object_id": block.ids,
             "anomalous": [block.which == "anomalies"] * len(block.ids),

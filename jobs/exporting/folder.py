@@ -20,6 +20,7 @@ from surveybridge.storage.fits_mosaics import about, fits_bytes, mosaic_hdus, pr
 from surveybridge.storage.footprint import Box, around, core_boxes, global_wcs, header_box, moc_hdus, moc_of
 from surveybridge.storage.hips import check_reproject, write_hips
 from surveybridge.storage.mosaics import MosaicHeader, StitchedMosaic, TileMosaic, header_from, stitch
+from surveybridge.storage.problems import njy_per_unit, wanted_end
 from surveybridge.storage.tiles import TileStore
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def export_folder(
     # before the hours that the rest may take: this refuses where the store's manifest is gone
     if "moc" in wanted:
         _put_mocs(source, store, ledger, headers, out)
-    overview = Overview(whole, len(headers[0].bands)) if "png" in wanted else None
+    overview = Overview(whole, wanted_end(source.run_json)) if "png" in wanted else None
     if "fits" in wanted or overview is not None:
         for index, tile_id in enumerate(progress(tiles, "export")):
             tile = source.read_tile_mosaic(tile_id)
             if "fits" in wanted:
-                mosaic = StitchedMosaic(tile.mean, tile.std, tile.coverage, tile.wcs_header)
+                mosaic = StitchedMosaic(tile.mean, tile.std, tile.coverage, tile.wcs_header, tile.unit)
                 hdus = mosaic_hdus(mosaic, tile.bands, source.run_json, ok.slice(index, 1), lossless=lossless)
                 out.put(fits_bytes(hdus), "fits", f"{tile_id}.fits")
             if overview is not None:
@@ -118,7 +119,12 @@ def _put_hips(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeade
     corner = header_from(first.wcs_header, y0 - first.core_origin[0], x0 - first.core_origin[1])
     moc = moc_of(map(header_box, headers), global_wcs(first))
     reader = _Planes(source, headers, (y0, x0))
-    sigma = float(np.nanmedian(reader.read_tile(first.tile_id).std))
+    tile = reader.read_tile(first.tile_id)
+    sigma = float(np.nanmedian(tile.std))
+    cuts = {"mean": (-2 * sigma, 30 * sigma), "std": (0.0, 5 * sigma)}
+    if njy_per_unit(first.unit) is None:  # no sky around zero
+        low, high = np.nanpercentile(tile.mean, [1, 99])
+        cuts["mean"] = (float(low), float(high))
     for plane in ("mean", "std"):
         for index, band in enumerate(first.bands):
             name = f"{plane}_{band}"
@@ -131,7 +137,7 @@ def _put_hips(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeade
                     functools.partial(reader.read, plane, index),
                     corner,
                     (y1 - y0, x1 - x0),
-                    _properties(source, ledger, plane, band, sigma),
+                    _properties(source, ledger, name, first.unit, cuts[plane]),
                 )
                 _finish(target, moc, out, name)
             print(f"{out.file_url('hips', name)}: HiPS, for Aladin")
@@ -169,17 +175,18 @@ class _Planes:
         return planes[index]
 
 
-def _properties(source: RunFolder, ledger: pa.Table, plane: str, band: str, sigma: float) -> dict[str, str]:
-    """What a HiPS says of itself (IVOA HiPS 1.0); `sigma`, nJy, sets the contrast that a viewer begins with."""
+def _properties(source: RunFolder, ledger: pa.Table, name: str, unit: str, cuts: tuple[float, float]) -> dict[str, str]:
+    """What a HiPS says of itself (IVOA HiPS 1.0); `cuts` are the contrast that a viewer begins with."""
     run_id = str(source.run_json.get("run_id"))
+    plane, _, band = name.partition("_")
     what = {"mean": "posterior mean", "std": "posterior standard deviation"}[plane]
     done = max(ledger["finished_at"].drop_null().to_pylist())
     return {
-        "creator_did": f"ivo://surveybridge/P/{run_id}/{plane}_{band}",
+        "creator_did": f"ivo://surveybridge/P/{run_id}/{name}",
         "obs_title": f"SurveyBridge {run_id}, {band}: {what} (model-generated)",
-        "obs_description": f"{about(source.run_json)} This plane: {what} of {band}, nJy in a pixel of the mosaic.",
+        "obs_description": f"{about(source.run_json)} This plane: {what} of {band}, {unit} in a pixel of the mosaic.",
         "hips_creator": f"surveybridge {source.run_json.get('code_version')}",
         "hips_release_date": f"{done:%Y-%m-%dT%H:%MZ}",
         "hips_status": "private master clonableOnce",
-        "hips_pixel_cut": f"{-2 * sigma:.4g} {30 * sigma:.4g}" if plane == "mean" else f"0 {5 * sigma:.4g}",
+        "hips_pixel_cut": f"{cuts[0]:.4g} {cuts[1]:.4g}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
-from surveybridge.jobs.translating.request import read_model, threads
+from surveybridge.jobs.translating.request import read_model, sampling_of, threads
 from surveybridge.jobs.translating.scene import check_tile, scene_of
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def redraw(
     import torch
 
     from surveybridge.bridge_core.redraw import redraw_tile
-    from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH
     from surveybridge.storage.footprint import overlap
-    from surveybridge.storage.runs import LATER_KEYS
     from surveybridge.storage.tiles import TileStore
 
     facts = run.run_json
@@ -76,15 +75,8 @@ def redraw(
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device, facts["precision"])
-    how = Sampling(
-        samples=facts["samples"],
-        steps=facts["steps"],
-        seed=facts["seed"],
-        batch=settings.get("batch") or DEFAULT_BATCH[device.type],
-        precision=facts["precision"],
-        patches=PatchGrid.of((LATER_KEYS | facts)["patch"]),
-    )
+    how = replace(sampling_of(facts), batch=settings.get("batch") or DEFAULT_BATCH[device.type])
+    model.to(device, how.precision)
     direction = model.card.problem.direction(facts["direction"])
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)
     mean, std = np.full_like(stored.mean, np.nan), np.full_like(stored.std, np.nan)

@@ -133,11 +133,11 @@ def steps_of(model: Model, config: Config) -> dict[str, int]:
     """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
     from surveybridge.bridge_core.anomaly import reconstruction_steps
     from surveybridge.bridge_core.sampler import end_then_rho_steps
-    from surveybridge.bridge_core.settings import Sampling, Scoring
 
+    sampling, scoring = config.sampling, config.scoring
     return {
-        "translate": len(end_then_rho_steps(model.card.bridge, config.steps, Sampling().sigma_max)),
-        "score": config.score_samples * len(reconstruction_steps(model, Scoring(steps=config.score_steps)))
+        "translate": len(end_then_rho_steps(model.card.bridge, sampling.steps, sampling.sigma_max)),
+        "score": scoring.samples * len(reconstruction_steps(model, scoring))
         + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
     }
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surveybridge.bridge_core.detection import detect
-from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.stages import tile_stages
@@ -145,7 +144,7 @@ class _Calibration:
         self.folder = RunFolder.open_or_create(settings.run, run_json)
         stages = tile_stages(settings)
         self.read, self.model, self.write = stages.make_read(), stages.make_model(), stages.make_write()
-        self.catalog = self.model.model.card.problem.catalog
+        self.catalog = self.folder.problem["catalog"]
         self.load = time.monotonic() - begin
         self.sum: defaultdict[str, float] = defaultdict(float)
 
@@ -182,8 +181,8 @@ class _Calibration:
             return FIRST_SIDE
         self.sum["write_tile"] = trial["write"]
         each = (trial["translate"] + trial["score"]) / max(trial["evaluations"] + trial["score_evaluations"], 1)
-        windows = seconds / max(each * self.settings.samples * self.steps["translate"], 1e-9)
-        grid = PatchGrid.of(self.settings.patch)
+        windows = seconds / max(each * self.settings.sampling.samples * self.steps["translate"], 1e-9)
+        grid = self.settings.sampling.patches
         return max(FIRST_SIDE, int(grid.stride * math.sqrt(windows)) - grid.stride)
 
     def _measure(self, outcome: Outcome, side: int) -> Failure | None:
@@ -227,9 +226,9 @@ class _Calibration:
             )
         }
         return {
-            "windows": len(PatchGrid.of(self.settings.patch).windows(tile.shape, tile.origin, tile.core)),
+            "windows": len(self.settings.sampling.patches.windows(tile.shape, tile.origin, tile.core)),
             "live": windows,
-            "evaluations": windows * self.settings.samples * self.steps["translate"],
+            "evaluations": windows * self.settings.sampling.samples * self.steps["translate"],
             "score_evaluations": found * self.steps["score"],
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,

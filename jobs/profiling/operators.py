@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from surveybridge.bridge_core.spans import listening, span
 from surveybridge.cluster.stages import this_worker
-from surveybridge.jobs.profiling.spans import PARTS
+from surveybridge.jobs.profiling.spans import PARTS, Profiled
 from surveybridge.storage.objectstore import Folder
 
 if TYPE_CHECKING:
-    from surveybridge.jobs.translating.stages import Settings
+    from surveybridge.bridge_core.settings import Sampling
     from surveybridge.storage.tiles import Tile
 
 log = logging.getLogger(__name__)
@@ -45,37 +45,34 @@ KINDS = {
 """What an operator or kernel does, by words in its name, the first that fits; all others are noise and bookkeeping."""
 
 
-def profile_operators(translate: Callable[[Tile], Any], settings: Settings, batch: int) -> None:
+def profile_operators(translate: Callable[[Tile], Any], profiled: Profiled, store: str, how: Sampling) -> None:
     """Translate a part of the first tile under torch's profiler, in the first worker that gets here; before its tiles.
 
     The part is done twice, and the first time nobody looks: what is loaded, tuned, compiled and captured once is in no
     number. What it gives is thrown away. Where it fails, the tile itself will say why.
     """
-    assert settings.profiled is not None
-    folder = Folder.at(settings.profiled.url)
+    folder = Folder.at(profiled.url)
     if folder.put_new(this_worker().encode(), PARTS, CLAIM) is None:
         return
     try:
-        about, trace = _record(translate, settings, batch)
+        about, trace = _record(translate, profiled.tiles[0], store, how)
         folder.put(trace, PARTS, RECORDED)
         folder.put(json.dumps(about).encode(), PARTS, ABOUT)
     except Exception as error:
         log.warning("no profile of the operators (%s: %s)", type(error).__name__, error)
 
 
-def _record(translate: Callable[[Tile], Any], settings: Settings, batch: int) -> tuple[dict[str, Any], bytes]:
+def _record(translate: Callable[[Tile], Any], tile_id: str, store: str, how: Sampling) -> tuple[dict[str, Any], bytes]:
     """Who did what, and torch's trace, which is left to the driver: parsed it is many times as large."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from surveybridge.bridge_core.settings import PatchGrid
     from surveybridge.storage.tiles import TileStore, part_of
 
-    assert settings.profiled is not None
-    grid = PatchGrid.of(settings.patch)
-    windows = BATCHES * batch / settings.samples * (64 / grid.size) ** 2
+    grid = how.patches
+    windows = BATCHES * how.batch / how.samples * (64 / grid.size) ** 2
     side = max(grid.stride, int(grid.stride * math.sqrt(windows)) - grid.stride)
-    part = part_of(TileStore.open(settings.store).read_tile(settings.profiled.tiles[0]), side)
+    part = part_of(TileStore.open(store).read_tile(tile_id), side)
     translate(part)
     gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]

@@ -7,7 +7,7 @@ never slowed by it.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.diagnosing.machine import described_machine
 from surveybridge.jobs.profiling.operators import ABOUT, CLAIM, PROFILER_BYTES, RECORDED, Operators
 from surveybridge.jobs.profiling.spans import PARTS, Part, Profiled
+from surveybridge.jobs.profiling.stages import profiled_stages
 from surveybridge.jobs.profiling.table import describe, profile_of
 from surveybridge.jobs.profiling.trace import Trace
 from surveybridge.jobs.translating.engine import translate
 from surveybridge.jobs.translating.request import Request, todo_of
-from surveybridge.jobs.translating.stages import Settings, tile_stages
 from surveybridge.jobs.translating.tally import Tally
 from surveybridge.storage.objectstore import Folder
 
@@ -54,11 +54,8 @@ def translate_profiled(request: Request, url: str) -> tuple[Tally, str]:
         if len(receipts) < INTERVALS_AT_MOST:
             receipts.append({"tile_id": receipt["tile_id"], "intervals": receipt.get("intervals", {})})
 
-    def make_stages(settings: Settings) -> Any:
-        return tile_stages(dataclasses.replace(settings, profiled=profiled) if todo else settings)
-
     began = time.time()
-    tally = translate(request, make_stages, watch, PROFILER_BYTES)
+    tally = translate(request, functools.partial(profiled_stages, profiled), watch, PROFILER_BYTES)
     if not receipts:
         folder.delete_below(PARTS)
         return tally, "no tile was done, so there is no profile"

@@ -59,9 +59,9 @@ class Part:
 
 
 @contextlib.contextmanager
-def recorded(profiled: Profiled | None, stage: str, tile_id: str, *, gpu: bool = False) -> Iterator[None]:
+def recorded(profiled: Profiled, stage: str, tile_id: str, *, gpu: bool = False) -> Iterator[None]:
     """Note the spans of a stage down, where this tile is looked at; the file is written after the stage has ended."""
-    if profiled is None or tile_id not in profiled.tiles:
+    if tile_id not in profiled.tiles:
         yield
         return
     recorder = Recorder(gpu)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.drawing.rendering import noise
 from surveybridge.jobs.reporting.plots import BLACK, BLUE, GREY, ORANGE, Plot, panel
+from surveybridge.storage.problems import wanted_end
 from surveybridge.storage.schema import CELL, stamp_array
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
         The metrics.json of `surveybridge evaluate` for the same checkpoint.
     """
     direction = str(run.run_json["direction"])
-    wanted = direction.split("->")[1]
+    wanted = wanted_end(run.run_json)["name"]
     judged = evaluation["coverage"].get(direction) if evaluation else None
-    pulls = _read_pulls(run, rows, wanted)
+    pulls = [] if run.maps_only else _read_pulls(run, rows, wanted)
     if not pulls and judged is None:
         return Plot(HEADING, f"No mosaic of a finished tile has a candidate that shows what {wanted} observed there.")
     said, share = _said(pulls, wanted)
@@ -97,7 +98,7 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
 
 
 def tile_pulls(mosaic: TileMosaic, observed: NDArray[np.floating[Any]], samples: int) -> Pulls:
-    """Compare a tile's mosaic, of K = `samples`, with the observed planes [C, H, W] in nJy, NaN where unknown."""
+    """Compare a tile's mosaic, of K = `samples`, with the observed planes [C, H, W], NaN where unknown."""
     from surveybridge.bridge_core.metrics import interval_width
 
     sigma = np.array([noise(plane) for plane in observed])[:, None, None]
@@ -116,7 +117,7 @@ def tile_pulls(mosaic: TileMosaic, observed: NDArray[np.floating[Any]], samples:
 
 
 def observed_planes(mosaic: TileMosaic, candidates: pa.Table, survey: str) -> NDArray[np.float32]:
-    """The candidates' thumbnails of one survey in their places, float32 [C, H, W] nJy; NaN where there is none."""
+    """The candidates' thumbnails of one survey in their places, float32 [C, H, W]; NaN where there is none."""
     planes = np.full_like(mosaic.mean, np.nan)
     height, width = mosaic.coverage.shape
     # the pixel that holds the centre is at CELL / 2 of the thumbnail

@@ -10,17 +10,18 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from surveybridge.jobs.drawing.rendering import VIEWS, Picture, candidate_pictures, png
+from surveybridge.jobs.drawing.rendering import Picture, candidate_pictures, png, views
 from surveybridge.jobs.reporting.plots import data_url
-from surveybridge.storage.schema import BANDS, THUMBNAILS, stamp_array
+from surveybridge.storage.photometry import ab_zero_point
+from surveybridge.storage.problems import ProblemTable, band_columns, endpoint, shown_ends
+from surveybridge.storage.schema import CELL, stamp_array, thumbnail_names
 
 MODELLED = ("mean", "residual", "error")
 """Pictures that are model-generated, wholly or in part."""
-HEADINGS = VIEWS | {"mean": "mean of reconstructions", "error": "minimum error"}
+HEADINGS = {"mean": "mean of reconstructions", "error": "minimum error"}
+"""What these are called here."""
 DETECTED = 3.0
 """Signal to noise below which a magnitude is an upper limit of as many sigma."""
-NEARBY = 3.2
-"""Arcsec: half a thumbnail on Euclid's grid."""
 FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}
 
 
@@ -48,20 +49,26 @@ class Card:
     grades: str
 
 
-def cards(candidates: pa.Table) -> list[Card]:
-    """The cards of rows of `storage.schema.CANDIDATES`, by rank, with their thumbnails."""
-    stamps = {name: stamp_array(candidates, name) for name in THUMBNAILS}  # not as lists of Python's numbers
-    rows = candidates.drop_columns(list(THUMBNAILS)).to_pylist()
+def cards(candidates: pa.Table, problem: ProblemTable) -> list[Card]:
+    """The cards of candidates of a problem, by rank, with their thumbnails."""
+    names = thumbnail_names(candidates.schema)
+    stamps = {name: stamp_array(candidates, name) for name in names}  # not as lists of Python's numbers
+    rows = candidates.drop_columns(list(names)).to_pylist()
+    pixel = shown_ends(problem)[1]["pixel_scale"]
     return [
         _card(
-            row, candidate_pictures({name: stamp[place] for name, stamp in stamps.items()}), _nearby(row, rows[:place])
+            row,
+            problem,
+            candidate_pictures({name: stamp[place] for name, stamp in stamps.items()}, problem),
+            _nearby(row, rows[:place], CELL / 2 * pixel),
         )
         for place, row in enumerate(rows)
     ]
 
 
-def _card(row: Mapping[str, Any], pictures: Mapping[str, Picture], nearby: str) -> Card:
+def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, Picture], nearby: str) -> Card:
     ra, dec = float(row["ra"]), float(row["dec"])
+    headings = views(problem) | HEADINGS
     return Card(
         rank=row["rank"],
         object_id=row["object_id"],
@@ -75,29 +82,37 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Picture], nearby: str) 
             **({"in the picture": nearby} if nearby else {}),
         },
         magnitudes=[
-            (band, magnitude(row[f"flux_{band}"], row[f"snr_{band}"]), _snr(row[f"snr_{band}"])) for band in BANDS
+            (
+                band,
+                brightness(row[f"flux_{column}"], row[f"snr_{column}"], endpoint(problem, name)["unit"]),
+                _snr(row[f"snr_{column}"]),
+            )
+            for (name, band), column in band_columns(problem).items()
         ],
         pictures=[
             Shown(
-                HEADINGS[name],
-                f"{HEADINGS[name]} of candidate {row['rank']}, {row['object_id']}",
+                headings[name],
+                f"{headings[name]} of candidate {row['rank']}, {row['object_id']}",
                 data_url("image/png", png(pictures[name])),
                 name in MODELLED,
             )
-            for name in VIEWS
+            for name in views(problem)
         ],
         links=links(ra, dec),
         grades=row.get("grades") or "",
     )
 
 
-def magnitude(flux: float | None, snr: float | None) -> str:
-    """AB magnitude of a flux in nJy, `31.4 - 2.5 log10 f`; `> m` where it is below 3 sigma, `–` where not known."""
+def brightness(flux: float | None, snr: float | None, unit: str = "nJy") -> str:
+    """AB magnitude of a flux (of what is none, its value); `> m` where it is below 3 sigma, `–` where not known."""
+    zero_point = ab_zero_point(unit)
+    if zero_point is None:
+        return "–" if flux is None or not math.isfinite(flux) else f"{flux:.3g} {unit}"
     if flux is None or snr is None or not (math.isfinite(flux) and math.isfinite(snr)) or flux == 0 or snr == 0:
         return "–"
     if snr < DETECTED or flux < 0:
-        return f"> {_ab(DETECTED * abs(flux / snr)):.2f}"
-    return f"{_ab(flux):.2f}"
+        return f"> {zero_point - 2.5 * math.log10(DETECTED * abs(flux / snr)):.2f}"
+    return f"{zero_point - 2.5 * math.log10(flux):.2f}"
 
 
 def links(ra: float, dec: float) -> dict[str, str]:
@@ -120,19 +135,15 @@ def flags(bits: int | None) -> str:
     return ", ".join([*named, *([f"others ({other})"] if other else [])]) or "none"
 
 
-def _nearby(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str:
-    """Candidates of higher rank so near that a blend or the same object may stand in the list twice."""
+def _nearby(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]], reach: float) -> str:
+    """Candidates of higher rank so near (arcsec) that a blend or the same object may stand in the list twice."""
     found = []
     for other in before:
         along_ra = (row["ra"] - other["ra"] + 180) % 360 - 180
         distance = 3600 * math.hypot(along_ra * math.cos(math.radians(row["dec"])), row["dec"] - other["dec"])
-        if distance < NEARBY:
+        if distance < reach:
             found.append(f"candidate {other['rank']} at {distance:.1f}″")
     return ", ".join(found)
-
-
-def _ab(flux: float) -> float:
-    return 31.4 - 2.5 * math.log10(flux)
 
 
 def _with_error(value: float | None, error: float | None) -> str:

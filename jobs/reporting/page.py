@@ -13,10 +13,11 @@ from surveybridge import __version__
 from surveybridge.jobs.reporting.calibration import calibration_plot
 from surveybridge.jobs.reporting.cards import DETECTED, cards
 from surveybridge.jobs.reporting.scores import scores_plot
-from surveybridge.jobs.reporting.sky import sky_plot, tile_grid
+from surveybridge.jobs.reporting.sky import finest_pixel, sky_plot, tile_grid
 from surveybridge.jobs.reporting.state import run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
+from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import query
 from surveybridge.storage.thumbnails import with_thumbnails
@@ -45,8 +46,11 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     ledger = run.ledger()
     manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
     rows = ledger if manifest is None else standing_rows(manifest, ledger)
-    ranked = query(run.url, thumbnails=False, grades=True, storage_options=run.folder.storage_options)
-    found = with_thumbnails(run, ranked.slice(0, min(top, ranked.num_rows)))
+    problem = run.problem
+    ranked = found = None
+    if not run.maps_only:
+        ranked = query(run.url, thumbnails=False, grades=True, storage_options=run.folder.storage_options)
+        found = with_thumbnails(run, ranked.slice(0, min(top, ranked.num_rows)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of objects and tiles, and reasons, are anybody's text
@@ -60,12 +64,13 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
         failures=status["failures"][:FAILURES_SHOWN],
         more_failures=len(status["failures"]) - FAILURES_SHOWN,
         plots=[
-            sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows), found),
+            sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows), found, finest_pixel(problem)),
             timeline_plot(ledger),
-            scores_plot(ranked),
+            *([] if ranked is None else [scores_plot(ranked)]),
             calibration_plot(run, rows, evaluation),
         ],
-        cards=cards(found),
+        cards=None if found is None else cards(found, problem),
+        objects=shown_ends(problem)[1]["title"],
         aperture=APERTURE_ARCSEC,
         detected=DETECTED,
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),

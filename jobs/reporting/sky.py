@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
 from surveybridge.storage.grids import celestial_wcs
+from surveybridge.storage.problems import ProblemTable
 
 if TYPE_CHECKING:
     from surveybridge.storage.runs import RunFolder
@@ -25,14 +26,17 @@ COLOURS = {"ok": PALE, "pending": "white", "failed": ORANGE, "quarantined": BLAC
 EDGE = "#5a6570"
 MARKERS = {"failed": "X", "quarantined": "D"}
 """Drawn over a tile at a size that is seen, however many tiles there are."""
-EUCLID_PIXEL = 0.1 / 3600
-"""Degrees; of the grid that tiles are made on, where no finished tile says it."""
 RASTERED = 2000
 """So many tiles are drawn as pixels, since a browser is slow with as many shapes."""
 
 
 def sky_plot(
-    manifest: pa.Table | None, trouble: str | None, rows: pa.Table, grid: WCS | None, candidates: pa.Table
+    manifest: pa.Table | None,
+    trouble: str | None,
+    rows: pa.Table,
+    grid: WCS | None,
+    candidates: pa.Table | None,
+    pixel: float,
 ) -> Plot:
     """Map the tiles' cores by status, and the candidates that the page shows.
 
@@ -45,16 +49,18 @@ def sky_plot(
     rows : pyarrow.Table
         Ledger rows that stand.
     grid : WCS or None
-        Of the tiles' pixel grid (`tile_grid`); None takes Euclid's pixels with north up.
-    candidates : pyarrow.Table
-        With ra and dec, ICRS deg.
+        Of the tiles' pixel grid (`tile_grid`); None takes pixels of `pixel` with north up.
+    candidates : pyarrow.Table or None
+        With ra and dec, ICRS deg; None where the run makes maps only.
+    pixel : float
+        arcsec.
     """
     if manifest is None:
         return Plot(HEADING, f"The tile store cannot be read, and only it knows where tiles lie: {trouble}")
     if manifest.num_rows == 0:
         return Plot(HEADING, "The tile store has no tiles.")
     statuses, sky = tile_statuses(manifest, rows), _north_up(*middle(_places(manifest)), "ZEA", 1 / 3600)
-    corners = tile_corners(manifest, grid)
+    corners = tile_corners(manifest, grid, pixel)
     flat = sky.wcs_world2pix(corners.reshape(-1, 2), 0).reshape(corners.shape)
     low, high = flat.min((0, 1)), flat.max((0, 1))
     low, high = low - 0.05 * (high - low).max(), high + 0.05 * (high - low).max()
@@ -63,8 +69,9 @@ def sky_plot(
     with canvas(float(np.clip(WIDTH * height / width, 1.5, 4.5)) + 0.4) as figure:
         axes = figure.add_subplot(projection=sky, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         _draw_tiles(axes, flat, statuses)
-        shown = sky.wcs_world2pix(_places(candidates), 0)
-        axes.scatter(*shown.T, s=14, facecolors="none", edgecolors=BLACK, linewidths=0.7, zorder=4)
+        if candidates is not None:
+            shown = sky.wcs_world2pix(_places(candidates), 0)
+            axes.scatter(*shown.T, s=14, facecolors="none", edgecolors=BLACK, linewidths=0.7, zorder=4)
         for coordinate, label in zip(axes.coords, ("RA (ICRS, deg)", "Dec (ICRS, deg)"), strict=True):
             coordinate.set_format_unit("deg", decimal=True)
             coordinate.set_axislabel(label)
@@ -77,12 +84,14 @@ def sky_plot(
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
         src = svg_url(figure)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    outline = "its outline is that of a finished tile's grid" if grid is not None else "drawn as 0.1″ pixels, north up"
+    outline = (
+        "its outline is that of a finished tile's grid" if grid is not None else f"drawn as {pixel:g}″ pixels, north up"
+    )
     return Plot(
         HEADING,
         f"Each shape is the core of a tile ({outline}). A cross marks a failed tile, a diamond one that was "
         "quarantined because it ended its process again and again. Pending tiles have no result yet, or were ingested "
-        "anew. Circles are the candidates below.",
+        "anew." + ("" if candidates is None else " Circles are the candidates below."),
         (Panel(src, f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}."),),
     )
 
@@ -93,11 +102,16 @@ def tile_statuses(manifest: pa.Table, rows: pa.Table) -> NDArray[np.str_]:
     return np.asarray(pc.fill_null(rows["status"].combine_chunks().take(found), "pending").to_pylist(), str)
 
 
-def tile_corners(manifest: pa.Table, grid: WCS | None) -> NDArray[np.float64]:
-    """Corners of the tiles' cores, [N, 4, (ra, dec)] in ICRS deg."""
+def finest_pixel(problem: ProblemTable) -> float:
+    """Pixel scale, arcsec, of the grid that tiles are made on, where no finished tile says it."""
+    return min((end["pixel_scale"] for end in problem["endpoints"] if end["pixel_scale"]), default=1.0)
+
+
+def tile_corners(manifest: pa.Table, grid: WCS | None, pixel: float) -> NDArray[np.float64]:
+    """Corners of the tiles' cores, [N, 4, (ra, dec)] in ICRS deg; `pixel` as in `sky_plot`."""
     centres = _places(manifest)
     size = np.stack([manifest["core_width"].to_numpy(), manifest["core_height"].to_numpy()], -1)
-    pixels = grid or _north_up(*middle(centres), "TAN", EUCLID_PIXEL)
+    pixels = grid or _north_up(*middle(centres), "TAN", pixel / 3600)
     offsets = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     corners = pixels.wcs_world2pix(centres, 0)[:, None] + offsets * size[:, None]
     return np.asarray(pixels.wcs_pix2world(corners.reshape(-1, 2), 0)).reshape(-1, 4, 2)

@@ -201,7 +201,7 @@ def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
         return first_end, second_end
 
     training = config["available"] - config["validation"]
-    return Shard(index, config["seed"], *read(0, training), *read(training, config["available"]))
+    return Shard(index, config["seed"], read(0, training), read(training, config["available"]))
 
 
 def channels_of(card: Card, ends: Ends, rows: Tensor | slice) -> Ends:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from surveybridge.jobs.config import JobConfig
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.settings import Sampling, Scoring
 
 PATCHES = (64, 128)
 """Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
@@ -39,6 +42,33 @@ class TranslationConfig(JobConfig):
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How posteriors are sampled; without `batch` set, in batches as for a CPU."""
+        from surveybridge.bridge_core.settings import PatchGrid, Sampling
+
+        return Sampling(
+            samples=self.samples,
+            steps=self.steps,
+            seed=self.seed,
+            batch=self.batch or Sampling.batch,
+            precision=self.precision,
+            patches=PatchGrid.of(self.patch),
+        )
+
+    @property
+    def scoring(self) -> Scoring:
+        """How sources are scored; the batch as in `sampling`."""
+        from surveybridge.bridge_core.settings import Scoring
+
+        return Scoring(
+            samples=self.score_samples,
+            steps=self.score_steps,
+            seed=self.seed,
+            batch=self.batch or Scoring.batch,
+            precision=self.precision,
+        )
 
     @field_validator("patch")
     @classmethod

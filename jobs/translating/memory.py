@@ -81,11 +81,9 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
 
 def network_bytes(model: Model, config: Config) -> int:
     """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
-    from surveybridge.bridge_core.settings import Sampling
-
     network = model.card.network
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    plane = (config.batch or Sampling.batch) * (64 // network.stem) ** 2 * 4
+    plane = config.sampling.batch * (64 // network.stem) ** 2 * 4
     # measured: so many planes of the first stage's width are alive at the widest place of the network
     alive = 20 if config.precision == "float32" else 12
     return int(2 * weights + plane * network.base * alive)
@@ -102,17 +100,16 @@ def candidate_bytes(problem: Problem) -> int:
 def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
     """What the model stage makes besides network and tile, at the larger of its two peaks."""
     from surveybridge.bridge_core.anomaly import GROUP
-    from surveybridge.bridge_core.settings import PatchGrid, Sampling
 
     channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
     images = pixels * 4 * channels  # in network units, float32
     planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
-    grid = PatchGrid.of(config.patch)
+    grid = config.sampling.patches
     windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
     blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
     translating = images * (1 + observed / channels) + 2 * windows + blending
     sources = core * SOURCES_PER_PIXEL
-    group = min(max(GROUP, config.batch or Sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
+    group = min(max(GROUP, config.sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
     catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
     scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
     return max(translating, scoring)

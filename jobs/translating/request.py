@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from surveybridge.jobs.config import RequestError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction
+    from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.tiles import Tile, TileStore
 
 
@@ -50,7 +52,6 @@ class Request:
 
 def check(config: Config) -> Request:
     """Read what the run is about; refuse what cannot work."""
-    from surveybridge.storage.runs import LATER_KEYS
     from surveybridge.storage.schema import SCHEMA_VERSION
     from surveybridge.storage.tiles import TileStore
 
@@ -63,19 +64,42 @@ def check(config: Config) -> Request:
     fingerprint = {
         "checkpoint_sha256": model.sha256,
         "direction": str(direction),
-        "samples": config.samples,
-        "steps": config.steps,
-        "score_samples": config.score_samples,
-        "score_steps": config.score_steps,
-        "precision": config.precision,
-        "seed": config.seed,
+        **decisions(config.sampling, config.scoring),
         "grid": model.card.grid,
         "code_schema_version": SCHEMA_VERSION,
         "store": store.url,
     }
-    if config.patch != LATER_KEYS["patch"]:  # earlier runs do not say
-        fingerprint["patch"] = config.patch
     return Request(config, model, store, manifest, fingerprint)
+
+
+DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
+"""Settings that every run.json states; any other stands there only where it is not at its default."""
+
+
+def decisions(sampling: Sampling, scoring: Scoring) -> dict[str, Any]:
+    """What of the settings decides the pixels and scores of a run, by the keys of run.json."""
+    from surveybridge.bridge_core.settings import Sampling, Scoring
+
+    found, default = _by_key(sampling, scoring), _by_key(Sampling(), Scoring())
+    later = {key: value for key, value in found.items() if key not in DECISIONS and value != default[key]}
+    return {key: found[key] for key in DECISIONS} | later
+
+
+def _by_key(sampling: Sampling, scoring: Scoring) -> dict[str, Any]:
+    """All settings but the batch, which decides nothing; seed and precision of the score are those of the sampling."""
+    of_score = {key: value for key, value in vars(scoring).items() if key not in ("batch", "seed", "precision")}
+    of_sampling = {key: value for key, value in vars(sampling).items() if key not in ("batch", "patches")}
+    return of_sampling | {f"score_{key}": of_score[key] for key in of_score} | {"patch": sampling.patches.size}
+
+
+def sampling_of(run_json: Mapping[str, Any]) -> Sampling:
+    """How the posterior of a run was sampled; the batch, which decides nothing, is the default one."""
+    from surveybridge.bridge_core.settings import PatchGrid, Sampling
+    from surveybridge.storage.runs import LATER_KEYS
+
+    known = LATER_KEYS | dict(run_json)
+    stated = {one.name: known[one.name] for one in fields(Sampling) if one.name in known}
+    return Sampling(**stated, patches=PatchGrid.of(known["patch"]))
 
 
 def read_model(path: str | None) -> Model:
@@ -168,8 +192,14 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
 
     config = request.config
     return Settings(
-        **config.model_dump(include=set(Settings.__dataclass_fields__)),
+        store=config.store,
+        run=config.run,
+        checkpoint=config.checkpoint,
+        direction=str(request.direction),
         observed=request.direction.observed.name,
+        sampling=config.sampling,
+        scoring=config.scoring,
+        batch=config.batch,
         run_id=request.run_id,
         threads=threads(config.workers),
         attempts=attempts,

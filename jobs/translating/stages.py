@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from surveybridge.bridge_core.spans import span
 from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.profiling.spans import Profiled, TimedFolder, recorded
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import find_candidates
 from surveybridge.jobs.translating.scene import check_tile, scene_of
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.tiles import Tile
+
+Around = Callable[[str], AbstractContextManager[None]]
+"""What goes on around the work on a tile: by default the log names it. Whoever makes the stages may put more there."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,14 @@ class Settings:
     checkpoint: str | None
     direction: str
     observed: str
-    samples: int
-    steps: int
-    score_samples: int
-    score_steps: int
-    seed: int
+    sampling: Sampling
+    scoring: Scoring
     batch: int | None
-    patch: int
-    precision: Literal["bfloat16", "float32"]
+    """Windows in one call of the network; None for as many as keep the device busy."""
     run_id: str
     threads: int
     attempts: Mapping[str, int]
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
-    profiled: Profiled | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,11 @@ def tile_stages(settings: Settings) -> Stages:
     )
 
 
+def log_around(settings: Settings) -> Around:
+    """Log lines about a tile name it and the run."""
+    return lambda tile_id: log_context(run=settings.run_id, tile=tile_id)
+
+
 class TileReader:
     """Reads tiles; needs no model and no GPU."""
 
@@ -86,15 +90,11 @@ class TileReader:
         start_worker(settings.filesystems)
         self.settings = settings
         self.store = TileStore.open(settings.store)
-        if settings.profiled:
-            self.store.folder = TimedFolder.of(self.store.folder)
+        self.around = log_around(settings)
 
     def __call__(self, tile_id: str) -> Tile:
         """Core and halo of one tile, with something in it to translate."""
-        with (
-            log_context(run=self.settings.run_id, tile=tile_id),
-            recorded(self.settings.profiled, "read", tile_id),
-        ):
+        with self.around(tile_id):
             tile = self.store.read_tile(tile_id)
             observed = self.settings.observed
             if observed not in tile.images:
@@ -121,24 +121,19 @@ class TileTranslator:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.precision)
-        self.batch = settings.batch or DEFAULT_BATCH[self.device.type]
-        if settings.profiled:
-            from surveybridge.jobs.profiling.operators import profile_operators
-
-            profile_operators(self.translate, settings, self.batch)
+        self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.sampling.precision)
+        batch = settings.batch or DEFAULT_BATCH[self.device.type]
+        self.sampling = replace(settings.sampling, batch=batch)
+        self.scoring = replace(settings.scoring, batch=batch)
+        self.around = log_around(settings)
 
     def __call__(self, tile_id: str, tile: Tile) -> Translation:
         """Posterior of the unseen survey over the tile's core, and the candidates in it."""
-        with (
-            log_context(run=self.settings.run_id, tile=tile_id),
-            recorded(self.settings.profiled, "model", tile_id, gpu=self.device.type == "cuda"),
-        ):
+        with self.around(tile_id):
             return self.translate(tile)
 
     def translate(self, tile: Tile) -> Translation:
         """As a call, without its context."""
-        from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.storage.tiles import core_header, tile_content
 
@@ -150,25 +145,11 @@ class TileTranslator:
                 self.model,
                 direction,
                 scene_of(tile, direction.observed.name, self.device),
-                Sampling(
-                    samples=settings.samples,
-                    steps=settings.steps,
-                    seed=settings.seed,
-                    batch=self.batch,
-                    precision=settings.precision,
-                    patches=PatchGrid.of(settings.patch),
-                ),
+                self.sampling,
             )
-        how = Scoring(
-            samples=settings.score_samples,
-            steps=settings.score_steps,
-            seed=settings.seed,
-            batch=self.batch,
-            precision=settings.precision,
-        )
         start = time.monotonic()
         with span("candidates"):
-            candidates = find_candidates(self.model, tile, how, settings.run_id, self.device)
+            candidates = find_candidates(self.model, tile, self.scoring, settings.run_id, self.device)
         with span("digest of the pixels"):
             content = tile_content(tile)
         return Translation(
@@ -197,8 +178,7 @@ class TileWriter:
         start_worker(settings.filesystems)
         self.settings = settings
         self.folder = RunFolder.open(settings.run)
-        if settings.profiled:
-            self.folder.folder = TimedFolder.of(self.folder.folder)
+        self.around = log_around(settings)
 
     def __call__(self, outcome: Outcome) -> dict[str, Any]:
         """Commit the tile, done or failed; returns the ledger row."""
@@ -208,10 +188,7 @@ class TileWriter:
             "attempt": self.settings.attempts.get(tile_id, 0) + 1,
             **{f"seconds_{stage}": seconds for stage, seconds in outcome.seconds.items()},
         }
-        with (
-            log_context(run=self.settings.run_id, tile=tile_id),
-            recorded(self.settings.profiled, "write", tile_id),
-        ):
+        with self.around(tile_id):
             if outcome.failure is None:
                 start = time.monotonic()
                 row |= self._write(outcome.value)
@@ -244,6 +221,7 @@ class TileWriter:
                 done.coverage,
                 core_origin=done.core_origin,
                 grid_id=done.grid_id,
+                unit=done.unit,
             )
         with span("catalog"):
             self.folder.write_candidates(done.tile_id, done.candidates)

@@ -26,11 +26,15 @@ function crop(row, view, page) {
   return element("span", { className: "crop" }, image);
 }
 
-const MOSAIC_VIEWS = { four: ["lsst", "euclid", "mean", "residual"], two: ["lsst", "euclid"], one: ["euclid"] };
+/** Which views a card shows: the endpoints, the one with the objects last, and what the model made. */
+function mosaicViews(page) {
+  const ends = page.session.ends.map((end) => end.name);
+  return { four: [...ends, "mean", "residual"], two: ends, one: ends.slice(1) }[page.pictures];
+}
 
 export function card(row, index, page) {
   const made = element("article", { className: "card", tabIndex: -1, role: "listitem" },
-    element("div", { className: "pictures" }, ...MOSAIC_VIEWS[page.pictures].map((view) => crop(row, view, page))),
+    element("div", { className: "pictures" }, ...mosaicViews(page).map((view) => crop(row, view, page))),
     element("div", { className: "line" },
       element("span", {}, `${row.rank}`),
       element("span", { className: "name", title: row.object_id }, row.object_id),
@@ -62,8 +66,9 @@ export function single(row, page, comment) {
   const facts = {
     rank: row.rank, score: `${number(row.score, 4)}${row.score_std === null ? "" : ` ± ${number(row.score_std, 2)}`}`,
     "RA, Dec": `${row.ra.toFixed(6)} ${row.dec >= 0 ? "+" : ""}${row.dec.toFixed(6)}`, "false alarm": number(row.false_alarm, 3),
-    "g r i": ["flux_g", "flux_r", "flux_i"].map((name) => magnitude(row[name])).join(" "), VIS: magnitude(row.flux_VIS),
-    "S/N in VIS": number(row.snr_VIS, 3), flags: row.flags ?? "-", tile: row.tile_id, model: row.model_id ?? "-",
+    ...Object.fromEntries(page.session.ends.map((end) =>
+      [end.bands.join(" "), end.fluxes.map((name) => brightness(row[name], end)).join(" ")])),
+    [`S/N in ${page.session.band}`]: number(row[page.session.signal], 3), flags: row.flags ?? "-", tile: row.tile_id, model: row.model_id ?? "-",
   };
   const words = element("div", { className: "words" },
     element("label", { htmlFor: "comment" }, "Comment (M)"), comment);
@@ -109,4 +114,8 @@ function table(heads, rows) {
 
 const number = (value, digits) => (value === null ? "-" : Number(value.toPrecision(digits)).toString());
 const fixed = (value, digits) => (value === null ? "-" : value.toFixed(digits));
-const magnitude = (flux) => (flux > 0 ? (31.4 - 2.5 * Math.log10(flux)).toFixed(2) : "-"); // nJy to AB
+/** AB magnitude of a flux, or the value of what is none. */
+function brightness(value, end) {
+  if (end.zero_point === null) return value === null ? "-" : `${number(value, 3)} ${end.unit}`;
+  return value > 0 ? (end.zero_point - 2.5 * Math.log10(value)).toFixed(2) : "-";
+}

@@ -13,16 +13,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from surveybridge.jobs.vetting.book import Book
+from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.query import query
-
-SHOWN = (
-    "object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm",
-    "flux_g", "flux_r", "flux_i", "flux_VIS", "snr_i", "snr_VIS", "flags", "model_id", "run_id",
-)  # fmt: skip
-"""Columns of a candidate that pages show."""
-
-DESCENDING = {"brightest": "flux_VIS", "signal": "snr_VIS"}
-ASCENDING = {"faintest": "flux_VIS", "false_alarm": "false_alarm"}
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import detection_column, shown_bands
 
 KEPT_LISTS = 16
 """So many orders are kept: 4 MB each for a million candidates."""
@@ -38,13 +32,20 @@ class ListRequest(BaseModel):
     show: Literal["all", "ungraded", "graded", "A", "B", "C", "X", "lenses", "commented", "disputed"] = "all"
     text: str = Field("", max_length=200, description="part of an object's or a tile's name, or of a comment")
     top: int | None = Field(None, ge=1, description="rank at most")
-    signal: float | None = Field(None, description="S/N in VIS at least")
+    signal: float | None = Field(None, description="S/N at least, in the band on which objects are found")
     at: int | None = Field(None, ge=0, description="grades until then, microseconds since 1970")
 
 
-def read(run_url: str, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
-    """The candidates of a run, or those within a cone, at most `top`: columns `SHOWN` and _healpix_29, by rank."""
-    return query(run_url, cone, top, columns=[*SHOWN, "_healpix_29"], thumbnails=False)
+def shown(problem: ProblemTable) -> list[str]:
+    """Columns of a candidate that pages show."""
+    first = ("object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm")
+    return [*first, *shown_bands(problem), "flags", "model_id", "run_id"]
+
+
+def read(run: RunFolder, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
+    """The candidates of a run, or those within a cone, at most `top`: columns `shown` and _healpix_29, by rank."""
+    columns = None if run.maps_only else [*shown(run.problem), "_healpix_29"]  # which the query refuses
+    return query(run.url, cone, top, columns=columns, thumbnails=False)
 
 
 class Candidates:
@@ -53,11 +54,18 @@ class Candidates:
     Parameters
     ----------
     table : pyarrow.Table
-        From `read`, or at least `SHOWN` and _healpix_29, by rank.
+        From `read`, or at least the columns `shown` and _healpix_29, by rank.
+    problem : ProblemTable
+        What they are candidates of.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table.select([*SHOWN, "_healpix_29"]).combine_chunks()
+    def __init__(self, table: pa.Table, problem: ProblemTable) -> None:
+        self.shown = shown(problem)
+        band = detection_column(problem)
+        self._signal = f"snr_{band}"
+        self._descending = {"brightest": f"flux_{band}", "signal": self._signal}
+        self._ascending = {"faintest": f"flux_{band}", "false_alarm": "false_alarm"}
+        self.table = table.select([*self.shown, "_healpix_29"]).combine_chunks()
         self.place = {name: row for row, name in enumerate(self.table["object_id"].to_pylist())}
         self._orders: dict[tuple[str, int], NDArray[np.int32]] = {}
         self._lists: dict[tuple[str, ListRequest], NDArray[np.int32]] = {}
@@ -66,8 +74,8 @@ class Candidates:
         return int(self.table.num_rows)
 
     def rows(self, places: Iterable[int]) -> list[dict[str, Any]]:
-        """Columns `SHOWN` of some candidates."""
-        taken = self.table.select(list(SHOWN)).take(pa.array(places, pa.int64()))
+        """Columns `shown` of some candidates."""
+        taken = self.table.select(self.shown).take(pa.array(places, pa.int64()))
         return [dict(row) for row in taken.to_pylist()]
 
     def listed(self, asked: ListRequest, grader: str, book: Book) -> NDArray[np.int32]:
@@ -100,7 +108,7 @@ class Candidates:
         if asked.top is not None:
             keep &= self.table["rank"].to_numpy() <= asked.top
         if asked.signal is not None:
-            keep &= np.nan_to_num(self.table["snr_VIS"].to_numpy(), nan=-np.inf) >= asked.signal
+            keep &= np.nan_to_num(self.table[self._signal].to_numpy(), nan=-np.inf) >= asked.signal
         if asked.sort == "recent":
             last = sorted(mine.values(), key=lambda row: row["graded_at"], reverse=True)
             order = np.array([self.place[row["object_id"]] for row in last if row["object_id"] in self.place], np.int32)
@@ -119,8 +127,9 @@ class Candidates:
             elif sort == "shuffle":
                 order = np.argsort(shuffle_keys(self.table["_healpix_29"].to_numpy(), seed), kind="stable")
             else:
-                values = self.table[DESCENDING.get(sort) or ASCENDING[sort]].to_numpy().astype(np.float64)
-                order = np.argsort(-values if sort in DESCENDING else values, kind="stable")  # NaN last
+                column = self._descending.get(sort) or self._ascending[sort]
+                values = self.table[column].to_numpy().astype(np.float64)
+                order = np.argsort(-values if sort in self._descending else values, kind="stable")  # NaN last
             self._orders[key] = order.astype(np.int32)
         return self._orders[key]
 

@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures, png
-from surveybridge.storage.schema import THUMBNAILS, stamp_array
+from surveybridge.jobs.drawing.rendering import candidate_pictures, png, views
+from surveybridge.storage.problems import ProblemTable
+from surveybridge.storage.schema import stamp_array, thumbnail_names
 from surveybridge.storage.thumbnails import ThumbnailReader
 
 KEPT_THUMBNAILS = 1500
@@ -23,10 +24,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Pictures:
-    """Strips of pictures, one PNG a candidate: the views of `jobs.drawing.rendering.VIEWS` from left to right."""
+    """Strips of pictures, one PNG a candidate: those of `jobs.drawing.rendering.views` from left to right."""
 
     def __init__(self, reader: ThumbnailReader, threads: int = 4) -> None:
         self._reader = reader
+        self._problem = reader.run.problem
         # Two pools, because a strip waits for a read.
         self._reading = ThreadPoolExecutor(threads, "thumbnails")
         self._drawing = ThreadPoolExecutor(threads, "pictures")
@@ -49,7 +51,9 @@ class Pictures:
         if new:
             self.prefetch([(object_id, tile_id)])
             row, _ = self._thumbnails.get(object_id)
-            row.add_done_callback(lambda row: self._drawing.submit(_settle, future, lambda: _draw(row, stretch)))
+            row.add_done_callback(
+                lambda row: self._drawing.submit(_settle, future, lambda: _draw(row, self._problem, stretch))
+            )
             future.add_done_callback(lambda done: self._strips.drop_failed((object_id, stretch), done))
         return future
 
@@ -61,9 +65,9 @@ class Pictures:
     def _read(self, tile_id: str, futures: dict[str, Future[Any]]) -> None:
         try:
             table = self._reader.read(tile_id, list(futures))
-            stamps = {name: stamp_array(table, name) for name in THUMBNAILS}
+            stamps = {name: stamp_array(table, name) for name in thumbnail_names(table.schema)}
             names = table["object_id"].to_pylist()
-            found = {name: {key: stamps[key][k] for key in THUMBNAILS} for k, name in enumerate(names)}
+            found = {name: {key: stamp[k] for key, stamp in stamps.items()} for k, name in enumerate(names)}
         except Exception as error:
             for object_id, future in futures.items():
                 future.set_exception(error)
@@ -109,6 +113,6 @@ def _settle(future: Future[Any], make: Any) -> None:
         future.set_result(result)
 
 
-def _draw(row: Future[Any], stretch: float) -> bytes:
-    pictures = candidate_pictures(row.result(), stretch)
-    return png(np.concatenate([pictures[name] for name in VIEWS], axis=1))
+def _draw(row: Future[Any], problem: ProblemTable, stretch: float) -> bytes:
+    pictures = candidate_pictures(row.result(), problem, stretch)
+    return png(np.concatenate([pictures[name] for name in views(problem)], axis=1))

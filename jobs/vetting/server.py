@@ -15,7 +15,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surveybridge import __version__
-from surveybridge.jobs.drawing.rendering import VIEWS
+from surveybridge.jobs.drawing.rendering import views
 from surveybridge.jobs.vetting.book import Book, Row
 from surveybridge.jobs.vetting.guard import guard
 from surveybridge.jobs.vetting.listing import Candidates, ListRequest
@@ -23,6 +23,9 @@ from surveybridge.jobs.vetting.pictures import Pictures
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import GRADE_NAMES, check_grader
+from surveybridge.storage.photometry import ab_zero_point
+from surveybridge.storage.problems import ProblemTable, band_columns, shown_ends
+from surveybridge.storage.schema import detection_column
 
 FILES = {
     "page.html": "text/html",
@@ -148,11 +151,32 @@ async def _session(request: web.Request) -> web.Response:
             "grader": session.grader,
             "candidates": len(session.candidates),
             "grades": GRADE_NAMES,
-            "views": VIEWS,
+            "views": views(run.problem),
+            **_words(run.problem),
             "version": __version__,
             "started": session.started,
         }
     )
+
+
+def _words(problem: ProblemTable) -> dict[str, Any]:
+    """What the page calls the endpoints and their bands."""
+    columns, ends = band_columns(problem), shown_ends(problem)
+    return {
+        "ends": [
+            {
+                "name": end["name"],
+                "title": end["title"],
+                "bands": end["bands"],
+                "fluxes": [f"flux_{columns[end['name'], band]}" for band in end["bands"]],
+                "unit": end["unit"],
+                "zero_point": ab_zero_point(end["unit"]),
+            }
+            for end in ends
+        ],
+        "band": ends[1]["bands"][0],
+        "signal": f"snr_{detection_column(problem)}",
+    }
 
 
 async def _candidates(request: web.Request) -> web.Response:

@@ -16,8 +16,8 @@ from surveybridge.bridge_core.agreement import MISSING, SCALE, cohen_kappa, cons
 
 TOPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
-EXPORTED = ("ra", "dec", "rank", "score", "score_std", "false_alarm", "flux_g", "flux_r", "flux_i", "flux_VIS")
-
+EXPORTED = ("ra", "dec", "rank", "score", "score_std", "false_alarm")
+"""Columns of the graded candidates, before those with their fluxes."""
 
 WRITTEN = ("grades", "comments")
 """Columns with graders' names and comments."""
@@ -100,15 +100,15 @@ def graded_table(candidates: pa.Table, latest: pa.Table) -> pa.Table:
     Parameters
     ----------
     candidates : pyarrow.Table
-        With `EXPORTED`; objects that are not in it are left out.
+        With `EXPORTED` and columns of fluxes; objects that are not in it are left out.
     latest : pyarrow.Table
         The grades that count.
 
     Returns
     -------
     pyarrow.Table
-        object_id, `EXPORTED`, then `consensus` (halves to the worse), `mean_grade` (A = 3 to X = 0), how often each
-        grade was given, `grades` and `comments` by grader as text.
+        object_id, `EXPORTED`, the fluxes, then `consensus` (halves to the worse), `mean_grade` (A = 3 to X = 0), how
+        often each grade was given, `grades` and `comments` by grader as text.
     """
     objects, graders, given = ratings(latest)
     place = pc.index_in(pa.array(objects, pa.string()), value_set=candidates["object_id"].combine_chunks())
@@ -119,9 +119,10 @@ def graded_table(candidates: pa.Table, latest: pa.Table) -> pa.Table:
         (row["object_id"], row["grader"]): row["comment"] for row in latest.to_pylist() if row["comment"] is not None
     }
     every = sorted({*graders, *(grader for _, grader in comments)})
+    fluxes = [name for name in candidates.column_names if name.startswith("flux_")]
     columns = {
         "object_id": pa.array(objects, pa.string()),
-        **{name: candidates[name].take(place.drop_null()) for name in EXPORTED},
+        **{name: candidates[name].take(place.drop_null()) for name in (*EXPORTED, *fluxes)},
         "consensus": [SCALE[grade] for grade in consensus(given)],
         "mean_grade": np.where(given == MISSING, 0, given).sum(axis=1) / np.maximum(number, 1),
         **{f"n_{grade}": (given == SCALE.index(grade)).sum(axis=1) for grade in reversed(SCALE)},

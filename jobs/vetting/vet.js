@@ -22,12 +22,27 @@ async function start() {
   forgetToken();
   page.session = await ask("api/session");
   $("run").textContent = page.session.run;
+  nameBands();
   document.title = `vet ${page.session.run.split("/").at(-1)}`;
   readAddress();
   await knowGrader();
   listen(page, { go, grade, undo, load, setAlone, keepComment, setStretch, showPage, showCurrent, showSummary, knowGrader });
   $("choose").open = matchMedia("(min-width: 701px)").matches;
   await load(page.index, { keepAt: true });
+}
+
+/** Say in the controls which endpoints and which band they mean. */
+function nameBands() {
+  const { ends: [other, objects], band } = page.session;
+  const words = {
+    "sort brightest": `brightest in ${band} first`, "sort faintest": `faintest in ${band} first`,
+    "pictures two": `${other.title} and ${objects.title}`, "pictures one": objects.title,
+  };
+  for (const [where, text] of Object.entries(words)) {
+    const [name, value] = where.split(" ");
+    form[name].querySelector(`option[value=${value}]`).textContent = text;
+  }
+  $("signal-in").textContent = `S/N in ${band}`;
 }
 
 /** The token is in a cookie by now; it need not stay in the address. */

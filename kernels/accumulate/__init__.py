@@ -12,17 +12,17 @@ __all__ = ["Accumulated", "accumulate"]
 
 
 def accumulate(samples: Tensor, target: Tensor | None = None, *, impl: Impl = "auto") -> Accumulated:
-    """Reduce K samples to their moments and, given what they should be, to the smallest squared error of any.
+    """Reduce K samples to their moments and, given the truth, to the smallest squared error of any of them.
 
-    Fused, a value of the result costs 4 K bytes read (and 4 of `target`) and 8 written (12 with it), instead of three
-    passes over the samples; nothing of their size is made.
+    Fused, a value of the result costs 4 K bytes read (and 4 of `target`) and 8 written (12 with `target`), instead of
+    three passes over the samples, and no temporary of their size is made.
 
     Parameters
     ----------
     samples : Tensor
-        float32 [P, K, ...], any unit, K at least 1; a transposed [K, P, ...] will do.
+        float32 [P, K, ...], any unit, K at least 1; a transposed view of [K, P, ...] will do.
     target : Tensor, optional
-        float32 [P, ...] in the same unit.
+        float32 [P, ...], the truth in the same unit.
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA tensors, naive otherwise; both give the same bits.
 
@@ -44,7 +44,7 @@ def accumulate(samples: Tensor, target: Tensor | None = None, *, impl: Impl = "a
     shape = (samples.shape[0], *samples.shape[2:])
     if target is not None and (target.shape != shape or target.dtype != torch.float32):
         raise ValueError(
-            f"accumulate: target is {target.dtype} {list(target.shape)} but the samples are of float32 {list(shape)}"
+            f"accumulate: target is {target.dtype} {list(target.shape)} but must be float32 {list(shape)}; convert it"
         )
     if target is not None and target.device != samples.device:
         raise ValueError(f"accumulate: target is on {target.device} but samples on {samples.device}; move it there")

@@ -1,4 +1,4 @@
-"""Moments over the samples of a posterior in plain PyTorch: the truth that the fused kernel repeats bit for bit."""
+"""Moments over the samples of a posterior in plain PyTorch: the reference that the fused kernel repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Accumulated(NamedTuple):
-    """Of K samples, float32 [P, ...]: mean, sum of squared deviations from it, smallest squared error (or None)."""
+    """Statistics of K samples, float32 [P, ...]: mean, summed squared deviations, smallest squared error (or None)."""
 
     mean: Tensor
     m2: Tensor
@@ -17,9 +17,9 @@ class Accumulated(NamedTuple):
 
 
 def accumulate_naive(samples: Tensor, target: Tensor | None) -> Accumulated:
-    """Welford's recurrence (1962) over the second dimension of float32 [P, K, ...], one rounding an operation.
+    """Run Welford's recurrence (1962) over the second dimension of float32 [P, K, ...], one rounding per operation.
 
-    delta = x - mean;  mean = mean + delta (1 / k);  m2 = m2 + delta (x - mean), 1 / k rounded to float32;
+    delta = x - mean;  mean = mean + delta (1 / k);  m2 = m2 + delta (x - mean), with 1 / k rounded to float32;
     least = min(least, (x - target) (x - target)).
     """
     mean = torch.zeros_like(samples[:, 0], memory_format=torch.contiguous_format)

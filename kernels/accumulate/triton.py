@@ -1,4 +1,4 @@
-"""Moments over samples in one pass: each sample is read once, mean and scatter stay in registers."""
+"""Moments over samples in one pass: each sample is read once, while mean and scatter stay in registers."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (a jitted function's arguments are Triton's blocks, pointers and scalars, which have no static types)
@@ -13,11 +13,11 @@ from torch import Tensor
 from surveybridge.kernels.accumulate.naive import Accumulated
 from surveybridge.kernels.dispatch import LAUNCH, check_launch
 
-BLOCK = 512  # values a program: four a thread, hence 128-bit loads
+BLOCK = 512  # values per program: four per thread, hence 128-bit loads
 
 
 def accumulate_triton(samples: Tensor, target: Tensor | None) -> Accumulated:
-    """Return what `accumulate_naive` does, bit for bit."""
+    """Return the same bits as `accumulate_naive`."""
     check_launch(accumulate_kernel, samples.device)
     p, k, *rest = samples.shape
     if samples.numel() and not samples[0, 0].is_contiguous():
@@ -40,7 +40,7 @@ def accumulate_kernel(
     p_mean, p_m2, p_least, p_samples, p_target, stride_p, stride_k, SIZE, K,
     TARGET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK values of one window, all samples."""
+    """Reduce all samples of BLOCK values of one window: the work of one program."""
     i_p = (tl.program_id(0) // tl.cdiv(SIZE, BLOCK)).to(tl.int64)
     o_i = (tl.program_id(0) % tl.cdiv(SIZE, BLOCK)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_i = o_i < SIZE

@@ -1,4 +1,4 @@
-"""Overlapping windows blended into a tile, in an order that does not depend on theirs."""
+"""Blending of overlapping windows into a tile, in an order that does not depend on the order of the windows."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def blend(
     stride: int,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Moments, at each pixel of a box, of the mixture of all windows that reach it.
+    """Compute, at each pixel of a box, the moments of the mixture of all windows that reach it.
 
-    Fused, each pixel of the box gathers its windows itself, row by row of corners: no atomic addition, so the sum has
-    one order. A value costs 8 bytes read for each window over it (4 at the default grid, in float64 registers) and 8
-    written.
+    Fused, each pixel of the box gathers its windows itself, row by row of corners. No atomic addition is needed, so the
+    order of the sum is fixed. A value costs 8 bytes read for each window over it (4 windows on the default grid, in
+    float64 registers) and 8 bytes written.
 
     Parameters
     ----------
     mean, variance : Tensor
-        float32 [P, C, S, S], any unit and its square; of a window's border, where the taper is 0, finite.
+        float32 [P, C, S, S], in any unit and its square; finite even in a window's border, where the taper is 0.
     corners : sequence of tuple of int
-        Global (y, x) of each window's first pixel, multiples of `stride`, in any order, none twice.
+        Global (y, x) of each window's first pixel, multiples of `stride`, in any order, without repetition.
     taper : Tensor
-        float64 [S], weight along one axis; the window's is the product of two. 0 at both ends as far as the margin.
+        float64 [S], weight along one axis, 0 within the margin at both ends; a pixel's weight is the product of two.
     box : tuple of int
-        Global (y0, y1, x0, x1) wanted.
+        Global (y0, y1, x0, x1) of the pixels that are wanted.
     stride : int
-        Pixels between windows.
+        Pixels between neighbouring windows.
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA tensors, naive otherwise; both give the same bits.
 
@@ -68,8 +68,8 @@ def blend(
     off = [corner for corner in corners if corner[0] % stride or corner[1] % stride]
     if off or len(set(corners)) != p:
         raise ValueError(
-            f"blend: {len(off)} of {p} corners are no multiples of the stride {stride}, first {off[:1]}, and "
-            f"{p - len(set(corners))} stand twice; take them from one grid"
+            f"blend: {len(off)} of {p} corners are not multiples of the stride {stride}, first {off[:1]}, and "
+            f"{p - len(set(corners))} are given twice; take them from one grid"
         )
     taper = taper.to(mean.device)
     if choose_impl(impl, mean.device) == "naive":

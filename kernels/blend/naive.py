@@ -1,4 +1,4 @@
-"""Blending of overlapping windows in plain PyTorch: the truth that the fused kernel repeats bit for bit."""
+"""Blending of overlapping windows in plain PyTorch: the reference that the fused kernel repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 def blend_naive(
     mean: Tensor, variance: Tensor, corners: Sequence[tuple[int, int]], taper: Tensor, box: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the mixture, float32 [C, H, W]; windows are added in the order of their corners.
+    """Return mean and std of the mixture, float32 [C, H, W]; windows are added in the order of their corners.
 
-    In float64, one rounding an operation: w = taper(y) taper(x); W += w; A += w m; B += w (v + m m); then
+    In float64, with one rounding per operation: w = taper(y) taper(x); W += w; A += w m; B += w (v + m m); then
     mean = A / W, std = sqrt(max(B / W - mean mean, 0)).
     """
     y0, y1, x0, x1 = box
@@ -32,6 +32,6 @@ def blend_naive(
         total[ys, xs] += omega
         first[:, ys, xs] += omega * m
         second[:, ys, xs] += omega * (v + m * m)
-    # in place: at the end of a large tile this is the most memory that its worker takes
+    # in place: at the end of a large tile, this is where its worker needs most memory
     blended = first.div_(total)
     return blended.float(), second.div_(total).sub_(blended * blended).clamp_(min=0).sqrt_().float()

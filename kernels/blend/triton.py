@@ -25,14 +25,14 @@ def blend_triton(
     box: tuple[int, int, int, int],
     stride: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `blend_naive` does, bit for bit."""
+    """Return the same bits as `blend_naive`."""
     check_launch(blend_kernel, mean.device)
     y0, y1, x0, x1 = box
     c, size, (h, w) = mean.shape[1], len(taper), (y1 - y0, x1 - x0)
     out = [torch.empty((c, h, w), dtype=torch.float32, device=mean.device) for _ in range(2)]
     if not out[0].numel():
         return out[0], out[1]
-    # row and column of the first windows that can reach the box, and how many can reach a pixel along an axis
+    # row and column of the first windows that can reach the box, and how many rows and columns of windows can
     first = ((y0 - size) // stride + 1, (x0 - size) // stride + 1)
     rows, columns = (last // stride - n + 1 for last, n in zip((y1 - 1, x1 - 1), first, strict=True))
     index = torch.full((rows, columns), -1, dtype=torch.int32)
@@ -54,7 +54,10 @@ def blend_kernel(
     p_mean, p_std, p_m, p_v, p_index, p_taper, from_y, from_x, rows, columns, HW, W, stride,
     SIZE: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK pixels of the box in one band. `from_y`, `from_x`: the box from the first window's corner."""
+    """Blend BLOCK pixels of the box in one band: the work of one program.
+
+    `from_y` and `from_x` are the offset of the box from the corner of the first window.
+    """
     i_c = tl.program_id(1)
     o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_i = o_i < HW

@@ -1,4 +1,4 @@
-"""The sampler's update in one pass: read the state, the prediction and the observed survey, write the next state."""
+"""The sampler's update in one pass: reads the state, the prediction and the observed image, writes the next state."""
 
 from __future__ import annotations
 
@@ -31,36 +31,37 @@ def bridge_step(
     x0 = clamp(p (x_t + r x1) + q pred);  x0h = x0 + h (x0 - x0_prev);  x_s = a x_t + b x0h + c x1 + d z;
     next_input = u x_s + v x1, in float32 and in the order that `bridge_step_naive` states, so that every implementation
     gives the same bits. Fused, a value moves 20 to 28 bytes: x_t, x1, pred and, at second order, x0_prev are read once,
-    x_s, x0 and the next input written once; noise of the sky costs no memory at all.
+    and x_s, x0 and the next input are written once. Noise of the sky takes no memory traffic at all.
 
     Parameters
     ----------
     x_t, x1 : Tensor
-        float32 [N, C, H, W], state and observed survey in network units; any strides.
+        float32 [N, C, H, W], state and observed image in network units; any strides.
     pred : Tensor
         float32 or bfloat16 [N, C, H, W], the network's output (a view of one of its heads will do).
     table : StepTable
         Coefficients p, q, r, h, a, b, c, d, u, v of every step.
     step : int
-        The sampler's step: row of `table`, and step of a `SkyNoise`, 0 <= step < 2^16.
+        The sampler's step: the row of `table`, and the step of a `SkyNoise`, 0 <= step < 2^16.
     noise : Tensor, SkyNoise or None
-        z itself, float32 [N, C, H, W]; or the sky's, drawn within the pass; None only where d = 0. Not read if d = 0.
+        z itself, float32 [N, C, H, W]; or noise of the sky, drawn within the pass. It may be None if d = 0, where it is
+        not read.
     clamp : tuple of float, optional
         Bounds of x0. NaN stays NaN.
     x0_prev : Tensor, optional
-        float32 [N, C, H, W], x0 of the step before, needed where h != 0. Not read if h = 0.
+        float32 [N, C, H, W], x0 of the previous step. It is needed if h != 0, and not read if h = 0.
     out : tuple of Tensor, optional
-        Contiguous float32 [N, C, H, W] to write x_s and x0 into; x_t and x0_prev themselves will do.
+        Contiguous float32 [N, C, H, W] into which x_s and x0 are written; they may be x_t and x0_prev themselves.
     next_input : Tensor, optional
-        float32 or bfloat16 [N, C, H, W] to write the network's next input into: a view of its first channels, with
-        any strides that walk the pixels evenly.
+        float32 or bfloat16 [N, C, H, W] into which the network's next input is written: a view of its first channels,
+        whose pixels have one common stride.
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA tensors, naive otherwise.
 
     Returns
     -------
     tuple of Tensor
-        x_s and x0, float32 [N, C, H, W], contiguous: `out`, or new.
+        x_s and x0, float32 [N, C, H, W], contiguous: `out`, or new tensors.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def bridge_step(
     if clamp is not None and not clamp[0] <= clamp[1]:
         raise ValueError(f"bridge step: clamp is {clamp} but its low bound must not exceed its high one")
     if k.h != 0 and x0_prev is None:
-        raise ValueError(f"bridge step: h is {k.h} but x0_prev is None; pass the x0 of the step before, or h = 0")
+        raise ValueError(f"bridge step: h is {k.h} but x0_prev is None; pass the x0 of the previous step, or h = 0")
     if k.d != 0 and noise is None:
         raise ValueError(f"bridge step: d is {k.d} but noise is None; pass a tensor or a SkyNoise, or d = 0")
     if k.h == 0:
@@ -91,7 +92,7 @@ def bridge_step(
         check_step(step, x_t.shape[1])
         if noise.sample.numel() != x_t.shape[0]:
             raise ValueError(
-                f"bridge step: noise has {noise.sample.numel()} windows but x_t {x_t.shape[0]}; give one a window"
+                f"bridge step: noise has {noise.sample.numel()} windows but x_t {x_t.shape[0]}; give one per window"
             )
     if next_input is not None:
         _check("next_input", next_input, x_t, (torch.float32, torch.bfloat16))

@@ -1,4 +1,4 @@
-"""One update of a bridge sampler in plain PyTorch: the truth that the fused kernel repeats bit for bit."""
+"""One update of a bridge sampler in plain PyTorch: the reference that the fused kernel repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class StepCoefficients(NamedTuple):
-    """The ten numbers of one step, from whatever bridge, grid and sampler; see `bridge_step`.
+    """The ten numbers of one step, for any bridge, grid and sampler; see `bridge_step`.
 
-    x0  = clamp(p (x_t + r x1) + q pred)     the network's output read as the wanted image
+    x0  = clamp(p (x_t + r x1) + q pred)     the network's output, read as the wanted image
     x0h = x0 + h (x0 - x0_prev)              second order (DPM++2M, DBIM-2); h = 0 is first order
     x_s = a x_t + b x0h + c x1 + d z         the next state
-    x_n = u x_s + v x1                       the state as the network wants it, at the next step
+    x_n = u x_s + v x1                       the state as the network expects it at the next step
     """
 
     p: float
@@ -35,7 +35,7 @@ class StepCoefficients(NamedTuple):
 class StepTable:
     """The coefficients of all steps of a sampler, on the host and where the kernel reads them; made by `of`.
 
-    rows: one a step; values: float32 [S, 10] on the device, row by row.
+    rows: one per step; values: the same as float32 [S, 10] on the device.
     """
 
     rows: tuple[StepCoefficients, ...]
@@ -61,9 +61,9 @@ def bridge_step_naive(
 ) -> None:
     """Write x_s and x0 into `out`, float32 [N, C, H, W], and the network's next input into `next_input`.
 
-    Every product and sum is rounded to float32 on its own, from left to right:
-    (p (x_t + (r x1))) + (q pred), (((a x_t) + (b x0h)) + (c x1)) + (d z), and (u x_s) + (v x1); a coefficient is
-    rounded to float32 first, a bfloat16 `pred` is widened first. No fused multiply-add. NaN stays NaN under the clamp.
+    Every product and sum is rounded to float32 separately, from left to right:
+    (p (x_t + (r x1))) + (q pred), (((a x_t) + (b x0h)) + (c x1)) + (d z), and (u x_s) + (v x1). Coefficients are
+    rounded to float32 first, and a bfloat16 `pred` is widened first. No multiply-add is fused. The clamp keeps NaN.
     """
     # x_t and x1 nearly cancel where a bridge begins, and p is large there: subtract first, then scale
     x0 = (x1 * k.r).add_(x_t).mul_(k.p).add_(pred.float() * k.q)

@@ -1,4 +1,4 @@
-"""The bridge step fused: one read of each input, noise drawn in registers, one write of each result."""
+"""The fused bridge step: each input is read once, noise is drawn in registers, and each result is written once."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (a jitted function's arguments are Triton's blocks, pointers and scalars, which have no static types)
@@ -28,15 +28,15 @@ def bridge_step_triton(
     out: tuple[Tensor, Tensor],
     next_input: Tensor | None,
 ) -> None:
-    """Write into `out` and `next_input`, bit for bit what `bridge_step_naive` does; one launch and no other operator.
+    """Write the same bits as `bridge_step_naive` into `out` and `next_input`, with one launch and no other operator.
 
-    Tensors that one stride does not walk are copied first, and integers of `noise` that are not int32.
+    Tensors whose pixels have no common stride, and integers of `noise` that are not int32, are copied first.
     """
     check_launch(bridge_step_kernel, x_t.device)
     n, c, h, w = x_t.shape
     if not x_t.numel():
         return
-    kind, z, sky, words = "none", x_t, (x_t, x_t, x_t), (0, 0, 0, step)  # what the kernel then leaves unread
+    kind, z, sky, words = "none", x_t, (x_t, x_t, x_t), (0, 0, 0, step)  # placeholders, which the kernel does not read
     if isinstance(noise, SkyNoise):
         kind, sky, words = "sky", windows(noise, x_t.device), key_words(noise, step)
     elif noise is not None:
@@ -44,7 +44,9 @@ def bridge_step_triton(
     inputs = [_plane(t) for t in (x_t, pred, x1, x_t if x0_prev is None else x0_prev, z)]
     target = x_t if next_input is None else next_input
     if next_input is not None and not _is_plane(next_input):
-        raise ValueError(f"bridge step: next_input has strides {next_input.stride()} that no one stride walks; copy it")
+        raise ValueError(
+            f"bridge step: next_input has strides {next_input.stride()} but its pixels need one common stride; copy it"
+        )
     strides = [stride for t in (*inputs, target) for stride in (t.stride(0), t.stride(1), t.stride(3))]
     low, high = clamp or (0.0, 0.0)
     with torch.cuda.device_of(x_t):  # Triton launches on the current device, not on that of its tensors
@@ -56,7 +58,7 @@ def bridge_step_triton(
 
 
 def _plane(tensor: Tensor) -> Tensor:
-    """`tensor` itself where one stride walks its pixels (contiguous, channels last, a slice of bands), else a copy."""
+    """Return `tensor` if its pixels have one stride (contiguous, channels last, a slice of bands), else a copy."""
     return tensor if _is_plane(tensor) else tensor.contiguous()
 
 
@@ -73,9 +75,9 @@ def bridge_step_kernel(
     C: tl.constexpr, NOISE: tl.constexpr, CLAMP: tl.constexpr, SECOND: tl.constexpr, NEXT: tl.constexpr,
     COEFFICIENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK pixels of one window, all bands. Strides are of window, band and pixel.
+    """Update BLOCK pixels of one window in all bands: the work of one program. Strides are of window, band and pixel.
 
-    A pixel's inputs are read before its results are written, so x_s may lie where x_t does, and x0 where x0_prev does.
+    A pixel's inputs are read before its results are written, so x_s may be written over x_t, and x0 over x0_prev.
     """
     p_row = p_table + step * COEFFICIENTS
     p, q, r, h = tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2), tl.load(p_row + 3)

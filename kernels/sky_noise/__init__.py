@@ -1,4 +1,4 @@
-"""Noise that belongs to the sky: the same normal deviate at the same global pixel, on every machine, in every order."""
+"""Noise that belongs to the sky: the same normal deviate at the same global pixel, on any machine and in any order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def sky_noise(
 ) -> Tensor:
     """Draw the standard normal deviates of every window of `noise` at one sampler step.
 
-    A window of any size may be asked for, a whole tile included; where two windows overlap, their deviates agree
-    bit for bit, between implementations and devices too.
+    Windows may have any size, even that of a whole tile. Where two windows overlap, their deviates agree bit for bit,
+    across implementations and devices too.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def sky_noise(
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA, naive elsewhere; both give the same bits.
     device : torch.device or str, optional
-        Where to draw; by default where `noise` lies.
+        Where to draw; by default on the device of `noise`.
 
     Returns
     -------

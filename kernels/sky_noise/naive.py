@@ -5,9 +5,10 @@ Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
     key     = (seed mod 2^32, seed >> 32)
     counter = (global x, global y, step | sample << 16, stream)          pixels modulo 2^32
 
-gives four words a pixel; words (0, 1) make the deviates of bands 0 and 1, words (2, 3) those of bands 2 and 3.
-The Box-Muller transform uses IEEE float32 multiply and add, integer bit operations and a correctly rounded square
-root only, in the order written here. Hence PyTorch, NumPy, the Triton interpreter and a GPU give the same bits.
+gives four words per pixel; words (0, 1) make the deviates of bands 0 and 1, and words (2, 3) those of bands 2 and 3.
+The Box-Muller transform uses nothing but IEEE float32 multiplication and addition, integer bit operations and a
+correctly rounded square root, in the order written here. Hence PyTorch, NumPy, the Triton interpreter and a GPU give
+the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 MAX_BANDS = 4
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 15  # pixels at a time: PyTorch keeps so few on one thread, and their temporaries in the caches
+_CHUNK = 1 << 15  # pixels at a time: so few stay on one PyTorch thread, and their temporaries fit into the caches
 
 _PHILOX_A = 0xD2511F53
 _PHILOX_B = 0xCD9E8D57
@@ -49,13 +50,13 @@ class SkyNoise:
     Parameters
     ----------
     seed : int
-        64-bit key, of the run and its pixel grid (0 <= seed < 2^64).
+        64-bit key of the run and its pixel grid (0 <= seed < 2^64).
     stream : int
-        Which of 2^32 independent fields (0 <= stream < 2^32), e.g. one a direction or purpose.
+        Number of one of 2^32 independent fields (0 <= stream < 2^32), e.g. one per direction or purpose.
     sample : Tensor
         [N] integer, the posterior draw of each window (0 <= sample < 2^16).
     y0, x0 : Tensor
-        [N] integer, the global pixel of each window's corner. Taken modulo 2^32, so negative ones are well defined.
+        [N] integer, the global pixel of each window's corner, modulo 2^32; so negative ones are well defined, too.
 
     Raises
     ------
@@ -79,10 +80,12 @@ class SkyNoise:
             if tensor.ndim != 1 or tensor.is_floating_point() or tensor.shape != self.sample.shape:
                 raise ValueError(
                     f"sky noise: {name} is {tensor.dtype} {list(tensor.shape)} but must be an integer [N] "
-                    f"with N = {self.sample.numel()} like sample; give one number a window"
+                    f"with N = {self.sample.numel()} like sample; give one number per window"
                 )
             if tensor.device != self.sample.device:
-                raise ValueError(f"sky noise: {name} is on {tensor.device}, sample on {self.sample.device}; move one")
+                raise ValueError(
+                    f"sky noise: {name} is on {tensor.device} but sample on {self.sample.device}; move one of them"
+                )
         if self.sample.numel() and not 0 <= int(self.sample.min()) <= int(self.sample.max()) < 1 << 16:
             raise ValueError(
                 f"sky noise: sample spans {int(self.sample.min())} to {int(self.sample.max())} but must be in "
@@ -97,14 +100,14 @@ class SkyNoise:
 def sky_noise_naive(noise: SkyNoise, step: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
     """Return the deviates of `noise` at `step`, float32 [N, C, H, W], in plain PyTorch.
 
-    Memory beyond the result is a few MB whatever the shape: rows are worked through in chunks.
+    Besides the result, this needs a few MB of memory whatever the shape: rows are processed in chunks.
     """
     n, (c, h, w) = noise.sample.numel(), shape
     out = torch.empty((n, c, h, w), dtype=torch.float32, device=device)
     if not out.numel():
         return out
     corner = {name: getattr(noise, name).to(device=device, dtype=torch.int64) for name in ("sample", "y0", "x0")}
-    # one line a row of a window: [N H, 1] against [W]
+    # one line for each row of a window: [N H, 1] against [W]
     y = ((corner["y0"][:, None] + torch.arange(h, device=device)) & _WORD).view(-1, 1)
     draw = (corner["sample"] << 16 | step).repeat_interleave(h).view(-1, 1)
     x0 = corner["x0"].repeat_interleave(h).view(-1, 1)
@@ -125,14 +128,14 @@ def sky_noise_naive(noise: SkyNoise, step: int, shape: tuple[int, int, int], dev
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int], pairs: int = 2
 ) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of broadcastable int64 tensors that hold 32-bit words; returns 2 * `pairs` words likewise.
+    """Run Philox4x32-10 on broadcastable int64 tensors of 32-bit words; return 2 * `pairs` words of the same kind.
 
-    Broadcasting is what makes it fast: the first two rounds touch words that are constant along a row.
+    Broadcasting makes it fast: the first two rounds touch words that are constant along a row.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for i in range(10):
-        # Products wrap modulo 2^64. Bits above the word pile up in c1 and c3 and are cut off where they would matter.
+        # Products wrap modulo 2^64. Bits above the word pile up in c1 and c3, and are cut off where they would matter.
         a, b = c0 * _PHILOX_A, c2 * _PHILOX_B
         c0, c1 = ((b >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_WORD), b
         if i == 9 and pairs == 1:
@@ -143,10 +146,11 @@ def philox4x32(
 
 
 def box_muller(word_r: Tensor, word_a: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent normal deviates, float32, from two 32-bit words held in int64 tensors of the same shape.
+    """Return two independent normal deviates, float32, from two 32-bit words in int64 tensors of one shape.
 
-    Radius: u = (23 high bits + 1/2) / 2^23 of `word_r`, |z| <= sqrt(48 ln 2) = 5.77. Angle: `word_a` bits 31 (swap the
-    axes), 30 (sign of the cosine) and 29..7 (place within the octant pair, (-pi/4, pi/4)).
+    The radius comes from u = (23 high bits + 1/2) / 2^23 of `word_r`, so |z| <= sqrt(48 ln 2) = 5.77. The angle comes
+    from the bits of `word_a`: 31 (swap the axes), 30 (sign of the cosine) and 29..7 (place within the octant pair,
+    (-pi/4, pi/4)).
     """
     radius = _radius(word_r)
     bits = word_a.to(torch.int32)  # the same 32 bits, read as signed
@@ -164,7 +168,7 @@ def box_muller(word_r: Tensor, word_a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _radius(word: Tensor) -> Tensor:
-    """sqrt(-2 ln u), u the 23-bit uniform strictly inside (0, 1)."""
+    """Return sqrt(-2 ln u), where u is the 23-bit uniform number strictly inside (0, 1)."""
     u = (word >> 9).to(torch.int32).to(torch.float32).mul_(ULP23).add_(ULP24)
     bits = u.view(torch.int32)
     exponent = (bits - SQRT_HALF_BITS).bitwise_right_shift_(23)  # u = m 2^exponent, m in [sqrt(1/2), sqrt(2))
@@ -173,7 +177,7 @@ def _radius(word: Tensor) -> Tensor:
     f2 = f * f
     log = _horner(f, LOG_POLY).mul_(f).mul_(f2)
     log.add_(e * LN2_LO).add_(f2.mul_(-0.5)).add_(f).add_(e.mul_(LN2_HI))
-    # float32 torch.sqrt is not correctly rounded on every CPU; through float64 it is (53 >= 2 * 24 + 2 bits)
+    # torch.sqrt in float32 is not correctly rounded on every CPU; by way of float64 it is (53 >= 2 * 24 + 2 bits)
     return log.mul_(-2.0).to(torch.float64).sqrt_().to(torch.float32)
 
 
@@ -185,7 +189,7 @@ def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 def _chunks(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of at most _CHUNK pixels that cover rows x width, whole rows where they fit."""
+    """Yield blocks of at most _CHUNK pixels that cover rows x width, with whole rows where they fit."""
     columns = min(width, _CHUNK)
     height = max(1, _CHUNK // columns)
     for row in range(0, rows, height):
@@ -194,7 +198,7 @@ def _chunks(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _store(out: Tensor, band: int, rows: slice, cols: slice, z: Tensor) -> None:
-    """Write rows counted over (window, row) into out[window, band, row]."""
+    """Write rows, which are counted over (window, row), into out[window, band, row]."""
     h, done = out.shape[2], rows.start
     while done < rows.stop:
         window, row = divmod(done, h)

@@ -1,4 +1,4 @@
-"""Sky noise in Triton: the same float32 operations as `naive`, in the same order, in registers."""
+"""Sky noise in Triton: the same float32 operations as in `naive`, in the same order, in registers."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (a jitted function's arguments are Triton's blocks, pointers and scalars, which have no static types)
@@ -14,7 +14,7 @@ from surveybridge.kernels.dispatch import LAUNCH, check_launch
 from surveybridge.kernels.sky_noise import naive
 from surveybridge.kernels.sky_noise.naive import SkyNoise
 
-BLOCK = 512  # pixels a program: four a thread, hence 128-bit stores
+BLOCK = 512  # pixels per program: four per thread, hence 128-bit stores
 
 _LOG_POLY = tl.constexpr(naive.LOG_POLY)
 _SIN_POLY = tl.constexpr(naive.SIN_POLY)
@@ -29,7 +29,7 @@ _LOWEST = tl.constexpr(naive.ULP24 - 0.5)
 
 
 def sky_noise_triton(noise: SkyNoise, step: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Return the deviates of `noise` at `step`, float32 [N, C, H, W]; bit for bit those of `sky_noise_naive`."""
+    """Return the deviates of `noise` at `step`, float32 [N, C, H, W], with the same bits as `sky_noise_naive`."""
     check_launch(sky_noise_kernel, device)
     n, (c, h, w) = noise.sample.numel(), shape
     out = torch.empty((n, c, h, w), dtype=torch.float32, device=device)
@@ -44,7 +44,7 @@ def sky_noise_triton(noise: SkyNoise, step: int, shape: tuple[int, int, int], de
 
 
 def windows(noise: SkyNoise, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample, y0 and x0 as int32 tensors on `device`, wider pixels modulo 2^32."""
+    """Return sample, y0 and x0 as int32 tensors on `device`, with wider pixels modulo 2^32."""
 
     def words(t: Tensor) -> Tensor:  # `to` and `contiguous` are operators even where they do nothing
         ready = t.dtype == torch.int32 and t.device == device and t.is_contiguous()
@@ -54,7 +54,7 @@ def windows(noise: SkyNoise, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def key_words(noise: SkyNoise, step: int) -> tuple[int, int, int, int]:
-    """Low and high key, stream and step as *signed* 32-bit words, so that no value changes a kernel's signature."""
+    """Return low and high key, stream and step as *signed* words, so that no value changes a kernel's signature."""
     words = (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.stream, step)
     low, high, stream, step = (word - (1 << 32) if word >> 31 else word for word in words)
     return low, high, stream, step
@@ -64,7 +64,7 @@ def key_words(noise: SkyNoise, step: int) -> tuple[int, int, int, int]:
 def sky_noise_kernel(
     p_out, p_sample, p_corner_y, p_corner_x, key_lo, key_hi, stream, step, HW, W, C: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One program: BLOCK pixels of one window, all bands."""
+    """Draw BLOCK pixels of one window in all bands: the work of one program."""
     i_n = tl.program_id(0) // tl.cdiv(HW, BLOCK)
     o_i = (tl.program_id(0) % tl.cdiv(HW, BLOCK)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_i = o_i < HW
@@ -77,7 +77,7 @@ def sky_noise_kernel(
 
 @triton.jit
 def window_normals(p_sample, p_corner_y, p_corner_x, key_lo, key_hi, stream, step, o_i, W, C: tl.constexpr):
-    """Deviates of four bands at the flat pixels `o_i` of one window; those from C on are zero."""
+    """Return the deviates of four bands at the flat pixels `o_i` of one window; those of bands from C on are zero."""
     b_row = o_i // W
     b_x = tl.load(p_corner_x).to(tl.uint32, bitcast=True) + (o_i - b_row * W).to(tl.uint32, bitcast=True)
     b_y = tl.load(p_corner_y).to(tl.uint32, bitcast=True) + b_row.to(tl.uint32, bitcast=True)
@@ -97,7 +97,7 @@ def window_normals(p_sample, p_corner_y, p_corner_x, key_lo, key_hi, stream, ste
 
 @triton.jit
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 on uint32 blocks."""
+    """Run Philox4x32-10 on uint32 blocks."""
     for _ in tl.static_range(10):
         b_hi_a, b_hi_b = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
         b_lo_a, b_lo_b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
@@ -109,7 +109,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def box_muller(b_r, b_a):
-    """Two deviates from two uint32 words; see `naive.box_muller`."""
+    """Return two deviates from two uint32 words; see `naive.box_muller`."""
     b_radius = _radius(b_r)
     a = (((b_a >> 7) & 0x7FFFFF).to(tl.float32) * _ULP23 + _LOWEST) * _HALF_PI
     a2 = a * a

@@ -32,7 +32,7 @@ def tile(request):
 def test_moments_of_the_samples_are_the_translation_to_the_bit(tile):
     whole = translate_tile(*tile)
     assert whole.windows > HOW.group and whole.windows % HOW.group
-    posterior, samples = redraw_tile(*tile, region=CORE)
+    posterior, samples = redraw_tile(*tile, CORE)
     for name in ("mean", "std", "coverage"):
         assert torch.equal(getattr(posterior, name).nan_to_num(-1), getattr(whole, name).nan_to_num(-1)), name
     assert samples.shape == (HOW.samples, *whole.mean.shape)
@@ -45,8 +45,8 @@ def test_moments_of_the_samples_are_the_translation_to_the_bit(tile):
 
 @pytest.mark.parametrize("region", [(64, 65, 64, 65), (95, 130, 100, 140), (150, 200, 120, 160)])
 def test_a_part_is_cut_from_the_whole_bit_for_bit(tile, region):
-    whole, everything = redraw_tile(*tile, region=CORE)
-    part, samples = redraw_tile(*tile, region=region)
+    whole, everything = redraw_tile(*tile, CORE)
+    part, samples = redraw_tile(*tile, region)
     there = (slice(region[0] - CORE[0], region[1] - CORE[0]), slice(region[2] - CORE[2], region[3] - CORE[2]))
     assert torch.equal(samples.nan_to_num(-1), everything[:, :, *there].nan_to_num(-1))
     assert torch.equal(part.mean.nan_to_num(-1), whole.mean[:, *there].nan_to_num(-1))
@@ -61,7 +61,7 @@ def test_batches_without_a_window_of_the_region_are_left_out(tile, monkeypatch):
         return sample(model, conditions, *arguments, **named)
 
     monkeypatch.setattr(core, "sample", count)
-    posterior, _ = redraw_tile(*tile, region=(150, 151, 150, 151))
+    posterior, _ = redraw_tile(*tile, (150, 151, 150, 151))
     assert 0 < posterior.windows <= 4
     # a window's 3 samples lie in at most 2 batches of 4, which may begin with its neighbour's
     assert 0 < sum(rows) <= 2 * HOW.batch * posterior.windows
@@ -73,13 +73,13 @@ def test_batches_without_a_window_of_the_region_are_left_out(tile, monkeypatch):
 def test_a_region_that_nobody_observed_is_nan(tile):
     model, direction, scene, how = tile
     nothing = replace(scene, valid=torch.zeros_like(scene.valid))
-    posterior, samples = redraw_tile(model, direction, nothing, how, region=(70, 80, 70, 90))
+    posterior, samples = redraw_tile(model, direction, nothing, how, (70, 80, 70, 90))
     assert posterior.windows == 0
     assert samples.shape[-2:] == (10, 20) and samples.isnan().all() and posterior.mean.isnan().all()
 
 
 def test_another_seed_is_another_sample(tile):
     region = (150, 160, 150, 160)
-    _, one = redraw_tile(*tile, region=region)
-    _, other = redraw_tile(*tile[:3], replace(HOW, seed=6), region=region)
+    _, one = redraw_tile(*tile, region)
+    _, other = redraw_tile(*tile[:3], replace(HOW, seed=6), region)
     assert not torch.allclose(one, other, atol=1e-2)

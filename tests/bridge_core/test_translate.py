@@ -43,7 +43,7 @@ def sky(bands: int, height: int = 192, width: int = 192) -> tuple[Tensor, Tensor
 
 def translate(model: Model, flux: Tensor, valid: Tensor, direction: Direction = TO_EUCLID, **changes) -> Posterior:
     how = {"how": HOW} | {name: changes.pop(name) for name in ("how", "corners") if name in changes}
-    scene = Scene(flux, valid, **({"origin": (0, 0), "core": CORE, "psf_fwhm": 5.0} | changes))
+    scene = replace(Scene(flux, valid, origin=(0, 0), core=CORE, psf_fwhm=5.0), **changes)
     return translate_tile(model, model.card.problem.direction(str(direction)), scene, **how)
 
 

@@ -40,7 +40,7 @@ def test_drivers_drained_and_killed_one_after_another_have_done_no_harm(scene):
     ends.append(len(drill.begun()))
     assert drill.finish() == 0
 
-    bounds = (
+    bounds: tuple[dict[str, int], ...] = (
         # What was read ahead is read again; what a model had begun was finished.
         {"read": len(scene.tiles) - done},
         # Whatever was read or in a model when the driver died: two models, and readers ahead of them.

@@ -169,7 +169,7 @@ def _rows(table: Any) -> list[Any]:
     """Columns as JSON has them; numbers by all their digits."""
     import numpy as np
 
-    found = []
+    found: list[Any] = []
     for name in table.column_names:
         column = table[name].combine_chunks()
         if hasattr(column, "storage"):

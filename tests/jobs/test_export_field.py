@@ -9,10 +9,10 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from surveybridge.__main__ import main
-from surveybridge.storage.fits_images import read_mer
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.ingest import tile_boxes
 from surveybridge.storage.runs import RunFolder
+from tests.storage.fits_files import read_mer
 
 sep = pytest.importorskip("sep")
 

@@ -14,6 +14,7 @@ from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, is
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
 from surveybridge.jobs import translate
 from surveybridge.storage import ingest
+from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
 
 pytestmark = [
@@ -31,9 +32,12 @@ HALO = 64
 def stamps(shared_data, tmp_path_factory):
     """Store of a small tile around each isolated galaxy i < 23.5, and the rows of the truth table."""
     folder = shared_data / "field"
-    lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
-    field = ingest.read_field(str(folder / "field_euclid_vis.fits"), lsst)
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in (field.images["lsst"], field.images["euclid"])])
+    images = {
+        "lsst": {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"},
+        "euclid": {"VIS": str(folder / "field_euclid_vis.fits")},
+    }
+    field = ingest.read_field(default_problem(), images, "euclid")
+    known = np.logical_and.reduce([image.valid.all(axis=0) for image in field.images.values()])
     galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.images["euclid"].wcs)
     store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"), grid_id=field.grid_id)
     rows = []

@@ -11,20 +11,23 @@ from surveybridge.jobs.drawing.overview import Overview
 from surveybridge.jobs.drawing.rendering import sky_picture
 from surveybridge.jobs.exporting.folder import export_folder
 from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.problems import default_problem, endpoint
 from surveybridge.storage.runs import RunFolder
 from tests.jobs.test_export_field import RUN
 from tests.storage.test_runs import make_candidates, make_header
 
 
-@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("end", ["euclid", "lsst"])
 @pytest.mark.parametrize("side", [10, 37, 100])
-def test_tiles_give_the_means_of_blocks_that_the_whole_has(bands, side):
+def test_tiles_give_the_means_of_blocks_that_the_whole_has(end, side):
+    end = endpoint(default_problem(), end)
+    bands = len(end["bands"])
     rng = np.random.default_rng(0)
     height, width, y0, x0 = 70, 93, 1000, -50
     mean = rng.normal(5, 2, (bands, height, width)).astype(np.float32)
     mean[0, 20:40, 10:30] = np.nan
     std = np.abs(rng.normal(1, 0.1, mean.shape)).astype(np.float32)
-    overview = Overview((y0, y0 + height, x0, x0 + width), bands, side)
+    overview = Overview((y0, y0 + height, x0, x0 + width), end, side)
     for rows in (slice(0, 33), slice(33, 70)):
         for columns in (slice(0, 50), slice(50, 93)):
             part = (slice(None), rows, columns)
@@ -41,7 +44,7 @@ def test_tiles_give_the_means_of_blocks_that_the_whole_has(bands, side):
             return np.nansum(blocks, axis=(2, 4)) / count
 
     sigma = np.nanmedian(binned(std), axis=(1, 2))
-    expected = sky_picture(binned(mean), sigma)
+    expected = sky_picture(binned(mean), sigma, end)
     assert overview.block == block
     assert expected.shape == overview.picture().shape
     difference = np.abs(overview.picture().astype(int) - expected)

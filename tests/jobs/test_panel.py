@@ -54,8 +54,9 @@ def sky_image(survey: str, flux: np.ndarray, mask: np.ndarray, corner: tuple[int
 def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), bands=("VIS",), corners=CORNERS):
     """Two tiles side by side; `hole` columns of the left tile's mosaic unknown, `bad_columns` of its Euclid masked."""
     rng = np.random.default_rng(0)
+    direction = "lsst->euclid" if bands == ("VIS",) else "euclid->lsst"
     store = TileStore.create(folder / "store", grid_id="test")
-    run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS, "x"))
+    run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS, "x") | {"direction": direction})
     rows = []
     for number, (tile_id, corner) in enumerate(zip(("a", "b"), corners, strict=True)):
         images = {}
@@ -154,13 +155,13 @@ def test_surveys_and_marks_lie_on_the_pixels_of_the_mosaic(tmp_path):
     truth = pa.table({"kind": ["lens", "lens"], "ra": ra, "dec": dec})
     run, store = make_run(tmp_path, candidates=[candidate(2, 2150, 1030), candidate(1, 2050, 1050)])
     field = panel._read_field(run, store, truth, top=10)
-    assert field.euclid.shape == (SIDE, 2 * SIDE) == field.mean.shape[1:]
-    assert field.euclid[:, :SIDE].mean() == pytest.approx(0, abs=1)
-    assert field.euclid[:, SIDE:].mean() == pytest.approx(100, abs=1)
+    assert field.shape == (SIDE, 2 * SIDE) == field.mean.shape[1:]
+    assert field.images[1][0][:, :SIDE].mean() == pytest.approx(0, abs=1)
+    assert field.images[1][0][:, SIDE:].mean() == pytest.approx(100, abs=1)
     np.testing.assert_allclose(field.candidates, [[50, 50], [150, 30]])  # by rank
     np.testing.assert_allclose(field.lenses, [[110, 50]], atol=1e-6)  # the other is outside
     tile = TileStore.open(store).read_tile("b")
-    np.testing.assert_array_equal(field.lsst[0, :, SIDE:], tile.images["lsst"].flux[2])  # i is red
+    np.testing.assert_array_equal(field.images[0][2, :, SIDE:], tile.images["lsst"].flux[2])
 
 
 def test_the_field_starts_at_its_first_pixel_whichever_tile_has_it(tmp_path):
@@ -168,10 +169,10 @@ def test_the_field_starts_at_its_first_pixel_whichever_tile_has_it(tmp_path):
     here = candidate(1, 2050, 1040, tile_id="b")
     run, store = make_run(tmp_path, corners=corners, candidates=[here])
     field = panel._read_field(run, store, None, top=10)
-    assert field.euclid.shape == (2 * SIDE, 2 * SIDE) == field.mean.shape[1:]
-    assert field.euclid[SIDE:, SIDE:].mean() == pytest.approx(0, abs=1)
-    assert field.euclid[:SIDE, :SIDE].mean() == pytest.approx(100, abs=1)
-    np.testing.assert_array_equal(np.isfinite(field.euclid), np.isfinite(field.mean[0]))
+    assert field.shape == (2 * SIDE, 2 * SIDE) == field.mean.shape[1:]
+    assert field.images[1][0][SIDE:, SIDE:].mean() == pytest.approx(0, abs=1)
+    assert field.images[1][0][:SIDE, :SIDE].mean() == pytest.approx(100, abs=1)
+    np.testing.assert_array_equal(np.isfinite(field.images[1][0]), np.isfinite(field.mean[0]))
     np.testing.assert_allclose(field.candidates, [[50, 40]])
 
 

@@ -49,11 +49,14 @@ def store(tmp_path_factory):
     """Sixteen tiles whose cores begin anywhere on the patch grid; t0005 has no LSST."""
 
     def edit(tile: Tile) -> Tile:
-        return replace(tile, lsst=None) if tile.tile_id == "t0005" else tile
+        return replace(tile, images={"euclid": tile.images["euclid"]}) if tile.tile_id == "t0005" else tile
 
     return TileStore.open(
         tiny.write_store(tmp_path_factory.mktemp("store") / "tiles", tile_size=50, halo=20, edit=edit)
     )
+
+
+TO_LSST, TO_EUCLID = tiny.PROBLEM.directions
 
 
 def config(**settings) -> Config:
@@ -68,7 +71,7 @@ def config(**settings) -> Config:
 def test_windows_of_all_tiles_are_counted_from_the_manifest_and_one_tile(store, grid, shown):
     manifest = store.manifest()
     tiles = [store.read_tile(tile_id) for tile_id in manifest["tile_id"].to_pylist()]
-    work = work_of(manifest, "lsst->euclid", store.read_tile(shown), grid)
+    work = work_of(manifest, TO_EUCLID, store.read_tile(shown), grid)
     counts = {tile.tile_id: len(grid.windows(tile.shape, tile.origin, tile.core)) for tile in tiles}
     assert len(set(counts.values())) > 1
     assert work.exact
@@ -76,7 +79,7 @@ def test_windows_of_all_tiles_are_counted_from_the_manifest_and_one_tile(store, 
     assert (work.tiles, work.unusable) == (16, 1)
     assert work.core_pixels == work.scored_pixels == tiny.SIDE**2 - 50 * 50
     assert work.square_degrees == pytest.approx(work.core_pixels * (0.1 / 3600) ** 2)
-    back = work_of(manifest, "euclid->lsst", store.read_tile(shown), grid)
+    back = work_of(manifest, TO_LSST, store.read_tile(shown), grid)
     assert (back.windows, back.unusable) == (sum(counts.values()), 0)
     assert back.scored_pixels == work.scored_pixels
 
@@ -87,7 +90,7 @@ def test_windows_are_the_mean_over_all_places_where_the_centres_are_not_on_the_g
     off = manifest.set_column(column, "ra", pa.array(manifest["ra"].to_numpy() + 0.5 * 0.1 / 3600))
     assert core_origins(manifest, tile) is not None
     assert core_origins(off, tile) is None
-    work = work_of(off, "lsst->euclid", tile, PatchGrid())
+    work = work_of(off, TO_EUCLID, tile, PatchGrid())
     assert not work.exact
 
     def along(length: int) -> float:
@@ -105,11 +108,9 @@ def test_a_million_tiles_are_counted_in_seconds(store):
     manifest = store.manifest()
     many = pa.concat_tables([manifest] * (10**6 // manifest.num_rows))
     start = time.monotonic()
-    work = work_of(many, "lsst->euclid", store.read_tile("t0000"), PatchGrid())
+    work = work_of(many, TO_EUCLID, store.read_tile("t0000"), PatchGrid())
     assert time.monotonic() - start < 20  # 2 s where nothing else runs
-    assert (
-        work.windows == 10**6 // 16 * work_of(manifest, "lsst->euclid", store.read_tile("t0000"), PatchGrid()).windows
-    )
+    assert work.windows == 10**6 // 16 * work_of(manifest, TO_EUCLID, store.read_tile("t0000"), PatchGrid()).windows
 
 
 def test_steps_are_counted_as_the_samplers_take_them():
@@ -134,7 +135,7 @@ def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
 
 
 def projected(store, *, cpus=None, rates=RATES, **settings):
-    work = work_of(store.manifest(), "lsst->euclid", store.read_tile("t0000"), PatchGrid())
+    work = work_of(store.manifest(), TO_EUCLID, store.read_tile("t0000"), PatchGrid())
     steps = {"translate": 6, "score": 4}
     return project(work, steps, rates, config(samples=4, score_samples=3, **settings), {}, tiles_done=0, cpus=cpus)
 
@@ -218,11 +219,11 @@ def test_memory_grows_with_what_is_held():
     assert of(batch=256)["model"] > of(batch=16)["model"]
     assert of(precision="float32")["model"] > of(precision="bfloat16")["model"]
     assert of(score_samples=20)["model"] > of(score_samples=5)["model"]
-    assert of(direction="euclid->lsst")["write"] > of()["write"]
+    assert of(direction=TO_LSST)["write"] > of()["write"]
 
 
 @pytest.mark.slow  # four processes that import torch and Ray
-@pytest.mark.parametrize("direction", ["lsst->euclid", "euclid->lsst"])
+@pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST])
 def test_no_stage_is_larger_than_projected(tmp_path, direction):
     checkpoint = memory.small_checkpoint(tmp_path / "small")
     found = memory.compare(tmp_path, memory.prepare(tmp_path, 256, checkpoint, direction=direction, samples=2))

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from surveybridge.__main__ import main
 from surveybridge.jobs.report import PAGE
 from surveybridge.jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
-from surveybridge.jobs.reporting.cards import flags, links, magnitude
+from surveybridge.jobs.reporting.cards import brightness, flags, links
 from surveybridge.jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
 from surveybridge.jobs.reporting.timeline import worked_minutes
 from surveybridge.storage.grades import write_grade
@@ -311,7 +311,7 @@ def test_tiles_lie_on_the_map_where_their_pixels_are(scene):
     grid = WCS(make_header())
     edge = CORE - 0.5
     wanted = grid.all_pix2world([[-0.5, -0.5], [edge, -0.5], [edge, edge], [-0.5, edge]], 0)
-    for found in (tile_corners(manifest, tile_grid(scene, rows))[0], tile_corners(manifest, None)[0]):
+    for found in (tile_corners(manifest, tile_grid(scene, rows), 0.1)[0], tile_corners(manifest, None, 0.1)[0]):
         assert np.abs((found - wanted) * 3600).max() < 0.05  # arcsec: half a pixel
 
 
@@ -373,7 +373,7 @@ def test_thumbnails_go_back_to_the_pixels_they_were_cut_from(survey, bands):
     ],
 )
 def test_magnitudes_are_ab_and_what_is_not_detected_has_an_upper_limit(flux, snr, shown):
-    assert magnitude(flux, snr) == shown
+    assert brightness(flux, snr) == shown
 
 
 def test_links_carry_the_position():

@@ -12,6 +12,8 @@ import pytest
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.problem import Endpoint
+from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.storage.objectstore import Folder
 from tests import tiny
@@ -62,7 +64,7 @@ def test_a_run_leaves_a_checkpoint_and_its_losses(trained):
     card = load_checkpoint(trained / "bridge").card
     assert (card.grid, card.objective.name, card.network.base) == ("mosaic", "edm", 8)
     assert [end.pixel_scale for end in card.problem.endpoints] == [0.1, 0.1]
-    softening = {band: s for end in card.problem.endpoints for band, s in end.fitted.softening.items()}
+    softening = {band: s for end in card.problem.endpoints for band, s in softening_of(end).items()}
     assert softening == pytest.approx({band: 2 * sigma for band, sigma in tiny.SIGMA.items()})
     assert card.objective == Objective("edm", sigma_data=0.3, log_sigma_mean=-1.4, log_sigma_std=1.5)
     assert card.provenance["pairs"] == "tiny.zarr"
@@ -142,3 +144,8 @@ def test_a_run_in_object_storage_goes_on_where_its_driver_was_killed_and_is_the_
     assert Folder.at(out).names() == ["bridge.json", "bridge.safetensors", "loss.csv", "loss.png", "ray"]
     assert "Failed to query Ray Train Controller" not in said
     assert secret not in said and secret not in Folder.at(out).read("bridge.json").decode()
+
+
+def softening_of(end: Endpoint) -> dict[str, float]:
+    assert isinstance(end.stretch, Stretch)
+    return end.stretch.softening

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from surveybridge.__main__ import main
-from surveybridge.jobs.drawing.rendering import VIEWS, candidate_pictures
+from surveybridge.jobs.drawing.rendering import candidate_pictures, views
 from surveybridge.jobs.vet import Config, open_session
 from surveybridge.jobs.vetting.book import Book
 from surveybridge.jobs.vetting.listing import Candidates, ListRequest, shuffle_keys
@@ -123,7 +123,7 @@ def test_missing_numbers_sort_last_and_pass_no_filter(tmp_path):
     numbers = {"flux_VIS": [None, 1.0, float("nan"), 5.0], "snr_VIS": [None, 1.0, 9.0, None]}
     for name, values in numbers.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
-    candidates, book = Candidates(table), Book(run)
+    candidates, book = Candidates(table, run.problem), Book(run)
     assert candidates.listed(ListRequest(sort="brightest"), "ann", book).tolist() == [3, 1, 0, 2]
     assert candidates.listed(ListRequest(signal=0.0), "ann", book).tolist() == [1, 2]
 
@@ -246,9 +246,9 @@ def test_a_strip_is_the_pictures_of_its_object_side_by_side(url, run):
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
         tile = "t2" if name == "SB J2-03" else "t1"
         row = next(row for row in run.read_candidates(tile).to_pylist() if row["object_id"] == name)
-        wanted = np.concatenate(list(candidate_pictures(row, 2).values()), axis=1)
+        wanted = np.concatenate(list(candidate_pictures(row, run.problem, 2).values()), axis=1)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.body))), wanted)
-        assert wanted.shape == (64, 64 * len(VIEWS), 3)
+        assert wanted.shape == (64, 64 * len(views(run.problem)), 3)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
-"""Make the files of version 1 that must open for ever: `python -m tests.kept.make`, run at the commit that wrote them.
+"""Make the files of a version that must open for ever: `python -m tests.kept.make`, run by the code of that version.
 
 A checkpoint, a tile store, a pair store and a run folder of which one tile is left to do, all as small as can be; the
-tests copy them and read, query, export and resume them. They were made by the code of 29d18a7; made again by later code
-they would prove nothing.
+tests copy them and read, query, export and resume them. Those of version 1 were made by commit 0c8de24, whose code is
+that of 29d18a7. This makes those of the version of today, and never touches an earlier one's.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +17,18 @@ import zarr
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import save_checkpoint
-from surveybridge.bridge_core.model import Card
+from surveybridge.bridge_core.model import CARD_VERSION, Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
-from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
 from surveybridge.storage.tiles import TileStore
-from tests.tiny import SIGMA, SURVEY_BANDS, make_image, write_pairs
+from tests.tiny import PROBLEM, SURVEY_BANDS, fitted, make_image, write_pairs
 
 HERE = Path(__file__).parent
 SIDE, TILE, LEFT = 144, 72, "t0003"
 """Pixels of the field and of a tile's core, and the tile that the run has not done."""
-MADE_IN = "/kept/v1"
-"""What stands in the files for the folder that they lie in."""
+MADE_IN = "/kept/v{}"
+"""What stands in the files of a version for the folder that they lie in."""
 
 
 def make(folder: Path) -> None:
@@ -40,16 +38,14 @@ def make(folder: Path) -> None:
     card = Card(
         name="kept",
         grid="mosaic",
+        problem=PROBLEM.with_endpoints([fitted(end) for end in PROBLEM.endpoints]),
         bridge=Bridge.brownian(m_min=1e-4),
         network=network,
         objective=Objective("edm", sigma_data=0.3, log_sigma_mean=-1.2, log_sigma_std=1.4),
-        stretch=Stretch({band: 2 * sigma for band, sigma in SIGMA.items()}),
-        bands=dict(SURVEY_BANDS),
-        pixel_scale={"lsst": 0.1, "euclid": 0.1},
         provenance={"pairs": "none: random weights"},
     )
     save_checkpoint(card, UNet(network).state_dict(), folder / "kept")
-    field = Field({name: make_image(name, SIDE) for name in SURVEY_BANDS}, "euclid")
+    field = Field({name: make_image(name, SIDE) for name in SURVEY_BANDS}, onto="euclid")
     store = TileStore.create(str(folder / "tiles"), grid_id=field.grid_id)
     store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, TILE, 0)])
     write_pairs(folder / "pairs.zarr", 4)
@@ -60,11 +56,11 @@ def make(folder: Path) -> None:
         (folder / "run" / part / f"{LEFT}.parquet").unlink()
     (folder / "run" / "lease.json").unlink(missing_ok=True)
     run_json = folder / "run" / "run.json"
-    run_json.write_text(run_json.read_text().replace(str(folder), MADE_IN))
+    run_json.write_text(run_json.read_text().replace(str(folder), MADE_IN.format(CARD_VERSION)))
 
 
 if __name__ == "__main__":
-    shutil.rmtree(HERE / "v1", ignore_errors=True)
-    (HERE / "v1").mkdir()
-    make(HERE / "v1")
+    there = HERE / f"v{CARD_VERSION}"
+    there.mkdir()
+    make(there)
     print(json.dumps({"numpy": np.__version__, "torch": torch.__version__, "zarr": zarr.__version__}))

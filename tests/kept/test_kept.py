@@ -10,11 +10,12 @@ import pytest
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.storage.pairs import read_pairs
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore, tile_content
 from tests.kept.make import HERE, LEFT, MADE_IN
-from tests.tiny import files_of
+from tests.tiny import SIGMA, files_of
 
 
 @pytest.fixture
@@ -23,15 +24,22 @@ def kept(tmp_path):
     folder = tmp_path / "v1"
     shutil.copytree(HERE / "v1", folder)
     run_json = folder / "run" / "run.json"
-    run_json.write_text(run_json.read_text().replace(MADE_IN, str(folder)))
+    run_json.write_text(run_json.read_text().replace(MADE_IN.format(1), str(folder)))
     return folder
 
 
 def test_a_card_of_version_1_opens_with_its_bands_and_stretch(kept):
     assert json.loads((kept / "kept.json").read_text())["card_version"] == 1
     card = load_checkpoint(kept / "kept").card
-    assert card.bands == {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}
-    assert card.pixel_scale == {"lsst": 0.1, "euclid": 0.1}
+    assert [(end.name, end.bands, end.pixel_scale) for end in card.problem.endpoints] == [
+        ("lsst", ("g", "r", "i"), 0.1),
+        ("euclid", ("VIS",), 0.1),
+    ]
+    for end in card.problem.endpoints:
+        assert isinstance(end.stretch, Stretch)
+        assert end.stretch.softening == {band: 2 * SIGMA[band] for band in end.bands}
+    assert list(map(str, card.problem.directions)) == ["euclid->lsst", "lsst->euclid"]
+    assert card.problem.catalog == "euclid"
 
 
 def test_a_tile_store_of_format_1_opens_with_both_surveys(kept):
@@ -48,8 +56,11 @@ def test_a_tile_store_of_format_1_opens_with_both_surveys(kept):
 
 def test_a_pair_store_without_the_attribute_endpoints_is_lsst_and_euclid(kept):
     pairs = read_pairs(str(kept / "pairs.zarr"), "cutout")
-    assert pairs.lsst.shape == (4, 3, 64, 64) and pairs.euclid.shape == (4, 1, 64, 64)
-    assert set(pairs.noise) == {"g", "r", "i", "VIS"}
+    assert {end: images.shape for end, images in pairs.ends.items()} == {
+        "lsst": (4, 3, 64, 64),
+        "euclid": (4, 1, 64, 64),
+    }
+    assert {end: list(noise) for end, noise in pairs.noise.items()} == {"lsst": ["g", "r", "i"], "euclid": ["VIS"]}
 
 
 def test_a_run_folder_is_gone_on_with_to_the_same_run_id_and_what_was_done_stays(kept):

@@ -98,7 +98,7 @@ def test_no_window_gives_no_moments(impl):
         (
             torch.zeros(2, 4, 3),
             torch.zeros(2, 4),
-            "target is torch.float32 [2, 4] but the samples are of float32 [2, 3]",
+            "target is torch.float32 [2, 4] but must be float32 [2, 3]",
         ),
         (torch.zeros(2, 4, 3), torch.zeros(2, 3, device="meta"), "target is on meta but samples on cpu"),
     ],

@@ -98,7 +98,7 @@ def test_an_empty_box_is_empty():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"corners": [(0, 1)]}, "1 of 1 corners are no multiples of the stride 3, first [(0, 1)]"),
+        ({"corners": [(0, 1)]}, "1 of 1 corners are not multiples of the stride 3, first [(0, 1)]"),
         ({"mean": torch.zeros(2, 1, 8, 8)}, "mean has shape [2, 1, 8, 8] and variance [1, 1, 8, 8] but 1 corners"),
         ({"taper": torch.zeros(8)}, "taper are torch.float32, torch.float32, torch.float32"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -44,14 +45,14 @@ def write_field(
         pixels = round(side / seen.pixel)
         places = [((pixels - 1) / 2 + y / seen.pixel, (pixels - 1) / 2 + x / seen.pixel) for y, x in objects]
         image = gaussians((pixels, pixels), places, seen.psf / seen.pixel, seen.flux)
-        image = image + seen.noise * rng.normal(size=image.shape)
+        noisy = image + seen.noise * rng.normal(size=image.shape)
         path = folder / f"{end}_{band}.fits"
         header = {
             "BUNIT": next(e["unit"] for e in problem["endpoints"] if e["name"] == end),
             "PSFFWHM": 2.355 * seen.psf,
         }
         variance = np.full(image.shape, seen.noise**2)
-        write_survey_file(path, image, tan_wcs(image.shape, seen.pixel), variance=variance, header=header)
+        write_survey_file(path, noisy, tan_wcs(image.shape, seen.pixel), variance=variance, header=header)
         values.append(f"{end}.{band}={path}")
     return values
 
@@ -64,7 +65,7 @@ def write_pairs(
     pixel: float,
 ) -> str:
     """Write a pair store that states its endpoints: [N, H, W, B] an end, all on one grid."""
-    attributes: dict[str, object] = {"name": path.stem, "endpoints": [end["name"] for end in problem["endpoints"]]}
+    attributes: dict[str, Any] = {"name": path.stem, "endpoints": [end["name"] for end in problem["endpoints"]]}
     if noise:
         attributes["bands"] = {band: {"pixel_arcsec": pixel, "sigma_noise": sigma} for band, sigma in noise.items()}
     else:

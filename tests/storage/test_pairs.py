@@ -22,23 +22,29 @@ def store(tmp_path):
 def test_cutout_grid_holds_the_stamps_as_they_are(store):
     pairs = read_pairs(store, "cutout")
     group: Any = zarr.open_group(store, mode="r")
-    np.testing.assert_array_equal(pairs.lsst.transpose(0, 2, 3, 1), group["lsst"][...])
-    np.testing.assert_array_equal(pairs.euclid[:, 0], group["euclid"][...])
+    np.testing.assert_array_equal(pairs.ends["lsst"].transpose(0, 2, 3, 1), group["lsst"][...])
+    np.testing.assert_array_equal(pairs.ends["euclid"][:, 0], group["euclid"][...])
     assert pairs.pixel_scale == {"lsst": 0.2, "euclid": 0.1}
-    assert pairs.noise == pytest.approx({band: sigma * (1 if band == "VIS" else 4) for band, sigma in SIGMA.items()})
+    assert pairs.noise == {
+        "lsst": pytest.approx({band: 4 * SIGMA[band] for band in "gri"}),
+        "euclid": pytest.approx({"VIS": SIGMA["VIS"]}),
+    }
     assert (pairs.name, pairs.stored) == ("pairs.zarr", 6)
 
 
 def test_mosaic_grid_is_the_central_half_with_the_same_flux(store):
     cutout, mosaic = read_pairs(store, "cutout"), read_pairs(store, "mosaic")
-    assert mosaic.lsst.shape == (6, 3, 64, 64) and mosaic.lsst.dtype == np.float32
+    assert mosaic.ends["lsst"].shape == (6, 3, 64, 64) and mosaic.ends["lsst"].dtype == np.float32
     assert mosaic.pixel_scale == {"lsst": 0.1, "euclid": 0.1}
-    np.testing.assert_array_equal(mosaic.euclid, cutout.euclid)
+    np.testing.assert_array_equal(mosaic.ends["euclid"], cutout.ends["euclid"])
     # A 12 x 12 LSST pixel box is 24 x 24 here; the galaxy (FWHM 4.7 LSST pixels) is inside it.
-    wide, fine = cutout.lsst[:, :, 26:38, 26:38].sum((2, 3)), mosaic.lsst[:, :, 20:44, 20:44].sum((2, 3))
-    np.testing.assert_allclose(fine, wide, rtol=0.01, atol=3 * 12 * max(cutout.noise.values()) * 0.2)
+    wide, fine = (
+        cutout.ends["lsst"][:, :, 26:38, 26:38].sum((2, 3)),
+        mosaic.ends["lsst"][:, :, 20:44, 20:44].sum((2, 3)),
+    )
+    np.testing.assert_allclose(fine, wide, rtol=0.01, atol=3 * 12 * max(cutout.noise["lsst"].values()) * 0.2)
     # Centre of the stamp stays centre of the stamp.
-    weight = mosaic.lsst.sum((0, 1))
+    weight = mosaic.ends["lsst"].sum((0, 1))
     y, x = np.indices(weight.shape)
     assert abs((weight * y).sum() / weight.sum() - 31.5) < 0.3
     assert abs((weight * x).sum() / weight.sum() - 31.5) < 0.3
@@ -46,14 +52,14 @@ def test_mosaic_grid_is_the_central_half_with_the_same_flux(store):
 
 def test_noise_is_scaled_by_pixel_area(store):
     noise = read_pairs(store, "mosaic").noise
-    assert noise == pytest.approx(SIGMA)
+    assert noise["lsst"] | noise["euclid"] == pytest.approx(SIGMA)
 
 
 def test_a_range_holds_its_pairs_and_tells_how_many_there_are(store):
     some, every = read_pairs(store, start=1, stop=3), read_pairs(store, stop=100)
-    assert (len(some.lsst), some.stored, len(every.lsst), every.stored) == (2, 6, 6, 6)
-    np.testing.assert_array_equal(some.lsst, every.lsst[1:3])
-    np.testing.assert_array_equal(some.euclid, every.euclid[1:3])
+    assert (len(some.ends["lsst"]), some.stored, len(every.ends["lsst"]), every.stored) == (2, 6, 6, 6)
+    np.testing.assert_array_equal(some.ends["lsst"], every.ends["lsst"][1:3])
+    np.testing.assert_array_equal(some.ends["euclid"], every.ends["euclid"][1:3])
 
 
 def test_a_range_is_read_without_the_chunks_of_others(store):
@@ -68,7 +74,7 @@ def test_a_range_is_read_without_the_chunks_of_others(store):
     assert len(damaged) == 4
     for path in damaged:
         path.write_bytes(b"damaged")
-    np.testing.assert_array_equal(read_pairs(store, start=2, stop=4).lsst, wanted.lsst)
+    np.testing.assert_array_equal(read_pairs(store, start=2, stop=4).ends["lsst"], wanted.ends["lsst"])
     with pytest.raises(Exception, match=r"(?i)zstd|decompress|unknown"):
         read_pairs(store, start=1, stop=4)
 
@@ -137,7 +143,9 @@ def test_the_shared_pairs_have_the_same_sky_in_both_surveys(shared_data):
     pairs = read_pairs(str(shared_data / "pairs" / "test_regular.zarr"), stop=64)
     assert pairs.stored == 1000
     # Bright stamps: the i and VIS images of one object correlate when they are on one grid.
-    flux_i, flux_vis = (images[:, :, 24:40, 24:40].sum((1, 2, 3)) for images in (pairs.lsst[:, 2:], pairs.euclid))
+    flux_i, flux_vis = (
+        images[:, :, 24:40, 24:40].sum((1, 2, 3)) for images in (pairs.ends["lsst"][:, 2:], pairs.ends["euclid"])
+    )
     bright = flux_vis > np.median(flux_vis)
     assert np.corrcoef(flux_i[bright], flux_vis[bright])[0, 1] > 0.9
-    assert np.std(pairs.lsst[:, 0, :6, :6]) < 3 * pairs.noise["g"]
+    assert np.std(pairs.ends["lsst"][:, 0, :6, :6]) < 3 * pairs.noise["lsst"]["g"]

@@ -92,7 +92,7 @@ def test_a_mosaic_comes_back_pixel_for_pixel(shape, n_bands):
 def test_mosaic_cells_open_in_any_parquet_reader_with_place_and_padding(run, tmp_path):
     mean, _, _ = write_tile(run, "a", 0, 0)
     table = pq.read_table(tmp_path / "run/mosaics/a.parquet")
-    assert table.schema.equals(mosaic_schema(1), check_metadata=False)
+    assert table.schema.equals(mosaic_schema(("VIS",), "nJy"), check_metadata=False)
     assert table.num_rows == 2 * 3
     last = table.slice(5).to_pydict()
     assert (last["y"], last["x"], last["height"], last["width"]) == ([1064], [2128], [36], [2])
@@ -108,7 +108,8 @@ def test_mosaic_cells_open_in_any_parquet_reader_with_place_and_padding(run, tmp
 def test_stitching_puts_every_tile_in_its_place_under_one_wcs(run):
     places = {"a": (0, 0), "b": (0, 130), "c": (100, 0)}
     planes = {name: write_tile(run, name, *place, seed=i) for i, (name, place) in enumerate(places.items())}
-    mean, std, coverage, header = run.read_mosaic()
+    mean, std, coverage, header, unit = run.read_mosaic()
+    assert unit == "nJy"
     assert mean.shape == (1, 200, 260)
     for name, (y, x) in places.items():
         there = slice(y, y + 100), slice(x, x + 130)
