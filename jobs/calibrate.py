@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.evaluating.ranking import DEFLECTOR_LIKE
-from surveybridge.jobs.running.progress import progress
-from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from surveybridge.bridge_core.discriminant import Floats, Measured
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Problem
@@ -56,6 +54,7 @@ def run(config: Config) -> int:
 
     from surveybridge.bridge_core.checkpoint import save_checkpoint
     from surveybridge.bridge_core.discriminant import fit
+    from surveybridge.jobs.translating.request import read_model
     from surveybridge.storage.objectstore import Folder
 
     model = read_model(config.checkpoint)
@@ -80,7 +79,10 @@ def run(config: Config) -> int:
 
 def measure_all(config: Config, model: Model) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
     """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
+    import numpy as np
+
     from surveybridge.bridge_core.discriminant import Measured
+    from surveybridge.jobs.evaluating.ranking import DEFLECTOR_LIKE
     from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
 
     try:
@@ -113,6 +115,7 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
     from surveybridge.bridge_core.anomaly import scored_direction
     from surveybridge.bridge_core.discriminant import Measured
     from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
+    from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.pairs import on_mosaic_grid
 
     if model.card.grid == "mosaic":
@@ -137,6 +140,7 @@ def print_ranks(
     problem: Problem, measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
 ) -> None:
     """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
+    import numpy as np
     from scipy.stats import spearmanr
 
     from surveybridge.bridge_core.discriminant import fit, surprise

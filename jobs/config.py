@@ -7,7 +7,6 @@ A job declares its settings once, as a frozen `JobConfig`. The flags, the ``key=
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import textwrap
 import types
@@ -33,7 +32,8 @@ class JobConfig(BaseModel):
     numbers may be joined by commas, too (``--cone 150.1,2.2,10``).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # The validator is built for the first values: --help needs none, and building takes longer than all the rest of it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     storage_options: Path | None = Field(
         None,
@@ -121,6 +121,8 @@ def read_storage_options(path: Path) -> dict[str, dict[str, Any]]:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the name in `known` that is most similar to `name`, or an empty string if none is similar."""
+    import difflib
+
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
 
 

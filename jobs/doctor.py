@@ -9,24 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig
-from surveybridge.jobs.diagnosing.machine import (
-    Finding,
-    check_disk,
-    check_gpu,
-    check_memory,
-    check_packages,
-    check_processor,
-    check_python,
-)
-from surveybridge.jobs.diagnosing.services import check_checkpoint, check_ray, check_read, check_write
+
+if TYPE_CHECKING:
+    from surveybridge.jobs.diagnosing.machine import Finding
 
 EXAMPLES = """
   surveybridge doctor
@@ -72,23 +64,27 @@ def run(config: Config) -> int:
 
 def examine(config: Config) -> Iterator[Finding]:
     """Run all checks in turn, and yield their findings."""
-    yield from check_python()
-    yield from check_packages()
-    yield from check_processor()
-    yield from check_memory()
+    import tempfile
+
+    from surveybridge.jobs.diagnosing import machine, services
+
+    yield from machine.check_python()
+    yield from machine.check_packages()
+    yield from machine.check_processor()
+    yield from machine.check_memory()
     local = [url for url in config.write if "://" not in url]
     scratch = [tempfile.gettempdir(), os.environ.get("RAY_TMPDIR", "/tmp")]
-    yield from check_disk([os.getcwd(), *scratch, *local], config.min_free_gib)
-    yield from check_gpu()
+    yield from machine.check_disk([os.getcwd(), *scratch, *local], config.min_free_gib)
+    yield from machine.check_gpu()
     yield from _checkpoints(config)
     with _impatient():
         for url in config.read:
-            yield from check_read(url)
+            yield from services.check_read(url)
         for url in config.write:
-            yield from check_write(url)
+            yield from services.check_write(url)
     address = config.ray or os.environ.get("RAY_ADDRESS") or "local"
     if address != "none":
-        yield from check_ray(address)
+        yield from services.check_ray(address)
 
 
 def line(finding: Finding) -> str:
@@ -99,6 +95,7 @@ def line(finding: Finding) -> str:
 
 def _checkpoints(config: Config) -> Iterator[Finding]:
     from surveybridge.bridge_core.checkpoint import shipped_checkpoints
+    from surveybridge.jobs.diagnosing.services import check_checkpoint
 
     for path in config.checkpoint or shipped_checkpoints():
         yield from check_checkpoint(path)

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.running.progress import progress
-from surveybridge.jobs.translating.request import read_model
 from surveybridge.version import __version__
 
 if TYPE_CHECKING:
@@ -142,6 +140,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     """
     from surveybridge.bridge_core.anomaly import scored_direction
     from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
+    from surveybridge.jobs.translating.request import read_model
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_pairs
 
@@ -214,6 +213,7 @@ def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
     """Receipts of all blocks; each has written its rows."""
     from surveybridge.cluster.stages import serially
     from surveybridge.jobs.evaluating.stages import evaluation_stages
+    from surveybridge.jobs.running.progress import progress
 
     blocks, stages = settings.blocks(), evaluation_stages(settings)
     if config.executor == "serial":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ JOBS = (
 
 
 def available_jobs() -> dict[str, str]:
-    """Map each job's name to the first line of its docstring, read without importing the job."""
-    return {name: about for name in JOBS if (about := _first_line(name)) is not None}
+    """Map each job's name to the first line of its docstring, read without importing or parsing the job."""
+    return {name: _first_line(Path(__file__).with_name(f"{name}.py")) for name in JOBS}
 
 
 def help_of(job: str) -> str:
@@ -44,11 +43,10 @@ def help_of(job: str) -> str:
 
 def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType, JobConfig]:
     """Import a job's module and read its settings; RequestError if there is no such job or a setting is wrong."""
-    jobs = available_jobs()
-    if job not in jobs:
-        nearest = suggestion(job, jobs)
+    if job not in JOBS:
+        nearest = suggestion(job, JOBS)
         raise RequestError(
-            f"unknown job '{job}'; " + (f"did you mean {nearest}?" if nearest else f"known: {', '.join(jobs)}")
+            f"unknown job '{job}'; " + (f"did you mean {nearest}?" if nearest else f"known: {', '.join(JOBS)}")
         )
     module = importlib.import_module(f"surveybridge.jobs.{job}")
     return module, parse_config(
@@ -56,8 +54,6 @@ def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType
     )
 
 
-def _first_line(job: str) -> str | None:
-    source = Path(__file__).with_name(f"{job}.py")
-    if not source.is_file():
-        return None
-    return (ast.get_docstring(ast.parse(source.read_bytes())) or "").partition("\n")[0]
+def _first_line(source: Path) -> str:
+    with source.open(encoding="utf-8") as lines:
+        return next(lines).strip().strip('"')

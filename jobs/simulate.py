@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXAMPLES = """\
 surveybridge simulate --out sky
@@ -63,6 +66,7 @@ def run(config: Config) -> int:
         raise RequestError(
             f"simulate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
+    import numpy as np
     import pyarrow.parquet as pq
 
     from surveybridge.jobs.simulating.files import half_of, to_hdus, truth_table
@@ -132,4 +136,6 @@ def _check(config: Config) -> None:
 
 def _stream(seed: int, number: int) -> np.random.Generator:
     """An independent generator for each thing that is drawn, so that more lenses leave the galaxies as they were."""
+    import numpy as np
+
     return np.random.default_rng([seed, number])

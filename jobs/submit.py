@@ -39,7 +39,7 @@ PASSED = ("RAY_AUTH_MODE",)
 RESULTS = ("store", "run", "runs", "out")
 """Settings of the jobs that name their results, which outlive the job and so cannot lie in its scratch folder."""
 
-PACKAGED = ("bridge_core/checkpoints/*.safetensors", "bridge_core/checkpoints/*.json")
+PACKAGED = ("surveybridge/bridge_core/checkpoints/*.safetensors", "surveybridge/bridge_core/checkpoints/*.json")
 """Package data that a working directory with this code must contain."""
 
 
@@ -94,10 +94,7 @@ def run(config: Config) -> int:
     if not address:
         raise RequestError(f"no cluster is named; give --address http://HEAD:8265 or set {ADDRESS_VARIABLE}")
     if config.working_dir is not None:
-        weights = [
-            str(path.relative_to(config.working_dir)) for glob in PACKAGED for path in config.working_dir.glob(glob)
-        ]
-        size = check_package(config.working_dir, [*weights, *files])
+        size = check_package(config.working_dir, [*weights_of(config.working_dir), *files])
         log.info("%s packs to %.1f MiB", config.working_dir, size / 2**20)
     submission_id = submission_id_of(config)
     entrypoint = ["python", "-m", "surveybridge", *config.command]
@@ -201,6 +198,11 @@ def check_paths(command: Sequence[str], inner: JobConfig, working_dir: Path | No
                     + "); put it into a --working-dir, or give a URL"
                 )
     return travel
+
+
+def weights_of(working_dir: Path) -> list[str]:
+    """Return the shipped checkpoints in a working directory, relative to it; none where it does not hold our code."""
+    return [str(path.relative_to(working_dir)) for glob in PACKAGED for path in working_dir.glob(glob)]
 
 
 def environment(asked: Sequence[str], here: Mapping[str, str]) -> dict[str, str]:

@@ -26,16 +26,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from surveybridge.jobs.running.drain import DRAINED
 from surveybridge.jobs.translating.config import Config as TranslateConfig
 from surveybridge.jobs.translating.config import TranslationConfig
-from surveybridge.jobs.translating.engine import translate
-from surveybridge.jobs.translating.request import Request, check
-from surveybridge.jobs.translating.tally import Tally, summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from surveybridge.jobs.translating.request import Request
+    from surveybridge.jobs.translating.tally import Tally
     from surveybridge.storage.lease import LeaseHeld
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.runs import RunFolder
@@ -54,6 +52,9 @@ class Config(TranslationConfig):
 
 def run(config: Config) -> int:
     """Translate what is new, publish it, and report."""
+    from surveybridge.jobs.running.drain import DRAINED
+    from surveybridge.jobs.translating.engine import translate
+    from surveybridge.jobs.translating.tally import summary
     from surveybridge.storage.lease import LeaseHeld
     from surveybridge.storage.objectstore import Folder
 
@@ -79,6 +80,8 @@ def run(config: Config) -> int:
 
 def _request(config: Config, root: Folder) -> Request:
     """Return the translation that this sweep amounts to."""
+    from surveybridge.jobs.translating.request import check
+
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})

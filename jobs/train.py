@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -78,6 +74,11 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Train, then write NAME.safetensors, NAME.json, loss.csv and loss.png into `out`."""
+    import functools
+    import hashlib
+    import json
+    import tempfile
+
     import torch
 
     from surveybridge.bridge_core.checkpoint import save_checkpoint

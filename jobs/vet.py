@@ -8,12 +8,8 @@ the address that it prints (SURVEYBRIDGE_TOKEN in the environment sets it).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import secrets
-import signal
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +18,8 @@ from pydantic import Field
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
+    import socket
+
     from surveybridge.jobs.vetting.server import Session
 
 EXAMPLES = """
@@ -60,6 +58,9 @@ def run(config: Config) -> int:
     grader = None if config.grader is None else check_grader(config.grader)
     if config.export is not None:
         return export(config, config.export)
+
+    import asyncio
+
     from surveybridge.jobs.vetting.guard import is_loopback
 
     token = None if is_loopback(config.host) and TOKEN_VARIABLE not in os.environ else _token()
@@ -111,6 +112,9 @@ def export(config: Config, where: str) -> int:
 
 
 async def _serve(session: Session, listening: socket.socket, host: str, token: str | None) -> None:
+    import asyncio
+    import signal
+
     from aiohttp import web
 
     from surveybridge.jobs.vetting.server import make_app
@@ -129,6 +133,8 @@ async def _serve(session: Session, listening: socket.socket, host: str, token: s
 
 def _bound(host: str, port: int) -> socket.socket:
     """A listening socket; RequestError, before anything is read, if the address cannot be had."""
+    import socket
+
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
@@ -138,6 +144,8 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _token() -> str:
+    import secrets
+
     token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
     if len(token) < SHORTEST_TOKEN:
         raise RequestError(f"{TOKEN_VARIABLE} has {len(token)} characters; give at least {SHORTEST_TOKEN}")
@@ -145,5 +153,7 @@ def _token() -> str:
 
 
 def _address(host: str, port: int, token: str | None) -> str:
+    import socket
+
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + ("" if token is None else f"?token={token}")

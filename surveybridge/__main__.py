@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from surveybridge.jobs.config import RequestError, read_storage_options
-from surveybridge.jobs.registry import available_jobs, parse_job
-from surveybridge.jobs.running.drain import DRAINED
-from surveybridge.jobs.running.progress import setup_logging
+from surveybridge.jobs.registry import JOBS, available_jobs, parse_job
 from surveybridge.version import __version__
 
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     job = arguments[0] if arguments else "--help"
-    prog = f"surveybridge {job}" if job in available_jobs() else "surveybridge"
+    prog = f"surveybridge {job}" if job in JOBS else "surveybridge"
     try:
         code = _dispatch(job, arguments[1:], prog)
         sys.stdout.flush()
@@ -58,7 +56,10 @@ def _dispatch(job: str, arguments: list[str], prog: str) -> int:
     if job == "--version":
         print(f"surveybridge {__version__}")
         return DONE
-    module, config = parse_job(job, arguments, prog)
+    module, config = parse_job(job, arguments, prog)  # --help ends here
+
+    from surveybridge.jobs.running.progress import setup_logging
+
     setup_logging()
     if config.storage_options is not None:
         from surveybridge.storage.objectstore import configure
@@ -68,6 +69,8 @@ def _dispatch(job: str, arguments: list[str], prog: str) -> int:
 
 
 def _overview() -> str:
+    from surveybridge.jobs.running.drain import DRAINED
+
     lines = [f"surveybridge {__version__}: probabilistic translation between sky surveys", ""]
     lines += ["usage: surveybridge JOB [--config FILE] [--name VALUE ...] [name=value ...]", "", "jobs:"]
     lines += [f"  {name:<10} {about}" for name, about in available_jobs().items()]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -191,7 +193,6 @@ def test_jobs_exit_code_is_the_commands(monkeypatch):
 
 def plant_query(monkeypatch, run):
     module = SimpleNamespace(Config=Config, run=run, EXAMPLES="", __doc__="Planted.")
-    monkeypatch.setattr("surveybridge.jobs.registry.available_jobs", lambda: {"query": "Planted."})
     monkeypatch.setattr("importlib.import_module", lambda name: module)
 
 
@@ -204,7 +205,8 @@ def test_command_without_a_job_lists_jobs(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
     for name in available_jobs():
-        assert re.search(rf"^  {name} +\S", shown, re.MULTILINE), f"{name} is not listed with its first line"
+        first_line = (importlib.import_module(f"surveybridge.jobs.{name}").__doc__ or "").partition("\n")[0]
+        assert re.search(rf"^  {name} +{re.escape(first_line)}$", shown, re.MULTILINE), name
 
 
 def test_version_is_printed(capsys):
@@ -212,13 +214,64 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out == f"surveybridge {__version__}\n"
 
 
-def test_command_and_every_help_stay_light():
-    heavy = "('torch', 'ray', 'numpy', 'galsim', 'duckdb')"
-    code = f"import sys, surveybridge.__main__ as m; m.main([]); print([n for n in {heavy} if n in sys.modules])"
-    assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
+LOADED = """
+import contextlib, sys
+from surveybridge.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print(*sys.modules)
+"""
+
+HELP_NEEDS = {
+    "surveybridge", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection",
+}  # fmt: skip
+
+HEAVY = {"asyncio", "csv", "difflib", "email", "importlib.metadata", "socket", "tempfile", "zipfile"}
+"""Python's own modules that take milliseconds each, and that only a run needs."""
+
+
+@pytest.mark.parametrize("arguments", [(), *((job, "--help") for job in available_jobs())], ids=" ".join)
+def test_help_loads_nothing_but_pydantic(arguments):
+    before = set(run_python("-c", "import sys; print(*sys.modules)").stdout.split())
+    loaded = set(run_python("-c", LOADED, *arguments).stdout.splitlines()[-1].split()) - before
+    packages = {name.split(".")[0] for name in loaded if not name.startswith("_")}
+    assert packages - set(sys.stdlib_module_names) <= HELP_NEEDS
+    assert not loaded & HEAVY
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_every_help_takes_less_than_twice_the_time_of_importing_pydantic_and_yaml():
+    commands = {job: ["-m", "surveybridge", job, "--help"] for job in available_jobs()}
+    slow = {}
+    for _ in range(2):  # a second try, of those that were too slow, where the machine was busy
+        taken = processor_seconds(
+            {"": ["-c", "import pydantic, yaml"]} | {job: commands[job] for job in slow or commands}
+        )
+        slow = {job: seconds / taken[""] for job, seconds in taken.items() if seconds >= 2 * taken[""]}
+        if not slow:
+            return
+    raise AssertionError(f"times as long as `import pydantic, yaml`: {slow}")
+
+
+def processor_seconds(commands: dict[str, list[str]], rounds: int = 5) -> dict[str, float]:
+    """Median of the processor time that Python takes for each command; they take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, arguments in commands.items():
+            process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0, name
+            taken[name].append(used.ru_utime + used.ru_stime)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def test_the_settings_of_every_job_can_be_validated():
+    # `JobConfig` builds its validator late, so that importing the job does not show it.
     for job in available_jobs():
-        code = f"import sys, jobs.{job}; print([n for n in ('torch', 'ray', 'galsim') if n in sys.modules])"
-        assert run_python("-c", code).stdout.strip() == "[]", f"importing jobs.{job} loads what only run() needs"
+        module = importlib.import_module(f"surveybridge.jobs.{job}")
+        assert module.Config.model_rebuild(force=True), job
 
 
 def test_module_and_exit_code_work_as_a_process():

@@ -28,7 +28,8 @@ from surveybridge.cluster import submission
 from surveybridge.cluster.errors import ClusterError
 from surveybridge.cluster.submission import JobServer, LostContact, check_package, travelling_files
 from surveybridge.jobs.config import RequestError, parse_config
-from surveybridge.jobs.submit import Config, check_paths, environment, inner_config, submission_id_of
+from surveybridge.jobs.submit import Config, check_paths, environment, inner_config, submission_id_of, weights_of
+from tests.environments import bare_environment, outside
 from tests.tiny import damage_tile, write_checkpoint, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,9 +170,23 @@ def test_a_package_over_the_limit_is_refused_with_both_numbers(code):
 def test_this_repository_travels_with_its_weights():
     files = travelling_files(ROOT)
     for checkpoint in (ROOT / "bridge_core" / "checkpoints").glob("*.safetensors"):
-        assert str(checkpoint.relative_to(ROOT)) in files
-    assert not any(name.startswith((".git/", ".venv/")) for name in files)
-    assert check_package(ROOT) < 60 * 2**20
+        assert f"surveybridge/{checkpoint.relative_to(ROOT)}" in files
+    # The folders that surveybridge/ links to do not travel a second time.
+    assert {name.split("/")[0] for name in files if "/" in name} <= {"surveybridge", "examples", ".ci"}
+    assert check_package(ROOT, weights_of(ROOT)) < 35 * 2**20
+
+
+def test_weights_that_rayignore_leaves_out_are_refused(tmp_path):
+    for name in ("storage", "bridge_core/checkpoints", "surveybridge"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "surveybridge" / "bridge_core").symlink_to("../bridge_core")
+    (tmp_path / "bridge_core" / "checkpoints" / "m.safetensors").write_bytes(b"m")
+    assert weights_of(tmp_path) == ["surveybridge/bridge_core/checkpoints/m.safetensors"]
+    (tmp_path / ".rayignore").write_text("/bridge_core\n")
+    assert check_package(tmp_path, weights_of(tmp_path))
+    (tmp_path / ".rayignore").write_text("bridge_core\n")
+    with pytest.raises(ClusterError, match=r"m\.safetensors would not be uploaded"):
+        check_package(tmp_path, weights_of(tmp_path))
 
 
 # -- following a job --
@@ -448,6 +463,44 @@ def test_a_wrong_token_is_refused_in_one_line(head):
     done = head.submit("--", "translate", *S3, RAY_AUTH_TOKEN="0" * 48)
     assert done.returncode == 2
     assert "refused the token (RAY_AUTH_MODE is token here)" in done.stderr
+
+
+WHERE = """
+from pathlib import Path
+import ray
+
+def where():
+    import surveybridge
+    from surveybridge.bridge_core.checkpoint import check_shipped
+    check_shipped("mosaic-v2")
+    return Path(surveybridge.__file__).parent.parent
+
+ray.init()
+print("driver", where() == Path.cwd())
+print("worker", ray.get(ray.remote(where).remote()) == Path.cwd())
+"""
+
+
+UPLOADING = """
+import sys
+from pathlib import Path
+from surveybridge.cluster.submission import JobServer
+server = JobServer(sys.argv[1])
+server.submit("where-1", [sys.argv[2], "-c", sys.argv[3]], working_dir=Path())
+ended = server.follow("where-1", lambda text: print(text, end="", flush=True))
+print(ended.state, ended.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_an_uploaded_working_dir_needs_no_installation(head, tmp_path):
+    bare = bare_environment(tmp_path / "env") / "python"
+    installed = subprocess.run([bare, "-c", "import surveybridge"], cwd=tmp_path, env=outside(), capture_output=True)
+    assert b"No module named 'surveybridge'" in installed.stderr
+    done = head.run(sys.executable, "-c", UPLOADING, head.address, str(bare), WHERE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("driver True", "worker True", "SUCCEEDED 0"):
+        assert line in done.stdout.splitlines(), done.stdout
 
 
 DRAINING = """
