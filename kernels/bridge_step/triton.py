@@ -106,7 +106,7 @@ def bridge_step_kernel(
         b_xs = a * b_xt + b * b_wanted + c * b_x1
         if NOISE == "given":
             b_xs = b_xs + d * tl.load(p_z + i_n * z_n + i_c * z_c + o_i * z_i, mask=m_i, other=0.0)
-        if NOISE == "sky":  # each is decided when the kernel is compiled
+        if NOISE == "sky":
             b_xs = b_xs + d * b_sky[i_c % 4]
         if NEXT:
             b_next = tl.load(p_row + 8) * b_xs + tl.load(p_row + 9) * b_x1
