@@ -1,9 +1,9 @@
-"""What a catalog of very many candidates costs: publishing, the best of the list, cones, SQL; time and memory.
+"""How much time and memory a catalog of very many candidates costs: publishing, the best of the list, cones, SQL.
 
     python -m benchmarks.catalogs [--rows 1000000 3000000] [--folder DIR] [--out FILE]
 
-Writes a run of tiles without pictures (no thumbnails, mosaics of one cell), then publishes it in a process of its own,
-whose peak resident memory is printed, and asks. Everything is removed at the end.
+This writes a run of tiles without pictures (no thumbnails, mosaics of one cell), publishes it in a process of its own,
+whose peak resident memory is printed, and queries it. Everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TILE_DEG = 0.05
 
 
 def main() -> None:
-    """Make, publish, ask, print."""
+    """Make the runs, measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--folder", type=Path)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(rows: int, folder: Path | None) -> dict[str, Any]:
-    """All that is measured of so many rows, a thousand a tile."""
+    """Return all measurements for a run of so many rows, with a thousand rows per tile."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         make_run(f"{place}/run", rows, max(1, rows // 1000))
         published = in_process(publish_and_measure, f"{place}/run", f"{place}/catalog")
@@ -57,7 +57,7 @@ def measure(rows: int, folder: Path | None) -> dict[str, Any]:
 
 
 def make_run(where: str, rows: int, tiles: int) -> None:
-    """A run of `tiles` square tiles around RA 0 with `rows` candidates in all."""
+    """Write a run of `tiles` square tiles around RA 0 with `rows` candidates in all."""
     run = RunFolder.open_or_create(where, dict.fromkeys(FINGERPRINT_KEYS[1:], "benchmark") | {"run_id": "benchmark"})
     side = int(np.ceil(np.sqrt(tiles)))
     each = rows // tiles
@@ -90,7 +90,7 @@ def make_run(where: str, rows: int, tiles: int) -> None:
 
 
 def publish_and_measure(run: str, catalog: str) -> dict[str, Any]:
-    """Publish twice; the second time there is nothing to do."""
+    """Publish twice, where the second time there is nothing to do; return times and memory."""
     before = high_water()
     begin = time.perf_counter()
     published = publish([run], catalog)
@@ -106,7 +106,7 @@ def publish_and_measure(run: str, catalog: str) -> dict[str, Any]:
 
 
 def ask(catalog: str) -> dict[str, Any]:
-    """Each question once cold, then its median of several."""
+    """Time each query, first cold, then as the median of several repetitions."""
     table = f"{Catalog.open(catalog).table_url}/dataset/**/*.parquet"
     questions: dict[str, Callable[[], Any]] = {
         "top_100": lambda: query(catalog, top=100, thumbnails=False),
@@ -128,7 +128,7 @@ def ask(catalog: str) -> dict[str, Any]:
 
 
 def in_process(function: Callable[..., dict[str, Any]], *arguments: str) -> dict[str, Any]:
-    """What a function returns in a new process, so that its memory is its own."""
+    """Return the result of a function that runs in a new process, so that its memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 

@@ -1,9 +1,9 @@
-"""What the sampler itself does to mean and variance, with a denoiser that is known exactly.
+"""What the sampler itself does to mean and variance, given a denoiser that is known exactly.
 
     python benchmarks/exact_denoiser.py
 
 x0 | x1 is Gaussian with mean 0.5 x1 and standard deviation tau (network units) in every pixel, on the bridge of the
-shipped checkpoint. Printed: the samples' variance over the true one, and the bias of their mean (x1 = 1) over tau,
+shipped checkpoint. It prints the samples' variance over the true one, and the bias of their mean (x1 = 1) over tau,
 for a start at sigma_max with x1 in the place of x0, for one at the table's end, and for that with a noised first step.
 """
 
@@ -31,31 +31,31 @@ PROBLEM = Problem("exact", (Endpoint("x1", ("a", "b", "c"), 0.0), Endpoint("x0",
 
 @dataclass(frozen=True, eq=False)
 class ExactModel(Model):
-    """Predicts what a perfect network would, for the objective `grad` (x_t - x0)."""
+    """A model that predicts what a perfect network would, for the objective `grad` (x_t - x0)."""
 
     tau: float = 0.1
 
     def predictor(self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision) -> ExactPredictor:
-        """Of no network."""
+        """Return the exact predictor; it needs no network."""
         return ExactPredictor(self.card.bridge, self.tau, x1, times)
 
 
 class ExactPredictor(Predictor):
-    """x_t minus the mean of x0 given x_t and x1."""
+    """A predictor of x_t minus the mean of x0 given x_t and x1."""
 
     def __init__(self, bridge: Bridge, tau: float, x1: Tensor, times: Sequence[int]) -> None:
         self.bridge, self.tau, self.x1, self.times = bridge, tau, x1, times
         self.input = torch.empty_like(x1)
 
     def __call__(self, step: int, x_t: Tensor) -> Tensor:
-        """Output at ``times[step]``."""
+        """Return the output at ``times[step]``."""
         a, b, s = (float(v[self.times[step]]) for v in (self.bridge.a, self.bridge.b, self.bridge.s))
         gain = a * self.tau**2 / (a**2 * self.tau**2 + s**2)
         return x_t - (GAIN * self.x1 + gain * (x_t - b * self.x1 - a * GAIN * self.x1))
 
 
 def main() -> None:
-    """Print a line for each width of the posterior and number of steps."""
+    """Print a line for each width of the posterior and each number of steps."""
     network = NetworkConfig(base=8)
     card = Card(
         name="exact",
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def draw(model: ExactModel, steps: list[int], order: int, eta: float, *, renoise: bool = False) -> Tensor:
-    """Samples at x1 = 1, [N, C, H, W]."""
+    """Return samples at x1 = 1, [N, C, H, W]."""
     generator = torch.Generator().manual_seed(0)
     x1 = torch.ones(SHAPE)
     start = boot(model.card.bridge, x1, steps[0], torch.randn(SHAPE, generator=generator))

@@ -1,12 +1,12 @@
-"""One to four network evaluations a sample: the denoiser taught to draw x0 instead of its mean, with an energy score.
+"""How good one to four network evaluations per sample are, if the denoiser is taught to draw x0 instead of its mean.
 
     python -m benchmarks.few_steps --pairs ../shared/data/pairs/train_regular.zarr --minutes 25 --out benchmarks/results
 
 Distributional diffusion (De Bortoli et al., ICML 2025): the network gets noise as one more input, here in the slot of
 the end that it does not see (otherwise zero), and learns p(x0 | x_t, x1) by an energy score of `DRAWN` samples, here
-of patches at several scales. Then a few ancestral steps do: x0 is drawn, x_s follows from x_t and x0 (`transition`, eta
-1). It starts from a trained checkpoint and sees the noise levels of the few steps alone. The table puts 1, 2 and 4
-steps beside the checkpoint's own sampler, on pairs kept from training.
+of patches at several scales. A few ancestral steps are then enough: x0 is drawn, and x_s follows from x_t and x0
+(`transition`, eta 1). The fine-tuning starts from a trained checkpoint and sees only the noise levels of the few steps.
+The table compares 1, 2 and 4 steps with the checkpoint's own sampler, on pairs held out from training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OWN = ("dbim2", 6)
 
 
 def main() -> None:
-    """Fine-tune, judge, print, write few_steps.json."""
+    """Fine-tune, judge, print the table and write few_steps.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--checkpoint", default=None)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def teach(model: Model, pairs: Pairs, minutes: float, learning_rate: float) -> int:
-    """Fine-tune the model's network in place on these pairs; returns the number of steps."""
+    """Fine-tune the model's network in place on all but the last `held_out` pairs; return the number of steps."""
     card = model.card
     first, second = ends_of(card, pairs)
     network = channels_last(model.network.train().requires_grad_(True))
@@ -111,7 +111,7 @@ def teach(model: Model, pairs: Pairs, minutes: float, learning_rate: float) -> i
 
 
 def energy_loss(model: Model, ends: Ends, wanted: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-    """Fair energy score of `DRAWN` samples of x0, over patches at `SCALES`, mean over pairs and scales."""
+    """Return the fair energy score of `DRAWN` samples of x0 over patches, averaged over pairs and `SCALES`."""
     first, second = ends
     second_wanted = wanted.view(-1, 1, 1, 1).bool()
     x0, x1 = torch.where(second_wanted, second, first), torch.where(second_wanted, first, second)
@@ -125,7 +125,7 @@ def energy_loss(model: Model, ends: Ends, wanted: Tensor, t: Tensor, generator: 
 def drawn_x0(
     model: Model, network: nn.Module, x_t: Tensor, x1: Tensor, t: Tensor, wanted: Tensor, xi: Tensor
 ) -> Tensor:
-    """One x0 of p(x0 | x_t, x1) for each row, by the noise xi [N, C, H, W] in the slot of the unseen endpoint."""
+    """Draw one x0 of p(x0 | x_t, x1) for each row, with the noise xi [N, 3, H, W] in the slot of the unseen survey."""
     card = model.card
     c = card.network.image_channels
     u, v = (k.to(x_t.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
@@ -141,7 +141,7 @@ def drawn_x0(
 
 
 def few_draws(model: Model, direction: Direction, nfe: int, x1: Tensor, generator: torch.Generator) -> Tensor:
-    """One sample of each row of x1 [N, C, H, W] in `nfe` evaluations, network units."""
+    """Draw one sample of each row of x1 [N, C, H, W] with `nfe` evaluations, in network units."""
     bridge = model.card.bridge
     steps = [bridge.num_steps - 1, *(step_at(bridge, sigma) for sigma in LADDER[nfe])]
     wanted = torch.full((len(x1),), direction.index)

@@ -1,11 +1,11 @@
-"""Acceptance on a shared field: FITS in, translation in both directions, numbers out (JSON, and a PNG of the seams).
+"""How well a shared field is translated: FITS in, both directions, numbers out (JSON, and a PNG of the seams).
 
     python -m benchmarks.field --out benchmarks/results/field.json                  # all of it, some CPU hours
     python -m benchmarks.field --work runs/look --tiles 2 --samples 4 --steps 6     # a quick look
-    python -m benchmarks.field --store field.zarr --run runs/done                   # measure a run that is there
+    python -m benchmarks.field --store field.zarr --run runs/done                   # measure an existing run
 
-Both translations resume, so a long run may be done in parts: what is finished when it is stopped is kept.
-`jobs translate` does the work, serially, in this process; nothing of it is repeated here.
+Both translations resume, so a long run may be done in parts: finished tiles are kept when it is stopped.
+`surveybridge translate` does the work, serially, in this process; none of its code is repeated here.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ GRID = PatchGrid()
 
 
 def main() -> None:
-    """Do what is asked and print the JSON."""
+    """Make or read the runs, and print the measurements as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of field_euclid_vis.fits and its companions")
     parser.add_argument("--work", type=Path, default=Path("runs/field"), help="store and runs are made here")
     parser.add_argument("--out", type=Path, help="JSON to write; the seams go beside it as PNG")
     parser.add_argument("--store", help="measure only: the store of --run")
-    parser.add_argument("--run", action="append", default=[], help="measure only: a run that is there (repeatable)")
+    parser.add_argument("--run", action="append", default=[], help="measure only: an existing run (repeatable)")
     parser.add_argument("--directions", nargs="+", help="such as 'lsst->euclid' (default: all of the checkpoint's)")
-    parser.add_argument("--tiles", type=int, help="only so many tiles, from the middle of the field")
+    parser.add_argument("--tiles", type=int, help="number of tiles, from the middle of the field (default: all)")
     parser.add_argument("--checkpoint")
     for name in ("samples", "steps", "seed", "batch"):
         parser.add_argument(f"--{name}", type=int, default=translate.Config.model_fields[name].default)
@@ -74,14 +74,14 @@ def main() -> None:
 
 
 def asked_directions(arguments: argparse.Namespace) -> list[str]:
-    """Those that are asked for, else all that the checkpoint has."""
+    """Return the directions that were asked for, else all that the checkpoint has."""
     if arguments.directions:
         return list(arguments.directions)
     return [str(direction) for direction in load_checkpoint(arguments.checkpoint).card.problem.directions[::-1]]
 
 
 def make_store(data: Path, work: Path, tiles: int | None) -> str:
-    """Ingest the field, unless it is there; with `tiles`, copy that many of the middle into a store of their own."""
+    """Ingest the field, unless that was done; with `tiles`, copy so many from its middle to another store."""
     whole = work / "field.zarr"
     if not (whole / "manifest.parquet").is_file():
         lsst = tuple(str(data / f"field_lsst_{band}.fits") for band in "gri")
@@ -95,21 +95,21 @@ def make_store(data: Path, work: Path, tiles: int | None) -> str:
 
 
 def middle_tiles(store: str, count: int) -> list[str]:
-    """Ids of the `count` tiles nearest to the centre of the field, which then adjoin each other."""
+    """Return the ids of the `count` tiles nearest to the centre of the field; these adjoin each other."""
     rows = TileStore.open(store).manifest().to_pandas()
     off = np.hypot((rows.ra - rows.ra.mean()) * np.cos(np.radians(rows.dec)), rows.dec - rows.dec.mean())
     return [str(tile) for tile in rows.tile_id.iloc[np.argsort(off.to_numpy(), kind="stable")[:count]]]
 
 
 def copy_tiles(source: str, target: str, tiles: list[str]) -> None:
-    """Write some tiles of a store, and their manifest, to another."""
+    """Copy some tiles of a store, and their part of the manifest, to another store."""
     whole = TileStore.open(source)
     part = TileStore.create(target, grid_id=whole.grid_id)
     part.write_manifest([part.write_tile(whole.read_tile(tile)) for tile in tiles])
 
 
 def translate_store(store: str, direction: str, arguments: argparse.Namespace) -> str:
-    """`surveybridge translate` in this process; resumes. Anomaly scores are not what is measured: as few as allowed."""
+    """Run `surveybridge translate` in this process; it resumes. Few scores are drawn, since they are not measured."""
     run = f"{store.removesuffix('.zarr')}-{direction.replace('->', '-')}"
     config = translate.Config(
         store=store, run=run, checkpoint=arguments.checkpoint, direction=direction, samples=arguments.samples,
@@ -123,7 +123,7 @@ def translate_store(store: str, direction: str, arguments: argparse.Namespace) -
 
 
 def measure(field: Field, truth: pd.DataFrame) -> dict[str, Any]:
-    """All numbers of a direction."""
+    """Return all measurements of one direction."""
     galaxies = isolated_galaxies(truth, field.known, field.wcs)
     return {
         "flux_ratio_aperture_diameter_2arcsec": flux_ratios(field, galaxies, 2.0),
@@ -136,7 +136,7 @@ def measure(field: Field, truth: pd.DataFrame) -> dict[str, Any]:
 
 
 def settings(run: str) -> dict[str, Any]:
-    """What ran, and how long it took."""
+    """Return the settings that ran, and how long the run took."""
     folder = RunFolder.open(run)
     ledger = folder.ledger().to_pandas()
     ok = ledger[ledger.status == "ok"]
@@ -150,7 +150,7 @@ def settings(run: str) -> dict[str, Any]:
 
 
 def draw_seams(field: Field, path: Path) -> None:
-    """Steps and std by place in the window grid, and the std and the mean around the corner of a tile, enlarged."""
+    """Draw steps and std by place in the window grid, and std and mean around the corner of a tile, enlarged."""
     phases = by_phase(field, GRID)
     figure = Figure(figsize=(15, 4.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -180,7 +180,7 @@ def draw_seams(field: Field, path: Path) -> None:
 
 
 def corner(field: Field) -> tuple[int, int]:
-    """Array pixel (y, x) where tiles meet, the nearest to the middle of the field; its middle if there is one tile."""
+    """Return the corner (y, x) of tiles nearest to the middle of the field, or the middle if there is one tile."""
     places = []
     for axis, side in enumerate(field.known.shape):
         inner = sorted({edge[2 * axis] for edge in field.edges} - {0}) or [side // 2]
@@ -189,7 +189,7 @@ def corner(field: Field) -> tuple[int, int]:
 
 
 def rounded(value: Any) -> Any:
-    """JSON with four significant digits; what is not a number becomes null."""
+    """Return JSON values with four significant digits, and null in place of NaN."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, float):

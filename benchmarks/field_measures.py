@@ -1,4 +1,4 @@
-"""What a translated field is measured by: aperture fluxes, shares of pixels within 1, 1.645 and 1.96 std, seams.
+"""Measures of a translated field: aperture fluxes, shares of pixels within 1, 1.645 and 1.96 std, seams.
 
 Everything is measured on the stitched mosaic against the wanted endpoint's own image on the same grid, noise included.
 """
@@ -31,7 +31,7 @@ WIDTHS = {"68.3%": 1.0, "90%": 1.645, "95%": 1.96}
 
 @dataclass(frozen=True)
 class Field:
-    """Translated and true images of the finished tiles on one grid; `known` = both there and nothing masked.
+    """Translated and true images of the finished tiles on one grid; `known` where both exist and nothing is masked.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Images(NamedTuple):
 
 
 def read_field(run_url: str, store_url: str) -> Field:
-    """Stitch a run's finished tiles and the images of the store under them."""
+    """Stitch a run's finished tiles, and the images of the store under them."""
     run = RunFolder.open(run_url)
     images = read_images(store_url, wanted_end(run.run_json)["name"], run.ok_tiles())
     mosaic = run.read_mosaic()
@@ -95,7 +95,7 @@ def read_field(run_url: str, store_url: str) -> Field:
 
 
 def read_images(store_url: str, survey: str, tile_ids: Sequence[str] | None = None) -> Images:
-    """Stitch a survey's image from the cores of some tiles (default: all)."""
+    """Stitch a survey's image from the cores of some tiles (by default all)."""
     store = TileStore.open(store_url)
     wanted = tile_ids if tile_ids is not None else store.manifest()["tile_id"].to_pylist()
     tiles = [store.read_tile(tile_id, halo=0) for tile_id in wanted]
@@ -124,7 +124,7 @@ def isolated_galaxies(
     clear_arcsec: float = 2.0,
     neighbours: float = 0.1,
 ) -> pd.DataFrame:
-    """Rows of the truth table that are galaxies brighter than `faintest_i`, inside, unmasked and isolated.
+    """Return the rows of the truth table that are galaxies brighter than `faintest_i`, inside, unmasked and isolated.
 
     Isolated: the truth table's other objects within 3" have together less than `neighbours` of its VIS flux. Unmasked:
     all pixels of the square that reaches `clear_arcsec` to each side are known.
@@ -147,12 +147,12 @@ def isolated_galaxies(
 
 
 def pixel_arcsec(wcs: WCS) -> float:
-    """Side of a pixel."""
+    """Return the side of a pixel, arcsec."""
     return float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
 
 
 def flux_ratios(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) -> dict[str, Any]:
-    """Translated over true aperture flux by band: median, its standard error, 16 and 84%, and how many."""
+    """Return translated over true aperture flux by band: median, its standard error, 16 and 84%, and number."""
     radius = diameter_arcsec / 2 / pixel_arcsec(field.wcs)
     x, y = field.wcs.all_world2pix(galaxies.ra, galaxies.dec, 0)
     result: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def flux_ratios(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) ->
 
 
 def coverages(field: Field) -> dict[str, Any]:
-    """Share of true pixels within 1, 1.645 and 1.96 std of the posterior mean, for several choices of pixels, by band.
+    """Return the share of true pixels within 1, 1.645 and 1.96 std of the mean, by choice of pixels and by band.
 
     Choosing pixels by the noisy truth (`true_snr`) takes those with upward noise and is biased low; `model_snr` chooses
     by the posterior's mean over its std, `mean_snr` by its mean over the sigma of the true image. `ideal` is
@@ -200,13 +200,13 @@ def coverages(field: Field) -> dict[str, Any]:
 
 
 def ideal_coverage(samples: int) -> dict[str, float]:
-    """What `coverages` gives where the K samples and the truth come from one normal distribution."""
+    """Return what `coverages` would give if the K samples and the truth came from one normal distribution."""
     widening = np.sqrt(1 + 1 / samples)
     return {name: float(1 - 2 * stats.t.sf(width / widening, samples - 1)) for name, width in WIDTHS.items()}
 
 
 def pulls(difference: NDArray[np.float64], std: NDArray[np.float64]) -> dict[str, float | int]:
-    """Shares within the widths, how many pixels, spread over skill, and the bias in units of std."""
+    """Return shares within the widths, the number of pixels, spread over skill, and the bias in units of std."""
     if len(std) == 0:
         return {"pixels": 0}
     pull = difference / std
@@ -220,7 +220,7 @@ def pulls(difference: NDArray[np.float64], std: NDArray[np.float64]) -> dict[str
 
 
 def seams(field: Field, grid: PatchGrid) -> dict[str, Any]:
-    """Steps of the mean between neighbouring pixels at tile and window borders over those elsewhere; 1 = no seam.
+    """Return steps of the mean between neighbours at tile and window borders over those elsewhere; 1 means no seam.
 
     A step is the rms of the difference in units of the posterior's std there, over both axes. A window border is where
     a window's used part begins or ends. Sky has a mean below 2 sigma, sources one above 3 sigma, in both pixels. And
@@ -260,7 +260,7 @@ def seams(field: Field, grid: PatchGrid) -> dict[str, Any]:
 
 
 def by_phase(field: Field, grid: PatchGrid, band: int = 0) -> dict[str, NDArray[np.float64]]:
-    """Rms step and mean std of sky pixels by place in the window grid (0 = a window's first used pixel), both axes."""
+    """Return rms step and mean std of sky pixels by place in the window grid (0: first used pixel), by axis."""
     sky = field.known & (np.abs(field.mean[band]) < 2 * field.sigma[band])
     total = {name: np.zeros((2, grid.stride)) for name in ("step", "std")}
     for axis in (0, 1):

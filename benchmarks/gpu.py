@@ -1,10 +1,10 @@
-"""All that can only be known on a GPU, in one command of a few minutes: right, then fast.
+"""Everything that only a GPU can tell, in one command of a few minutes: first whether it is right, then how fast it is.
 
     python -m benchmarks.gpu --out benchmarks/results                 # on the GPU; no Ray, Zarr or Astropy needed
     python -m benchmarks.gpu --device cpu --quick --out /tmp          # the same code, small, to see that it runs
 
-Every part is tried by itself: what fails is written down as its error, and the others go on. The document is
-``gpu.json``: machine, tests, kernels, sampler, network, training, model stage, graph.
+Every part is tried by itself: if it fails, its error is written down, and the others go on. The document is
+``gpu.json``, with machine, tests, kernels, sampler, network, training, model stage and graph.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how large."""
+    """The device, and the sizes."""
 
     device: torch.device
     batches: tuple[int, ...]
@@ -55,7 +55,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Median seconds of a call, after one that compiles and warms up."""
+        """Return the median seconds of a call, after one call to compile and warm up."""
         taken = []
         for _ in range(self.rounds + 1):
             self.settle()
@@ -67,7 +67,7 @@ class Bench:
 
 
 def main() -> None:
-    """Run all parts, print each as it is done, write gpu.json."""
+    """Run all parts, print each as it is done, and write gpu.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="small sizes")
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """Device and versions."""
+    """Describe the device and the versions."""
     found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
     if bench.device.type == "cuda":
         import triton
@@ -109,7 +109,7 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 
 def run_tests(bench: Bench) -> dict[str, Any]:
-    """Every kernel on the device against the naive one on the CPU, by the tests that are marked for it."""
+    """Test every kernel on the device against the naive one on the CPU, with the tests that are marked for it."""
     options = ["-q", "-m", "gpu", "--noconftest", "-p", "no:cacheprovider", "tests/kernels/test_gpu.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
@@ -123,13 +123,13 @@ def run_tests(bench: Bench) -> dict[str, Any]:
 
 
 def kernel_rates(bench: Bench) -> list[dict[str, Any]]:
-    """GB/s of every kernel beside a plain copy."""
+    """Measure the GB/s of every kernel next to those of a plain copy."""
     size = argparse.Namespace(windows=max(bench.batches), size=SIDE, repeats=4 * bench.rounds)
     return kernels.report(bench.device.type, ("naive", "triton") if bench.device.type == "cuda" else ("naive",), size)
 
 
 def sampler_rates(bench: Bench) -> dict[str, Any]:
-    """The levers of `benchmarks.sampler` at each batch; the published network may need more memory than there is."""
+    """Time the rows of `benchmarks.sampler` at each batch; the published network may need more memory than there is."""
     all_ways = sampler.ways(bench.device.type)
     found: dict[str, Any] = {}
     for batch in bench.batches:
@@ -141,7 +141,7 @@ def sampler_rates(bench: Bench) -> dict[str, Any]:
 
 
 def network_rate(bench: Bench) -> list[dict[str, Any]]:
-    """Arithmetic a second of one evaluation, beside that of a large product of matrices in bfloat16."""
+    """Measure the arithmetic per second of one evaluation, next to that of a large matrix product in bfloat16."""
     model = load_checkpoint().to(bench.device, "bfloat16")
     width = 8192 if bench.device.type == "cuda" else 512
     left, right = (torch.randn(width, width, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
@@ -158,7 +158,7 @@ def network_rate(bench: Bench) -> list[dict[str, Any]]:
 
 
 def training_rates(bench: Bench) -> list[dict[str, Any]]:
-    """Pairs a second of a training step with the release recipe."""
+    """Measure the pairs per second of a training step with the release recipe."""
     card = load_checkpoint().card
     rows = []
     for batch in bench.batches:
@@ -175,7 +175,7 @@ def training_rates(bench: Bench) -> list[dict[str, Any]]:
 
 
 def model_stage(bench: Bench) -> dict[str, Any]:
-    """One tile translated by the default: core pixels a second, and on a GPU the share of time that it is busy."""
+    """Translate one tile with the defaults: core pixels per second, and on a GPU the share of time that it is busy."""
     model = load_checkpoint().to(bench.device, "bfloat16")
     side, halo = bench.tile, 32
     direction = model.card.problem.directions[-1]
@@ -199,7 +199,7 @@ def model_stage(bench: Bench) -> dict[str, Any]:
 
 
 def graph(bench: Bench) -> list[dict[str, Any]]:
-    """A trajectory as it is, and held by one CUDA graph; on a GPU anything that waits for it is an error."""
+    """Time a trajectory as it is and as one CUDA graph; on a GPU, anything that waits for the device is an error."""
     model, how = load_checkpoint().to(bench.device, "bfloat16"), Sampling()
     steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
     rows = []
@@ -223,7 +223,7 @@ def graph(bench: Bench) -> list[dict[str, Any]]:
 
 
 def prepared(model: Model, batch: int, steps: list[int], device: torch.device) -> tuple[Trajectory, Any, Any]:
-    """The default's trajectory over windows side by side, its start and noise."""
+    """Prepare the default trajectory over windows side by side: its start and its noise."""
     x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
     direction, windows = model.card.problem.directions[-1], range(batch)
     noise = window_noise(0, direction.index, [(w, 0) for w in windows], [(SIDE * w, 0) for w in windows], device)

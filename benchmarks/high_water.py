@@ -1,4 +1,4 @@
-"""The most memory that this process has held."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def high_water() -> int:
-    """Largest resident set of this process so far, bytes (not ru_maxrss, which begins with the parent's)."""
+    """Return the largest resident set of this process so far, bytes (ru_maxrss would begin with the parent's)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

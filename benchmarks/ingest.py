@@ -1,10 +1,10 @@
-"""Seconds of `ingest` on one core, step by step, and how four fields scale from one core to two.
+"""How many seconds `ingest` takes on one core, step by step, and how four fields scale from one core to two.
 
     python -m benchmarks.ingest --field ../shared/data/field --out benchmarks/results/ingest.json
 
-The field is 2048 x 2048 Euclid pixels, LSST rotated against it. Every process is held to a core of its own, with one
-thread for each library. By the clock (which tells of the machine's other users too), and in CPU seconds; medians of
-rounds that take everything in turn. The scaling means something on two idle cores only.
+The field is 2048 x 2048 Euclid pixels, with a rotated LSST. Every process is pinned to a core of its own, with one
+thread for each library. Times are elapsed (which other users of the machine lengthen) and CPU seconds, as medians of
+rounds that go through everything in turn. The scaling means something on two idle cores only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS = ("read FITS", "sky statistics", "co-register", "write", "all of them", "
 
 
 def main() -> None:
-    """Print a table, write ingest.json."""
+    """Print a table and write ingest.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--field", type=Path, required=True, help="folder of field_euclid_vis.fits, field_lsst_*.fits")
     parser.add_argument("--rounds", type=int, default=3)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds of each of `STEPS`; they are done as `ingest_field` does them, and then by it."""
+    """Return wall and CPU seconds of each of `STEPS`; they are done as in `ingest_field`, and then by it."""
     images, problem = files(field), default_problem()
     taken: dict[str, tuple[float, float]] = {}
     noise: dict[str, Noise] = {"lsst": "auto", "euclid": "file"}
@@ -98,12 +98,12 @@ def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
 
 
 def ingest(field: Path, store: Path) -> None:
-    """The whole of it, with the command's defaults."""
+    """Run the whole of it, with the defaults of the command."""
     ingest_field(default_problem(), files(field), "euclid", str(store))
 
 
 def files(field: Path) -> dict[str, dict[str, str]]:
-    """Files by survey and band."""
+    """Return files by survey and band."""
     lsst = {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
     return {"lsst": lsst, "euclid": {"VIS": str(field / "field_euclid_vis.fits")}}
 
@@ -121,12 +121,12 @@ def _sum(*times: tuple[float, ...]) -> tuple[float, float]:
 
 
 def _pool(context: SpawnContext, core: int) -> ProcessPoolExecutor:
-    """One process that is held to a core."""
+    """Return one process that is pinned to a core."""
     return ProcessPoolExecutor(1, mp_context=context, initializer=os.sched_setaffinity, initargs=(0, {core}))
 
 
 def _fields(pools: list[ProcessPoolExecutor], field: Path, folder: Path) -> float:
-    """Seconds until `FIELDS` fields are in stores of their own, shared among some processes."""
+    """Return the seconds in which some processes together bring `FIELDS` fields into stores of their own."""
     began = time.perf_counter()
     waiting = [pools[k % len(pools)].submit(ingest, field, folder / f"store{k}") for k in range(FIELDS)]
     for one in waiting:
@@ -135,7 +135,7 @@ def _fields(pools: list[ProcessPoolExecutor], field: Path, folder: Path) -> floa
 
 
 def _summary(rounds: list[dict[str, Any]], cores: list[int]) -> dict[str, Any]:
-    """Medians over rounds; the scaling is the median of the rounds' ratios."""
+    """Return medians over rounds; the scaling is the median of the rounds' ratios."""
     return {
         "seconds": {step: statistics.median(r["steps"][step][0] for r in rounds) for step in STEPS},
         "cpu_seconds": {step: statistics.median(r["steps"][step][1] for r in rounds) for step in STEPS},

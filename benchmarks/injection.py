@@ -1,12 +1,12 @@
-"""Lenses at known places in whole fields: how many of them the catalog of `translate` has at its top.
+"""How many lenses at known places in whole fields the catalog of `translate` has at its top.
 
     python -m benchmarks.injection --out benchmarks/results
 
-Arcs are put around bright red galaxies of the shared field (a few rounds, other arcs and galaxies each time) into the
-FITS files, before anything is co-registered; and whole fields are simulated with lenses in them. Everything then goes
-the way of any data: ingest, translate, catalog. A row of the catalog belongs to a lens when it lies within 1.3 Einstein
-radii of the deflector. Completeness is the share of lenses with a row among the first N, purity the share of those
-rows that belong to a lens, with N a share of all sources; by Einstein radius and by S/N of the arcs at N = 5%.
+Arcs are put around bright red galaxies of the shared field (a few rounds, with other arcs and galaxies each time) into
+the FITS files, before anything is co-registered; and whole fields are simulated with lenses in them. Everything is then
+treated like any data: ingest, translate, catalog. A row of the catalog belongs to a lens if it lies within 1.3 Einstein
+radii of the deflector. Completeness is the share of lenses with a row among the first N, and purity the share of those
+rows that belong to a lens, where N is a share of all sources; both also by Einstein radius and by S/N at N = 5%.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ NO_OBJECT = {"u": np.zeros(0), "v": np.zeros(0)}
 
 @dataclass(frozen=True)
 class Searched:
-    """A field that was translated: its catalog by rank, and its lenses (ra, dec, theta_E, arc_snr, injected)."""
+    """A field after translation: its catalog by rank, and its lenses (ra, dec, theta_E, arc_snr, injected)."""
 
     catalog: pd.DataFrame
     lenses: pd.DataFrame
 
 
 def main() -> None:
-    """Make, search, count; print a table, write injection.json and injection.png."""
+    """Make the fields, search and count; print a table, and write injection.json and injection.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the shared field")
     parser.add_argument("--work", type=Path, default=Path("runs/injection"), help="fields, stores and runs go here")
-    parser.add_argument("--rounds", type=int, default=4, help="times that arcs are put into the shared field")
-    parser.add_argument("--hosts", type=int, default=8, help="lenses a round, at most")
+    parser.add_argument("--rounds", type=int, default=4, help="number of times that arcs are put into the shared field")
+    parser.add_argument("--hosts", type=int, default=8, help="largest number of lenses per round")
     parser.add_argument("--fields", type=int, default=3, help="simulated fields")
     parser.add_argument("--lenses", type=int, default=20, help="lenses in each of them")
     parser.add_argument("--checkpoint")
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def inject_field(data: Path, folder: Path, seed: int, count: int) -> pd.DataFrame:
-    """Copies of the field's files with arcs around some of its galaxies; the lenses in them, old and new."""
+    """Copy the field's files with arcs around some of its galaxies; return all lenses in them, old and new."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     truth = pd.read_parquet(data / "field_truth.parquet")
@@ -127,7 +127,7 @@ def inject_field(data: Path, folder: Path, seed: int, count: int) -> pd.DataFram
 
 
 def choose_hosts(truth: pd.DataFrame, rng: np.random.Generator, count: int) -> pd.DataFrame:
-    """Bright red galaxies as deflectors are, away from each other, from lenses and from the edge."""
+    """Choose bright red galaxies, as deflectors are, away from each other, from lenses and from the edge."""
     scale = 0.1  # arcsec a pixel of VIS
     galaxies = truth[(truth.kind == "galaxy") & truth.red & (truth.mag_i < 23.0)]
     edge = APART / scale
@@ -143,7 +143,7 @@ def choose_hosts(truth: pd.DataFrame, rng: np.random.Generator, count: int) -> p
 
 
 def catalog_of(folder: Path, prefix: str, checkpoint: str | None) -> pd.DataFrame:
-    """Ingest and translate the field of a folder; its candidates by rank, without thumbnails.
+    """Ingest and translate the field in a folder; return its candidates by rank, without thumbnails.
 
     The mosaic is not looked at, so it is drawn with the fewest samples and steps; the lens score does not depend on it.
     """
@@ -159,7 +159,7 @@ def catalog_of(folder: Path, prefix: str, checkpoint: str | None) -> pd.DataFram
 
 
 def measure(fields: list[Searched]) -> dict[str, Any]:
-    """Completeness and purity over all fields, each searched to the same share of its sources."""
+    """Measure completeness and purity over all fields, each searched to the same share of its sources."""
     sources = sum(len(field.catalog) for field in fields)
     lenses = pd.concat([field.lenses for field in fields], ignore_index=True)
     rank = np.concatenate([best_share(field, "score") for field in fields])
@@ -186,26 +186,26 @@ def measure(fields: list[Searched]) -> dict[str, Any]:
 
 
 def scores(field: Searched, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column as a score, unknown last."""
+    """Return a column as a score, with unknown values last."""
     return np.nan_to_num(field.catalog[column].to_numpy(np.float64), nan=-np.inf)
 
 
 def best_share(field: Searched, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Share of the sources one has to look at until each lens turns up, float [lenses]; 2 for one without a row."""
+    """Return the share of the sources to look at until each lens turns up, float [lenses]; 2 if a lens has no row."""
     place = np.empty(len(field.catalog))
     place[np.argsort(-scores(field, column), kind="stable")] = np.arange(1, len(place) + 1)
     return np.asarray(np.where(near(field), place, 2.0 * len(place)).min(1) / len(place))
 
 
 def near(field: Searched) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows of the catalog lie within 1.3 Einstein radii of which lens, bool [lenses, rows]."""
+    """Return which rows of the catalog lie within 1.3 Einstein radii of which lens, bool [lenses, rows]."""
     lenses = SkyCoord(field.lenses.ra.to_numpy(), field.lenses.dec.to_numpy(), unit="deg")
     rows = SkyCoord(field.catalog.ra.to_numpy(), field.catalog.dec.to_numpy(), unit="deg")
     return np.asarray(lenses[:, None].separation(rows[None]).arcsec < 1.3 * field.lenses.theta_E.to_numpy()[:, None])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Completeness and purity against N, and the share found by Einstein radius and S/N."""
+    """Draw completeness and purity against N, and the share found by Einstein radius and S/N."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)

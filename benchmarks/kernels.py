@@ -1,10 +1,10 @@
-"""Rates of all kernels: naive on this CPU and, with CUDA, naive and fused on the GPU side by side.
+"""How fast all kernels are: naive on this CPU and, with CUDA, naive and fused on the GPU side by side.
 
     python -m benchmarks.kernels [--windows 512] [--size 64] [--repeats 30] [--out benchmarks/results]
 
-Every variant is timed in turn, round after round in one process, so that a machine that slows down slows all of them;
-a time is that of the median round, and a ratio is one of medians. GB/s counts the bytes that a fused kernel must move
-(the docstrings of `kernels`), and stands beside those of a plain copy of one tensor into another in the same rounds.
+All variants are timed in turn, round after round in one process, so that a machine that slows down slows all of them.
+A time is that of the median round, and a ratio is that of two medians. GB/s counts the bytes that a fused kernel must
+move (see the docstrings of `kernels`), and is compared with a plain copy of one tensor into another in the same rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECOND = FIRST._replace(h=0.2)
 
 @dataclass(frozen=True)
 class Variant:
-    """What is timed: a call, and the bytes that it cannot do without."""
+    """A call that is timed, and the bytes that it must move."""
 
     name: str
     impl: str
@@ -48,7 +48,7 @@ class Variant:
 
 
 def main() -> None:
-    """Print one table a device; write kernels.json."""
+    """Print one table per device; write kernels.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("windows", 32), ("size", 64), ("repeats", 20), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -62,7 +62,7 @@ def main() -> None:
     if torch.cuda.is_available():
         tables[torch.cuda.get_device_name()] = report("cuda", ("naive", "triton"), arguments)
     else:
-        print("no CUDA device: the fused kernels' rates are not known here")
+        print("no CUDA device: the rates of the fused kernels cannot be measured here")
     if arguments.out:
         settings = {name: getattr(arguments, name) for name in ("windows", "size", "repeats", "threads")}
         document = {"torch": torch.__version__, "settings": settings, "devices": tables}
@@ -102,7 +102,7 @@ def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) 
 
 
 def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> list[Variant]:
-    """A plain copy and the generator's noise, then every kernel in every implementation."""
+    """Return a plain copy and the generator's noise, then every kernel in every implementation."""
     shape = (windows, BANDS, size, size)
     values = torch.Size(shape).numel()
     x_t, x1, x0 = (torch.randn(shape, device=device) for _ in range(3))
@@ -127,7 +127,7 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
 
 
 def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant]:
-    """Moments over the samples of some windows, and the blend of a square of windows."""
+    """Return the moments over the samples of some windows, and the blend of a square of windows."""
     samples = torch.randn((max(1, windows // SAMPLES), SAMPLES, BANDS, size, size), device=device)
     one = samples[:, 0].numel()
     moments = Variant("accumulate", impl, partial(accumulate, samples, impl=impl), 4 * (SAMPLES + 2) * one)
@@ -142,7 +142,7 @@ def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant
 
 
 def clock(call: Callable[[], object], cuda: bool) -> float:
-    """Seconds of one call, by the GPU's own events where there is one."""
+    """Return the seconds of one call, by the GPU's own events where there is one."""
     if not cuda:
         start = time.perf_counter()
         call()

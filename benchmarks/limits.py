@@ -1,10 +1,10 @@
-"""Where the maps are wrong: a star, the brightest galaxy, masked pixels, blends that are lost or made up. A figure.
+"""Where the maps are wrong, in a figure: a star, the brightest galaxy, masked pixels, blends lost or made up.
 
     python -m benchmarks.limits --out docs/limits.png
 
-Stars and masks come from the shared field, the rest from the first of the shared test pairs: the pair of the brightest
-core, the pair whose samples have lost the most sources that LSST blends, and the one whose samples have the most
-sources too many. One line for each: LSST, VIS, posterior mean and std, one sample, and (VIS - mean) / std.
+Stars and masks come from the shared field, and the rest from the first of the shared test pairs: the pair with the
+brightest core, the pair whose samples have lost most of the sources that LSST blends, and the pair whose samples have
+the most spurious sources. One line each: LSST, VIS, posterior mean and std, one sample, and (VIS - mean) / std.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOISE = np.array([0.33, 0.34, 0.53], np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A window: LSST [3, S, S] and VIS [S, S] in nJy, pixels usable in LSST [S, S], and what it shows."""
+    """A window: LSST [3, S, S] and VIS [S, S] in nJy, the pixels usable in LSST [S, S], and what it shows."""
 
     title: str
     gri: NDArray[np.float32]
@@ -54,11 +54,11 @@ class Case:
 
 
 def main() -> None:
-    """Find the cases, translate them, print their numbers, draw."""
+    """Find the cases, translate them, print their numbers and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--checkpoint")
-    parser.add_argument("--pairs", type=int, default=200, help="test pairs that are looked through")
+    parser.add_argument("--pairs", type=int, default=200, help="number of test pairs to look through")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/limits.png"))
     arguments = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def field_cases(folder: Path) -> list[Case]:
-    """A star of 20 mag and the part of the field with the most masked pixels around a bright object."""
+    """Find a star of 20 mag, and the part of the field with the most masked pixels around a bright object."""
     truth = pd.read_parquet(folder / "field_truth.parquet")
     with tempfile.TemporaryDirectory() as scratch:
         store = str(Path(scratch) / "tiles.zarr")
@@ -113,7 +113,7 @@ def field_cases(folder: Path) -> list[Case]:
 
 
 def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Case]:
-    """The brightest core, and blends that the samples lose or make up."""
+    """Find the brightest core, and blends that the samples lose or make up."""
     url = str(folder / "test_regular.zarr")
     ends, ids, labels = read_pairs(url, "mosaic", 0, count).ends, read_ids(url, 0, count), read_labels(url)
     seen = np.ones((SIZE, SIZE), bool)
@@ -138,7 +138,7 @@ def pair_cases(model: Model, folder: Path, count: int, how: Sampling) -> list[Ca
 
 
 def translate_case(model: Model, case: Case, how: Sampling) -> NDArray[np.float32]:
-    """Samples of VIS, [K, S, S] nJy."""
+    """Return samples of VIS, [K, S, S] nJy."""
     direction = model.card.problem.to(WANTED)
     flux = torch.from_numpy(np.nan_to_num(case.gri))
     valid = torch.from_numpy(np.broadcast_to(case.valid, flux.shape).copy())
@@ -147,18 +147,18 @@ def translate_case(model: Model, case: Case, how: Sampling) -> NDArray[np.float3
 
 
 def count_sources(image: NDArray[np.float32]) -> int:
-    """Sources of a VIS image [S, S]."""
+    """Count the sources of a VIS image [S, S]."""
     return len(detect(image, np.full(image.shape, SIGMA**2, np.float32), np.ones(image.shape, bool)))
 
 
 def circle(radius: float) -> NDArray[np.bool_]:
-    """Pixels within a radius of the middle."""
+    """Return the pixels within a radius of the middle."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     return np.asarray(np.hypot(y, x) < radius)
 
 
 def draw(axes: Any, case: Case, samples: NDArray[np.float32]) -> None:
-    """One line of the figure."""
+    """Draw one line of the figure."""
     mean, std = samples.mean(0), samples.std(0, ddof=1)
     shown = np.where(case.valid, case.gri, np.nan)
     axes[0].imshow(lupton_rgb(shown[::-1], NOISE[::-1]), origin="lower")

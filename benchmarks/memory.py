@@ -1,10 +1,10 @@
-"""Peak memory of each stage of `translate`, projected and measured side by side.
+"""How the projected peak memory of each stage of `translate` compares with the measured one.
 
     python -m benchmarks.memory                              # three tile sizes, a small network: 3 minutes on one core
     python -m benchmarks.memory --sides 256 --checkpoint mosaic-v2
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
-object store), its output goes into an Arrow column. What is measured is the process's largest resident set (VmHWM).
+object store), and its output goes into an Arrow column. The largest resident set of the process (VmHWM) is measured.
 The tiles hold as many sources as `jobs.translating.memory.SOURCES_PER_PIXEL` allows for.
 """
 
@@ -48,7 +48,7 @@ WCS_CARDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024, 2048], help="core of the tile, pixels")
-    parser.add_argument("--checkpoint", help="default: random weights of a small network, the memory of the arrays")
+    parser.add_argument("--checkpoint", help="default: random weights of a small network, to see the arrays' memory")
     parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a child does, in `--folder`
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
-    """Write a store of one tile, an empty run folder and what the children need to know."""
+    """Write a store of one tile, an empty run folder, and the settings that the children need."""
     store = TileStore.create(place / "tiles", grid_id="benchmark")
     store.write_manifest([store.write_tile(crowded_tile(side, load_checkpoint(checkpoint).card.problem))])
     config = Config(
@@ -89,7 +89,7 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
 
 
 def compare(place: Path, config: Config) -> dict[str, dict[str, int]]:
-    """Projected and measured bytes by stage."""
+    """Return projected and measured bytes by stage."""
     model = load_checkpoint(config.checkpoint)
     projected = stage_memory(model, TileStore.open(config.store).manifest(), config)
     found: dict[str, dict[str, int]] = {}
@@ -103,7 +103,7 @@ def compare(place: Path, config: Config) -> dict[str, dict[str, int]]:
 
 
 def do_stage(stage: str, place: Path) -> dict[str, int]:
-    """Do one stage of the tile in this process, and say how large the process was at most."""
+    """Do one stage of the tile in this process, and print the peak memory of the process."""
     import pyarrow as pa
     import ray.data  # noqa: F401  # a worker of Ray Data has it loaded
 
@@ -127,7 +127,7 @@ def do_stage(stage: str, place: Path) -> dict[str, int]:
 
 
 def crowded_tile(side: int, problem: Problem) -> Tile:
-    """A tile of noise and round galaxies, about `SOURCES_PER_PIXEL`."""
+    """Make a tile of noise and round galaxies, about `SOURCES_PER_PIXEL`."""
     rng = np.random.default_rng(side)
     size = side + 2 * HALO
     pitch = round(SOURCES_PER_PIXEL**-0.5)
@@ -162,7 +162,7 @@ def _image(end: Endpoint, squared: Any, width: float, rng: np.random.Generator) 
 
 
 def small_checkpoint(path: Path) -> str:
-    """Random weights of a small network, under the card of the shipped one."""
+    """Write random weights of a small network under the card of the shipped one."""
     card: Card = load_checkpoint().card
     network = NetworkConfig(base=8, stem=2, norm="pixel")
     save_checkpoint(replace(card, network=network), UNet(network).state_dict(), path)

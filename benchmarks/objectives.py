@@ -51,7 +51,7 @@ DRAWS = 400
 
 @dataclass(frozen=True)
 class Entrant:
-    """What is trained, and from where it is sampled.
+    """A network that is trained, and the point from which it is sampled.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Entrant:
 
 
 def entrants(base: int, problem: Problem) -> list[Entrant]:
-    """All of them; the first sets the time for those of equal time."""
+    """Return all entrants; the first one sets the time for those of equal time."""
     edm = Entrant("edm", "edm", base=base, bright_weight=4.0, sigma_max=2.0, from_end=True)
     noise = Entrant("palette", "eps", bridge="diffusion", base=base, sigma_max=20.0)
     return [
@@ -104,14 +104,14 @@ def entrants(base: int, problem: Problem) -> list[Entrant]:
 
 
 def main() -> None:
-    """Train and judge each, print a line for each direction, write objectives.json."""
+    """Train and judge each entrant, print a line for each direction, and write objectives.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--base", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--held-out", type=int, default=128, help="pairs at the end of the store that are judged")
     parser.add_argument("--samples", type=int, default=5, help="K")
-    parser.add_argument("--only", nargs="+", default=None, help="names of some")
+    parser.add_argument("--only", nargs="+", default=None, help="names of the entrants to run (default: all)")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     problem, held_out = asked_problem(None, None, arguments.pairs), arguments.held_out
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def train(one: Entrant, problem: Problem, pairs: Pairs, steps: int) -> Model:
-    """Weights averaged over the end of a training of so many steps; pairs, noise and start as for every entrant."""
+    """Return weights averaged over the end of a training; pairs, noise and start are the same for every entrant."""
     torch.manual_seed(0)
     card = card_of(one, problem, pairs)
     network = channels_last(UNet(card.network))
@@ -164,7 +164,7 @@ def train(one: Entrant, problem: Problem, pairs: Pairs, steps: int) -> Model:
 
 
 def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
-    """As `surveybridge train` would write it."""
+    """Return the card that `surveybridge train` would write."""
     names = ("name", "bridge", "objective", "base", "stem", "norm")
     settings = {name: getattr(one, name) for name in names} | {"grid": "mosaic"}
     problem = problem if one.wanted is None else replace(problem, wanted=one.wanted)
@@ -175,7 +175,7 @@ def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
 
 
 def batches(card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
-    """The batch of a step: pairs drawn with replacement, augmented, with t and noise, a function of the step alone."""
+    """Return the batch of a step, a function of the step alone: pairs drawn with replacement, augmented; t; noise."""
     first, second = ends_of(card, pairs)
     wanted = wanted_of(card.problem, recipe.batch_size)
 
@@ -189,7 +189,7 @@ def batches(card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
 
 
 def joint_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float) -> Tensor:
-    """Squared error of both heads' noise, both endpoints noised to the same step; x_t's own slot stays empty."""
+    """Return the squared error of both heads' noise, with both ends noised to one step; the slot of x_t is empty."""
     eps = torch.cat([batch.eps, batch.eps.flip(0)], 1)
     both = torch.cat([batch.first, batch.second], 1)
     x_t = card.bridge.q_sample(both, torch.zeros_like(both), batch.t, eps)
@@ -199,7 +199,7 @@ def joint_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: floa
 
 
 def joint_input(x_t: Tensor) -> Tensor:
-    """[N, 2 C, H, W] both endpoints noised -> the network's 3 C channels."""
+    """Map both noised endpoints, [N, 2 C, H, W], to the network's 3 C channels."""
     empty = torch.zeros_like(x_t[:, : x_t.shape[1] // 2])
     return torch.cat([empty, x_t], 1).contiguous(memory_format=torch.channels_last)
 
@@ -207,7 +207,7 @@ def joint_input(x_t: Tensor) -> Tensor:
 def sample_joint(
     model: Model, x1: Tensor, direction: Direction, steps: list[int], generator: torch.Generator
 ) -> Tensor:
-    """x0 of the wanted endpoint, ancestral, the observed one noised afresh at every step (replacement)."""
+    """Sample x0 of the wanted end, ancestral, with the observed one noised afresh at every step (replacement)."""
     bridge, wants_first, c = model.card.bridge, direction.index == 0, x1.shape[1]
     x = torch.randn(x1.shape, generator=generator) * float(bridge.s[steps[0]])
     x0 = x
@@ -227,7 +227,7 @@ def sample_joint(
 
 
 def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, samples: int) -> dict[str, Any]:
-    """Energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
+    """Return energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
     wanted, bridge = direction.wanted, model.card.bridge
     steps = (end_then_rho_steps if one.from_end else rho_steps)(bridge, NFE, one.sigma_max)
 
@@ -251,7 +251,7 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, sampl
 
 
 def step_seconds(one: Entrant, problem: Problem, pairs: Pairs) -> float:
-    """Median time of a training step."""
+    """Return the median time of a training step."""
     card = card_of(one, problem, pairs)
     network = channels_last(UNet(card.network))
     state = TrainState(network, Recipe())

@@ -1,8 +1,8 @@
-"""What `plan` says against what `translate` then takes, by the clock: the same request, in turns, on Ray and serially.
+"""How well `plan` predicts the time that `translate` takes: the same request, in turns, on Ray and serially.
 
     python -m benchmarks.projection --rounds 3 --out benchmarks/results/projection.json
 
-The clock of a shared machine tells of its other users too: look at the medians, on a quiet machine.
+Elapsed times on a shared machine depend on its other users too, so look at the medians, on a quiet machine.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def one_round(store: Path, run: Path, executor: str, calibrate: float) -> dict[str, float]:
-    """Plan a run, then do it; seconds of the second from its first look at the store to its last tile."""
+    """Plan a run, then do it; return both times, the second from the first look at the store to the last tile."""
     settings = {"samples": 2, "steps": 4, "score_samples": 2, "score_steps": 2, "executor": executor}
     request = {"store": str(store), "run": str(run), **settings}
     planned = plan.plan(plan.Config(**request, calibrate=calibrate))

@@ -1,4 +1,4 @@
-"""Real Euclid Q1 stamps with ground images: ingest, translate the ground to VIS, draw. A check of behaviour, no metric.
+"""What becomes of real Euclid Q1 stamps with ground images: a figure, to check behaviour; it is no metric.
 
     python -m benchmarks.real [--data ../shared/data/real] [--out docs/real.png] [--samples 16] [--steps 16]
 
@@ -36,7 +36,7 @@ GROUND, VIS = "lsst", "euclid"
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file of `DATA` and the extensions that stand in for VIS and for LSST g, r and i."""
+    """A file of `DATA`, and the extensions that stand in for VIS and for LSST g, r and i."""
 
     file: str
     vis: str
@@ -61,7 +61,7 @@ STAMPS = (
 
 
 def main() -> None:
-    """Print what was measured for each stamp as JSON, and draw all of them."""
+    """Print the measurements of each stamp as JSON, and draw all stamps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
@@ -112,7 +112,7 @@ CREDIT = (
 
 
 def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
-    """One line of the figure: ground RGB, true VIS, translated mean, std, and the residual over the std."""
+    """Draw one line of the figure: ground RGB, true VIS, translated mean, std, and the residual over the std."""
     known = field.known
     sigma = np.array([sky_statistics(f, v).sigma for f, v in zip(ground.flux, ground.valid, strict=True)])
     shown = np.where(ground.valid, ground.flux, np.nan)
@@ -141,7 +141,7 @@ def draw(axes: Any, field: Field, ground: SurveyImage, stamp: Stamp) -> None:
 
 
 def draw_pulls(axis: Any, field: Field) -> None:
-    """Histogram of (true - mean) / std of the sky and of bright pixels, and what calibrated samples would show."""
+    """Draw a histogram of (true - mean) / std of sky and bright pixels, and what calibrated samples would show."""
     edges = np.linspace(-6, 6, 49)
     middle = 0.5 * (edges[1:] + edges[:-1])
     for name, pull in pulls(field).items():
@@ -154,7 +154,7 @@ def draw_pulls(axis: Any, field: Field) -> None:
 
 
 def pulls(field: Field) -> dict[str, NDArray[np.float64]]:
-    """(true - mean) / std by region; bright: mean above 3 sigma of the true image's own sky."""
+    """Return (true - mean) / std by region; bright pixels have a mean above 3 sigma of the true image's own sky."""
     sigma = sky_statistics(field.true[0], field.known).sigma
     bright = field.known & (field.mean[0] > 3 * sigma)
     pull = (field.true[0].astype(np.float64) - field.mean[0]) / np.maximum(field.std[0], 1e-9)
@@ -162,7 +162,7 @@ def pulls(field: Field) -> dict[str, NDArray[np.float64]]:
 
 
 def ranked(run: str, field: Field) -> dict[str, Any]:
-    """Lens score and false-alarm rate of the source nearest to the middle, and the spread of the pulls."""
+    """Return lens score and false-alarm rate of the source nearest to the middle, and the spread of the pulls."""
     sources = query(run).to_pandas()
     height, width = field.known.shape
     away = np.hypot(sources.x - field.origin[1] - (width - 1) / 2, sources.y - field.origin[0] - (height - 1) / 2)
@@ -177,7 +177,7 @@ def ranked(run: str, field: Field) -> dict[str, Any]:
 
 
 def describe(field: Field, ground: SurveyImage, vis: SurveyImage) -> dict[str, Any]:
-    """Zero points, units, noise, and how the translation compares: for the reader of docs/real.md."""
+    """Return zero points, units, noise and the quality of the translation, for the reader of docs/real.md."""
     true, mean, std = (plane[0][field.known].astype(np.float64) for plane in (field.true, field.mean, field.std))
     sky = sky_statistics(field.true[0], field.known)
     height, width = field.known.shape

@@ -1,8 +1,8 @@
-"""The picture of a report in docs/report.md: a part of the page, as Chromium shows it.
+"""Draws the picture of a report in docs/report.md: a part of the page, as Chromium shows it.
 
     python -m benchmarks.report_page --report report/report.html [--out docs/report.png] [--chromium /usr/bin/chromium]
 
-From the scores to the end of the first candidate.
+The part runs from the scores to the end of the first candidate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WIDTH = 860
 
 
 def main() -> None:
-    """Open the page, photograph the part, write it."""
+    """Open the page, photograph the part, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("docs/report.png"))

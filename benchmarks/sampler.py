@@ -1,11 +1,12 @@
-"""What each lever of the sampler gives: from the published algorithm done plainly to this project's default.
+"""How much each optimisation of the sampler gains, from the published algorithm in plain form to the default.
 
     python -m benchmarks.sampler --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
 
-The published algorithm is 200 ancestral steps even in m, from the observed survey, in eager float32. Every row adds one
-lever to the row above, on the same windows in one process; times are medians over rounds that take all rows in turn. A
-row of very many steps is timed over the first of them and scaled, which `timed` says. Only the first row has another
-network: AS-Bridge's layout with untrained weights, for its time. Both ends are scored on pairs kept from training.
+The published algorithm takes 200 ancestral steps, uniform in m, from the observed survey, in eager float32. Every row
+adds one change to the row above, on the same windows in one process; times are medians over rounds that go through all
+rows in turn. A row of very many steps is timed over the first of them and scaled, which `timed` says. Only the first
+row has another network: AS-Bridge's layout with untrained weights, since only its speed matters. The first and the
+last row are scored on pairs held out from training.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PUBLISHED_STEPS = 200
 
 @dataclass(frozen=True)
 class Way:
-    """One row: a network and how it is sampled.
+    """A row of the table: a network and how it is sampled.
 
     Parameters
     ----------
@@ -62,14 +63,14 @@ class Way:
 
     @property
     def steps(self) -> list[int]:
-        """Of the table, all of them."""
+        """Return the steps of the table, all of them."""
         bridge = self.model.card.bridge
         if self.published:
             return bridge_steps(bridge, bridge.num_steps - 1, PUBLISHED_STEPS)[:PUBLISHED_STEPS]
         return end_then_rho_steps(bridge, Sampling().steps, Sampling().sigma_max)
 
     def run(self, x1: Tensor, direction: Direction, z: Callable[[int], Tensor] | SkyNoise, steps: list[int]) -> Tensor:
-        """Samples of the wanted endpoint, network units."""
+        """Return samples of the wanted survey, in network units."""
         how, start = Sampling(), x1
         if not self.published:
             start = boot(
@@ -89,7 +90,7 @@ class Way:
         )
 
     def at(self, direction: Direction) -> Draw:
-        """What `draws` calls for each batch."""
+        """Return the function that `draws` calls for each batch."""
 
         def one(x1: Tensor, generator: torch.Generator) -> Tensor:
             return self.run(x1, direction, lambda _: torch.randn(x1.shape, generator=generator), self.steps)
@@ -97,7 +98,7 @@ class Way:
         return one
 
     def seconds(self, x1: Tensor) -> float:
-        """Time of all steps on these windows."""
+        """Return the time of all steps on these windows."""
         rows = [(window, 0) for window in range(len(x1))]
         sky = window_noise(0, 0, rows, [(SIDE * window, 0) for window in range(len(x1))], x1.device)
         steps = self.steps[: self.timed] if self.timed else self.steps
@@ -110,7 +111,7 @@ class Way:
 
 
 def ways(device: str = "cpu") -> list[Way]:
-    """The rows, from the published algorithm to the default."""
+    """Return the rows, from the published algorithm to the default."""
     plain, last, ours = (load_checkpoint().to(device, precision) for precision in ("float32", "float32", "bfloat16"))
     channels_last(last.network)
     published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "").to(device, "float32")
@@ -125,7 +126,7 @@ def ways(device: str = "cpu") -> list[Way]:
 
 
 def main() -> None:
-    """Print a row for each lever and the scores of both ends; write sampler.json."""
+    """Print a row for each optimisation and the scores of both ends; write sampler.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--batch", type=int, default=16, help="windows")
@@ -149,7 +150,7 @@ def main() -> None:
 
 
 def timings(all_ways: list[Way], batch: int, rounds: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Windows a second of every row, with its factors on the row above and on the first."""
+    """Return the windows per second of every row, with its factors on the row above and on the first."""
     x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
     taken: dict[str, list[float]] = {way.name: [] for way in all_ways}
     for _ in range(rounds):
@@ -188,7 +189,7 @@ OPERATIONS = {
 
 
 def profiled(way: Way, batch: int) -> dict[str, float]:
-    """Shares of a sampler's own time by kind of operation, by torch's profiler."""
+    """Return the shares of a sampler's own time by kind of operation, by torch's profiler."""
     x1 = torch.randn(batch, 3, SIDE, SIDE)
     way.seconds(x1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
@@ -202,7 +203,7 @@ def profiled(way: Way, batch: int) -> dict[str, float]:
 
 
 def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int) -> list[dict[str, Any]]:
-    """Energy score and calibration of the published algorithm in float32 and of the default, on one network."""
+    """Score the published algorithm in float32 and the default, on one network: energy score and calibration."""
     from benchmarks.samplers import draws, judge
     from surveybridge.jobs.evaluating.stages import display_stretch
     from surveybridge.storage.pairs import read_pairs
@@ -223,7 +224,7 @@ def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int)
 
 
 def processor() -> str:
-    """Model of this machine's processor, and what it has for bfloat16."""
+    """Describe the model of this machine's processor, and its instructions for bfloat16."""
     described = dict(line.split("\t", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if "\t" in line)
     fast = [flag for flag in described.get("flags", "").split() if flag in ("amx_bf16", "avx512_bf16")]
     return f"{described.get('model name', platform.machine()).strip(': ')}, {' '.join(fast) or 'no bfloat16'}"

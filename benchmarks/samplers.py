@@ -1,18 +1,19 @@
-"""Which sampler, and how many network evaluations: scores and calibration of all of them, on pairs kept from training.
+"""Which sampler is best, and with how many network evaluations: scores and calibration on held-out pairs.
 
     python -m benchmarks.samplers --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
 
 The pairs are the last of the training store, which `surveybridge train` keeps for validation; test sets stay untouched.
 Every sampler sees the same pairs and the same noise in one process. `ancestral` is AS-Bridge's own sampler (from the
-observed survey, steps even in the table's m, eta 1), `ancestral eta 0` the same with the eta of DBIM, which moves the
-mean as well as the noise. `dbim1`, `dbim2` and `sde2` go down the rho grid from the table's end: first and second order
-without noise, and second order with it. `heun` is that of Karras et al. 2022. NFE counts network calls a sample.
+observed survey, with steps uniform in the table's m, eta 1). `ancestral eta 0` is the same with the eta of DBIM, which
+moves the mean as well as the noise. `dbim1`, `dbim2` and `sde2` go down the rho grid from the table's end: in first and
+second order without noise, and in second order with it. `heun` is that of Karras et al. 2022. NFE counts network calls
+per sample.
 
-Printed and written to samplers.json: energy score in AS-Bridge's display, as published and fair, CRPS of bright pixels
-in sigma, spread/skill of bright pixels (in the display) and of the sky, share of both inside the 68% interval, and
-milliseconds a sample. The choice is the cheapest whose fair energy score is within 1% of the best and whose bright
-spread/skill is within 0.1 of 1, in both directions. It goes by the fair score: the published one grows with the spread
-by mean |X - X'| / (2 K), and with K = 5 would choose a sampler that is too sure.
+The numbers, printed and written to samplers.json, are: energy score in AS-Bridge's display, as published and fair, CRPS
+of bright pixels in sigma, spread/skill of bright pixels (in the display) and of the sky, share of both inside the 68%
+interval, and milliseconds per sample. The choice is the cheapest sampler whose fair energy score is within 1% of the
+best and whose bright spread/skill is within 0.1 of 1, in both directions. The fair score decides, since the published
+one grows with the spread by mean |X - X'| / (2 K), and with K = 5 would choose a sampler that is overconfident.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way from the observed endpoint to samples of the wanted one."""
+    """A way from the observed image to samples of the wanted one."""
 
     name: str
     steps: Callable[[Bridge, int], list[int]]
@@ -61,11 +62,11 @@ class Sampler:
     heun: bool = False
 
     def at(self, model: Model, direction: Direction, count: int) -> Draw:
-        """What `draws` calls for each batch."""
+        """Return the function that `draws` calls for each batch."""
         return functools.partial(self.draw, model, direction, count)
 
     def draw(self, model: Model, direction: Direction, count: int, x1: Tensor, generator: torch.Generator) -> Tensor:
-        """One sample of each row of x1 [N, C, H, W] in `count` network evaluations, network units."""
+        """Draw one sample of each row of x1 [N, C, H, W] with `count` network evaluations, in network units."""
         steps = self.steps(model.card.bridge, (count + 1) // 2 if self.heun else count)
         z = torch.randn(x1.shape, generator=generator)
         start = x1 if self.from_observed else boot(model.card.bridge, x1, steps[0], z)
@@ -86,12 +87,12 @@ class Sampler:
 
 
 def from_the_end(bridge: Bridge, count: int) -> list[int]:
-    """The published program's steps."""
+    """Return the steps of the published program."""
     return bridge_steps(bridge, bridge.num_steps - 1, count)[:count]
 
 
 def rho(sigma_max: float) -> Callable[[Bridge, int], list[int]]:
-    """The rho grid below `sigma_max`, after the table's end."""
+    """Return the rho grid below `sigma_max`, after the end of the table."""
     return lambda bridge, count: end_then_rho_steps(bridge, count, sigma_max)
 
 
@@ -160,12 +161,12 @@ def main() -> None:
 
 
 def part(pairs: Pairs, rows: slice) -> Pairs:
-    """Some of the pairs."""
+    """Return some of the pairs."""
     return replace(pairs, ends={name: images[rows] for name, images in pairs.ends.items()})
 
 
 def ends_of(card: Card, pairs: Pairs) -> Ends:
-    """Both endpoints as the network sees them, [N, C, H, W]."""
+    """Return both endpoints as the network sees them, [N, C, H, W]."""
     first, second = (
         end.forward(torch.from_numpy(pairs.ends[end.name]), card.network.image_channels)
         for end in card.problem.endpoints
@@ -174,7 +175,7 @@ def ends_of(card: Card, pairs: Pairs) -> Ends:
 
 
 def draws(model: Model, pairs: Pairs, direction: Direction, samples: int, draw: Draw) -> Tensor:
-    """Samples [K, N, B, H, W] of the wanted endpoint in its unit.
+    """Return samples [K, N, C, H, W] in physical units; the noise depends on the place in the batch alone.
 
     The noise depends on the place in the batch alone, not on what draws.
     """
@@ -189,7 +190,7 @@ def draws(model: Model, pairs: Pairs, direction: Direction, samples: int, draw: 
 
 
 def judge(drawn: Tensor, pairs: Pairs, wanted: Endpoint, display: Stretch) -> dict[str, float]:
-    """The numbers of one line, of samples [K, N, B, H, W] of the pairs' wanted endpoint."""
+    """Return the numbers of one line."""
     truth, bands = torch.from_numpy(pairs.ends[wanted.name]), wanted.bands
     sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
     sums = PixelSums.of(drawn, truth, sigma, bands, display)
@@ -213,7 +214,7 @@ def judge(drawn: Tensor, pairs: Pairs, wanted: Endpoint, display: Stretch) -> di
 
 
 def choice(rows: Sequence[dict[str, Any]], tolerance: float = 0.01, off: float = 0.1) -> str | None:
-    """The cheapest sampler within `tolerance` of the best fair energy score and `off` of spread/skill 1, both ways."""
+    """Return the cheapest sampler within `tolerance` of the best fair score and `off` of spread/skill 1, both ways."""
     kept: set[tuple[int, str]] | None = None
     for direction in {row["direction"] for row in rows}:
         some = [row for row in rows if row["direction"] == direction]

@@ -3,9 +3,9 @@
     python -m benchmarks.scale --tiles 10000 100000 --out benchmarks/results/scale.json    # the engine alone
     python -m benchmarks.scale --tiles 10000 --pixels                                      # tiles are read as well
 
-Every step is the job itself (`jobs.translate`, in a process of its own), with two stages replaced: the model gives
+Every step is the job itself (`jobs.translate`, in a process of its own), with two stages replaced: the model returns
 zeros at once, and without --pixels the reader opens no tile. Mosaics, candidates, ledger, lease, compaction and resume
-are real. All tiles of the store are one tile under many names (symbolic links), so that it is made in seconds.
+are real. All tiles of the store are one tile under many names (symbolic links), so that making it takes seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEFT = 0.01
 
 
 def main() -> None:
-    """Make the store, run, resume, ask for the status; print and write what it took."""
+    """Make the store, run, resume, ask for the status; print and write what each took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, nargs="+", default=[10_000])
     parser.add_argument("--pixels", action="store_true", help="read every tile's pixels")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any]:
-    """All numbers of one size: the run, its resume with `LEFT` to do, the status."""
+    """Return all measurements of one size: the run, its resume with `LEFT` to do, the status."""
     from tests import tiny
 
     work.mkdir(parents=True)
@@ -99,7 +99,7 @@ def measure(work: Path, count: int, workers: int, pixels: bool) -> dict[str, Any
 
 
 def write_store(path: Path, count: int) -> None:
-    """Make or extend a store of `count` tiles, all of them the first under other names."""
+    """Make or extend a store of `count` tiles, all of which are the first under other names."""
     from surveybridge.storage.ingest import cut_tile, tile_boxes
     from surveybridge.storage.tiles import TileStore
     from tests import tiny
@@ -120,13 +120,13 @@ def write_store(path: Path, count: int) -> None:
 
 
 def driver(store: Path, run: Path, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
-    """Run `drive` in a process of its own, whose memory is then the driver's alone."""
+    """Run `drive` in a process of its own, so that its memory is that of the driver alone."""
     paths = (str(store), str(run), checkpoint)
     return child("--workers", str(workers), "--drive", *paths, *(["--pixels"] if pixels else []))
 
 
 def child(*arguments: str) -> dict[str, Any]:
-    """Run this module again with other arguments; what it prints last."""
+    """Run this module again with other arguments; return what it prints last."""
     command = [sys.executable, "-m", "benchmarks.scale", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -134,7 +134,7 @@ def child(*arguments: str) -> dict[str, Any]:
 
 
 def null_stream(count: int, workers: int) -> dict[str, Any]:
-    """Stages that do nothing, and no files: what Ray Data, attempts and receipts cost."""
+    """Measure stages that do nothing, without files: the cost of Ray Data, attempts and receipts."""
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.stages import Stages
     from surveybridge.cluster.stream import Stream
@@ -151,7 +151,7 @@ def null_stream(count: int, workers: int) -> dict[str, Any]:
 
 
 def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> dict[str, Any]:
-    """Translate with stages that do nothing; seconds, rate and memory."""
+    """Translate with stages that do nothing; return seconds, rate and memory."""
     from surveybridge.jobs.running.progress import setup_logging
     from surveybridge.jobs.translating.config import Config
     from surveybridge.jobs.translating.engine import translate
@@ -185,7 +185,7 @@ def drive(store: str, run: str, checkpoint: str, workers: int, pixels: bool) -> 
 
 
 def null_stages(settings: Any, *, pixels: bool) -> Any:
-    """The stages of a run whose model gives zeros, and whose reader opens the tile only with `pixels`."""
+    """Return the stages of a run whose model gives zeros, and whose reader opens tiles only with `pixels`."""
     from surveybridge.cluster.stages import Stages
     from surveybridge.jobs.translating.stages import TileReader, TileWriter
 
@@ -197,7 +197,7 @@ def null_stages(settings: Any, *, pixels: bool) -> Any:
 
 
 class FirstTile:
-    """Gives every tile the pixels of the first, read once in a process."""
+    """A reader that gives every tile the pixels of the first, which is read once per process."""
 
     def __init__(self, settings: Any) -> None:
         from surveybridge.jobs.translating.stages import TileReader
@@ -205,12 +205,12 @@ class FirstTile:
         self.tile = TileReader(settings)("t00000000")
 
     def __call__(self, tile_id: str) -> Any:
-        """The first tile under another name."""
+        """Return the first tile under another name."""
         return replace(self.tile, tile_id=tile_id)
 
 
 def zeros(tile_id: str, tile: Any) -> Any:
-    """A translation without light and without objects."""
+    """Return a translation without light and without objects."""
     from surveybridge.jobs.translating.stages import Translation
     from surveybridge.storage.mosaics import TileMosaic
     from surveybridge.storage.schema import CANDIDATES

@@ -2,15 +2,15 @@
 
     python -m benchmarks.square_degree --store TILES --out benchmarks/results/square_degree.json    # --device cuda
 
-The stages themselves are timed on tiles of the store as `surveybridge plan` does it (`jobs.planning.rates`), and
-multiplied with the work of a square degree as `plan` does it (`jobs.planning.projection`), all of it with data::
+The stages themselves are timed on tiles of the store, as `surveybridge plan` does (`jobs.planning.rates`), and
+multiplied by the work of a square degree, as `plan` does (`jobs.planning.projection`), all of which has data::
 
     hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
 
-B bytes of the tiles, W windows, K samples of S network evaluations each, N sources of E evaluations, T tiles, P pixels.
-On a CPU the stages share the core, so everything counts; a GPU is held while its model works, and reading and writing
-go on beside it. Other windows change W, and the time of one: they are timed against the default's, in turns. What
-the settings mean for quality is not this table's to say: docs/results.md, docs/performance.md.
+for B bytes of tiles, W windows, K samples of S network evaluations each, N sources of E evaluations, T tiles, P pixels.
+On a CPU the stages share the core, so everything counts; a GPU is paid for while its model works, and reading and
+writing go on beside it. Other windows change W, and the time of one: they are timed in turns with the default ones.
+What the settings mean for quality is in docs/results.md and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)
 
 @dataclass(frozen=True)
 class Setting:
-    """A row: samples, network evaluations a sample, and the grid of windows."""
+    """A row of the table: samples, network evaluations per sample, and the grid of windows."""
 
     name: str
     samples: int
@@ -55,7 +55,7 @@ class Setting:
 
 
 def settings_around(samples: int, steps: int) -> list[Setting]:
-    """The rows, from the setting that is asked about."""
+    """Return the rows, starting with the setting that was asked for."""
     half = max(2, samples // 2)
     return [
         Setting("asked (by default: the default)", samples, steps),
@@ -69,7 +69,7 @@ def settings_around(samples: int, steps: int) -> list[Setting]:
 
 
 def main() -> None:
-    """Measure, print a table, write square_degree.json."""
+    """Measure, print a table, and write square_degree.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="tiles with both endpoints")
     parser.add_argument("--checkpoint")
@@ -79,15 +79,15 @@ def main() -> None:
     parser.add_argument("--sources", type=float, default=475_000,
                         help="a square degree (default: Euclid Q1, 30 million in 63.1, arXiv 2503.15302)")  # fmt: skip
     parser.add_argument("--tile-size", type=int, default=512, help="core of a tile, pixels")
-    parser.add_argument("--halo", type=int, default=64, help="pixels, at least")
+    parser.add_argument("--halo", type=int, default=64, help="smallest halo, pixels")
     parser.add_argument("--core-price", type=float, default=0.085,
                         help="dollars an hour (default: Amazon EC2 c5 on demand, two vCPUs a core)")  # fmt: skip
     parser.add_argument("--gpu-price", type=float, default=4.92,
                         help="dollars an hour (default: an H100, Amazon EC2 Capacity Blocks, end of 2024)")  # fmt: skip
     parser.add_argument("--device", default="cpu", choices=list(DEFAULT_BATCH))
     parser.add_argument("--batch", type=int, help=f"windows in one network call (default: {DEFAULT_BATCH})")
-    parser.add_argument("--calibrate", type=float, default=30, help="seconds to measure the rates for")
-    parser.add_argument("--rounds", type=int, default=3, help="in which the windows are timed in turn")
+    parser.add_argument("--calibrate", type=float, default=30, help="seconds for measuring the rates")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds in which the windows are timed in turn")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile, float]:
-    """Rates of the stages, a tile of the store, and the time of a large window over that of a default one."""
+    """Return rates of the stages, a tile of the store, and the time of a large window over that of a default one."""
     settings = settings_of(request, attempts={})
     todo = todo_of(request)
     steps = steps_of(request.model, request.config)
@@ -152,7 +152,7 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
 
 
 def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, rates: Rates) -> dict[str, Any]:
-    """Hours of a square degree at one setting, by the projection of `plan`."""
+    """Return the hours of a square degree at one setting, by the projection of `plan`."""
     config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
     work = work_of(manifest, request.direction, tile, setting.grid)
     found = project(work, steps_of(request.model, config), rates, config, {}, tiles_done=0, cpus=None)
@@ -170,7 +170,7 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
 
 
 def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
-    """Manifest of the tiles of a square degree, whose places on the grid are left open."""
+    """Return the manifest of the tiles of a square degree, without their places on the grid."""
     count = round((3600 / PIXEL_ARCSEC / tile_size) ** 2)
     planes = sum(len(image.bands) for image in tile.images.values())
     columns: dict[str, Any] = {

@@ -1,9 +1,9 @@
-"""Streaming against a bare loop: patches a second of `translate` on Ray with one worker, and memory over a long run.
+"""How fast streaming is against a bare loop: patches per second of `translate` on Ray, and memory over a long run.
 
     python -m benchmarks.stream --tiles 12 --out benchmarks/results/stream.json
 
-The bare loop is the model stage alone over the same tiles, read beforehand, in a process that does nothing else; both
-use one thread, the same batches and the same checkpoint, and take turns, because the machine may be shared. The
+The bare loop is the model stage alone over the same tiles, which were read before, in a process that does nothing else.
+Both use one thread, the same batches and the same checkpoint, and take turns, because the machine may be shared. The
 timeline of the last streamed run (PNG) shows reading, model and writing side by side.
 """
 
@@ -30,12 +30,12 @@ STAGES = ("read", "model", "write")
 
 
 def main() -> None:
-    """Run both, in turns; print and write the numbers, and draw the timeline."""
+    """Run both in turns; print and write the numbers, and draw the timeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--longer", type=int, default=10, help="memory: a run of so many times the tiles; 0 leaves it out"
+        "--longer", type=int, default=10, help="for memory, another run with this many times the tiles; 0 for none"
     )
     parser.add_argument("--side", type=int, default=128, help="pixels of a tile's core")
     parser.add_argument("--steps", type=int, default=4)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rates of both in every round, their medians, and the memory of a short and a long run."""
+    """Return the rates of both in every round, their medians, and the memory of a short and a long run."""
     short = write_store(work / "short", arguments.tiles, arguments.side)
     rates: dict[str, list[float]] = {"bare": [], "streamed": []}
     busy: list[float] = []
@@ -81,7 +81,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_store(path: Path, count: int, side: int) -> Path:
-    """Write a store of `count` tiles: a field of galaxies of the right size, the same in every tile."""
+    """Write a store of `count` tiles with a field of galaxies of the right size, the same in every tile."""
     from dataclasses import replace
 
     from surveybridge.storage.ingest import cut_tile, tile_boxes
@@ -105,12 +105,12 @@ def child(what: str, store: Path, run: Path, steps: int) -> dict[str, Any]:
 
 
 def config_of(store: str, run: str, steps: int) -> Config:
-    """What is run: the shipped checkpoint, few samples."""
+    """Return the settings that run: the shipped checkpoint, and few samples."""
     return Config(store=store, run=run, samples=2, steps=steps, score_samples=2, score_steps=2)
 
 
 def bare(store: str, run: str, steps: int) -> dict[str, Any]:
-    """Patches a second of the model stage alone, over tiles that were read before."""
+    """Return the patches per second of the model stage alone, over tiles that were read before."""
     request = check(config_of(store, run, steps))
     settings = settings_of(request, attempts={})
     read, model = TileReader(settings), TileTranslator(settings)
@@ -123,7 +123,7 @@ def bare(store: str, run: str, steps: int) -> dict[str, Any]:
 
 
 def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
-    """Patches a second of `translate` on Ray from the second tile on, intervals of all stages, and memory."""
+    """Return patches per second of `translate` on Ray from the second tile on, intervals of all stages, and memory."""
     memory: dict[str, list[float]] = {"driver": [], "model": []}
     receipts: list[dict[str, Any]] = []
     threading.Thread(target=sample_memory, args=(memory, receipts), daemon=True).start()
@@ -144,13 +144,13 @@ def streamed(store: str, run: str, steps: int) -> dict[str, Any]:
 
 
 def summary_of(values: list[float]) -> list[int]:
-    """Memory at its highest in each tenth of the run."""
+    """Return the highest memory in each tenth of the run."""
     lived = [value for value in values if value > 0]  # of a process that has ended it is 0
     return [round(max(lived[len(lived) * k // 10 : len(lived) * (k + 1) // 10] or [0])) for k in range(10)]
 
 
 def sample_memory(memory: dict[str, list[float]], receipts: list[dict[str, Any]]) -> None:
-    """Append the memory, MiB, that this process and the worker of the model have for themselves, every half second.
+    """Append the private memory, MiB, of this process and of the model's worker, every half second.
 
     Without shared pages: a worker that reads tiles from Ray's object store has touched more and more of that, up to
     its whole size, which is there once for all of the node.
@@ -165,7 +165,7 @@ def sample_memory(memory: dict[str, list[float]], receipts: list[dict[str, Any]]
 
 
 def draw(timeline: list[dict[str, Any]], path: Path) -> None:
-    """One bar for each stage of each tile: what overlaps was done at the same time."""
+    """Draw one bar for each stage of each tile; bars that overlap were done at the same time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,12 +1,13 @@
-"""Pairs a second of a training step by batch and precision, and the time that a training took to a validation score.
+"""How many pairs per second a training step takes, and how long a training took to reach a validation score.
 
     python -m benchmarks.train --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results/train.json
-    python -m benchmarks.train --pairs ... --log runs/mosaic/loss.csv --energy 0.0155     # of a training that was done
+    python -m benchmarks.train --pairs ... --log runs/mosaic/loss.csv --energy 0.0155     # of a finished training
 
-Network, objective and recipe are those of `surveybridge train` by default, on its shards of the pairs; every row takes
-`--steps` steps after some to warm up, medians over rounds that take all rows in turn. ``data`` is what it takes to draw
-and augment a batch, which a training does beside the step. Without `--log` a short training is done here, `--seconds`
-of steps, its validation not counted; its scores say how fast this machine learns, and nothing of a finished model.
+Network, objective and recipe are the defaults of `surveybridge train`, on its shards of the pairs. Every row takes
+`--steps` steps after some for warming up; the numbers are medians over rounds that go through all rows in turn.
+``data`` is the time for drawing and augmenting a batch, which a training does beside the step. Without `--log` a short
+training is done here, with `--seconds` of steps, not counting its validation. Its scores say how fast this machine
+learns, and nothing about a finished model.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ class Training:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], shards: list[Shard], device: torch.device) -> Training:
-        """Start one with a new network."""
+        """Start a training with a new network."""
         recipe = make_recipe(dict(settings))
         card = Card.from_json(settings["card"])
         torch.manual_seed(recipe.seed)
         return cls(card, shards, TrainState(channels_last(UNet(card.network).to(device)), recipe), device)
 
     def batch(self) -> Batch:
-        """Pairs and noise of the next step."""
+        """Return pairs and noise of the next step."""
         return Batch.join([shard.draw(self.card, self.state.recipe, self.state.step) for shard in self.shards])
 
     def step(self, batch: Batch, progress: float = 0.0) -> None:
-        """Forward, backward, update and averages."""
+        """Do the forward and backward pass, the update and the averages."""
         loss = bridge_loss(self.state.network, self.card, batch.to(self.device), self.state.recipe.bright_weight)
         loss.backward()
         self.state.update(progress)
@@ -73,17 +74,17 @@ class Training:
 
 
 def main() -> None:
-    """Print a table, write train.json."""
+    """Print a table and write train.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="pairs a step, multiples of 16")
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
-    parser.add_argument("--steps", type=int, default=4, help="of each row and round")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each row and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--log", type=Path, help="loss.csv of a training")
-    parser.add_argument("--seconds", type=float, default=120, help="of the short training without --log; 0 for none")
+    parser.add_argument("--seconds", type=float, default=120, help="length of the training without --log; 0 for none")
     parser.add_argument("--energy", type=float, help="validation energy score to reach (default: the best + 2%%)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 def settings_of(pairs: str, **changes: Any) -> dict[str, Any]:
-    """What `surveybridge train` hands its workers, by default but for some changes."""
+    """Return what `surveybridge train` hands its workers by default, with some changes."""
     settings = Config(pairs=pairs, out="unused", steps=1, **changes).model_dump()
     problem = asked_problem(settings["problem"], settings["to"], pairs)
     probe = read_pairs(pairs, settings["grid"], stop=FIT_PAIRS, problem=problem.table)
@@ -117,7 +118,7 @@ def settings_of(pairs: str, **changes: Any) -> dict[str, Any]:
 
 
 def shards_of(settings: Mapping[str, Any]) -> list[Shard]:
-    """All shards of the pairs, as one worker has them."""
+    """Return all shards of the pairs, as one worker has them."""
     return [read_shard(dict(settings), Card.from_json(settings["card"]), k) for k in range(settings["shards"])]
 
 
@@ -130,7 +131,7 @@ def rates(
     steps: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Pairs a second of each batch and precision."""
+    """Return the pairs per second of each batch and precision."""
     rows: list[dict[str, Any]] = [{"batch": batch, "precision": p} for p in precisions for batch in batches]
     trainings = [Training.of({**settings, "batch_size": row["batch"]}, shards, device) for row in rows]
     taken: list[list[float]] = [[] for _ in rows]
@@ -163,14 +164,14 @@ def rates(
 
 
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
-    """The training's own autocast, or none: `bridge_loss` always takes bfloat16."""
+    """Return the training's own autocast, or none, since `bridge_loss` always takes bfloat16."""
     return nullcontext() if precision == "bfloat16" else patch("torch.autocast", lambda *_, **__: nullcontext())
 
 
 def short_training(
     settings: Mapping[str, Any], shards: list[Shard], device: torch.device, seconds: float, reports: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Rows as of a loss.csv, of a training of so many seconds with the release recipe's schedule."""
+    """Train for so many seconds with the release recipe's schedule; return rows like those of a loss.csv."""
     training, session = Training.of(settings, shards, device), Session(0, 1, device)
     spent = 0.0
     for report in range(1, reports + 1):
@@ -199,7 +200,7 @@ def short_training(
 
 
 def time_to(log: Iterable[Mapping[str, Any]], energy: float | None) -> dict[str, Any]:
-    """When a training's validation energy score first was as low as asked for."""
+    """Return when a training's validation energy score was first as low as asked for."""
     rows = [{name: float(row[name]) for name in ("step", "seconds", "pairs", "validation_energy")} for row in log]
     best = min(row["validation_energy"] for row in rows)
     wanted = 1.02 * best if energy is None else energy

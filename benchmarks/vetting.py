@@ -1,11 +1,11 @@
-"""How fast the grading page is over very many candidates, in a real browser; and its picture for docs/vet.md.
+"""How fast the grading page is with very many candidates, in a real browser; it also draws the picture for docs/vet.md.
 
     python -m benchmarks.vetting --candidates 1000000 --out benchmarks/results/vetting.json
-    python -m benchmarks.vetting --picture runs/demo docs/vet.png      # leaves the run as it is
+    python -m benchmarks.vetting --picture runs/demo docs/vet.png      # does not change the run
 
-The run is as `translate` leaves it after compaction: tiles of 50 candidates, a row group each, 50 tiles a segment.
-Tiles that hold what is looked at have noisy, hence hardly compressed thumbnails; those that nobody looks at have none,
-so that a million candidates are 2 GB and not 100. Chromium must be installed.
+The run is as `translate` leaves it after compaction: tiles of 50 candidates, each a row group, with 50 tiles per
+segment. Tiles that are looked at have noisy thumbnails, which hardly compress; tiles that nobody looks at have none,
+so that a million candidates take 2 GB and not 100. Chromium must be installed.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ VISIBLE = """() => [...document.querySelectorAll('.crop img')].filter(image => {
 
 
 def main() -> None:
-    """Make the run, look at it, print and write what it took; or only draw the page."""
+    """Make the run, open its page, print and write the times; or only draw the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=1_000_000)
-    parser.add_argument("--work", type=Path, help="where the run goes, or is already (default: a temporary folder)")
+    parser.add_argument("--work", type=Path, help="folder for the run, or of an existing one (default: temporary)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", nargs=2, metavar=("RUN", "PNG"))
     arguments = parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(run: str) -> dict[str, Any]:
-    """Seconds until the server is there, and until what was asked for is on the screen."""
+    """Return the seconds until the server is up, and until what was asked for is on the screen."""
     start = time.monotonic()
     with server(run) as (url, process), chromium() as browser:
         report: dict[str, Any] = {"start_seconds": round(time.monotonic() - start, 2)}
@@ -110,13 +110,13 @@ def measure(run: str) -> dict[str, Any]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used so far."""
+    """Return the CPU time that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def seen(page: Any, ask: Any) -> float:
-    """Seconds from asking until every picture on the screen is decoded."""
+    """Return the seconds from asking until every picture on the screen is decoded."""
     before = page.evaluate(FIRST)
     begin = time.monotonic()
     ask()
@@ -126,7 +126,7 @@ def seen(page: Any, ask: Any) -> float:
 
 
 def draw(run: str, png: str) -> None:
-    """The page over a copy of a run, some candidates graded, as a small PNG."""
+    """Write the page over a copy of a run, with some candidates graded, as a small PNG."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as work:
@@ -148,7 +148,7 @@ def draw(run: str, png: str) -> None:
 
 @contextmanager
 def server(run: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`surveybridge vet` on any port, once it answers."""
+    """Run `surveybridge vet` on a free port, and yield once it answers."""
     words = [
         sys.executable,
         "-m",
@@ -171,7 +171,7 @@ def server(run: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[st
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A headless browser."""
+    """Yield a headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
@@ -181,7 +181,7 @@ def chromium() -> Iterator[Any]:
 
 
 def make_run(path: Path, count: int) -> None:
-    """A compacted run of `count` candidates in tiles of `EACH`."""
+    """Write a compacted run of `count` candidates in tiles of `EACH`."""
     from surveybridge.jobs.vetting.listing import shuffle_keys
     from surveybridge.storage.compaction import _name
     from surveybridge.storage.parquet import parquet_bytes, parquet_writer

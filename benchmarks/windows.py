@@ -1,11 +1,11 @@
-"""Windows of several sizes on the same tiles: what they cost, whether they are as good, and how far from none at all.
+"""What windows of several sizes cost on the same tiles, how good they are, and how far from a single window.
 
     python -m benchmarks.windows --store tiles --tiles 2 --out benchmarks/results
 
-The reference is the whole tile with its halo as one window. `off` is how far a grid's posterior mean lies from the
-reference's, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only the
-context differs. Quality is judged against the image that the wanted endpoint really has there. Times are medians of
-rounds that take all grids in turn.
+The reference is the whole tile with its halo as one window. `off` is the distance of a grid's posterior mean from that
+of the reference, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only
+the context differs. Quality is judged against the true image of the wanted endpoint. Times are medians of rounds that
+go through all grids in turn.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ GRIDS = (
 
 
 def main() -> None:
-    """Print a table a direction, write windows.json."""
+    """Print a table per direction and write windows.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True)
-    parser.add_argument("--tiles", type=int, default=2, help="so many tiles of both endpoints with a halo around")
+    parser.add_argument("--tiles", type=int, default=2, help="number of tiles with both endpoints and a full halo")
     parser.add_argument("--samples", type=int, default=4, help="K")
     parser.add_argument("--rounds", type=int, default=1, help="of timing")
     parser.add_argument("--threads", type=int, default=1)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each grid; all tiles by the reference first."""
+    """Return a row for each grid; the reference translates all tiles first."""
     whole = whole_tile(tiles[0])
     references = [translate(model, tile, direction, whole, samples) for tile in tiles]
     seconds: dict[PatchGrid, list[float]] = {grid: [] for grid in GRIDS}
@@ -102,19 +102,19 @@ def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int,
 
 
 def whole_tile(tile: Tile) -> PatchGrid:
-    """One window that holds the tile with its halo, and whose used part holds the core."""
+    """Return one window that holds the tile with its halo, and whose used part holds the core."""
     size = -(-max(tile.shape) // 8) * 8
     return PatchGrid(size, size - 2 * halo(tile), halo(tile))
 
 
 def halo(tile: Tile) -> int:
-    """Pixels around the core on its narrowest side."""
+    """Return the number of pixels around the core on its narrowest side."""
     y0, y1, x0, x1 = tile.core
     return min(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
 
 
 def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, samples: int) -> Posterior:
-    """Posterior over the tile's core; a grid of one window is laid onto the tile itself."""
+    """Return the posterior over the tile's core; a grid of one window is laid onto the tile itself."""
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     one = grid.size >= max(tile.shape)
     how = Sampling(samples=samples, patches=grid)
@@ -122,7 +122,7 @@ def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, s
 
 
 def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:
-    """RMSE in the observed noise, spread/skill and coverage of bright and of sky pixels, all bands and tiles."""
+    """Return RMSE in the observed noise, spread/skill and coverage of bright and sky pixels, bands and tiles pooled."""
     error, spread, bright = [], [], []
     for tile, posterior in zip(tiles, posteriors, strict=True):
         y0, y1, x0, x1 = tile.core
