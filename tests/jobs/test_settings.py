@@ -1,0 +1,100 @@
+"""The settings of a run: one carrier from the command line to the sampler, to run.json and back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
+from surveybridge.jobs import evaluate
+from surveybridge.jobs.translate import Config
+from surveybridge.jobs.translating.config import TranslationConfig
+from surveybridge.jobs.translating.request import check, decisions, sampling_of, settings_of
+from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
+from tests import tiny
+from tests.conftest import ROOT
+
+# What says where and how fast, and decides no pixel; store and direction are keys of their own.
+DECIDE_NOTHING = {
+    "storage_options", "store", "checkpoint", "to", "direction", "workers", "min_workers", "executor", "batch",
+    "retry_failed", "minutes",
+}  # fmt: skip
+OTHER = {
+    "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": 128, "precision": "float32",
+}  # fmt: skip
+USUAL = {"samples": 8, "steps": 6, "score_samples": 5, "score_steps": 8, "precision": "bfloat16", "seed": 0}
+
+
+def test_a_run_states_the_settings_that_every_run_states():
+    config = TranslationConfig(store="s")
+    assert decisions(config.sampling, config.scoring) == USUAL
+    assert list(decisions(config.sampling, config.scoring)) == list(USUAL)
+
+
+@pytest.mark.parametrize("name", sorted(TranslationConfig.model_fields.keys() - DECIDE_NOTHING))
+def test_every_setting_that_decides_pixels_or_scores_makes_another_run(name):
+    config = TranslationConfig(store="s", **{name: OTHER[name]})
+    assert decisions(config.sampling, config.scoring) == USUAL | {name: OTHER[name]}
+    assert name in FINGERPRINT_KEYS
+
+
+def test_a_knob_of_sampler_or_score_enters_the_run_by_itself_where_it_is_not_the_default():
+    assert decisions(Sampling(eta=0.5), Scoring(midpoint=0.6)) == USUAL | {"eta": 0.5, "score_midpoint": 0.6}
+    assert decisions(Sampling(batch=3), Scoring(batch=5)) == USUAL
+
+
+def test_the_sampling_of_a_run_is_read_back_from_it():
+    how = Sampling(samples=3, steps=2, seed=5, precision="float32", patches=PatchGrid.of(128), order=1, eta=1.0)
+    assert sampling_of({"format": "x", "config": {}, **decisions(how, Scoring())}) == how
+    assert sampling_of(USUAL) == Sampling()  # earlier runs state no patch
+
+
+def test_an_evaluation_samples_and_scores_as_it_is_told():
+    told = evaluate.Config(
+        pairs="p", out="o", samples=3, steps=2, order=1, eta=1.0, sigma_max=5.0, from_end=False, score_samples=4,
+        score_steps=3, seed=9, batch=7, precision="float32",
+    )  # fmt: skip
+    assert told.sampling == Sampling(3, 2, 5.0, False, 1, 1.0, 9, 7, "float32")
+    assert told.scoring == Scoring(samples=4, steps=3, seed=9, batch=7, precision="float32")
+
+
+CHILD = """
+import pickle, sys
+import numpy as np
+from surveybridge.cluster.stages import Failure, Outcome
+from surveybridge.jobs.translating.stages import Translation, tile_stages
+from surveybridge.storage.mosaics import TileMosaic
+from surveybridge.storage.schema import CANDIDATES
+from surveybridge.storage.tiles import core_header, tile_content
+
+stages = tile_stages(pickle.loads(sys.stdin.buffer.read()))
+tile = stages.make_read()("t0000")
+write, zeros = stages.make_write(), np.zeros((1, *tile.core_shape), np.float32)
+mosaic = TileMosaic("t0000", core_header(tile), ("VIS",), zeros, zeros, zeros[0], tile.core_origin, tile.grid_id)
+done = Translation("t0000", tile_content(tile), mosaic, 1, CANDIDATES.empty_table(), 0.1)
+row = write(Outcome("t0000", done, None, {"read": 0.1, "model": 0.2}))
+assert row["status"] == "ok", row
+assert write(Outcome("t0001", None, Failure("model", "no", ""), {}))["status"] == "failed"
+print(sorted(name for name in sys.modules if name in ("torch", "triton")))
+"""
+
+
+def test_processes_that_read_and_write_do_without_torch(tmp_path):
+    tiny.write_store(tmp_path / "tiles")
+    checkpoint = tiny.write_checkpoint(tmp_path)
+    config = Config(store=str(tmp_path / "tiles"), run=str(tmp_path / "run"), checkpoint=checkpoint, samples=3)
+    request = check(config)
+    RunFolder.open_or_create(config.run, request.document)
+    settings = settings_of(request, attempts={})
+    assert settings.sampling == replace(Sampling(), samples=3)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], input=pickle.dumps(settings), capture_output=True, timeout=120, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() == "[]"
