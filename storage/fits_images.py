@@ -40,7 +40,8 @@ from surveybridge.storage.grids import (
 )
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.photometry import sky_statistics
-from surveybridge.storage.problems import EndpointTable, njy_per_unit
+from surveybridge.storage.problems import EndpointTable
+from surveybridge.storage.units import njy_per_unit
 
 Noise = Literal["auto", "file", "sky"]
 """Where variances come from; see `read_images`."""

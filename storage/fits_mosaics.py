@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from surveybridge.storage.grids import celestial_wcs
 from surveybridge.storage.mosaics import StitchedMosaic
 from surveybridge.storage.photometry import ab_zero_point
-from surveybridge.storage.problems import njy_per_unit, observed_and_wanted, stated_problem
+from surveybridge.storage.problems import observed_and_wanted, stated_problem
+from surveybridge.storage.units import njy_per_unit
 
 STEPS = 16.0
 """RICE_1 steps in one standard deviation, that of the most certain pixels (1st percentile): mean and std change by at

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from surveybridge.storage.problems import njy_per_unit
+from surveybridge.storage.units import njy_per_unit
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy (3631 Jy = magnitude 0; 31.4 to the third decimal)."""

@@ -13,12 +13,12 @@ import math
 import os
 import re
 import tomllib
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.units import fits_unit, stretches_of
 
 STRETCHES = ("asinh", "log10", "axial")
 """How the values of an endpoint enter the network: `axial` is for angles that repeat after half a turn."""
@@ -245,64 +245,6 @@ def bands_title(end: EndpointTable) -> str:
     return f"{end['title']} {('' if short else ',').join(end['bands'])}"
 
 
-# -- units --
-
-
-def fits_unit(text: str) -> str:
-    """A unit as FITS headers have it: one spelling for each unit, whatever it was written as.
-
-    Raises
-    ------
-    ValueError
-        If astropy does not know it, or FITS cannot say it.
-    """
-    return _written(text, "fits")
-
-
-def vo_unit(text: str) -> str:
-    """A unit as VOTable and Parquet columns have it."""
-    return _written(text, "vounit")
-
-
-def squared_unit(text: str) -> str:
-    """The unit of a variance, as `fits_unit` writes it."""
-    import astropy.units as u
-
-    return str((u.Unit(text) ** 2).to_string("fits"))
-
-
-def njy_per_unit(text: str) -> float | None:
-    """How many nJy one of the unit is; None where it is no flux density."""
-    import astropy.units as u
-
-    unit = u.Unit(text)
-    return float(unit.to(u.nJy)) if unit.is_equivalent(u.nJy) else None
-
-
-def _written(text: str, form: str) -> str:
-    import astropy.units as u
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", u.UnitsWarning)  # VOUnit calls the angstrom deprecated
-        return str(u.Unit(text).to_string(form))
-
-
-def _stretches(text: str) -> tuple[str, ...]:
-    """Stretches that fit a unit, the default first; none for logarithms."""
-    import astropy.units as u
-
-    unit = u.Unit(text)
-    if isinstance(unit, u.function.FunctionUnitBase) or unit.is_equivalent(u.dex):
-        return ()
-    if unit.is_equivalent(u.rad) and unit != u.dimensionless_unscaled:
-        return ("axial", "asinh")
-    # a density per area or volume, of matter or of its particles
-    si = unit.si
-    powers = {str(base): power for base, power in zip(si.bases, si.powers, strict=True)}
-    dense = powers.get("m") in (-2, -3) and set(powers) <= {"m", "kg"} and powers.get("kg", 1) == 1
-    return ("log10", "asinh") if dense else ("asinh", "log10")
-
-
 # -- the parts of a problem --
 
 
@@ -363,7 +305,7 @@ def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
     try:
         if not isinstance(text, str):
             raise ValueError(f"it is a {type(text).__name__}")
-        stretches = _stretches(text)
+        stretches = stretches_of(text)
         if stretches:
             return fits_unit(text), stretches
     except ValueError as error:

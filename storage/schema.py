@@ -21,16 +21,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.problems import (
-    EndpointTable,
-    ProblemTable,
-    band_columns,
-    default_problem,
-    endpoint,
-    njy_per_unit,
-    other,
-    vo_unit,
-)
+from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, endpoint, other
+from surveybridge.storage.units import njy_per_unit, vo_unit
 
 SCHEMA_VERSION = 3
 """Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.

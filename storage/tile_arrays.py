@@ -13,8 +13,8 @@ import zarr
 from surveybridge.storage.errors import DamagedData, StorageError
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from surveybridge.storage.problems import squared_unit
 from surveybridge.storage.shards import read_shard, write_shard
+from surveybridge.storage.units import squared_unit
 
 CHUNK = 256
 """Side of a chunk inside the shard, pixels: what cutout services and viewers fetch; workers read whole shards."""

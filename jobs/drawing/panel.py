@@ -28,18 +28,11 @@ from surveybridge.jobs.drawing.rendering import candidate_pictures, lupton_rgb
 from surveybridge.jobs.drawing.rendering import views as candidate_views
 from surveybridge.jobs.drawing.views import Field, Scales
 from surveybridge.storage.photometry import ab_zero_point
-from surveybridge.storage.problems import (
-    ProblemTable,
-    band_columns,
-    main_plane,
-    njy_per_unit,
-    rgb_planes,
-    shown_ends,
-    wanted_end,
-)
+from surveybridge.storage.problems import ProblemTable, band_columns, main_plane, rgb_planes, shown_ends, wanted_end
 from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
+from surveybridge.storage.units import njy_per_unit
 
 ZOOM = "#ffb000"
 ZOOM_ARCSEC = 20.0

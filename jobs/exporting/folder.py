@@ -20,8 +20,9 @@ from surveybridge.storage.fits_mosaics import about, fits_bytes, mosaic_hdus, pr
 from surveybridge.storage.footprint import Box, around, core_boxes, global_wcs, header_box, moc_hdus, moc_of
 from surveybridge.storage.hips import check_reproject, write_hips
 from surveybridge.storage.mosaics import MosaicHeader, StitchedMosaic, TileMosaic, header_from, stitch
-from surveybridge.storage.problems import njy_per_unit, wanted_end
+from surveybridge.storage.problems import wanted_end
 from surveybridge.storage.tiles import TileStore
+from surveybridge.storage.units import njy_per_unit
 
 if TYPE_CHECKING:
     from mocpy import MOC

@@ -239,12 +239,12 @@ def other_run(folder, table, *, name="run", tiles=("a", "b"), direction=None, se
         if run.maps_only:
             run.write_candidates(tile, pa.table({}))
         else:
-            run.write_candidates(tile, other_candidates(run, f"{name}-{tile}", seed + place))
+            run.write_candidates(tile, other_candidates(run, f"{name}-{tile}", seed + place, 130 * place))
         run.commit({"tile_id": tile, "status": "ok", "n_candidates": 0 if run.maps_only else 2, "content": tile})
     return run
 
 
-def other_candidates(run, prefix, seed):
+def other_candidates(run, prefix, seed, left):
     schema = run.candidates_schema
     rng = np.random.default_rng(seed)
     columns = {
@@ -252,7 +252,7 @@ def other_candidates(run, prefix, seed):
         "ra": 53 + rng.random(2) / 100 + seed,
         "dec": -28 + rng.random(2) / 100,
         "score": rng.random(2),
-        "x": rng.uniform(10, 90, 2),
+        "x": left + rng.uniform(10, 90, 2),
         "y": rng.uniform(10, 90, 2),
         "run_id": [run.run_json["run_id"]] * 2,
     }

@@ -1,0 +1,206 @@
+"""What a pair store says of itself: its arrays, its problem, and the numbers of its bands (layout: `storage.pairs`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
+from surveybridge.storage.objectstore import Folder, zarr_store
+from surveybridge.storage.problems import EndpointTable, ProblemTable, complete_problem, default_problem, end_names
+from surveybridge.storage.units import fits_unit
+
+
+@dataclass(frozen=True)
+class PairStore:
+    """An open store: its arrays by endpoint, its attributes, and whether it states its endpoints."""
+
+    url: str
+    arrays: Mapping[str, zarr.Array[Any]]
+    attributes: Mapping[str, Any]
+    stated: bool
+
+    @property
+    def name(self) -> str:
+        """What the store is called: by itself, else by its folder."""
+        return str(self.attributes.get("name", self.url.rstrip("/").rsplit("/", 1)[-1]))
+
+    @property
+    def count(self) -> int:
+        """Pairs in it."""
+        return int(next(iter(self.arrays.values())).shape[0])
+
+    def bands_of(self, name: str) -> int:
+        """How many planes the stamps of an endpoint have."""
+        shape = self.arrays[name].shape
+        return int(shape[3]) if len(shape) == 4 else 1
+
+
+def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore:
+    """The arrays and attributes of a pair store."""
+    names: Sequence[str] = end_names(default_problem())
+    try:
+        group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
+        attributes = dict(group.attrs)
+        stated = attributes.get("endpoints")
+        if stated is not None:
+            names = [str(name) for name in stated] if isinstance(stated, list) else []
+            if len(set(names)) != 2:
+                raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
+        arrays = {name: group[name] for name in names}
+    except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{url}: not a pair store ({error}); it needs arrays {', '.join(names)} and the attribute bands"
+        ) from error
+    first, second = names
+    shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in arrays.values()]
+    wrong = not all(isinstance(array, zarr.Array) for array in arrays.values()) or shapes[0][:1] != shapes[1][:1]
+    if stated is None and (wrong or [len(s) for s in shapes] != [4, 3] or shapes[0][-1] != 3):
+        raise StorageError(
+            f"{url}: {first} is {shapes[0]} and {second} {shapes[1]}; a pair store has [N, H, W, 3] gri and "
+            "[N, H, W] VIS"
+        )
+    if wrong or not all(len(s) in (3, 4) for s in shapes) or (stated is not None and shapes[0][1:3] != shapes[1][1:3]):
+        raise StorageError(
+            f"{url}: {first} is {shapes[0]} and {second} {shapes[1]}; a pair store has [N, H, W, B] or [N, H, W], with "
+            "one N and one grid"
+        )
+    return PairStore(url, arrays, attributes, stated is not None)
+
+
+def problem_said(store: PairStore) -> ProblemTable:
+    """The problem that the store states."""
+    if not store.stated:
+        return default_problem()
+    units, numbers = store.attributes.get("units") or {}, store.attributes.get("bands") or {}
+    if not isinstance(units, Mapping) or not isinstance(numbers, Mapping):
+        raise StorageError(f"{store.url}: the attributes units and bands are tables; correct them")
+    bands = _band_names(store, list(numbers))
+    endpoints = []
+    for name in store.arrays:
+        scales = [_number_of(numbers, name, band, "pixel_arcsec") for band in bands[name]]
+        scale = scales[0] if math.isfinite(scales[0]) else 0.0
+        endpoints.append(
+            {"name": name, "bands": bands[name], "pixel_scale": scale, "unit": units.get(name, "nJy")},
+        )
+    return complete_problem({"name": "-".join(store.arrays), "endpoints": endpoints}, store.url)
+
+
+def _band_names(store: PairStore, keys: list[str]) -> dict[str, list[str]]:
+    """Bands of each endpoint: those that `bands` names as its own, its share of the others in order, else numbers."""
+    own = {name: [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")] for name in store.arrays}
+    rest = [key for key in keys if not any(key.startswith(f"{name}.") for name in store.arrays)]
+    open_ends = [name for name in store.arrays if not own[name]]
+    if rest and len(rest) == sum(store.bands_of(name) for name in open_ends):
+        for name in open_ends:
+            own[name], rest = rest[: store.bands_of(name)], rest[store.bands_of(name) :]
+    for name in store.arrays:
+        count = store.bands_of(name)
+        if own[name] and len(own[name]) != count:
+            raise StorageError(
+                f"{store.url}: {name} has {count} planes but the attribute bands names {len(own[name])} "
+                f"({','.join(own[name])}); name one band for each plane"
+            )
+        own[name] = own[name] or ([name] if count == 1 else [f"{name}_{k}" for k in range(count)])
+    return own
+
+
+def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
+    """The problem, if the store is of it."""
+    if set(end_names(problem)) != set(store.arrays):
+        raise StorageError(
+            f"{store.url}: a store of {' and '.join(store.arrays)} but problem {problem['name']} is of "
+            f"{' and '.join(end_names(problem))}; give pairs of that problem"
+        )
+    units = store.attributes.get("units") or {}
+    for end in problem["endpoints"]:
+        name, count = end["name"], store.bands_of(end["name"])
+        if count != len(end["bands"]):
+            raise StorageError(
+                f"{store.url}: {name} has {count} planes but problem {problem['name']} gives it {len(end['bands'])} "
+                f"bands ({','.join(end['bands'])}); give pairs of that problem"
+            )
+        unit = _spelt(store, units.get(name, "nJy") if isinstance(units, Mapping) else "nJy")
+        if unit != end["unit"]:
+            raise StorageError(
+                f"{store.url}: {name} is in {unit} but problem {problem['name']} has it in {end['unit']}; convert the "
+                f"stamps, or state units.{name}"
+            )
+    return problem
+
+
+def _spelt(store: PairStore, unit: Any) -> str:
+    try:
+        return fits_unit(str(unit))
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise StorageError(f"{store.url}: unit {unit!r} cannot be used ({said}); give one as FITS has it") from error
+
+
+def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, float]:
+    """Pixel scale and noise of a band from the attribute `bands`; NaN where a store with endpoints states none."""
+    table = store.attributes.get("bands")
+    if store.stated:
+        of = table if isinstance(table, Mapping) else {}
+        return {key: _number_of(of, end["name"], band, key) for key in ("pixel_arcsec", "sigma_noise")}
+    try:
+        return {key: float(table[band][key]) for key in ("pixel_arcsec", "sigma_noise")}  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{store.url}: the attribute bands has no number pixel_arcsec or sigma_noise for {band} ({error!r}); "
+            "a pair store states both for g, r, i and VIS"
+        ) from error
+
+
+def _number_of(table: Mapping[str, Any], name: str, band: str, key: str) -> float:
+    """A number that `bands` states of a band; NaN where it does not."""
+    entry = table.get(f"{name}.{band}", table.get(band))
+    value = entry.get(key) if isinstance(entry, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def pixel_scale_of(store: PairStore, name: str, numbers: Mapping[str, Mapping[str, float]]) -> float:
+    """Pixel scale of an endpoint's stamps, that of its first band; 0 where none is stated."""
+    stated = [of["pixel_arcsec"] for of in numbers.values()]
+    if store.stated and any(abs(scale - stated[0]) > 1e-6 for scale in stated):
+        given = ", ".join(f'{band} {scale:g}"' for band, scale in zip(numbers, stated, strict=True))
+        raise StorageError(f"{store.url}: bands of {name} have pixels of {given}; an endpoint has one grid")
+    return stated[0] if math.isfinite(stated[0]) else 0.0
+
+
+def check_scales(url: str, scales: Mapping[str, float], *, multiples: bool, same: bool) -> None:
+    """Refuse pixels of the two ends that are no multiples of each other, or not the same, where they have to be."""
+    (first, coarse), (second, fine) = scales.items()
+    if multiples and abs(round(coarse / fine) * fine - coarse) > 1e-6:
+        raise StorageError(
+            f'{url}: LSST pixels of {coarse:g}" are no multiple of Euclid\'s {fine:g}"; '
+            "resample the stamps, or train on the cutout grid"
+        )
+    if same and coarse and fine and abs(coarse - fine) > 1e-6:
+        raise StorageError(
+            f'{url}: {first} has pixels of {coarse:g}" and {second} of {fine:g}"; a store that states its endpoints '
+            "has both on the grid of the network"
+        )
+
+
+def read_stamps(store: PairStore, name: str, start: int, stop: int | None) -> NDArray[np.float32]:
+    """Stamps of an endpoint, float32 [N, B, H, W]."""
+    try:
+        values = np.asarray(store.arrays[name][start:stop], dtype=np.float32)
+    except StorageUnavailable:
+        raise
+    except Exception as error:  # a codec raises what it likes
+        last = min(stop or store.count, store.count)
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedData(
+            f"{store.url}: pairs {start} to {last} cannot be read ({reason}); write the store again"
+        ) from error
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if values.ndim == 4 else values[:, None]

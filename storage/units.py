@@ -1,0 +1,58 @@
+"""Units of endpoints: one spelling for each, what it is worth in nJy, and which stretches fit it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import astropy.units as u
+
+
+def fits_unit(text: str) -> str:
+    """A unit as FITS headers have it: one spelling for each unit, whatever it was written as.
+
+    Raises
+    ------
+    ValueError
+        If astropy does not know it, or FITS cannot say it.
+    """
+    return _written(text, "fits")
+
+
+def vo_unit(text: str) -> str:
+    """A unit as VOTable and Parquet columns have it."""
+    return _written(text, "vounit")
+
+
+@functools.cache
+def squared_unit(text: str) -> str:
+    """The unit of a variance, as `fits_unit` writes it."""
+    return str((u.Unit(text) ** 2).to_string("fits"))
+
+
+@functools.cache
+def njy_per_unit(text: str) -> float | None:
+    """How many nJy one of the unit is; None where it is no flux density."""
+    unit = u.Unit(text)
+    return float(unit.to(u.nJy)) if unit.is_equivalent(u.nJy) else None
+
+
+@functools.cache
+def _written(text: str, form: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)  # VOUnit calls the angstrom deprecated
+        return str(u.Unit(text).to_string(form))
+
+
+def stretches_of(text: str) -> tuple[str, ...]:
+    """Stretches that fit a unit, the default first; none for logarithms."""
+    unit = u.Unit(text)
+    if isinstance(unit, u.function.FunctionUnitBase) or unit.is_equivalent(u.dex):
+        return ()
+    if unit.is_equivalent(u.rad) and unit != u.dimensionless_unscaled:
+        return ("axial", "asinh")
+    # a density per area or volume, of matter or of its particles
+    si = unit.si
+    powers = {str(base): power for base, power in zip(si.bases, si.powers, strict=True)}
+    dense = powers.get("m") in (-2, -3) and set(powers) <= {"m", "kg"} and powers.get("kg", 1) == 1
+    return ("log10", "asinh") if dense else ("asinh", "log10")
