@@ -1,12 +1,15 @@
 """The documentation site: `make docs` builds it into site/, without a network.
 
-Two directives put into the reference what the code says: every job's help, and the Parquet schemas.
+Three directives put into the reference what the code says: every job's help, what `import surveybridge` offers, and
+the Parquet schemas.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from docutils import nodes
@@ -15,6 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import surveybridge
 from surveybridge import __version__
 from surveybridge.jobs.registry import JOBS, help_of
 from surveybridge.storage import schema
@@ -40,6 +44,25 @@ class Commands(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+class Names(SphinxDirective):
+    """A section for each name that `import surveybridge` offers, with its signature and docstring."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [
+            line
+            for name in surveybridge.__all__
+            for line in (f"## {name}", "", "```text", *reference(getattr(surveybridge, name)), "```", "")
+        ]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+def reference(thing: Any) -> list[str]:
+    """Signature, a line for each argument, and docstring."""
+    arguments = [f"    {argument}," for argument in inspect.signature(thing).parameters.values()]
+    lines = [f"{thing.__name__}(", *(line.replace("'", "") for line in arguments), ")", ""]
+    return lines + inspect.getdoc(thing).splitlines()
+
+
 class Schema(SphinxDirective):
     """The columns of a schema of `storage.schema`, with units, UCDs and descriptions."""
 
@@ -62,4 +85,5 @@ def row(field: pa.Field) -> str:
 def setup(app: Sphinx) -> None:
     """Register the directives."""
     app.add_directive("commands", Commands)
+    app.add_directive("names", Names)
     app.add_directive("schema", Schema)

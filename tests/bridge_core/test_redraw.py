@@ -21,7 +21,7 @@ CORE = (64, 200, 64, 160)
 
 
 @pytest.fixture(scope="module", params=[TO_EUCLID, TO_LSST], ids=str)
-def tile(request):
+def tile(request) -> tuple[Model, Direction, Scene, Sampling]:
     torch.manual_seed(2)
     flux = 5 * torch.randn(len(request.param.observed.bands), 264, 224)
     valid = torch.ones(flux.shape, dtype=torch.bool)

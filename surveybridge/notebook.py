@@ -1,0 +1,478 @@
+"""What `import surveybridge as sb` offers for notebooks and scripts: stores, runs, catalogs, mosaics, translations.
+
+This stands above the libraries and composes them, as `surveybridge.jobs` does for the command line. Every function
+imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from astropy.io.fits import Header
+    from astropy.nddata import CCDData
+    from astropy.table import QTable
+    from astropy.units import UnitBase
+    from astropy.wcs import WCS
+    from numpy.typing import ArrayLike, NDArray
+
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction, Endpoint
+    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.storage.regions import Region
+    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.tiles import Tile, TileStore
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorMap:
+    """What a model says that one end would see: posterior mean and standard deviation of every pixel.
+
+    ``found["VIS"]`` is one band as an astropy `CCDData`, with unit, uncertainty, mask and WCS. The uncertainties of
+    neighbouring pixels are not independent: for the error of a sum over pixels draw samples
+    (``surveybridge export --cutout RA,DEC,ARCSEC --samples K``).
+
+    Parameters
+    ----------
+    mean, std : float32 [B, H, W]
+        In `unit`; NaN where nothing was observed.
+    coverage : float32 [H, W]
+        Share of observed input within the seeing, 0 to 1.
+    bands : tuple of str
+        In the order of the first axis.
+    unit : astropy unit
+        Of mean and std.
+    wcs : astropy.wcs.WCS or None
+        Of these pixels; None where arrays were translated, whose place on the sky is not known.
+    header : astropy.io.fits.Header
+        Marks the pixels as model-generated, and says what made them.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+    bands: tuple[str, ...]
+    unit: UnitBase
+    wcs: WCS | None
+    header: Header
+
+    def __getitem__(self, band: str) -> CCDData:
+        """One band as `CCDData` [H, W], masked where nothing was observed; KeyError if there is no such band."""
+        from astropy.nddata import CCDData, StdDevUncertainty
+
+        if band not in self.bands:
+            raise KeyError(f"no band {band!r}; there are {', '.join(self.bands)}")
+        plane = self.bands.index(band)
+        header = self.header.copy()
+        header["FILTER"] = (band, "band")
+        return CCDData(
+            self.mean[plane],
+            unit=self.unit,
+            uncertainty=StdDevUncertainty(self.std[plane]),
+            mask=self.coverage <= 0,
+            wcs=self.wcs,
+            meta=header,
+        )
+
+
+def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> TileStore:
+    """Open a tile store, which `surveybridge ingest` makes.
+
+    Parameters
+    ----------
+    url : str
+        Local path or URL.
+    storage_options : mapping, optional
+        Arguments of the fsspec filesystem, such as ``{"profile": "survey"}`` for s3.
+
+    Returns
+    -------
+    TileStore
+        ``manifest()`` is its table of tiles (Arrow), ``read_tile(tile_id)`` reads one.
+
+    Examples
+    --------
+    >>> import surveybridge as sb
+    >>> store = sb.open_store("tiles")
+    >>> store.manifest()["tile_id"].to_pylist()
+    ['t0000', 't0001', 't0002', 't0003']
+    >>> tile = store.read_tile("t0000")
+    >>> {name: image.bands for name, image in tile.images.items()}
+    {'lsst': ('g', 'r', 'i'), 'euclid': ('VIS',)}
+    """
+    from surveybridge.storage.tiles import TileStore
+
+    return TileStore.open(url, storage_options)
+
+
+def open_run(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> RunFolder:
+    """Open a run folder, which `surveybridge translate` writes.
+
+    Parameters
+    ----------
+    url : str
+        Local path or URL.
+    storage_options : mapping, optional
+        Arguments of the fsspec filesystem.
+
+    Returns
+    -------
+    RunFolder
+        ``run_json`` says what ran, ``ledger()`` has a row for each tile (Arrow), ``ok_tiles()`` names the finished
+        ones, ``read_tile_mosaic(tile_id)`` reads one.
+
+    Examples
+    --------
+    >>> import surveybridge as sb
+    >>> run = sb.open_run("runs/first")
+    >>> run.run_json["direction"], run.ok_tiles()
+    ('lsst->euclid', ['t0000', 't0001', 't0002', 't0003'])
+    """
+    from surveybridge.storage.runs import RunFolder
+
+    return RunFolder.open(url, storage_options)
+
+
+def read_catalog(
+    url: str | os.PathLike[str],
+    *,
+    cone: tuple[float, float, float] | None = None,
+    region: Region | None = None,
+    top: int | None = None,
+    columns: Sequence[str] | None = None,
+    sql: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> QTable:
+    """Read candidates of a run or of a published catalog, highest score first, with units.
+
+    Parameters
+    ----------
+    url : str
+        Run folder or published catalog, local path or URL.
+    cone : (ra, dec, radius), optional
+        ICRS degrees and arcsec, as numbers or quantities; adds the column `separation`.
+    region : Region, optional
+        Any other part of the sky: a `Box` or a `Coverage` (MOC) of `surveybridge.storage.regions`.
+    top : int, optional
+        At most so many rows.
+    columns : sequence of str, optional
+        Only these, in this order. Thumbnails are read where they are named here.
+    sql : str, optional
+        One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`, instead of all else. What it
+        returns has no units.
+    storage_options : mapping, optional
+        Arguments of the fsspec filesystem.
+
+    Returns
+    -------
+    QTable
+        Floats are quantities where the schema has a unit; descriptions and UCDs are in each column's `info`.
+
+    Raises
+    ------
+    StorageError
+        If `url` is neither run nor catalog, or the question is wrong.
+
+    Examples
+    --------
+    >>> import surveybridge as sb
+    >>> best = sb.read_catalog("runs/first", top=5)
+    >>> len(best), best["ra"].unit, best["flux_VIS"].to("uJy").unit
+    (5, Unit("deg"), Unit("uJy"))
+    >>> sb.read_catalog("runs/first", top=5, columns=["thumbnail_euclid"])["thumbnail_euclid"].shape
+    (5, 1, 64, 64)
+    """
+    from surveybridge.storage.astrotables import query_table
+
+    cone = None if cone is None else _degrees_and_arcsec(cone)
+    return query_table(
+        url, cone=cone, region=region, top=top, columns=columns, sql=sql, storage_options=storage_options
+    )
+
+
+def read_mosaic(
+    url: str | os.PathLike[str],
+    *,
+    cutout: tuple[float, float, float] | None = None,
+    region: tuple[int, int, int, int] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> PosteriorMap:
+    """Read the translated mosaic of a run, its tiles put side by side.
+
+    Parameters
+    ----------
+    url : str
+        Run folder, local path or URL.
+    cutout : (ra, dec, side), optional
+        A square on the sky: ICRS degrees of its centre and arcsec, as numbers or quantities.
+    region : (y0, y1, x0, x1), optional
+        Pixels of the run's global grid, half-open, instead of a cutout; the box around all finished tiles by default.
+    storage_options : mapping, optional
+        Arguments of the fsspec filesystem.
+
+    Returns
+    -------
+    PosteriorMap
+        NaN, with coverage 0, where no tile is finished.
+
+    Raises
+    ------
+    StorageError
+        If there is no such run, no tile of it is finished, or the result would be larger than 4 GiB.
+
+    Examples
+    --------
+    >>> import surveybridge as sb
+    >>> field = sb.read_mosaic("runs/first")
+    >>> field.bands, field.mean.shape, field.unit
+    (('VIS',), (1, 192, 192), Unit("nJy"))
+    >>> best = sb.read_catalog("runs/first", top=1)[0]
+    >>> image = sb.read_mosaic("runs/first", cutout=(best["ra"], best["dec"], 4.0))["VIS"]
+    >>> image.shape, image.uncertainty.uncertainty_type
+    ((40, 40), 'std')
+    """
+    from astropy.units import Unit
+
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.footprint import square
+    from surveybridge.storage.grids import celestial_wcs
+    from surveybridge.storage.runs import RunFolder
+
+    if cutout is not None and region is not None:
+        raise StorageError("a cutout and a region are given; give one of them")
+    run = RunFolder.open(url, storage_options)
+    tiles = run.ok_tiles()
+    if cutout is not None and tiles:
+        region = square(run.mosaic_headers(tiles[:1])[0], *_degrees_and_arcsec(cutout))
+    mosaic = run.read_mosaic(region, tiles=tiles)
+    return PosteriorMap(
+        mean=mosaic.mean,
+        std=mosaic.std,
+        coverage=mosaic.coverage,
+        bands=run.mosaic_headers(tiles[:1])[0].bands,
+        unit=Unit(mosaic.unit),
+        wcs=celestial_wcs(mosaic.wcs_header),
+        header=_header(run.run_json),
+    )
+
+
+def load_checkpoint(name_or_path: str | os.PathLike[str] | None = None) -> Model:
+    """Load a trained model: one that ships with the package, or one that `surveybridge train` wrote.
+
+    Parameters
+    ----------
+    name_or_path : str, optional
+        Name of a shipped checkpoint, or path of a card or of its weights; by default the shipped one for tiles.
+
+    Returns
+    -------
+    Model
+        ``card.problem`` says which ends it joins, their bands, units and pixel scales.
+
+    Raises
+    ------
+    BridgeError
+        If there is no such checkpoint, or it cannot be read.
+
+    Examples
+    --------
+    >>> import surveybridge as sb
+    >>> model = sb.load_checkpoint()
+    >>> for end in model.card.problem.endpoints:
+    ...     print(end.name, end.bands, end.unit, end.pixel_scale)
+    lsst ('g', 'r', 'i') nJy 0.1
+    euclid ('VIS',) nJy 0.1
+    """
+    import os
+
+    from surveybridge.bridge_core.checkpoint import load_checkpoint as load
+
+    return load(None if name_or_path is None else os.fspath(name_or_path))
+
+
+def translate(
+    model: Model,
+    observed: Tile | ArrayLike,
+    *,
+    to: str,
+    valid: ArrayLike | None = None,
+    samples: int = 8,
+    steps: int = 6,
+    seed: int = 0,
+) -> PosteriorMap:
+    """Translate a tile, or arrays of the observed end, as `surveybridge translate` does, in this process.
+
+    A tile gives the pixels that `surveybridge translate` with the same settings writes for it on the same processor.
+
+    Parameters
+    ----------
+    model : Model
+        From `load_checkpoint`; it stays as it is. The network runs on a GPU if torch sees one.
+    observed : Tile or array [B, H, W]
+        A tile of a store, whose core is translated, or the bands of the observed end on the model's pixels: a
+        `Quantity`, or numbers in the end's unit. NaN is no data; [H, W] will do for an end of one band.
+    to : str
+        The end that is wanted.
+    valid : bool array, optional
+        Usable pixels, [B, H, W] or what broadcasts to it; only with arrays (a tile has its own mask).
+    samples : int
+        Posterior samples, at least 2.
+    steps : int
+        Network evaluations for each sample.
+    seed : int
+        Key of the noise.
+
+    Returns
+    -------
+    PosteriorMap
+        Of the tile's core, or of all of the arrays; without a WCS for arrays, whose coverage is that of the pixel
+        alone.
+
+    Raises
+    ------
+    BridgeError
+        If the model is not for tiles, does not go to that end, or was trained on other bands, units or pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import surveybridge as sb
+    >>> model, tile = sb.load_checkpoint(), sb.open_store("tiles").read_tile("t0000")
+    >>> euclid = sb.translate(model, tile, to="euclid", samples=2, steps=2)
+    >>> euclid.mean.shape, euclid.unit, euclid["VIS"].wcs.wcs.ctype[0]
+    ((1, 96, 96), Unit("nJy"), 'RA---TAN')
+
+    Arrays need no store:
+
+    >>> gri = np.random.default_rng(1).normal(0.0, 0.4, (3, 64, 64))
+    >>> found = sb.translate(model, gri, to="euclid", samples=2, steps=2)
+    >>> found.mean.shape, found.bands
+    ((1, 64, 64), ('VIS',))
+    """
+    import copy
+    from dataclasses import replace
+
+    import torch
+    from astropy.units import Unit
+
+    from surveybridge import __version__
+    from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
+    from surveybridge.bridge_core.translate import translate_tile
+    from surveybridge.storage.grids import celestial_wcs
+    from surveybridge.storage.tiles import Tile, core_header
+
+    card, direction = model.card, model.card.problem.to(to)
+    if card.grid != "mosaic":
+        raise BridgeError(
+            f"checkpoint {card.name} is for the {card.grid} grid, where each end has its own pixels; choose a mosaic "
+            "checkpoint"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = Sampling(samples=samples, steps=steps, seed=seed, batch=DEFAULT_BATCH[device.type])
+    if isinstance(observed, Tile):
+        if valid is not None:
+            raise BridgeError(f"tile {observed.tile_id} has a mask of its own; give valid with arrays only")
+        scene, wcs = _scene_of_tile(model, observed, direction, device), celestial_wcs(core_header(observed))
+    else:
+        scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None
+    # On a copy, since weights that are rounded to bfloat16 stay so.
+    moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
+    posterior = translate_tile(moved, direction, scene, how)
+    made_by = {
+        "code_version": __version__,
+        "direction": str(direction),
+        "model": card.name,
+        "checkpoint_sha256": model.sha256,
+        "samples": samples,
+        "steps": steps,
+        "seed": seed,
+        "precision": how.precision,
+    }
+    return PosteriorMap(
+        mean=posterior.mean.numpy(),
+        std=posterior.std.numpy(),
+        coverage=posterior.coverage.numpy(),
+        bands=direction.wanted.bands,
+        unit=Unit(direction.wanted.unit),
+        wcs=wcs,
+        header=_header(made_by),
+    )
+
+
+def _degrees_and_arcsec(place: tuple[Any, Any, Any]) -> tuple[float, float, float]:
+    """Right ascension and declination in degrees and an angle in arcsec, given as numbers or as quantities."""
+    from astropy.units import Quantity
+
+    ra, dec, size = (float(Quantity(v, unit).value) for v, unit in zip(place, ("deg", "deg", "arcsec"), strict=True))
+    return ra, dec, size
+
+
+def _header(made_by: Mapping[str, Any]) -> Header:
+    """FITS cards that mark pixels as model-generated and say what made them; `made_by` is named as in run.json."""
+    from astropy.io.fits import Card, Header
+
+    from surveybridge.storage.fits_mosaics import provenance_cards
+
+    return Header([Card(*facts) for facts in provenance_cards(made_by)])
+
+
+def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) -> Scene:
+    """The observed end of a tile; refused where it is not there or not what the model was trained on."""
+    from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.jobs.translating.scene import check_tile, scene_of
+
+    name = direction.observed.name
+    if name not in tile.images:
+        raise BridgeError(
+            f"tile {tile.tile_id} has {', '.join(tile.images)} but no {name}, which {direction} needs; choose another"
+        )
+    check_tile(model, tile)
+    return scene_of(tile, name, device)
+
+
+def _scene_of_arrays(end: Endpoint, observed: ArrayLike, valid: ArrayLike | None, device: Any) -> Scene:
+    """Arrays of an end, all of them wanted; refused where their shapes or unit do not fit."""
+    import numpy as np
+    import torch
+    from astropy.units import Quantity, UnitConversionError
+
+    from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.bridge_core.translate import Scene
+
+    try:
+        numbers = observed.to_value(end.unit) if isinstance(observed, Quantity) else observed
+    except UnitConversionError as error:
+        raise BridgeError(f"{end.name} is in {observed.unit} but the model takes {end.unit}; convert it") from error
+    values = np.ma.asarray(numbers).astype(np.float32).filled(np.nan)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or len(values) != len(end.bands):
+        raise BridgeError(
+            f"{end.name} is {values.shape} but the model takes {len(end.bands)} band(s), {','.join(end.bands)}; give "
+            f"[{len(end.bands)}, height, width]"
+        )
+    usable = np.isfinite(values)
+    if valid is not None:
+        try:
+            usable &= np.asarray(valid, bool)
+        except ValueError as error:
+            raise BridgeError(
+                f"valid is {np.shape(valid)} but {end.name} {values.shape}; give one of the same shape"
+            ) from error
+    if not usable.all(0).any():
+        raise BridgeError(
+            f"{end.name}: 0 of {usable[0].size} pixels are usable in all of {','.join(end.bands)}; give some"
+        )
+    height, width = values.shape[1:]
+    return Scene(
+        torch.from_numpy(values).to(device),
+        torch.from_numpy(usable).to(device),
+        origin=(0, 0),
+        core=(0, height, 0, width),
+        psf_fwhm=1.0,
+    )
