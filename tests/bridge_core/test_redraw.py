@@ -21,7 +21,7 @@ CORE = (64, 200, 64, 160)
 
 
 @pytest.fixture(scope="module", params=[TO_EUCLID, TO_LSST], ids=str)
-def tile(request) -> tuple[Model, Direction, Scene, Sampling]:
+def tile(request):
     torch.manual_seed(2)
     flux = 5 * torch.randn(len(request.param.observed.bands), 264, 224)
     valid = torch.ones(flux.shape, dtype=torch.bool)
@@ -29,10 +29,15 @@ def tile(request) -> tuple[Model, Direction, Scene, Sampling]:
     return random_model(), request.param, Scene(flux, valid, ORIGIN, CORE, 5.0), HOW
 
 
+def redraw(tile, region):
+    model, direction, scene, how = tile
+    return redraw_tile(model, direction, scene, how, region)
+
+
 def test_moments_of_the_samples_are_the_translation_to_the_bit(tile):
     whole = translate_tile(*tile)
     assert whole.windows > HOW.group and whole.windows % HOW.group
-    posterior, samples = redraw_tile(*tile, CORE)
+    posterior, samples = redraw(tile, CORE)
     for name in ("mean", "std", "coverage"):
         assert torch.equal(getattr(posterior, name).nan_to_num(-1), getattr(whole, name).nan_to_num(-1)), name
     assert samples.shape == (HOW.samples, *whole.mean.shape)
@@ -45,8 +50,8 @@ def test_moments_of_the_samples_are_the_translation_to_the_bit(tile):
 
 @pytest.mark.parametrize("region", [(64, 65, 64, 65), (95, 130, 100, 140), (150, 200, 120, 160)])
 def test_a_part_is_cut_from_the_whole_bit_for_bit(tile, region):
-    whole, everything = redraw_tile(*tile, CORE)
-    part, samples = redraw_tile(*tile, region)
+    whole, everything = redraw(tile, CORE)
+    part, samples = redraw(tile, region)
     there = (slice(region[0] - CORE[0], region[1] - CORE[0]), slice(region[2] - CORE[2], region[3] - CORE[2]))
     assert torch.equal(samples.nan_to_num(-1), everything[:, :, *there].nan_to_num(-1))
     assert torch.equal(part.mean.nan_to_num(-1), whole.mean[:, *there].nan_to_num(-1))
@@ -61,7 +66,7 @@ def test_batches_without_a_window_of_the_region_are_left_out(tile, monkeypatch):
         return sample(model, conditions, *arguments, **named)
 
     monkeypatch.setattr(core, "sample", count)
-    posterior, _ = redraw_tile(*tile, (150, 151, 150, 151))
+    posterior, _ = redraw(tile, (150, 151, 150, 151))
     assert 0 < posterior.windows <= 4
     # a window's 3 samples lie in at most 2 batches of 4, which may begin with its neighbour's
     assert 0 < sum(rows) <= 2 * HOW.batch * posterior.windows
@@ -80,6 +85,6 @@ def test_a_region_that_nobody_observed_is_nan(tile):
 
 def test_another_seed_is_another_sample(tile):
     region = (150, 160, 150, 160)
-    _, one = redraw_tile(*tile, region)
-    _, other = redraw_tile(*tile[:3], replace(HOW, seed=6), region)
+    _, one = redraw(tile, region)
+    _, other = redraw((*tile[:3], replace(HOW, seed=6)), region)
     assert not torch.allclose(one, other, atol=1e-2)

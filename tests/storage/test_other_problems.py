@@ -16,9 +16,10 @@ from surveybridge.storage.fits_images import read_image
 from surveybridge.storage.fits_mosaics import about, mosaic_hdus
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.ingest import ingest_field, read_field
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.problems import default_problem, endpoint
 from surveybridge.storage.publishing import publish
-from surveybridge.storage.query import query
+from surveybridge.storage.query import query, select
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import (
     candidates_schema,
@@ -233,8 +234,9 @@ def other_run(folder, table, *, name="run", tiles=("a", "b"), direction=None, se
         mean, std, coverage = make_planes((100, 130), seed=place)
         mean, std = (np.repeat(plane[:1], len(wanted["bands"]), axis=0) for plane in (mean, std))
         corner = (0, 130 * place)
+        bands = tuple(wanted["bands"])
         run.write_mosaic(
-            tile, make_header(*corner), wanted["bands"], mean, std, coverage, corner, "grid", wanted["unit"]
+            TileMosaic(tile, make_header(*corner), bands, mean, std, coverage, corner, "grid", wanted["unit"])
         )
         if run.maps_only:
             run.write_candidates(tile, pa.table({}))
@@ -312,12 +314,12 @@ def test_a_run_of_another_problem_is_compacted_queried_and_read_with_units(tmp_p
     after = RunFolder.open(run.url)
     assert query(after.url).equals(before)
     assert after.read_candidates("a").num_rows == 2
-    found = query(run.url, sql="SELECT flux_rubin_y, flux_euclid_Y, thumbnail_rubin FROM candidates ORDER BY rank")
+    found = select(run.url, "SELECT flux_rubin_y, flux_euclid_Y, thumbnail_rubin FROM candidates ORDER BY rank")
     assert found.column_names == ["flux_rubin_y", "flux_euclid_Y", "thumbnail_rubin"]
     table = query_table(run.url, columns=["flux_rubin_y", "flux_VIS", "thumbnail_euclid"])
     assert (table["flux_rubin_y"].unit, table["flux_VIS"].unit) == (u.uJy, u.nJy)
     assert table["thumbnail_euclid"].shape == (4, 4, 64, 64)
-    cells = query(run.url, sql="SELECT tile_id, mean FROM mosaics")
+    cells = select(run.url, "SELECT tile_id, mean FROM mosaics")
     assert cells.num_rows == 2 * 2 * 3
 
 
@@ -357,7 +359,7 @@ def test_a_run_that_makes_maps_only_has_mosaics_and_no_candidates(tmp_path):
     assert run.ok_tiles() == ["a", "b"] and run.read_mosaic().unit == "cm-3"
     for ask in (
         lambda: query(run.url),
-        lambda: query(run.url, sql="SELECT 1"),
+        lambda: select(run.url, "SELECT 1"),
         lambda: run.read_candidates("a"),
         lambda: publish([run.url], str(tmp_path / "catalog")),
     ):
