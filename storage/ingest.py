@@ -271,10 +271,9 @@ def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
             for part in parts
             for key, note in part.provenance.items()
         },
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts])[order]
-            for name in ("flux", "variance", "mask")
-        },
+        flux=np.concatenate([part.flux for part in parts])[order],
+        variance=np.concatenate([part.variance for part in parts])[order],
+        mask=np.concatenate([part.mask for part in parts])[order],
     )
 
 

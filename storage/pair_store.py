@@ -53,7 +53,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
             names = [str(name) for name in stated] if isinstance(stated, list) else []
             if len(set(names)) != 2:
                 raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
-        arrays = {name: group[name] for name in names}
+        members = {name: group[name] for name in names}
     except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(error, StorageError):
             raise
@@ -61,8 +61,9 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
             f"{url}: not a pair store ({error}); it needs arrays {', '.join(names)} and the attribute bands"
         ) from error
     first, second = names
-    shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in arrays.values()]
-    wrong = not all(isinstance(array, zarr.Array) for array in arrays.values()) or shapes[0][:1] != shapes[1][:1]
+    shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in members.values()]
+    arrays = {name: array for name, array in members.items() if isinstance(array, zarr.Array)}
+    wrong = len(arrays) < 2 or shapes[0][:1] != shapes[1][:1]
     if stated is None and (wrong or [len(s) for s in shapes] != [4, 3] or shapes[0][-1] != 3):
         raise StorageError(
             f"{url}: {first} is {shapes[0]} and {second} {shapes[1]}; a pair store has [N, H, W, 3] gri and "

@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surveybridge.jobs.drawing.rendering import VIEWS
+from surveybridge.jobs.drawing.rendering import views
 from surveybridge.jobs.vet import Config, open_session
 from surveybridge.storage.grades import latest_grades, read_grades
+from surveybridge.storage.problems import default_problem
+from surveybridge.storage.query import query
 from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
+from tests.storage.problem_files import problem
+from tests.storage.test_other_problems import other_run
+
+VIEWS = len(views(default_problem()))
 
 DRAWN = "#mosaic[aria-busy=false]"
 """There once all cards are."""
@@ -97,7 +103,7 @@ def counting(run: Any) -> dict[tuple[str, str], str | None]:
 
 
 def contrast(images: Any) -> np.ndarray:
-    return np.array(images.evaluate_all(CONTRAST, len(VIEWS)))
+    return np.array(images.evaluate_all(CONTRAST, VIEWS))
 
 
 def shown_names(page: Any) -> list[str]:
@@ -116,10 +122,10 @@ def test_pictures_are_there_and_not_blank_on_laptop_and_phone(run, opened):
             page.wait_for_load_state("networkidle")
             page.locator(".card img").evaluate_all("all => Promise.all(all.map(image => image.decode()))")
             shown = contrast(page.locator(".card img.v0"))
-            assert shown.shape == (60, len(VIEWS)) and shown.min() > 5
+            assert shown.shape == (60, VIEWS) and shown.min() > 5
             page.keyboard.press("Enter")
             page.wait_for_load_state("networkidle")
-            assert page.locator("#single img").count() == len(VIEWS)
+            assert page.locator("#single img").count() == VIEWS
             assert contrast(page.locator("#single img")).min() > 5
             assert page.evaluate("() => document.documentElement.scrollWidth") <= viewport["width"]
             assert (
@@ -337,3 +343,26 @@ def foreign_server(document: str) -> Iterator[str]:
         yield f"http://localhost:{server.server_address[1]}/"
         server.shutdown()
         thread.join()
+
+
+def test_the_page_speaks_of_the_endpoints_and_bands_of_the_problem(tmp_path, opened):
+    run = other_run(tmp_path, problem(tmp_path, "rubin-euclid"))
+    with in_thread(open_session(Config(run=run.url), "ann")) as url:
+        page = opened(url)
+        assert page.locator("select[name=pictures] option").all_text_contents() == [
+            "four",
+            "rubin and euclid",
+            "euclid",
+        ]
+        assert page.locator("option[value=brightest]").text_content() == "brightest in VIS first"
+        assert page.locator("#signal-in").text_content() == "S/N in VIS"
+        page.keyboard.press("Enter")
+        captions = page.locator("#single figcaption").all_text_contents()
+        assert captions[:2] == ["rubin ugrizy", "euclid VIS,Y,J,H"]
+        facts = dict(zip(page.locator("dt").all_text_contents(), page.locator("dd").all_text_contents(), strict=True))
+        row = query(run.url, top=1).to_pylist()[0]
+        wanted = " ".join(f"{23.9 - 2.5 * np.log10(row[f'flux_{band}']):.2f}" for band in (*"ugriz", "rubin_y"))
+        assert facts["u g r i z y"] == wanted
+        page.keyboard.press("Escape")
+        page.select_option("select[name=pictures]", "two")
+        assert page.locator(".card").first.locator("img").count() == 2

@@ -56,7 +56,7 @@ def test_mosaic_grid_is_the_central_half_with_the_same_flux(store):
 
 def test_noise_is_scaled_by_pixel_area(store):
     noise = read_pairs(store, "mosaic").noise
-    assert noise["lsst"] | noise["euclid"] == pytest.approx(SIGMA)
+    assert {**noise["lsst"], **noise["euclid"]} == pytest.approx(SIGMA)
 
 
 def test_a_range_holds_its_pairs_and_tells_how_many_there_are(store):
