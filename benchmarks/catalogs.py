@@ -26,7 +26,8 @@ from benchmarks.high_water import high_water
 from surveybridge.storage.catalogs import Catalog
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.publishing import publish
-from surveybridge.storage.query import query
+from surveybridge.storage.query import query, select
+from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder, candidates_path
 from surveybridge.storage.schema import CATALOG, conform
 from surveybridge.storage.sky import healpix_29
@@ -109,10 +110,10 @@ def ask(catalog: str) -> dict[str, Any]:
     table = f"{Catalog.open(catalog).table_url}/dataset/**/*.parquet"
     questions: dict[str, Callable[[], Any]] = {
         "top_100": lambda: query(catalog, top=100, thumbnails=False),
-        "cone_30arcsec": lambda: query(catalog, cone=(0.0, 0.0, 30.0), thumbnails=False),
-        "cone_5arcmin": lambda: query(catalog, cone=(0.4, 0.3, 300.0), thumbnails=False),
-        "sql_count": lambda: query(catalog, sql="SELECT count(*) FROM candidates WHERE flux_VIS > 20"),
-        "sql_top_100": lambda: query(catalog, sql="SELECT * FROM candidates ORDER BY rank LIMIT 100"),
+        "cone_30arcsec": lambda: query(catalog, Cone(0.0, 0.0, 30.0), thumbnails=False),
+        "cone_5arcmin": lambda: query(catalog, Cone(0.4, 0.3, 300.0), thumbnails=False),
+        "sql_count": lambda: select(catalog, "SELECT count(*) FROM candidates WHERE flux_VIS > 20"),
+        "sql_top_100": lambda: select(catalog, "SELECT * FROM candidates ORDER BY rank LIMIT 100"),
         "duckdb_top_100": lambda: duckdb.execute(f"SELECT * FROM '{table}' ORDER BY rank LIMIT 100").fetchall(),
     }
     measured = {}

@@ -212,6 +212,7 @@ class FirstTile:
 def zeros(tile_id: str, tile: Any) -> Any:
     """Return a translation without light and without objects."""
     from surveybridge.jobs.translating.stages import Translation
+    from surveybridge.storage.mosaics import TileMosaic
     from surveybridge.storage.schema import CANDIDATES
     from surveybridge.storage.tiles import tile_content
 
@@ -220,14 +221,16 @@ def zeros(tile_id: str, tile: Any) -> Any:
     return Translation(
         tile_id=tile_id,
         content=tile_content(tile),
-        wcs_header=next(iter(tile.images.values())).wcs_header,  # without a halo the core is the tile
-        bands=("VIS",),
-        unit="nJy",
-        core_origin=tile.core_origin,
-        grid_id=tile.grid_id,
-        mean=nothing,
-        std=nothing,
-        coverage=nothing[0],
+        mosaic=TileMosaic(
+            tile_id=tile_id,
+            wcs_header=next(iter(tile.images.values())).wcs_header,  # without a halo the core is the tile
+            bands=("VIS",),
+            mean=nothing,
+            std=nothing,
+            coverage=nothing[0],
+            core_origin=tile.core_origin,
+            grid_id=tile.grid_id,
+        ),
         windows=1,
         candidates=CANDIDATES.empty_table(),
         seconds_score=0.0,

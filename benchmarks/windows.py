@@ -25,7 +25,7 @@ from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
-from surveybridge.bridge_core.translate import Posterior, translate_tile
+from surveybridge.bridge_core.translate import Posterior, look, translate_tile, window_moments
 from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.tiles import Tile, TileStore
 
@@ -116,9 +116,17 @@ def halo(tile: Tile) -> int:
 def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, samples: int) -> Posterior:
     """Return the posterior over the tile's core; a grid of one window is laid onto the tile itself."""
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
-    one = grid.size >= max(tile.shape)
     how = Sampling(samples=samples, patches=grid)
-    return translate_tile(model, direction, scene, how, corners=[tile.origin] if one else None)
+    if grid.size < max(tile.shape):
+        return translate_tile(model, direction, scene, how)
+    # nothing to blend: a tile's corner lies on no grid of windows
+    seen = look(model, direction, scene, how, [tile.origin])
+    y0, y1, x0, x1 = tile.core
+    mean, variance = (
+        moment[0, :, y0:y1, x0:x1] for moment in window_moments(model, direction, seen.x1, seen.live, tile.origin, how)
+    )
+    summary = direction.wanted.fitted.summary(mean, variance.sqrt(), direction.wanted.bands)
+    return Posterior.of(*summary, seen.coverage, len(seen.live))
 
 
 def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:

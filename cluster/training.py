@@ -88,6 +88,26 @@ class Session:
             )
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Workers of a training.
+
+    Parameters
+    ----------
+    workers
+        Smallest and largest number. If they differ, there are as many as the cluster has room for, which is checked
+        once a minute and after a failure; a change costs the steps since the last checkpoint.
+    cpus
+        Of each.
+    gpu
+        Whether each has one.
+    """
+
+    workers: tuple[int, int] = (1, 1)
+    cpus: float = 1
+    gpu: bool = False
+
+
 def fit(
     loop: Callable[[Session, dict[str, Any]], None],
     config: dict[str, Any],
@@ -95,9 +115,7 @@ def fit(
     storage_path: str,
     name: str,
     filesystem: AbstractFileSystem | None = None,
-    workers: tuple[int, int] = (1, 1),
-    cpus_per_worker: float = 1,
-    use_gpu: bool = False,
+    scaling: Scaling = Scaling(),
     max_failures: int = 3,
 ) -> Checkpoint | None:
     """Run `loop` on Ray Train and return its last checkpoint, to be opened with ``as_directory()``.
@@ -113,26 +131,26 @@ def fit(
         Place of the checkpoints. A run of the same name resumes from its last one; a finished run trains no more.
     filesystem
         fsspec filesystem on which `storage_path` is a path; by default that of this machine.
-    workers
-        Smallest and largest number of workers. If they differ, there are as many as the cluster has room for, which is
-        checked once a minute and after a failure; a change costs the steps since the last checkpoint.
+    scaling
+        How many workers, and what each has.
     max_failures
         Number of restarts of the workers before the run fails.
     """
 
     def worker(worker_config: dict[str, Any]) -> None:
         context = ray.train.get_context()
-        torch.set_num_threads(max(1, int(cpus_per_worker)))
+        torch.set_num_threads(max(1, int(scaling.cpus)))
         loop(Session(context.get_world_rank(), context.get_world_size(), get_device()), worker_config)
 
-    count: Any = workers if workers[0] < workers[1] else workers[0]  # a pair is elastic
+    fewest, most = scaling.workers
+    count: Any = scaling.workers if fewest < most else fewest  # a pair is elastic
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=count,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=scaling.gpu,
+            resources_per_worker={"CPU": scaling.cpus, **({"GPU": 1} if scaling.gpu else {})},
         ),
         run_config=RunConfig(
             storage_path=storage_path,

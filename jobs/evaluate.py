@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surveybridge import __version__
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

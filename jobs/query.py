@@ -66,7 +66,7 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Give what was found; 0 also if that is nothing."""
-    from surveybridge.storage.query import query
+    from surveybridge.storage.query import query, select
 
     kind = _kind(config)
     region, targets = _region(config), _targets(config)
@@ -75,17 +75,11 @@ def run(config: Config) -> int:
             "--sql is given with --cone, --top or another question; put them into the SQL (WHERE, LIMIT)"
         )
     cut = kind == "table" and (config.sql, region, targets, config.top) == (None, None, None, None)
-    found = query(
-        config.run,
-        None,
-        SCREENFUL if cut else config.top,
-        config.sql,
-        region=region,
-        targets=targets,
-        columns=config.columns,
-        thumbnails=False,
-        grades=config.sql is None,
-    )
+    if config.sql is not None:
+        found = select(config.run, config.sql)
+    else:
+        top = SCREENFUL if cut else config.top
+        found = query(config.run, region, top, targets=targets, columns=config.columns, thumbnails=False, grades=True)
     if kind != "table":
         _give(found, kind, config.out)
         return 0

@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from surveybridge import __version__
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.version import __version__
 
 log = logging.getLogger(__name__)
 

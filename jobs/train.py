@@ -85,7 +85,7 @@ def run(config: Config) -> int:
     from surveybridge.bridge_core.network import UNet
     from surveybridge.bridge_core.training import TrainState
     from surveybridge.cluster.connect import start_ray, stop_ray
-    from surveybridge.cluster.training import fit
+    from surveybridge.cluster.training import Scaling, fit
     from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
@@ -118,9 +118,7 @@ def run(config: Config) -> int:
             storage_path=out.path("ray"),
             filesystem=None if out.is_local else out.filesystem,
             name=name,
-            workers=workers,
-            cpus_per_worker=config.threads,
-            use_gpu=torch.cuda.is_available(),
+            scaling=Scaling(workers, config.threads, torch.cuda.is_available()),
         )
         if checkpoint is None:
             raise RuntimeError(f"training left no checkpoint under {out.file_url('ray', name)}")

@@ -25,11 +25,9 @@ REGION_ARCSEC = 1.0
 def query_table(run_url: str | os.PathLike[str], *arguments: Any, **options: Any) -> QTable:
     """As `storage.query.query`, but an astropy table with units, without thumbnails unless they are asked for.
 
-    What `sql` selects has no units, since it may have been calculated.
-
     Examples
     --------
-    >>> table = query_table("s3://sky/catalog", cone=(53.1, -28.0, 30.0))
+    >>> table = query_table("s3://sky/catalog", Cone(53.1, -28.0, 30.0))
     >>> table["flux_VIS"].to("uJy")
     """
     return to_qtable(query(run_url, *arguments, **{"thumbnails": False, **options}))

@@ -16,6 +16,7 @@ import hashlib
 import re
 import unicodedata
 import uuid
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +39,15 @@ COMPACT_FROM = 256
 """So many single files of a grader are worth a segment."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a grader saw: the candidate's rank, and the model and the run that it is of."""
+
+    rank: int | None = None
+    model_id: str | None = None
+    run_id: str | None = None
+
+
 def write_grade(
     run: RunFolder,
     grader: str,
@@ -47,9 +57,7 @@ def write_grade(
     *,
     entry: str | None = None,
     graded_at: datetime.datetime | None = None,
-    rank: int | None = None,
-    model_id: str | None = None,
-    run_id: str | None = None,
+    seen: Seen = Seen(),
 ) -> pa.Table:
     """Add one entry to the run; it is on disk when this returns.
 
@@ -69,7 +77,7 @@ def write_grade(
         Name of this act among the grader's, letters and digits: once more, it adds nothing. Default a new one.
     graded_at : datetime, optional
         With time zone; default now.
-    rank, model_id, run_id : optional
+    seen : Seen, optional
         What the grader saw.
 
     Returns
@@ -94,9 +102,7 @@ def write_grade(
         "grade": grade,
         "comment": comment or None,
         "graded_at": graded_at or datetime.datetime.now(datetime.UTC),
-        "rank": rank,
-        "model_id": model_id,
-        "run_id": run_id,
+        **asdict(seen),
     }
     table = table_from_rows([row], GRADES, f"grade of {object_id}")
     run.folder.put(parquet_bytes(table), f"{grader_folder(grader)}/{row['entry']}.parquet")

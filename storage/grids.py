@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from astropy.coordinates import SkyCoord
@@ -13,10 +13,12 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from numpy.typing import NDArray
-from scipy.interpolate import RectBivariateSpline
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.spline import noise_covariance
+
+if TYPE_CHECKING:
+    from scipy.interpolate import RectBivariateSpline
 
 
 def celestial_wcs(header: Header | str, where: str = "image") -> WCS:
@@ -130,6 +132,8 @@ class GridMapping:
     @classmethod
     def between(cls, output_header: str, shape: tuple[int, int], input_header: str, spacing: int = 64) -> GridMapping:
         """Map the grid of `output_header` into that of `input_header`, exact every `spacing` pixels."""
+        from scipy.interpolate import RectBivariateSpline  # half a second, which those who read tiles do without
+
         nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
         y, x = np.meshgrid(nodes_y, nodes_x, indexing="ij")
         y, x = pixel_to_pixel(celestial_wcs(output_header), celestial_wcs(input_header), y, x)

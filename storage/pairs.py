@@ -330,13 +330,21 @@ def _agreed(store: _Store, problem: ProblemTable) -> ProblemTable:
                 f"{store.url}: {name} has {count} planes but problem {problem['name']} gives it {len(end['bands'])} "
                 f"bands ({','.join(end['bands'])}); give pairs of that problem"
             )
-        unit = fits_unit(str(units.get(name, "nJy"))) if isinstance(units, Mapping) else "nJy"
+        unit = _spelt(store, units.get(name, "nJy") if isinstance(units, Mapping) else "nJy")
         if unit != end["unit"]:
             raise StorageError(
                 f"{store.url}: {name} is in {unit} but problem {problem['name']} has it in {end['unit']}; convert the "
                 f"stamps, or state units.{name}"
             )
     return problem
+
+
+def _spelt(store: _Store, unit: Any) -> str:
+    try:
+        return fits_unit(str(unit))
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise StorageError(f"{store.url}: unit {unit!r} cannot be used ({said}); give one as FITS has it") from error
 
 
 def _numbers(store: _Store, end: EndpointTable, band: str) -> dict[str, float]:

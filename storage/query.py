@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from surveybridge.storage.crossmatch import Targets, match
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.regions import Cone, Region
+from surveybridge.storage.regions import Region
 from surveybridge.storage.runs import READ_TRIES
 from surveybridge.storage.schema import thumbnail_names
 from surveybridge.storage.views import TABLES, Views, connect, open_views
@@ -30,11 +30,9 @@ GRADES_COLUMN = pa.field(
 
 def query(
     run_url: str | os.PathLike[str],
-    cone: tuple[float, float, float] | None = None,
-    top: int | None = None,
-    sql: str | None = None,
-    *,
     region: Region | None = None,
+    top: int | None = None,
+    *,
     targets: Targets | None = None,
     columns: Sequence[str] | None = None,
     thumbnails: bool = True,
@@ -47,23 +45,17 @@ def query(
     ----------
     run_url : str
         Run folder or catalog, local or s3://.
-    cone : (ra, dec, radius), optional
-        ICRS degrees and arcsec; adds the column `separation`, arcsec.
+    region : Region, optional
+        Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`, which adds the column `separation`, arcsec.
     top : int, optional
         At most so many rows.
-    sql : str, optional
-        One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`, instead of all else. It sees
-        nothing else: no files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the
-        SQL names.
-    region : Region, optional
-        Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`.
     targets : Targets, optional
         Only what lies near one of these; adds `match_separation`, arcsec, and their columns as `match_...`.
     columns : sequence of str, optional
         Return these only, in this order.
     thumbnails : bool
-        Also return the thumbnails of the rows found (never part of the search; `sql` returns what it selects, and
-        `columns` what it names). Those of a catalog are read from its runs.
+        Also return the thumbnails of the rows found (never part of the search; `columns` returns what it names). Those
+        of a catalog are read from its runs.
     grades : bool
         Also the column `grades`, what each grader thinks ("A Ada; X Bob"), if anybody has graded. `columns` may name
         it, and then it is there in any case.
@@ -79,31 +71,51 @@ def query(
     Raises
     ------
     StorageError
-        If `run_url` is neither run nor catalog, or a run that makes maps only, the cone is not one, a column is not
-        known, or the SQL is wrong.
+        If `run_url` is neither run nor catalog, or a run that makes maps only, or a column is not known.
     """
-    if sql is not None and any(asked is not None for asked in (cone, top, region, targets, columns)):
-        raise StorageError(
-            "--sql was given with --cone or --top, or another question; put them into the SQL (WHERE, LIMIT)"
-        )
     if top is not None and not 0 <= top <= MOST_ROWS:
         raise StorageError(f"top {top} lies outside 0..{MOST_ROWS}; give a number of rows, or none for all")
     twice = _twice(columns or ())
     if twice:
         raise StorageError(f"column(s) {', '.join(twice)} are named twice; name each once")
-    if cone is not None:
-        if region is not None:
-            raise StorageError("a cone and another region are given; give one of them")
-        region = Cone(*cone)
+
+    def ask(views: Views) -> pa.Table:
+        found = _search(views, region, targets, top, columns)
+        if grades or GRADES_COLUMN.name in (columns or ()):
+            found = _with_grades(found, views.grades(), always=columns is not None)
+        return _chosen(views, found, columns, thumbnails)
+
+    return _answer(run_url, storage_options, ask)
+
+
+def select(run_url: str | os.PathLike[str], sql: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
+    """What SQL selects from a run or a published catalog.
+
+    Parameters
+    ----------
+    run_url : str
+        Run folder or catalog, local or s3://.
+    sql : str
+        One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`. It sees nothing else: no
+        files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the SQL names.
+    storage_options : mapping, optional
+        Arguments of the fsspec filesystem.
+
+    Raises
+    ------
+    StorageError
+        If `run_url` is neither run nor catalog, or the SQL is wrong.
+    """
+    return _answer(run_url, storage_options, lambda views: _select(views, sql))
+
+
+def _answer(
+    run_url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, ask: Callable[[Views], pa.Table]
+) -> pa.Table:
     for left in reversed(range(READ_TRIES)):
         views = open_views(run_url, storage_options)
         try:
-            if sql is not None:
-                return _select(views, sql)
-            found = _search(views, region, targets, top, columns)
-            if grades or GRADES_COLUMN.name in (columns or ()):
-                found = _with_grades(found, views.grades(), always=columns is not None)
-            return _chosen(views, found, columns, thumbnails)
+            return ask(views)
         except Exception:
             # Files may go while this reads, and then others hold the same rows.
             if not left or not views.outdated():

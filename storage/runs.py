@@ -23,10 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
 
 from surveybridge.storage import compaction, mosaics, segments
 from surveybridge.storage.errors import StorageError
@@ -179,32 +177,10 @@ class RunFolder:
             )
         return cls(folder, existing)
 
-    def write_mosaic(
-        self,
-        tile_id: str,
-        wcs_header: str,
-        bands: Sequence[str],
-        mean: ArrayLike,
-        std: ArrayLike,
-        coverage: ArrayLike,
-        core_origin: tuple[int, int],
-        grid_id: str,
-        unit: str = "nJy",
-    ) -> None:
-        """Write a tile's mosaic; the arguments are the fields of `mosaics.TileMosaic` (the core only)."""
-        mosaic = mosaics.TileMosaic(
-            tile_id=tile_id,
-            wcs_header=wcs_header,
-            bands=tuple(bands),
-            mean=np.asarray(mean, np.float32),
-            std=np.asarray(std, np.float32),
-            coverage=np.asarray(coverage, np.float32),
-            core_origin=(int(core_origin[0]), int(core_origin[1])),
-            grid_id=grid_id,
-            unit=unit,
-        )
-        self.folder.put(mosaics.encode(mosaic), mosaic_path(tile_id))
-        self._written.add(mosaic_path(tile_id))
+    def write_mosaic(self, mosaic: mosaics.TileMosaic) -> None:
+        """Write a tile's mosaic."""
+        self.folder.put(mosaics.encode(mosaic), mosaic_path(mosaic.tile_id))
+        self._written.add(mosaic_path(mosaic.tile_id))
 
     def write_candidates(self, tile_id: str, table: pa.Table) -> None:
         """Write a tile's candidates; a tile without any writes an empty table, a run that makes maps only nothing.

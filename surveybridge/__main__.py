@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from surveybridge import __version__
 from surveybridge.jobs.config import RequestError, read_storage_options
 from surveybridge.jobs.registry import JOBS, available_jobs, parse_job
+from surveybridge.version import __version__
 
 DONE, FAILED, REFUSED, SOME_TILES_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(lanes) - set(LANES):
         parser.error(f"no lane {', '.join(sorted(unknown))}: there are {', '.join(LANES)}")
     begun, ended = time.monotonic(), []
+    print(f"lanes: {', '.join(lanes)}; each is shown when it has ended", flush=True)
     with TemporaryDirectory(prefix="lanes") as folder:
         for together in ([lane for lane in lanes if lane != "alone"], [lane for lane in lanes if lane == "alone"]):
             for run in as_they_end([start(lane, more, Path(folder)) for lane in together]):

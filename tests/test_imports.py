@@ -1,41 +1,42 @@
-"""Imports between the five libraries run one way, jobs above and kernels below; each leaves out what is not its own."""
+"""The house: imports between libraries run one way, rooms open no door, and nothing is imported in a circle."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from docs import house
+from docs.imports import ALLOWED, GROUND, HOUSE, ROOT, circles, files_of, graph_of, imported_names, name_of, rooms_of
 
-# Which of the libraries each may import, besides itself.
-ALLOWED = {
-    "jobs": {"cluster", "storage", "bridge_core"},
-    "bridge_core": {"kernels"},
-    "cluster": set(),
-    "storage": set(),
-    "kernels": set(),
-}
-# Which packages of others each must do without.
-FORBIDDEN = {
+# Which packages of others each library must do without.
+FORBIDDEN: dict[str, set[str]] = {
     "jobs": set(),
     "bridge_core": {"ray", "astropy", "pyarrow", "zarr", "fsspec", "s3fs"},
     "cluster": {"astropy", "galsim", "lenstronomy"},
     "storage": {"torch", "ray", "triton"},
     "kernels": {"ray", "astropy", "pyarrow", "zarr"},
 }
-MODULES = sorted(path for library in ALLOWED for path in (ROOT / library).rglob("*.py"))
+AROUND = ("tests", "benchmarks", "examples", "docs")
+FILES = sorted(
+    path.relative_to(ROOT)
+    for folder in (*ALLOWED, *AROUND)
+    for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / HOUSE).glob("*.py")]
+)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_imports_only_what_its_library_may(path):
-    assert list(violations(path, path.relative_to(ROOT).parts)) == []
+@pytest.mark.parametrize("path", sorted(set(FILES)), ids=str)
+def test_a_file_imports_only_what_its_place_may(path):
+    assert list(violations((ROOT / path).read_text(encoding="utf-8"), path)) == []
 
 
-def test_every_library_has_modules():
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ALLOWED)
+def test_every_library_and_room_is_looked_at():
+    assert {path.parts[0] for path in FILES} == {*ALLOWED, *AROUND, HOUSE}
+    assert {room for room in rooms_of(graph_of(files_of())) if room.startswith("jobs.")} - GROUND >= {
+        f"jobs.{folder.name}" for folder in (ROOT / "jobs").iterdir() if (folder / "__init__.py").exists()
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,22 +44,41 @@ def test_every_library_has_modules():
     [
         ("storage/tiles.py", "import torch", "torch"),
         ("storage/tiles.py", "import numpy, ray.data as rd", "ray"),
-        ("storage/tiles.py", "from bridge_core.stretch import Stretch", "bridge_core"),
+        ("storage/tiles.py", "from surveybridge.bridge_core.stretch import Stretch", "surveybridge.bridge_core"),
+        ("storage/tiles.py", "from surveybridge import cluster", "surveybridge.cluster"),
+        ("storage/tiles.py", "from surveybridge.version import __version__", "surveybridge.version"),
         ("bridge_core/bridge.py", "from astropy.wcs import WCS", "astropy"),
-        ("bridge_core/bridge.py", "from storage import tiles", "storage"),
-        ("kernels/sky_noise/naive.py", "from bridge_core import bridge", "bridge_core"),
-        ("cluster/stream.py", "from jobs.config import RequestError", "jobs"),
-        ("jobs/translate.py", "from kernels.sky_noise import sky_noise", "kernels"),
+        ("bridge_core/bridge.py", "from surveybridge.storage import tiles", "surveybridge.storage"),
+        ("kernels/sky_noise/naive.py", "from surveybridge.bridge_core import bridge", "surveybridge.bridge_core"),
+        ("cluster/stream.py", "from surveybridge.jobs.config import RequestError", "surveybridge.jobs"),
+        ("cluster/stream.py", "import surveybridge", "surveybridge"),
+        ("jobs/translate.py", "from surveybridge.kernels.sky_noise import sky_noise", "surveybridge.kernels"),
+        ("jobs/translate.py", "from surveybridge import __version__", "surveybridge"),
+        ("jobs/translate.py", "from surveybridge.__main__ import main", "surveybridge.__main__"),
         ("jobs/translate.py", "def run():\n    if True:\n        import tests.conftest", "tests"),
         ("storage/tiles.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", "torch"),
         ("storage/tiles.py", "import importlib\nimportlib.import_module('torch')", "torch"),
-        ("storage/tiles.py", "from .. import jobs", "jobs"),
+        ("storage/tiles.py", "__import__('surveybridge.jobs.demo')", "surveybridge.jobs"),
+        ("storage/tiles.py", "from .. import jobs", "surveybridge.jobs"),
+        ("kernels/sky_noise/naive.py", "from ...storage import tiles", "surveybridge.storage"),
+        # a library by its bare name would be another module beside the installed one
+        ("jobs/demo.py", "from storage.tiles import TileStore", "storage"),
+        ("storage/tiles.py", "import storage.images", "storage"),
+        ("surveybridge/__main__.py", "from jobs import registry", "jobs"),
+        ("tests/jobs/test_plan.py", "from jobs import plan", "jobs"),
+        ("tests/storage/test_tiles.py", "def test():\n    import bridge_core.bridge", "bridge_core"),
+        ("benchmarks/gpu.py", "from kernels import dispatch", "kernels"),
+        ("examples/candidates.py", "import cluster", "cluster"),
+        ("docs/conf.py", "import importlib\nimportlib.import_module('storage.schema')", "storage"),
+        # rooms open no door
+        ("jobs/translating/engine.py", "from surveybridge.jobs.translate import Config", "surveybridge.jobs.translate"),
+        ("jobs/profiling/profile.py", "from surveybridge.jobs import translate", "surveybridge.jobs.translate"),
+        ("jobs/vetting/server.py", "def serve():\n    from .. import vet", "surveybridge.jobs.vet"),
+        ("jobs/reporting/page.py", "import_module('surveybridge.jobs.status')", "surveybridge.jobs.status"),
     ],
 )
-def test_planted_violation_is_caught(tmp_path, where, line, imported):
-    path = tmp_path / "module.py"
-    path.write_text(line + "\n")
-    found = list(violations(path, tuple(where.split("/"))))
+def test_planted_violation_is_caught(where, line, imported):
+    found = list(violations(line + "\n", Path(where)))
     assert len(found) == 1
     assert f"imports {imported}" in found[0]
 
@@ -66,39 +86,98 @@ def test_planted_violation_is_caught(tmp_path, where, line, imported):
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ("jobs/translate.py", "from storage import tiles\nimport cluster.stream\nfrom bridge_core import Bridge"),
-        ("bridge_core/sampler.py", "from kernels.bridge_step import bridge_step\nfrom . import bridge\nimport torch"),
-        ("kernels/sky_noise/triton.py", "from kernels.sky_noise.naive import sky_noise\nfrom ..bridge_step import x"),
+        ("jobs/translate.py", "from surveybridge.storage import tiles\nimport surveybridge.cluster.stream"),
+        ("jobs/translate.py", "from surveybridge.jobs.translating.engine import translate"),
+        ("jobs/demo.py", "from surveybridge.jobs import ingest, query\nfrom surveybridge.version import __version__"),
+        ("jobs/translating/engine.py", "from surveybridge.jobs.config import RequestError\nfrom . import stages"),
+        ("jobs/profiling/profile.py", "from surveybridge.jobs.translating import engine"),
+        ("bridge_core/sampler.py", "from surveybridge.kernels.bridge_step import bridge_step\nfrom . import bridge"),
+        (
+            "kernels/sky_noise/triton.py",
+            "from surveybridge.kernels.sky_noise import naive\nfrom ..bridge_step import y",
+        ),
         ("storage/tiles.py", "import torchlike\nfrom .images import SurveyImage\n'import torch'"),
+        ("tests/jobs/test_plan.py", "from tests import tiny\nfrom surveybridge.jobs import plan\nimport ray, torch"),
+        ("tests/storage/test_tiles.py", "from . import faults\nfrom tests.storage.faults import moto_server"),
+        ("surveybridge/__main__.py", "from surveybridge.jobs.registry import JOBS"),
     ],
 )
-def test_allowed_imports_pass(tmp_path, where, line):
-    path = tmp_path / "module.py"
-    path.write_text(line + "\n")
-    assert list(violations(path, tuple(where.split("/")))) == []
+def test_allowed_imports_pass(where, line):
+    assert list(violations(line + "\n", Path(where))) == []
 
 
-def violations(path: Path, parts: tuple[str, ...]) -> Iterator[str]:
-    """Yield one line for each import in the file at `path` that a module at `parts`, its place here, may not make."""
-    library = parts[0]
-    ours = set(ALLOWED) | {"tests", "benchmarks"}
-    barred = (ours - ALLOWED[library] - {library}) | FORBIDDEN[library]
-    for lineno, name in imported_names(ast.parse(path.read_text(encoding="utf-8")), parts):
-        if name.split(".")[0] in barred:
-            yield f"{'/'.join(parts)}:{lineno} imports {name}, which {library} may not"
+def test_nothing_is_imported_in_a_circle():
+    graph = graph_of(files_of())
+    assert circles(graph) == []
+    assert circles(rooms_of(graph)) == []
 
 
-def imported_names(tree: ast.AST, parts: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """Yield line and absolute name of every import: in functions, under TYPE_CHECKING, by import_module("...") too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = list(parts[: len(parts) - node.level]) if node.level else []
-            base = [*package, *([node.module] if node.module else [])]
-            names = [".".join(base)] if base else [alias.name for alias in node.names]
-            yield from ((node.lineno, name) for name in names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                yield node.lineno, node.args[0].value
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {"storage/one.py": "from surveybridge.storage.two import x", "storage/two.py": "from .one import y"},
+        {
+            "jobs/a/one.py": "from surveybridge.jobs.a import two",
+            "jobs/a/two.py": "def late():\n    import surveybridge.jobs.a.three",
+            "jobs/a/three.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .one import Type",
+        },
+        {"jobs/one.py": "import_module('surveybridge.jobs.two')", "jobs/two.py": "from . import one"},
+        {"kernels/k/__init__.py": "from .naive import k", "kernels/k/naive.py": "from surveybridge.kernels import k"},
+    ],
+)
+def test_planted_circle_is_caught(tmp_path, lines):
+    (circle,) = circles(planted(tmp_path, lines))
+    assert circle == sorted(name_of(Path(path)) for path in lines)
+
+
+def test_rooms_that_need_each_other_are_a_circle_though_their_modules_are_none(tmp_path):
+    graph = planted(
+        tmp_path,
+        {
+            "jobs/a/one.py": "from surveybridge.jobs.b import one",
+            "jobs/b/one.py": "",
+            "jobs/b/two.py": "from surveybridge.jobs.a import three",
+            "jobs/a/three.py": "import surveybridge.storage.tiles",
+            "storage/tiles.py": "",
+        },
+    )
+    assert circles(graph) == []
+    assert circles(rooms_of(graph)) == [["jobs.a", "jobs.b"]]
+
+
+def test_the_picture_in_the_documentation_shows_the_house_as_it_is():
+    drawn = house.draw(graph_of(files_of()))
+    assert (ROOT / "docs" / "house.svg").read_text() == drawn, "run `python -m docs.house`"
+
+
+def violations(text: str, path: Path) -> Iterator[str]:
+    """Yield one line for each import in a file with this text that a file at `path`, relative to here, may not make."""
+    place = path.parts[0]
+    barred = set(ALLOWED)
+    if place in ALLOWED:
+        barred |= FORBIDDEN[place] | set(AROUND)
+    for line, name in imported_names(ast.parse(text), path):
+        parts = name.split(".")
+        if parts[0] in barred:
+            yield f"{path}:{line} imports {name}, which {place} does without; our own go by {HOUSE}.<library>"
+        elif parts[0] == HOUSE and place in ALLOWED:
+            library = parts[1] if len(parts) > 1 else ""
+            version = place == "jobs" and name.startswith(f"{HOUSE}.version")
+            if library not in ALLOWED[place] | {place} and not version:
+                yield f"{path}:{line} imports {name}, which {place} may not"
+            elif place == "jobs" and len(path.parts) > 2 and is_door(parts[1:]):
+                yield f"{path}:{line} imports {name}, a door, from a room; move what both need into a room"
+
+
+def is_door(parts: list[str]) -> bool:
+    """Whether a name below the house is one of a job: ``jobs.translate`` or what is taken from it."""
+    module = ".".join(parts[:2])
+    return parts[0] == "jobs" and module not in GROUND and (ROOT / "jobs" / f"{parts[1]}.py").is_file()
+
+
+def planted(folder: Path, lines: Mapping[str, str]) -> dict[str, set[str]]:
+    """The graph of a house of some files."""
+    for name, text in lines.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return graph_of(files_of(folder), folder)

@@ -253,10 +253,10 @@ def with_display(model: Model, display: Stretch) -> Model:
 
 
 def display_stretch(pairs: Pairs) -> Stretch:
-    """The display of these pairs in which energy scores are taken: AS-Bridge's, where its surveys are.
+    """The display of these pairs in which energy scores are taken: AS-Bridge's, where its bands are.
 
-    There white is the flux of `WHITE` on its own pixels, scaled to those of the pairs by area; bands of other ends are
-    white at `WHITE_SIGMAS` times their noise, or their scatter where no noise is stated.
+    Their white is the flux of `WHITE` on its own pixels, scaled to those of the pairs by area; all others are white at
+    `WHITE_SIGMAS` times their noise, or their scatter where no noise is stated.
     """
     import numpy as np
 
@@ -269,8 +269,8 @@ def display_stretch(pairs: Pairs) -> Stretch:
         for k, band in enumerate(bands):
             sigma = pairs.noise[end][band]
             noise[band] = sigma if np.isfinite(sigma) else float(np.nanstd(pairs.ends[end][:, k]))
-            if end in WHITE:
-                flux, arcsec = WHITE[end]
+            if band in WHITE and pairs.units[end] == "nJy":
+                flux, arcsec = WHITE[band]
                 top[band] = flux * (pairs.pixel_scale[end] / arcsec) ** 2
             else:
                 top[band] = WHITE_SIGMAS * noise[band]

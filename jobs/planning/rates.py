@@ -233,7 +233,7 @@ class _Calibration:
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,
             "write": write,
-            "pixels": done.value.coverage.size,
+            "pixels": done.value.mosaic.coverage.size,
             "found": found,
             **sizes,
         }

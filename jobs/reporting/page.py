@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from surveybridge import __version__
 from surveybridge.jobs.reporting.calibration import calibration_plot
 from surveybridge.jobs.reporting.cards import DETECTED, cards
 from surveybridge.jobs.reporting.scores import scores_plot
@@ -22,6 +21,7 @@ from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import query
 from surveybridge.storage.thumbnails import with_thumbnails
 from surveybridge.storage.tiles import TileStore
+from surveybridge.version import __version__
 
 if TYPE_CHECKING:
     from surveybridge.storage.runs import RunFolder

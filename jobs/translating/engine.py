@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surveybridge import __version__
 from surveybridge.jobs.running.drain import drain_on_sigterm
 from surveybridge.jobs.running.progress import log_context, progress
 from surveybridge.jobs.translating.request import Request, settings_of
 from surveybridge.jobs.translating.stages import Settings, tile_stages
 from surveybridge.jobs.translating.tally import Tally, tally_of
+from surveybridge.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa

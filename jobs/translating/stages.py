@@ -18,11 +18,10 @@ from surveybridge.jobs.translating.scene import check_tile, scene_of
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from surveybridge.bridge_core.settings import Sampling, Scoring
+    from surveybridge.storage.mosaics import TileMosaic
     from surveybridge.storage.tiles import Tile
 
 Around = Callable[[str], AbstractContextManager[None]]
@@ -54,14 +53,7 @@ class Translation:
 
     tile_id: str
     content: str
-    wcs_header: str
-    bands: tuple[str, ...]
-    unit: str
-    core_origin: tuple[int, int]
-    grid_id: str
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-    coverage: NDArray[np.float32]
+    mosaic: TileMosaic
     windows: int
     candidates: pa.Table
     seconds_score: float
@@ -135,6 +127,7 @@ class TileTranslator:
     def translate(self, tile: Tile) -> Translation:
         """As a call, without its context."""
         from surveybridge.bridge_core.translate import translate_tile
+        from surveybridge.storage.mosaics import TileMosaic
         from surveybridge.storage.tiles import core_header, tile_content
 
         settings = self.settings
@@ -155,14 +148,17 @@ class TileTranslator:
         return Translation(
             tile_id=tile.tile_id,
             content=content,
-            wcs_header=core_header(tile),
-            bands=direction.wanted.bands,
-            unit=direction.wanted.unit,
-            core_origin=tile.core_origin,
-            grid_id=tile.grid_id,
-            mean=posterior.mean.numpy(),
-            std=posterior.std.numpy(),
-            coverage=posterior.coverage.numpy(),
+            mosaic=TileMosaic(
+                tile_id=tile.tile_id,
+                wcs_header=core_header(tile),
+                bands=direction.wanted.bands,
+                mean=posterior.mean.numpy(),
+                std=posterior.std.numpy(),
+                coverage=posterior.coverage.numpy(),
+                core_origin=tile.core_origin,
+                grid_id=tile.grid_id,
+                unit=direction.wanted.unit,
+            ),
             windows=posterior.windows,
             candidates=candidates,
             seconds_score=time.monotonic() - start,
@@ -212,17 +208,7 @@ class TileWriter:
 
     def _write(self, done: Translation) -> dict[str, Any]:
         with span("mosaic"):
-            self.folder.write_mosaic(
-                done.tile_id,
-                done.wcs_header,
-                done.bands,
-                done.mean,
-                done.std,
-                done.coverage,
-                core_origin=done.core_origin,
-                grid_id=done.grid_id,
-                unit=done.unit,
-            )
+            self.folder.write_mosaic(done.mosaic)
         with span("catalog"):
             self.folder.write_candidates(done.tile_id, done.candidates)
         return {

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grades import latest_grades, read_grades, write_grade
+from surveybridge.storage.grades import Seen, latest_grades, read_grades, write_grade
 from surveybridge.storage.runs import RunFolder
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ class Book:
         comment: str,
         entry: str,
         graded_at: datetime.datetime,
-        **seen: Any,
+        seen: Seen | None = None,
     ) -> Row:
         """Write an entry to the run folder, unless it is there; the row, once it is safe.
 
@@ -76,7 +76,7 @@ class Book:
                 raise StorageError(f"entry {entry} is of {known['object_id']!r}, not of {object_id!r}; give a new one")
             return known
         (row,) = write_grade(
-            self.run, grader, object_id, grade, comment, entry=entry, graded_at=graded_at, **seen
+            self.run, grader, object_id, grade, comment, entry=entry, graded_at=graded_at, seen=seen or Seen()
         ).to_pylist()
         with self._lock:
             self._take_in(row)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from surveybridge.jobs.vetting.book import Book
 from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.query import query
+from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import detection_column, shown_bands
 
@@ -45,7 +46,7 @@ def shown(problem: ProblemTable) -> list[str]:
 def read(run: RunFolder, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
     """The candidates of a run, or those within a cone, at most `top`: columns `shown` and _healpix_29, by rank."""
     columns = None if run.maps_only else [*shown(run.problem), "_healpix_29"]  # which the query refuses
-    return query(run.url, cone, top, columns=columns, thumbnails=False)
+    return query(run.url, None if cone is None else Cone(*cone), top, columns=columns, thumbnails=False)
 
 
 class Candidates:

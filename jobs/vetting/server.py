@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from surveybridge import __version__
 from surveybridge.jobs.drawing.rendering import views
 from surveybridge.jobs.vetting.book import Book, Row
 from surveybridge.jobs.vetting.guard import guard
@@ -22,10 +21,11 @@ from surveybridge.jobs.vetting.listing import Candidates, ListRequest
 from surveybridge.jobs.vetting.pictures import Pictures
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grades import GRADE_NAMES, check_grader
+from surveybridge.storage.grades import GRADE_NAMES, Seen, check_grader
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, shown_ends
 from surveybridge.storage.schema import detection_column
+from surveybridge.version import __version__
 
 FILES = {
     "page.html": "text/html",
@@ -244,7 +244,7 @@ async def _grade(request: web.Request) -> web.Response:
         row = await asyncio.shield(
             asyncio.to_thread(
                 session.book.add, grader, asked.object_id, asked.grade, asked.comment, asked.entry,
-                graded_at=graded_at, **{name: seen[name] for name in ("rank", "model_id", "run_id")},
+                graded_at=graded_at, seen=Seen(seen["rank"], seen["model_id"], seen["run_id"]),
             )
         )  # fmt: skip
     except StorageError as error:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from surveybridge.kernels.bridge_step.naive import StepCoefficients, StepTable, bridge_step_naive
 from surveybridge.kernels.dispatch import Impl, choose_impl
-from surveybridge.kernels.sky_noise import SkyNoise, check_step, sky_noise
+from surveybridge.kernels.sky_noise import SkyNoise, check_bands, sky_noise
 
 __all__ = ["StepCoefficients", "StepTable", "bridge_step"]
 
@@ -89,7 +89,7 @@ def bridge_step(
     if isinstance(noise, Tensor):
         _check("noise", noise, x_t)
     if isinstance(noise, SkyNoise):
-        check_step(step, x_t.shape[1])
+        check_bands(noise, step, x_t.shape[1])
         if noise.sample.numel() != x_t.shape[0]:
             raise ValueError(
                 f"bridge step: noise has {noise.sample.numel()} windows but x_t {x_t.shape[0]}; give one per window"

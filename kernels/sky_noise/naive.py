@@ -6,6 +6,7 @@ Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
     counter = (global x, global y, step | sample << 16, stream)          pixels modulo 2^32
 
 gives four words per pixel; words (0, 1) make the deviates of bands 0 and 1, and words (2, 3) those of bands 2 and 3.
+Bands 4 g to 4 g + 3 are those four of the stream `stream + g 2^24`, so that any number of bands has noise of its own.
 The Box-Muller transform uses nothing but IEEE float32 multiplication and addition, integer bit operations and a
 correctly rounded square root, in the order written here. Hence PyTorch, NumPy, the Triton interpreter and a GPU give
 the same bits.
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_BANDS = 4
+GROUP = 4  # bands that one counter serves
+GROUP_STREAM = 1 << 24  # between the streams of two groups of bands
+MAX_BANDS = GROUP * 256
 _WORD = 0xFFFFFFFF
 _CHUNK = 1 << 15  # pixels at a time: so few stay on one PyTorch thread, and their temporaries fit into the caches
 
@@ -112,16 +115,19 @@ def sky_noise_naive(noise: SkyNoise, step: int, shape: tuple[int, int, int], dev
     draw = (corner["sample"] << 16 | step).repeat_interleave(h).view(-1, 1)
     x0 = corner["x0"].repeat_interleave(h).view(-1, 1)
     columns = torch.arange(w, device=device)
-    stream = torch.full((1, 1), noise.stream, dtype=torch.int64, device=device)
     key = (noise.seed & _WORD, noise.seed >> 32)
 
-    for rows, cols in _chunks(n * h, w):
-        counter = ((x0[rows] + columns[cols]) & _WORD, y[rows], draw[rows], stream)
-        words = philox4x32(counter, key, pairs=(c + 1) // 2)
-        for band in range(0, c, 2):
-            pair = box_muller(words[band], words[band + 1])
-            for offset, z in enumerate(pair[: c - band]):
-                _store(out, band + offset, rows, cols, z)
+    for first in range(0, c, GROUP):
+        number = noise.stream + first // GROUP * GROUP_STREAM
+        stream = torch.full((1, 1), number, dtype=torch.int64, device=device)
+        bands = min(GROUP, c - first)
+        for rows, cols in _chunks(n * h, w):
+            counter = ((x0[rows] + columns[cols]) & _WORD, y[rows], draw[rows], stream)
+            words = philox4x32(counter, key, pairs=(bands + 1) // 2)
+            for band in range(0, bands, 2):
+                pair = box_muller(words[band], words[band + 1])
+                for offset, z in enumerate(pair[: bands - band]):
+                    _store(out, first + band + offset, rows, cols, z)
     return out
 
 

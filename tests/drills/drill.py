@@ -37,10 +37,13 @@ class Drill:
         In the table, and of the run folder.
     run
         Run folder, by default in the object store.
+    workers
+        Models of a driver: two where somebody else has to do the work of one that is lost. Each comes with a reader and
+        a writer, and all three take ten seconds of a core to start.
     """
 
-    def __init__(self, scene: Scene, name: str, run: str = "") -> None:
-        self.scene, self.name = scene, name
+    def __init__(self, scene: Scene, name: str, run: str = "", workers: int = 2) -> None:
+        self.scene, self.name, self.workers = scene, name, workers
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
         self.run = run or f"{scene.runs}/{slug}"
         self.folder = scene.folder / slug
@@ -122,7 +125,8 @@ class Driver:
         self.drill = drill
         self.number = len(list(drill.folder.glob("driver-*.log")))
         self.log = drill.folder / f"driver-{self.number}.log"
-        where = ["--store", scene.store, "--run", drill.run, "--checkpoint", scene.checkpoint, "--workers", "2"]
+        where = ["--store", scene.store, "--run", drill.run, "--checkpoint", scene.checkpoint]
+        where += ["--workers", str(drill.workers)]
         command = [sys.executable, "-m", *module, "translate", *where, *QUICK, *flags]
         self.since = time.monotonic()
         with open(self.log, "wb") as log:

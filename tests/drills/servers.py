@@ -29,18 +29,30 @@ def main() -> None:
         if command == "start":
             os.environ["AWS_ENDPOINT_URL"] = arguments[0]
             os.environ.update(RAY_health_check_period_ms="500")  # a head asks 5 times before it gives a node up
-            cluster.add_node(num_cpus=0, **NODE)  # where drivers live, as on a cluster with a head of its own
+            add_node(cluster, 0)  # where drivers live, as on a cluster with a head of its own
             for _ in range(2):
-                cluster.add_node(num_cpus=2, **NODE)
+                add_node(cluster, 2)
         elif command == "remove":
             (node,) = (node for node in cluster.worker_nodes if node.node_id == arguments[0])
             cluster.remove_node(node, allow_graceful=False)
         elif command == "add":
-            cluster.add_node(num_cpus=2, **NODE)
+            add_node(cluster, 2)
             cluster.wait_for_nodes()
         answer(address=cluster.address, nodes=len(cluster.list_all_nodes()))
     cluster.shutdown()
     moto.stop()
+
+
+def add_node(cluster: Cluster, cpus: int, tries: int = 3) -> None:
+    """Add a node, which a machine that does much else may not start in the 30 s that Ray gives it."""
+    for left in reversed(range(tries)):
+        try:
+            cluster.add_node(num_cpus=cpus, **NODE)
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
 
 
 def answer(**values: Any) -> None:

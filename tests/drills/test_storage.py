@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_refused_and_broken_replies_and_a_server_that_is_down_for_a_while_change_nothing(scene):
-    drill = Drill(scene, "5% of S3 requests refused, 1% cut short, and the server down for 20 s")
+    drill = Drill(scene, "5% of S3 requests refused, 1% cut short, and the server down for 20 s", workers=1)
     scene.faults.forget()
     with faulty(scene, error_rate=0.05, cut_rate=0.01):
         driver = drill.start(seconds=0.2)
@@ -28,7 +28,7 @@ def test_refused_and_broken_replies_and_a_server_that_is_down_for_a_while_change
 
 
 def test_a_full_disk_of_workers_and_driver_does_not_matter_to_a_run_in_object_storage(scene, tmp_path):
-    drill = Drill(scene, "temporary folder full")
+    drill = Drill(scene, "temporary folder full", workers=1)
     with small_disk(tmp_path / "full", kilobytes=16):
         with contextlib.suppress(OSError), open(tmp_path / "full" / "rubbish", "wb", buffering=0) as file:
             while True:
@@ -42,19 +42,19 @@ def test_a_full_disk_of_workers_and_driver_does_not_matter_to_a_run_in_object_st
 def test_a_run_on_a_full_disk_is_finished_when_there_is_space(scene, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, kilobytes=600):
-        drill = Drill(scene, "disk of a local run full", run=str(disk / "run"))
+        drill = Drill(scene, "disk of a local run full", run=str(disk / "run"), workers=1)
         driver = drill.start()
         assert driver.wait() in (1, 3), driver.output
         assert "No space left on device" in driver.output, driver.output
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         done = sum(row["status"] == "ok" for row in drill.rows().values())
-        again = drill.start("--retry-failed")
+        again = drill.start("--retry-failed", "--executor", "serial")
         assert again.wait() == 0, again.output
         drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))  # what is not ok is done again from the start
 
 
 def test_a_writer_that_cannot_write_fails_its_tiles_and_they_are_done_later(scene, tmp_path):
-    drill = Drill(scene, "files of a local run too large", run=str(tmp_path / "run"))
+    drill = Drill(scene, "files of a local run too large", run=str(tmp_path / "run"), workers=1)
     longest = {tile: max(len(what.mosaic), len(what.candidates)) for tile, what in scene.reference.items()}
     limit = sorted(longest.values())[len(longest) // 2]
     driver = drill.start(file_limit=limit)
@@ -63,7 +63,7 @@ def test_a_writer_that_cannot_write_fails_its_tiles_and_they_are_done_later(scen
     assert sorted(failed) == [tile for tile in scene.tiles if longest[tile] > limit]
     assert all("File too large" in row["reason"] and row["stage"] == "write" for row in failed.values())
     drill.guilty |= set(failed)
-    again = drill.start("--retry-failed")
+    again = drill.start("--retry-failed", "--executor", "serial")
     assert again.wait() == 0, again.output
     drill.check()
 

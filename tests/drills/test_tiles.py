@@ -18,7 +18,7 @@ BAD = {*RAISING, *DYING, CORRUPT}
 
 
 def test_tiles_that_raise_or_kill_or_are_corrupt_fail_alone_and_are_done_when_cured(scene):
-    drill = Drill(scene, "tiles that raise, kill or are corrupt")
+    drill = Drill(scene, "tiles that raise, kill or are corrupt", workers=1)
     repair = corrupt(scene, CORRUPT)
     drill.guilty.add(CORRUPT)
     driver = drill.start(raising=RAISING, dying=DYING)

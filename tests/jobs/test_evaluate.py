@@ -218,7 +218,7 @@ def eight_bit_copy(store: str, path: Path) -> str:
     for name, images in pairs.ends.items():
         bands = pairs.bands[name]
         noise = {band: NOMINAL[band]["sigma_noise"] for band in bands}
-        stretch = Stretch.asbridge(noise, dict.fromkeys(bands, WHITE[name][0]))
+        stretch = Stretch.asbridge(noise, {band: WHITE[band][0] for band in bands})
         unit = (stretch.forward(torch.from_numpy(images), bands).numpy() + 1) / 2
         shown[name] = np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
     group = zarr.open_group(str(path), mode="w")

@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from surveybridge.__main__ import main
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.ingest import tile_boxes
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.runs import RunFolder
 from tests.storage.fits_files import read_mer
 
@@ -45,12 +46,14 @@ def exported(shared_data, tmp_path_factory):
         there = (slice(y0, y1), slice(x0, x1))
         planes = flux[:, *there], np.sqrt(image.variance[:, *there]), image.valid[0][there].astype(np.float32)
         run.write_mosaic(
-            box.tile_id,
-            shifted_header(image.wcs_header, y0, x0),
-            image.bands,
-            *planes,
-            core_origin=(y0, x0),
-            grid_id="g",
+            TileMosaic(
+                box.tile_id,
+                shifted_header(image.wcs_header, y0, x0),
+                image.bands,
+                *planes,
+                core_origin=(y0, x0),
+                grid_id="g",
+            )
         )
         run.write_candidates(box.tile_id, run_without_candidates())
         run.commit({"tile_id": box.tile_id, "status": "ok"})

@@ -10,6 +10,7 @@ import pytest
 from surveybridge.jobs.drawing.overview import Overview
 from surveybridge.jobs.drawing.rendering import sky_picture
 from surveybridge.jobs.exporting.folder import export_folder
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.problems import default_problem, endpoint
 from surveybridge.storage.runs import RunFolder
@@ -59,7 +60,18 @@ def test_a_folder_of_tiles_needs_the_memory_of_a_tile_not_of_the_mosaic(tmp_path
     for y in range(across):
         for x in range(across):
             tile, corner = f"t{y}{x}", (y * side, x * side)
-            run.write_mosaic(tile, make_header(*corner), ("VIS",), plane, np.abs(plane), plane[0] > 0, corner, "grid")
+            run.write_mosaic(
+                TileMosaic(
+                    tile,
+                    make_header(*corner),
+                    ("VIS",),
+                    plane,
+                    np.abs(plane),
+                    (plane[0] > 0).astype("f4"),
+                    corner,
+                    "grid",
+                )
+            )
             run.write_candidates(tile, make_candidates(tile, 1))
             run.commit({"tile_id": tile, "status": "ok"})
     whole = 3 * plane.nbytes * across**2

@@ -12,6 +12,7 @@ from surveybridge.jobs.drawing import panel, rendering
 from surveybridge.jobs.drawing import views as panel_views
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
 from surveybridge.storage.schema import CANDIDATES
 from surveybridge.storage.tiles import Tile, TileStore
@@ -73,7 +74,9 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
         if number == 0:
             mean[..., :hole] = std[..., :hole] = np.nan
         header = wcs_at(corner[1], corner[0]).to_header_string()
-        run.write_mosaic(tile_id, header, bands, mean, std, np.isfinite(mean[0]).astype("f4"), corner, "test")
+        run.write_mosaic(
+            TileMosaic(tile_id, header, bands, mean, std, np.isfinite(mean[0]).astype("f4"), corner, "test")
+        )
         here = [candidate for candidate in candidates if candidate["tile_id"] == tile_id]
         table = CANDIDATES.empty_table()
         if here:

@@ -66,8 +66,9 @@ def write_tile(run: RunFolder, number: int, names: list[str], columns: int = 3) 
     """A finished tile with a candidate for each name, on a flat sky of unit noise."""
     rng = np.random.default_rng(number)
     y, x = number // columns * CORE, number % columns * CORE
-    mean, std, coverage = np.zeros((1, CORE, CORE)), np.ones((1, CORE, CORE)), np.ones((CORE, CORE))
-    run.write_mosaic(f"t{number}", make_header(y, x), ("VIS",), mean, std, coverage, (y, x), "grid")
+    mean, std = np.zeros((1, CORE, CORE), np.float32), np.ones((1, CORE, CORE), np.float32)
+    coverage = np.ones((CORE, CORE), np.float32)
+    run.write_mosaic(TileMosaic(f"t{number}", make_header(y, x), ("VIS",), mean, std, coverage, (y, x), "grid"))
     n = len(names)
     at = np.array([[y + 40 + 9 * i, x + 50 + 11 * i] for i in range(n)]).reshape(-1, 2)
     ra, dec = WCS(make_header()).all_pix2world(at[:, 1], at[:, 0], 0)

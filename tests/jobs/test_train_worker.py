@@ -31,7 +31,7 @@ def pairs(tmp_path_factory):
 
 def settings(pairs: str, **more: Any) -> dict[str, Any]:
     """What the job hands to its workers."""
-    return settings_of(pairs, PAIRS, **(SIZES | {"steps": 12, "report_steps": 4} | more))
+    return settings_of(pairs, PAIRS, **(SIZES | {"steps": 6, "report_steps": 2} | more))
 
 
 # ---- shards

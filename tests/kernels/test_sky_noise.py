@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -149,12 +150,26 @@ def test_portable_box_muller_has_the_same_bits_in_numpy_and_lies_close_to_float6
     assert np.abs(torch_pairs).max() <= np.sqrt(48 * np.log(2))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 23, 41), (2, 5, 513), (3, 23, 41), (4, 16, 32)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 23, 41), (2, 5, 513), (3, 23, 41), (4, 16, 32), (5, 9, 13), (9, 4, 7)]
+)
 def test_interpreted_triton_draws_the_same_bits(shape):
-    naive_z = sky_noise(WILD, 7, shape, impl="naive")
-    triton_z = sky_noise(WILD, 7, shape, impl="triton")
+    noise = WILD if shape[0] <= 4 else replace(WILD, stream=0xBEEF)
+    naive_z = sky_noise(noise, 7, shape, impl="naive")
+    triton_z = sky_noise(noise, 7, shape, impl="triton")
     assert naive_z.shape == (3, *shape)
     assert torch.equal(naive_z.view(torch.int32), triton_z.view(torch.int32))
+
+
+@pytest.mark.parametrize("impl", ["naive", "triton"])
+def test_many_bands_are_those_of_few_and_then_of_streams_of_their_own(impl):
+    noise = windows((5, 9), (-3, 40), stream=3)
+    ten = sky_noise(noise, 2, (10, 16, 16), impl=impl)
+    assert torch.equal(ten[:, :4], sky_noise(noise, 2, (4, 16, 16), impl=impl))
+    assert torch.equal(ten[:, 4:8], sky_noise(replace(noise, stream=3 + 2**24), 2, (4, 16, 16), impl=impl))
+    assert torch.equal(ten[:, 8:], sky_noise(replace(noise, stream=3 + 2**25), 2, (2, 16, 16), impl=impl))
+    correlation = np.corrcoef(ten.transpose(0, 1).flatten(1).numpy()) - np.eye(10)
+    assert np.abs(correlation).max() < 0.2
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])
@@ -222,7 +237,8 @@ def test_empty_requests_give_empty_results():
     [
         (lambda: sky_noise(WILD, 65536, ODD), "step is 65536 but must be in [0, 65536)"),
         (lambda: sky_noise(WILD, -1, ODD), "step is -1 but"),
-        (lambda: sky_noise(WILD, 0, (5, 8, 8)), "5 bands but a stream has 4"),
+        (lambda: sky_noise(WILD, 0, (1025, 8, 8)), "1025 bands but a stream has 1024"),
+        (lambda: sky_noise(replace(WILD, stream=2**24), 0, (5, 8, 8)), "5 bands of stream 16777216, but only streams"),
         (lambda: sky_noise(WILD, 0, (1, -8, 8)), "shape is (1, -8, 8)"),
         (
             lambda: sky_noise(WILD, 0, ODD, impl="cuda"),  # type: ignore[arg-type]

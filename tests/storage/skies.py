@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import stamps
 from tests.storage.test_runs import RUN, make_header, make_planes
@@ -57,7 +58,7 @@ def write_tile(run: RunFolder, number: int, side: int, rows: int, centre: tuple[
         }
     )
     mean, std, coverage = make_planes((64, 64), seed=number)
-    run.write_mosaic(tile_id, make_header(64 * row, 64 * column), ("VIS",), mean, std, coverage,
-                     (64 * row, 64 * column), "grid")  # fmt: skip
+    run.write_mosaic(TileMosaic(tile_id, make_header(64 * row, 64 * column), ("VIS",), mean, std, coverage,
+                     (64 * row, 64 * column), "grid"))  # fmt: skip
     run.write_candidates(tile_id, table)
     run.commit({"tile_id": tile_id, "status": "ok", "n_candidates": rows, "content": f"pixels of {number}"})

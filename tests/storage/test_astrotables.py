@@ -16,7 +16,8 @@ from astropy.table import QTable, Table
 
 from surveybridge.storage.astrotables import ENDINGS, KINDS, file_bytes, query_table, to_qtable
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.query import query
+from surveybridge.storage.query import query, select
+from surveybridge.storage.regions import Cone
 from surveybridge.storage.schema import CANDIDATES
 from tests.storage.skies import make_run
 
@@ -28,11 +29,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return query(run.url, cone=(0.0, 0.0, 60.0), thumbnails=False)
+    return query(run.url, Cone(0.0, 0.0, 60.0), thumbnails=False)
 
 
 def test_a_qtable_has_units_descriptions_and_ucds(run):
-    table = query_table(run.url, cone=(0.0, 0.0, 60.0))
+    table = query_table(run.url, Cone(0.0, 0.0, 60.0))
     assert isinstance(table, QTable) and len(table) > 5
     assert table["flux_VIS"].unit == u.nJy and table["flux_VIS"].dtype == np.float32
     assert table["separation"].unit == u.arcsec and (table["separation"] <= 1 * u.arcmin).all()
@@ -59,7 +60,7 @@ def test_integers_and_texts_with_nulls_are_masked():
 
 
 def test_a_table_of_sql_is_a_table_too(run):
-    table = query_table(run.url, sql="SELECT tile_id, finished_at, [1, 2] AS pair FROM ledger ORDER BY 1")
+    table = to_qtable(select(run.url, "SELECT tile_id, finished_at, [1, 2] AS pair FROM ledger ORDER BY 1"))
     assert len(table) == 4 and table["tile_id"][0] == "t0000"
 
 

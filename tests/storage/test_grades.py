@@ -14,6 +14,7 @@ import pytest
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import (
+    Seen,
     check_grader,
     compact_grades,
     grader_folder,
@@ -48,7 +49,7 @@ def counting(run) -> dict[tuple[str, str], str | None]:
 
 
 def test_the_last_grade_of_each_grader_counts_and_all_stay(run):
-    write_grade(run, "ann", "o1", "A", graded_at=at(0), rank=1, model_id="m", run_id="r")
+    write_grade(run, "ann", "o1", "A", graded_at=at(0), seen=Seen(1, "m", "r"))
     write_grade(run, "bob", "o1", "X", "a spiral", graded_at=at(1))
     write_grade(run, "ann", "o1", "B", graded_at=at(2))
     write_grade(run, "ann", "o2", "C", graded_at=at(3))

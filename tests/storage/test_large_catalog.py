@@ -7,6 +7,7 @@ import pytest
 from benchmarks.catalogs import measure
 
 
+@pytest.mark.alone
 @pytest.mark.slow  # a million rows are made, published and asked, each in a process of its own
 def test_a_million_rows_are_published_in_bounded_memory_and_asked_at_once(tmp_path):
     found = measure(1_000_000, tmp_path)

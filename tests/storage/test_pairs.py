@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.pairs import read_pairs
+from surveybridge.storage.pairs import problem_of_pairs, read_ids, read_labels, read_pairs
+from surveybridge.storage.problems import default_problem
+from tests.storage.problem_files import problem
 from tests.tiny import SIGMA, write_pairs
 
 
@@ -149,3 +153,190 @@ def test_the_shared_pairs_have_the_same_sky_in_both_surveys(shared_data):
     bright = flux_vis > np.median(flux_vis)
     assert np.corrcoef(flux_i[bright], flux_vis[bright])[0, 1] > 0.9
     assert np.std(pairs.ends["lsst"][:, 0, :6, :6]) < 3 * pairs.noise["lsst"]["g"]
+
+
+# -- stores that state their endpoints --
+
+
+def write_store(path: Path, arrays: dict[str, Any], **attributes: Any) -> str:
+    group = zarr.open_group(str(path), mode="w", attributes={"endpoints": list(arrays)} | attributes)
+    for name, values in arrays.items():
+        group.create_array(name, data=np.asarray(values))
+    return str(path)
+
+
+def stamps(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+HSC_HST = {
+    **{band: {"pixel_arcsec": 0.05, "sigma_noise": 1.0 + k} for k, band in enumerate("grizy")},
+    "F814W": {"pixel_arcsec": 0.05, "sigma_noise": 0.5},
+}
+
+
+@pytest.fixture
+def hsc_hst(tmp_path):
+    return write_store(
+        tmp_path / "hsc_hst.zarr", {"hsc": stamps(4, 32, 32, 5), "hst": stamps(4, 32, 32, seed=1)}, bands=HSC_HST
+    )
+
+
+@pytest.mark.parametrize("grid", ["mosaic", "cutout"])
+def test_a_store_that_states_its_ends_is_read_as_it_is_whatever_the_grid_is_called(tmp_path, hsc_hst, grid):
+    group: Any = zarr.open_group(hsc_hst, mode="r")
+    for table in (None, problem(tmp_path, "hsc-hst")):
+        pairs = read_pairs(hsc_hst, grid, 1, 3, problem=table)
+        assert (list(pairs.ends), len(pairs), pairs.stored) == (["hsc", "hst"], 2, 4)
+        np.testing.assert_array_equal(pairs.ends["hsc"], group["hsc"][1:3].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(pairs.ends["hst"][:, 0], group["hst"][1:3])
+        assert all(values.dtype == np.float32 and values.flags.c_contiguous for values in pairs.ends.values())
+        assert pairs.bands == {"hsc": ("g", "r", "i", "z", "y"), "hst": ("F814W",)}
+        assert pairs.units == {"hsc": "nJy", "hst": "nJy"}
+        assert pairs.pixel_scale == {"hsc": 0.05, "hst": 0.05}
+        assert pairs.noise == {"hsc": {b: 1.0 + k for k, b in enumerate("grizy")}, "hst": {"F814W": 0.5}}
+
+
+def test_a_store_says_which_problem_it_is_of(tmp_path, store, hsc_hst):
+    assert problem_of_pairs(store) == default_problem()
+    said = problem_of_pairs(hsc_hst)
+    assert (said["name"], said["catalog"], said["wanted"], said["objective"]) == ("hsc-hst", None, None, None)
+    assert [(end["name"], end["bands"], end["pixel_scale"]) for end in said["endpoints"]] == [
+        ("hsc", ["g", "r", "i", "z", "y"], 0.05),
+        ("hst", ["F814W"], 0.05),
+    ]
+
+
+def test_the_ends_come_in_the_order_of_the_problem(tmp_path):
+    turned = write_store(
+        tmp_path / "turned.zarr", {"hst": stamps(4, 32, 32), "hsc": stamps(4, 32, 32, 5)}, bands=HSC_HST
+    )
+    assert list(read_pairs(turned, problem=problem(tmp_path, "hsc-hst")).ends) == ["hsc", "hst"]
+
+
+def test_densities_have_units_no_noise_and_holes_that_are_passed_on(tmp_path):
+    column, density = np.exp(stamps(3, 16, 16)), np.exp(stamps(3, 16, 16, 1, seed=1))
+    column[1, 2, 3] = np.nan
+    url = write_store(
+        tmp_path / "clouds.zarr", {"column": column, "density": density}, units={"column": "1/cm2", "density": "cm-3"}
+    )
+    for table in (None, problem(tmp_path, "clouds")):
+        pairs = read_pairs(url, problem=table)
+        assert pairs.units == {"column": "cm-2", "density": "cm-3"}
+        assert pairs.pixel_scale == {"column": 0.0, "density": 0.0}
+        assert np.isnan(pairs.ends["column"]).sum() == 1 and pairs.ends["density"].shape == (3, 1, 16, 16)
+        assert all(np.isnan(sigma) for bands in pairs.noise.values() for sigma in bands.values())
+    assert pairs.bands == {"column": ("NH",), "density": ("nH",)}
+    said = problem_of_pairs(url)["endpoints"]
+    assert [(end["bands"], end["unit"], end["stretch"], end["extensive"]) for end in said] == [
+        (["column"], "cm-2", "log10", False),
+        (["density"], "cm-3", "log10", False),
+    ]
+
+
+def test_bands_are_named_by_the_store_as_its_own_in_order_or_by_number(tmp_path):
+    arrays = {"sky": stamps(2, 16, 16, 2), "eye": stamps(2, 16, 16)}
+    cases: list[tuple[dict[str, Any], list[str], list[str]]] = [
+        ({"u": {}, "w": {}, "broad": {}}, ["u", "w"], ["broad"]),
+        ({"eye.g": {"sigma_noise": 3.0}, "sky.g": {"sigma_noise": 1.0}, "sky.r": {}}, ["g", "r"], ["g"]),
+        ({"eye.broad": {}, "u": {}, "w": {}}, ["u", "w"], ["broad"]),
+        ({}, ["sky_0", "sky_1"], ["eye"]),
+    ]
+    for bands, sky, eye in cases:
+        url = write_store(tmp_path / "pairs.zarr", arrays, bands=bands)
+        ends = problem_of_pairs(url)["endpoints"]
+        assert [end["bands"] for end in ends] == [sky, eye]
+        if "eye.g" in bands:
+            noise = read_pairs(url).noise
+            assert (noise["sky"]["g"], noise["eye"]["g"]) == (1.0, 3.0) and np.isnan(noise["sky"]["r"])
+
+
+def break_stated_store(path: Path, case: str) -> tuple[str, Any]:
+    """A store with one thing wrong, and the problem it is read for."""
+    hsc, hst = stamps(4, 32, 32, 5), stamps(4, 32, 32)
+    arrays: dict[str, Any] = {"hsc": hsc, "hst": hst}
+    attributes: dict[str, Any] = {"bands": HSC_HST}
+    table: Any = problem(path, "hsc-hst")
+    match case:
+        case "one endpoint":
+            attributes["endpoints"] = ["hsc"]
+        case "an array is gone":
+            attributes["endpoints"] = ["hsc", "acs"]
+        case "other ends":
+            table = default_problem()
+        case "fewer bands":
+            arrays["hsc"] = hsc[..., :4]
+        case "another unit":
+            attributes["units"] = {"hst": "uJy"}
+        case "no unit of a density":
+            arrays, attributes, table = {"column": hst, "density": hst}, {}, problem(path, "clouds")
+        case "two sizes":
+            arrays["hst"] = stamps(4, 64, 64)
+        case "two lengths":
+            arrays["hst"] = stamps(3, 32, 32)
+        case "infinite":
+            hsc[1, 2, 3, 4] = np.inf
+        case "two grids":
+            attributes["bands"] = HSC_HST | {"F814W": {"pixel_arcsec": 0.1}}
+        case "two scales in an end":
+            attributes["bands"] = HSC_HST | {"r": {"pixel_arcsec": 0.1}}
+        case "a band too many":
+            arrays["hsc"], table = hsc[..., :1], None
+            attributes["bands"] = {"hsc.g": {}, "hsc.r": {}}
+        case "a unit that is none":
+            attributes["units"], table = {"hst": "parrot"}, None
+        case "a unit that is none, for a problem":
+            attributes["units"] = {"hst": "parrot"}
+        case "a logarithm":
+            attributes["units"], table = {"hst": "mag"}, None
+    return write_store(path / "broken.zarr", arrays, **attributes), table
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("one endpoint", ["endpoints", "['hsc']", "two arrays"]),
+        ("an array is gone", ["not a pair store", "acs"]),
+        ("other ends", ["a store of hsc and hst", "lsst-euclid is of lsst and euclid"]),
+        ("fewer bands", ["hsc has 4 planes", "5 bands (g,r,i,z,y)"]),
+        ("another unit", ["hst is in uJy", "in nJy"]),
+        ("no unit of a density", ["column is in nJy", "in cm-2", "state units.column"]),
+        ("two sizes", ["(4, 32, 32, 5)", "(4, 64, 64)", "one grid"]),
+        ("two lengths", ["(4, 32, 32, 5)", "(3, 32, 32)"]),
+        ("infinite", ["infinite values of hsc"]),
+        ("two grids", ['hsc has pixels of 0.05"', 'hst of 0.1"', "the grid of the network"]),
+        ("two scales in an end", ["bands of hsc", 'r 0.1"']),
+        ("a band too many", ["hsc has 1 planes", "names 2 (g,r)"]),
+        ("a unit that is none", ["broken.zarr", "'parrot'"]),
+        ("a unit that is none, for a problem", ["broken.zarr", "'parrot'"]),
+        ("a logarithm", ["no stretch fits the unit mag"]),
+    ],
+)
+def test_a_store_of_another_problem_or_of_none_is_refused_with_both_values(tmp_path, case, said):
+    url, table = break_stated_store(tmp_path, case)
+    with pytest.raises(StorageError) as caught:
+        read_pairs(url, problem=table)
+    assert "\n" not in str(caught.value)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_pairs_of_lsst_and_euclid_are_none_of_another_problem(tmp_path, store):
+    assert len(read_pairs(store, problem=default_problem())) == 6
+    with pytest.raises(StorageError, match="a store of lsst and euclid but problem hsc-hst"):
+        read_pairs(store, problem=problem(tmp_path, "hsc-hst"))
+
+
+def test_names_are_the_stores_own_or_its_simulations_or_count(tmp_path, store, hsc_hst):
+    assert read_ids(store, 4) == ["pairs.zarr-000004", "pairs.zarr-000005"]
+    group: Any = zarr.open_group(hsc_hst, mode="a")
+    group.create_array("simulation", data=np.array([7, 7, 8, 9]))
+    assert read_ids(hsc_hst, 1) == ["7-000001", "8-000002", "9-000003"]
+    group.create_array("id", data=np.array([10, 11, 12, 13]))
+    assert read_ids(hsc_hst, 0, 2) == ["10", "11"]
+
+
+def test_labels_are_those_of_any_endpoint(tmp_path):
+    table = pa.table({"id": ["a"], "central_class": ["star"], "blended_hsc": [True], "z": [0.3]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    assert read_labels(str(tmp_path / "pairs.zarr")) == {"a": {"id": "a", "central_class": "star", "blended_hsc": True}}

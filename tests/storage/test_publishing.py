@@ -18,8 +18,8 @@ from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.published import publish as publish_sweep
 from surveybridge.storage.publishing import publish, write_partition
-from surveybridge.storage.query import query
-from surveybridge.storage.regions import read_moc
+from surveybridge.storage.query import query, select
+from surveybridge.storage.regions import Cone, read_moc
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CATALOG, MANIFEST, table_from_rows
 from tests.storage.skies import TILE_DEG, make_run, write_tile
@@ -164,17 +164,17 @@ def test_a_tile_done_again_is_published_as_it_is_now(small, tmp_path):
     publish([small.url], tmp_path / "catalog")
     small.compact(small.loose_tiles())
     row = {"tile_id": "t0001", "status": "ok", "attempt": 2}
-    table = query(small.url, sql="SELECT * EXCLUDE rank FROM candidates WHERE tile_id = 't0001' LIMIT 3")
+    table = select(small.url, "SELECT * EXCLUDE rank FROM candidates WHERE tile_id = 't0001' LIMIT 3")
     small.write_candidates("t0001", table)
     small.commit(row | {"n_candidates": 3})
     done = publish([small.url], tmp_path / "catalog")
     assert done.new and done.facts["rows"] == 33
-    found = query(tmp_path / "catalog", sql="SELECT tile_id, count(*) FROM candidates GROUP BY 1 ORDER BY 1")
+    found = select(tmp_path / "catalog", "SELECT tile_id, count(*) FROM candidates GROUP BY 1 ORDER BY 1")
     assert found.column(1).to_pylist() == [10, 3, 10, 10]
 
 
 def test_an_object_in_two_tiles_is_refused_with_both_named(small, tmp_path):
-    stray = query(small.url, sql="SELECT * EXCLUDE (rank, tile_id) FROM candidates WHERE tile_id = 't0001' LIMIT 1")
+    stray = select(small.url, "SELECT * EXCLUDE (rank, tile_id) FROM candidates WHERE tile_id = 't0001' LIMIT 1")
     add = pa.concat_tables([small.read_candidates("t0002").select(stray.column_names).cast(stray.schema), stray])
     publish([small.url], tmp_path / "catalog")
     before = content(tmp_path / "catalog")
@@ -190,12 +190,12 @@ def test_runs_side_by_side_become_one_catalog_and_runs_of_one_sky_are_refused(sm
     east = make_run(tmp_path / "east", side=2, rows=10, centre=(5.0, 1.0), seed=1)
     done = publish([small.url, east.url], tmp_path / "catalog")
     assert done.facts["rows"] == 80
-    found = query(tmp_path / "catalog", sql="SELECT run_id, tiles FROM runs ORDER BY 1").to_pylist()
+    found = select(tmp_path / "catalog", "SELECT run_id, tiles FROM runs ORDER BY 1").to_pylist()
     assert found == [{"run_id": "run0", "tiles": 4}, {"run_id": "run1", "tiles": 4}]
-    counts = query(tmp_path / "catalog", sql="SELECT run_id, count(*) AS n FROM ledger GROUP BY 1 ORDER BY 1")
+    counts = select(tmp_path / "catalog", "SELECT run_id, count(*) AS n FROM ledger GROUP BY 1 ORDER BY 1")
     assert counts["n"].to_pylist() == [4, 4]
-    assert query(tmp_path / "catalog", cone=(5.0, 1.0, 60.0)).column("run_id").unique().to_pylist() == ["run1"]
-    assert query(tmp_path / "catalog", cone=(5.0, 1.0, 60.0))["thumbnail_euclid"].null_count == 0
+    assert query(tmp_path / "catalog", Cone(5.0, 1.0, 60.0)).column("run_id").unique().to_pylist() == ["run1"]
+    assert query(tmp_path / "catalog", Cone(5.0, 1.0, 60.0))["thumbnail_euclid"].null_count == 0
     same = make_run(tmp_path / "same", side=2, rows=10, run_id="same")
     with pytest.raises(StorageError, match=f"of {small.url} and .* of {same.url}; 39 more"):
         publish([small.url, same.url], tmp_path / "both")
@@ -306,9 +306,7 @@ def test_a_reader_never_sees_half_of_a_catalog(place):
     def read():
         while not done.is_set():
             try:
-                found = query(
-                    f"{where}/catalog", sql="SELECT rank FROM candidates ORDER BY rank", storage_options=options
-                )
+                found = select(f"{where}/catalog", "SELECT rank FROM candidates ORDER BY rank", storage_options=options)
                 assert found["rank"].to_pylist() == list(range(1, found.num_rows + 1))
                 seen.append(found.num_rows)
             except BaseException as error:

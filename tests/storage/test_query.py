@@ -15,7 +15,9 @@ from s3fs.core import S3File
 from surveybridge.__main__ import main
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import write_grade
-from surveybridge.storage.query import query
+from surveybridge.storage.mosaics import TileMosaic
+from surveybridge.storage.query import query, select
+from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, stamp_array
 from tests.storage.test_runs import RUN, make_candidates, make_header, make_planes
@@ -25,7 +27,7 @@ CENTRE = (53.105, -27.995)
 
 def add_tile(run: RunFolder, tile_id: str, table: pa.Table, commit: bool = True) -> None:
     mean, std, coverage = make_planes((64, 64))
-    run.write_mosaic(tile_id, make_header(), ("VIS",), mean, std, coverage, (0, 0), "grid")
+    run.write_mosaic(TileMosaic(tile_id, make_header(), ("VIS",), mean, std, coverage, (0, 0), "grid"))
     run.write_candidates(tile_id, table)
     if commit:
         run.commit({"tile_id": tile_id, "status": "ok", "n_candidates": table.num_rows})
@@ -72,7 +74,7 @@ def test_a_cone_finds_what_astropy_finds_and_keeps_the_rank_of_the_run(run, trut
     sky = SkyCoord(truth["ra"].to_numpy(), truth["dec"].to_numpy(), unit="deg")
     distance = sky.separation(SkyCoord(*CENTRE, unit="deg")).arcsec
     wanted = dict(zip(truth["object_id"].to_pylist(), distance, strict=True))
-    found = query(run.url, cone=(*CENTRE, radius), thumbnails=False)
+    found = query(run.url, Cone(*CENTRE, radius), thumbnails=False)
     assert set(found["object_id"].to_pylist()) == {name for name, d in wanted.items() if d <= radius}
     for name, separation in zip(found["object_id"].to_pylist(), found["separation"].to_pylist(), strict=True):
         assert abs(separation - wanted[name]) < 1e-6
@@ -84,8 +86,8 @@ def test_a_cone_across_ra_zero_and_top_together(tmp_path):
     run = RunFolder.open_or_create(tmp_path, RUN)
     ra = [359.9999, 0.0001, 0.001, 180.0]
     add_tile(run, "a", pa.table({"object_id": list("abcd"), "ra": ra, "dec": [0.0] * 4, "score": [1.0, 2.0, 3.0, 9.0]}))
-    assert query(tmp_path, cone=(0.0, 0.0, 1.0))["object_id"].to_pylist() == ["b", "a"]
-    assert query(tmp_path, cone=(360.0, 0.0, 5.0), top=1)["object_id"].to_pylist() == ["c"]
+    assert query(tmp_path, Cone(0.0, 0.0, 1.0))["object_id"].to_pylist() == ["b", "a"]
+    assert query(tmp_path, Cone(360.0, 0.0, 5.0), top=1)["object_id"].to_pylist() == ["c"]
 
 
 def test_equal_scores_rank_by_object_and_missing_scores_last(tmp_path):
@@ -96,10 +98,10 @@ def test_equal_scores_rank_by_object_and_missing_scores_last(tmp_path):
 
 
 def test_sql_sees_candidates_and_ledger(run):
-    found = query(run.url, sql="SELECT tile_id, count(*) AS n, min(rank) AS best FROM candidates GROUP BY 1 ORDER BY 1")
+    found = select(run.url, "SELECT tile_id, count(*) AS n, min(rank) AS best FROM candidates GROUP BY 1 ORDER BY 1")
     assert found.select(["tile_id", "n"]).to_pylist() == [{"tile_id": "a", "n": 60}, {"tile_id": "b", "n": 40}]
     assert min(found["best"].to_pylist()) == 1
-    failed = query(run.url, sql="SELECT tile_id, reason FROM ledger WHERE status = 'failed'")
+    failed = select(run.url, "SELECT tile_id, reason FROM ledger WHERE status = 'failed'")
     assert failed.to_pylist() == [{"tile_id": "bad", "reason": "chunk is corrupt"}]
 
 
@@ -119,31 +121,29 @@ def test_sql_sees_candidates_and_ledger(run):
 )
 def test_sql_that_is_wrong_or_reaches_outside_is_refused(run, sql, complaint):
     with pytest.raises(StorageError, match=complaint) as error:
-        query(run.url, sql=sql)
+        select(run.url, sql)
     assert "\n" not in str(error.value)
 
 
-def test_requests_that_contradict_themselves_are_refused(run):
-    with pytest.raises(StorageError, match="with --cone or --top"):
-        query(run.url, sql="SELECT 1", top=3)
+def test_questions_that_cannot_be_are_refused(run):
     with pytest.raises(StorageError, match="top -1"):
         query(run.url, top=-1)
     with pytest.raises(StorageError, match="dec 99"):
-        query(run.url, cone=(1, 99, 1))
+        query(run.url, Cone(1, 99, 1))
 
 
 def test_a_run_without_finished_tiles_is_an_empty_table(tmp_path):
     RunFolder.open_or_create(tmp_path, RUN)
-    for found in (query(tmp_path), query(tmp_path, cone=(*CENTRE, 10))):
+    for found in (query(tmp_path), query(tmp_path, Cone(*CENTRE, 10))):
         assert found.num_rows == 0
         assert set(CANDIDATES.names) <= set(found.column_names)
-    found = query(tmp_path, sql="SELECT * FROM candidates")
+    found = select(tmp_path, "SELECT * FROM candidates")
     assert (found.num_rows, set(CANDIDATES.names) - set(found.column_names)) == (0, set(THUMBNAILS))
 
 
 def test_sql_has_the_thumbnails_that_it_names(run, truth):
-    assert not set(THUMBNAILS) & set(query(run.url, sql="SELECT * FROM candidates").column_names)
-    found = query(run.url, sql="SELECT object_id, Thumbnail_Euclid FROM candidates ORDER BY object_id")
+    assert not set(THUMBNAILS) & set(select(run.url, "SELECT * FROM candidates").column_names)
+    found = select(run.url, "SELECT object_id, Thumbnail_Euclid FROM candidates ORDER BY object_id")
     stamps = dict(zip(truth["object_id"].to_pylist(), truth["thumbnail_euclid"].to_pylist(), strict=True))
     assert found.num_rows == truth.num_rows
     for name, stamp in zip(found["object_id"].to_pylist(), found.column(1).to_pylist(), strict=True):
@@ -156,8 +156,8 @@ def test_sql_has_the_thumbnails_that_it_names(run, truth):
 def test_sql_over_more_thumbnails_than_memory_holds_is_refused_with_both_numbers(run, monkeypatch):
     monkeypatch.setattr("surveybridge.storage.views.MOST_GIB", 0.001)
     with pytest.raises(StorageError, match=r"thumbnails of 100 candidates of .* takes 0.00153 GiB, at most 0.001 are"):
-        query(run.url, sql="SELECT thumbnail_euclid FROM candidates")
-    assert query(run.url, sql="SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [100]
+        select(run.url, "SELECT thumbnail_euclid FROM candidates")
+    assert select(run.url, "SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [100]
 
 
 @pytest.mark.parametrize("compacted", [False, True])
@@ -178,7 +178,7 @@ def test_a_search_in_object_storage_fetches_few_thumbnails(bucket, options, monk
     thumbnails = 80 * 64 * 64 * 4  # nearly all bytes of the run
     assert query(run.url, thumbnails=False, storage_options=options).num_rows == 80
     assert 0 < sum(fetched) < thumbnails / 4
-    assert query(run.url, sql="SELECT * FROM candidates", storage_options=options).num_rows == 80
+    assert select(run.url, "SELECT * FROM candidates", storage_options=options).num_rows == 80
     assert sum(fetched) < thumbnails / 2
     fetched.clear()
     assert query(run.url, top=1, storage_options=options)["thumbnail_euclid"].null_count == 0
@@ -244,8 +244,8 @@ def test_grades_stand_beside_the_candidates_and_in_sql(tmp_path):
     found = query(run.url, grades=True, thumbnails=False)
     assert found["grades"].to_pylist() == ["A Ada; X Bob", None, None, None, None, None]
     assert query(run.url, columns=["rank", "grades"], top=1).to_pylist() == [{"rank": 1, "grades": "A Ada; X Bob"}]
-    graded = query(
+    graded = select(
         run.url,
-        sql="SELECT candidates.rank, grader, grade FROM grades JOIN candidates USING (object_id) ORDER BY grader",
+        "SELECT candidates.rank, grader, grade FROM grades JOIN candidates USING (object_id) ORDER BY grader",
     )
     assert [tuple(row.values()) for row in graded.to_pylist()] == [(1, "Ada", "A"), (1, "Bob", "X")]

@@ -17,7 +17,7 @@ from surveybridge.storage.crossmatch import read_targets
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.publishing import publish
-from surveybridge.storage.query import query
+from surveybridge.storage.query import query, select
 from surveybridge.storage.regions import Box, Cone, Coverage, coarse, read_moc
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CANDIDATES, CATALOG, THUMBNAILS
@@ -60,7 +60,7 @@ def inside(truth: pa.Table, mask) -> list[str]:
 def test_a_cone(where, truth, centre):
     sky = SkyCoord(truth["ra"].to_numpy(), truth["dec"].to_numpy(), unit="deg")
     distance = sky.separation(SkyCoord(*centre, unit="deg")).arcsec
-    found = query(where, region=Cone(centre[0], centre[1], 90.0), thumbnails=False)
+    found = query(where, Cone(centre[0], centre[1], 90.0), thumbnails=False)
     assert names(found) == inside(truth, distance <= 90)
     assert found["separation"].to_pylist() == pytest.approx(distance[distance <= 90], abs=1e-6)
     assert found["rank"].to_pylist() == truth.filter(pa.array(distance <= 90))["rank"].to_pylist()
@@ -84,18 +84,18 @@ def test_around_a_pole_run_and_catalog_find_what_astropy_finds(tmp_path, pole):
         wanted = inside(everything, sky.separation(SkyCoord(ra, dec, unit="deg")).arcsec <= radius)
         assert len(wanted) > 2
         for place in (run.url, tmp_path / "catalog"):
-            assert names(query(place, cone=(ra, dec, radius), thumbnails=False)) == wanted
+            assert names(query(place, Cone(ra, dec, radius), thumbnails=False)) == wanted
     cap = Box(0, 360, *sorted([pole, pole - np.sign(pole) / 60]))
-    assert 40 < query(tmp_path / "catalog", region=cap, thumbnails=False).num_rows < 120
+    assert 40 < query(tmp_path / "catalog", cap, thumbnails=False).num_rows < 120
 
 
 def test_a_box_across_ra_zero_and_one_beside_it(where, truth):
     ra, dec = truth["ra"].to_numpy(), truth["dec"].to_numpy()
     across = ((ra >= 359.98) | (ra <= 0.01)) & (dec >= -0.02) & (dec <= 0.03)
     assert 50 < across.sum() < 500
-    assert names(query(where, region=Box(359.98, 0.01, -0.02, 0.03), thumbnails=False)) == inside(truth, across)
+    assert names(query(where, Box(359.98, 0.01, -0.02, 0.03), thumbnails=False)) == inside(truth, across)
     beside = (ra >= 0.01) & (ra <= 0.02) & (dec >= -0.02) & (dec <= 0.03)
-    assert names(query(where, region=Box(0.01, 0.02, -0.02, 0.03), thumbnails=False)) == inside(truth, beside)
+    assert names(query(where, Box(0.01, 0.02, -0.02, 0.03), thumbnails=False)) == inside(truth, beside)
 
 
 @pytest.mark.parametrize("kind", ["fits", "json", "ascii", "text"])
@@ -109,7 +109,7 @@ def test_a_moc_from_a_file_of_any_kind_or_written_out(where, truth, tmp_path, ki
         moc.save(given, format=kind)
     wanted = moc.contains_lonlat(truth["ra"].to_numpy() * u.deg, truth["dec"].to_numpy() * u.deg)
     assert 50 < wanted.sum() < 500
-    assert names(query(where, region=read_moc(given), thumbnails=False)) == inside(truth, wanted)
+    assert names(query(where, read_moc(given), thumbnails=False)) == inside(truth, wanted)
 
 
 def test_a_moc_of_very_many_cells_is_read_in_few_ranges_and_answered_exactly(where, truth):
@@ -120,11 +120,11 @@ def test_a_moc_of_very_many_cells_is_read_in_few_ranges_and_answered_exactly(whe
     assert len(region.ranges) > 100 and 20 < wanted.sum() < 500
     assert len(coarse(region.ranges)) == 64
     assert Coverage(coarse(region.ranges)).holds(region.ranges).all()
-    assert names(query(where, region=region, thumbnails=False)) == inside(truth, wanted)
+    assert names(query(where, region, thumbnails=False)) == inside(truth, wanted)
 
 
 def test_top_with_a_region_columns_and_thumbnails(where, truth):
-    found = query(where, top=5, region=Box(359, 1, 0, 1), columns=["rank", "thumbnail_euclid", "flux_VIS"])
+    found = query(where, Box(359, 1, 0, 1), 5, columns=["rank", "thumbnail_euclid", "flux_VIS"])
     assert found.column_names == ["rank", "thumbnail_euclid", "flux_VIS"]
     north = truth.filter(pa.array(truth["dec"].to_numpy() >= 0))
     assert found["rank"].to_pylist() == north["rank"].to_pylist()[:5]
@@ -144,26 +144,26 @@ def test_unknown_columns_are_refused_with_those_there_are(where):
     with pytest.raises(StorageError, match=r"unknown column\(s\) flux_z; known: object_id, ra, .*thumbnail_error"):
         query(where, columns=["ra", "flux_z"])
     with pytest.raises(StorageError, match=r'"flux_z" not found.*candidates has object_id, ra.*run_id'):
-        query(where, sql="SELECT flux_z FROM candidates")
+        select(where, "SELECT flux_z FROM candidates")
     with pytest.raises(StorageError, match=r"ledger has tile_id, status"):
-        query(where, sql="SELECT nothing FROM ledger")
+        select(where, "SELECT nothing FROM ledger")
     with pytest.raises(StorageError, match=r"the views are candidates, ledger, runs, grades, mosaics"):
-        query(where, sql="SELECT * FROM galaxies")
+        select(where, "SELECT * FROM galaxies")
 
 
 def test_sql_sees_runs_mosaics_and_their_pixels(where):
-    found = query(where, sql="SELECT tile_id, count(*) AS cells FROM mosaics GROUP BY 1 ORDER BY 1")
+    found = select(where, "SELECT tile_id, count(*) AS cells FROM mosaics GROUP BY 1 ORDER BY 1")
     assert found["cells"].to_pylist() == [1] * 36
-    assert "mean" not in query(where, sql="SELECT * FROM mosaics LIMIT 1").column_names
-    pixels = query(where, sql="SELECT len(mean) AS n, list_max(coverage) AS most FROM mosaics LIMIT 1")
+    assert "mean" not in select(where, "SELECT * FROM mosaics LIMIT 1").column_names
+    pixels = select(where, "SELECT len(mean) AS n, list_max(coverage) AS most FROM mosaics LIMIT 1")
     assert pixels["n"][0].as_py() == 4096 and 0.9 < pixels["most"][0].as_py() <= 1
-    joined = query(where, sql="SELECT r.model, count(*) AS n FROM candidates c JOIN runs r USING (run_id) GROUP BY 1")
+    joined = select(where, "SELECT r.model, count(*) AS n FROM candidates c JOIN runs r USING (run_id) GROUP BY 1")
     assert joined.to_pylist() == [{"model": "tiny", "n": 720}]
 
 
 def test_sql_on_a_catalog_reaches_no_files(catalog):
     with pytest.raises(StorageError, match="disabled by configuration"):
-        query(catalog, sql=f"SELECT * FROM '{catalog}/snapshots/*/best.parquet'")
+        select(catalog, f"SELECT * FROM '{catalog}/snapshots/*/best.parquet'")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_match_within_a_region_and_of_named_columns(catalog, truth, tmp_path):
     theirs = tmp_path / "positions.csv"
     theirs.write_text("lon,lat\n" + "".join(f"{row['ra']},{row['dec']}\n" for row in truth.to_pylist()))
     targets = read_targets(theirs, 0.1, ("lon", "lat"))
-    found = query(catalog, region=Box(359, 1, 0, 1), targets=targets, top=4, columns=["object_id", "match_lat"])
+    found = query(catalog, Box(359, 1, 0, 1), targets=targets, top=4, columns=["object_id", "match_lat"])
     assert names(found) == inside(truth, truth["dec"].to_numpy() >= 0)[:4]
     assert all(lat >= 0 for lat in found["match_lat"].to_pylist())
 

@@ -66,7 +66,9 @@ def make_candidates(tile_id: str, n: int, seed: int = 0) -> pa.Table:
 
 def write_tile(run: RunFolder, tile_id: str, y: int, x: int, shape=(100, 130), n: int = 2, seed: int = 0):
     mean, std, coverage = make_planes(shape, seed=seed)
-    run.write_mosaic(tile_id, make_header(y, x), ("VIS",), mean, std, coverage, (1000 + y, 2000 + x), "grid")
+    run.write_mosaic(
+        TileMosaic(tile_id, make_header(y, x), ("VIS",), mean, std, coverage, (1000 + y, 2000 + x), "grid")
+    )
     run.write_candidates(tile_id, make_candidates(tile_id, n, seed))
     run.commit({"tile_id": tile_id, "status": "ok", "n_candidates": n})
     return mean, std, coverage
@@ -145,7 +147,7 @@ def test_a_run_without_finished_tile_has_no_mosaic(run):
 def test_a_tile_without_ledger_row_does_not_count(run):
     write_tile(run, "a", 0, 0)
     mean, std, coverage = make_planes((64, 64))
-    run.write_mosaic("b", make_header(0, 130), ("VIS",), mean, std, coverage, (1000, 2130), "grid")
+    run.write_mosaic(TileMosaic("b", make_header(0, 130), ("VIS",), mean, std, coverage, (1000, 2130), "grid"))
     assert run.ok_tiles() == ["a"]
     assert run.read_mosaic().mean.shape == (1, 100, 130)
 

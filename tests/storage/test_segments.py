@@ -22,6 +22,7 @@ from astropy.table import Table
 
 from surveybridge.storage import compaction
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.query import query
@@ -63,7 +64,7 @@ def add(run: RunFolder, tile_id: str, *, attempt: int = 1, seed: int = 0, **row:
     if row.setdefault("status", "ok") == "ok":
         number = sum(tile_id.encode()) + 100 * seed
         mean, std, coverage = make_planes((10, 10), seed=number)
-        run.write_mosaic(tile_id, make_header(), ("VIS",), mean, std, coverage, (0, 0), "grid")
+        run.write_mosaic(TileMosaic(tile_id, make_header(), ("VIS",), mean, std, coverage, (0, 0), "grid"))
         count = 0 if tile_id == "c" else 1 + number % 3
         run.write_candidates(tile_id, make_candidates(tile_id, count, number))
         row |= {"n_candidates": count}
