@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surveybridge.version import __version__
+from surveybridge.version import __version__ as __version__
 
 __all__ = [
     "PosteriorMap",

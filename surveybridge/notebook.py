@@ -145,7 +145,6 @@ def read_catalog(
     region: Region | None = None,
     top: int | None = None,
     columns: Sequence[str] | None = None,
-    sql: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> QTable:
     """Read candidates of a run or of a published catalog, highest score first, with units.
@@ -157,14 +156,11 @@ def read_catalog(
     cone : (ra, dec, radius), optional
         ICRS degrees and arcsec, as numbers or quantities; adds the column `separation`.
     region : Region, optional
-        Any other part of the sky: a `Box` or a `Coverage` (MOC) of `surveybridge.storage.regions`.
+        Any other part of the sky, instead of a cone: a `Box` or a `Coverage` (MOC) of `surveybridge.storage.regions`.
     top : int, optional
         At most so many rows.
     columns : sequence of str, optional
         Only these, in this order. Thumbnails are read where they are named here.
-    sql : str, optional
-        One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`, instead of all else. What it
-        returns has no units.
     storage_options : mapping, optional
         Arguments of the fsspec filesystem.
 
@@ -188,11 +184,14 @@ def read_catalog(
     (5, 1, 64, 64)
     """
     from surveybridge.storage.astrotables import query_table
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.regions import Cone
 
-    cone = None if cone is None else _degrees_and_arcsec(cone)
-    return query_table(
-        url, cone=cone, region=region, top=top, columns=columns, sql=sql, storage_options=storage_options
-    )
+    if cone is not None:
+        if region is not None:
+            raise StorageError("a cone and another region are given; give one of them")
+        region = Cone(*_degrees_and_arcsec(cone))
+    return query_table(url, region, top, columns=columns, storage_options=storage_options)
 
 
 def read_mosaic(
@@ -360,12 +359,12 @@ def translate(
     import torch
     from astropy.units import Unit
 
-    from surveybridge import __version__
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile
     from surveybridge.storage.grids import celestial_wcs
     from surveybridge.storage.tiles import Tile, core_header
+    from surveybridge.version import __version__
 
     card, direction = model.card, model.card.problem.to(to)
     if card.grid != "mosaic":

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import surveybridge
 from surveybridge.jobs.registry import JOBS
 from surveybridge.storage.schema import CANDIDATES
 from tests.conftest import ROOT
@@ -30,6 +31,9 @@ def test_the_site_builds_without_a_warning_and_has_every_command_and_column(tmp_
     commands = (tmp_path / "site/reference/commands.html").read_text()
     for job in JOBS:
         assert f"usage: surveybridge {job}" in re.sub(r"<[^>]+>", "", commands), job
+    python = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / "site/reference/python.html").read_text()))
+    for name in surveybridge.__all__:
+        assert f"{name}(\n" in python and (getattr(surveybridge, name).__doc__ or name).splitlines()[0] in python, name
     schemas = html.unescape((tmp_path / "site/reference/schemas.html").read_text())
     for field in CANDIDATES:
         assert field.name in schemas and field.metadata[b"description"].decode().split(",")[0] in schemas, field.name

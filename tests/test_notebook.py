@@ -22,6 +22,7 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.bridge_core.stretch import Log10Stretch
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.regions import Cone
 from tests.conftest import ROOT
 from tests.pages import BLOCK, run_page
 from tests.tiny import write_checkpoint, write_store
@@ -189,7 +190,8 @@ def test_a_catalog_has_units_from_a_run_and_as_published(made):
     cone = sb.read_catalog(made.run, cone=(run["ra"][0], run["dec"][0], 0.1 * u.arcsec))
     assert list(cone["object_id"]) == [run["object_id"][0]]
     assert list(sb.read_catalog(made.run, top=2)["rank"]) == [1, 2]
-    assert list(sb.read_catalog(made.run, sql="SELECT count(*) AS n FROM candidates")["n"]) == [len(run)]
+    with pytest.raises(StorageError, match="a cone and another region are given"):
+        sb.read_catalog(made.run, cone=(1.0, 2.0, 3.0), region=Cone(1.0, 2.0, 3.0))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,20 @@ for name in {LIBRARIES}:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("--version", 0), ("status --help", 0), ("status", 2), ("statos", 2), ("query --run none", 2)],
+)
+def test_the_command_and_the_module_are_the_same(installed, tmp_path, arguments, code):
+    command, module = (
+        subprocess.run([*start, *arguments.split()], cwd=tmp_path, env=outside(), capture_output=True, text=True)
+        for start in ([installed / "surveybridge"], [installed / "python", "-m", "surveybridge"])
+    )
+    assert (command.returncode, command.stdout, command.stderr) == (code, module.stdout, module.stderr)
+    assert module.returncode == code and (command.stdout or command.stderr)
+
+
+@pytest.mark.slow
 def test_the_installed_command_runs_a_demo_far_from_any_checkout(installed, tmp_path):
     pytest.importorskip("galsim", reason="needs the sim extra")
     small = ["--size", "300", "--lenses", "0", "--samples", "2", "--steps", "1", "--workers", "1"]

@@ -19,7 +19,7 @@ from astropy.io import fits
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.stretch import Log10Stretch, Stretch
-from surveybridge.storage.problems import read_problem
+from surveybridge.storage.problems import band_columns, read_problem
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 from tests.problems.skies import HERE, Band, blob_pairs, cloud_pairs, write_field, write_pairs
@@ -128,17 +128,20 @@ def test_maps_and_catalog_have_the_bands_of_the_problem(run, capsys):
     assert folder_of_run.run_json["problem"]["name"] == problem["name"]
     mosaic = folder_of_run.read_tile_mosaic("t0000")
     assert list(mosaic.bands) == wanted["bands"]
-    assert np.isfinite(mosaic.mean).all() and (mosaic.std > 0).all()
+    known = np.isfinite(mosaic.mean).all(0)  # the other end, seen by pixels of its own, stops short of the edge
+    assert known[12:, 12:].all() and (mosaic.std[:, known] > 0).all()
     assert main(["query", "--run", str(folder / "run"), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) >= 3
-    for band in observed["bands"] + wanted["bands"]:
-        assert f"flux_{band}" in rows[0] and f"snr_{band}" in rows[0]
-    brightest = sorted(rows, key=lambda row: -float(row[f"flux_{wanted['bands'][0]}"]))[:3]
+    columns = band_columns(problem)
+    assert {end for end, _ in columns} == {observed["name"], wanted["name"]}
+    for column in columns.values():
+        assert f"flux_{column}" in rows[0] and f"snr_{column}" in rows[0]
+    first = wanted["name"], wanted["bands"][0]
+    flux = f"flux_{columns[first]}"
     bands, _ = PROBLEMS[problem["name"]]
-    for row in brightest:
-        flux = bands[wanted["name"], wanted["bands"][0]].flux
-        assert float(row[f"flux_{wanted['bands'][0]}"]) == pytest.approx(flux, rel=0.1)
+    for row in sorted(rows, key=lambda row: -float(row[flux]))[:3]:
+        assert float(row[flux]) == pytest.approx(bands[first].flux, rel=0.1)
 
 
 def test_the_way_back_has_the_bands_of_the_other_end(run):
@@ -171,7 +174,7 @@ def test_plan_and_report_speak_of_the_problem(run, capsys):
     assert main(planned) == 0
     assert f"{observed['name']}->{wanted['name']}" in capsys.readouterr().out
     assert main(["report", "--run", str(folder / "run"), "--out", str(folder / "report")]) == 0
-    page = (folder / "report" / "index.html").read_text()
+    page = (folder / "report" / "report.html").read_text()
     assert wanted["title"] in page and "Euclid" not in page.replace(wanted["title"], "").replace("rubin-euclid", "")
 
 
