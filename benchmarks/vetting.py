@@ -186,7 +186,7 @@ def make_run(path: Path, count: int) -> None:
     from surveybridge.storage.compaction import _name
     from surveybridge.storage.parquet import parquet_bytes, parquet_writer
     from surveybridge.storage.runs import RunFolder
-    from surveybridge.storage.schema import CANDIDATES, LEDGER, THUMBNAILS, stamps, table_from_rows
+    from surveybridge.storage.schema import CANDIDATES, CELL, LEDGER, THUMBNAILS, stamps, table_from_rows
     from surveybridge.storage.sky import healpix_29
     from tests.storage.test_runs import RUN
 
@@ -216,8 +216,8 @@ def make_run(path: Path, count: int) -> None:
                     "flux_VIS": rng.lognormal(6, 1, EACH), "snr_VIS": rng.lognormal(4, 1, EACH),
                 }  # fmt: skip
                 for name in THUMBNAILS if schema is CANDIDATES else ():
-                    bands = 3 if name == "thumbnail_lsst" else 1
-                    columns[name] = stamps(name, rng.normal(0, 3, (EACH, bands, 64, 64)))
+                    bands = CANDIDATES.field(name).type.list_size // CELL**2
+                    columns[name] = stamps(name, rng.normal(0, 3, (EACH, bands, CELL, CELL)))
                 arrays = [
                     pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(EACH, field.type)
                     for field in schema
