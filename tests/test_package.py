@@ -27,7 +27,18 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 
 def build_wheel(source: Path, into: Path) -> Path:
     """Build offline, with the setuptools that is here."""
-    command = [sys.executable, "-m", "pip", "wheel", "-q", str(source), "--no-deps", "--no-build-isolation", "-w", into]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        str(source),
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        into,
+    ]
     run(*command, cwd=into.parent)
     (wheel,) = into.glob("*.whl")
     return wheel

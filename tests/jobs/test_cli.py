@@ -243,7 +243,7 @@ def test_help_loads_nothing_but_pydantic(arguments):
 @pytest.mark.slow
 def test_every_help_takes_less_than_twice_the_time_of_importing_pydantic_and_yaml():
     commands = {job: ["-m", "surveybridge", job, "--help"] for job in available_jobs()}
-    slow = {}
+    slow: dict[str, float] = {}
     for _ in range(2):  # a second try, of those that were too slow, where the machine was busy
         taken = processor_seconds(
             {"": ["-c", "import pydantic, yaml"]} | {job: commands[job] for job in slow or commands}
