@@ -444,11 +444,12 @@ def _scene_of_arrays(end: Endpoint, observed: ArrayLike, valid: ArrayLike | None
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.translate import Scene
 
+    numbers: Any = observed
     try:
-        numbers = observed.to_value(end.unit) if isinstance(observed, Quantity) else observed
+        numbers = numbers.to_value(end.unit) if isinstance(numbers, Quantity) else numbers
     except UnitConversionError as error:
-        raise BridgeError(f"{end.name} is in {observed.unit} but the model takes {end.unit}; convert it") from error
-    values = np.ma.asarray(numbers).astype(np.float32).filled(np.nan)
+        raise BridgeError(f"{end.name} is in {numbers.unit} but the model takes {end.unit}; convert it") from error
+    values = np.ma.filled(np.ma.asarray(numbers).astype(np.float32), np.nan)
     values = values[None] if values.ndim == 2 else values
     if values.ndim != 3 or len(values) != len(end.bands):
         raise BridgeError(

@@ -27,8 +27,19 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 
 def build_wheel(source: Path, into: Path) -> Path:
     """Build offline, with the setuptools that is here."""
-    options = ("--no-deps", "--no-build-isolation", "-w", into)
-    run(sys.executable, "-m", "pip", "wheel", "-q", source, *options, cwd=into.parent)
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        str(source),
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        into,
+    ]
+    run(*command, cwd=into.parent)
     (wheel,) = into.glob("*.whl")
     return wheel
 
