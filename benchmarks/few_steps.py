@@ -71,7 +71,7 @@ def main() -> None:
         for name, (nfe, draw) in ways.items():
             drawn = draws(base, judged, direction, arguments.samples, draw)
             row: dict[str, Any] = {"direction": str(direction), "sampler": name, "nfe": nfe}
-            row |= judge(drawn, judged, direction.wanted, display)
+            row |= judge(drawn, judged, direction.wanted, display[direction.wanted.name])
             rows.append(row)
             print(
                 f"{direction} {name:14s} {nfe:3d} | {row['energy_score']:6.3f} | {row['crps_bright']:6.2f} | "

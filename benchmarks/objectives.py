@@ -242,7 +242,7 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, sampl
         )  # fmt: skip
 
     drawn = draws(model, pairs, direction, samples, draw)
-    display, truth = display_stretch(pairs), torch.from_numpy(pairs.ends[wanted.name])
+    display, truth = display_stretch(pairs)[wanted.name], torch.from_numpy(pairs.ends[wanted.name])
     each = image_scores(drawn, truth, wanted.bands, display)["energy_score"]
     rng = np.random.default_rng(0)
     means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(DRAWS)]

@@ -216,7 +216,7 @@ def scored(all_ways: list[Way], path: str, start: int, count: int, samples: int)
     for direction in card.problem.directions[::-1]:
         for name, way in (("published", plain), ("default", default)):
             drawn = draws(plain.model, pairs, direction, samples, way.at(direction))
-            row = judge(drawn, pairs, direction.wanted, display)
+            row = judge(drawn, pairs, direction.wanted, display[direction.wanted.name])
             found.append({"direction": str(direction), "sampler": name, **row})
             print(f"{direction} {name:9s} " + "  ".join(f"{value:6.3f}" for value in list(row.values())[:2]), end="  ")
             print("  ".join(f"{value:5.2f}" for value in list(row.values())[3:]), flush=True)

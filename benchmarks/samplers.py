@@ -140,7 +140,7 @@ def main() -> None:
                 seconds = time.perf_counter() - began
                 row: dict[str, Any] = {"direction": str(direction), "sampler": one.name}
                 row |= {"nfe": nfe, "order": one.order, "eta": one.eta}
-                row |= judge(drawn, pairs, direction.wanted, display)
+                row |= judge(drawn, pairs, direction.wanted, display[direction.wanted.name])
                 row["ms_per_sample"] = 1000 * seconds / (arguments.samples * len(pairs))
                 rows.append(row)
                 print(

@@ -151,8 +151,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     published, grid = not model.card.physical, model.card.grid  # AS-Bridge's sees the display, not fluxes
     problem = model.card.problem
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
-    if config.anomalies is not None:
-        scored_direction(model)  # refused where the problem makes maps only
+    scored_direction(model)  # an evaluation looks at objects: refused where the problem makes maps only
     probes = {
         which: read_pairs(url, grid, stop=1, problem=problem.table, eight_bit=published)
         for which, url in stores.items()

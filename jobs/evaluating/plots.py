@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from surveybridge.bridge_core.evaluation import LEVELS
 from surveybridge.jobs.evaluating.ranking import BASELINES, PREVALENCE
+from surveybridge.jobs.evaluating.summary import bands_of
 
 REGION_COLOURS = {"sky": "0.55", "bright": "C0"}
 
@@ -50,7 +51,7 @@ def calibration(found: Mapping[str, Any]) -> Figure:
 
 def photometry(images: pa.Table) -> Figure:
     """Flux of the mean over that of the truth, by true flux and band."""
-    bands = [band for band in ("g", "r", "i", "VIS") if images[f"flux_{band}"].null_count < images.num_rows]
+    bands = [band for band in bands_of(images) if images[f"flux_{band}"].null_count < images.num_rows]
     figure = Figure(figsize=(3.4 * len(bands), 3.2), layout="constrained")
     for axes, band in zip(figure.subplots(1, len(bands), squeeze=False)[0], bands, strict=True):
         rows = images.filter(pc.is_valid(images[f"flux_{band}"]))

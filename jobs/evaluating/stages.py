@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
+    from surveybridge.storage.problems import ProblemTable
 
 PARTS = "evaluate-parts"
 TABLES = ("images", "pixels", "scores")
@@ -45,7 +47,7 @@ class Settings:
     counts: Mapping[str, int]
     block: int
     """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
-    display: Stretch
+    display: Mapping[str, Stretch]
     """AS-Bridge's display of the pairs, in which energy scores are taken and its checkpoints see the world."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
@@ -148,9 +150,12 @@ class BlockJudge:
             photometry,
         )
         from surveybridge.bridge_core.translate import window_samples
-        from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, conform
+        from surveybridge.storage.problems import described
+        from surveybridge.storage.schema import EVALUATED_PIXELS, conform, evaluated_images_schema
 
         settings, pairs = self.settings, block.pairs
+        table = described(model.card.problem.table)
+        schema = evaluated_images_schema(table)
         image_rows, pixel_rows = [], []
         for direction in map(model.card.problem.direction, settings.directions):
             observed, wanted = direction.observed, direction.wanted
@@ -159,14 +164,19 @@ class BlockJudge:
             windows = self._units(observed, torch.from_numpy(pairs.ends[observed.name]))
             drawn = window_samples(model, direction, windows, corners(block), settings.sampling)
             samples = drawn.cpu().transpose(0, 1).contiguous()
-            columns = image_scores(samples, truth, bands, settings.display)
-            columns |= photometry(samples, truth, bands, scale)
-            sigma = torch.tensor([pairs.noise[wanted.name][band] for band in bands])
+            display = settings.display[wanted.name]
+            columns = image_scores(samples, truth, bands, display)
+            columns |= named_columns(photometry(samples, truth, bands, scale), table, wanted.name)
+            stated = pairs.noise[wanted.name]
+            # of which nothing is stated is judged by the scatter that its display is made of
+            noises = [stated[band] if math.isfinite(stated[band]) else display.softening[band] / 3 for band in bands]
+            sigma = torch.tensor(noises)
             columns |= morphology(samples, truth, sigma, scale)
-            blended = [row.get("blended_lsst") for row in block.labels]
-            named = {"object_id": block.ids, "direction": [str(direction)] * len(truth), "blended_lsst": blended}
+            named = {"object_id": block.ids, "direction": [str(direction)] * len(truth)}
+            for label in (name for name in schema.names if name.startswith("blended_")):
+                named[label] = [row.get(label) for row in block.labels]
             image_rows.append(_table(named | columns))
-            sums = PixelSums.of(samples, truth, sigma, bands, settings.display)
+            sums = PixelSums.of(samples, truth, sigma, bands, display)
             names = [(name, band, region) for name in block.ids for band in bands for region in REGIONS]
             pixel_rows.append(
                 pa.table(
@@ -181,7 +191,7 @@ class BlockJudge:
                 )
             )
         return {
-            "images": pa.concat_tables([conform(t, EVALUATED_IMAGES, "image scores") for t in image_rows]),
+            "images": pa.concat_tables([conform(t, schema, "image scores") for t in image_rows]),
             "pixels": pa.concat_tables([conform(t, EVALUATED_PIXELS, "pixel sums") for t in pixel_rows]),
         }
 
@@ -191,7 +201,8 @@ class BlockJudge:
         from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
         from surveybridge.bridge_core.residuals import Cutouts
-        from surveybridge.storage.schema import EVALUATED_SCORES, conform
+        from surveybridge.storage.problems import described
+        from surveybridge.storage.schema import conform, evaluated_scores_schema
 
         settings, pairs = self.settings, block.pairs
         direction = scored_direction(model)
@@ -210,7 +221,8 @@ class BlockJudge:
         }
         noise = pairs.noise[direction.wanted.name][direction.wanted.bands[0]]
         columns |= trivial_scores(observed, wanted, pairs.pixel_scale[direction.observed.name], noise)
-        return conform(_table(columns), EVALUATED_SCORES, "anomaly scores")
+        schema = evaluated_scores_schema(described(model.card.problem.table))
+        return conform(_table(columns), schema, "anomaly scores")
 
     def _units(self, end: Endpoint, images: Tensor) -> Tensor:
         """Stamps [N, B, H, W] of an end as the network sees them, on its device; nothing of them is masked."""
@@ -243,17 +255,17 @@ class BlockWriter:
         return {"tile_id": outcome.item, "status": "ok"}
 
 
-def with_display(model: Model, display: Stretch) -> Model:
+def with_display(model: Model, display: Mapping[str, Stretch]) -> Model:
     """The model; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
     if model.card.physical:
         return model
     problem = model.card.problem
-    ends = [replace(end, stretch=display.of_bands(end.bands)) for end in problem.endpoints]
+    ends = [replace(end, stretch=display[end.name]) for end in problem.endpoints]
     return replace(model, card=replace(model.card, problem=problem.with_endpoints(ends)))
 
 
-def display_stretch(pairs: Pairs) -> Stretch:
-    """The display of these pairs in which energy scores are taken: AS-Bridge's, where its bands are.
+def display_stretch(pairs: Pairs) -> dict[str, Stretch]:
+    """The display of these pairs, by end, in which energy scores are taken: AS-Bridge's, where its bands are.
 
     Their white is the flux of `WHITE` on its own pixels, scaled to those of the pairs by area; all others are white at
     `WHITE_SIGMAS` times their noise, or their scatter where no noise is stated.
@@ -263,9 +275,10 @@ def display_stretch(pairs: Pairs) -> Stretch:
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import WHITE
 
-    noise: dict[str, float] = {}
-    top: dict[str, float] = {}
+    found = {}
     for end, bands in pairs.bands.items():
+        noise: dict[str, float] = {}
+        top: dict[str, float] = {}
         for k, band in enumerate(bands):
             sigma = pairs.noise[end][band]
             noise[band] = sigma if np.isfinite(sigma) else float(np.nanstd(pairs.ends[end][:, k]))
@@ -274,7 +287,24 @@ def display_stretch(pairs: Pairs) -> Stretch:
                 top[band] = flux * (pairs.pixel_scale[end] / arcsec) ** 2
             else:
                 top[band] = WHITE_SIGMAS * noise[band]
-    return Stretch.asbridge(noise, top)
+        found[end] = Stretch.asbridge(noise, top)
+    return found
+
+
+def named_columns(columns: Mapping[str, Any], problem: ProblemTable, end: str) -> dict[str, Any]:
+    """Photometry of an end under the columns of its problem, which name the end where both have a band."""
+    from surveybridge.storage.problems import band_columns
+    from surveybridge.storage.schema import colour_columns
+
+    names = {f"flux_{band}": f"flux_{column}" for (of, band), column in band_columns(problem).items() if of == end}
+    names |= {f"colour_{b}{r}": column for (of, b, r), column in colour_columns(problem).items() if of == end}
+    renamed = {}
+    for name, values in columns.items():
+        found = [one for one in names if name == one or name.startswith(f"{one}_")]
+        if found:
+            base = max(found, key=len)
+            renamed[names[base] + name.removeprefix(base)] = values
+    return renamed
 
 
 def corners(block: Block) -> list[tuple[int, int]]:

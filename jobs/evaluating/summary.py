@@ -100,10 +100,16 @@ def _total(values: Floats, band: int | None = None) -> Floats:
     return np.asarray(values.sum((0, 1)) if band is None else values[:, band].sum(0))
 
 
+def bands_of(images: pa.Table) -> list[str]:
+    """Bands whose fluxes a table has, as its columns name them."""
+    names = images.column_names
+    return [name.removeprefix("flux_") for name in names if name.startswith("flux_") and f"{name}_mean" in names]
+
+
 def _photometry(images: pa.Table, samples: int) -> Found:
     """Flux within the aperture: median ratio of the mean to the truth, its scatter, and whether its error is right."""
     found: Found = {}
-    for band in ("g", "r", "i", "VIS"):
+    for band in bands_of(images):
         true, mean, std = (floats(images, f"flux_{band}{suffix}") for suffix in ("", "_mean", "_std"))
         if np.isnan(true).all():
             continue
@@ -129,7 +135,8 @@ def _morphology(images: pa.Table) -> Found:
     perfect posterior would show with so many objects and samples.
     """
     found: Found = {}
-    for name in (*STATISTICS, "colour_gr", "colour_ri"):
+    colours = [n for n in images.column_names if n.startswith("colour_") and not n.endswith("_samples")]
+    for name in (*STATISTICS, *colours):
         true = floats(images, name)
         if np.isnan(true).all():
             continue
@@ -145,11 +152,12 @@ def _morphology(images: pa.Table) -> Found:
 
 
 def _sources(images: pa.Table) -> Found:
-    """Sources detected in samples and truths, of all pairs and of those that LSST blends, matched by position."""
+    """Sources detected in samples and truths, of all pairs and of those that are blended, matched by position."""
     true, drawn, matched = floats(images, "sources"), *(_lists(images, f"sources{s}_samples") for s in ("", "_matched"))
-    blended = np.array([flag is True for flag in images["blended_lsst"].to_pylist()], bool)
+    label = next(name for name in images.column_names if name.startswith("blended_"))
+    blended = np.array([flag is True for flag in images[label].to_pylist()], bool)
     found: Found = {}
-    for name, rows in (("all", np.ones(len(true), bool)), ("blended_lsst", blended)):
+    for name, rows in (("all", np.ones(len(true), bool)), (label, blended)):
         if rows.any():
             found[name] = {
                 "true_mean": number(true[rows].mean()),

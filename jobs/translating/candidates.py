@@ -29,7 +29,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.detection import aperture_flux, detect
     from surveybridge.bridge_core.spans import span
-    from surveybridge.storage.problems import band_columns, complete_problem
+    from surveybridge.storage.problems import band_columns, described
     from surveybridge.storage.schema import candidates_schema, stamps
     from surveybridge.storage.sky import healpix_29, sky_name
     from surveybridge.storage.thumbnails import thumbnails
@@ -38,7 +38,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
     direction = problem.scored
     if direction is None:
         return _no_candidates()
-    table = complete_problem(problem.table, f"checkpoint {model.card.name}")
+    table = described(problem.table)
     schema = candidates_schema(table)
     if not {end.name for end in problem.endpoints} <= set(tile.images):
         return schema.empty_table()

@@ -233,7 +233,7 @@ def test_eight_bit_stamps_come_back_as_they_were_shown(stores, tmp_path):
     again = evaluation_stages.display_stretch(pairs)
     for name, images in pairs.ends.items():
         bands = pairs.bands[name]
-        shown = (again.forward(torch.from_numpy(images), bands) + 1) / 2 * 255
+        shown = (again[name].forward(torch.from_numpy(images), bands) + 1) / 2 * 255
         stored = np.asarray(zarr.open_group(path, mode="r")[name]).astype(np.float32)
         stored = stored.transpose(0, 3, 1, 2) if name == "lsst" else stored[:, None]
         np.testing.assert_allclose(shown.numpy(), stored, atol=1e-3)

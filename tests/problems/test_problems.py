@@ -128,7 +128,8 @@ def test_maps_and_catalog_have_the_bands_of_the_problem(run, capsys):
     assert folder_of_run.run_json["problem"]["name"] == problem["name"]
     mosaic = folder_of_run.read_tile_mosaic("t0000")
     assert list(mosaic.bands) == wanted["bands"]
-    known = np.asarray(np.isfinite(mosaic.mean).all(axis=0))  # the other end, seen by pixels of its own, stops short of the edge
+    # the other end, seen by pixels of its own, stops short of the edge
+    known = np.asarray(np.isfinite(mosaic.mean).all(axis=0))
     assert known[12:, 12:].all() and (mosaic.std[:, known] > 0).all()
     assert main(["query", "--run", str(folder / "run"), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -176,6 +177,21 @@ def test_plan_and_report_speak_of_the_problem(run, capsys):
     assert main(["report", "--run", str(folder / "run"), "--out", str(folder / "report")]) == 0
     page = (folder / "report" / "report.html").read_text()
     assert wanted["title"] in page and "Euclid" not in page.replace(wanted["title"], "").replace("rubin-euclid", "")
+
+
+def test_an_evaluation_has_the_bands_of_the_problem(run):
+    problem, folder, _ = run
+    observed, wanted = ends_of(problem)
+    pairs, out = str(folder / "pairs.zarr"), folder / "evaluation"
+    few = ["--limit", "4", "--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2"]
+    checkpoint = ["--checkpoint", str(folder / "trained" / "bridge")]
+    assert main(["evaluate", "--pairs", pairs, "--anomalies", pairs, *checkpoint, *few, "--out", str(out)]) == 0
+    found = json.loads((out / "metrics.json").read_text())
+    columns = band_columns(problem)
+    for end, other in ((wanted, observed), (observed, wanted)):
+        judged = found["photometry"][f"{other['name']}->{end['name']}"]
+        assert set(judged) == {columns[end["name"], band] for band in end["bands"]}
+    assert found["anomaly"]["anomalous"] == 4
 
 
 def test_a_lost_tile_is_done_again_and_what_was_there_stays(run):
