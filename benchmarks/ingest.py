@@ -25,11 +25,15 @@ from typing import Any
 
 from surveybridge.storage.coregister import coregister
 from surveybridge.storage.fits_images import Noise, read_image
+from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.ingest import Field, cut_tile, ingest_field, tile_boxes
 from surveybridge.storage.photometry import sky_statistics
 from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
 
+LSST, EUCLID = "lsst", "euclid"
+NOISE: dict[str, Noise] = {LSST: "auto", EUCLID: "file"}
+"""By default of the command."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS")
 FIELDS = 4
 STEPS = ("read FITS", "sky statistics", "co-register", "write", "all of them", "ingest")
@@ -68,21 +72,21 @@ def main() -> None:
 
 def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
     """Return wall and CPU seconds of each of `STEPS`; they are done as in `ingest_field`, and then by it."""
-    images, problem = files(field), default_problem()
+    paths, ends = files(field), default_problem()["endpoints"]
     taken: dict[str, tuple[float, float]] = {}
-    noise: dict[str, Noise] = {"lsst": "auto", "euclid": "file"}
-    lsst, euclid = _timed(
-        taken,
-        "read FITS",
-        lambda: [read_image(end, images[end["name"]], noise=noise[end["name"]]) for end in problem["endpoints"]],
-    )
-    planes = [(image.flux[k], image.mask[k] == 0) for image in (euclid, lsst) for k in range(len(image.bands))]
+
+    def read() -> dict[str, SurveyImage]:
+        return {end["name"]: read_image(end, paths[end["name"]], noise=NOISE[end["name"]]) for end in ends}
+
+    images = _timed(taken, "read FITS", read)
+    planes = [(image.flux[k], image.mask[k] == 0) for image in images.values() for k in range(len(image.bands))]
     _timed(taken, "sky statistics", lambda: [sky_statistics(*plane) for plane in planes])
+    lsst, euclid = images[LSST], images[EUCLID]
     shape = euclid.flux.shape[1], euclid.flux.shape[2]
     both = _timed(
         taken,
         "co-register",
-        lambda: Field({"lsst": coregister(lsst, euclid.wcs_header, shape), "euclid": euclid}, "euclid"),
+        lambda: Field({LSST: coregister(lsst, euclid.wcs_header, shape), EUCLID: euclid}, EUCLID),
     )
 
     def write() -> None:
@@ -99,13 +103,13 @@ def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
 
 def ingest(field: Path, store: Path) -> None:
     """Run the whole of it, with the defaults of the command."""
-    ingest_field(default_problem(), files(field), "euclid", str(store))
+    ingest_field(default_problem(), files(field), EUCLID, str(store), noise=NOISE)
 
 
 def files(field: Path) -> dict[str, dict[str, str]]:
     """Return files by survey and band."""
     lsst = {band: str(field / f"field_lsst_{band}.fits") for band in "gri"}
-    return {"lsst": lsst, "euclid": {"VIS": str(field / "field_euclid_vis.fits")}}
+    return {LSST: lsst, EUCLID: {"VIS": str(field / "field_euclid_vis.fits")}}
 
 
 def _timed(taken: dict[str, tuple[float, float]], name: str, work: Callable[[], Any]) -> Any:
