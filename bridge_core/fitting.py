@@ -1,4 +1,4 @@
-"""What training takes from the data before its first step: each endpoint's stretch, and the scale of the objective.
+"""Fits to the data before the first step of a training: each endpoint's stretch, and the scale of the objective.
 
 A problem's file may state the objective's numbers; what it leaves out is measured here, on the first pairs.
 """
@@ -76,7 +76,7 @@ def fit_endpoint(end: Endpoint, values: Tensor, noise: Mapping[str, float]) -> E
 
 
 def fit_objective(name: str, problem: Problem, ends: Sequence[Tensor]) -> Objective:
-    """Scale an objective to the data: what the problem's file states, and measured numbers for the rest.
+    """Scale an objective to the data: numbers of the problem's file where it states them, else measured ones.
 
     Parameters
     ----------

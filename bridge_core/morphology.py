@@ -1,4 +1,4 @@
-"""Shapes of the object in the middle of a stamp, measured alike on samples and on the truth.
+"""Shapes of the object in the middle of a stamp, measured in the same way on samples and on the truth.
 
 What counts is whether generated images have the distribution of true ones (Holzschuh et al. 2022, arXiv 2203.11956,
 who compare such statistics by their Wasserstein distances), so the definitions are plain and need no segmentation:

@@ -1,4 +1,4 @@
-"""What a bridge joins: two endpoints make a problem, and a direction says which of them is wanted.
+"""Problems: two endpoints make a problem, and a direction says which of them is wanted.
 
 Endpoint i owns input slot i, head i, embedding i and noise stream i of the network, as AS-Bridge's published weights
 have it: there 0 is LSST and 1 is Euclid. So a direction is the index of the wanted endpoint, and nothing here knows a
@@ -66,7 +66,7 @@ class Endpoint:
             raise BridgeError(f"endpoint {self.name} has the band {twice[0]} twice; give each band once")
 
     def check(self, bands: Sequence[str], unit: str, pixel_scale: float, *, what: str, model: str) -> None:
-        """Refuse an image that is not what a model was trained on.
+        """Refuse an image that does not match the data on which a model was trained.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class Endpoint:
         """The stretch; refused where there is none, because such a checkpoint works in network units only."""
         if self.stretch is None:
             raise BridgeError(
-                f"the checkpoint has no stretch for {self.name}, so {self.unit} cannot enter it; use one trained here"
+                f"the checkpoint has no stretch for {self.name}, so it takes no {self.unit}; use one trained here"
             )
         return self.stretch
 
@@ -150,7 +150,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Direction:
-    """From the observed endpoint to the wanted one; `index` is that of the wanted endpoint in its problem."""
+    """A direction, from the observed to the wanted endpoint; `index` is that of the wanted endpoint in its problem."""
 
     observed: Endpoint
     wanted: Endpoint
@@ -162,7 +162,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pair of endpoints and what is done with them.
+    """Two endpoints, and what is to be done with them.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class Problem:
             raise BridgeError(f"problem {self.name}: both endpoints are named {first}; give each a name of its own")
         for what, name in (("catalog", self.catalog), ("wanted", self.wanted)):
             if name is not None and name not in (first, second):
-                raise BridgeError(f"problem {self.name}: {what} {name} is no endpoint; give {first} or {second}")
+                raise BridgeError(f"problem {self.name}: {what} {name} is not an endpoint; give {first} or {second}")
 
     def __getitem__(self, name: str) -> Endpoint:
         """Return the endpoint of a name."""
@@ -201,7 +201,7 @@ class Problem:
             if end.name == name:
                 return end
         raise BridgeError(
-            f"{name!r} is no endpoint of {self.name}; it joins {' and '.join(end.name for end in self.endpoints)}"
+            f"{name!r} is not an end of {self.name}, which joins {' and '.join(end.name for end in self.endpoints)}"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""How to sample and how to score: what a person may choose. Without torch, so that every process can hold it."""
+"""Settings of sampling and scoring that a person may choose; without torch, so that every process can hold them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Where the windows lie.
+    """The grid of windows.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a posterior is sampled.
+    """Settings of the sampling of a posterior.
 
     Parameters
     ----------
@@ -141,13 +141,13 @@ class Sampling:
         return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
 
     def windows_a_call(self, pixels: int) -> int:
-        """Windows of so many pixels in one call of the network."""
+        """Return the number of windows of this size in one call of the network."""
         return max(1, self.batch * 64**2 // pixels)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How sources are scored: K reconstructions from noise level `midpoint` in `steps` network evaluations.
+    """Settings of scoring: K reconstructions from noise level `midpoint` in `steps` network evaluations.
 
     The published settings are samples 5, midpoint 0.7089 (step 200 of its table), steps 40, eta 1 and first order; the
     second-order deterministic sampler needs fewer steps.

@@ -52,7 +52,7 @@ class Pixel(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where its leaf lies in a table."""
+        """Return the path of its leaf file in a table."""
         return f"Norder={self.order}/Dir={self.number // 10_000 * 10_000}/Npix={self.number}.parquet"
 
 

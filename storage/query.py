@@ -201,7 +201,7 @@ def _select(views: Views, sql: str) -> pa.Table:
             raise StorageError(f"SQL: {reason}; {remedy}") from error
     twice = _twice(found.column_names)
     if twice:
-        raise StorageError(f"SQL gives two columns the name {', '.join(twice)}; name one otherwise with AS")
+        raise StorageError(f"SQL gives two columns the name {', '.join(twice)}; rename one with AS")
     return found
 
 

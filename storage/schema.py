@@ -478,7 +478,7 @@ def _absent(kind: pa.DataType, rows: int) -> pa.Array:
 
 
 def stamps(name: str, array: ArrayLike, schema: pa.Schema = CANDIDATES) -> pa.Array:
-    """Thumbnails [N, C, H, W] as the column `name` of candidates (NaN where there is no data)."""
+    """Return thumbnails [N, C, H, W] as the column `name` of a candidates table; NaN where there are no data."""
     field = schema.field(name)
     shape = _shape(field)
     data = np.ascontiguousarray(array, np.float32)

@@ -29,7 +29,7 @@ WHITE_SIGMAS = 1000.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the stages need to know."""
+    """The settings of the stages."""
 
     pairs: str
     anomalies: str | None
@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Block:
-    """Some pairs with their names and what is known of them."""
+    """Some pairs with their names and labels."""
 
     which: str
     first: int
@@ -244,7 +244,7 @@ class BlockWriter:
 
 
 def with_display(model: Model, display: Stretch) -> Model:
-    """The model; AS-Bridge's does not say what its [-1, 1] means, and takes the display of the pairs."""
+    """Return the model; that of AS-Bridge, which does not define its [-1, 1], takes the display of the pairs."""
     if model.card.physical:
         return model
     problem = model.card.problem

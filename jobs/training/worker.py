@@ -1,4 +1,4 @@
-"""One worker of a training: the shards it owns, its part of every step, and what is reported.
+"""One worker of a training: the shards it owns, its part of every step, and its reports.
 
 The pairs are cut into V virtual shards, and every step takes batch/V pairs of each. A rank owns the shards v with
 v mod world = rank, reads no others, and draws everything random from (seed, step, shard): the same pairs and the same
@@ -151,7 +151,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
 
 
 class Interval:
-    """What adds up between two reports, from where a training stands."""
+    """The quantities that add up between two reports, and the state at the start."""
 
     def __init__(self, state: TrainState) -> None:
         self.step, self.seconds = state.step, state.seconds
@@ -174,7 +174,7 @@ class Shard:
         return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
 
     def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
-        """Its part of one step."""
+        """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
         rows = self.rows(step, count)
@@ -190,7 +190,7 @@ class Shard:
 
 
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
-    """Read one shard and nothing else; the last pairs are kept for validation, and cut alike."""
+    """Read one shard and nothing else; the last pairs are kept for validation, and are divided in the same way."""
 
     def read(start: int, stop: int) -> Ends:
         first, last = shard_range(start, stop, index, config["shards"])
@@ -267,7 +267,7 @@ def validation_energy(
 
 
 def out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
-    """Whether the last `patience` reports brought no lower validation energy than those before them."""
+    """Return whether the last `patience` reports have not lowered the validation energy."""
     energies = [float(row["validation_energy"]) for row in log]
     return patience is not None and len(energies) > patience and min(energies[-patience:]) >= min(energies[:-patience])
 

@@ -1,4 +1,4 @@
-"""What the stages of a translation need of memory, by arithmetic."""
+"""The memory that the stages of a translation need, by arithmetic."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def candidate_bytes(problem: Problem) -> int:
 
 
 def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
-    """What the model stage makes besides network and tile, at the larger of its two peaks."""
+    """Return the arrays of the model stage besides network and tile, at the larger of its two peaks."""
     from surveybridge.bridge_core.anomaly import GROUP
 
     channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes

@@ -1,4 +1,4 @@
-"""From a tile of a store to what the model sees of it."""
+"""From a tile of a store to the model's view of it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass
 class Session:
-    """What one server serves.
+    """The state of one server.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def _words(problem: ProblemTable) -> dict[str, Any]:
 
 
 async def _candidates(request: web.Request) -> web.Response:
-    """A part of a list, with what the grader thinks of each, and the grader's progress."""
+    """Return a part of a list with the grader's own grades, and the grader's progress."""
     session = request.app[SESSION]
     asked = _parsed(PageRequest, request.query)
     grader = _grader(session, asked.grader)
