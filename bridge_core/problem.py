@@ -75,7 +75,8 @@ class Endpoint:
         what, model
             Names of the image's place (``tile t0312``) and of the checkpoint, for the message.
         """
-        if abs(pixel_scale - self.pixel_scale) > 0.01 * self.pixel_scale:
+        # a grid that is not on the sky has pixels of no size
+        if self.pixel_scale and abs(pixel_scale / self.pixel_scale - 1) > 0.01:
             raise BridgeError(
                 f'{what}: {self.name} pixel scale {pixel_scale:.3f}" but checkpoint {model} expects '
                 f'{self.pixel_scale:.3f}"; re-ingest onto that grid or choose another checkpoint'
@@ -230,7 +231,10 @@ class Problem:
         for direction in (self._to(0), self._to(1)):
             if str(direction) == text:
                 return self._allowed(direction)
-        raise BridgeError(f"direction {text!r} is not one of {', '.join(map(str, self.directions))}")
+        raise BridgeError(
+            f"direction {text!r} is not one of {', '.join(map(str, self.directions))}; name the wanted end instead: "
+            f"{' or '.join(f'--to {d.wanted.name}' for d in self.directions)}"
+        )
 
     @property
     def scored(self) -> Direction | None:

@@ -292,13 +292,7 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if detail["type"] == "missing":
         message = f"more than {len(value)} values are required"
-    hint = ""
-    choices = [str(choice) for choice in _leaves(model.model_fields[name].annotation, literals=True)]
-    if detail["type"] == "literal_error" and any(
-        ">" in choice and choice.partition(">")[0] == given for choice in choices
-    ):
-        hint = "; the shell took '>' for a redirection: quote the value"
-    return f"{label} {given}{origin}: {message}{hint}"
+    return f"{label} {given}{origin}: {message}"
 
 
 def _own_first(model: type[JobConfig]) -> dict[str, FieldInfo]:
