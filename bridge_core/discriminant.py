@@ -86,7 +86,7 @@ class Discriminant:
         return cls(**{**card, **lists, "mean": tuple(tuple(row) for row in card["mean"])})
 
     def standardise(self, features: Floats, flux: Floats, colour: Floats) -> Floats:
-        """Return residuals [..., N, F] in standard deviations of ordinary objects of their flux and colour, clipped."""
+        """Return residuals [..., N, F] in standard deviations of ordinary objects of like flux and colour, clipped."""
         expected = _terms(flux, colour, self.flux, self.colour) @ np.array(self.mean)
         z = (features - expected) / np.array(self.scale)
         return np.asarray(np.nan_to_num(np.clip(z, -CLIP, CLIP), nan=0.0))
@@ -97,7 +97,7 @@ class Discriminant:
         return np.asarray((weighted - self.centre) / self.width)
 
     def false_alarm(self, score: Floats) -> Floats:
-        """Return the share of ordinary objects that score higher, extrapolated exponentially beyond the table."""
+        """Return the share of ordinary objects that score higher, by the table, and exponentially beyond its ends."""
         rate = np.log10(TAIL)
         slope = (rate[-1] - rate[-2]) / (self.tail[-1] - self.tail[-2])
         inside = np.interp(score, self.tail, rate)

@@ -28,7 +28,7 @@ REGIONS = ("all", "sky", "bright", "bright_truth")
 LEVELS = (0.50, 0.68, 0.90, 0.95)
 PATCH_SCALES = (1, 2, 4, 8)
 PUBLISHED_CHANNELS = 3
-"""Of the image in which AS-Bridge takes its energy score, with one band repeated."""
+"""Channels of the image in which AS-Bridge takes its energy score, with one band repeated."""
 PIXEL_SUMS = ("pixels", "squared_error", "variance", "crps", "squared_error_display", "variance_display")
 """The single numbers among `PixelSums`."""
 APERTURE_ARCSEC = 1.0

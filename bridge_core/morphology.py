@@ -18,9 +18,9 @@ from torch import Tensor
 from surveybridge.bridge_core.apertures import aperture
 
 RADIUS_ARCSEC = 1.0
-"""Of the circle in which everything is measured."""
+"""Radius of the circle in which everything is measured."""
 CORE_ARCSEC = 0.3
-"""Of the inner circle of the bulge statistic."""
+"""Radius of the inner circle of the bulge statistic."""
 WEIGHT_ARCSEC = 0.5
 """Standard deviation of the Gaussian weight of the moments."""
 

@@ -137,7 +137,7 @@ class UNet(nn.Module):
         return emb
 
     def given(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] for one step of all."""
+        """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] if all share one step."""
         height, width = x.shape[-2:]
         multiple = self.config.window_multiple
         if height % multiple or width % multiple:

@@ -1,4 +1,4 @@
-"""Measures of how well a score tells anomalies from ordinary objects: areas under curves, rates, intervals."""
+"""How well a score tells anomalies from ordinary objects: areas under curves, rates at a threshold, intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residuals of each end around an object: how it departs from what the model expects of it from the other end.
+"""Residuals of each end around an object: how it departs from what the model expects, given the other end.
 
 Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
 direction predicts each end from the other. The residual, observed minus predicted in network units, is averaged in

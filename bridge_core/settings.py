@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.network import Precision
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
-"""Windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""
+"""Numbers of windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""
 
 _Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
@@ -48,18 +48,18 @@ class PatchGrid:
 
     @classmethod
     def of(cls, size: int) -> PatchGrid:
-        """The grid of windows of a size with the default's margin and overlap: 40 pixels apart at 64, 104 at 128."""
+        """Return the grid for a size of windows, with default margin and overlap: 40 pixels apart at 64, 104 at 128."""
         return cls(size, size - (cls.size - cls.stride), cls.margin)
 
     @property
     def reach(self) -> int:
-        """Pixels beyond a core that its windows can show the network."""
+        """The number of pixels beyond a core that its windows can show to the network."""
         return self.size - self.margin - 1
 
     def windows(
         self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
     ) -> list[tuple[int, int]]:
-        """Global (y, x) corners of all windows whose used part touches the core, row by row.
+        """Return global (y, x) corners of all windows whose used part touches the core, row by row.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class PatchGrid:
         return [(y, x) for y in rows for x in self._corners(origin[1] + x0, origin[1] + x1)]
 
     def span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
-        """First and last n of the windows along one axis whose used part touches global pixels `start` .. `stop` - 1.
+        """Return the first and last n of windows along one axis whose used part touches pixels `start` .. `stop` - 1.
 
         Window n has its corner at n x stride, so last - first + 1 windows touch. Arrays give arrays.
         """
@@ -137,7 +137,7 @@ class Sampling:
 
     @property
     def group(self) -> int:
-        """Windows whose samples are held at a time, four batches of them: memory does not grow with K."""
+        """The number of windows whose samples are held at a time: four batches, so that memory does not grow with K."""
         return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
 
     def windows_a_call(self, pixels: int) -> int:

@@ -59,12 +59,19 @@ class Config(JobConfig):
     samples: int = Field(8, ge=2, description="posterior samples K of each pair")
     steps: int = Field(6, ge=1, description="network evaluations per sample")
     order: int = Field(2, ge=1, le=2, description="order of the sampler")
-    eta: float = Field(0.0, ge=0, le=1, description="noise of the sampler: 0 for none after the start, 1 for ancestral sampling")
+    eta: float = Field(
+        0.0, ge=0, le=1, description="noise of the sampler: 0 for none after the start, 1 for ancestral sampling"
+    )
     sigma_max: float = Field(2.0, gt=0, description="noise level of the sampler's second step, network units")
-    from_end: bool = Field(True, description="begin at the bridge's end; use --no-from-end for networks that predict the noise, such as eps")
+    from_end: bool = Field(
+        True,
+        description="begin at the bridge's end; use --no-from-end for networks that predict the noise, such as eps",
+    )
     score_samples: int = Field(5, ge=2, description="reconstructions K of each object for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
-    start: int = Field(0, ge=0, description="first row of each store to use, such as the first of the pairs held out from training")
+    start: int = Field(
+        0, ge=0, description="first row of each store to use, such as the first of the pairs held out from training"
+    )
     limit: int | None = Field(None, ge=1, description="number of pairs of each store to use (default: all)")
     seed: int = Field(0, ge=0, description="key of the noise")
     batch: int = Field(16, ge=1, description="stamps in one network call")

@@ -46,14 +46,18 @@ class Config(JobConfig):
         None, description="RA,DEC,ARCSEC: export only a square of this side; ICRS deg"
     )
     samples: int = Field(
-        0, ge=0, description="draw the first N posterior samples of the run again, for a --cutout (this runs the network)"
+        0,
+        ge=0,
+        description="draw the first N posterior samples of the run again, for a --cutout (this runs the network)",
     )
     checkpoint: str | None = Field(
         None, description="with --samples: where the run's checkpoint is now (default: where it was for the run)"
     )
     store: str | None = Field(None, description="where the run's tile store is now (default: where it was for the run)")
     lossless: bool = Field(False, description="keep mean and std to the bit, in files several times as large")
-    fits: bool = Field(True, description="write the FITS images; with --no-fits only the other outputs that are asked for")
+    fits: bool = Field(
+        True, description="write the FITS images; with --no-fits only the other outputs that are asked for"
+    )
     png: bool = Field(False, description="a picture, in colour where the problem has colours")
     moc: bool = Field(False, description="MOCs of the finished and of the failed tiles (into a folder)")
     hips: bool = Field(False, description="HiPS of mean and std of every band (into a folder)")

@@ -79,7 +79,9 @@ class Config(JobConfig):
         short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
         named = [f"--{name}" for name in ("problem", "image", "psf", "noise", "rms") if name in self.model_fields_set]
         if short and named:
-            raise ValueError(f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}")
+            raise ValueError(
+                f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
+            )
         if not self.image:
             if self.problem is not None:
                 raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")

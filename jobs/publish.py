@@ -35,7 +35,9 @@ class Config(JobConfig):
     run: tuple[str, ...] = Field(
         min_length=1, description="run folders, paths or s3:// URLs, whose tiles do not overlap"
     )
-    out: str | None = Field(None, description="the catalog, a path or s3:// URL (default, for a single run: RUN/catalog)")
+    out: str | None = Field(
+        None, description="the catalog, a path or s3:// URL (default, for a single run: RUN/catalog)"
+    )
     name: str = Field("surveybridge", description="name of the collection; LSDB derives column suffixes from it")
     moc: str | None = Field(
         None, description="publish only what lies in this MOC: a local file, or cells such as '6/30-33 8/999'"

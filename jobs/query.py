@@ -43,7 +43,9 @@ class Config(JobConfig):
     """Settings of `surveybridge query`."""
 
     run: str = Field(description="run folder or published catalog, a path or s3:// URL")
-    cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: only within this distance; ICRS deg")
+    cone: tuple[float, float, float] | None = Field(
+        None, description="RA,DEC,ARCSEC: only within this distance; ICRS deg"
+    )
     box: tuple[float, float, float, float] | None = Field(
         None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS deg; with RAMIN above RAMAX the box extends across RA 0"
     )

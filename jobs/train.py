@@ -36,7 +36,9 @@ class Config(JobConfig):
     problem: str | None = Field(
         None, description="problem file (TOML) or shipped name (default: the endpoints that the pair store states)"
     )
-    to: str | None = Field(None, description="train one way only, to this endpoint (default: as the problem says, else both ways)")
+    to: str | None = Field(
+        None, description="train one way only, to this endpoint (default: as the problem says, else both ways)"
+    )
     name: str = Field("bridge", description="name of the checkpoint")
     grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid on which the network works")
     minutes: float | None = Field(None, gt=0, description="training time in minutes, all resumes together")
@@ -49,12 +51,16 @@ class Config(JobConfig):
     )
     threads: int = Field(1, ge=1, description="CPUs of each worker")
     base: int = Field(32, ge=8, description="channels of the first stage of the U-Net")
-    stem: int = Field(2, ge=1, description="side of the pixel blocks that the network sees as one (space to depth); 1 as published")
+    stem: int = Field(
+        2, ge=1, description="side of the pixel blocks that the network sees as one (space to depth); 1 as published"
+    )
     norm: Literal["group", "pixel"] = Field("pixel", description="normalisation; group as published")
     objective: Literal["eps", "grad", "maxnll", "edm"] = Field("edm", description="what the network predicts")
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
     batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
-    shards: int = Field(8, ge=1, description="parts into which the data are divided for the workers; also the largest number of workers")
+    shards: int = Field(
+        8, ge=1, description="parts into which the data are divided for the workers; also the largest number of workers"
+    )
     accumulate: int = Field(
         1, ge=1, description="passes in which a single worker takes a batch, to save memory; must divide --shards"
     )
@@ -62,12 +68,20 @@ class Config(JobConfig):
     bright_weight: float = Field(
         4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
     )
-    validation: int = Field(128, ge=1, description="number of pairs at the end of the store that are kept for validation")
-    limit: int | None = Field(None, ge=4, description="number of pairs to use, from the start of the store (default: all)")
+    validation: int = Field(
+        128, ge=1, description="number of pairs at the end of the store that are kept for validation"
+    )
+    limit: int | None = Field(
+        None, ge=4, description="number of pairs to use, from the start of the store (default: all)"
+    )
     report_seconds: float = Field(120.0, gt=0, description="seconds between checkpoints")
-    report_steps: int | None = Field(None, gt=0, description="steps between checkpoints, in addition to --report-seconds")
+    report_steps: int | None = Field(
+        None, gt=0, description="steps between checkpoints, in addition to --report-seconds"
+    )
     patience: int | None = Field(
-        None, ge=1, description="stop after this many reports in a row that have not lowered the validation energy score"
+        None,
+        ge=1,
+        description="stop after this many reports in a row that have not lowered the validation energy score",
     )
     seed: int = Field(0, ge=0, description="seed of initialisation, order and noise")
 

@@ -40,10 +40,13 @@ class Config(JobConfig):
 
     run: str = Field(description="run folder, a path or s3:// URL")
     grader: str | None = Field(
-        None, description="name of the grader; without it each page asks for one, and several graders may share a server"
+        None,
+        description="name of the grader; without it each page asks for one, and several graders may share a server",
     )
     top: int | None = Field(None, ge=1, description="show only the first N of the ranking")
-    cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS deg")
+    cone: tuple[float, float, float] | None = Field(
+        None, description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS deg"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address asks for a token")
     port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")
     export: str | None = Field(

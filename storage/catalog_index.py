@@ -18,7 +18,7 @@ from surveybridge.storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
 from surveybridge.storage.sky import HEALPIX_ORDER
 
 MEMORY = "256MB"
-"""What DuckDB may hold; beyond it spills to the folder of the index."""
+"""Memory that DuckDB may take; beyond it DuckDB spills to the folder of the index."""
 
 MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDER - CELL_ORDER)
 

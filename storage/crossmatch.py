@@ -172,7 +172,9 @@ def _degrees(table: Table, name: str, where: object) -> NDArray[np.float64]:
         unit = u.Unit(column.unit) if column.unit is not None else u.deg
         return np.asarray((values * unit).to_value(u.deg), np.float64)
     except (ValueError, TypeError) as error:
-        raise StorageError(f"{where}: column {name} does not hold degrees ({' '.join(str(error).split())[:120]})") from error
+        raise StorageError(
+            f"{where}: column {name} does not hold degrees ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _arrow(column: Any, rows: NDArray[np.bool_]) -> pa.Array:

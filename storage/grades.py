@@ -41,7 +41,7 @@ COMPACT_FROM = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What a grader saw: the candidate's rank, and the model and the run that it is of."""
+    """The candidate as a grader saw it: its rank, and the model and the run that it is from."""
 
     rank: int | None = None
     model_id: str | None = None

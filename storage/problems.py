@@ -42,18 +42,18 @@ class EndpointTable(TypedDict):
     name: str
     bands: list[str]
     pixel_scale: float
-    """arcsec, of its own images; 0 for a grid that is not on the sky."""
+    """Pixel scale of its own images, arcsec; 0 for a grid that is not on the sky."""
     unit: str
     extensive: bool
     """Whether values add up over pixels, as fluxes do; densities and angles do not."""
     stretch: str
     title: str
     rgb: list[str] | None
-    """Bands that are shown as red, green and blue; None is grey."""
+    """Bands that are shown as red, green and blue; None for grey."""
 
 
 class ObjectiveTable(TypedDict):
-    """Numbers of training, in the network's units."""
+    """Numbers of the training objective, in network units."""
 
     sigma_data: float
     log_sigma_mean: float
@@ -65,12 +65,12 @@ class ProblemTable(TypedDict):
 
     name: str
     catalog: str | None
-    """The endpoint on whose first band objects are found; None makes maps only."""
+    """The endpoint on whose first band objects are found; None to make maps only."""
     wanted: str | None
-    """The only endpoint that is translated to; None is both ways."""
+    """The only endpoint that is translated to; None for both ways."""
     endpoints: list[EndpointTable]
     objective: ObjectiveTable | None
-    """None is measured on the training data."""
+    """Numbers of the objective; None to measure them on the training data."""
 
 
 def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
@@ -100,7 +100,7 @@ def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
 
 
 def shipped_problems() -> list[str]:
-    """Names of the problems that come with the package."""
+    """Return the names of the problems that come with the package."""
     return sorted(file.stem for file in SHIPPED.glob("*.toml"))
 
 
@@ -110,7 +110,7 @@ def default_problem() -> ProblemTable:
 
 
 def stated_problem(document: Mapping[str, Any]) -> ProblemTable:
-    """The problem that run.json, or the like, states: the default one, which none states, where it has no `problem`."""
+    """Return the problem that run.json or the like states; without `problem` that is the default, which none states."""
     return document.get("problem") or default_problem()
 
 
@@ -189,7 +189,7 @@ def other(problem: ProblemTable, name: str) -> EndpointTable:
 
 
 def end_names(problem: ProblemTable) -> tuple[str, str]:
-    """Names of both endpoints, in order."""
+    """Return the names of both endpoints, in order."""
     first, second = problem["endpoints"]
     return first["name"], second["name"]
 
@@ -211,17 +211,17 @@ def observed_and_wanted(problem: ProblemTable, direction: str) -> tuple[Endpoint
 
 
 def wanted_end(run_json: Mapping[str, Any]) -> EndpointTable:
-    """The endpoint that a run translates to."""
+    """Return the endpoint that a run translates to."""
     return observed_and_wanted(stated_problem(run_json), str(run_json.get("direction")))[1]
 
 
 def main_plane(end: EndpointTable) -> int:
-    """Index of the band that stands for an endpoint in grey: the red one where it has colours, else the first."""
+    """Return the index of the band that shows an endpoint in grey: the red one if it has colours, else the first."""
     return end["bands"].index(end["rgb"][0]) if end["rgb"] else 0
 
 
 def rgb_planes(end: EndpointTable) -> list[int] | None:
-    """Indices of the bands that are shown as red, green and blue; None is grey."""
+    """Return the indices of the bands that are shown as red, green and blue; None for grey."""
     return [end["bands"].index(band) for band in end["rgb"]] if end["rgb"] else None
 
 
@@ -301,7 +301,7 @@ def _bands(bands: Any, what: str) -> list[str]:
 
 
 def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
-    """The unit in one spelling, and the stretches that fit it."""
+    """Return the unit in one spelling, and the stretches that fit it."""
     try:
         if not isinstance(text, str):
             raise ValueError(f"it is a {type(text).__name__}")
@@ -335,7 +335,9 @@ def _objective(table: Any, where: str) -> ObjectiveTable | None:
     for key in _OBJECTIVE:
         if not _is_number(table.get(key)) or (key != "log_sigma_mean" and table[key] <= 0):
             kind = "a number" if key == "log_sigma_mean" else "a number above 0"
-            raise StorageError(f"{what}: {key} {table.get(key)!r}; give {kind}, or leave out the objective, so that it is measured")
+            raise StorageError(
+                f"{what}: {key} {table.get(key)!r}; give {kind}, or leave out the objective, so that it is measured"
+            )
     return ObjectiveTable(
         sigma_data=float(table["sigma_data"]),
         log_sigma_mean=float(table["log_sigma_mean"]),
@@ -353,7 +355,7 @@ def _check_keys(table: Mapping[str, Any], known: Iterable[str], what: str) -> No
 
 
 def _twice(names: Iterable[str]) -> str | None:
-    """A name that is there twice, whatever its case."""
+    """Return a name that occurs twice, whatever its case; None if there is none."""
     seen: set[str] = set()
     for name in names:
         if name.lower() in seen:

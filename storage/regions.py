@@ -22,7 +22,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
 
 READ_RANGES = 64
-"""Largest number of ranges of HEALPix indices as which a region is read; rows outside it are dropped afterwards."""
+"""Largest number of HEALPix ranges in which a region is read; rows outside the region are dropped afterwards."""
 
 # Great-circle distance in arcsec, haversine form: exact at small separations. Parameters: ra, dec in degrees.
 _SEPARATION = """

@@ -56,21 +56,21 @@ FINGERPRINT_KEYS = (
     "store",
     "patch",
 )
-"""What decides pixels and scores: a run folder is resumed only with the same values.
+"""Settings that decide pixels and scores: a run folder is resumed only with the same values.
 
 `store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
 """
 LATER_KEYS = {"patch": 64}
-"""Of them, those that earlier runs do not have, and what held for them."""
+"""Those of them that earlier runs do not state, and the values that held for such runs."""
 
 READ_TRIES = 20
-"""So often a reader looks again where files lie; each compaction that overtakes it costs one."""
+"""Largest number of times that a reader looks for moved files; each compaction that overtakes it costs one."""
 
 HEADERS_AT_ONCE = 16
 """Mosaic footers that are read concurrently."""
 
 STATUSES = ("ok", "failed", "quarantined")
-"""What a ledger row says of its tile; quarantined is a failure that killed the process again and again."""
+"""Status of a tile in its ledger row; quarantined is a failure that killed the process again and again."""
 
 _SECRET = re.compile(r"secret|token|passw|credential|access_?key|api_?key|storage_options", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def problem(self) -> ProblemTable:
-        """What was translated: run.json's, or the default problem, which no run.json states."""
+        """The problem of the run: that of run.json, or the default one, which no run.json states."""
         return stated_problem(self.run_json)
 
     @property
@@ -389,5 +389,7 @@ def _read_run_json(folder: Folder) -> dict[str, Any] | None:
     except ValueError as error:
         raise StorageError(f"{folder.file_url('run.json')} is not JSON ({error}); give another --run URL") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StorageError(f"{folder.file_url('run.json')} was not written by a SurveyBridge run; give another --run URL")
+        raise StorageError(
+            f"{folder.file_url('run.json')} was not written by a SurveyBridge run; give another --run URL"
+        )
     return document

@@ -175,7 +175,7 @@ def shown_bands(problem: ProblemTable) -> list[str]:
 
 
 def detection_column(problem: ProblemTable) -> str:
-    """What columns are called after the band on which objects are found."""
+    """Return the suffix of columns for the band on which objects are found."""
     catalog = _catalog_end(problem)
     return band_columns(problem)[catalog["name"], catalog["bands"][0]]
 
@@ -411,7 +411,7 @@ RUNS: pa.Schema = pa.schema(
         _field("code_version", _TEXT, "Version that wrote it", "", "meta.version"),
     ]
 )
-"""What a query says of runs."""
+"""Schema of the runs in a query."""
 
 
 def mosaic_schema(bands: Sequence[str], unit: str) -> pa.Schema:

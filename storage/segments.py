@@ -34,7 +34,7 @@ FILES_AT_ONCE = 8
 """Candidates files that are read concurrently."""
 
 ORDER = ("tile_id", "attempt", "finished_at", "candidates_path")
-"""What decides which row counts; the path last, so that of two copies of a candidates file one is taken as a whole."""
+"""Columns that decide which row counts; the path last, so that one of two copies of a candidates file counts whole."""
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,17 @@ PIXELS = ("mean", "std", "coverage")
 """Columns of `mosaics` that are read only for SQL that names them."""
 
 MOST_GIB = 8
-"""Of thumbnails that SQL may name."""
+"""Largest size of the thumbnails that SQL may name."""
 
 
 class Views(ABC):
     """A run or a catalog as it is at one moment."""
 
     schema: pa.Schema
-    """Of the candidates, thumbnails included."""
+    """Schema of the candidates, including thumbnails."""
 
     columns: Sequence[str]
-    """Of candidates, thumbnails left out."""
+    """Columns of the candidates, without thumbnails."""
 
     @abstractmethod
     def candidates(

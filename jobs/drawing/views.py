@@ -84,7 +84,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Scales:
-    """Scales from flux to brightness, the same in both rows; `lsst_sigma` [3] is the noise of i, r, g in nJy.
+    """Scales from pixel values to brightness, the same in both rows.
 
     `sigma` is the noise of what is shown as red, green and blue, [3], by endpoint; `grey` the scale of what is not;
     `flux` that of the endpoint with the objects, and of what is translated to it; `std` that of the uncertainty.

@@ -34,7 +34,7 @@ CACHE_BYTES = 1 << 30
 """Tiles kept in memory while HiPS tiles are made of them."""
 
 SQUARE_DEGREES = 4 * np.pi * np.degrees(1) ** 2
-"""Of the whole sky."""
+"""Area of the whole sky."""
 
 
 def export_folder(
@@ -177,7 +177,7 @@ class _Planes:
 
 
 def _properties(source: RunFolder, ledger: pa.Table, name: str, unit: str, cuts: tuple[float, float]) -> dict[str, str]:
-    """Return a HiPS's description of itself (IVOA HiPS 1.0); `sigma`, nJy, sets a viewer's initial contrast."""
+    """Return a HiPS's description of itself (IVOA HiPS 1.0); `cuts` are the contrast with which a viewer begins."""
     run_id = str(source.run_json.get("run_id"))
     plane, _, band = name.partition("_")
     what = {"mean": "posterior mean", "std": "posterior standard deviation"}[plane]

@@ -1,4 +1,4 @@
-"""Check of a run's uncertainty from the run alone: its mosaics against what the wanted survey observed there.
+"""Check of a run's uncertainty from the run alone: its mosaics against the observations of the wanted endpoint.
 
 Candidates carry the observed pixels around them in their thumbnails. Put back into their places, these are a truth for
 the translated mosaic of the same tile, mean and standard deviation.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: dict[str, Any]) -> Card:
-    """Card of the checkpoint to be: bridge and network as asked, stretch and objective fitted to some pairs.
+    """Return the card of a new checkpoint: bridge and network as requested, stretches and objective fitted to pairs.
 
     Parameters
     ----------

@@ -50,14 +50,14 @@ LOSS_COLUMNS = (
     *("step", "seconds", "pairs", "loss", "validation_loss", "validation_energy", "ema_width", "learning_rate"),
     *("gradient_norm", "workers", "pairs_per_second", "data_seconds"),
 )
-"""Of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns belong;
-``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row before,
-mean of the workers."""
+"""Columns of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns
+belong; ``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row
+before, mean of the workers."""
 
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 64
 ENERGY_PAIRS = 8
-"""Of those kept for validation, pairs that are sampled at every report (fewer where there are fewer)."""
+"""Number of validation pairs that are sampled at every report, if there are that many."""
 ENERGY_SAMPLING = Sampling(samples=4, steps=8, seed=VALIDATION_SEED)
 
 

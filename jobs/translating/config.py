@@ -28,7 +28,9 @@ class TranslationConfig(JobConfig):
     steps: int = Field(6, ge=1, description="network evaluations per sample")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
-    workers: int = Field(1, ge=1, description="largest number of model actors at a time (each on a GPU, if there are any)")
+    workers: int = Field(
+        1, ge=1, description="largest number of model actors at a time (each on a GPU, if there are any)"
+    )
     min_workers: int = Field(1, ge=1, description="smallest number of model actors, with which the run begins")
     executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
     seed: int = Field(0, ge=0, description="key of the sky's noise")
@@ -37,7 +39,8 @@ class TranslationConfig(JobConfig):
     )
     patch: int = Field(
         64,
-        description="side of a patch in pixels, 64 or 128; 128 takes a third less time on large tiles, but needs a halo of 119",
+        description="side of a patch in pixels, 64 or 128; 128 saves a third of the time on large tiles, but needs a "
+        "halo of 119 pixels",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")

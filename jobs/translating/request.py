@@ -77,7 +77,7 @@ DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "s
 
 
 def decisions(sampling: Sampling, scoring: Scoring) -> dict[str, Any]:
-    """What of the settings decides the pixels and scores of a run, by the keys of run.json."""
+    """Return the settings that decide the pixels and scores of a run, by the keys of run.json."""
     from surveybridge.bridge_core.settings import Sampling, Scoring
 
     found, default = _by_key(sampling, scoring), _by_key(Sampling(), Scoring())

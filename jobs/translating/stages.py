@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from surveybridge.storage.tiles import Tile
 
 Around = Callable[[str], AbstractContextManager[None]]
-"""What goes on around the work on a tile: by default the log names it. Whoever makes the stages may put more there."""
+"""A context around the work on a tile; the default one names the tile in the log, and callers may give others."""
 
 
 @dataclass(frozen=True)

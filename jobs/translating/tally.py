@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGES = ("read", "model", "score", "write")
-"""Of a tile's time in the ledger; the score is part of the model's stage on Ray."""
+"""Stages with a time of their own in the ledger; on Ray the score is part of the model's stage."""
 
 FAILURES_SHOWN = 20
 

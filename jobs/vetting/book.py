@@ -94,7 +94,7 @@ class Book:
             return sorted(self._rows)
 
     def others(self, grader: str, object_id: str) -> list[Row]:
-        """Return the grades that count of an object's other graders."""
+        """Return those grades of an object by other graders that count."""
         with self._lock:
             last = [_last(objects.get(object_id, []), None) for name, objects in self._rows.items() if name != grader]
         return sorted((row for row in last if row and row["grade"]), key=lambda row: row["grader"])

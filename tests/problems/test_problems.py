@@ -128,7 +128,9 @@ def test_maps_and_catalog_have_the_bands_of_the_problem(run, capsys):
     assert folder_of_run.run_json["problem"]["name"] == problem["name"]
     mosaic = folder_of_run.read_tile_mosaic("t0000")
     assert list(mosaic.bands) == wanted["bands"]
-    known = np.asarray(np.isfinite(mosaic.mean).all(axis=0))  # the other end, seen by pixels of its own, stops short of the edge
+    known = np.asarray(
+        np.isfinite(mosaic.mean).all(axis=0)
+    )  # the other end, seen by pixels of its own, stops short of the edge
     assert known[12:, 12:].all() and (mosaic.std[:, known] > 0).all()
     assert main(["query", "--run", str(folder / "run"), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
