@@ -1,4 +1,4 @@
-"""How far graders agree, and what a ranking is worth by their grades.
+"""Measures of how far graders agree, and of how good a ranking is by their grades.
 
 Grades are whole numbers on an ordered scale, here X, C, B, A = 0, 1, 2, 3 (`SCALE`), in an int array [N, G] of N
 objects and G graders; `MISSING` where a grader has not graded an object.
@@ -24,7 +24,7 @@ Metric = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(ratings: ArrayLike, metric: Metric = "ordinal") -> float:
-    """Krippendorff's alpha: 1 for full agreement, 0 for what chance gives; any number of graders, gaps allowed.
+    """Return Krippendorff's alpha: 1 for full agreement, 0 for chance; any number of graders, gaps allowed.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, weights: Literal["linear", 
     first, second : int array [N]
         Grades, 0 and up; `MISSING` where there is none.
     weights : {"linear", "quadratic"}, optional
-        Count a disagreement by its distance on the scale; without, any two different grades disagree alike.
+        Count a disagreement by its distance on the scale; otherwise all pairs of different grades count the same.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, weights: Literal["linear", 
 
 
 def consensus(ratings: ArrayLike) -> NDArray[np.int64]:
-    """One grade for each object: the mean of its grades, halves to the worse; `MISSING` where nobody has graded.
+    """Return one grade per object: the mean of its grades, halves to the worse; `MISSING` if nobody has graded it.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def consensus(ratings: ArrayLike) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Purity:
-    """What the first `top` candidates of a ranking are, as far as they are graded.
+    """The share of lenses among the first `top` candidates of a ranking, as far as these are graded.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def purity_at(ranks: ArrayLike, grades: ArrayLike, top: int) -> Purity:
 
 
 def _counts(ratings: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How often each object got each grade, [N, grades]."""
+    """Count how often each object got each grade, [N, grades]."""
     levels = np.arange(max(int(ratings.max(initial=0)), 0) + 1)
     return np.stack([(ratings == level).sum(axis=1) for level in levels], axis=1).astype(float)
 

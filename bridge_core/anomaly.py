@@ -1,4 +1,4 @@
-"""Anomaly scores of sources: what the model cannot reconcile between the two ends.
+"""Anomaly scores of sources: how hard the model finds it to reconcile the two ends.
 
 That of AS-Bridge, midpoint fusion: the image of the catalog's end (Euclid) is noised part of the way towards the other
 (LSST), x_t at an early t, so that it carries both; then K reconstructions are drawn down to it. What none of them
@@ -90,7 +90,7 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
 
 
 class SourceScores(NamedTuple):
-    """Scores of N sources, and what the K reconstructions looked like.
+    """Scores of N sources, and the K reconstructions behind them.
 
     score, score_std: float64 [N], the lens score and its standard error over the noises, or AS-Bridge's score and its
     jackknife standard deviation where the checkpoint has no discriminant; false_alarm: float64 [N], share of regular

@@ -1,4 +1,4 @@
-"""The lens score of residuals: compared with regular objects alike, weighed, and turned into a false-alarm rate.
+"""The lens score of residuals: they are compared with similar ordinary objects, weighted, and given a false-alarm rate.
 
 A bright object has larger residuals than a faint one, so each number of `bridge_core.residuals` is compared with those
 of regular objects of the same flux and colour, in units of their scatter. A linear discriminant (logistic regression,
@@ -25,7 +25,7 @@ TAIL = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 
 
 class Measured(NamedTuple):
-    """Of N objects: residuals float64 [draws, N, F], log10 of the i flux [N], g - i [N]."""
+    """Measurements of N objects: residuals float64 [draws, N, F], log10 of the i flux [N], g - i [N]."""
 
     features: Floats
     flux: Floats
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Discriminant:
-    """What turns residuals into the lens score; made by `fit`, carried by the checkpoint's card.
+    """The function from residuals to the lens score; made by `fit`, and kept in the checkpoint's card.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Discriminant:
         return cls(**{**card, **lists, "mean": tuple(tuple(row) for row in card["mean"])})
 
     def standardise(self, features: Floats, flux: Floats, colour: Floats) -> Floats:
-        """Residuals [..., N, F] in standard deviations of regular objects alike in flux and colour [N], clipped."""
+        """Return residuals [..., N, F] in standard deviations of ordinary objects of like flux and colour, clipped."""
         expected = _terms(flux, colour, self.flux, self.colour) @ np.array(self.mean)
         z = (features - expected) / np.array(self.scale)
         return np.asarray(np.nan_to_num(np.clip(z, -CLIP, CLIP), nan=0.0))
@@ -97,7 +97,7 @@ class Discriminant:
         return np.asarray((weighted - self.centre) / self.width)
 
     def false_alarm(self, score: Floats) -> Floats:
-        """Share of regular objects that score higher, from the table; beyond its end the tail goes on exponentially."""
+        """Return the share of ordinary objects that score higher, by the table, and exponentially beyond its ends."""
         rate = np.log10(TAIL)
         slope = (rate[-1] - rate[-2]) / (self.tail[-1] - self.tail[-2])
         inside = np.interp(score, self.tail, rate)
@@ -110,7 +110,7 @@ class Discriminant:
 def fit(
     measured: Measured, anomalous: NDArray[np.bool_], groups: NDArray[np.int64], *, sigma: float, folds: int = 5
 ) -> tuple[Discriminant, Floats]:
-    """Learn what regular objects show and which weights tell lenses from them.
+    """Learn the residuals of ordinary objects, and the weights that tell lenses from them.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def _fit(measured: Measured, anomalous: NDArray[np.bool_], sigma: float) -> Disc
 
 
 def surprise(measured: Measured, regular: NDArray[np.bool_]) -> Floats:
-    """How far each object lies from regular ones alike, knowing no lens: Mahalanobis distance squared, float64 [N]."""
+    """Return the squared Mahalanobis distance of objects from similar ordinary ones, float64 [N]."""
     z = _fit(measured, ~regular, 0.0).standardise(measured.features.mean(0), measured.flux, measured.colour)
     away = z - z[regular].mean(0)
     return np.asarray(np.einsum("nf,fg,ng->n", away, np.linalg.pinv(np.cov(z[regular].T)), away))

@@ -1,4 +1,4 @@
-"""What an evaluation counts of each pair: sums that add up over pairs, so that any split of the work gives one result.
+"""The quantities that an evaluation adds up over pairs, so that any split of the work gives the same result.
 
 Pixels are judged by band in units of the band's sky noise, everywhere and in regions: `bright` where the posterior
 mean is above 3 sigma, `sky` where it is below 1.5 sigma (neither looks at the truth, whose noise would choose pixels
@@ -28,7 +28,7 @@ REGIONS = ("all", "sky", "bright", "bright_truth")
 LEVELS = (0.50, 0.68, 0.90, 0.95)
 PATCH_SCALES = (1, 2, 4, 8)
 PUBLISHED_CHANNELS = 3
-"""Of the image in which AS-Bridge takes its energy score, with one band repeated."""
+"""Channels of the image in which AS-Bridge takes its energy score, with one band repeated."""
 PIXEL_SUMS = ("pixels", "squared_error", "variance", "crps", "squared_error_display", "variance_display")
 """The single numbers among `PixelSums`."""
 APERTURE_ARCSEC = 1.0
@@ -99,7 +99,7 @@ class PixelSums:
 
 @dataclass(frozen=True)
 class PixelMeasures:
-    """What follows from summed `PixelSums`, each float64 with the leading axes of the sums."""
+    """Measures that are computed from summed `PixelSums`, each float64 with the leading axes of the sums."""
 
     rmse: NDArray[np.float64]
     crps: NDArray[np.float64]
@@ -119,7 +119,7 @@ class PixelMeasures:
         variance_display: NDArray[np.float64],
         within: NDArray[np.float64],
     ) -> PixelMeasures:
-        """Measures of sums over any pairs and bands; NaN where there is no pixel.
+        """Compute the measures of sums over any pairs and bands; NaN where there are no pixels.
 
         The mean of K samples misses the truth by sqrt(1 + 1/K) of the posterior's width, so spread/skill is
         sqrt((1 + 1/K) mean variance / mean squared error): 1 where calibrated, for any K (Fortin et al. 2014).
@@ -207,7 +207,7 @@ def morphology(samples: Tensor, truth: Tensor, sigma: Tensor, pixel_scale: float
 
 
 def trivial_scores(observed: Tensor, wanted: Tensor, pixel_scale: float, noise: float) -> Columns:
-    """Anomaly scores that need no model, each [N]: what any score of a model has to beat.
+    """Return anomaly scores that need no model, each [N]; the score of a model has to beat them.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def trivial_scores(observed: Tensor, wanted: Tensor, pixel_scale: float, noise: 
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """[N, 1, H, W] smoothed by a Gaussian of `sigma` pixels, mirrored at the edge."""
+    """Smooth [N, 1, H, W] by a Gaussian of `sigma` pixels, mirrored at the edge."""
     reach = math.ceil(3 * sigma)
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
     line = line / line.sum()

@@ -1,4 +1,4 @@
-"""What training takes from the data before its first step: each endpoint's stretch, and the scale of the objective.
+"""Fits to the training data before the first step: each endpoint's stretch, and the scale of the objective.
 
 A problem's file may state the objective's numbers; what it leaves out is measured here, on the first pairs.
 """
@@ -18,11 +18,11 @@ from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, Stretch
 
 SOFTENING_SIGMAS = 2.0
-"""A flux stretch turns from linear to logarithmic at so many standard deviations of the sky."""
+"""A flux stretch turns from linear to logarithmic at this many standard deviations of the sky."""
 SPREAD = 0.5
-"""Standard deviation in network units to which the logarithm of a density is brought."""
+"""Standard deviation in network units to which the logarithm of a density is scaled."""
 BELOW_SMALLEST = 0.1
-"""The floor of a logarithm is this share of the smallest positive value seen."""
+"""The floor of a logarithm, as a share of the smallest positive value in the data."""
 RADIANS = {"rad": 1.0, "deg": math.pi / 180}
 
 
@@ -76,7 +76,7 @@ def fit_endpoint(end: Endpoint, values: Tensor, noise: Mapping[str, float]) -> E
 
 
 def fit_objective(name: str, problem: Problem, ends: Sequence[Tensor]) -> Objective:
-    """Scale an objective to the data: what the problem's file states, and measured numbers for the rest.
+    """Scale an objective to the data: use the numbers that the problem states, and measure the others.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def fit_objective(name: str, problem: Problem, ends: Sequence[Tensor]) -> Object
         wanted = [d.wanted.forward(ends[d.index], problem.channels).double().flatten() for d in problem.directions]
         spread = torch.cat([values[torch.isfinite(values)] for values in wanted]).std()
         sigma_data = stated.get("sigma_data", max(round(float(spread), 3), 0.01))
-        # a little below the scale of the data, with e^1.5 to each side: where the network has something to say
+        # a little below the scale of the data, a factor e^1.5 to each side: the noise levels that shape the result
         measured = {
             "sigma_data": sigma_data,
             "log_sigma_mean": round(math.log(sigma_data) - 0.2, 3),
@@ -103,7 +103,7 @@ def fit_objective(name: str, problem: Problem, ends: Sequence[Tensor]) -> Object
 
 
 def _robust_sigma(values: Tensor, end: str, band: str) -> float:
-    """Standard deviation of most values, by their median absolute deviation."""
+    """Return the standard deviation of the bulk of the values, from their median absolute deviation."""
     sigma = 1.4826 * float((values - values.median()).abs().median()) or float(values.std())
     if not sigma > 0:
         raise BridgeError(f"{end}: all values of band {band} are {float(values[0]):g}; give pairs that differ")

@@ -103,7 +103,7 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def ranks(samples: Tensor, truth: Tensor) -> Tensor:
-    """How many of the K samples lie below the truth, int64 [...]: uniform on 0..K where the posterior is right."""
+    """Count the samples, of K, that lie below the truth, int64 [...]: uniform on 0..K if the posterior is right."""
     return (samples < truth).sum(0)
 
 

@@ -23,7 +23,7 @@ CARD_VERSION = 2
 
 @dataclass(frozen=True)
 class Card:
-    """What the weights are.
+    """The description of the weights.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Card:
 
     @property
     def physical(self) -> bool:
-        """Whether physical values can enter, that is, both ends have a stretch."""
+        """Return whether physical values can be used, that is, whether both ends have a stretch."""
         return all(end.stretch is not None for end in self.problem.endpoints)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Shapes of the object in the middle of a stamp, measured alike on samples and on the truth.
+"""Shapes of the object in the middle of a stamp, measured in the same way on samples and on the truth.
 
 What counts is whether generated images have the distribution of true ones (Holzschuh et al. 2022, arXiv 2203.11956,
 who compare such statistics by their Wasserstein distances), so the definitions are plain and need no segmentation:
@@ -18,9 +18,9 @@ from torch import Tensor
 from surveybridge.bridge_core.apertures import aperture
 
 RADIUS_ARCSEC = 1.0
-"""Of the circle in which everything is measured."""
+"""Radius of the circle in which everything is measured."""
 CORE_ARCSEC = 0.3
-"""Of the inner circle of the bulge statistic."""
+"""Radius of the inner circle of the bulge statistic."""
 WEIGHT_ARCSEC = 0.5
 """Standard deviation of the Gaussian weight of the moments."""
 

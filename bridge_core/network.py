@@ -132,12 +132,12 @@ class UNet(nn.Module):
         return self.given(x, self.embed(t, direction))
 
     def embed(self, t: Tensor, direction: Tensor) -> Tensor:
-        """What the blocks are told of step and direction: [N], int64 [N] -> [N, time_dim]."""
+        """Return the embedding of step and direction for the blocks: [N], int64 [N] -> [N, time_dim]."""
         emb: Tensor = self.time_embed(t) + self.dir_embed(direction)
         return emb
 
     def given(self, x: Tensor, emb: Tensor) -> Tensor:
-        """As `forward`, from the embedding [N, time_dim] or, of one step for all, [1, time_dim]."""
+        """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] if all share one step."""
         height, width = x.shape[-2:]
         multiple = self.config.window_multiple
         if height % multiple or width % multiple:
@@ -163,7 +163,7 @@ class UNet(nn.Module):
 
 
 def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
-    """[N, 3C, H, W] of scaled x_t and both slots; x1 fills the observed endpoint's (direction: the other)."""
+    """Return [N, 3C, H, W]: scaled x_t and both slots; x1 fills the slot of the observed endpoint."""
     second_wanted = direction.view(-1, 1, 1, 1).bool()
     zero = torch.zeros_like(x1)
     return torch.cat([scaled, torch.where(second_wanted, x1, zero), torch.where(second_wanted, zero, x1)], dim=1)
@@ -198,7 +198,7 @@ class SinusoidalEmbedding(nn.Module):
         self.dim = dim
 
     def forward(self, t: Tensor) -> Tensor:
-        """[N] -> [N, dim]."""
+        """Map [N] to [N, dim]."""
         half = self.dim // 2
         rate = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
         angle = t[:, None].float() * rate[None, :]
@@ -218,7 +218,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[N, width_in, H, W], [N, time_dim] -> [N, width, H, W]."""
+        """Map [N, width_in, H, W], [N, time_dim] to [N, width, H, W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.time_mlp(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
@@ -233,7 +233,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H/2, W/2]."""
+        """Map [N, C, H, W] to [N, C, H/2, W/2]."""
         return self.conv(x)
 
 
@@ -245,7 +245,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, 2H, 2W]."""
+        """Map [N, C, H, W] to [N, C, 2H, 2W]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -258,7 +258,7 @@ class PixelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape."""
+        """Map [N, C, H, W] to the same shape."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""What the network predicts, and how x0 follows from it.
+"""Objectives: the quantity that the network predicts, and how x0 follows from it.
 
 Every objective is linear: x0 = P (x_t + R x1) + Q pred, so one fused kernel serves all. The target and its weight in
 the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `edm` is the preconditioning
@@ -71,7 +71,7 @@ class Objective:
     def target(
         self, bridge: Bridge, t: Tensor, x_t: Tensor, x0: Tensor, x1: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the network should say, [N, C, H, W], and the weight of its squared error, [N, 1, 1, 1]."""
+        """Return the target of the network, [N, C, H, W], and the weight of its squared error, [N, 1, 1, 1]."""
         one = torch.ones(len(t), 1, 1, 1, device=x0.device)
         if self.name in ("eps", "maxnll"):
             s = bridge.s.to(x0.device, x0.dtype)[t][:, None, None, None]

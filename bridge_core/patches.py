@@ -42,7 +42,7 @@ def cut(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, in
 
 
 def any_within(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int) -> list[bool]:
-    """Whether a bool image [H, W] is True anywhere in each window."""
+    """Return whether a bool image [H, W] is True anywhere in each window."""
     ones = F.pad(image.to(torch.int32), (1, 0, 1, 0))
     below = ones.cumsum_(0).cumsum_(1).cpu()  # pixels that are True above and left of each one
     limit = torch.tensor(image.shape)

@@ -1,4 +1,4 @@
-"""What a bridge joins: two endpoints make a problem, and a direction says which of them is wanted.
+"""Problems and directions: two endpoints make a problem, and a direction says which of them is wanted.
 
 Endpoint i owns input slot i, head i, embedding i and noise stream i of the network, as AS-Bridge's published weights
 have it: there 0 is LSST and 1 is Euclid. So a direction is the index of the wanted endpoint, and nothing here knows a
@@ -58,7 +58,7 @@ class Endpoint:
     stretch: AnyStretch | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an endpoint that shows nothing, or a band twice."""
+        """Refuse an endpoint without bands, or with a band twice."""
         if not self.bands:
             raise BridgeError(f"endpoint {self.name} has no bands; give at least one")
         twice = [band for band, count in Counter(self.bands).items() if count > 1]
@@ -66,7 +66,7 @@ class Endpoint:
             raise BridgeError(f"endpoint {self.name} has the band {twice[0]} twice; give each band once")
 
     def check(self, bands: Sequence[str], unit: str, pixel_scale: float, *, what: str, model: str) -> None:
-        """Refuse an image that is not what a model was trained on.
+        """Refuse an image that does not match the data on which a model was trained.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class Endpoint:
         what, model
             Names of the image's place (``tile t0312``) and of the checkpoint, for the message.
         """
-        # a grid that is not on the sky has pixels of no size
+        # a grid that is not on the sky has no pixel scale to compare
         if self.pixel_scale and abs(pixel_scale / self.pixel_scale - 1) > 0.01:
             raise BridgeError(
                 f'{what}: {self.name} pixel scale {pixel_scale:.3f}" but checkpoint {model} expects '
@@ -93,15 +93,15 @@ class Endpoint:
 
     @property
     def planes(self) -> int:
-        """Planes of network units: one a band, two for an angle."""
+        """The number of planes in network units: one per band, two per angle."""
         return len(self.bands) * (2 if self.kind == "axial" else 1)
 
     @property
     def fitted(self) -> AnyStretch:
-        """The stretch; refused where there is none, because such a checkpoint works in network units only."""
+        """The stretch; BridgeError if there is none, because such a checkpoint works in network units only."""
         if self.stretch is None:
             raise BridgeError(
-                f"the checkpoint has no stretch for {self.name}, so {self.unit} cannot enter it; use one trained here"
+                f"the checkpoint has no stretch for {self.name}, so it cannot take {self.unit}; use one trained here"
             )
         return self.stretch
 
@@ -136,7 +136,7 @@ class Endpoint:
 
     @property
     def table(self) -> dict[str, Any]:
-        """Plain form without the fitted stretch; `from_table` reads it."""
+        """The plain form without the fitted stretch, which `from_table` reads."""
         return {
             "name": self.name,
             "bands": list(self.bands),
@@ -151,7 +151,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Direction:
-    """From the observed endpoint to the wanted one; `index` is that of the wanted endpoint in its problem."""
+    """A direction, from the observed to the wanted endpoint; `index` is that of the wanted endpoint in its problem."""
 
     observed: Endpoint
     wanted: Endpoint
@@ -163,7 +163,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pair of endpoints and what is done with them.
+    """Two endpoints, and what is to be done with them.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class Problem:
     objective: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse endpoints that cannot be told apart, and names of none."""
+        """Refuse endpoints that cannot be told apart, and names that are not endpoints."""
         if len(self.endpoints) != 2:
             raise BridgeError(f"problem {self.name} has {len(self.endpoints)} endpoints; a bridge has 2")
         first, second = (end.name for end in self.endpoints)
@@ -194,7 +194,7 @@ class Problem:
             raise BridgeError(f"problem {self.name}: both endpoints are named {first}; give each a name of its own")
         for what, name in (("catalog", self.catalog), ("wanted", self.wanted)):
             if name is not None and name not in (first, second):
-                raise BridgeError(f"problem {self.name}: {what} {name} is no endpoint; give {first} or {second}")
+                raise BridgeError(f"problem {self.name}: {what} {name} is not an endpoint; give {first} or {second}")
 
     def __getitem__(self, name: str) -> Endpoint:
         """Return the endpoint of a name."""
@@ -202,12 +202,13 @@ class Problem:
             if end.name == name:
                 return end
         raise BridgeError(
-            f"{name!r} is no endpoint of {self.name}; it joins {' and '.join(end.name for end in self.endpoints)}"
+            f"{name!r} is not an endpoint of {self.name}, which joins "
+            f"{' and '.join(end.name for end in self.endpoints)}"
         )
 
     @property
     def channels(self) -> int:
-        """Channels of the network's images: both ends need one shape, so the larger number of planes."""
+        """The number of channels of the network's images: the larger number of planes, for one shape of both ends."""
         return max(end.planes for end in self.endpoints)
 
     @property
@@ -227,7 +228,7 @@ class Problem:
         return self._allowed(self._to(self.endpoints.index(self[wanted])))
 
     def direction(self, text: str) -> Direction:
-        """Return the direction that is written ``observed->wanted``, as run folders have it."""
+        """Return the direction that is written ``observed->wanted``, as in run folders."""
         for direction in (self._to(0), self._to(1)):
             if str(direction) == text:
                 return self._allowed(direction)
@@ -238,11 +239,11 @@ class Problem:
 
     @property
     def scored(self) -> Direction | None:
-        """The direction in which objects are reconstructed and scored, None where only maps are made."""
+        """The direction in which objects are reconstructed and scored; None if only maps are made."""
         return None if self.catalog is None else self._to(self.endpoints.index(self[self.catalog]))
 
     def with_endpoints(self, endpoints: Sequence[Endpoint]) -> Problem:
-        """Return the problem with other endpoints of the same names, as training fits them."""
+        """Return the problem with other endpoints of the same names, such as fitted ones."""
         first, second = endpoints
         return replace(self, endpoints=(first, second))
 
@@ -256,7 +257,7 @@ class Problem:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Problem:
-        """Read the plain form of a problem: of a file, a run folder or a card."""
+        """Read the plain form of a problem, from a file, a run folder or a card."""
         endpoints = tuple(Endpoint.from_table(end) for end in table["endpoints"])
         if len(endpoints) != 2:
             raise BridgeError(f"problem {table['name']} has {len(endpoints)} endpoints; a bridge has 2")
@@ -270,7 +271,7 @@ class Problem:
 
     @property
     def table(self) -> Any:
-        """Plain form without fitted stretches, the `ProblemTable` of problem files and run folders."""
+        """The plain form without fitted stretches, the `ProblemTable` of problem files and run folders."""
         return {
             "name": self.name,
             "catalog": self.catalog,
@@ -281,7 +282,7 @@ class Problem:
 
     @property
     def card(self) -> dict[str, Any]:
-        """JSON form for a checkpoint's card: the table with the fitted stretches."""
+        """The JSON form for a checkpoint's card: the table with the fitted stretches."""
         fitted = [{"fitted": end.stretch.card if end.stretch else None} for end in self.endpoints]
         return self.table | {"endpoints": [end.table | more for end, more in zip(self.endpoints, fitted, strict=True)]}
 

@@ -1,4 +1,4 @@
-"""How well a score tells anomalies from regular objects: areas under curves, rates at a threshold, intervals."""
+"""How well a score tells anomalies from ordinary objects: areas under curves, rates at a threshold, intervals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[tuple[float, float]]:
-    """Percentile intervals of measures, objects drawn anew within each kind (Efron & Tibshirani 1993).
+    """Return percentile intervals of measures, by resampling objects within each kind (Efron & Tibshirani 1993).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How each end departs, around an object, from what the other lets expect.
+"""Residuals of each end around an object: how it departs from what the model expects, given the other end.
 
 Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
 direction predicts each end from the other. The residual, observed minus predicted in network units, is averaged in
@@ -39,7 +39,7 @@ _KINDS = ("signed", "squared", "highest", "lowest")
 
 
 class Asked(NamedTuple):
-    """How the network is asked: noise level and number of noises as in `Discriminant`, 2 ``draws`` calls an object."""
+    """The noise level and number of noises for the network, as in `Discriminant`: 2 ``draws`` calls per object."""
 
     sigma: float
     draws: int

@@ -106,7 +106,7 @@ class Trajectory:
         self.scale = float(u[steps[0]]), float(v[steps[0]])
 
     def run(self, start: Tensor, noise: NoiseSource | None, trajectory: list[Tensor] | None = None) -> Tensor:
-        """From `start`, the state at the first step, to x0."""
+        """Run from `start`, the state at the first step, to x0."""
         u, v = self.scale
         x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(self.x1)
         self.predict.input.copy_(x * u + self.x1 * v)
@@ -225,7 +225,7 @@ def uniform_steps(start: int, count: int) -> list[int]:
 
 
 def bridge_steps(bridge: Bridge, start: int, count: int) -> list[int]:
-    """Steps from `start` to 0, even in b, the share of x1: those of the published program on any table.
+    """Return steps from `start` to 0, uniform in b, the share of x1: those of the published program on any table.
 
     On a table that is linear in m they are `uniform_steps`, and so they are on a bridge that x1 has no share in.
     """
@@ -241,7 +241,7 @@ def step_at(bridge: Bridge, sigma: float) -> int:
 
 
 def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7.0) -> list[int]:
-    """Steps even in sigma^(1/rho) from sigma_max down to the table's end (Karras et al. 2022, eq. (5))."""
+    """Return steps uniform in sigma^(1/rho) from sigma_max down to the table's end (Karras et al. 2022, eq. (5))."""
     low, high = float(bridge.sigma[0]) ** (1 / rho), min(sigma_max, float(bridge.sigma[-1])) ** (1 / rho)
     grid = (high + torch.linspace(0, 1, count, dtype=torch.float64) * (low - high)) ** rho
     return sorted({step_at(bridge, sigma) for sigma in grid.tolist()}, reverse=True)

@@ -1,4 +1,4 @@
-"""How to sample and how to score: what a person may choose. Without torch, so that every process can hold it."""
+"""Settings of sampling and scoring that a person may choose; without torch, so that every process can hold them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.network import Precision
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
-"""Windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""
+"""Numbers of windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""
 
 _Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Where the windows lie.
+    """The grid of windows.
 
     Parameters
     ----------
@@ -48,18 +48,18 @@ class PatchGrid:
 
     @classmethod
     def of(cls, size: int) -> PatchGrid:
-        """The grid of windows of a size with the default's margin and overlap: 40 pixels apart at 64, 104 at 128."""
+        """Return the grid for a size of windows, with default margin and overlap: 40 pixels apart at 64, 104 at 128."""
         return cls(size, size - (cls.size - cls.stride), cls.margin)
 
     @property
     def reach(self) -> int:
-        """Pixels beyond a core that its windows can show the network."""
+        """The number of pixels beyond a core that its windows can show to the network."""
         return self.size - self.margin - 1
 
     def windows(
         self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
     ) -> list[tuple[int, int]]:
-        """Global (y, x) corners of all windows whose used part touches the core, row by row.
+        """Return global (y, x) corners of all windows whose used part touches the core, row by row.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class PatchGrid:
         return [(y, x) for y in rows for x in self._corners(origin[1] + x0, origin[1] + x1)]
 
     def span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
-        """First and last n of the windows along one axis whose used part touches global pixels `start` .. `stop` - 1.
+        """Return the first and last n of windows along one axis whose used part touches pixels `start` .. `stop` - 1.
 
         Window n has its corner at n x stride, so last - first + 1 windows touch. Arrays give arrays.
         """
@@ -93,7 +93,7 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a posterior is sampled.
+    """Settings of the sampling of a posterior.
 
     Parameters
     ----------
@@ -137,17 +137,17 @@ class Sampling:
 
     @property
     def group(self) -> int:
-        """Windows whose samples are held at a time, four batches of them: memory does not grow with K."""
+        """The number of windows whose samples are held at a time: four batches, so that memory does not grow with K."""
         return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
 
     def windows_a_call(self, pixels: int) -> int:
-        """Windows of so many pixels in one call of the network."""
+        """Return the number of windows of this size in one call of the network."""
         return max(1, self.batch * 64**2 // pixels)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How sources are scored: K reconstructions from noise level `midpoint` in `steps` network evaluations.
+    """Settings of scoring: K reconstructions from noise level `midpoint` in `steps` network evaluations.
 
     The published settings are samples 5, midpoint 0.7089 (step 200 of its table), steps 40, eta 1 and first order; the
     second-order deterministic sampler needs fewer steps.

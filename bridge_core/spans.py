@@ -1,4 +1,4 @@
-"""Names for stretches of the work, for a profile to see. Unless one listens, a span costs one look-up."""
+"""Names for parts of the work, which a profile can see. If no profile listens, a span costs one look-up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _nothing = contextlib.nullcontext()
 
 
 def span(name: str) -> AbstractContextManager[Any]:
-    """What happens inside is `name`, as in ``with span("network"): ...``; spans nest."""
+    """Name the work inside `name`, as in ``with span("network"): ...``; spans may be nested."""
     listener = _listener.get()
     return _nothing if listener is None else listener(name)
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Hear of the spans of this thread meanwhile: each enters and leaves what ``listener(name)`` returns."""
+    """Listen to the spans of this thread: each of them enters and leaves what ``listener(name)`` returns."""
     token = _listener.set(listener)
     try:
         yield

@@ -73,13 +73,13 @@ class Stretch:
         return asdict(self)
 
     def forward(self, flux: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., C, H, W] nJy per pixel -> network units, float32."""
+        """Map [..., C, H, W] from physical values to network units, float32."""
         u = self._column(self.scale, bands, flux) * torch.asinh(flux / self._column(self.softening, bands, flux))
         u = u + self.offset if self.offset else u
         return u.clamp(*self.clip) if self.clip else u
 
     def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., C, H, W] network units -> nJy per pixel, float32."""
+        """Map [..., C, H, W] from network units to physical values, float32."""
         u = u - self.offset if self.offset else u
         return self._column(self.softening, bands, u) * torch.sinh(u / self._column(self.scale, bands, u))
 
@@ -97,7 +97,7 @@ class Stretch:
         return Stretch({band: self.softening[band] for band in bands}, scale, self.offset, self.clip)
 
     def unit(self, softenings: float, band: str) -> float:
-        """Network units of a flux of so many softenings of a band."""
+        """Return the network units of a flux of this many softenings of a band."""
         scale = self.scale[band] if isinstance(self.scale, dict) else self.scale
         return scale * math.asinh(softenings) + self.offset
 
@@ -144,12 +144,12 @@ class Log10Stretch:
         return {"kind": "log10", **asdict(self)}
 
     def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., B, H, W] -> [..., B, H, W] network units."""
+        """Map values [..., B, H, W] to network units [..., B, H, W]."""
         offset, scale, floor = (_column(by_band, bands, values) for by_band in (self.offset, self.scale, self.floor))
         return scale * (torch.log10(torch.maximum(values, floor)) - offset)
 
     def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., B, H, W] network units -> values."""
+        """Map network units [..., B, H, W] to values."""
         offset, scale = (_column(by_band, bands, u) for by_band in (self.offset, self.scale))
         return 10 ** (u / scale + offset)
 
@@ -184,11 +184,11 @@ class AxialStretch:
         return {"kind": "axial", **asdict(self)}
 
     def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., B, H, W] angles -> [..., 2 B, H, W] network units, cosine and sine of each band in turn."""
+        """Map angles [..., B, H, W] to network units [..., 2 B, H, W], cosine and sine of each band in turn."""
         return self.scale * self.averaged(values, bands)
 
     def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """[..., 2 B, H, W] network units -> [..., B, H, W] angles in (-pi / 2, pi / 2]."""
+        """Map network units [..., 2 B, H, W] to angles [..., B, H, W] in (-pi / 2, pi / 2]."""
         return 0.5 * torch.atan2(u[..., 1::2, :, :], u[..., ::2, :, :]) / self.radians
 
     def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:

@@ -24,7 +24,7 @@ from surveybridge.bridge_core.problem import Problem
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a bridge is optimised.
+    """The settings of the optimisation of a bridge.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class Batch:
         return cls(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(cls)))
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def __len__(self) -> int:
@@ -184,7 +184,7 @@ def filled(images: Tensor) -> Tensor:
 def brightness_weight(x1: Tensor, slope: float | Tensor) -> Tensor:
     """Weight of each pixel from the observed endpoint alone, float32 [N, 1, H, W]; slope of all, or [N] of each.
 
-    See `Recipe.bright_weight`; only a flux has a sky that is 0, so other endpoints weigh all pixels alike.
+    See `Recipe.bright_weight`; only a flux has a sky that is 0, so for other endpoints all pixels have the same weight.
     """
     slope = slope.view(-1, 1, 1, 1) if isinstance(slope, Tensor) else slope
     return 1 + slope * x1.amax(1, keepdim=True).clamp(min=0)

@@ -23,7 +23,7 @@ START = 2**16 - 1  # noise step of the start, which no update uses
 
 @dataclass(frozen=True)
 class Scene:
-    """What one endpoint shows of a tile.
+    """The image of one endpoint in a tile.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def translate_tile(
 
 
 class Seen(NamedTuple):
-    """What a tile shows the network: input [C, H, W], windows with anything in them, coverage and box of the core."""
+    """The network's view of a tile: input [C, H, W], windows with anything in them, coverage and box of the core."""
 
     x1: Tensor
     live: list[tuple[int, int]]

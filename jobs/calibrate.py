@@ -1,4 +1,4 @@
-"""Calibrate a checkpoint's lens score: what regular objects look like to it, and what lenses do.
+"""Calibrate a checkpoint's lens score: measure the residuals of ordinary objects and of simulated lenses.
 
 Puts simulated arcs around deflector-like galaxies of a pair store and measures how both surveys depart from what the
 checkpoint lets expect, for these lenses and for the store's own regular objects. From that follow the weights of the
@@ -33,15 +33,15 @@ FEWEST = 50
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge calibrate`."""
+    """Settings of `surveybridge calibrate`."""
 
     pairs: str = Field(description="pair store of regular objects with its table beside it, local path or URL")
     out: str = Field(description="folder or URL for the calibrated checkpoint")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     start: int = Field(0, ge=0, description="first row of the store")
-    limit: int | None = Field(None, ge=1, description="only so many pairs")
-    sigma: float = Field(2.0, gt=0, description="noise level at which the network is asked, network units")
-    draws: int = Field(2, ge=1, description="noises that are averaged")
+    limit: int | None = Field(None, ge=1, description="number of pairs to use (default: all)")
+    sigma: float = Field(2.0, gt=0, description="noise level at which residuals are taken, network units")
+    draws: int = Field(2, ge=1, description="number of noise draws that are averaged")
     seed: int = Field(0, ge=0, description="seed of lenses and noise")
     batch: int = Field(16, ge=1, description="stamps in one network call")
 
@@ -139,7 +139,7 @@ def measure_pairs(config: Config, model: Model, pairs: Pairs, first: int) -> Mea
 def print_ranks(
     problem: Problem, measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
 ) -> None:
-    """How the score of folds that had not seen them tells lenses from regular objects, and each part of it alone."""
+    """Print how well the held-out score, and each part of it alone, tells lenses from ordinary objects."""
     import numpy as np
     from scipy.stats import spearmanr
 

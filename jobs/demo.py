@@ -1,4 +1,4 @@
-"""The whole way on a simulated field: simulate, ingest, translate, query, and a figure of what came out."""
+"""Run the whole chain on a simulated field: simulate, ingest, translate, query, and a figure of the result."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ surveybridge demo --out demo --size 600 --lenses 2 --samples 4 --seed 11"""
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge demo`."""
+    """Settings of `surveybridge demo`."""
 
     out: str = Field(
-        "demo", description="folder for the field, tile store, run and figures (what a demo left is redone)"
+        "demo", description="folder for the field, tile store, run and figures (an earlier demo there is replaced)"
     )
     size: int = Field(1024, ge=300, description="side of the field, Euclid pixels of 0.1 arcsec")
     lenses: int = Field(4, ge=0, description="strong lenses in the field")
     seed: int = Field(3, ge=0, description="seed of the sky and of the noise")
     samples: int = Field(8, ge=2, description="posterior samples of each patch")
-    steps: int = Field(6, ge=1, description="network evaluations a sample")
+    steps: int = Field(6, ge=1, description="network evaluations per sample")
     workers: int = Field(2, ge=1, description="Ray actors")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     top: int = Field(10, ge=1, description="candidates to print and circle")
@@ -45,7 +45,7 @@ def run(config: Config) -> int:
     out = Path(config.out)
     field, store, folder = out / "field", out / "tiles.zarr", out / "run"
     if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {"field", "tiles.zarr", "run", *FIGURES}):
-        raise RequestError(f"{out} holds something that is not a demo's; give another --out")
+        raise RequestError(f"{out} holds files that no demo wrote; give another --out")
     for earlier in (field, store, folder):
         shutil.rmtree(earlier, ignore_errors=True)
     times: dict[str, float] = {}

@@ -31,7 +31,7 @@ RETRY_SECONDS = "5"
 
 
 class Config(JobConfig):
-    """What to check besides the machine itself."""
+    """Settings of `surveybridge doctor`."""
 
     read: tuple[str, ...] = Field((), description="URL ...: folders that must be readable, paths or s3:// addresses")
     write: tuple[str, ...] = Field(

@@ -40,37 +40,44 @@ BLOCK = 64
 """Pairs of an item of work."""
 
 STAMP = 64
-"""Stamps have multiples of so many pixels: patches of 8 x 8 at scales up to 8."""
+"""The side of a stamp must be a multiple of this: patches have 8 x 8 pixels at scales up to 8."""
 
 OUTPUTS = ("scores.parquet", "anomalies.png")
 """Files that an evaluation without anomalies does not write."""
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge evaluate`."""
+    """Settings of `surveybridge evaluate`."""
 
     pairs: str = Field(description="pair store of regular objects, local path or URL")
     out: str = Field(description="folder to write, local path or URL; files of an earlier evaluation are replaced")
     anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     direction: str = Field(
-        "both", description="what becomes what, as 'lsst->euclid' in quotes; or both, that is every direction"
+        "both", description="direction in quotes, such as 'lsst->euclid'; or both, for every direction"
     )
     samples: int = Field(8, ge=2, description="posterior samples K of each pair")
-    steps: int = Field(6, ge=1, description="network evaluations a sample")
+    steps: int = Field(6, ge=1, description="network evaluations per sample")
     order: int = Field(2, ge=1, le=2, description="order of the sampler")
-    eta: float = Field(0.0, ge=0, le=1, description="noise of the sampler: 0 none after the start, 1 ancestral")
+    eta: float = Field(
+        0.0, ge=0, le=1, description="noise of the sampler: 0 for none after the start, 1 for ancestral sampling"
+    )
     sigma_max: float = Field(2.0, gt=0, description="noise level of the sampler's second step, network units")
-    from_end: bool = Field(True, description="begin at the bridge's end; false for what predicts the noise, as eps")
+    from_end: bool = Field(
+        True,
+        description="begin at the bridge's end; use --no-from-end for networks that predict the noise, such as eps",
+    )
     score_samples: int = Field(5, ge=2, description="reconstructions K of each object for the anomaly score")
-    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
-    start: int = Field(0, ge=0, description="first row of each store, such as where the pairs kept from training begin")
-    limit: int | None = Field(None, ge=1, description="only so many pairs of each store")
+    score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
+    start: int = Field(
+        0, ge=0, description="first row of each store to use, such as the first of the pairs held out from training"
+    )
+    limit: int | None = Field(None, ge=1, description="number of pairs of each store to use (default: all)")
     seed: int = Field(0, ge=0, description="key of the noise")
     batch: int = Field(16, ge=1, description="stamps in one network call")
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     executor: Literal["ray", "serial"] = Field("serial", description="serial in this process, or ray for large sets")
-    workers: int = Field(1, ge=1, description="most actors at a time, on Ray")
+    workers: int = Field(1, ge=1, description="largest number of actors at a time, on Ray")
 
     @property
     def sampling(self) -> Sampling:
@@ -94,7 +101,7 @@ class Config(JobConfig):
 
 
 def run(config: Config) -> int:
-    """Judge, summarise, draw; 0, or 1 where pairs could not be judged."""
+    """Judge, summarise and draw; return 0, or 1 if pairs could not be judged."""
     from surveybridge.jobs.evaluating.plots import draw
     from surveybridge.jobs.evaluating.stages import TABLES
     from surveybridge.jobs.evaluating.summary import lines_of, summarise
@@ -131,7 +138,7 @@ def run(config: Config) -> int:
 
 
 def check(config: Config) -> tuple[Settings, Model, bool]:
-    """Read what the evaluation is about; refuse what cannot work, before anything is written.
+    """Read the inputs of the evaluation; refuse what cannot work, before anything is written.
 
     Returns
     -------
@@ -232,7 +239,7 @@ def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
 
 
 def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
-    """Tables of all blocks, in the order of the stores, whoever has done which block when."""
+    """Collect the tables of all blocks, in the order of the stores, no matter when and where each was done."""
     import pyarrow as pa
 
     from surveybridge.jobs.evaluating.stages import TABLES

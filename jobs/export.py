@@ -38,33 +38,37 @@ FITS_ENDINGS = (".fits", ".fit", ".fits.fz")
 
 
 class Config(JobConfig):
-    """What to export, and where to."""
+    """Settings of `surveybridge export`."""
 
     run: str = Field(description="run folder, a path or s3:// URL")
-    out: str = Field(description="FILE.fits for one image, else a folder for one file a tile; path or s3:// URL")
+    out: str = Field(description="FILE.fits for one image, or a folder for one file per tile; path or s3:// URL")
     cutout: tuple[float, float, float] | None = Field(
-        None, description="RA,DEC,ARCSEC: only a square of that side, ICRS deg"
+        None, description="RA,DEC,ARCSEC: export only a square of this side; ICRS deg"
     )
     samples: int = Field(
-        0, ge=0, description="posterior samples to draw again for a --cutout, the run's first N (runs the network)"
+        0,
+        ge=0,
+        description="draw the first N posterior samples of the run again, for a --cutout (this runs the network)",
     )
     checkpoint: str | None = Field(
-        None, description="with --samples: where the run's checkpoint lies now (default: where the run found it)"
+        None, description="with --samples: where the run's checkpoint is now (default: where it was for the run)"
     )
-    store: str | None = Field(None, description="where the run's tile store lies now (default: where the run found it)")
+    store: str | None = Field(None, description="where the run's tile store is now (default: where it was for the run)")
     lossless: bool = Field(False, description="keep mean and std to the bit, in files several times as large")
-    fits: bool = Field(True, description="write the FITS images; without them only what else is asked for")
+    fits: bool = Field(
+        True, description="write the FITS images; with --no-fits only the other outputs that are asked for"
+    )
     png: bool = Field(False, description="a picture, in colour where the problem has colours")
     moc: bool = Field(False, description="MOCs of the finished and of the failed tiles (into a folder)")
     hips: bool = Field(False, description="HiPS of mean and std of every band (into a folder)")
     max_gib: float = Field(
-        4.0, gt=0, description="GiB that a stitched image may take in memory; writing it takes up to as much again"
+        4.0, gt=0, description="largest memory of a stitched image, GiB; writing it takes up to as much again"
     )
-    overwrite: bool = Field(False, description="replace what an earlier export wrote")
+    overwrite: bool = Field(False, description="replace the files of an earlier export")
 
     @property
     def one_file(self) -> bool:
-        """Whether one image is asked for."""
+        """Return whether one image is asked for."""
         return self.out.lower().endswith(FITS_ENDINGS)
 
     @model_validator(mode="after")
@@ -78,12 +82,12 @@ class Config(JobConfig):
         if not (self.fits or self.png or self.moc or self.hips):
             raise ValueError("--no-fits leaves nothing to write; add --png, --moc or --hips")
         if self.samples and not self.fits:
-            raise ValueError(f"--samples {self.samples} go into the FITS file; leave --no-fits away")
+            raise ValueError(f"--samples {self.samples} go into the FITS file; leave out --no-fits")
         return self
 
 
 def run(config: Config) -> int:
-    """Write what is asked for, and print where it is."""
+    """Write what was asked for, and print where it is."""
     from surveybridge.jobs.exporting.folder import export_folder
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.runs import RunFolder
@@ -153,7 +157,7 @@ def _ending(name: str) -> str:
 
 
 def _region(config: Config, source: RunFolder, ledger: pa.Table, first: MosaicHeader) -> tuple[Box, dict[str, Box]]:
-    """What is asked for, in global pixels, and the cores of the ok tiles that touch it."""
+    """Return the region that was asked for, in global pixels, and the cores of the ok tiles that touch it."""
     import pyarrow.compute as pc
 
     from surveybridge.storage.footprint import around, header_box, square
@@ -211,7 +215,7 @@ def _touching(config: Config, source: RunFolder, tiles: list[str], region: Box, 
 
 
 def _nothing_there(config: Config, region: Box, source: RunFolder, ledger: pa.Table, first: MosaicHeader) -> str:
-    """Why a cutout is empty: a tile there that is not done, or none."""
+    """Say why a cutout is empty: its tile is not done, or there is no tile."""
     from surveybridge.jobs.exporting.folder import source_manifest
     from surveybridge.storage.footprint import core_boxes, overlap
 

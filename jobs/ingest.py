@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge ingest`."""
+    """Settings of `surveybridge ingest`."""
 
     named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "noise", "rms")
 
@@ -52,7 +52,7 @@ class Config(JobConfig):
     image: tuple[str, ...] = Field((), description="images as NAME.BAND=FILE: endpoint, band, FITS file or FILE[EXT]")
     onto: str | None = Field(
         None,
-        description="endpoint whose grid the other is brought onto (default: the one with the objects, else the finer)",
+        description="endpoint whose grid all images are resampled to (default: that of the catalog, else the finer)",
     )
     tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
@@ -60,9 +60,9 @@ class Config(JobConfig):
     noise: tuple[str, ...] = Field(
         (), description="where variances come from, as NAME=auto, NAME=file (VARIANCE or RMS map) or NAME=sky"
     )
-    rms: tuple[str, ...] = Field((), description="RMS maps in files of their own, as NAME.BAND=FILE")
+    rms: tuple[str, ...] = Field((), description="RMS maps in separate files, as NAME.BAND=FILE")
     lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
-    euclid_rms: str | None = Field(None, description="RMS map of the Euclid image, if it is in a file of its own")
+    euclid_rms: str | None = Field(None, description="RMS map of the Euclid image, if it is in a separate file")
     euclid_psf: float | None = Field(
         None, gt=0, description="PSF FWHM of the Euclid image, arcsec (default: its header)"
     )
@@ -79,7 +79,9 @@ class Config(JobConfig):
         short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
         named = [f"--{name}" for name in ("problem", "image", "psf", "noise", "rms") if name in self.model_fields_set]
         if short and named:
-            raise ValueError(f"{short[0]} is short for the problem lsst-euclid; leave it out beside {named[0]}")
+            raise ValueError(
+                f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
+            )
         if not self.image:
             if self.problem is not None:
                 raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")
@@ -90,7 +92,7 @@ class Config(JobConfig):
 
 
 def run(config: Config) -> int:
-    """Write the store, then say what is in it."""
+    """Write the store, and report what is in it."""
     from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.ingest import ingest_field
     from surveybridge.storage.problems import default_problem, read_problem
@@ -115,7 +117,7 @@ def run(config: Config) -> int:
 
 
 def default_grid(problem: ProblemTable, images: Mapping[str, Any]) -> str:
-    """The endpoint on whose grid the tiles lie if nobody says: the one with the objects, else that of finer pixels."""
+    """Return the endpoint whose grid is the default: the one with the catalog, else the one of finer pixels."""
     if problem["catalog"] in images:
         return str(problem["catalog"])
     given = [end for end in problem["endpoints"] if end["name"] in images]
@@ -123,7 +125,7 @@ def default_grid(problem: ProblemTable, images: Mapping[str, Any]) -> str:
 
 
 def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
-    """Images by endpoint and band, and what else is said of them, as `read_field` takes it."""
+    """Return images by endpoint and band, and the settings about them, in the form that `read_field` takes."""
     noise: dict[str, str] = {}
     for text in config.noise:
         name, _, kind = text.partition("=")
@@ -138,7 +140,7 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
 
 
 def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
-    """The same from the settings that are short for the problem lsst-euclid."""
+    """Return the same from the short settings for the problem lsst-euclid."""
     assert config.euclid is not None
     images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst"), "euclid": {"VIS": config.euclid}}
     lsst_psf = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else {}
@@ -151,7 +153,7 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
 
 
 def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], Value]) -> dict[str, dict[str, Value]]:
-    """Texts NAME.BAND=VALUE by endpoint and band, or RequestError."""
+    """Return texts NAME.BAND=VALUE by endpoint and band, or raise RequestError."""
     found: dict[str, dict[str, Value]] = {}
     for text in texts:
         key, _, value = text.partition("=")
@@ -175,7 +177,7 @@ def _arcsec(text: str) -> float:
 
 
 def by_band(values: Sequence[Value], bands: Sequence[str], flag: str) -> dict[str, Value]:
-    """One value per band, or RequestError."""
+    """Return one value per band, or raise RequestError."""
     if len(values) != len(bands) or len(set(bands)) != len(bands):
         given = " ".join(map(str, values))
         raise RequestError(

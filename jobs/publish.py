@@ -30,26 +30,28 @@ EXAMPLES = """
 
 
 class Config(JobConfig):
-    """What to publish, and where."""
+    """Settings of `surveybridge publish`."""
 
     run: tuple[str, ...] = Field(
         min_length=1, description="run folders, paths or s3:// URLs, whose tiles do not overlap"
     )
-    out: str | None = Field(None, description="the catalog, a path or s3:// URL (default: RUN/catalog of a single run)")
-    name: str = Field("surveybridge", description="name of the collection; LSDB makes suffixes of it")
-    moc: str | None = Field(
-        None, description="only what lies in this MOC: a local file, or cells such as '6/30-33 8/999'"
+    out: str | None = Field(
+        None, description="the catalog, a path or s3:// URL (default, for a single run: RUN/catalog)"
     )
-    partition_rows: int = Field(250_000, ge=1, description="most rows of a partition (a Parquet file)")
-    keep: int = Field(2, ge=2, description="snapshots to keep, the new one among them; older ones are removed")
+    name: str = Field("surveybridge", description="name of the collection; LSDB derives column suffixes from it")
+    moc: str | None = Field(
+        None, description="publish only what lies in this MOC: a local file, or cells such as '6/30-33 8/999'"
+    )
+    partition_rows: int = Field(250_000, ge=1, description="largest number of rows in a partition (a Parquet file)")
+    keep: int = Field(2, ge=2, description="number of snapshots to keep, including the new one; older ones are removed")
     executor: Literal["serial", "ray"] = Field(
         "serial", description="serial in this process, or ray for very large runs"
     )
-    workers: int = Field(1, ge=1, description="Ray tasks at a time, a CPU each")
+    workers: int = Field(1, ge=1, description="Ray tasks at a time, with one CPU each")
 
 
 def run(config: Config) -> int:
-    """Publish, and say what stands there."""
+    """Publish, and print which snapshot is current."""
     from surveybridge.storage.publishing import publish
     from surveybridge.storage.regions import read_moc
 

@@ -40,16 +40,18 @@ SHOWN_LAST = ("flags", "grades")
 
 
 class Config(JobConfig):
-    """What to search for, and how to give it."""
+    """Settings of `surveybridge query`."""
 
     run: str = Field(description="run folder or published catalog, a path or s3:// URL")
-    cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: within so many arcsec, ICRS deg")
+    cone: tuple[float, float, float] | None = Field(
+        None, description="RA,DEC,ARCSEC: only within this distance; ICRS deg"
+    )
     box: tuple[float, float, float, float] | None = Field(
-        None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS deg; RAMIN above RAMAX goes across RA 0"
+        None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS deg; with RAMIN above RAMAX the box extends across RA 0"
     )
     moc: str | None = Field(None, description="MOC: a local file (FITS, JSON, text) or cells such as '6/30-33 8/999'")
-    match: str | None = Field(None, description="only what lies near an object of this catalog (CSV, FITS, VOTable)")
-    match_radius: float = Field(2.0, gt=0, description="how near, arcsec")
+    match: str | None = Field(None, description="only candidates near an object of this catalog (CSV, FITS, VOTable)")
+    match_radius: float = Field(2.0, gt=0, description="largest distance from that object, arcsec")
     match_columns: tuple[str, str] | None = Field(
         None, description="its columns with right ascension and declination, ICRS deg (default: found by name)"
     )
@@ -58,14 +60,14 @@ class Config(JobConfig):
     )
     columns: tuple[str, ...] | None = Field(None, description="only these columns, in this order")
     sql: str | None = Field(None, description="one SELECT over the views candidates, ledger, runs, grades, mosaics")
-    out: str | None = Field(None, description="file to write, path or s3:// URL; its ending says the format")
+    out: str | None = Field(None, description="file to write, path or s3:// URL; its ending determines the format")
     format: Literal["table", "csv", "json", "votable", "reg", "parquet", "fits"] | None = Field(
-        None, description="what is printed or written (default: by the ending of --out, else a table)"
+        None, description="format of the output (default: by the ending of --out, else a table)"
     )
 
 
 def run(config: Config) -> int:
-    """Give what was found; 0 also if that is nothing."""
+    """Print or write the rows that were found; return 0 even if there are none."""
     from surveybridge.storage.query import query, select
 
     kind = _kind(config)
@@ -100,7 +102,7 @@ def _kind(config: Config) -> str:
             f"--out {config.out} ends in none of {', '.join(ENDINGS)}; take one of these or give --format"
         )
     if config.out and kind == "table":
-        raise RequestError(f"--format table is for the screen, --out {config.out} is a file; leave one away")
+        raise RequestError(f"--format table is for the screen, but --out {config.out} is a file; leave out one of them")
     if not config.out and kind in ("parquet", "fits"):
         raise RequestError(f"--format {kind} is binary; give --out FILE")
     return kind

@@ -28,13 +28,13 @@ PAGE = "report.html"
 
 
 class Config(JobConfig):
-    """Which run, and what of it."""
+    """Settings of `surveybridge report`."""
 
     run: str = Field(description="run folder, a path or s3:// URL")
-    out: str = Field(description=f"folder for {PAGE}, local path or URL; a report that stands there is replaced")
+    out: str = Field(description=f"folder for {PAGE}, local path or URL; an earlier report there is replaced")
     top: int = Field(30, ge=0, description="candidates shown, highest score first")
     evaluation: str | None = Field(
-        None, description="folder that `surveybridge evaluate` wrote, of the same checkpoint"
+        None, description="folder that `surveybridge evaluate` wrote for the same checkpoint"
     )
 
 

@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class Config(JobConfig):
-    """What to simulate."""
+    """Settings of `surveybridge simulate`."""
 
     out: Path = Field(description="folder for euclid_vis.fits, lsst_{g,r,i}.fits and truth.parquet")
     size: int = Field(1024, description="side of the Euclid image in pixels of 0.1 arcsec, 300 to 8192")
-    lenses: int = Field(4, description="number of strong lenses with visible arcs; they stand 12 arcsec apart")
+    lenses: int = Field(4, description="number of strong lenses with visible arcs, at least 12 arcsec apart")
     seed: int = Field(1, description="seed of everything that is drawn")
     rotation: float = Field(-4.5, description="rotation of the LSST grid on the sky, degrees")
     overwrite: bool = Field(False, description="write into a folder that already holds these files")
@@ -125,7 +125,7 @@ def _check(config: Config) -> None:
             "12 arcsec apart; ask for fewer or enlarge --size"
         )
     if config.out.exists() and not config.out.is_dir():
-        raise RequestError(f"--out {config.out} is a file, a folder is wanted; choose another path")
+        raise RequestError(f"--out {config.out} is a file, but must be a folder; choose another path")
     there = sorted(p.name for p in config.out.iterdir()) if config.out.is_dir() else []
     if there and not config.overwrite:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""What a run is doing, from its folder alone: state, tiles done and left, rate, failures by reason, stragglers.
+"""Show what a run is doing, from its folder alone: state, tiles done and left, rate, failures by reason, stragglers.
 
 Works on a running, an interrupted and a finished run, from any machine that reads the run folder; a tile store that
 cannot be read costs only the number of tiles left. Exit code 0 whatever is found, failed tiles too: this reports, and
@@ -21,7 +21,7 @@ EXAMPLES = """
 
 
 class Config(JobConfig):
-    """Which run, and how to print it."""
+    """Settings of `surveybridge status`."""
 
     run: str = Field(description="run folder, a path or s3:// URL")
     format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON object")

@@ -29,45 +29,59 @@ FIT_PAIRS = 256
 
 
 class Config(JobConfig):
-    """Arguments of `surveybridge train`."""
+    """Settings of `surveybridge train`."""
 
     pairs: str = Field(description="pair store (Zarr group), local path or URL")
     out: str = Field(description="folder or s3:// URL for the checkpoint, loss.csv, loss.png and the run's own state")
     problem: str | None = Field(
-        None, description="problem file (TOML) or shipped name (default: what the pair store says of its endpoints)"
+        None, description="problem file (TOML) or shipped name (default: the endpoints that the pair store states)"
     )
-    to: str | None = Field(None, description="train one way, to this endpoint (default: both ways, or as the problem)")
+    to: str | None = Field(
+        None, description="train one way only, to this endpoint (default: as the problem says, else both ways)"
+    )
     name: str = Field("bridge", description="name of the checkpoint")
-    grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid the network works on")
-    minutes: float | None = Field(None, gt=0, description="training time, minutes; over all resumes together")
-    steps: int | None = Field(None, gt=0, description="training steps, alternative to minutes")
+    grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid on which the network works")
+    minutes: float | None = Field(None, gt=0, description="training time in minutes, all resumes together")
+    steps: int | None = Field(None, gt=0, description="number of training steps, instead of --minutes")
     workers: tuple[int, ...] = Field(
         (1,),
         min_length=1,
         max_length=2,
-        description="Ray Train workers: N, or MIN,MAX for as many as there is room for",
+        description="Ray Train workers: N, or MIN,MAX to take as many as there is room for",
     )
     threads: int = Field(1, ge=1, description="CPUs of each worker")
     base: int = Field(32, ge=8, description="channels of the first stage of the U-Net")
-    stem: int = Field(2, ge=1, description="pixel block taken together by the network (space to depth); 1 as published")
+    stem: int = Field(
+        2, ge=1, description="side of the pixel blocks that the network sees as one (space to depth); 1 as published"
+    )
     norm: Literal["group", "pixel"] = Field("pixel", description="normalisation; group as published")
     objective: Literal["eps", "grad", "maxnll", "edm"] = Field("edm", description="what the network predicts")
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
-    batch_size: int = Field(32, ge=2, description="pairs a step, over all workers; an even number for each shard")
-    shards: int = Field(8, ge=1, description="parts of the data that are dealt to the workers; at most so many workers")
+    batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
+    shards: int = Field(
+        8, ge=1, description="parts into which the data are divided for the workers; also the largest number of workers"
+    )
     accumulate: int = Field(
-        1, ge=1, description="passes in which a worker alone takes a batch, to save memory; divides --shards"
+        1, ge=1, description="passes in which a single worker takes a batch, to save memory; must divide --shards"
     )
     learning_rate: float = Field(4e-4, gt=0, description="peak learning rate")
     bright_weight: float = Field(
         4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
     )
-    validation: int = Field(128, ge=1, description="pairs at the end of the store kept for validation")
-    limit: int | None = Field(None, ge=4, description="use only the first so many pairs")
+    validation: int = Field(
+        128, ge=1, description="number of pairs at the end of the store that are kept for validation"
+    )
+    limit: int | None = Field(
+        None, ge=4, description="number of pairs to use, from the start of the store (default: all)"
+    )
     report_seconds: float = Field(120.0, gt=0, description="seconds between checkpoints")
-    report_steps: int | None = Field(None, gt=0, description="steps between checkpoints, besides the seconds")
+    report_steps: int | None = Field(
+        None, gt=0, description="steps between checkpoints, in addition to --report-seconds"
+    )
     patience: int | None = Field(
-        None, ge=1, description="stop when so many reports in a row have not lowered the validation energy score"
+        None,
+        ge=1,
+        description="stop after this many reports in a row that have not lowered the validation energy score",
     )
     seed: int = Field(0, ge=0, description="seed of initialisation, order and noise")
 

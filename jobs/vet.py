@@ -36,23 +36,26 @@ log = logging.getLogger(__name__)
 
 
 class Config(JobConfig):
-    """Whose candidates, who grades, and where the page is."""
+    """Settings of `surveybridge vet`."""
 
     run: str = Field(description="run folder, a path or s3:// URL")
     grader: str | None = Field(
-        None, description="who grades; without it each page asks, and several may share a server"
+        None,
+        description="name of the grader; without it each page asks for one, and several graders may share a server",
     )
-    top: int | None = Field(None, ge=1, description="only the first N of the ranking")
-    cone: tuple[float, float, float] | None = Field(None, description="RA,DEC,ARCSEC: only within, ICRS deg")
-    host: str = Field("127.0.0.1", description="address to listen on; any but the loopback one asks for a token")
+    top: int | None = Field(None, ge=1, description="show only the first N of the ranking")
+    cone: tuple[float, float, float] | None = Field(
+        None, description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS deg"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address asks for a token")
     port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")
     export: str | None = Field(
-        None, description="write the graded candidates there as CSV (path or s3:// URL), print a summary, and end"
+        None, description="write the graded candidates to this CSV file (path or s3:// URL), print a summary, and exit"
     )
 
 
 def run(config: Config) -> int:
-    """Serve until Ctrl-C or SIGTERM; 0 then."""
+    """Serve until Ctrl-C or SIGTERM, then return 0."""
     from surveybridge.storage.grades import check_grader
 
     grader = None if config.grader is None else check_grader(config.grader)

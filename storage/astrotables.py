@@ -1,4 +1,4 @@
-"""Tables as astronomers take them: astropy's QTable with units; CSV, Parquet, VOTable, FITS and DS9 region files."""
+"""Tables for astronomers: astropy's QTable with units; CSV, Parquet, VOTable, FITS and DS9 region files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REGION_ARCSEC = 1.0
 
 
 def query_table(run_url: str | os.PathLike[str], *arguments: Any, **options: Any) -> QTable:
-    """As `storage.query.query`, but an astropy table with units, without thumbnails unless they are asked for.
+    """Run `storage.query.query` and return a QTable with units, without thumbnails unless they are asked for.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def flat(found: pa.Table) -> pa.Table:
 
 
 def is_array(kind: pa.DataType) -> bool:
-    """Whether each value is an array."""
+    """Return whether each value is an array."""
     return bool(kinds.is_nested(kind) or isinstance(kind, pa.BaseExtensionType))
 
 

@@ -18,7 +18,7 @@ from surveybridge.storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
 from surveybridge.storage.sky import HEALPIX_ORDER
 
 MEMORY = "256MB"
-"""What DuckDB may hold; beyond it spills to the folder of the index."""
+"""Memory that DuckDB may take; beyond it DuckDB spills to the folder of the index."""
 
 MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDER - CELL_ORDER)
 
@@ -54,7 +54,7 @@ class Index:
         )
 
     def __enter__(self) -> Index:
-        """Nothing more to do."""
+        """Do nothing: the index is open already."""
         return self
 
     def __exit__(
@@ -88,7 +88,7 @@ class Index:
     def partition(self, pixels: Sequence[Pixel]) -> Iterator[tuple[Pixel, Members, Members]]:
         """Rank all rows by falling score, ties by name, and give each partition its rows and those of its margin."""
         self._connection.execute(
-            # DuckDB sorts NaN above every number: a score that is none must not lead the list.
+            # DuckDB sorts NaN above every number, but a missing score must not lead the list.
             "CREATE TABLE ranked AS SELECT _healpix_29, object_id, score, chunk, CAST(row_number() OVER ("
             "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id) AS INTEGER) AS rank "
             "FROM rows ORDER BY _healpix_29, object_id"

@@ -1,4 +1,4 @@
-"""What counts of a run for a catalog: its ledger rows, and its candidates in chunks that are read together."""
+"""The part of a run that goes into a catalog: its ledger rows, and its candidates in chunks that are read together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Source:
-    """What counts of a run.
+    """The part of a run that goes into a catalog.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Source:
 
     @classmethod
     def of(cls, run: RunFolder, chunk_rows: int) -> Source:
-        """What counts now: the tiles that `sweep` published of the run last, else its ok tiles.
+        """Choose the tiles that go in now: those that `sweep` published last, or else all ok tiles of the run.
 
         Parameters
         ----------
@@ -95,19 +95,19 @@ class Source:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a catalog says of the run: a row of `RUNS`."""
+        """Return what the catalog states about the run: a row of `RUNS`."""
         return run_facts(self.run) | {"tiles": self.ledger.num_rows, "published": self.snapshot}
 
 
 def run_facts(run: RunFolder) -> dict[str, Any]:
-    """What run.json has for a row of `RUNS`."""
+    """Return what run.json contributes to a row of `RUNS`."""
     known = {name: run.run_json.get(name) for name in RUNS.names if name not in ("tiles", "published")}
     facts: dict[str, Any] = without_secrets(known | {"url": run.url, "run_id": run_id(run)})
     return facts
 
 
 def run_id(run: RunFolder) -> str:
-    """Id of a run; of one without, the name of its folder."""
+    """Return the id of a run, or the name of its folder if it has none."""
     return str(run.run_json.get("run_id", run.url.rpartition("/")[2]))
 
 

@@ -99,7 +99,7 @@ class Catalog:
 
     @property
     def table_url(self) -> str:
-        """Where the table is, for readers that open Parquet by themselves."""
+        """Return where the table is, for readers that open Parquet by themselves."""
         return self.folder.file_url(TABLE)
 
     def dataset(self, ranges: NDArray[np.int64] | None = None) -> ds.Dataset:
@@ -132,7 +132,7 @@ class Catalog:
 
 
 class Pointer(NamedTuple):
-    """What `collection.properties` says: the current snapshot, where it is, and which are kept beside it."""
+    """The contents of `collection.properties`: the current snapshot, where it is, and which others are kept."""
 
     key: str
     path: str
@@ -144,7 +144,7 @@ class Pointer(NamedTuple):
 
 
 def read_pointer(folder: Folder) -> Pointer | None:
-    """What a catalog, or a snapshot by itself, points to; None where there is neither of ours."""
+    """Read where a catalog, or a snapshot by itself, points to; None if neither of ours is there."""
     try:
         entries = read_properties(folder.read(POINTER))
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):

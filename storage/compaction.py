@@ -42,7 +42,7 @@ FAN_IN = 32
 """So many ledger segments of one level are merged: 10^7 tiles in batches of 50 are about 130 files."""
 
 MERGED_ROWS = 1 << 18
-"""A merged ledger segment has at most so many rows: 80 MB in memory."""
+"""Largest number of rows in a merged ledger segment: 80 MB in memory."""
 
 _READ_AT_ONCE = 8
 """Candidates files of tiles that are fetched together."""
@@ -119,7 +119,7 @@ def tidy(folder: Folder, schema: pa.Schema | None) -> None:
     tiles, path = (column.to_pylist() for column in rows.table.filter(keep).select(["tile_id", "candidates_path"]))
     used = {renamed.get(file, file) for file in path}
     known = {f"candidates/{tile}.parquet" for tile in tiles}
-    # Candidates of a tile without any row are not ours to judge: whoever does the tile writes them anew.
+    # Candidates of a tile without any row are left alone: the process that does the tile will write them again.
     left = [file for file in segments if file not in used] + [file for file in loose if file in known - used]
     folder.delete_many(left)
     _merge_levels(folder)
@@ -140,7 +140,7 @@ def _with_candidates(folder: Folder, rows: Sequence[pa.Table]) -> Iterator[tuple
 
 
 def _whole(folder: Folder, tile: pa.Array, path: pa.Array, files: set[str]) -> NDArray[np.bool_]:
-    """Which rows have their candidates, or are the only ones of their tile that name any.
+    """Return which rows have their candidates, or are the only ones of their tile that name any.
 
     A worker that was thought dead may commit a tile while the same tile is compacted: then its row outlives the file
     that it names, but the candidates are in the segment.

@@ -1,4 +1,4 @@
-"""Bring one survey onto the pixel grid of the other, conserving flux.
+"""Resample one image onto the pixel grid of another, conserving flux.
 
 Cubic-spline interpolation of surface brightness times the ratio of pixel areas (of values that do not add up over
 pixels, such as densities, without it). The mapping between the two pixel grids
@@ -131,7 +131,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some rows of the output, and what all bands of one image share in them.
+    """Some rows of the output, and the quantities that all bands of an image share in them.
 
     at_y, at_x: input pixels under the positions; along_y, along_x: squared weights of `TAPS` (None for a copy).
     """

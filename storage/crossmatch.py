@@ -66,7 +66,7 @@ class Targets:
     radius: float
 
     def __post_init__(self) -> None:
-        """Refuse a radius that is none."""
+        """Refuse a radius that is not a number within bounds."""
         if not 0 < self.radius <= 3600:
             raise StorageError(f"match radius {self.radius:g} arcsec lies outside 0..3600")
 
@@ -145,7 +145,7 @@ def _read(where: str, storage_options: Mapping[str, Any] | None) -> Table:
     try:
         data = folder.read(name)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise StorageError(f"{where} is not there; give a catalog to match with") from error
+        raise StorageError(f"{where} does not exist; give a catalog to match with") from error
     try:
         data = gzip.decompress(data) if where.endswith(".gz") else data
         with warnings.catch_warnings():
@@ -153,7 +153,7 @@ def _read(where: str, storage_options: Mapping[str, Any] | None) -> Table:
             return Table.read(io.BytesIO(data), format=FORMATS[ending])
     except Exception as error:  # whatever a damaged file makes a parser raise
         said = " ".join(str(error).split())
-        raise StorageError(f"{where} is no {FORMATS[ending]} table: {said[:200]}") from error
+        raise StorageError(f"{where} is not a {FORMATS[ending]} table: {said[:200]}") from error
 
 
 def _position(table: Table, position: Sequence[str] | None, where: object) -> tuple[str, str]:
@@ -172,7 +172,9 @@ def _degrees(table: Table, name: str, where: object) -> NDArray[np.float64]:
         unit = u.Unit(column.unit) if column.unit is not None else u.deg
         return np.asarray((values * unit).to_value(u.deg), np.float64)
     except (ValueError, TypeError) as error:
-        raise StorageError(f"{where}: column {name} holds no degrees ({' '.join(str(error).split())[:120]})") from error
+        raise StorageError(
+            f"{where}: column {name} does not hold degrees ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _arrow(column: Any, rows: NDArray[np.bool_]) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StorageError(ValueError):
-    """An input or a store is not what was asked for.
+    """An input or a store is not what it should be; the message says what, where, and the remedy.
 
     The message is one line: what is wrong, where (file, tile), both values, and the remedy. Jobs turn it into exit
     code 2, so it is raised before anything is written.

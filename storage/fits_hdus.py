@@ -118,7 +118,7 @@ def read_variance(
 def read_rms_file(
     path: str, shape: tuple[int, ...], factor: float, storage_options: Mapping[str, Any] | None
 ) -> tuple[NDArray[np.float64], str]:
-    """As `read_variance`, from an RMS map in a file of its own."""
+    """Do the same as `read_variance` with an RMS map in a separate file."""
     file, extension = split_extension(path)
     with open_fits(file, storage_options) as hdus:
         hdu = flux_hdu(hdus, file, extension or ("RMS" if "RMS" in hdus else None), "RMS")
@@ -143,7 +143,7 @@ def read_psf_fwhm(hdus: fits.HDUList, name: str, header: fits.Header, scale: flo
 
 
 def stem_of(name: str) -> str:
-    """`VIS` of `VIS_FLUX` or `VIS_BGSUB`: what its RMS and PSF are named after."""
+    """Return `VIS` for `VIS_FLUX` or `VIS_BGSUB`: the name that the RMS map and the PSF share with the image."""
     return re.sub(r"_(FLUX|BGSUB)$", "", name)
 
 

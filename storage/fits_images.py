@@ -120,7 +120,7 @@ def read_images(
         unknown = [band for band in given if band not in bands]
         if unknown:
             raise StorageError(
-                f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is none of its bands "
+                f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is not one of its bands "
                 f"{','.join(bands)}; leave it out"
             )
     known = {*bands, *filters}
@@ -133,7 +133,7 @@ def read_images(
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One band as read: [H, W] arrays in the endpoint's unit and what its headers say."""
+    """One band as it was read: [H, W] arrays in the endpoint's unit, and the contents of its headers."""
 
     name: str
     band: str

@@ -1,4 +1,4 @@
-"""What one count of a FITS image is worth, from its header: in nJy, or in the unit of an endpoint that is no flux."""
+"""The value of one count of a FITS image, from its header: in nJy, or in the unit of an endpoint that is not a flux."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def calibration(header: Header, where: str) -> tuple[float, float]:
 
 
 def unit_factor(header: Header, unit: str, endpoint: str, where: str) -> float:
-    """What one count is worth in the unit of an endpoint that is no flux density.
+    """Return the value of one count in the unit of an endpoint that is not a flux density.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where tiles lie: their cores as boxes of the global pixel grid, a square on the sky in it, and MOCs of both."""
+"""Footprints of tiles: their cores as boxes of the global pixel grid, squares on the sky in it, and MOCs of both."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def header_box(header: MosaicHeader) -> Box:
 
 
 def around(boxes: Iterable[Box]) -> Box:
-    """The smallest box around some."""
+    """Return the smallest box that holds all of some boxes."""
     y0, y1, x0, x1 = zip(*boxes, strict=True)
     return min(y0), max(y1), min(x0), max(x1)
 
 
 def overlap(box: Box, region: Box) -> Box | None:
-    """What two boxes share, None if nothing."""
+    """Return the box that two boxes share, or None if they do not overlap."""
     y0, y1, x0, x1 = (
         max(box[0], region[0]),
         min(box[1], region[1]),

@@ -1,4 +1,4 @@
-"""Grades of a run's candidates: who thought what of which object, and when. They are added, never changed.
+"""Grades of a run's candidates: who graded which object how, and when. Entries are added, and never changed.
 
 Layout below the run folder::
 
@@ -41,7 +41,7 @@ COMPACT_FROM = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What a grader saw: the candidate's rank, and the model and the run that it is of."""
+    """The candidate as a grader saw it: its rank, and the model and the run that it is from."""
 
     rank: int | None = None
     model_id: str | None = None
@@ -152,7 +152,7 @@ def latest_grades(history: pa.Table, at: datetime.datetime | None = None) -> pa.
 
 
 def compact_grades(run: RunFolder, grader: str, at_least: int = COMPACT_FROM) -> int:
-    """Move a grader's single files into one segment if there are `at_least` so many; how many were moved.
+    """Move a grader's single files into one segment if there are at least `at_least`; return how many were moved.
 
     Anybody may do it at any time, several at once too: each removes only what it has written itself, and an entry that
     is there twice counts once.
@@ -170,7 +170,7 @@ def compact_grades(run: RunFolder, grader: str, at_least: int = COMPACT_FROM) ->
 
 
 def check_grader(name: str) -> str:
-    """A grader's name as it is kept: without blanks around it, Unicode composed; StorageError if it is none."""
+    """Return a grader's name as it is stored (no outer blanks, Unicode composed); StorageError if it is unusable."""
     name = unicodedata.normalize("NFC", name).strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise StorageError(f"grader {name[: MAX_NAME + 1]!r}: give 1 to {MAX_NAME} printable characters")

@@ -48,7 +48,7 @@ def celestial_wcs(header: Header | str, where: str = "image") -> WCS:
 
 
 def has_celestial_wcs(header: Header) -> bool:
-    """Whether a FITS header says where on the sky its pixels are."""
+    """Return whether a FITS header says where on the sky its pixels are."""
     try:
         celestial_wcs(header)
     except StorageError:
@@ -68,7 +68,7 @@ def pixel_scale(wcs_header: str) -> float:
 
 
 def shifted_header(wcs_header: str, y: int, x: int) -> str:
-    """WCS of the grid cut at pixel (y, x): what was pixel (y, x) becomes (0, 0)."""
+    """Return the WCS of the grid that is cut at pixel (y, x), which becomes pixel (0, 0)."""
     return wcs_header_string(celestial_wcs(wcs_header)[y:, x:])
 
 
@@ -103,7 +103,7 @@ def describe_footprint(wcs: WCS, shape: tuple[int, int]) -> str:
 
 
 class Positions(NamedTuple):
-    """Where output pixels lie in the input: y, x in input pixels and input pixels per output pixel, float64 [h, W]."""
+    """Places of output pixels in the input: y, x in input pixels, and input pixels per output pixel, float64 [h, W]."""
 
     y: NDArray[np.float64]
     x: NDArray[np.float64]
@@ -154,7 +154,7 @@ class GridMapping:
 
     @property
     def name(self) -> str:
-        """What is done to the pixels, for provenance."""
+        """Return the name of the resampling, for provenance."""
         return "none (whole-pixel shift)" if self.whole_shift is not None else "cubic spline x pixel area"
 
     def at(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Positions:

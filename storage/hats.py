@@ -29,7 +29,7 @@ MARGIN_ORDER = 13
 """Order of the cells around a partition that are its margin: at least 16" across, wherever on the sky."""
 
 MARGIN_ARCSEC = 10.0
-"""What the margin promises; it holds more."""
+"""Width of the margin that is promised; the margin holds more."""
 
 SKYMAP_ORDER = 8
 """Order of the map of counts, cells of 14'."""
@@ -52,7 +52,7 @@ class Pixel(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where its leaf lies in a table."""
+        """Return the path of its leaf file in a table."""
         return f"Norder={self.order}/Dir={self.number // 10_000 * 10_000}/Npix={self.number}.parquet"
 
 

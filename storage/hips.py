@@ -87,7 +87,7 @@ def write_hips(
 def check_reproject() -> None:
     """Refuse to begin without `reproject`."""
     if importlib.util.find_spec("reproject") is None:
-        raise StorageError("HiPS needs the package reproject, which is not here; pip install 'surveybridge[hips]'")
+        raise StorageError("HiPS needs the package reproject, which is not installed; pip install 'surveybridge[hips]'")
 
 
 def _under(there: WCS, size: tuple[int, int], here: WCS) -> Box:

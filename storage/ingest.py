@@ -1,4 +1,4 @@
-"""From the FITS images of a problem's endpoints to a tile store on the pixel grid of one of them.
+"""Ingest: from the FITS images of a problem's endpoints to a tile store on the pixel grid of one of them.
 
 Everything that can be wrong with the request is found before the first byte is written.
 """
@@ -84,7 +84,7 @@ def ingest_field(
     tile_size, halo : int
         Pixels of the grid; tiles at the edge are smaller, halos end at the field's edge.
     storage_options : mapping, optional
-        For fsspec, input files and store alike.
+        Options for fsspec, for input files and store.
     watch : callable (tiles, total) -> tiles, optional
         Wrapped around the tiles as they are written: a progress bar.
     **how
@@ -279,7 +279,7 @@ def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
 
 @dataclass(frozen=True)
 class TileBox:
-    """Where a tile lies on the grid, half-open global pixels: what it owns (core) and what it holds (outer)."""
+    """The place of a tile on the grid, in half-open global pixels: what it owns (core) and what it holds (outer)."""
 
     tile_id: str
     core: tuple[int, int, int, int]

@@ -46,7 +46,7 @@ class LeaseLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease; times are Unix seconds, `note` and `progress` what the holder said."""
+    """The holder of a lease; times are Unix seconds, and `note` and `progress` were written by the holder."""
 
     host: str
     pid: int
@@ -139,7 +139,7 @@ class Lease:
                 f"lease of {self._folder.url} could not be renewed for {self._ttl:g} s, another may hold it now"
             )
         if self._lost is not None:
-            raise LeaseLost(f"{self._lost}; stop writing, and start the job again to go on")
+            raise LeaseLost(f"{self._lost}; stop writing, and start the job again to resume")
 
     def publish(self, progress: Mapping[str, Any]) -> None:
         """Put `progress` (JSON-like) into the document at the next renewal."""
@@ -148,7 +148,7 @@ class Lease:
             self._document["progress"] = text
 
     def release(self) -> None:
-        """Give the lease back; what was published stays to be read. Nothing happens to a lease that is lost."""
+        """Give back the lease; its last note stays readable. A lease that is lost is left as it is."""
         self._stop.set()
         self._thread.join()
         if self._lost is None:
@@ -193,7 +193,7 @@ class Lease:
 
 
 def read_holder(folder: Folder) -> Holder | None:
-    """Who holds the lease of a run folder now, as far as can be told from here; None if nobody does."""
+    """Return who holds the lease of a run folder now, as far as can be told from here; None if nobody does."""
     found = _read(folder)
     if found is None or _free(found[0]):
         return None
@@ -214,7 +214,7 @@ def _read(folder: Folder) -> tuple[dict[str, Any], str] | None:
 
 
 def _free(document: Mapping[str, Any]) -> str | None:
-    """Why a lease may be taken, None if it may not."""
+    """Return the reason why a lease may be taken, or None if it may not."""
     if document.get("released"):
         return "it was given back"
     if not document.get("expires_at", 0.0) > time.time():
@@ -226,7 +226,7 @@ def _free(document: Mapping[str, Any]) -> str | None:
 
 
 def _machine() -> str:
-    """Which kernel and process table this is: containers may share a host name, and a boot makes pids anew."""
+    """Identify the kernel and process table: containers may share a host name, and pids start anew at each boot."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -235,7 +235,7 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot; None if there is none (zombies are none)."""
+    """Return a local process's start in clock ticks since boot; None for absent processes and zombies."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -25,7 +25,7 @@ _FOOTER = b"surveybridge.mosaic"
 
 @dataclass(frozen=True)
 class TileMosaic:
-    """What a translation says about the core of one tile.
+    """The translated core of one tile.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether files can be renamed here, which object storage cannot do."""
+        """Return whether files can be renamed here, which object storage cannot do."""
         return "://" not in self.url or self.url.startswith(("file://", "local://"))
 
     def path(self, *parts: str) -> str:
@@ -78,7 +78,7 @@ class Folder:
         return "/".join((self.url.rstrip("/"), *parts))
 
     def exists(self, *parts: str) -> bool:
-        """Whether the file (or, without parts, anything at the URL) exists."""
+        """Return whether the file (or, without parts, anything at the URL) exists."""
         self.filesystem.invalidate_cache()
         return bool(self.filesystem.exists(self.path(*parts)))
 
@@ -202,7 +202,7 @@ class Folder:
         """The filesystem, if it can write under a condition."""
         filesystem = self.filesystem
         if not _is_s3(filesystem):
-            raise StorageError(f"{self.url}: conditional writes need a local folder or s3://, this is neither")
+            raise StorageError(f"{self.url}: conditional writes need a local folder or s3://, and this is neither")
         return filesystem
 
     def delete(self, *parts: str) -> None:
@@ -234,7 +234,7 @@ class Folder:
         self.put(json_bytes(document), *parts)
 
     def describe(self) -> str:
-        """What stands here, in a few words, for error messages."""
+        """Describe in a few words what is in this folder, for error messages."""
         if self.is_local and os.path.isfile(self.path()):
             return "a file"
         names = self.names()
@@ -248,7 +248,7 @@ def file_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | No
     """The folder of a file at `url`, and the file's name; StorageError if the URL names no more than a bucket."""
     folder, _, name = Folder.at(url, storage_options).url.rpartition("/")
     if folder.endswith(":/"):
-        raise StorageError(f"{url} names no file; give one, as in {folder}/{name}/FILE")
+        raise StorageError(f"{url} does not name a file; give one, as in {folder}/{name}/FILE")
     return Folder.at(folder or "/", storage_options), name
 
 
@@ -272,7 +272,7 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
         if protocol not in fsspec.available_protocols():
             raise StorageError(f"storage options for {protocol!r}, which fsspec does not know; give s3, gs, ...")
         if not isinstance(values, Mapping):
-            raise StorageError(f"storage options of {protocol} are no mapping of names to values")
+            raise StorageError(f"storage options of {protocol} are not a mapping of names to values")
         if protocol in S3_PROTOCOLS:
             unknown = sorted(set(map(str, values)) - _s3_option_names())
             if unknown:
@@ -307,7 +307,7 @@ def open_filesystem(
     if url.split("://", 1)[0] not in S3_PROTOCOLS:
         try:
             filesystem, path = fsspec.core.url_to_fs(url, **options)
-        except (ValueError, ImportError) as error:  # a protocol that is none, or not installed
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one that is not installed
             raise StorageError(f"{url}: {error}; give a local path or an s3:// URL") from error
         return filesystem, str(path)
     from surveybridge.storage.s3 import RetryingS3FileSystem  # botocore takes half a second to import
@@ -372,7 +372,7 @@ def _write_and_rename(target: str, data: bytes, *, flush: bool) -> None:
 
 @contextlib.contextmanager
 def _writable(target: str) -> Iterator[None]:
-    """Make the folder of a file; StorageError if there is no such place, or nobody may write there."""
+    """Make the folder of a file; StorageError if it cannot exist or cannot be written to."""
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""What a pair store says of itself: its arrays, its problem, and the numbers of its bands (layout: `storage.pairs`)."""
+"""Contents of a pair store: its arrays, its problem, and the numbers of its bands (layout: `storage.pairs`)."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class PairStore:
 
     @property
     def name(self) -> str:
-        """What the store is called: by itself, else by its folder."""
+        """The name that the store states, else that of its folder."""
         return str(self.attributes.get("name", self.url.rstrip("/").rsplit("/", 1)[-1]))
 
     @property
     def count(self) -> int:
-        """Pairs in it."""
+        """The number of pairs."""
         return int(next(iter(self.arrays.values())).shape[0])
 
     def bands_of(self, name: str) -> int:
-        """How many planes the stamps of an endpoint have."""
+        """Return the number of planes in the stamps of an endpoint."""
         shape = self.arrays[name].shape
         return int(shape[3]) if len(shape) == 4 else 1
 
 
 def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore:
-    """The arrays and attributes of a pair store."""
+    """Open a pair store: its arrays and attributes."""
     names: Sequence[str] = end_names(default_problem())
     try:
         group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
@@ -78,7 +78,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
 
 
 def problem_said(store: PairStore) -> ProblemTable:
-    """The problem that the store states."""
+    """Return the problem that the store states."""
     if not store.stated:
         return default_problem()
     units, numbers = store.attributes.get("units") or {}, store.attributes.get("bands") or {}
@@ -96,7 +96,7 @@ def problem_said(store: PairStore) -> ProblemTable:
 
 
 def _band_names(store: PairStore, keys: list[str]) -> dict[str, list[str]]:
-    """Bands of each endpoint: those that `bands` names as its own, its share of the others in order, else numbers."""
+    """Return each endpoint's bands: those that `bands` names as its own, its share of the others, or numbered ones."""
     own = {name: [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")] for name in store.arrays}
     rest = [key for key in keys if not any(key.startswith(f"{name}.") for name in store.arrays)]
     open_ends = [name for name in store.arrays if not own[name]]
@@ -115,7 +115,7 @@ def _band_names(store: PairStore, keys: list[str]) -> dict[str, list[str]]:
 
 
 def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
-    """The problem, if the store is of it."""
+    """Return the problem; StorageError if the store is of another one."""
     if set(end_names(problem)) != set(store.arrays):
         raise StorageError(
             f"{store.url}: a store of {' and '.join(store.arrays)} but problem {problem['name']} is of "
@@ -143,11 +143,13 @@ def _spelt(store: PairStore, unit: Any) -> str:
         return fits_unit(str(unit))
     except ValueError as error:
         said = " ".join(str(error).split())
-        raise StorageError(f"{store.url}: unit {unit!r} cannot be used ({said}); give one as FITS has it") from error
+        raise StorageError(
+            f"{store.url}: unit {unit!r} cannot be used ({said}); give one in the FITS spelling"
+        ) from error
 
 
 def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, float]:
-    """Pixel scale and noise of a band from the attribute `bands`; NaN where a store with endpoints states none."""
+    """Return pixel scale and noise of a band from the attribute `bands`; NaN if a store with endpoints states none."""
     table = store.attributes.get("bands")
     if store.stated:
         of = table if isinstance(table, Mapping) else {}
@@ -162,14 +164,14 @@ def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, flo
 
 
 def _number_of(table: Mapping[str, Any], name: str, band: str, key: str) -> float:
-    """A number that `bands` states of a band; NaN where it does not."""
+    """Return a number that `bands` states for a band; NaN if it does not."""
     entry = table.get(f"{name}.{band}", table.get(band))
     value = entry.get(key) if isinstance(entry, Mapping) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def pixel_scale_of(store: PairStore, name: str, numbers: Mapping[str, Mapping[str, float]]) -> float:
-    """Pixel scale of an endpoint's stamps, that of its first band; 0 where none is stated."""
+    """Return the pixel scale of an endpoint's stamps, from its first band; 0 if none is stated."""
     stated = [of["pixel_arcsec"] for of in numbers.values()]
     if store.stated and any(abs(scale - stated[0]) > 1e-6 for scale in stated):
         given = ", ".join(f'{band} {scale:g}"' for band, scale in zip(numbers, stated, strict=True))
@@ -178,7 +180,7 @@ def pixel_scale_of(store: PairStore, name: str, numbers: Mapping[str, Mapping[st
 
 
 def check_scales(url: str, scales: Mapping[str, float], *, multiples: bool, same: bool) -> None:
-    """Refuse pixels of the two ends that are no multiples of each other, or not the same, where they have to be."""
+    """Refuse pixel scales of the ends that are not multiples of each other, or that differ where they must not."""
     (first, coarse), (second, fine) = scales.items()
     if multiples and abs(round(coarse / fine) * fine - coarse) > 1e-6:
         raise StorageError(
@@ -193,12 +195,12 @@ def check_scales(url: str, scales: Mapping[str, float], *, multiples: bool, same
 
 
 def read_stamps(store: PairStore, name: str, start: int, stop: int | None) -> NDArray[np.float32]:
-    """Stamps of an endpoint, float32 [N, B, H, W]."""
+    """Return stamps of an endpoint, float32 [N, B, H, W]."""
     try:
         values = np.asarray(store.arrays[name][start:stop], dtype=np.float32)
     except StorageUnavailable:
         raise
-    except Exception as error:  # a codec raises what it likes
+    except Exception as error:  # a codec may raise anything
         last = min(stop or store.count, store.count)
         reason = f"{type(error).__name__}: {error}"
         raise DamagedData(

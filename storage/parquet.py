@@ -103,7 +103,7 @@ def string_lengths(tables: Iterable[pa.Table]) -> dict[str, int]:
 
 
 def has_votable(schema: pa.Schema) -> bool:
-    """Whether a VOTable header can say the types of all columns."""
+    """Return whether a VOTable header can express the types of all columns."""
     kinds = (f.type.value_type if pa.types.is_fixed_size_list(f.type) else f.type for f in schema)
     return all(kind in _VOTABLE_TYPES for kind in kinds)
 

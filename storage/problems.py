@@ -1,7 +1,7 @@
-"""Problems: which two ends a bridge joins, read from TOML files of ten lines, checked, and completed.
+"""Problems: the two ends that a bridge joins, read from TOML files of ten lines, checked, and completed.
 
 A problem is a table of plain values, the form in which files, run.json and checkpoints hold it. Its two endpoints are
-observations or physical fields: planes (bands) of one unit on one pixel grid. A unit is written as FITS has it.
+observations or physical fields: planes (bands) of one unit on one pixel grid. Units are written as in FITS.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class EndpointTable(TypedDict):
     name: str
     bands: list[str]
     pixel_scale: float
-    """arcsec, of its own images; 0 for a grid that is not on the sky."""
+    """Pixel scale of its own images, arcsec; 0 for a grid that is not on the sky."""
     unit: str
     extensive: bool
     """Whether values add up over pixels, as fluxes do; densities and angles do not."""
     stretch: str
     title: str
     rgb: list[str] | None
-    """Bands that are shown as red, green and blue; None is grey."""
+    """Bands that are shown as red, green and blue; None for grey."""
 
 
 class ObjectiveTable(TypedDict):
-    """Numbers of training, in the network's units."""
+    """Numbers of the training objective, in network units."""
 
     sigma_data: float
     log_sigma_mean: float
@@ -65,12 +65,12 @@ class ProblemTable(TypedDict):
 
     name: str
     catalog: str | None
-    """The endpoint on whose first band objects are found; None makes maps only."""
+    """The endpoint on whose first band objects are found; None to make maps only."""
     wanted: str | None
-    """The only endpoint that is translated to; None is both ways."""
+    """The only endpoint that is translated to; None for both ways."""
     endpoints: list[EndpointTable]
     objective: ObjectiveTable | None
-    """None is measured on the training data."""
+    """Numbers of the objective; None to measure them on the training data."""
 
 
 def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
@@ -84,7 +84,7 @@ def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
     Raises
     ------
     StorageError
-        If there is no such file, or it is no problem; one line that says why.
+        If there is no such file, or it does not hold a problem; one line that says why.
     """
     where = os.fspath(name_or_path)
     file = SHIPPED / f"{where}.toml" if where in shipped_problems() else Path(where)
@@ -100,17 +100,17 @@ def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
 
 
 def shipped_problems() -> list[str]:
-    """Names of the problems that come with the package."""
+    """Return the names of the problems that come with the package."""
     return sorted(file.stem for file in SHIPPED.glob("*.toml"))
 
 
 def default_problem() -> ProblemTable:
-    """The problem of whatever does not state one: LSST and Euclid."""
+    """Return the problem of everything that does not state one: LSST and Euclid."""
     return copy.deepcopy(_default())
 
 
 def stated_problem(document: Mapping[str, Any]) -> ProblemTable:
-    """The problem that run.json, or the like, states: the default one, which none states, where it has no `problem`."""
+    """Return the problem that run.json or the like states; without `problem` that is the default, which none states."""
     return document.get("problem") or default_problem()
 
 
@@ -120,7 +120,7 @@ def _default() -> ProblemTable:
 
 
 def is_default(problem: Mapping[str, Any]) -> bool:
-    """Whether a problem joins the ends of the default one, however they are titled and whatever their pixels are."""
+    """Return whether a problem has the ends of the default one, whatever their titles and pixel scales."""
 
     def ends(table: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return [(end["name"], list(end["bands"]), end["unit"]) for end in table["endpoints"]]
@@ -134,7 +134,7 @@ def described(problem: Mapping[str, Any]) -> ProblemTable:
 
 
 def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
-    """Check a problem and fill in what it leaves out.
+    """Check a problem and fill in the keys that it leaves out.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
     ends = table.get("endpoints")
     if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(isinstance(end, Mapping) for end in ends):
         count = len(ends) if isinstance(ends, list | tuple) else 0
-        raise StorageError(f"{where}: {count} endpoints, a bridge has 2; give two tables [[endpoints]]")
+        raise StorageError(f"{where}: {count} endpoints, but a bridge has 2; give two tables [[endpoints]]")
     first, second = (_endpoint(end, number, where) for number, end in enumerate(ends))
     if first["name"].lower() == second["name"].lower():
         raise StorageError(f"{where}: two endpoints have the name {second['name']}; give each its own")
@@ -163,7 +163,7 @@ def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
     for key in ("catalog", "wanted"):
         if table.get(key) is not None and table[key] not in names:
             raise StorageError(
-                f"{where}: {key} {table[key]!r} is no endpoint; give {' or '.join(names)}, or leave it out"
+                f"{where}: {key} {table[key]!r} is not an endpoint; give {' or '.join(names)}, or leave it out"
             )
     problem = ProblemTable(
         name=name,
@@ -180,7 +180,7 @@ def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
 
 
 def endpoint(problem: ProblemTable, name: str) -> EndpointTable:
-    """The endpoint of a name; StorageError if there is none."""
+    """Return the endpoint of a name; StorageError if there is none."""
     for end in problem["endpoints"]:
         if end["name"] == name:
             return end
@@ -188,25 +188,25 @@ def endpoint(problem: ProblemTable, name: str) -> EndpointTable:
 
 
 def other(problem: ProblemTable, name: str) -> EndpointTable:
-    """The endpoint opposite to the one of a name."""
+    """Return the endpoint opposite to the one of a name."""
     first, second = problem["endpoints"]
     return second if endpoint(problem, name) is first else first
 
 
 def end_names(problem: ProblemTable) -> tuple[str, str]:
-    """Names of both endpoints, in order."""
+    """Return the names of both endpoints, in order."""
     first, second = problem["endpoints"]
     return first["name"], second["name"]
 
 
 def shown_ends(problem: ProblemTable) -> tuple[EndpointTable, EndpointTable]:
-    """Both endpoints, the one with the objects second: in the problem's order where it makes maps only."""
+    """Return both endpoints, the one with the catalog second; in the problem's order if it makes maps only."""
     first, second = problem["endpoints"]
     return (second, first) if problem["catalog"] == first["name"] else (first, second)
 
 
 def observed_and_wanted(problem: ProblemTable, direction: str) -> tuple[EndpointTable, EndpointTable]:
-    """The endpoints of a direction as run.json has it, "lsst->euclid"; StorageError if it is none of the problem's."""
+    """Return the endpoints of a direction such as "lsst->euclid"; StorageError if the problem does not have it."""
     first, second = problem["endpoints"]
     for observed, wanted in ((first, second), (second, first)):
         if direction == f"{observed['name']}->{wanted['name']}":
@@ -216,22 +216,22 @@ def observed_and_wanted(problem: ProblemTable, direction: str) -> tuple[Endpoint
 
 
 def wanted_end(run_json: Mapping[str, Any]) -> EndpointTable:
-    """The endpoint that a run translates to."""
+    """Return the endpoint that a run translates to."""
     return observed_and_wanted(stated_problem(run_json), str(run_json.get("direction")))[1]
 
 
 def main_plane(end: EndpointTable) -> int:
-    """Index of the band that stands for an endpoint in grey: the red one where it has colours, else the first."""
+    """Return the index of the band that shows an endpoint in grey: the red one if it has colours, else the first."""
     return end["bands"].index(end["rgb"][0]) if end["rgb"] else 0
 
 
 def rgb_planes(end: EndpointTable) -> list[int] | None:
-    """Indices of the bands that are shown as red, green and blue; None is grey."""
+    """Return the indices of the bands that are shown as red, green and blue; None for grey."""
     return [end["bands"].index(band) for band in end["rgb"]] if end["rgb"] else None
 
 
 def band_columns(problem: ProblemTable) -> dict[tuple[str, str], str]:
-    """What columns are called after a band, by (endpoint, band): its name, or `<endpoint>_<band>` where both have it.
+    """Return the column suffix of each (endpoint, band): its name, or `<endpoint>_<band>` if both endpoints have it.
 
     Names count as equal whatever their case, since SQL does not tell `flux_y` from `flux_Y`.
     """
@@ -245,7 +245,7 @@ def band_columns(problem: ProblemTable) -> dict[tuple[str, str], str]:
 
 
 def bands_title(end: EndpointTable) -> str:
-    """Title and bands of an endpoint in a heading: `LSST gri`, `HST F606W,F814W`."""
+    """Return title and bands of an endpoint for a heading: `LSST gri`, `HST F606W,F814W`."""
     short = all(len(band) == 1 for band in end["bands"])
     return f"{end['title']} {('' if short else ',').join(end['bands'])}"
 
@@ -258,7 +258,7 @@ def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTabl
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise StorageError(f"{where}: endpoint {number + 1} has the name {name!r}; give letters, digits and _")
     if name.lower() in _RESERVED:
-        raise StorageError(f"{where}: an endpoint cannot be called {name}, which stands for something else; rename it")
+        raise StorageError(f"{where}: an endpoint cannot be called {name}, which has another meaning; rename it")
     what = f"{where}: endpoint {name}"
     _check_keys(table, EndpointTable.__annotations__, what)
     bands = _bands(table.get("bands"), what)
@@ -306,7 +306,7 @@ def _bands(bands: Any, what: str) -> list[str]:
 
 
 def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
-    """The unit in one spelling, and the stretches that fit it."""
+    """Return the unit in one spelling, and the stretches that fit it."""
     try:
         if not isinstance(text, str):
             raise ValueError(f"it is a {type(text).__name__}")
@@ -315,7 +315,7 @@ def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
             return fits_unit(text), stretches
     except ValueError as error:
         said = " ".join(str(error).split())
-        raise StorageError(f"{what}: unit {text!r} cannot be used ({said}); give one as FITS has it") from error
+        raise StorageError(f"{what}: unit {text!r} cannot be used ({said}); give one in the FITS spelling") from error
     raise StorageError(f"{what}: no stretch fits the unit {text}, which is a logarithm; give linear values")
 
 
@@ -326,7 +326,7 @@ def _rgb(rgb: Any, bands: Collection[str], what: str) -> list[str] | None:
         raise StorageError(f"{what}: rgb {rgb!r}; give three bands, for red, green and blue")
     for band in rgb:
         if band not in bands:
-            raise StorageError(f"{what}: rgb band {band!r} is none of its bands {','.join(bands)}")
+            raise StorageError(f"{what}: rgb band {band!r} is not one of its bands {','.join(bands)}")
     return list(rgb)
 
 
@@ -340,7 +340,9 @@ def _objective(table: Any, where: str) -> ObjectiveTable | None:
     for key in _OBJECTIVE:
         if not _is_number(table.get(key)) or (key != "log_sigma_mean" and table[key] <= 0):
             kind = "a number" if key == "log_sigma_mean" else "a number above 0"
-            raise StorageError(f"{what}: {key} {table.get(key)!r}; give {kind}, or no objective to have it measured")
+            raise StorageError(
+                f"{what}: {key} {table.get(key)!r}; give {kind}, or leave out the objective, so that it is measured"
+            )
     return ObjectiveTable(
         sigma_data=float(table["sigma_data"]),
         log_sigma_mean=float(table["log_sigma_mean"]),
@@ -358,7 +360,7 @@ def _check_keys(table: Mapping[str, Any], known: Iterable[str], what: str) -> No
 
 
 def _twice(names: Iterable[str]) -> str | None:
-    """A name that is there twice, whatever its case."""
+    """Return a name that occurs twice, whatever its case; None if there is none."""
     seen: set[str] = set()
     for name in names:
         if name.lower() in seen:

@@ -1,4 +1,4 @@
-"""What a folder of runs has published: immutable snapshots, and one pointer to the latest.
+"""The publications in a folder of runs: immutable snapshots, and one pointer to the latest.
 
 Layout below the folder of runs::
 
@@ -48,7 +48,7 @@ def standing_rows(manifest: pa.Table, ledger: pa.Table) -> pa.Table:
 
 
 def publish(root: Folder, run: RunFolder, manifest: pa.Table, ledger: pa.Table) -> dict[str, Any] | None:
-    """Publish what a run has of a store, unless that is what it published last.
+    """Publish the tiles that a run has of a store, unless nothing has changed since its last publication.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def _tile_list(manifest: pa.Table, ok: pa.Table) -> pa.Table:
 
 
 def _facts(root: Folder, run: RunFolder, manifest: pa.Table, rows: pa.Table, tiles: pa.Table) -> dict[str, Any]:
-    """What a snapshot says, but for its number and its time."""
+    """Return the contents of a snapshot, except its number and its time."""
     parent, _, name = run.url.rpartition("/")
     if parent != root.url:
         raise StorageError(f"run {run.url} is not directly below {root.url}; publish it in the folder that holds it")
@@ -174,7 +174,7 @@ def _point_to(root: Folder, snapshot: Mapping[str, Any]) -> None:
 
 
 def _read_pointer(root: Folder) -> tuple[dict[str, Any], str | None]:
-    """The pointer and the token to replace it with; None where there is no pointer yet."""
+    """Return the pointer and the token for replacing it; None if there is no pointer yet."""
     try:
         data, token = root.read_with_token(POINTER)
     except (FileNotFoundError, NotADirectoryError):
@@ -192,7 +192,7 @@ def _document(root: Folder, path: str, data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise StorageError(f"{root.file_url(path)} is not JSON ({error}); give another --runs URL") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StorageError(f"{root.file_url(path)} is not of SurveyBridge; give another --runs URL")
+        raise StorageError(f"{root.file_url(path)} was not written by SurveyBridge; give another --runs URL")
     if document["format_version"] > FORMAT_VERSION:
         raise StorageError(
             f"{root.file_url(path)} has format version {document['format_version']} but this program reads up to "

@@ -62,7 +62,7 @@ class _Changed(RuntimeError):
 
 @dataclass(frozen=True)
 class Publication:
-    """What `publish` did.
+    """The outcome of `publish`.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def publish(
     each: Each = map,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Publication:
-    """Publish the candidates of runs as one HATS collection: a new snapshot, unless it is the one that stands there.
+    """Publish the candidates of runs as one HATS collection: a new snapshot, unless nothing has changed.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def _check(root: Folder, runs: Sequence[str], name: str, partition_rows: int, ke
 
 
 def _problem_of(runs: Sequence[RunFolder]) -> ProblemTable:
-    """The problem of all runs; StorageError where their candidates are not alike, or there are none."""
+    """Return the problem of all runs; StorageError if their candidates have different columns, or there are none."""
     first = runs[0]
     for run in runs:
         if not run.candidates_schema.equals(first.candidates_schema, check_metadata=True):
@@ -264,7 +264,7 @@ def _write_snapshot(
 
 
 def _indexed(chunk: Chunk, moc: Coverage | None) -> tuple[pa.Table, dict[str, int]]:
-    """What the index keeps of a chunk, and the longest text of each column."""
+    """Return the columns of a chunk that the index keeps, and the longest text of each column."""
     table = chunk.read(_INDEXED)
     if moc is not None:
         table = table.filter(pa.array(moc.holds(table["_healpix_29"].to_numpy())))
@@ -281,7 +281,7 @@ def _check_unique(index: Index, sources: Sequence[Source]) -> None:
     where = " and ".join(f"tile {tile} of {run_of[chunk]}" for tile, chunk in places)
     more = f"; {objects - 1} more objects are there twice" if objects > 1 else ""
     raise StorageError(
-        f"object {name} is in {where}{more}; publish runs of tiles that do not overlap, or give --moc to take a part"
+        f"object {name} is in {where}{more}; publish runs whose tiles do not overlap, or publish a part with --moc"
     )
 
 
@@ -339,7 +339,7 @@ def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Tabl
 
 
 def _same(rows: pa.Table, indexed: pa.Table) -> bool:
-    """Whether names and scores are equal."""
+    """Return whether names and scores are equal."""
     now, then = (np.asarray(table["score"].to_numpy(), np.float64) for table in (rows, indexed))
     return bool(rows["object_id"].equals(indexed["object_id"])) and np.array_equal(now, then, equal_nan=True)
 

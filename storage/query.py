@@ -21,7 +21,7 @@ _SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank"
 """Columns by which a search is done, and thumbnails and grades are found."""
 
 MOST_ROWS = 2**31 - 1
-"""What a rank can be."""
+"""Largest rank."""
 
 GRADES_COLUMN = pa.field(
     "grades", pa.string(), metadata={"description": "What each grader thinks, as A Ada; X Bob", "ucd": "meta.code"}
@@ -89,7 +89,7 @@ def query(
 
 
 def select(run_url: str | os.PathLike[str], sql: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
-    """What SQL selects from a run or a published catalog.
+    """Return what SQL selects from a run or a published catalog.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def _select(views: Views, sql: str) -> pa.Table:
             raise StorageError(f"SQL: {reason}; {remedy}") from error
     twice = _twice(found.column_names)
     if twice:
-        raise StorageError(f"SQL gives two columns the name {', '.join(twice)}; name one otherwise with AS")
+        raise StorageError(f"SQL gives two columns the name {', '.join(twice)}; rename one with AS")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Parts of the sky: a cone, a box, a MOC; each as SQL over `candidates` and as what to read for it."""
+"""Parts of the sky (a cone, a box, a MOC), each as SQL over `candidates` and as the rows to read for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
 
 READ_RANGES = 64
-"""A region is read as at most so many ranges of HEALPix indices; what they hold too much is left out afterwards."""
+"""Largest number of HEALPix ranges in which a region is read; rows outside the region are dropped afterwards."""
 
 # Great-circle distance in arcsec, haversine form: exact at small separations. Parameters: ra, dec in degrees.
 _SEPARATION = """
@@ -57,45 +57,45 @@ class Region(ABC):
 
     @abstractmethod
     def to_read(self) -> pc.Expression:
-        """What to read: at least the rows inside."""
+        """Return what must be read: at least the rows inside."""
 
 
 @dataclass(frozen=True)
 class Cone(Region):
-    """What lies within `radius` arcsec of (ra, dec), ICRS degrees; its rows have the column `separation`, arcsec."""
+    """The sky within `radius` arcsec of (ra, dec), ICRS degrees; its rows have the column `separation`, arcsec."""
 
     ra: float
     dec: float
     radius: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no cone."""
+        """Refuse numbers that do not make a cone."""
         check_cone(self.ra, self.dec, self.radius)
 
     def select(self) -> str:
-        """As `Region`."""
+        """Implement `Region.select`."""
         cells = " OR ".join(f"_healpix_29 BETWEEN {first} AND {last}" for first, last in self.ranges.tolist())
         inside = f"SELECT *, {_SEPARATION} AS separation FROM candidates WHERE {cells}"
         return f"SELECT * FROM ({inside}) WHERE separation <= $radius"
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """As `Region`."""
+        """Implement `Region.parameters`."""
         return {"ra": self.ra, "dec": self.dec, "radius": self.radius}
 
     def to_read(self) -> pc.Expression:
-        """As `Region`."""
+        """Implement `Region.to_read`."""
         return _within(self.ranges)
 
     @cached_property
     def ranges(self) -> NDArray[np.int64]:
-        """As `Region`."""
+        """Implement `Region.ranges`."""
         return np.array(cone_ranges(self.ra, self.dec, self.radius), np.int64)
 
 
 @dataclass(frozen=True)
 class Box(Region):
-    """What lies between two meridians and two parallels, ICRS degrees; ra_min > ra_max goes across RA 0."""
+    """The sky between two meridians and two parallels, ICRS degrees; if ra_min > ra_max it extends across RA 0."""
 
     ra_min: float
     ra_max: float
@@ -103,7 +103,7 @@ class Box(Region):
     dec_max: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no box."""
+        """Refuse numbers that do not make a box."""
         for name, value in (("RAMIN", self.ra_min), ("RAMAX", self.ra_max)):
             if not 0 <= value <= 360:
                 raise StorageError(f"box {name} {value:g} deg lies outside 0..360; give RAMIN,RAMAX,DECMIN,DECMAX")
@@ -114,17 +114,17 @@ class Box(Region):
             )
 
     def select(self) -> str:
-        """As `Region`."""
+        """Implement `Region.select`."""
         ra = "ra >= $ra_min AND ra <= $ra_max" if self._plain else "(ra >= $ra_min OR ra <= $ra_max)"
         return f"SELECT * FROM candidates WHERE dec BETWEEN $dec_min AND $dec_max AND {ra}"
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """As `Region`."""
+        """Implement `Region.parameters`."""
         return {"ra_min": self.ra_min, "ra_max": self.ra_max, "dec_min": self.dec_min, "dec_max": self.dec_max}
 
     def to_read(self) -> pc.Expression:
-        """As `Region`."""
+        """Implement `Region.to_read`."""
         ra, dec = pc.field("ra"), pc.field("dec")
         east, west = ra >= self.ra_min, ra <= self.ra_max
         return (dec >= self.dec_min) & (dec <= self.dec_max) & (east & west if self._plain else east | west)
@@ -135,7 +135,7 @@ class Box(Region):
 
 
 class Coverage(Region):
-    """What lies in a MOC; make one with `read_moc`.
+    """The sky inside a MOC; make one with `read_moc`.
 
     Parameters
     ----------
@@ -148,11 +148,11 @@ class Coverage(Region):
 
     @property
     def ranges(self) -> NDArray[np.int64]:
-        """As `Region`."""
+        """Implement `Region.ranges`."""
         return self.cells
 
     def select(self) -> str:
-        """As `Region`."""
+        """Implement `Region.select`."""
         # Of all ranges the last one that begins before the row is the only one that may hold it.
         return (
             "SELECT candidates.* FROM candidates ASOF JOIN region ON candidates._healpix_29 >= region.range_first "
@@ -161,21 +161,21 @@ class Coverage(Region):
 
     @property
     def table(self) -> pa.Table:
-        """As `Region`."""
+        """Implement `Region.table`."""
         return pa.table({"range_first": self.ranges[:, 0], "range_last": self.ranges[:, 1]})
 
     def to_read(self) -> pc.Expression:
-        """As `Region`."""
+        """Implement `Region.to_read`."""
         return _within(coarse(self.ranges))
 
     def holds(self, healpix: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which HEALPix indices of order 29 lie inside."""
+        """Return which HEALPix indices of order 29 lie inside."""
         place = np.searchsorted(self.ranges[:, 0], healpix, side="right") - 1
         return (place >= 0) & (healpix <= self.ranges[np.maximum(place, 0), 1])
 
 
 def read_moc(where: str | os.PathLike[str]) -> Coverage:
-    """A MOC from a file (FITS, JSON or text, by what it is), or written out as in `6/30-33 8/999`.
+    """Read a MOC from a file (FITS, JSON or text, by its content), or from text such as `6/30-33 8/999`.
 
     Raises
     ------

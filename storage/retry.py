@@ -1,4 +1,4 @@
-"""Which failures of object storage pass by themselves, and how long to try again.
+"""Retries of requests to object storage: which failures are transient, and how long to try again.
 
 A store may be overloaded (503 SlowDown), restarting, or behind a network that drops connections; a run of days meets
 all of it. Every request is repeated with exponential backoff and jitter until a budget of time is used up. What says
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retry:
-    """How long to try: waits of `first` seconds, doubling up to `longest`, until `budget` seconds have passed."""
+    """The schedule of retries: waits of `first` seconds, doubling up to `longest`, for `budget` seconds in all."""
 
     budget: float = 120.0
     first: float = 0.2
@@ -83,7 +83,7 @@ class Retry:
         return cls(budget=budget)
 
     def wait(self, failures: int) -> float:
-        """Seconds to wait after so many failures: half to all of the doubled wait, so that clients spread out."""
+        """Return the wait after that many failures: half to all of the doubled wait, so that clients spread out."""
         return min(self.longest, self.first * 2.0 ** min(failures - 1, 30)) * _random.uniform(0.5, 1.0)
 
 
@@ -118,14 +118,14 @@ async def retrying(attempt: Callable[[], Awaitable[T]], what: str, retry: Retry 
             if spent + wait > retry.budget:
                 raise StorageUnavailable(
                     f"{what}: no success in {failures} attempts within {spent:.0f} s of {retry.budget:.0f} s "
-                    f"({describe(error)}); see that the store is up and reachable, then run again"
+                    f"({describe(error)}); check that the store is up and reachable, then run again"
                 ) from error
             _warn(what, error, failures, wait)
         await asyncio.sleep(wait)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     if isinstance(error, boto.ClientError):
         return http_status(error) in TRANSIENT_STATUS or error_code(error) in TRANSIENT_CODES
     if isinstance(error, boto.SSLError | aiohttp.ClientSSLError) and "certificate" in str(error).lower():
@@ -162,7 +162,7 @@ class _Quiet:
         self.lock = threading.Lock()
 
     def take(self) -> int | None:
-        """How many were held back since the last one let through; None to hold this one back."""
+        """Return how many messages were held back since the last one that passed; None to hold this one back, too."""
         with self.lock:
             now = time.monotonic()
             if now - self.last < self.seconds:

@@ -1,4 +1,4 @@
-"""The run folder: what a translation writes, and the ledger that says which tiles are done.
+"""The run folder: everything that a translation writes, and the ledger that says which tiles are done.
 
 Layout below the run's URL::
 
@@ -56,28 +56,28 @@ FINGERPRINT_KEYS = (
     "store",
     "patch",
 )
-"""What decides pixels and scores: a run folder is resumed only with the same values.
+"""Settings that decide pixels and scores: a run folder is resumed only with the same values.
 
 `store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
 """
 LATER_KEYS = {"patch": 64}
-"""Of them, those that earlier runs do not have, and what held for them."""
+"""Those of them that earlier runs do not state, and the values that held for such runs."""
 
 READ_TRIES = 20
-"""So often a reader looks again where files lie; each compaction that overtakes it costs one."""
+"""Largest number of times that a reader looks for moved files; each compaction that overtakes it costs one."""
 
 HEADERS_AT_ONCE = 16
 """Mosaic footers that are read concurrently."""
 
 STATUSES = ("ok", "failed", "quarantined")
-"""What a ledger row says of its tile; quarantined is a failure that killed the process again and again."""
+"""Status of a tile in its ledger row; quarantined is a failure that killed the process again and again."""
 
 _SECRET = re.compile(r"secret|token|passw|credential|access_?key|api_?key|storage_options", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class RunFolder:
-    """A run folder at a URL. Make one with `open_or_create` or `open`; picklable, so every worker may write to it."""
+    """A run folder at a URL, made by `open_or_create` or `open`; picklable, so every worker may write to it."""
 
     def __init__(self, folder: Folder, run_json: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -85,17 +85,17 @@ class RunFolder:
         self._written: set[str] = set()  # paths of tiles that are not committed yet: `commit` need not look for them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as folder and run.json: what this instance wrote is no news to another process."""
+        """Pickle the folder and run.json only: another process need not know what this one has written."""
         return (type(self), (self.folder, self.run_json))
 
     @property
     def url(self) -> str:
-        """Where the run is."""
+        """Return the URL of the run."""
         return self.folder.url
 
     @property
     def problem(self) -> ProblemTable:
-        """What was translated: run.json's, or the default problem, which no run.json states."""
+        """The problem of the run: that of run.json, or the default one, which no run.json states."""
         return stated_problem(self.run_json)
 
     @property
@@ -117,7 +117,7 @@ class RunFolder:
     def open_or_create(
         cls, url: str | os.PathLike[str], run_json: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
     ) -> RunFolder:
-        """Start a run, or go on with one of the same fingerprint (then its run.json stays as it was).
+        """Start a run, or resume one of the same fingerprint, whose run.json then stays as it is.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class RunFolder:
         Raises
         ------
         StorageError
-            If something else stands there, or a run with another fingerprint (both values are named).
+            If something else is there, or a run with another fingerprint (the message has both values).
         """
         folder = Folder.at(url, storage_options)
         document = {"code_schema_version": SCHEMA_VERSION, **LATER_KEYS, **without_secrets(run_json)}
@@ -151,12 +151,12 @@ class RunFolder:
             if folder.put_new(json_bytes(document), "run.json") is not None:
                 return cls(folder, document)
             return cls.open_or_create(url, run_json, storage_options)  # another driver was faster
-        wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like as JSON has them
+        wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like in the form that JSON gives them
         version = existing["fingerprint"].get("code_schema_version")
         if version != SCHEMA_VERSION:
             raise StorageError(
                 f"run folder {folder.url} has schema version {version} but this program writes {SCHEMA_VERSION}: it is "
-                "read but not gone on with; give another --run URL"
+                "readable but cannot be resumed; give another --run URL"
             )
         for key in FINGERPRINT_KEYS:
             if (found := existing["fingerprint"].get(key, LATER_KEYS.get(key))) != wanted[key]:
@@ -212,7 +212,7 @@ class RunFolder:
         self._written.add(candidates_path(tile_id))
 
     def commit(self, ledger_row: Mapping[str, Any]) -> None:
-        """Write a tile's ledger row: the tile is done. Last, atomic.
+        """Write a tile's ledger row, last and atomically: then the tile is done.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class RunFolder:
         return compaction.compact(self.folder, tile_ids, None if self.maps_only else self.candidates_schema)
 
     def tidy(self) -> None:
-        """Leave every row that counts exactly once on disk: after a kill, and after tiles were done again.
+        """Leave every row that counts exactly once on disk: after a kill, or after tiles were translated again.
 
         For the holder of the run's lease, at start and end, while no tile is in flight.
         """
@@ -290,7 +290,7 @@ class RunFolder:
         raise StorageError(f"tile {tile_id}: {path} is not in {self.url}; translate the tile again")
 
     def _candidates_of(self, tile_id: str) -> str:
-        """Where the candidates of a tile are now."""
+        """Return where the candidates of a tile are now."""
         row = segments.read_files(self.folder, [ledger_path(tile_id)], LEDGER).get(ledger_path(tile_id))
         if row is None:  # not committed, or compacted
             ledger = self.ledger(["tile_id", "candidates_path"])
@@ -351,7 +351,7 @@ def ledger_path(tile_id: str) -> str:
 
 
 def pending(manifest: pa.Table, ledger: pa.Table, *, retry_failed: bool = False) -> list[str]:
-    """Tiles still to do: those of the manifest without a finished row of the same content, in the manifest's order.
+    """Return the tiles still to do: those without a finished row of the same content, in the manifest's order.
 
     Parameters
     ----------
@@ -389,5 +389,7 @@ def _read_run_json(folder: Folder) -> dict[str, Any] | None:
     except ValueError as error:
         raise StorageError(f"{folder.file_url('run.json')} is not JSON ({error}); give another --run URL") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StorageError(f"{folder.file_url('run.json')} is not of a SurveyBridge run; give another --run URL")
+        raise StorageError(
+            f"{folder.file_url('run.json')} was not written by a SurveyBridge run; give another --run URL"
+        )
     return document

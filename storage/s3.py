@@ -1,4 +1,4 @@
-"""S3 as every module here sees it: s3fs with retries for a budget of time, one request a read, conditional writes."""
+"""S3 for all modules here: s3fs with retries for a limited time, one request per read, conditional writes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class RetryingS3FileSystem(S3FileSystem):
     get_with_etag = sync_wrapper(_get_with_etag)
 
     async def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
-        """PUT under IfNoneMatch or IfMatch; the new ETag, or None where other content stands there."""
+        """PUT under IfNoneMatch or IfMatch; return the new ETag, or None if other content is there."""
         bucket, key, _ = self.split_path(path)
 
         async def attempt() -> str | None:
@@ -167,7 +167,7 @@ class RetryingS3FileSystem(S3FileSystem):
 
 
 class _Body:
-    """A reply's body that has been read, in the place of the stream."""
+    """The body of a reply that has been read, in place of the stream."""
 
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)
@@ -186,12 +186,12 @@ class _Body:
 
 
 def _name_operation(method: str, kwargs: Mapping[str, Any]) -> str:
-    """What was asked for, for messages: put_object s3://bucket/key."""
+    """Return the operation and its target, for messages: put_object s3://bucket/key."""
     return f"{method} s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
 
 
 def _translate(error: boto.ClientError, what: str) -> Exception:
-    """The Python error that s3fs makes of it; a refusal says of what."""
+    """Return the Python error that s3fs makes of it; a refusal says which object was refused."""
     translated: Exception = translate_boto_error(error)
     if isinstance(translated, PermissionError):
         return PermissionError(f"{what}: {translated} ({error_code(error)}, HTTP {http_status(error)})")

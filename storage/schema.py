@@ -175,7 +175,7 @@ def shown_bands(problem: ProblemTable) -> list[str]:
 
 
 def detection_column(problem: ProblemTable) -> str:
-    """What columns are called after the band on which objects are found."""
+    """Return the suffix of columns for the band on which objects are found."""
     catalog = _catalog_end(problem)
     return band_columns(problem)[catalog["name"], catalog["bands"][0]]
 
@@ -411,7 +411,7 @@ RUNS: pa.Schema = pa.schema(
         _field("code_version", _TEXT, "Version that wrote it", "", "meta.version"),
     ]
 )
-"""What a query says of runs."""
+"""Schema of the runs in a query."""
 
 
 def mosaic_schema(bands: Sequence[str], unit: str) -> pa.Schema:
@@ -478,7 +478,7 @@ def _absent(kind: pa.DataType, rows: int) -> pa.Array:
 
 
 def stamps(name: str, array: ArrayLike, schema: pa.Schema = CANDIDATES) -> pa.Array:
-    """Thumbnails [N, C, H, W] as the column `name` of candidates (NaN where there is no data)."""
+    """Return thumbnails [N, C, H, W] as the column `name` of a candidates table; NaN where there are no data."""
     field = schema.field(name)
     shape = _shape(field)
     data = np.ascontiguousarray(array, np.float32)

@@ -34,7 +34,7 @@ FILES_AT_ONCE = 8
 """Candidates files that are read concurrently."""
 
 ORDER = ("tile_id", "attempt", "finished_at", "candidates_path")
-"""What decides which row counts; the path last, so that of two copies of a candidates file one is taken as a whole."""
+"""Columns that decide which row counts; the path last, so that one of two copies of a candidates file counts whole."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class LedgerRows:
 
 
 def read_rows(folder: Folder, columns: Iterable[str] | None = None) -> LedgerRows:
-    """Read all ledger rows; sees every tile that was committed before, also while another compacts.
+    """Read all ledger rows; this sees every tile that was committed before, even while another process compacts.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def _read_columns(folder: Folder, path: str, left_out: Collection[str], schema: 
 
 @contextlib.contextmanager
 def parquet_file(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
-    """A file of a run, of which not more is fetched than what is read: of 100 bytes of candidates 98 are thumbnails."""
+    """Open a file of a run so that only what is read is fetched: thumbnails make up 98 of 100 bytes of candidates."""
     if folder.is_local:
         with pq.ParquetFile(folder.path(path)) as file:
             yield file
@@ -205,7 +205,7 @@ def groups_of(metadata: pq.FileMetaData, tile_id: str) -> list[int]:
 
 
 def ledger_segments(folder: Folder) -> list[str]:
-    """Ledger segments. A listing need not be of one moment, so it counts only when the next one is the same."""
+    """List the ledger segments until two listings agree, since a listing need not show a single moment."""
     listed: list[str] | None = None
     while listed != (again := folder.names(LEDGER_SEGMENTS, suffix=".parquet")):
         listed = again
@@ -213,19 +213,19 @@ def ledger_segments(folder: Folder) -> list[str]:
 
 
 def in_segment(file: str) -> bool:
-    """Whether a file of ledger rows is a segment, not of one tile."""
+    """Return whether a file of ledger rows is a segment, and not that of one tile."""
     return file.startswith(f"{LEDGER_SEGMENTS}/")
 
 
 def read_files(folder: Folder, files: Sequence[str], schema: pa.Schema) -> dict[str, pa.Table]:
-    """Ledger rows by file, files that are gone left out."""
+    """Return ledger rows by file, without files that are gone."""
     tables = {file: read_parquet(data, schema.names) for file, data in read_present(folder, files)}
     # Of a thousand small files none should be cast that needs no cast.
     return {f: table if table.schema.equals(schema) else conform(table, schema, f) for f, table in tables.items()}
 
 
 def read_present(folder: Folder, files: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Files and their bytes, those that are gone left out."""
+    """Return the contents of files, without those that are gone."""
     try:
         return list(zip(files, folder.read_many(files), strict=True))
     except FileNotFoundError:

@@ -80,7 +80,7 @@ class ThumbnailReader:
             return self._files.get(tile_id) or candidates_path(tile_id)
 
     def _ledger_files(self) -> dict[str, str]:
-        """Where the candidates of each tile are now."""
+        """Return where the candidates of each tile are now."""
         ledger = self.run.ledger(["tile_id", "candidates_path"])
         return dict(zip(ledger["tile_id"].to_pylist(), ledger["candidates_path"].to_pylist(), strict=True))
 

@@ -109,7 +109,7 @@ class Tile:
         return y1 - y0, x1 - x0
 
     def crop(self, box: tuple[int, int, int, int]) -> Tile:
-        """The pixels `box` = (y0, y1, x0, x1) of the arrays as a tile: it owns what it holds of the core.
+        """Return the pixels `box` = (y0, y1, x0, x1) as a tile, which owns the part of the core inside it.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class TileStore:
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """Return the URL of the store."""
         return self.folder.url
 
     @classmethod
@@ -362,7 +362,7 @@ def _parse(data: bytes, tile_id: str) -> dict[str, Any]:
 
 
 def _root_attributes(folder: Folder) -> dict[str, Any] | None:
-    """Attributes of a tile store's root, None if there is no tile store; StorageError for a newer format."""
+    """Return the attributes of a store's root, None if there is no tile store; StorageError for a newer format."""
     try:
         document = json.loads(folder.read("zarr.json"))
         attributes: dict[str, Any] = dict(document["attributes"])
@@ -380,7 +380,7 @@ def _root_attributes(folder: Folder) -> dict[str, Any] | None:
 
 
 def part_of(tile: Tile, side: int) -> Tile:
-    """The middle of a tile: a core of at most so many pixels each way, with the tile's halo around it."""
+    """Return the middle of a tile, with a core of limited size and the tile's halo around it."""
     y0, y1, x0, x1 = tile.core
     height, width = min(y1 - y0, side), min(x1 - x0, side)
     halo = max(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)

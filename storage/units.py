@@ -1,4 +1,4 @@
-"""Units of endpoints: one spelling for each, what it is worth in nJy, and which stretches fit it."""
+"""Units of endpoints: one spelling for each, its value in nJy, and the stretches that fit it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import astropy.units as u
 
 
 def fits_unit(text: str) -> str:
-    """A unit as FITS headers have it: one spelling for each unit, whatever it was written as.
+    """Return a unit in the FITS spelling: one spelling for each unit, however it was written.
 
     Raises
     ------
@@ -20,19 +20,19 @@ def fits_unit(text: str) -> str:
 
 
 def vo_unit(text: str) -> str:
-    """A unit as VOTable and Parquet columns have it."""
+    """Return a unit in the spelling of VOTable and Parquet columns."""
     return _written(text, "vounit")
 
 
 @functools.cache
 def squared_unit(text: str) -> str:
-    """The unit of a variance, as `fits_unit` writes it."""
+    """Return the unit of a variance, as `fits_unit` writes it."""
     return str((u.Unit(text) ** 2).to_string("fits"))
 
 
 @functools.cache
 def njy_per_unit(text: str) -> float | None:
-    """How many nJy one of the unit is; None where it is no flux density."""
+    """Return the value of one unit in nJy; None if it is not a unit of flux density."""
     unit = u.Unit(text)
     return float(unit.to(u.nJy)) if unit.is_equivalent(u.nJy) else None
 
@@ -45,7 +45,7 @@ def _written(text: str, form: str) -> str:
 
 
 def stretches_of(text: str) -> tuple[str, ...]:
-    """Stretches that fit a unit, the default first; none for logarithms."""
+    """Return the stretches that fit a unit, the default first; none for a logarithmic unit."""
     unit = u.Unit(text)
     if isinstance(unit, u.function.FunctionUnitBase) or unit.is_equivalent(u.dex):
         return ()

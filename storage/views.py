@@ -1,4 +1,4 @@
-"""What SQL sees of a run or of a published catalog: `candidates`, `ledger`, `runs`, `grades`, `mosaics`, and no files.
+"""The views that SQL sees of a run or a catalog: `candidates`, `ledger`, `runs`, `grades`, `mosaics`, and no files.
 
 `TABLES` names the views but candidates; another one is another entry, and a method of that name that gives its rows.
 """
@@ -35,17 +35,17 @@ PIXELS = ("mean", "std", "coverage")
 """Columns of `mosaics` that are read only for SQL that names them."""
 
 MOST_GIB = 8
-"""Of thumbnails that SQL may name."""
+"""Largest size of the thumbnails that SQL may name."""
 
 
 class Views(ABC):
-    """A run or a catalog as it stands at one moment."""
+    """A run or a catalog as it is at one moment."""
 
     schema: pa.Schema
-    """Of the candidates, thumbnails included."""
+    """Schema of the candidates, including thumbnails."""
 
     columns: Sequence[str]
-    """Of candidates, thumbnails left out."""
+    """Columns of the candidates, without thumbnails."""
 
     @abstractmethod
     def candidates(
@@ -70,7 +70,7 @@ class Views(ABC):
 
     @abstractmethod
     def grades(self) -> pa.Table:
-        """What each grader thinks of each candidate now, schema `GRADES`."""
+        """Return each grader's current grade of each candidate, schema `GRADES`."""
 
     @abstractmethod
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
@@ -82,7 +82,7 @@ class Views(ABC):
 
     @abstractmethod
     def outdated(self) -> bool:
-        """Whether files have gone since, and others hold the same rows."""
+        """Return whether files have gone since, and others hold the same rows."""
 
 
 def problem_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ProblemTable:
@@ -94,7 +94,7 @@ def problem_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
 
 
 def open_views(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Views:
-    """What stands at `url`; StorageError if it is neither a run with candidates nor a catalog."""
+    """Open what is at `url`; StorageError if it is neither a run nor a catalog."""
     folder = Folder.at(url, storage_options)
     if read_pointer(folder) is not None:
         return CatalogViews(folder, Catalog.open(url, storage_options))
@@ -143,40 +143,40 @@ class RunViews(Views):
         region: Region | None,
         top: int | None,
     ) -> None:
-        """As `Views`; a rank needs all rows, and so all of them are read before (250 bytes each, all columns)."""
+        """Make the view; a rank needs all rows, so all of them are read first (250 bytes each, all columns)."""
         self._check_size(columns)
         connection.register("stored_candidates", read_candidates(self.run.folder, self.files, columns, self.schema))
         connection.execute(
-            # DuckDB sorts NaN above every number: a score that is none must not lead the list.
+            # DuckDB sorts NaN above every number, but a missing score must not lead the list.
             "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
             "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id"
             ") AS INTEGER) AS rank) FROM stored_candidates"
         )
 
     def ledger(self) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.ledger`."""
         return self.rows.current_table()
 
     def runs(self) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.runs`."""
         tiles = pc.sum(pc.equal(self.ledger()["status"], "ok")).as_py() or 0
         return pa.Table.from_pylist([run_facts(self.run) | {"tiles": tiles, "published": None}], schema=RUNS)
 
     def grades(self) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.grades`."""
         return latest_grades(read_grades(self.run))
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
-        """As `Views`."""
+        """Implement `Views.mosaics`."""
         ledger = self.ledger()
         return [(self.run.folder, ledger.filter(pc.equal(ledger["status"], "ok"))["mosaic_path"].to_pylist())]
 
     def thumbnails(self, found: pa.Table) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.thumbnails`."""
         return with_thumbnails(self.run, found)
 
     def outdated(self) -> bool:
-        """As `Views`: a compaction removes files."""
+        """Implement `Views.outdated`: a compaction removes files."""
         return read_rows(self.run.folder, ()).candidates_files() != self.files
 
     def _check_size(self, columns: Sequence[str]) -> None:
@@ -208,7 +208,7 @@ class CatalogViews(Views):
         region: Region | None,
         top: int | None,
     ) -> None:
-        """As `Views`; row groups without a row that is wanted are not read."""
+        """Make the view; row groups without a row that is wanted are not read."""
         names = [name for name in columns if name in self.columns]
         if top is not None and top <= BEST:
             connection.register("stored", self.catalog.best())
@@ -221,20 +221,20 @@ class CatalogViews(Views):
         connection.execute(f"CREATE VIEW candidates AS SELECT {quoted} FROM stored")
 
     def ledger(self) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.ledger`."""
         return self.catalog.ledger()
 
     def runs(self) -> pa.Table:
-        """As `Views`."""
+        """Implement `Views.runs`."""
         return pa.Table.from_pylist([dict(run) for run in self.catalog.facts["runs"]], schema=RUNS)
 
     def grades(self) -> pa.Table:
-        """As `Views`; they lie in the runs."""
+        """Implement `Views.grades`; the grades lie in the runs."""
         runs = self._runs(self.runs()["run_id"].to_pylist())
         return pa.concat_tables([GRADES.empty_table(), *(latest_grades(read_grades(run)) for run in runs)])
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
-        """As `Views`."""
+        """Implement `Views.mosaics`."""
         ledger = self.ledger()
         return [
             (run.folder, ledger.filter(pc.equal(ledger["run_id"], run_id(run)))["mosaic_path"].to_pylist())
@@ -242,7 +242,7 @@ class CatalogViews(Views):
         ]
 
     def thumbnails(self, found: pa.Table) -> pa.Table:
-        """As `Views`; they lie in the runs."""
+        """Implement `Views.thumbnails`; the thumbnails lie in the runs."""
         parts = [found.slice(0, 0)]
         for run in self._runs(found["run_id"].unique().to_pylist()):
             own = found.filter(pc.equal(found["run_id"], run_id(run)))
@@ -250,11 +250,11 @@ class CatalogViews(Views):
         return pa.concat_tables(parts, promote_options="default").sort_by("rank")
 
     def outdated(self) -> bool:
-        """As `Views`: publications remove old snapshots."""
+        """Implement `Views.outdated`: publications remove old snapshots."""
         return Catalog.open(self.folder.url, self.folder.storage_options).folder.url != self.catalog.folder.url
 
     def _runs(self, ids: Iterable[str | None]) -> list[RunFolder]:
-        """Those runs of the catalog, opened; StorageError if one is not there any more."""
+        """Open those runs of the catalog; StorageError if one is not there any more."""
         wanted = set(ids)
         urls = [run["url"] for run in self.catalog.facts["runs"] if run["run_id"] in wanted or None in wanted]
         return [RunFolder.open(url, self.folder.storage_options) for url in urls]

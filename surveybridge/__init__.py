@@ -12,7 +12,6 @@ from surveybridge.version import __version__ as __version__
 
 __all__ = [
     "PosteriorMap",
-    "__version__",
     "load_checkpoint",
     "open_run",
     "open_store",

@@ -1,4 +1,4 @@
-"""What `import surveybridge as sb` offers for notebooks and scripts: stores, runs, catalogs, mosaics, translations.
+"""The functions of `import surveybridge as sb` for notebooks and scripts: stores, runs, catalogs, translations.
 
 This stands above the libraries and composes them, as `surveybridge.jobs` does for the command line. Every function
 imports what it needs when it is called.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PosteriorMap:
-    """What a model says that one end would see: posterior mean and standard deviation of every pixel.
+    """A model's prediction of one end: posterior mean and standard deviation of every pixel.
 
     ``found["VIS"]`` is one band as an astropy `CCDData`, with unit, uncertainty, mask and WCS. The uncertainties of
     neighbouring pixels are not independent: for the error of a sum over pixels draw samples
@@ -62,7 +62,7 @@ class PosteriorMap:
     header: Header
 
     def __getitem__(self, band: str) -> CCDData:
-        """One band as `CCDData` [H, W], masked where nothing was observed; KeyError if there is no such band."""
+        """Return one band as `CCDData` [H, W], masked where nothing was observed; KeyError if there is no such band."""
         from astropy.nddata import CCDData, StdDevUncertainty
 
         if band not in self.bands:
@@ -405,7 +405,7 @@ def translate(
 
 
 def _degrees_and_arcsec(place: tuple[Any, Any, Any]) -> tuple[float, float, float]:
-    """Right ascension and declination in degrees and an angle in arcsec, given as numbers or as quantities."""
+    """Return right ascension and declination in degrees and an angle in arcsec, from numbers or quantities."""
     from astropy.units import Quantity
 
     ra, dec, size = (float(Quantity(v, unit).value) for v, unit in zip(place, ("deg", "deg", "arcsec"), strict=True))
@@ -413,7 +413,7 @@ def _degrees_and_arcsec(place: tuple[Any, Any, Any]) -> tuple[float, float, floa
 
 
 def _header(made_by: Mapping[str, Any]) -> Header:
-    """FITS cards that mark pixels as model-generated and say what made them; `made_by` is named as in run.json."""
+    """Return FITS cards that mark pixels as model-generated and say what made them; `made_by` has run.json's keys."""
     from astropy.io.fits import Card, Header
 
     from surveybridge.storage.fits_mosaics import provenance_cards
@@ -422,7 +422,7 @@ def _header(made_by: Mapping[str, Any]) -> Header:
 
 
 def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) -> Scene:
-    """The observed end of a tile; refused where it is not there or not what the model was trained on."""
+    """Return the observed end of a tile; refuse it if it is absent, or if the model was trained on other data."""
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.jobs.translating.scene import check_tile, scene_of
 
@@ -436,7 +436,7 @@ def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) 
 
 
 def _scene_of_arrays(end: Endpoint, observed: ArrayLike, valid: ArrayLike | None, device: Any) -> Scene:
-    """Arrays of an end, all of them wanted; refused where their shapes or unit do not fit."""
+    """Return arrays of an end, which is wanted in full; refuse them if their shapes or unit do not fit."""
     import numpy as np
     import torch
     from astropy.units import Quantity, UnitConversionError

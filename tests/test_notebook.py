@@ -197,7 +197,7 @@ def test_a_catalog_has_units_from_a_run_and_as_published(made):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"to": "hst"}, "'hst' is no endpoint of lsst-euclid; it joins lsst and euclid"),
+        ({"to": "hst"}, "'hst' is not an endpoint of lsst-euclid, which joins lsst and euclid"),
         ({"observed": np.zeros((2, 64, 64))}, r"lsst is \(2, 64, 64\) but the model takes 3 band\(s\), g,r,i"),
         ({"observed": np.zeros((3, 64, 64)) * u.mag}, "lsst is in mag but the model takes nJy; convert it"),
         ({"observed": np.full((3, 64, 64), np.nan)}, "lsst: 0 of 4096 pixels are usable in all of g,r,i"),

@@ -1,1 +1,1 @@
-"""What `doctor` looks at: the machine, and the services that a run needs."""
+"""The checks of `doctor`: the machine, and the services that a run needs."""

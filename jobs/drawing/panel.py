@@ -1,4 +1,4 @@
-"""Figures of a run: the field in five views, and the top candidates with what the model made of them.
+"""Figures of a run: the field in five views, and the top candidates with their reconstructions.
 
 Both endpoints are shown on the grid of the tiles, in their units per pixel. Grey is where nothing is known: masked
 pixels, and places that no tile covers.
@@ -200,7 +200,7 @@ def _interesting(field: Field, side: int) -> tuple[int, int]:
 
 
 def _draw_view(axis: Axes, field: Field, column: int, scales: Scales, bar_arcsec: float) -> AxesImage | None:
-    """One of the five views; returns what a colour bar needs, None where there is no bar."""
+    """Draw one of the five views; return what its colour bar needs, or None if it has no bar."""
     drawn = None
     if column == 3:
         drawn = views.draw_image(axis, field.std[main_plane(field.wanted)], "magma", scales.std)

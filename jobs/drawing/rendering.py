@@ -1,4 +1,4 @@
-"""How pixels become colours: images of endpoints, and the pictures of a candidate that figures and pages share.
+"""Colours for pixels: images of endpoints, and the pictures of a candidate that figures and pages share.
 
 Pictures are uint8 [H, W, 3] with the first row at the top, as browsers show them: north up where the pixel grid has
 north up. Grey is where nothing is known.
@@ -34,7 +34,7 @@ Picture = NDArray[np.uint8]
 GREY = (0.55, 0.55, 0.58)
 """Colour of what is not known."""
 _RGB_WEIGHTS = np.array([0.8, 1.1, 1.7])[:, None, None]
-"""Of i, r, g: a typical faint galaxy comes out neither red nor blue."""
+"""Weights of i, r, g: a typical faint galaxy comes out neither red nor blue."""
 
 
 def views(problem: ProblemTable) -> dict[str, str]:
@@ -192,7 +192,7 @@ def noises(planes: Image) -> NDArray[np.float32]:
 
 
 def bright(image: Image, percentile: float, least: float) -> float:
-    """Upper end of a scale: a high percentile of what is known, but not below `least`."""
+    """Return the upper end of a scale: a high percentile of the known values, but at least `least`."""
     known = image[np.isfinite(image)]
     return max(least, float(np.percentile(known, percentile))) if known.size else least
 

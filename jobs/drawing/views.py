@@ -1,4 +1,4 @@
-"""Parts of the figures of a run: what is shown, on which scale, and the views, marks, bars and captions one by one."""
+"""Parts of the figures of a run: the data shown, their scales, and single views, marks, bars and captions."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Scales:
-    """How pixels become brightness, the same in both rows.
+    """Scales from pixel values to brightness, the same in both rows.
 
     `sigma` is the noise of what is shown as red, green and blue, [3], by endpoint; `grey` the scale of what is not;
     `flux` that of the endpoint with the objects, and of what is translated to it; `std` that of the uncertainty.
@@ -121,7 +121,7 @@ def grey_norm(end: EndpointTable, image: Image) -> Normalize:
 
 
 def titles(field: Field) -> tuple[str, ...]:
-    """What the five columns are."""
+    """Return the titles of the five columns."""
     other, main = (f"{end['title']} {end['bands'][main_plane(end)]}" for end in field.ends)
     first, second = (
         bands_title(end) if end["rgb"] else plain for end, plain in zip(field.ends, (other, main), strict=True)

@@ -1,1 +1,1 @@
-"""What `evaluate` does: judge blocks of pairs, summarise, rank, draw."""
+"""The steps of `evaluate`: judge blocks of pairs, summarise, rank, draw."""

@@ -1,4 +1,4 @@
-"""How anomalies rank in an evaluation: a model's score beside scores that need none, each with bootstrap intervals."""
+"""The ranking of anomalies in an evaluation: a model's score next to model-free ones, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from surveybridge.bridge_core.ranking import (
 )
 
 DRAWS = 400
-"""How often objects are drawn anew for an interval."""
+"""Number of resamplings of the objects for an interval."""
 TPR = (0.01, 0.05)
 PRECISION_AT = (100, 500)
 PREVALENCE = 1e-3
@@ -99,5 +99,5 @@ def floats(table: pa.Table, name: str) -> Floats:
 
 
 def number(value: float | np.floating[Any]) -> float | None:
-    """A number as JSON has it: six digits, null for none."""
+    """Return a number for JSON: six digits, null for none."""
     return float(f"{value:.6g}") if np.isfinite(value) else None

@@ -31,7 +31,7 @@ WHITE_SIGMAS = 1000.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What the stages need to know."""
+    """The settings of the stages."""
 
     pairs: str
     anomalies: str | None
@@ -75,7 +75,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Block:
-    """Some pairs with their names and what is known of them."""
+    """Some pairs with their names and labels."""
 
     which: str
     first: int

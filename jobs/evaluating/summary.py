@@ -1,6 +1,6 @@
-"""What an evaluation says, from its tables alone: scores, calibration and ranking with 95% bootstrap intervals.
+"""The summary of an evaluation, from its tables alone: scores, calibration, ranking, with 95% bootstrap intervals.
 
-Pairs are drawn anew, not pixels: pixels of one image are not independent. A number that is not known is null.
+Pairs are resampled, not pixels, because the pixels of one image are not independent. An unknown number is null.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _mean(values: Floats) -> Found:
 
 
 def _value(value: float, drawn: Floats) -> Found:
-    """A measure with the interval of its values on pairs drawn anew."""
+    """Return a measure with the interval of its values on resampled pairs."""
     known = drawn[np.isfinite(drawn)]
     interval = [number(edge) for edge in np.quantile(known, [0.025, 0.975])] if len(known) else [None, None]
     return {"value": number(value), "interval": interval}
@@ -192,7 +192,7 @@ def _rows(count: int) -> Sequence[NDArray[np.int64]]:
 
 @functools.lru_cache(maxsize=4)  # nearly every measure of a table asks for the same
 def _draws(count: int) -> Floats:
-    """How often each of `count` pairs is drawn, float64 [DRAWS, count]."""
+    """Return how often each of `count` pairs is drawn, float64 [DRAWS, count]."""
     return np.stack([np.bincount(rows, minlength=count) for rows in _rows(count)]).astype(np.float64)
 
 

@@ -1,1 +1,1 @@
-"""What `export` writes: folders of files, and samples drawn again."""
+"""The output of `export`: folders of files, and samples drawn again."""

@@ -1,4 +1,4 @@
-"""Everything of a run in a folder: a FITS file a tile, a picture of the whole, MOCs and HiPS. A tile at a time."""
+"""Export of a whole run to a folder, one tile at a time: a FITS file per tile, a picture, MOCs and HiPS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CACHE_BYTES = 1 << 30
 """Tiles kept in memory while HiPS tiles are made of them."""
 
 SQUARE_DEGREES = 4 * np.pi * np.degrees(1) ** 2
-"""Of the whole sky."""
+"""Area of the whole sky."""
 
 
 def export_folder(
@@ -46,7 +46,7 @@ def export_folder(
     store: str | None = None,
     lossless: bool = False,
 ) -> None:
-    """Write what is wanted of a run, and print where it is.
+    """Write what was asked for, and print where it is.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def _put_hips(source: RunFolder, ledger: pa.Table, headers: Sequence[MosaicHeade
 
 
 def _finish(target: Path, moc: MOC, out: Folder, name: str) -> None:
-    """Add the footprint, and carry all to where it goes if that is not here."""
+    """Add the footprint, and copy everything to its destination if that is not here."""
     moc.save(str(target / "Moc.fits"), format="fits")
     if not out.is_local:
         for file in sorted(path for path in target.rglob("*") if path.is_file()):
@@ -165,7 +165,7 @@ class _Planes:
         self.read_tile: functools._lru_cache_wrapper[TileMosaic] = cached(source.read_tile_mosaic)
 
     def read(self, plane: str, index: int, box: Box) -> NDArray[np.float32]:
-        """Band `index` of mean or std in a box that counts from `origin`; NaN where there is no tile."""
+        """Return band `index` of mean or std in a box that counts from `origin`; NaN where there is no tile."""
         y0, y1, x0, x1 = (n + self.origin[axis] for axis, n in zip((0, 0, 1, 1), box, strict=True))
         b = self.boxes
         touching = np.flatnonzero((b[:, 0] < y1) & (b[:, 1] > y0) & (b[:, 2] < x1) & (b[:, 3] > x0))
@@ -177,7 +177,7 @@ class _Planes:
 
 
 def _properties(source: RunFolder, ledger: pa.Table, name: str, unit: str, cuts: tuple[float, float]) -> dict[str, str]:
-    """What a HiPS says of itself (IVOA HiPS 1.0); `cuts` are the contrast that a viewer begins with."""
+    """Return a HiPS's description of itself (IVOA HiPS 1.0); `cuts` are the contrast with which a viewer begins."""
     run_id = str(source.run_json.get("run_id"))
     plane, _, band = name.partition("_")
     what = {"mean": "posterior mean", "std": "posterior standard deviation"}[plane]

@@ -1,1 +1,1 @@
-"""What a translation will take: rates measured here, and the arithmetic that follows."""
+"""The prediction of what a translation will take: rates measured here, and the arithmetic on them."""

@@ -1,4 +1,4 @@
-"""What a translation will take, by arithmetic: windows, and the rest from the rates of `planning.rates`."""
+"""Arithmetic for what a translation will take: windows from geometry, everything else from `planning.rates`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEARTBEAT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, from the manifest alone.
+    """The work to do, from the manifest alone.
 
     `windows` are those of the patch grid; of tiles with masked parts fewer are translated. `exact` is False where the
     tiles' places in the global grid could not be told from the manifest: then windows are the mean over all places.
@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Projection:
-    """What a run will take. Seconds by stage are summed over workers; `wall_seconds` is what a clock will show."""
+    """Predicted cost of a run. Seconds by stage are summed over workers; `wall_seconds` is the elapsed time."""
 
     tiles: int
     tiles_done: int
@@ -85,7 +85,7 @@ class Projection:
 
 
 def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGrid) -> Work:
-    """Count what the tiles of a manifest take; `tile` is any tile of the same store, read."""
+    """Count the work in the tiles of a manifest; `tile` is any tile of the same store, as read."""
     usable = _has(manifest, direction.observed.name)
     both = usable & _has(manifest, direction.wanted.name)
     shape = [manifest[name].to_numpy().astype(np.int64) for name in ("core_height", "core_width")]
@@ -227,7 +227,7 @@ def project(
 
 
 def _has(manifest: pa.Table, survey: str) -> NDArray[np.bool_]:
-    """Which tiles have a survey."""
+    """Return which tiles have an endpoint."""
     import pyarrow.compute as pc
 
     surveys = manifest["surveys"].combine_chunks()

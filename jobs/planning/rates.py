@@ -35,12 +35,12 @@ FIRST_SIDE = 40
 """Core of the part that warms up and tells how much may be done in the time, pixels."""
 
 PARTS = 4
-"""Parts that the time shall be enough for, where tiles are larger."""
+"""Number of parts of a tile for which the time must be enough, if tiles are larger."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, by unit of work. Seconds, bytes; `evaluation` = one window through the network once.
+    """Measured rates per unit of work. Seconds, bytes; an `evaluation` is one window through the network once.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class _Calibration:
         return None
 
     def _try(self, outcome: Outcome) -> dict[str, float] | Failure:
-        """Translate and write what was read; what it took."""
+        """Translate and write what was read; return how long that took."""
         tile: Tile = outcome.value
         done = model_outcome(self.model, outcome)
         if done.failure is not None:
@@ -271,7 +271,7 @@ class _Calibration:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what the stages log about the tiles."""
+    """Suppress what the stages log about the tiles."""
     logger = logging.getLogger("surveybridge.jobs")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Where the time of a worker goes, as a table and as a trace."""
+"""Profiles of a worker's time, as a table and as a trace."""

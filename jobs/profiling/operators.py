@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLAIM, ABOUT, RECORDED = "operators.claim", "operators.json", "operators-trace.json"
-"""What a worker leaves below `profiling.spans.PARTS`: that it does it, what it did, and torch's own trace of that."""
+"""Files of a worker below `profiling.spans.PARTS`: its claim to do the part, what it did, and torch's trace of it."""
 
 BATCHES = 2
-"""Batches of windows that the part shall fill: each call of the network is 2000 operators, half a megabyte of trace."""
+"""Batches of windows that the part must fill: each call of the network is 2000 operators, half a megabyte of trace."""
 
 EVENTS_AT_MOST = 400_000
-"""Of the trace, the longest: 60 MB, which Perfetto still opens."""
+"""Largest number of events in the trace, the longest ones: 60 MB, which Perfetto still opens."""
 
 PROFILER_BYTES = 300 << 20
-"""What torch's profiler adds to the memory of its worker (measured with batches of 16 windows: 190 MiB)."""
+"""Memory that torch's profiler adds to its worker (measured with batches of 16 windows: 190 MiB)."""
 
 KINDS = {
     "convolutions": ("conv", "cudnn", "cutlass", "gemm", "implicit", "xmma"),
@@ -42,7 +42,7 @@ KINDS = {
     "activations, FiLM, sums": ("silu", "mul", "add", "cat", "sub", "div"),
     "casts and copies": ("copy", "to", "clone", "contiguous", "memcpy"),
 }
-"""What an operator or kernel does, by words in its name, the first that fits; all others are noise and bookkeeping."""
+"""Kinds of operators and kernels, by words in a name: the first that fits; all others are noise and bookkeeping."""
 
 
 def profile_operators(translate: Callable[[Tile], Any], profiled: Profiled, store: str, how: Sampling) -> None:
@@ -63,7 +63,7 @@ def profile_operators(translate: Callable[[Tile], Any], profiled: Profiled, stor
 
 
 def _record(translate: Callable[[Tile], Any], tile_id: str, store: str, how: Sampling) -> tuple[dict[str, Any], bytes]:
-    """Who did what, and torch's trace, which is left to the driver: parsed it is many times as large."""
+    """Record the operators, and torch's trace as it is, which the driver parses: parsed, it is many times larger."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -105,7 +105,7 @@ class Operators:
 
     @classmethod
     def of(cls, about: bytes, trace: bytes) -> Operators:
-        """From the two files of `profile_operators`."""
+        """Read the two files of `profile_operators`."""
         return cls(json.loads(about), events_of(json.loads(trace)))
 
     def summary(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ MODEL = "model, under torch.profiler"
 
 
 def events_of(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What torch has recorded, cut down to what `Operators.events` has."""
+    """Return torch's record, reduced to the fields of `Operators.events`."""
     base = int(trace.get("baseTimeNanoseconds", 0))
     complete = [event for event in trace["traceEvents"] if event.get("ph") == "X" and event.get("cat") in CATEGORIES]
     main = {event["tid"] for event in complete if event["name"] == MODEL and event["cat"] == "user_annotation"}
@@ -167,7 +167,7 @@ def events_of(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
 CATEGORIES = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", "gpu_user_annotation", *KERNELS)
-"""What is kept of torch's trace."""
+"""Categories of events that are kept of torch's trace."""
 
 
 def own_times(events: Iterable[Mapping[str, Any]]) -> Counter[str]:

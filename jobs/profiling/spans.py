@@ -1,4 +1,4 @@
-"""Where the milliseconds of a tile go: what a worker of a profiled run notes down of each stage."""
+"""Timing of a tile: the notes that a worker of a profiled run takes of each stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class Profiled:
-    """Where the profile of a run goes, and the tiles that are looked at closely."""
+    """The destination of a run's profile, and the tiles that are profiled in detail."""
 
     url: str
     tiles: tuple[str, ...]
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Part:
-    """What was noted of one stage of one tile, in the order of the spans' starts."""
+    """The notes on one stage of one tile, in the order of the spans' starts."""
 
     stage: str
     tile_id: str
@@ -48,12 +48,12 @@ class Part:
     spans: list[Span] = field(default_factory=list)
 
     def to_json(self) -> bytes:
-        """As a file."""
+        """Return the content of its file."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Part:
-        """From a file."""
+        """Read the content of its file."""
         document: dict[str, Any] = json.loads(data)
         return cls(**(document | {"spans": [Span(*values) for values in document["spans"]]}))
 
@@ -77,7 +77,7 @@ def recorded(profiled: Profiled, stage: str, tile_id: str, *, gpu: bool = False)
 
 
 class Recorder:
-    """A listener that keeps the spans, by the clock and, on a GPU, by events in its stream (which wait for nothing)."""
+    """A listener that records the spans with clock times and, on a GPU, with events in its stream (without waiting)."""
 
     def __init__(self, gpu: bool = False) -> None:
         self.gpu = gpu
@@ -139,20 +139,20 @@ class TimedFolder(Folder):
 
     @classmethod
     def of(cls, folder: Folder) -> TimedFolder:
-        """The same folder."""
+        """Return the same folder, timed."""
         return cls(folder.url, folder.storage_options)
 
     def read(self, *parts: str) -> bytes:
-        """As `Folder.read`."""
+        """Time `Folder.read`."""
         with span("storage get"):
             return super().read(*parts)
 
     def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
-        """As `Folder.read_existing`."""
+        """Time `Folder.read_existing`."""
         with span("storage get"):
             return super().read_existing(names)
 
     def put(self, data: bytes, *parts: str) -> None:
-        """As `Folder.put`."""
+        """Time `Folder.put`."""
         with span("storage put"):
             super().put(data, *parts)

@@ -43,7 +43,7 @@ def _writer(profiled: Profiled, settings: Settings) -> TileWriter:
 
 
 def _recording(around: Around, profiled: Profiled, stage: str, *, gpu: bool = False) -> Around:
-    """What goes on around a tile, and in it the recorder."""
+    """Return a context for the work on a tile: the given one, and the recorder inside it."""
 
     @contextlib.contextmanager
     def both(tile_id: str) -> Iterator[None]:

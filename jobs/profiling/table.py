@@ -60,7 +60,7 @@ def _worker_of(receipts: Sequence[Mapping[str, Any]], parts: Sequence[Part], ope
 
 
 def _rows(close: Sequence[Mapping[str, Part]]) -> list[dict[str, Any]]:
-    """Seconds of each stage and of what it consists of: a row a name, its own time without what lies in it."""
+    """Return the seconds of each stage and its parts: one row per name, whose own time excludes its parts."""
     own: dict[str, dict[str, float]] = {stage: defaultdict(float) for stage in STAGES}
     gpu: dict[str, dict[str, float]] = {stage: defaultdict(float) for stage in STAGES}
     calls: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
@@ -113,14 +113,14 @@ def own_times(part: Part) -> Iterator[tuple[str, float, float | None]]:
 
 
 def _rest(stage: str, depth: int) -> str:
-    """What a stage, or a span in it, does outside the spans that lie in it."""
+    """Return the time of a stage, or of a span, outside the spans that lie in it."""
     if stage == "read":
         return "decode and check"
     return "encode" if stage == "write" and depth else "the rest"
 
 
 def _overlap(own: Sequence[Mapping[str, Any]], began: float) -> dict[str, float]:
-    """How the stages of a worker's tiles lie in time: what the model waited, and what went on beside it."""
+    """Return how the stages of a worker's tiles overlap: how long the model waited, and what ran beside it."""
 
     def of(stage: str) -> list[tuple[float, float]]:
         return [(i[stage]["start"], i[stage]["end"]) for i in own if stage in i]

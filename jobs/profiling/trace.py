@@ -23,7 +23,7 @@ class Trace:
         self._rows: dict[str, dict[str, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, process: str, row: str, name: str, start: int, duration: int, **arguments: Any) -> None:
-        """Add a stretch of time, from `start` of the epoch; those of a row shall lie within or beside each other."""
+        """Add an interval that begins at `start` of the epoch; those of one row must be nested or disjoint."""
         self._rows[process][row].append(_Slice(start, start + duration, name, arguments))
 
     def document(self, first: tuple[str, ...] = (), **other: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether a run's uncertainty is right, from the run alone: its mosaics against the survey that was observed there.
+"""Check of a run's uncertainty from the run alone: its mosaics against the observations of the wanted endpoint.
 
 Candidates carry the observed pixels around them in their thumbnails. Put back into their places, these are a truth for
 the translated mosaic of the same tile, mean and standard deviation.
@@ -37,7 +37,7 @@ SKY, BRIGHT = 1.5, 3.0
 
 @dataclass(frozen=True)
 class Pulls:
-    """What the pixels of one tile say.
+    """The pulls of the pixels of one tile.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Pulls:
 
 
 def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, Any] | None) -> Plot:
-    """Plot coverage of the predictive intervals, and pulls, of a run's tiles; beside it what an evaluation found.
+    """Plot coverage of the predicted intervals, and pulls, of a run's tiles, next to those that an evaluation found.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def observed_planes(mosaic: TileMosaic, candidates: pa.Table, survey: str) -> ND
 
 
 def _read_pulls(run: RunFolder, rows: pa.Table, survey: str) -> list[Pulls]:
-    """Of the tiles that are compared, those with pixels to compare."""
+    """Return the pulls of the compared tiles that have pixels to compare."""
     full = rows.filter(pc.and_(pc.equal(rows["status"], "ok"), pc.greater(rows["n_candidates"], 0)))
     places = np.unique(np.linspace(0, full.num_rows - 1, TILES).round().astype(int)) if full.num_rows else ()
     found = []
@@ -187,7 +187,7 @@ def _pooled(pulls: list[Pulls], region: str) -> NDArray[np.float64]:
 
 
 def _said(pulls: list[Pulls], survey: str) -> tuple[str, str]:
-    """How the run was compared, and its coverage at 90%, in words."""
+    """Say in words how the run was compared, and its coverage at 90%."""
     if not pulls:
         return f"This run has no observed {survey} to compare with.", ""
     at = int(np.argmin(np.abs(LEVELS - 0.9)))

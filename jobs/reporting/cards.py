@@ -19,7 +19,7 @@ from surveybridge.storage.schema import CELL, stamp_array, thumbnail_names
 MODELLED = ("mean", "residual", "error")
 """Pictures that are model-generated, wholly or in part."""
 HEADINGS = {"mean": "mean of reconstructions", "error": "minimum error"}
-"""What these are called here."""
+"""Headings of these pictures on a card."""
 DETECTED = 3.0
 """Signal to noise below which a magnitude is an upper limit of as many sigma."""
 FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}

@@ -79,7 +79,7 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
 
 
 def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str, str]:
-    """What a reader wants to know first, a text for each name."""
+    """Return what a reader wants to know first, as one text per name."""
     rate, published = status["tiles_per_minute"], status["published"]
     return {
         "state": status["state"] + _driver(status),

@@ -1,4 +1,4 @@
-"""What the plots of a report share: their look, and how one gets into the page."""
+"""The common parts of a report's plots: their style, and how they get into the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of the page: data URL, and what it shows, for who does not see it."""
+    """A picture of the page: its data URL, and a description for those who cannot see it."""
 
     src: str
     alt: str
@@ -59,7 +59,7 @@ class Plot:
 
 
 def panel(draw: Callable[[Axes], None], alt: str) -> Panel:
-    """What `draw` puts into its axes, at the size at which a phone shows it."""
+    """Return what `draw` puts into its axes, at the size at which a phone shows it."""
     with canvas(2.8) as figure:
         draw(figure.add_subplot())
         return Panel(svg_url(figure), alt)
@@ -67,7 +67,7 @@ def panel(draw: Callable[[Axes], None], alt: str) -> Panel:
 
 @contextmanager
 def canvas(height: float) -> Iterator[Figure]:
-    """A figure of so many inches height, as wide as all panels, in the report's style."""
+    """Return a figure of this height in inches, as wide as all panels, in the report's style."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)

@@ -1,4 +1,4 @@
-"""How a run's scores are distributed, beside those of the regular objects that the score was calibrated on.
+"""The distribution of a run's scores, next to that of the ordinary objects on which the score was calibrated.
 
 The reference needs no file: `false_alarm` of a row is the share of regular objects that score higher, so the rows
 together hold the reference's distribution, and over regular objects `false_alarm` itself is even between 0 and 1.

@@ -1,4 +1,4 @@
-"""Where a run's tiles lie on the sky, and what became of each."""
+"""The map of a run's tiles on the sky, with the status of each."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SLOWEST = 5
 
 
 def run_status(run: RunFolder) -> dict[str, Any]:
-    """Everything that the command prints, as JSON has it; seconds, tiles a minute, times in UTC."""
+    """Return everything that the command prints, for JSON; seconds, tiles per minute, times in UTC."""
     from surveybridge.storage.lease import read_holder
     from surveybridge.storage.published import standing_rows
 
@@ -84,7 +84,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
 
 
 def _state(holder: Holder | None, left: int | None) -> str:
-    """Running, or what the end was; "ended" where the store does not say whether tiles are left."""
+    """Return "running", or how the run ended; "ended" if the store does not say whether tiles are left."""
     if holder is not None:
         return "running"
     return "ended" if left is None else "interrupted" if left else "finished"
@@ -113,7 +113,7 @@ def _rate(finished: NDArray[np.float64], now: float, started: float | None) -> d
 
 
 def _eta(left: int | None, progress: Mapping[str, Any], rate: dict[str, float | None]) -> float | None:
-    """Seconds until the driver has done its tiles: by its own count, which knows what it tries again."""
+    """Return the seconds until the driver will be done, by its own count, which includes tiles that it repeats."""
     todo = progress["todo"] - sum(progress["done"].values()) if progress else left
     pace = rate["recent"] or rate["overall"]
     return None if todo is None or not pace else max(todo, 0) / pace * 60

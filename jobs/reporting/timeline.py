@@ -1,4 +1,4 @@
-"""How fast a run went: tiles a minute and seconds of each stage, over the time that somebody worked."""
+"""The speed of a run: tiles per minute and seconds of each stage, over the time in which somebody worked."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _finish(axes: Axes, pauses: Floats, label: str) -> None:
 
 
 def _known(values: Floats) -> Floats:
-    """What a logarithmic axis can show."""
+    """Return the values that a logarithmic axis can show."""
     return values[np.isfinite(values) & (values > 0)]
 
 

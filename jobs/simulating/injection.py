@@ -1,4 +1,4 @@
-"""Strong lenses made of real deflectors: simulated arcs put into images of galaxies, in both surveys alike.
+"""Strong lenses made from real deflectors: simulated arcs are put into images of galaxies, in both surveys.
 
 The galaxy keeps its own pixels; only the light of the arcs is added, seen through each band's PSF and pixel, with its
 photon noise. So what tells the injected lens from the galaxy alone is the arcs and nothing else.
@@ -34,7 +34,7 @@ class InjectedLens:
 
 
 def draw_lens(rng: np.random.Generator) -> InjectedLens:
-    """A lens of random size, shape and source, its mass centred on the galaxy that shall have it."""
+    """Draw a lens of random size, shape and source, with its mass centred on the galaxy that gets it."""
     theta_e = float(np.clip(rng.lognormal(np.log(0.92), 0.31), *THETA_E))
     gamma, angle = 0.03 * np.sqrt(rng.exponential()), rng.uniform(0, np.pi)
     lens = {

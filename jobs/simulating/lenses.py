@@ -50,7 +50,7 @@ class Arc:
 
 @dataclass(frozen=True)
 class SourceRange:
-    """What sources are drawn, uniformly, and which are kept.
+    """The range from which sources are drawn, uniformly, and the limits for keeping them.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ def draw_lenses(rng: np.random.Generator, n: int, half_size: float) -> tuple[Cat
 
 
 def room_for_lenses(half_size: float) -> int:
-    """How many lenses, 12 arcsec apart, a square of half side `half_size` arcsec surely takes (random packing)."""
+    """Return how many lenses 12 arcsec apart surely fit into a square of half side `half_size` arcsec."""
     return max(1, int(0.35 * (2 * half_size / 12.0) ** 2))
 
 

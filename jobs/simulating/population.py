@@ -178,7 +178,7 @@ def nanojansky(magnitude: NDArray[np.generic] | float) -> NDArray[np.float64]:
 
 
 def bulge_fraction(catalogue: Catalogue, band: str) -> NDArray[np.float64]:
-    """Share of the flux in the bulge in `band`, [N]; the total flux is what the magnitude says."""
+    """Return the share of the flux in the bulge in `band`, [N]; the magnitude gives the total flux."""
     return np.asarray(np.nan_to_num(catalogue["bulge_fraction"]) * _BULGE_WEIGHT[band])
 
 

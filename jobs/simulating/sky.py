@@ -1,4 +1,4 @@
-"""From a catalogue of objects to the pixels that two surveys deliver: grids, drawing, noise and defects.
+"""From a catalogue of objects to the pixels of both surveys: grids, drawing, noise and defects.
 
 Galaxies are Sersic profiles convolved with the survey's Gaussian PSF and pixel by GalSim (Rowe et al. 2015); stars are
 the Gaussian integrated over the pixel, in closed form, since a Fourier drawing of a saturated star rings at many sigma.
@@ -256,7 +256,7 @@ def _draw_star(image: NDArray[np.float64], x: float, y: float, flux: float, inst
 def _overlap(
     image: NDArray[np.float64], stamp: NDArray[np.float64], x0: int, y0: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a stamp with its first pixel at (x0, y0) meets the image: slices of the image and of the stamp."""
+    """Return where a stamp at (x0, y0) overlaps the image: slices of the image and of the stamp."""
     ys, ye = np.clip([y0, y0 + stamp.shape[0]], 0, image.shape[0])
     xs, xe = np.clip([x0, x0 + stamp.shape[1]], 0, image.shape[1])
     return (slice(ys, ye), slice(xs, xe)), (slice(ys - y0, ye - y0), slice(xs - x0, xe - x0))

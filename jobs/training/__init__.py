@@ -1,1 +1,1 @@
-"""What `train` runs on every worker."""
+"""The work of `train` on every worker."""

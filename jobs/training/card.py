@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: dict[str, Any]) -> Card:
-    """Card of the checkpoint to be: bridge and network as asked, stretch and objective fitted to some pairs.
+    """Return the card of a new checkpoint: bridge and network as requested, stretches and objective fitted to pairs.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
 
 
 def asked_problem(problem: str | None, to: str | None, pairs: str) -> Problem:
-    """The problem to train for: that of a file, or what the pair store says itself; one way where an end is named."""
+    """Return the problem to train: from a file, or else from the pair store; one-way if an endpoint is named."""
     from surveybridge.bridge_core.problem import Problem
     from surveybridge.storage.pairs import problem_of_pairs
     from surveybridge.storage.problems import read_problem

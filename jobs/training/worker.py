@@ -1,4 +1,4 @@
-"""One worker of a training: the shards it owns, its part of every step, and what is reported.
+"""One worker of a training: the shards it owns, its part of every step, and its reports.
 
 The pairs are cut into V virtual shards, and every step takes batch/V pairs of each. A rank owns the shards v with
 v mod world = rank, reads no others, and draws everything random from (seed, step, shard): the same pairs and the same
@@ -50,14 +50,14 @@ LOSS_COLUMNS = (
     *("step", "seconds", "pairs", "loss", "validation_loss", "validation_energy", "ema_width", "learning_rate"),
     *("gradient_norm", "workers", "pairs_per_second", "data_seconds"),
 )
-"""Of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns belong;
-``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row before,
-mean of the workers."""
+"""Columns of loss.csv. ``ema_width``: of the average with the lowest validation loss, to which both validation columns
+belong; ``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row
+before, mean of the workers."""
 
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 64
 ENERGY_PAIRS = 8
-"""Of those kept for validation, pairs that are sampled at every report (fewer where there are fewer)."""
+"""Number of validation pairs that are sampled at every report, if there are that many."""
 ENERGY_SAMPLING = Sampling(samples=4, steps=8, seed=VALIDATION_SEED)
 
 
@@ -151,7 +151,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
 
 
 class Interval:
-    """What adds up between two reports, from where a training stands."""
+    """The quantities that add up between two reports, and the state at the start."""
 
     def __init__(self, state: TrainState) -> None:
         self.step, self.seconds = state.step, state.seconds
@@ -174,7 +174,7 @@ class Shard:
         return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
 
     def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
-        """Its part of one step."""
+        """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
         rows = self.rows(step, count)
@@ -190,7 +190,7 @@ class Shard:
 
 
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
-    """Read one shard and nothing else; the last pairs are kept for validation, and cut alike."""
+    """Read one shard and nothing else; the last pairs are kept for validation, and are divided in the same way."""
 
     def read(start: int, stop: int) -> Ends:
         first, last = shard_range(start, stop, index, config["shards"])
@@ -267,7 +267,7 @@ def validation_energy(
 
 
 def out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:
-    """Whether the last `patience` reports brought no lower validation energy than those before them."""
+    """Return whether the last `patience` reports have not lowered the validation energy."""
     energies = [float(row["validation_energy"]) for row in log]
     return patience is not None and len(energies) > patience and min(energies[-patience:]) >= min(energies[:-patience])
 

@@ -1,1 +1,1 @@
-"""What `translate` does: the request, the stages of a tile, its candidates, the count of what is done."""
+"""The parts of `translate`: the request, the stages of a tile, its candidates, the count of what is done."""

@@ -19,7 +19,7 @@ APERTURE_ARCSEC = 1.0
 
 
 def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device: torch.device) -> pa.Table:
-    """Detect on the catalog's end, keep what is centred in the core, score, and make the rows of the catalog.
+    """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows.
 
     Empty where a tile lacks one of the ends, or the problem makes maps only.
     """

@@ -12,24 +12,26 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.settings import Sampling, Scoring
 
 PATCHES = (64, 128)
-"""Sides of a patch that translate alike, by `benchmarks/windows.py`; the first is the default."""
+"""Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first is the default."""
 
 
 class TranslationConfig(JobConfig):
-    """What decides a translation and how it is done, but for where it goes."""
+    """The settings that decide a translation and how it runs, except where it goes."""
 
     store: str = Field(description="tile store, local path or URL")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     to: str | None = Field(
-        None, description="endpoint to translate to (default: the one that objects are found on, as euclid)"
+        None, description="endpoint to translate to (default: the one with the catalog, such as euclid)"
     )
-    direction: str | None = Field(None, description="the same with both endpoints, quoted: 'lsst->euclid'")
+    direction: str | None = Field(None, description="the same, as both endpoints in quotes: 'lsst->euclid'")
     samples: int = Field(8, ge=2, description="posterior samples K of each patch")
-    steps: int = Field(6, ge=1, description="network evaluations a sample")
+    steps: int = Field(6, ge=1, description="network evaluations per sample")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
-    score_steps: int = Field(8, ge=1, description="network evaluations a reconstruction")
-    workers: int = Field(1, ge=1, description="most actors at a time (each on a GPU where there are any)")
-    min_workers: int = Field(1, ge=1, description="actors the run begins with and never goes below")
+    score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
+    workers: int = Field(
+        1, ge=1, description="largest number of model actors at a time (each on a GPU, if there are any)"
+    )
+    min_workers: int = Field(1, ge=1, description="smallest number of model actors, with which the run begins")
     executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
     seed: int = Field(0, ge=0, description="key of the sky's noise")
     batch: int | None = Field(
@@ -37,11 +39,12 @@ class TranslationConfig(JobConfig):
     )
     patch: int = Field(
         64,
-        description="side of a patch in pixels, 64 or 128; with 128 large tiles take a third less, and a halo of 119",
+        description="side of a patch in pixels, 64 or 128; 128 saves a third of the time on large tiles, but needs a "
+        "halo of 119 pixels",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
-    retry_failed: bool = Field(False, description="do tiles again that failed or were quarantined before")
-    minutes: float | None = Field(None, gt=0, description="begin no tile after so many minutes; a rerun goes on")
+    retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")
+    minutes: float | None = Field(None, gt=0, description="begin no tile after this many minutes; a rerun continues")
 
     @property
     def sampling(self) -> Sampling:
@@ -74,20 +77,20 @@ class TranslationConfig(JobConfig):
     @classmethod
     def _known_patch(cls, patch: int) -> int:
         if patch not in PATCHES:
-            raise ValueError(f"--patch {patch} is none of {', '.join(map(str, PATCHES))}")
+            raise ValueError(f"--patch {patch} is not one of {', '.join(map(str, PATCHES))}")
         return patch
 
     @model_validator(mode="after")
     def _pool(self) -> Self:
         if self.min_workers > self.workers:
             raise ValueError(
-                f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most as many"
+                f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most that many"
             )
         return self
 
 
 class Config(TranslationConfig):
-    """Arguments of `surveybridge translate`."""
+    """Settings of `surveybridge translate`."""
 
     run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")

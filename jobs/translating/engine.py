@@ -1,4 +1,4 @@
-"""The engine of a translation: what the ledger lacks is streamed over Ray, or done here, and every receipt counted."""
+"""The engine of a translation: it does the tiles that the ledger lacks, on Ray or here, and counts every receipt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEGMENT_TILES = 1000
-"""Tiles whose ledger rows and candidates are taken together into segments while the run goes."""
+"""Number of tiles whose ledger rows and candidates are gathered into segments while the run proceeds."""
 
 REPORT_SECONDS = 10.0
 """Between two notes on the run's progress beside its lease, which `surveybridge status` reads."""
@@ -36,7 +36,7 @@ Receipts = Generator[dict[str, Any], None, None]
 
 
 class Executor(NamedTuple):
-    """Where the stages run: the receipts as they come, what is in flight, and where compactions go."""
+    """The place where the stages run: receipts as they come, items in flight, and where compactions go."""
 
     receipts: Receipts
     in_flight: Callable[[], list[dict[str, Any]]]
@@ -49,7 +49,7 @@ def translate(
     watch: Callable[[dict[str, Any]], None] = lambda receipt: None,
     model_bytes: int = 0,
 ) -> Tally:
-    """Do what the ledger lacks, under the run's lease. SIGTERM ends it early, with the tiles in flight done.
+    """Do the tiles that the ledger lacks, under the run's lease. SIGTERM ends it early, after the tiles in flight.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def translate(
         log.warning("tile %s %s", tile_id, reason)
     hidden = tally.total("failed", "quarantined", "lost") - len(tally.failures)
     if hidden > 0:
-        log.warning("and %d more; `surveybridge status --run %s` counts them by reason", hidden, config.run)
+        log.warning("and %d more; `surveybridge status --run %s` groups them by reason", hidden, config.run)
     return tally
 
 
@@ -116,7 +116,7 @@ def _work(
     tally: Tally,
     drain: threading.Event,
 ) -> None:
-    """Stream the tiles, count their receipts, and take ledger rows together as they become many."""
+    """Stream the tiles, count their receipts, and compact ledger rows as they become many."""
     from surveybridge.storage.segments import loose_tiles
 
     start = time.monotonic()
@@ -142,12 +142,12 @@ def _work(
 
 
 def _compact(folder: RunFolder, tile_ids: list[str]) -> None:
-    """Take tiles together; where that fails, on a full disk say, they stay as they are, and are read all the same."""
+    """Compact tiles; if that fails, on a full disk say, they stay as they are, and can be read all the same."""
     try:
         folder.compact(tile_ids)
     except Exception as error:
         log.warning(
-            "%s: %d tiles not compacted (%s: %s); a later run does it",
+            "%s: %d tiles were not compacted (%s: %s); a later run will do it",
             folder.url,
             len(tile_ids),
             type(error).__name__,
@@ -258,7 +258,7 @@ def _budget(minutes: float | None, tally: Tally, drain: threading.Event) -> Iter
 
 
 def _attempts(earlier: pa.Table, todo: list[str]) -> dict[str, int]:
-    """How often the tiles to do were tried before, of those that were."""
+    """Return how often the tiles to do were tried before, if they were."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""What the stages of a translation need of memory, by arithmetic."""
+"""The memory that the stages of a translation need, by arithmetic."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from surveybridge.jobs.translating.config import Config
 
 SOURCES_PER_PIXEL = 1 / 1500
-"""As many sources as memory is projected for: 240 per square arcminute of 0.1" pixels, a deep field."""
+"""Density of sources for which memory is projected: 240 per square arcminute of 0.1" pixels, a deep field."""
 
 PROCESS_BYTES = 455 << 20
-"""A worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
+"""Memory of a worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
 
 GPU_PROCESS_BYTES = 3 << 30
-"""What CUDA's context, libraries and staging buffers add to the host memory of a process with a GPU (an estimate)."""
+"""Host memory of a process with a GPU for CUDA's context, libraries and staging buffers (an estimate)."""
 
 READ_COPIES = 3.4
-"""Of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
+"""Copies of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
 
 MODEL_COPIES = 2.8
-"""Of a tile while it is translated: in Ray's block, and as arrays."""
+"""Copies of a tile while it is translated: in Ray's block, and as arrays."""
 
 CATALOG_COPIES = 3.2
-"""Of the candidates while they are made: scores, thumbnails, columns, pickled."""
+"""Copies of the candidates while they are made: scores, thumbnails, columns, pickled."""
 
 RECONSTRUCTION_COPIES = 10
-"""Of a group's reconstructions while they are compared, most of them in the jackknife."""
+"""Copies of a group's reconstructions while they are compared, most of them in the jackknife."""
 
 WRITE_COPIES = 2.1
-"""Of a result while it is written: in Ray's block, and as arrays or as the file."""
+"""Copies of a result while it is written: in Ray's block, and as arrays or as the file."""
 
 ROW_GROUP = 1024
 """Candidates that Parquet encodes at a time."""
@@ -98,7 +98,7 @@ def candidate_bytes(problem: Problem) -> int:
 
 
 def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
-    """What the model stage makes besides network and tile, at the larger of its two peaks."""
+    """Return the bytes of the model stage's arrays, without network and tile, at the larger of its two peaks."""
     from surveybridge.bridge_core.anomaly import GROUP
 
     channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes

@@ -1,4 +1,4 @@
-"""A translation that was looked at and found sound, before anything is written."""
+"""A translation that has been checked, before anything is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A translation that was looked at and found sound; nothing is written yet."""
+    """A translation that has been checked; nothing is written yet."""
 
     config: Config
     model: Model
@@ -35,12 +35,12 @@ class Request:
 
     @property
     def direction(self) -> Direction:
-        """What becomes what."""
+        """Return the direction of the translation."""
         return self.model.card.problem.direction(str(self.config.direction))
 
     @property
     def document(self) -> dict[str, Any]:
-        """What decides the result and the form of the files: the fingerprint, and a problem that is not the default."""
+        """Return what decides result and files: the fingerprint, and the problem if it is not the default."""
         table = self.model.card.problem.table
         return self.fingerprint | ({} if is_default(table) else {"problem": table})
 
@@ -51,7 +51,7 @@ class Request:
 
 
 def check(config: Config) -> Request:
-    """Read what the run is about; refuse what cannot work."""
+    """Read the inputs of the run; refuse what cannot work."""
     from surveybridge.storage.schema import SCHEMA_VERSION
     from surveybridge.storage.tiles import TileStore
 
@@ -73,11 +73,11 @@ def check(config: Config) -> Request:
 
 
 DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
-"""Settings that every run.json states; any other stands there only where it is not at its default."""
+"""Settings that every run.json states; others are stated only if they differ from their default."""
 
 
 def decisions(sampling: Sampling, scoring: Scoring) -> dict[str, Any]:
-    """What of the settings decides the pixels and scores of a run, by the keys of run.json."""
+    """Return the settings that decide the pixels and scores of a run, by the keys of run.json."""
     from surveybridge.bridge_core.settings import Sampling, Scoring
 
     found, default = _by_key(sampling, scoring), _by_key(Sampling(), Scoring())
@@ -111,7 +111,7 @@ def read_model(path: str | None) -> Model:
 
 
 def asked_direction(model: Model, config: TranslationConfig) -> Direction:
-    """The direction that is asked for; by default the one in which objects are scored, or the only one there is."""
+    """Return the direction that was asked for; by default the one in which objects are scored, or the only one."""
     problem = model.card.problem
     if config.direction is not None:
         direction = problem.direction(config.direction)
@@ -125,7 +125,7 @@ def asked_direction(model: Model, config: TranslationConfig) -> Direction:
     if problem.scored is not None:
         return problem.scored
     raise RequestError(
-        f"checkpoint {model.card.name} translates both ways; say which: "
+        f"checkpoint {model.card.name} translates both ways; choose one: "
         + " or ".join(f"--to {end.name}" for end in problem.endpoints)
     )
 
@@ -156,7 +156,7 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
 
 
 def todo_of(request: Request) -> list[str]:
-    """Tiles that the ledger lacks; refuses a run folder that `translate` would not go on with, and writes nothing."""
+    """Return the tiles that the ledger lacks; refuse a run folder that `translate` would not resume; write nothing."""
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.runs import RunFolder, pending
 
@@ -187,7 +187,7 @@ def check_halo(tile: Tile, patch: int, url: str) -> None:
 
 
 def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
-    """What the stages of this request need to know; `attempts` of the tiles that were tried before."""
+    """Return the settings of the stages; `attempts` counts earlier tries by tile."""
     from surveybridge.storage.objectstore import configured
 
     config = request.config
@@ -208,5 +208,5 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
 
 
 def threads(workers: int) -> int:
-    """Threads of a process that holds a network, of so many on a machine."""
+    """Return the threads of a process that holds a network, if there are `processes` of them on a machine."""
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers))

@@ -1,4 +1,4 @@
-"""From a tile of a store to what the model sees of it."""
+"""The model's view of a tile: one endpoint as tensors, once every image is known to fit the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
-    """One endpoint of a tile, core and halo, on a device."""
+    """Return one endpoint of a tile, core and halo, on a device."""
     import torch
 
     from surveybridge.bridge_core.translate import Scene
@@ -31,7 +31,7 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
 
 
 def check_tile(model: Model, tile: Tile) -> None:
-    """Refuse a tile with an image that the model was not trained on."""
+    """Refuse a tile with an image that does not match the data on which the model was trained."""
     card = model.card
     for name, image in tile.images.items():
         card.problem[name].check(

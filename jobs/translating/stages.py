@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from surveybridge.storage.tiles import Tile
 
 Around = Callable[[str], AbstractContextManager[None]]
-"""What goes on around the work on a tile: by default the log names it. Whoever makes the stages may put more there."""
+"""A context around the work on a tile; the default one names the tile in the log, and callers may give others."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the stages need to know, resolved: everything that decides the pixels, and where they go."""
+    """The resolved settings of the stages: everything that decides the pixels, and where they go."""
 
     store: str
     run: str
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Translation:
-    """What the model says about a tile, ready to be written; without tensors, so that the writer does without torch."""
+    """The model's results for a tile, ready to be written; without tensors, so that the writer does not need torch."""
 
     tile_id: str
     content: str
@@ -125,7 +125,7 @@ class TileTranslator:
             return self.translate(tile)
 
     def translate(self, tile: Tile) -> Translation:
-        """As a call, without its context."""
+        """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.storage.mosaics import TileMosaic
         from surveybridge.storage.tiles import core_header, tile_content

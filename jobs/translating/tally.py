@@ -1,4 +1,4 @@
-"""What came of a translation: tiles counted by status, where the time went, and the exit code that follows."""
+"""The outcome of a translation: tiles counted by status, where the time went, and the exit code that follows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGES = ("read", "model", "score", "write")
-"""Of a tile's time in the ledger; the score is part of the model's stage on Ray."""
+"""Stages with a time of their own in the ledger; on Ray the score is part of the model's stage."""
 
 FAILURES_SHOWN = 20
 
 
 @dataclass
 class Tally:
-    """What came of a run."""
+    """The outcome of a run."""
 
     todo: int
     manifest: int
@@ -53,7 +53,7 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """0 all ok; 1 tiles without even a ledger row; 3 some failed; 143 ended by SIGTERM with work left."""
+        """Return 0 if all is ok; 1 if tiles have no ledger row; 3 if some failed; 143 if SIGTERM left work to do."""
         if self.statuses["lost"]:
             return 1
         if self.drained == "SIGTERM" and sum(self.statuses.values()) < self.todo:
@@ -82,7 +82,7 @@ def tally_of(todo: list[str], manifest: pa.Table, earlier: pa.Table) -> Tally:
 
 
 def summary(url: str, tally: Tally) -> str:
-    """What was done and where the time went, for a person."""
+    """Describe what was done and where the time went, for a person."""
     done, failed = tally.total("ok"), tally.total("failed", "quarantined")
     left = tally.manifest - done - failed
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in tally.seconds.items())

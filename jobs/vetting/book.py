@@ -1,4 +1,4 @@
-"""The grades of a run in memory, as a page needs them: what counts for whom, now or at an earlier time."""
+"""The grades of a run in memory, as a page needs them: which grades count for whom, now or at an earlier time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Book:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what is in the run folder, unless that was done just now."""
+        """Read new entries from the run folder, unless that was done a moment ago."""
         with self._lock:
             if time.monotonic() - self._read_at < FRESH:
                 return
@@ -60,7 +60,7 @@ class Book:
         graded_at: datetime.datetime,
         seen: Seen | None = None,
     ) -> Row:
-        """Write an entry to the run folder, unless it is there; the row, once it is safe.
+        """Write an entry to the run folder, unless it is there already; return the row once it is safe.
 
         A page sends one entry after the other, each with its age; how long a request takes must not change their order.
         """
@@ -83,18 +83,18 @@ class Book:
         return dict(row)
 
     def of(self, grader: str, at: datetime.datetime | None = None) -> dict[str, Row]:
-        """What counts for a grader, by object; without entries that were taken back."""
+        """Return the grades that count for a grader, by object, without entries that were taken back."""
         with self._lock:
             last = {name: _last(rows, at) for name, rows in self._rows.get(grader, {}).items()}
         return {name: row for name, row in last.items() if row and (row["grade"] or row["comment"])}
 
     def graders(self) -> list[str]:
-        """Who has ever graded, by name."""
+        """Return the names of all who have ever graded."""
         with self._lock:
             return sorted(self._rows)
 
     def others(self, grader: str, object_id: str) -> list[Row]:
-        """What counts for the other graders of an object."""
+        """Return those grades of an object by other graders that count."""
         with self._lock:
             last = [_last(objects.get(object_id, []), None) for name, objects in self._rows.items() if name != grader]
         return sorted((row for row in last if row and row["grade"]), key=lambda row: row["grader"])
@@ -109,7 +109,7 @@ class Book:
         return {name for name, grades in given.items() if len(grades) > 1}
 
     def counts(self, grader: str) -> dict[str, int]:
-        """How often a grader has given each grade."""
+        """Count how often a grader has given each grade."""
         return dict(Counter(row["grade"] for row in self.of(grader).values() if row["grade"]))
 
     def latest(self) -> pa.Table:

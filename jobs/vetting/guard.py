@@ -1,4 +1,4 @@
-"""Who may talk to the page's server: requests by a trusted name, of the page itself, and elsewhere with the token."""
+"""Access to the page's server: requests by a trusted name, from the page itself, and from elsewhere with the token."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to bind to."""
+    """Return whether only this machine can reach an address to bind to."""
     if host == "localhost":
         return True
     try:
@@ -109,7 +109,7 @@ def _trusted(name: str, bound: str) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """Parts of a URL; none of what is no URL."""
+    """Return the parts of a URL; none of a text that is not a URL."""
     try:
         return urlsplit(url)
     except ValueError:

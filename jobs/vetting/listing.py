@@ -1,4 +1,4 @@
-"""Which candidates a page shows, and in which order: sort, filters and shuffle over all of them in memory."""
+"""The list of candidates on a page: sorting, filters and shuffle over all candidates in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT_LISTS = 16
 
 
 class ListRequest(BaseModel):
-    """What a page asks for; a pure function of this and of the grades until `at` gives the list."""
+    """A page's request; the list is a pure function of it and of the grades until `at`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,7 +99,7 @@ class Candidates:
         return self._lists[key]
 
     def count(self, order: NDArray[np.int32], names: Iterable[str]) -> int:
-        """How many of the objects are in a list."""
+        """Count how many of the objects are in a list."""
         return int(np.count_nonzero(self._mask(names)[order]))
 
     def _list(self, asked: ListRequest, grader: str, book: Book) -> NDArray[np.int32]:

@@ -58,7 +58,7 @@ class Pictures:
         return future
 
     def close(self) -> None:
-        """Stop; what is being read is finished, what is not begun is dropped."""
+        """Stop: finish what is being read, and drop what has not begun."""
         for pool in (self._reading, self._drawing):
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -36,7 +36,7 @@ FILES = {
     "hands.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-"""What the server gives out besides answers; nothing else is ever read for a request."""
+"""Files that the server gives out besides answers; no other file is ever read for a request."""
 
 PAGE = 240
 """Candidates in one answer, at most."""
@@ -54,7 +54,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass
 class Session:
-    """What one server serves.
+    """The state of one server.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ async def _session(request: web.Request) -> web.Response:
 
 
 def _words(problem: ProblemTable) -> dict[str, Any]:
-    """What the page calls the endpoints and their bands."""
+    """Return the page's names for the endpoints and their bands."""
     columns, ends = band_columns(problem), shown_ends(problem)
     return {
         "ends": [
@@ -180,7 +180,7 @@ def _words(problem: ProblemTable) -> dict[str, Any]:
 
 
 async def _candidates(request: web.Request) -> web.Response:
-    """A part of a list, with what the grader thinks of each, and the grader's progress."""
+    """Return a part of a list with the grader's own grades, and the grader's progress."""
     session = request.app[SESSION]
     asked = _parsed(PageRequest, request.query)
     grader = _grader(session, asked.grader)

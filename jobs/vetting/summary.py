@@ -1,4 +1,4 @@
-"""What the grades say so far: progress, agreement, purity of the top of the ranking, and the list to take away."""
+"""The state of the grading: progress, agreement, purity of the top of the ranking, and the list for export."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ratings(latest: pa.Table) -> tuple[list[str], list[str], NDArray[np.int64]]:
 
 
 def summary(candidates: pa.Table, latest: pa.Table, grader: str | None = None) -> dict[str, Any]:
-    """Everything that the page's summary shows, as JSON has it.
+    """Return everything that the page's summary shows, for JSON.
 
     Parameters
     ----------

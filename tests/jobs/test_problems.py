@@ -59,7 +59,7 @@ BAD = {
     "no images": (["--problem", "lsst-euclid"], "--image is required"),
     "nothing": ([], "--euclid is required; --lsst is required"),
     "euclid alone": (["--euclid", "a.fits"], "--lsst is required"),
-    "both ways": (["--euclid", "a.fits", "--image", "lsst.g=b.fits"], "--euclid is short for the problem lsst-euclid"),
+    "both ways": (["--euclid", "a.fits", "--image", "lsst.g=b.fits"], "--euclid is a short form for"),
     "no band": (["--image", "lsst=a.fits"], "--image lsst=a.fits: expected NAME.BAND=FILE"),
     "no file": (["--image", "lsst.g="], "--image lsst.g=: expected NAME.BAND=FILE"),
     "a band twice": (["--image", "lsst.g=a.fits", "lsst.g=b.fits"], "lsst.g is given twice"),

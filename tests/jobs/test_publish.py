@@ -85,10 +85,10 @@ def run_query(capsys, *arguments: str) -> str:
         (["--columns", "flux_z"], "unknown column(s) flux_z; known: object_id"),
         (["--sql", "SELECT flux_z FROM candidates"], "candidates has object_id"),
         (["--sql", "SELECT 1", "--box", "1,2,3,4"], "--sql is given with"),
-        (["--match", "absent.csv"], "absent.csv is not there"),
+        (["--match", "absent.csv"], "absent.csv does not exist"),
         (["--out", "found.docx"], "ends in none of .csv"),
         (["--format", "fits"], "is binary; give --out"),
-        (["--format", "table", "--out", "x.csv"], "leave one away"),
+        (["--format", "table", "--out", "x.csv"], "leave out one of them"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_exit_2_and_writes_nothing(

@@ -73,7 +73,7 @@ def test_a_file_is_named_by_its_folder_also_at_the_root():
     assert file_at("/x.csv") == (Folder("/"), "x.csv") and Folder("/").path("x.csv") == Folder("/").file_url("x.csv")
     assert Folder.at("/").path() == "/" and "proc" in Folder.at("/").names()
     assert file_at("s3://sky/x.csv", {"anon": True}) == (Folder("s3://sky", {"anon": True}), "x.csv")
-    with pytest.raises(StorageError, match=r"s3://x\.csv names no file"):
+    with pytest.raises(StorageError, match=r"s3://x\.csv does not name a file"):
         file_at("s3://x.csv")
 
 
@@ -185,7 +185,7 @@ def test_options_travel_to_a_worker_and_arguments_go_first(bucket, faulty, endpo
     [
         ({"s4": {}}, "'s4', which fsspec does not know"),
         ({"s3": {"endpoint": SECRET}}, "storage options of s3: endpoint not known"),
-        ({"s3": SECRET}, "no mapping"),
+        ({"s3": SECRET}, "not a mapping"),
     ],
 )
 def test_unknown_options_are_refused_without_their_values(options, message, no_options):

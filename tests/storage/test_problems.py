@@ -133,7 +133,7 @@ REFUSED = {
     "an unknown stretch": ({"stretch": "sqrt"}, "stretch 'sqrt' is not known"),
     "angles that add up": ({"unit": "rad", "extensive": True}, "angles do not add up"),
     "extensive that is a word": ({"extensive": "yes"}, "extensive 'yes'"),
-    "colours of a band it lacks": ({"rgb": ["w", "w", "v"]}, "rgb band 'v' is none of its bands u,w"),
+    "colours of a band it lacks": ({"rgb": ["w", "w", "v"]}, "rgb band 'v' is not one of its bands u,w"),
     "two colours": ({"rgb": ["w", "u"]}, "give three bands"),
     "an empty title": ({"title": " "}, "title ' '"),
 }
@@ -153,10 +153,10 @@ def test_a_bad_endpoint_is_refused_in_one_line(tmp_path, case):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"endpoints": []}, "0 endpoints, a bridge has 2"),
+        ({"endpoints": []}, "0 endpoints, but a bridge has 2"),
         ({"endpoints": None}, "0 endpoints"),
-        ({"catalog": "nose"}, "catalog 'nose' is no endpoint; give sky or eye"),
-        ({"wanted": "nose"}, "wanted 'nose' is no endpoint"),
+        ({"catalog": "nose"}, "catalog 'nose' is not an endpoint; give sky or eye"),
+        ({"wanted": "nose"}, "wanted 'nose' is not an endpoint"),
         ({"catalogue": "eye"}, "unknown key 'catalogue'; did you mean catalog"),
         ({"name": "a b"}, "name 'a b'"),
         ({"objective": {"sigma_data": 0.3}}, "log_sigma_mean None"),

@@ -159,7 +159,7 @@ def test_what_is_not_ours_is_refused(tmp_path):
     with pytest.raises(StorageError, match="not directly below"):
         publish(Folder.at(tmp_path / "elsewhere"), make_run(root), make_manifest(t0="x", t1="y"), TWO)
     (tmp_path / "published.json").write_text('{"our": "papers"}')
-    with pytest.raises(StorageError, match=r"published\.json is not of SurveyBridge"):
+    with pytest.raises(StorageError, match=r"published\.json was not written by SurveyBridge"):
         published(root)
     newer = {"format": "surveybridge-published", "format_version": 99}
     (tmp_path / "published.json").write_text(json.dumps(newer))

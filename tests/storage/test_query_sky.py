@@ -256,11 +256,11 @@ def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
     (tmp_path / "d.csv.gz").write_text("ra,dec\n1,2\n")
     for file, complaint in (
         ("a.csv", "has no columns ra and dec; name two of: x, y"),
-        ("b.csv", "column ra holds no degrees"),
+        ("b.csv", "column ra does not hold degrees"),
         ("c.csv", "reach beyond 360 and 90"),
         ("d.fits", "is no fits table"),
         ("d.csv.gz", "is no ascii.csv table"),
-        ("e.csv", "is not there"),
+        ("e.csv", "does not exist"),
         ("f.docx", "give a catalog in one of .csv"),
     ):
         with pytest.raises(StorageError, match=complaint) as error:

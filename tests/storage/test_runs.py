@@ -350,7 +350,7 @@ def test_something_else_is_not_a_run_folder(tmp_path):
     with pytest.raises(StorageError, match=r"neither empty nor a run folder"):
         RunFolder.open_or_create(tmp_path, RUN)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(StorageError, match=r"run\.json is not of a SurveyBridge run"):
+    with pytest.raises(StorageError, match=r"run\.json was not written by a SurveyBridge run"):
         RunFolder.open(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(StorageError, match=r"run\.json is not JSON"):
