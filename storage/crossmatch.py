@@ -153,7 +153,7 @@ def _read(where: str, storage_options: Mapping[str, Any] | None) -> Table:
             return Table.read(io.BytesIO(data), format=FORMATS[ending])
     except Exception as error:  # whatever a damaged file makes a parser raise
         said = " ".join(str(error).split())
-        raise StorageError(f"{where} is not a {FORMATS[ending]} table: {said[:200]}") from error
+        raise StorageError(f"{where} cannot be read as {FORMATS[ending]}: {said[:200]}") from error
 
 
 def _position(table: Table, position: Sequence[str] | None, where: object) -> tuple[str, str]:

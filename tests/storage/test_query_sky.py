@@ -258,8 +258,8 @@ def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
         ("a.csv", "has no columns ra and dec; name two of: x, y"),
         ("b.csv", "column ra does not hold degrees"),
         ("c.csv", "reach beyond 360 and 90"),
-        ("d.fits", "is no fits table"),
-        ("d.csv.gz", "is no ascii.csv table"),
+        ("d.fits", "cannot be read as fits"),
+        ("d.csv.gz", "cannot be read as ascii.csv"),
         ("e.csv", "does not exist"),
         ("f.docx", "give a catalog in one of .csv"),
     ):
