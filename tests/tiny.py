@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ SEEING = {"lsst": 7.3, "euclid": 1.6}
 def fitted(end: Endpoint) -> Endpoint:
     """An end of the default problem as a checkpoint on Euclid's grid has it."""
     return replace(end, pixel_scale=0.1, stretch=Stretch({band: 2 * SIGMA[band] for band in end.bands}))
+
+
+def problem_with(**changes: Mapping[str, Any]) -> Problem:
+    """The problem of the tiny checkpoint with some ends changed, as ``lsst={"pixel_scale": 0.3}``."""
+    return PROBLEM.with_endpoints([replace(fitted(end), **changes.get(end.name, {})) for end in PROBLEM.endpoints])
 
 
 def write_checkpoint(folder: Path, name: str = "tiny", *, seed: int = 0, **card: Any) -> str:

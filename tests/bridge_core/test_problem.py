@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_what_is_no_problem_is_refused_in_one_line(make, said):
 def test_a_problem_is_what_its_table_and_its_card_say():
     sky = Endpoint("sky", ("u", "w"), 0.25, title="The sky", rgb=("w", "u", "u"), stretch=Stretch({"u": 1.0, "w": 2.0}))
     problem = Problem("p", (sky, DENSITY), wanted="density", objective={"sigma_data": 0.4})
-    assert Problem.from_table(json.loads(json.dumps(problem.card))) == problem
+    titled = replace(problem, endpoints=(sky, replace(DENSITY, title="density")))  # a name stands in for a title
+    assert Problem.from_table(json.loads(json.dumps(problem.card))) == titled
     bare = Problem.from_table(problem.table)
     assert [end.stretch for end in bare.endpoints] == [None, None]
     assert bare["density"].kind == "log10" and bare["density"].extensive is False

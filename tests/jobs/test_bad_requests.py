@@ -71,19 +71,23 @@ def test_ingest_refuses(tmp_path, capsys, case, said):
 
 
 def without_lsst(tile):
-    return replace(tile, lsst=None)
+    return replace(tile, images={"euclid": tile.images["euclid"]})
 
 
 def translate_request(case: str, folder, store: str, checkpoint: str) -> tuple[str, str, list[str]]:
     """Store, checkpoint and further arguments with one thing wrong."""
-    native = {"lsst": 0.2, "euclid": 0.1}
+    native = tiny.problem_with(lsst={"pixel_scale": 0.2})
     match case:
         case "cutout grid":
-            return store, tiny.write_checkpoint(folder, "stamps", grid="cutout", pixel_scale=native), []
+            return store, tiny.write_checkpoint(folder, "stamps", grid="cutout", problem=native), []
         case "pixel scale":
-            return store, tiny.write_checkpoint(folder, "coarse", pixel_scale=native), []
+            return store, tiny.write_checkpoint(folder, "coarse", problem=native), []
         case "bands":
-            return store, tiny.write_checkpoint(folder, "rgb", bands={"lsst": ("i", "r", "g"), "euclid": ("VIS",)}), []
+            return (
+                store,
+                tiny.write_checkpoint(folder, "rgb", problem=tiny.problem_with(lsst={"bands": ("i", "r", "g")})),
+                [],
+            )
         case "not a store":
             (folder / "thesis.tex").write_text("years of work")
             return str(folder), checkpoint, []

@@ -200,7 +200,7 @@ def test_out_that_is_a_file_is_refused(stores, tmp_path, capsys):
 
 
 def test_a_checkpoint_for_other_pixels_is_refused(stores, tmp_path, capsys):
-    coarse = tiny.write_checkpoint(tmp_path, "coarse", pixel_scale={"lsst": 0.3, "euclid": 0.1})
+    coarse = tiny.write_checkpoint(tmp_path, "coarse", problem=tiny.problem_with(lsst={"pixel_scale": 0.3}))
     assert evaluate(stores, tmp_path / "out", "--checkpoint", coarse) == 2
     assert 'lsst pixel scale 0.100" on the mosaic grid but checkpoint coarse expects 0.300"' in capsys.readouterr().err
 
