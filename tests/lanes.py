@@ -1,7 +1,8 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
-A lane is a process of pytest, with workers of its own where files can share the work. Every test is in one lane. The
-lane `alone` measures time or memory, and runs when all others have ended. What follows -- goes to pytest.
+A lane is a process of pytest, with workers of its own where files can share the work. Every test is in one lane. Lanes
+run in turns, those of a turn side by side: more of them on two cores make clusters and servers miss their deadlines.
+The lane `alone` measures time or memory, and has the last turn. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Lane:
 
     tests: str
     """Which, in words."""
+    turn: int
+    """Lanes of one turn run side by side, and the turns one after the other."""
     workers: int = 1
     """Processes that share its files."""
     niceness: int = 0
@@ -34,11 +37,11 @@ class Lane:
 
 
 LANES = {
-    "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
-    "ray": Lane("on a Ray cluster that is there already", workers=2),
-    "slow": Lane("above 20 s: processes, clusters of their own, browsers", workers=2),
-    "fast": Lane("all others, which share nothing", workers=2, niceness=5),
-    "alone": Lane("of time and memory, with nothing beside them"),
+    "fast": Lane("all others, which share nothing", 1, workers=2, niceness=5),
+    "ray": Lane("on a Ray cluster that is there already", 1),
+    "slow": Lane("above 20 s: processes, clusters of their own, browsers", 2, workers=2),
+    "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills", 3),
+    "alone": Lane("of time and memory, with nothing beside them", 4),
 }
 
 
@@ -152,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun, ended = time.monotonic(), []
     print(f"lanes: {', '.join(lanes)}; each is shown when it has ended", flush=True)
     with TemporaryDirectory(prefix="lanes") as folder:
-        for together in ([lane for lane in lanes if lane != "alone"], [lane for lane in lanes if lane == "alone"]):
+        for turn in sorted({LANES[lane].turn for lane in lanes}):
+            together = [lane for lane in lanes if LANES[lane].turn == turn]
             for run in as_they_end([start(lane, more, Path(folder)) for lane in together]):
                 print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
                 ended.append(run)

@@ -109,4 +109,4 @@ def test_a_lane_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quick"])
     assert caught.value.code == 2
-    assert "no lane quick: there are drills, ray, slow, fast, alone" in capsys.readouterr().err
+    assert "no lane quick: there are fast, ray, slow, drills, alone" in capsys.readouterr().err
