@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -345,7 +346,7 @@ def test_a_request_that_cannot_be_done_is_refused_with_nothing_written(run, tmp_
 
 def test_samples_of_a_tile_that_was_ingested_anew_are_refused(run, tmp_path, capsys):
     other = tmp_path / "tiles"
-    tiny.write_store(other, tile_size=TILE, edit=lambda tile: type(tile)(**{**tile.__dict__, "euclid": None}))
+    tiny.write_store(other, tile_size=TILE, edit=lambda tile: replace(tile, images={"lsst": tile.images["lsst"]}))
     changed = tmp_path / "run"
     shutil.copytree(run, changed)
     Folder.at(changed).put_json({**RunFolder.open(run).run_json, "store": str(other)}, "run.json")

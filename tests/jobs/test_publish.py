@@ -74,7 +74,7 @@ def run_query(capsys, *arguments: str) -> str:
     "arguments, complaint",
     [
         (["--cone", "1,99,1"], "cone dec 99"),
-        (["--box", "1,2,3"], "--box 1 2 3: more values"),
+        (["--box", "1,2,3"], "--box 1 2 3: more than 3 values"),
         (["--box", "1,2,5,3"], "DECMIN 5 and DECMAX 3"),
         (["--moc", "somewhere"], "neither a file in FITS"),
         (["--cone", "1,2,3", "--moc", "3/4"], "--cone and --moc are given"),

@@ -403,7 +403,7 @@ def test_fits_says_unit_and_bands_of_the_mosaic(tmp_path):
 def test_tiles_of_different_units_are_not_stitched(tmp_path):
     run = other_run(tmp_path, problem(tmp_path, "clouds"), tiles=("a",))
     mean, std, coverage = make_planes((100, 130))
-    run.write_mosaic("b", make_header(0, 130), ["nH"], mean, std, coverage, (0, 130), "grid", "m-3")
+    run.write_mosaic(TileMosaic("b", make_header(0, 130), ("nH",), mean, std, coverage, (0, 130), "grid", "m-3"))
     run.commit({"tile_id": "b", "status": "ok"})
     with pytest.raises(StorageError, match="in cm-3 and m-3"):
         run.read_mosaic()
