@@ -172,7 +172,7 @@ class BlockJudge:
             noises = [stated[band] if math.isfinite(stated[band]) else display.softening[band] / 3 for band in bands]
             sigma = torch.tensor(noises)
             columns |= morphology(samples, truth, sigma, scale)
-            named = {"object_id": block.ids, "direction": [str(direction)] * len(truth)}
+            named: dict[str, list[Any]] = {"object_id": block.ids, "direction": [str(direction)] * len(truth)}
             for label in (name for name in schema.names if name.startswith("blended_")):
                 named[label] = [row.get(label) for row in block.labels]
             image_rows.append(_table(named | columns))
