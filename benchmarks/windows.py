@@ -55,6 +55,8 @@ def main() -> None:
     store = TileStore.open(arguments.store)
     tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
     tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= 32][: arguments.tiles]
+    if not tiles:
+        parser.error(f"no tile of {arguments.store} has both endpoints and a halo of 32 pixels on every side")
     rows: list[dict[str, Any]] = []
     for direction in model.card.problem.directions[::-1]:
         print(f"{direction}, {len(tiles)} tiles, core {tiles[0].core}, K = {arguments.samples}")
@@ -65,6 +67,7 @@ def main() -> None:
     if arguments.out:
         settings = {name: getattr(arguments, name) for name in ("tiles", "samples", "rounds", "threads")}
         document = {"checkpoint": model.card.name, "settings": settings, "rows": rows}
+        arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
