@@ -24,6 +24,7 @@ from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 from tests.problems.skies import HERE, Band, blob_pairs, cloud_pairs, write_field, write_pairs
 from tests.storage.fits_files import tan_wcs, write_survey_file
+from tests.storage.problem_files import SKY_EYE
 from tests.tiny import files_of
 
 pytestmark = pytest.mark.slow
@@ -293,22 +294,6 @@ def test_the_other_way_is_refused(clouds, capsys):
 
 
 # ---- bad problems: exit 2 and one line
-
-
-SKY_EYE = """
-name = "sky-eye"
-catalog = "eye"
-
-[[endpoints]]
-name = "sky"
-bands = ["u", "w"]
-pixel_scale = 0.25
-
-[[endpoints]]
-name = "eye"
-bands = ["broad"]
-pixel_scale = 0.08
-"""
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,22 @@ unit = "cm-3"
 
 TEXTS = {"hsc-hst": HSC_HST, "rubin-euclid": RUBIN_EUCLID, "clouds": CLOUDS}
 
+SKY_EYE = """
+name = "sky-eye"
+catalog = "eye"
+
+[[endpoints]]
+name = "sky"
+bands = ["u", "w"]
+pixel_scale = 0.25
+
+[[endpoints]]
+name = "eye"
+bands = ["broad"]
+pixel_scale = 0.08
+"""
+"""The least that a file must say, for tests of what is filled in and what is refused."""
+
 SKY = np.array([[60.0, 70.0], [30.0, 100.0], [100.0, 40.0]])
 """(y, x) of sources on a grid of 140 x 150 pixels of 0.1 arcsec."""
 

@@ -19,22 +19,7 @@ from surveybridge.storage.problems import (
     shipped_problems,
     shown_ends,
 )
-from tests.storage.problem_files import HSC_HST, TEXTS, problem, write_problem
-
-SKY_EYE = """
-name = "sky-eye"
-catalog = "eye"
-
-[[endpoints]]
-name = "sky"
-bands = ["u", "w"]
-pixel_scale = 0.25
-
-[[endpoints]]
-name = "eye"
-bands = ["broad"]
-pixel_scale = 0.08
-"""
+from tests.storage.problem_files import HSC_HST, SKY_EYE, TEXTS, problem, write_problem
 
 
 def test_the_default_problem_ships_and_is_lsst_and_euclid():
