@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -259,11 +259,9 @@ class Problem:
     def from_table(cls, table: Mapping[str, Any]) -> Problem:
         """Read the plain form of a problem, from a file, a run folder or a card."""
         endpoints = tuple(Endpoint.from_table(end) for end in table["endpoints"])
-        if len(endpoints) != 2:
-            raise BridgeError(f"problem {table['name']} has {len(endpoints)} endpoints; a bridge has 2")
         return cls(
             name=table["name"],
-            endpoints=endpoints,
+            endpoints=cast("tuple[Endpoint, Endpoint]", endpoints),  # counted by __post_init__
             catalog=table.get("catalog"),
             wanted=table.get("wanted"),
             objective=dict(table.get("objective") or {}),

@@ -208,5 +208,5 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
 
 
 def threads(workers: int) -> int:
-    """Return the threads of a process that holds a network, if there are `processes` of them on a machine."""
+    """Return the threads of a process that holds a network, if there are `workers` of them on a machine."""
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers))
