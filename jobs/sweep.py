@@ -81,9 +81,15 @@ def run(config: Config) -> int:
 def _request(config: Config, root: Folder) -> Request:
     """Return the translation that this sweep amounts to."""
     from surveybridge.jobs.translating.request import check
+    from surveybridge.storage.schema import RESUMED_VERSIONS
 
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
+    for version in reversed(RESUMED_VERSIONS):  # what an earlier version of this code has begun is gone on with
+        begun = request.of_version(version)
+        if root.exists(begun.run_id, "run.json"):
+            request = begun
+            break
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
     return dataclasses.replace(request, config=where)
 

@@ -35,7 +35,7 @@ from surveybridge.storage.hats import property_file, read_partitions, read_prope
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import read_parquet
 from surveybridge.storage.problems import ProblemTable, stated_problem
-from surveybridge.storage.schema import catalog_schema
+from surveybridge.storage.schema import CATALOG_LEDGER, catalog_schema, conform
 
 FORMAT = "surveybridge-catalog"
 FORMAT_VERSION = 1
@@ -124,11 +124,11 @@ class Catalog:
 
     def best(self) -> pa.Table:
         """The first `BEST` rows by rank."""
-        return read_parquet(self.folder.read("best.parquet"))
+        return conform(read_parquet(self.folder.read("best.parquet")), self.schema, "best.parquet")
 
     def ledger(self) -> pa.Table:
         """Ledger rows of its tiles, schema `CATALOG_LEDGER`."""
-        return read_parquet(self.folder.read("ledger.parquet"))
+        return conform(read_parquet(self.folder.read("ledger.parquet")), CATALOG_LEDGER, "ledger.parquet")
 
 
 class Pointer(NamedTuple):

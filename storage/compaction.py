@@ -20,8 +20,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from surveybridge.storage.objectstore import Folder, check_name
-from surveybridge.storage.parquet import parquet_bytes, parquet_writer, read_parquet, row_group_size, string_lengths
-from surveybridge.storage.schema import LEDGER, conform
+from surveybridge.storage.parquet import (
+    parquet_bytes,
+    parquet_writer,
+    read_parquet,
+    row_group_size,
+    string_lengths,
+    texts,
+)
+from surveybridge.storage.schema import RunSchemas, conform
 from surveybridge.storage.segments import (
     CANDIDATES_SEGMENTS,
     LEDGER_SEGMENTS,
@@ -48,7 +55,7 @@ _READ_AT_ONCE = 8
 """Candidates files of tiles that are fetched together."""
 
 
-def compact(folder: Folder, tile_ids: Iterable[str], schema: pa.Schema | None) -> int:
+def compact(folder: Folder, tile_ids: Iterable[str], schemas: RunSchemas) -> int:
     """Move rows and candidates of tiles into segments; tiles that have no row of their own are passed over.
 
     Parameters
@@ -57,8 +64,8 @@ def compact(folder: Folder, tile_ids: Iterable[str], schema: pa.Schema | None) -
         The run folder; the caller holds its lease.
     tile_ids : iterable of str
         Tiles that no worker has in flight.
-    schema : pyarrow.Schema or None
-        Of the run's candidates; None where it makes maps only.
+    schemas : RunSchemas
+        Of the files that the run writes.
 
     Returns
     -------
@@ -66,25 +73,25 @@ def compact(folder: Folder, tile_ids: Iterable[str], schema: pa.Schema | None) -
         Tiles that were moved.
     """
     files = [f"ledger/{check_name(tile, 'tile id')}.parquet" for tile in sorted(set(tile_ids))]
-    rows = list(read_files(folder, files, LEDGER).values())
+    rows = list(read_files(folder, files, schemas.ledger).values())
     moved = 0
     batch: list[pa.Table] = []
     parts: list[bytes] = []
     for row, data in _with_candidates(folder, rows):
         if parts and sum(map(len, parts)) + len(data or b"") > SEGMENT_BYTES:
-            moved += _write_segment(folder, batch, parts, schema)
+            moved += _write_segment(folder, batch, parts, schemas)
             batch, parts = [], []
         batch.append(row)
         if data is not None:
             parts.append(data)
         del data
     if batch:
-        moved += _write_segment(folder, batch, parts, schema)
-    _merge_levels(folder)
+        moved += _write_segment(folder, batch, parts, schemas)
+    _merge_levels(folder, schemas)
     return moved
 
 
-def tidy(folder: Folder, schema: pa.Schema | None) -> None:
+def tidy(folder: Folder, schemas: RunSchemas) -> None:
     """Leave every row that counts exactly once on disk, and nothing else.
 
     Removes what a killed compaction left, rewrites segments that hold rows of tiles done again since, and merges
@@ -94,8 +101,8 @@ def tidy(folder: Folder, schema: pa.Schema | None) -> None:
     ----------
     folder : Folder
         The run folder; the caller holds its lease, and no tile is in flight.
-    schema : pyarrow.Schema or None
-        Of the run's candidates; None where it makes maps only.
+    schemas : RunSchemas
+        Of the files that the run writes.
     """
     rows = read_rows(folder, ["status"])
     # Candidates are listed after the ledger: a row's candidates are written before it.
@@ -107,13 +114,15 @@ def tidy(folder: Folder, schema: pa.Schema | None) -> None:
     keep[np.flatnonzero(whole)[rows.select(whole).current()]] = True
 
     renamed = {
-        file: _rewrite_candidates(folder, file, stale, schema)
+        file: _rewrite_candidates(folder, file, stale, schemas)
         for file, stale in rows.select(whole).candidates_files().items()
         if stale
     }
     moves = pc.is_in(path, pa.array(list(renamed), pa.string())).to_numpy(zero_copy_only=False)
     changed = {rows.files[i]: keep[rows.source == i] for i in np.unique(rows.source[~keep | moves])}
-    written = {_rewrite_rows(folder, file, rest, renamed) for file, rest in changed.items() if in_segment(file)}
+    written = {
+        _rewrite_rows(folder, file, rest, renamed, schemas) for file, rest in changed.items() if in_segment(file)
+    }
     folder.delete_many([file for file in changed if file not in written])  # one killed before may have written it
 
     tiles, path = (column.to_pylist() for column in rows.table.filter(keep).select(["tile_id", "candidates_path"]))
@@ -122,7 +131,7 @@ def tidy(folder: Folder, schema: pa.Schema | None) -> None:
     # Candidates of a tile without any row are left alone: the process that does the tile will write them again.
     left = [file for file in segments if file not in used] + [file for file in loose if file in known - used]
     folder.delete_many(left)
-    _merge_levels(folder)
+    _merge_levels(folder, schemas)
 
 
 def _with_candidates(folder: Folder, rows: Sequence[pa.Table]) -> Iterator[tuple[pa.Table, bytes | None]]:
@@ -154,13 +163,13 @@ def _whole(folder: Folder, tile: pa.Array, path: pa.Array, files: set[str]) -> N
     return np.asarray(pc.or_(present, pc.invert(pc.is_in(tile, others))).to_numpy(zero_copy_only=False))
 
 
-def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes], schema: pa.Schema | None) -> int:
+def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes], schemas: RunSchemas) -> int:
     """Write candidates, then ledger rows that name them, then remove what they replace."""
     table = pa.concat_tables(rows).combine_chunks()
     path = table["candidates_path"].combine_chunks()
     if parts:
         name = f"{CANDIDATES_SEGMENTS}/{_name(table)}.parquet"
-        folder.put(_join_candidates(parts, schema), name)
+        folder.put(_join_candidates(parts, schemas), name)
         table = _with_paths(table, {old: name for old in path.drop_null().to_pylist()})
     _put_rows(folder, table, level=0)
     folder.delete_many([f"ledger/{tile}.parquet" for tile in table["tile_id"].to_pylist()])
@@ -168,11 +177,11 @@ def _write_segment(folder: Folder, rows: Sequence[pa.Table], parts: list[bytes],
     return int(table.num_rows)
 
 
-def _join_candidates(parts: list[bytes], schema: pa.Schema | None, stale: Sequence[str] = ()) -> bytes:
+def _join_candidates(parts: list[bytes], schemas: RunSchemas, stale: Sequence[str] = ()) -> bytes:
     """One VOParquet file of several (which are dropped from `parts` on the way), without the rows of stale tiles."""
+    schema = schemas.candidates
     assert schema is not None, "a run that makes maps only has no candidates files"
-    texts = [field.name for field in schema if pa.types.is_string(field.type)]
-    lengths = string_lengths(read_parquet(data, texts) for data in parts)
+    lengths = string_lengths(read_parquet(data, texts(schema)) for data in parts)
     with tempfile.TemporaryFile() as sink:
         with parquet_writer(sink, schema, lengths) as writer:
             while parts:
@@ -187,21 +196,23 @@ def _join_candidates(parts: list[bytes], schema: pa.Schema | None, stale: Sequen
         return sink.read()
 
 
-def _rewrite_candidates(folder: Folder, file: str, stale: Sequence[str], schema: pa.Schema | None) -> str:
+def _rewrite_candidates(folder: Folder, file: str, stale: Sequence[str], schemas: RunSchemas) -> str:
     """Write a candidates segment again without the rows of some tiles; returns the new name."""
     digest = hashlib.sha256(repr((file, list(stale))).encode()).hexdigest()[:20]
     name = f"{CANDIDATES_SEGMENTS}/{digest}.parquet"
-    folder.put(_join_candidates([folder.read(file)], schema, stale), name)
+    folder.put(_join_candidates([folder.read(file)], schemas, stale), name)
     return name
 
 
-def _rewrite_rows(folder: Folder, file: str, keep: NDArray[np.bool_], renamed: Mapping[str, str]) -> str | None:
+def _rewrite_rows(
+    folder: Folder, file: str, keep: NDArray[np.bool_], renamed: Mapping[str, str], schemas: RunSchemas
+) -> str | None:
     """Write a ledger segment again with the rows that count and the new names of their candidates; its new name."""
-    table = conform(read_parquet(folder.read(file)), LEDGER, file).filter(pa.array(keep))
+    table = conform(read_parquet(folder.read(file)), schemas.ledger, file).filter(pa.array(keep))
     return _put_rows(folder, _with_paths(table, renamed), level=_level(file)) if table.num_rows else None
 
 
-def _merge_levels(folder: Folder) -> None:
+def _merge_levels(folder: Folder, schemas: RunSchemas) -> None:
     """Merge ledger segments of one level into few of the next, as long as there are many of a level."""
     levels: dict[int, list[str]] = defaultdict(list)
     for file in ledger_segments(folder):
@@ -211,7 +222,9 @@ def _merge_levels(folder: Folder) -> None:
         files = levels[level]
         for group in _packed(files) if len(files) >= FAN_IN else []:
             if len(group) > 1:
-                tables = [conform(read_parquet(data), LEDGER, "ledger rows") for data in folder.read_many(group)]
+                tables = [
+                    conform(read_parquet(data), schemas.ledger, "ledger rows") for data in folder.read_many(group)
+                ]
                 merged = pa.concat_tables(tables).combine_chunks()
                 levels[level + 1].append(_put_rows(folder, merged.sort_by("tile_id"), level + 1))
                 folder.delete_many(group)
@@ -252,6 +265,6 @@ def _name(table: pa.Table) -> str:
 
 def _with_paths(table: pa.Table, renamed: Mapping[str, str]) -> pa.Table:
     """Ledger rows whose candidates lie elsewhere now."""
-    index = LEDGER.get_field_index("candidates_path")
+    index = table.schema.get_field_index("candidates_path")
     paths: list[Any] = [renamed.get(path, path) for path in table["candidates_path"].to_pylist()]
-    return table.set_column(index, LEDGER.field(index), pa.array(paths, pa.string()))
+    return table.set_column(index, table.schema.field(index), pa.array(paths, pa.string()))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from surveybridge.storage.schema import SCHEMA_VERSION
+from surveybridge.storage.schema import SCHEMA_VERSION, VERSION_KEY
 
 _VOTABLE_TYPES = {
     pa.string(): "unicodeChar",
@@ -58,13 +58,14 @@ def parquet_writer(
     sink : file object
         Binary.
     schema : pyarrow.Schema
-        Of `storage.schema`.
+        Of `storage.schema`; the footer states its version.
     lengths : mapping of str to int, optional
         Longest text of each string column (`string_lengths`): adds the VOParquet header.
     metadata : mapping of str to str
         Further footer entries.
     """
-    footer = {"surveybridge.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+    version = (schema.metadata or {}).get(VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
+    footer = {VERSION_KEY.decode(): version, **(metadata or {})}
     if lengths is not None:
         footer |= {f"table::len::{name}": str(length) for name, length in lengths.items()}
         footer["IVOA.VOTable-Parquet.version"] = "1.0"
@@ -74,7 +75,7 @@ def parquet_writer(
         sink,
         schema.with_metadata(dict(sorted(footer.items()))),
         compression="zstd",
-        use_dictionary=_texts(schema) or False,
+        use_dictionary=texts(schema) or False,
         use_byte_stream_split=floats or False,
     )
 
@@ -96,7 +97,7 @@ def string_lengths(tables: Iterable[pa.Table]) -> dict[str, int]:
     """Longest text of each string column over some tables; 1 where there is none."""
     lengths: dict[str, int] = {}
     for table in tables:
-        for name in _texts(table.schema):
+        for name in texts(table.schema):
             longest = pc.max(pc.utf8_length(table.column(name))).as_py() or 1
             lengths[name] = max(lengths.get(name, 1), longest)
     return lengths
@@ -133,7 +134,8 @@ def votable_header(schema: pa.Schema, string_lengths: Mapping[str, int]) -> str:
     )
 
 
-def _texts(schema: pa.Schema) -> list[str]:
+def texts(schema: pa.Schema) -> list[str]:
+    """Names of the columns of text."""
     return [field.name for field in schema if pa.types.is_string(field.type)]
 
 

@@ -38,7 +38,7 @@ from surveybridge.storage.catalogs import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
-from surveybridge.storage.parquet import parquet_bytes, string_lengths
+from surveybridge.storage.parquet import parquet_bytes, string_lengths, texts
 from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
 from surveybridge.storage.regions import Coverage
 from surveybridge.storage.runs import READ_TRIES, RunFolder
@@ -50,7 +50,8 @@ PARTITION_ROWS = 250_000
 CHUNKS = 8
 """A partition is read from about so many chunks, and the chunks that its border cuts."""
 
-_INDEXED = ("object_id", "_healpix_29", "score", "tile_id", "model_id", "run_id")
+_INDEXED = ("_healpix_29", "score")
+"""Numbers that the first pass reads; of texts it reads all, for their lengths."""
 
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Applies a function to items and gives the results in their order: `map`, or one that does it on other machines."""
@@ -265,7 +266,7 @@ def _write_snapshot(
 
 def _indexed(chunk: Chunk, moc: Coverage | None) -> tuple[pa.Table, dict[str, int]]:
     """Return the columns of a chunk that the index keeps, and the longest text of each column."""
-    table = chunk.read(_INDEXED)
+    table = chunk.read([*texts(chunk.schema), *_INDEXED])
     if moc is not None:
         table = table.filter(pa.array(moc.holds(table["_healpix_29"].to_numpy())))
     return table, string_lengths([table])

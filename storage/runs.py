@@ -33,9 +33,12 @@ from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
 from surveybridge.storage.schema import (
     LEDGER,
+    RESUMED_VERSIONS,
     SCHEMA_VERSION,
+    RunSchemas,
     candidates_schema,
     conform,
+    ledger_schema,
     table_from_rows,
     thumbnail_names,
 )
@@ -104,8 +107,25 @@ class RunFolder:
         return self.problem["catalog"] is None
 
     @property
+    def version(self) -> int:
+        """Schema version of the files that the run writes."""
+        return int(self.run_json["fingerprint"]["code_schema_version"])
+
+    @property
+    def written(self) -> RunSchemas:
+        """Schemas of the files that the run writes, which follow from its version."""
+        candidates = None if self.maps_only else candidates_schema(self.problem, self.version)
+        return RunSchemas(ledger_schema(self.version), candidates)
+
+    @property
     def candidates_schema(self) -> pa.Schema:
-        """Schema of the run's candidates; StorageError if it makes maps only."""
+        """Schema of the candidates as they are read, of today's version: columns that the run lacks are null.
+
+        Raises
+        ------
+        StorageError
+            If the run makes maps only.
+        """
         if self.maps_only:
             raise StorageError(
                 f"run {self.url} makes maps only: problem {self.problem['name']} names no catalog end, so there are no "
@@ -124,8 +144,8 @@ class RunFolder:
         url : str
             Local path or s3:// URL: empty, absent, or a run folder.
         run_json : mapping
-            What runs; must have every key of `FINGERPRINT_KEYS` (the version and `LATER_KEYS` are filled in). Secrets
-            are left out of the file, and `problem` where it is the default one.
+            What runs; must have every key of `FINGERPRINT_KEYS` (the version, today's, and `LATER_KEYS` are filled in).
+            Secrets are left out of the file, and `problem` where it is the default one.
         storage_options : mapping, optional
             Arguments of the fsspec filesystem; never stored.
 
@@ -153,12 +173,12 @@ class RunFolder:
             return cls.open_or_create(url, run_json, storage_options)  # another driver was faster
         wanted = json.loads(json.dumps(document["fingerprint"]))  # tuples and the like in the form that JSON gives them
         version = existing["fingerprint"].get("code_schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in RESUMED_VERSIONS:
             raise StorageError(
-                f"run folder {folder.url} has schema version {version} but this program writes {SCHEMA_VERSION}: it is "
-                "readable but cannot be resumed; give another --run URL"
+                f"run folder {folder.url} has schema version {version} but this program writes "
+                f"{', '.join(map(str, RESUMED_VERSIONS))}: it is readable but cannot be resumed; give another --run URL"
             )
-        for key in FINGERPRINT_KEYS:
+        for key in FINGERPRINT_KEYS[1:]:  # a run keeps its version
             if (found := existing["fingerprint"].get(key, LATER_KEYS.get(key))) != wanted[key]:
                 raise StorageError(
                     f"run folder {folder.url} has {key} {found!r} but this run has "
@@ -191,18 +211,21 @@ class RunFolder:
             The tile.
         table : pyarrow.Table
             Columns of `candidates_schema`, in any order, at least object_id, ra, dec; `tile_id` and `_healpix_29` are
-            filled in, other columns that lack become null (thumbnails NaN).
+            filled in, other columns that lack become null (thumbnails NaN). A run of an earlier version leaves out
+            the columns that it does not have.
         """
         if self.maps_only and table.num_rows == 0:
             return
-        schema = self.candidates_schema
+        known, schema = self.candidates_schema, self.written.candidates
+        assert schema is not None, "without candidates `candidates_schema` has raised"
         what = f"candidates of tile {tile_id}"
         if "tile_id" not in table.column_names:
             table = table.append_column("tile_id", pa.array([tile_id] * table.num_rows, pa.string()))
         if "_healpix_29" not in table.column_names and {"ra", "dec"} <= set(table.column_names):
             indices = healpix_29(table["ra"].to_numpy(), table["dec"].to_numpy())
             table = table.append_column("_healpix_29", pa.array(indices, pa.int64()))
-        table = conform(table, schema, what)
+        later = {*known.names} - {*schema.names}
+        table = conform(table.drop_columns([name for name in table.column_names if name in later]), schema, what)
         for name in ("object_id", "ra", "dec", "_healpix_29", "tile_id", *thumbnail_names(schema)):
             if table[name].null_count:
                 raise StorageError(
@@ -218,13 +241,14 @@ class RunFolder:
         ----------
         ledger_row : mapping
             Columns of `LEDGER`: at least tile_id and status (one of `STATUSES`); attempt, host, finished_at and, for
-            ok tiles, the paths are filled in.
+            ok tiles, the paths are filled in. A run of an earlier version leaves out the columns that it does not have.
 
         Raises
         ------
         StorageError
             If the row is not one of `LEDGER`, or says ok of a tile whose files are not written.
         """
+        schema = self.written.ledger
         row = {
             "attempt": 1,
             "host": socket.gethostname(),
@@ -245,7 +269,7 @@ class RunFolder:
                         f"tile {tile_id} cannot be ok: {path} is not in {self.url}; write it before commit"
                     )
         table = table_from_rows([row], LEDGER, f"ledger row of tile {tile_id}")
-        self.folder.put(parquet_bytes(table), ledger_path(tile_id))
+        self.folder.put(parquet_bytes(conform(table.select(schema.names), schema, "ledger")), ledger_path(tile_id))
         self._written.difference_update(paths.values())
 
     def ledger(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -267,14 +291,14 @@ class RunFolder:
         For the holder of the run's lease, with tiles that no worker has in flight. Readers see the same rows before,
         meanwhile and after; killed at any point it leaves nothing that they could misread, and `tidy` cleans up.
         """
-        return compaction.compact(self.folder, tile_ids, None if self.maps_only else self.candidates_schema)
+        return compaction.compact(self.folder, tile_ids, self.written)
 
     def tidy(self) -> None:
         """Leave every row that counts exactly once on disk: after a kill, or after tiles were translated again.
 
         For the holder of the run's lease, at start and end, while no tile is in flight.
         """
-        compaction.tidy(self.folder, None if self.maps_only else self.candidates_schema)
+        compaction.tidy(self.folder, self.written)
 
     def read_tile_mosaic(self, tile_id: str) -> mosaics.TileMosaic:
         """The mosaic of one tile, with its bands and grid."""
@@ -333,6 +357,13 @@ class RunFolder:
     def _mosaic_header(self, tile_id: str) -> mosaics.MosaicHeader:
         with self.folder.filesystem.open(self.folder.path(mosaic_path(tile_id)), "rb") as handle:
             return mosaics.decode_header(handle)  # the footer only, not the pixels
+
+
+def version_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> int:
+    """Schema version of the run at `url`; today's where there is none, or one that is too old to be gone on with."""
+    existing = _read_run_json(Folder.at(url, storage_options))
+    version = None if existing is None else existing["fingerprint"].get("code_schema_version")
+    return version if version in RESUMED_VERSIONS else SCHEMA_VERSION
 
 
 def mosaic_path(tile_id: str) -> str:

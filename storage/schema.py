@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,21 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, endpoint, other
 from surveybridge.storage.units import njy_per_unit, vo_unit
 
-SCHEMA_VERSION = 3
-"""Raised when a column or a file changes its meaning. Files of every version that was ever released stay readable.
+SCHEMA_VERSION = 4
+"""Of the runs that are started now. Raised when a column or a file changes its meaning; files of every version that was
+ever released stay readable.
 
 1: a ledger row says ok or failed. 2: it may say quarantined, names the failing stage and the content of the tile, and
 rows and candidates of many tiles may lie in one segment. 3: a candidate's score is the lens score where the checkpoint
-has one, with its false-alarm rate beside it, and AS-Bridge's has a column of its own.
+has one, with its false-alarm rate beside it, and AS-Bridge's has a column of its own. 4: rows say which field they are
+of and whether their images lie in the checkpoint's domain, a ledger row says which part of the sky the tile owns.
 """
+
+RESUMED_VERSIONS = (3, 4)
+"""Versions whose runs are gone on with; the rows of a run all have the columns of its own version."""
+
+VERSION_KEY = b"surveybridge.schema_version"
+"""Footer entry of a file, and metadata of a schema that may be that of an earlier version."""
 
 CELL = 64
 """Side of a mosaic cell and of a thumbnail, pixels."""
@@ -41,6 +49,11 @@ def _field(
 ) -> pa.Field:
     metadata = {"description": description, "unit": unit, "ucd": ucd, "shape": ",".join(map(str, shape))}
     return pa.field(name, kind, metadata={key: value for key, value in metadata.items() if value})
+
+
+def _stated(version: int) -> dict[bytes, bytes]:
+    """Metadata by which the files of a schema state their version."""
+    return {VERSION_KEY: str(version).encode()}
 
 
 def _stamp(name: str, description: str, end: EndpointTable) -> pa.Field:
@@ -79,6 +92,22 @@ _DEC = _field("dec", _F64, "Declination, ICRS", "deg", "pos.eq.dec;meta.main")
 _HEALPIX = _field("_healpix_29", _I64, "HEALPix index, NESTED, order 29, ICRS", "", "pos.healpix")
 _TILE = _field("tile_id", _TEXT, "Tile whose core holds this", "", "meta.id")
 _GRID = _field("grid_id", _TEXT, "Global pixel grid", "", "meta.id")
+_FIELD = _field("field", _TEXT, "Field: a named region of the sky on one pixel grid", "", "meta.id;obs.field")
+_DOMAIN = _field(
+    "domain",
+    _TEXT,
+    "Whether the images are such as the checkpoint was trained on: in, or out: reason; reason",
+    "",
+    "meta.code.qual",
+)
+_CORE_CORNER = (
+    _field("core_y0", _I64, "First row that the tile owns, in the global pixel grid", "pix", "pos.cartesian.y"),
+    _field("core_x0", _I64, "First column that the tile owns, in the global pixel grid", "pix", "pos.cartesian.x"),
+)
+_CORE_SHAPE = (
+    _field("core_height", _I32, "Rows that the tile owns", "pix", "meta.number"),
+    _field("core_width", _I32, "Columns that the tile owns", "pix", "meta.number"),
+)
 
 MANIFEST: pa.Schema = pa.schema(
     [
@@ -88,18 +117,27 @@ MANIFEST: pa.Schema = pa.schema(
         _HEALPIX,
         _field("height", _I32, "Rows stored: core and halo", "pix", "meta.number"),
         _field("width", _I32, "Columns stored: core and halo", "pix", "meta.number"),
-        _field("core_height", _I32, "Rows that the tile owns", "pix", "meta.number"),
-        _field("core_width", _I32, "Columns that the tile owns", "pix", "meta.number"),
+        *_CORE_SHAPE,
         _field("surveys", pa.list_(_TEXT), "Surveys present", "", "meta.id;instr"),
         _field("bytes", _I64, "Size of all arrays in memory, uncompressed", "byte", "phys.size;meta.file"),
         _field("content", _TEXT, "SHA-256 of all pixels: other content, another value", "", "meta.checksum"),
         _GRID,
+        _FIELD,
+        *_CORE_CORNER,
+        _DOMAIN,
     ]
 )
 
 
-def candidates_schema(problem: ProblemTable) -> pa.Schema:
+def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> pa.Schema:
     """Rows of candidates: fluxes in all bands, thumbnails of both endpoints, and of what the model made.
+
+    Parameters
+    ----------
+    problem : ProblemTable
+        Its endpoints and bands name columns.
+    version : int
+        Schema version of the run.
 
     Raises
     ------
@@ -108,13 +146,16 @@ def candidates_schema(problem: ProblemTable) -> pa.Schema:
     """
     catalog, bands = _catalog_end(problem), _of_bands(problem)
     reconstructed = ",".join(catalog["bands"])
+    since_4 = version >= 4
     return pa.schema(
         [
             _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
             _RA,
             _DEC,
             _HEALPIX,
+            *((_FIELD,) if since_4 else ()),
             _TILE,
+            *((_DOMAIN,) if since_4 else ()),
             _field(
                 "score",
                 _F64,
@@ -159,7 +200,8 @@ def candidates_schema(problem: ProblemTable) -> pa.Schema:
                 "Residual of the reconstructions that the score sums (model-generated)",
                 catalog,
             ),
-        ]
+        ],
+        metadata=_stated(version),
     )
 
 
@@ -201,6 +243,22 @@ THUMBNAILS = thumbnail_names(CANDIDATES)
 CATALOG: pa.Schema = catalog_schema(default_problem())
 """Rows of a published catalog of the default problem."""
 
+
+def ledger_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Ledger rows of a run of some schema version."""
+    later = () if version >= 4 else _LEDGER_SINCE_4
+    return pa.schema([field for field in LEDGER if field.name not in later], metadata=_stated(version))
+
+
+class RunSchemas(NamedTuple):
+    """Of the files that a run writes: ledger rows, and candidates; None where it makes maps only."""
+
+    ledger: pa.Schema
+    candidates: pa.Schema | None
+
+
+_LEDGER_SINCE_4 = ("field", "grid_id", "core_y0", "core_x0", "core_height", "core_width", "catalogued", "domain")
+
 LEDGER: pa.Schema = pa.schema(
     [
         _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
@@ -222,7 +280,16 @@ LEDGER: pa.Schema = pa.schema(
         _field("finished_at", pa.timestamp("us", tz="UTC"), "When it was committed", "", "time.end"),
         _field("mosaic_path", _TEXT, "Mosaic, relative to the run folder", "", "meta.ref.uri"),
         _field("candidates_path", _TEXT, "Candidates, relative to the run folder", "", "meta.ref.uri"),
-    ]
+        _FIELD,
+        _GRID,
+        *_CORE_CORNER,
+        *_CORE_SHAPE,
+        _field(
+            "catalogued", pa.bool_(), "Both ends were there, so that its objects are candidates", "", "meta.code.status"
+        ),
+        _DOMAIN,
+    ],
+    metadata=_stated(SCHEMA_VERSION),
 )
 
 GRADES: pa.Schema = pa.schema(

@@ -32,7 +32,7 @@ from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
-from surveybridge.storage.schema import MANIFEST, table_from_rows
+from surveybridge.storage.schema import MANIFEST, conform, table_from_rows
 from surveybridge.storage.shards import SHARD_KEY
 from surveybridge.storage.sky import healpix_29
 from surveybridge.storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image
@@ -273,13 +273,17 @@ class TileStore:
         return attributes, {name: read_image(metadata, shards, name, tile_id) for name in surveys}
 
     def manifest(self) -> pa.Table:
-        """The tiles, schema `MANIFEST`, sorted by tile_id; StorageError if ingest has not finished."""
+        """The tiles, schema `MANIFEST`, sorted by tile_id; StorageError if ingest has not finished.
+
+        Columns that an older store lacks are null.
+        """
         try:
-            return read_parquet(self.folder.read("manifest.parquet"))
+            found = read_parquet(self.folder.read("manifest.parquet"))
         except FileNotFoundError as error:
             raise StorageError(
                 f"{self.url} has no manifest: its ingest did not finish; run `surveybridge ingest` again"
             ) from error
+        return conform(found, MANIFEST, f"manifest of {self.url}")
 
     def write_manifest(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the manifest, atomically and last, from the rows that `write_tile` returned."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from surveybridge.jobs.config import RequestError
@@ -49,10 +49,19 @@ class Request:
         """Short name of everything that decides the result."""
         return hashlib.sha256(repr(sorted(self.fingerprint.items())).encode()).hexdigest()[:12]
 
+    @property
+    def version(self) -> int:
+        """Schema version of the run."""
+        return int(self.fingerprint["code_schema_version"])
+
+    def of_version(self, version: int) -> Request:
+        """Return the same translation as a run of some schema version, which another version of this code started."""
+        return replace(self, fingerprint=self.fingerprint | {"code_schema_version": version})
+
 
 def check(config: Config) -> Request:
     """Read the inputs of the run; refuse what cannot work."""
-    from surveybridge.storage.schema import SCHEMA_VERSION
+    from surveybridge.storage.runs import version_at
     from surveybridge.storage.tiles import TileStore
 
     model = read_model(config.checkpoint)
@@ -66,7 +75,7 @@ def check(config: Config) -> Request:
         "direction": str(direction),
         **decisions(config.sampling, config.scoring),
         "grid": model.card.grid,
-        "code_schema_version": SCHEMA_VERSION,
+        "code_schema_version": version_at(config.run),
         "store": store.url,
     }
     return Request(config, model, store, manifest, fingerprint)
@@ -201,6 +210,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         scoring=config.scoring,
         batch=config.batch,
         run_id=request.run_id,
+        version=request.version,
         threads=threads(config.workers),
         attempts=attempts,
         filesystems=configured(),

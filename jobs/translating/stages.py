@@ -42,6 +42,8 @@ class Settings:
     batch: int | None
     """Windows in one call of the network; None for as many as keep the device busy."""
     run_id: str
+    version: int
+    """Schema version of the run: what it keeps as candidates, and what it says of them."""
     threads: int
     attempts: Mapping[str, int]
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets

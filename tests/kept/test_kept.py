@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from surveybridge.__main__ import main
@@ -95,3 +96,16 @@ def test_a_run_folder_is_queried_and_exported(kept, capsys):
     with fits.open(out) as hdus:
         data = next(hdu.data for hdu in hdus if hdu.data is not None)
     assert np.isfinite(data).any()
+
+
+def test_a_run_of_version_3_writes_files_with_its_own_columns_and_words(kept):
+    run = RunFolder.open(kept / "run")
+    table = pq.read_table(kept / "run/candidates/t0000.parquet")
+    before = (kept / "run/candidates/t0000.parquet").read_bytes()
+    run.write_candidates("t0000", run.read_candidates("t0000"))
+    assert (run.version, table.num_rows > 0) == (3, True)
+    assert (kept / "run/candidates/t0000.parquet").read_bytes() == before
+    row = pq.read_table(kept / "run/ledger/t0000.parquet")
+    before = (kept / "run/ledger/t0000.parquet").read_bytes()
+    run.commit(row.to_pylist()[0])
+    assert (kept / "run/ledger/t0000.parquet").read_bytes() == before

@@ -54,6 +54,7 @@ def write_tile(run: RunFolder, number: int, side: int, rows: int, centre: tuple[
             "flags": rng.integers(0, 4, rows).astype(np.int32),
             "model_id": ["tiny-c0ffee"] * rows,
             "run_id": [run.run_json["run_id"]] * rows,
+            "domain": ["in"] * rows,
             "thumbnail_euclid": stamps("thumbnail_euclid", stamp),
         }
     )
@@ -61,4 +62,5 @@ def write_tile(run: RunFolder, number: int, side: int, rows: int, centre: tuple[
     run.write_mosaic(TileMosaic(tile_id, make_header(64 * row, 64 * column), ("VIS",), mean, std, coverage,
                      (64 * row, 64 * column), "grid"))  # fmt: skip
     run.write_candidates(tile_id, table)
-    run.commit({"tile_id": tile_id, "status": "ok", "n_candidates": rows, "content": f"pixels of {number}"})
+    run.commit({"tile_id": tile_id, "status": "ok", "n_candidates": rows, "content": f"pixels of {number}",
+                "catalogued": True})  # fmt: skip

@@ -68,6 +68,20 @@ def test_every_row_of_the_run_is_there_once_with_the_rank_of_the_run(catalog, tr
     assert same(Catalog.open(catalog).best(), found)
 
 
+def test_runs_of_two_versions_are_one_catalog_with_nulls_where_the_older_says_nothing(tmp_path):
+    old = make_run(tmp_path / "old", side=2, rows=5, code_schema_version=3)
+    new = make_run(tmp_path / "new", side=2, rows=7, centre=(3.0, 2.0), seed=1)
+    publish([old.url, new.url], tmp_path / "catalog")
+    found = Catalog.open(tmp_path / "catalog")
+    assert found.schema.equals(CATALOG) and found.dataset().to_table().num_rows == 48
+    sql = "SELECT run_id, count(*) AS n, count(domain) AS stated FROM candidates GROUP BY 1 ORDER BY 1"
+    assert select(tmp_path / "catalog", sql).to_pylist() == [
+        {"run_id": "run0", "n": 20, "stated": 0},
+        {"run_id": "run1", "n": 28, "stated": 28},
+    ]
+    assert select(tmp_path / "catalog", "SELECT count(catalogued) AS n FROM ledger").to_pylist() == [{"n": 4}]
+
+
 def test_partitions_hold_at_most_their_rows_each_of_its_own_sky(catalog):
     opened = Catalog.open(catalog)
     pixels = hats.read_partitions(opened.folder.read("candidates/partition_info.csv"))
@@ -152,7 +166,9 @@ def test_a_tile_done_again_between_the_passes_is_read_again(small, tmp_path):
         calls.append(function)
         if calls == [calls[0], write_partition]:
             table = small.read_candidates("t0001")
-            small.write_candidates("t0001", table.set_column(5, "score", pc.negate(table["score"])))
+            small.write_candidates(
+                "t0001", table.set_column(table.column_names.index("score"), "score", pc.negate(table["score"]))
+            )
         return map(function, items)
 
     publish([small.url], tmp_path / "catalog", each=each)

@@ -17,8 +17,8 @@ from astropy.wcs import WCS
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.mosaics import TileMosaic, decode, encode
 from surveybridge.storage.objectstore import Folder
-from surveybridge.storage.runs import LATER_KEYS, RunFolder, pending, without_secrets
-from surveybridge.storage.schema import CANDIDATES, LEDGER, WALL_CLOCK, mosaic_schema, stamps
+from surveybridge.storage.runs import LATER_KEYS, RunFolder, pending, version_at, without_secrets
+from surveybridge.storage.schema import CANDIDATES, LEDGER, SCHEMA_VERSION, WALL_CLOCK, mosaic_schema, stamps
 
 RUN = {
     "checkpoint_sha256": "c0ffee",
@@ -279,8 +279,27 @@ def test_a_run_of_the_first_schema_is_read_but_not_gone_on_with(run, tmp_path):
         {"tile_id": "a", "status": "ok", "content": None}
     ]
     assert old.read_mosaic().mean.shape == (1, 100, 130)
-    with pytest.raises(StorageError, match="has schema version 1 but this program writes 3"):
+    with pytest.raises(StorageError, match="has schema version 1 but this program writes 3, 4"):
         RunFolder.open_or_create(run.url, RUN)
+
+
+def test_a_run_of_the_third_schema_goes_on_with_the_columns_that_it_has(tmp_path):
+    run = RunFolder.open_or_create(tmp_path / "run", RUN | {"code_schema_version": 3})
+    write_tile(run, "a", 0, 0)
+    again = RunFolder.open_or_create(run.url, RUN)
+    assert (version_at(run.url), again.version, version_at(tmp_path / "none")) == (3, 3, SCHEMA_VERSION)
+    write_tile(again, "b", 0, 130)
+    again.write_candidates("b", make_candidates("b", 2).append_column("domain", pa.array(["in"] * 2)))
+    again.commit({"tile_id": "b", "status": "ok", "n_candidates": 2, "field": "deep", "catalogued": True, "core_x0": 4})
+    loose = [pq.read_schema(path) for path in (tmp_path / "run").glob("[lc]*/*.parquet")]
+    assert again.ledger()["catalogued"].null_count == 2 and again.read_candidates("b")["domain"].null_count == 2
+    again.compact(["a", "b"])
+    segments = [pq.read_schema(path) for path in (tmp_path / "run").glob("*/segments/*.parquet")]
+    assert (len(loose), len(segments)) == (4, 2)
+    for schema in loose + segments:
+        assert schema.metadata[b"surveybridge.schema_version"] == b"3"
+        assert not {"domain", "field", "catalogued"} & {*schema.names}
+    assert again.ledger()["catalogued"].null_count == 2 and again.read_candidates("b")["domain"].null_count == 2
 
 
 @pytest.mark.parametrize(
