@@ -33,6 +33,12 @@ def healpix_29(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(cdshealpix.nested.lonlat_to_healpix(lon, lat, HEALPIX_ORDER), np.int64)
 
 
+def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
+    """Directions of positions in degrees [N], as float64 [N, 3]."""
+    lon, lat = np.deg2rad(np.asarray(ra, float)), np.deg2rad(np.asarray(dec, float))
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
 def cone_ranges(ra: float, dec: float, radius: float) -> list[tuple[int, int]]:
     """Ranges of order-29 HEALPix indices that cover a cone (a superset: filter by distance afterwards).
 

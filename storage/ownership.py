@@ -1,0 +1,416 @@
+"""Ownership: every position on the sky belongs to one tile's core, so that an object in several fields is one row.
+
+The cores of a field's tiles do not overlap, those of different fields may. Among the tiles that count (ok, with images
+of both ends) whose core holds a position, one owns it:
+
+1. the tile that has data of both ends throughout the cell of 64 x 64 pixels around it, before one that has them in a
+   part of the cell, before one that has them nowhere in it;
+2. then the tile of the field whose centre (of its pixel grid) is nearest on the sky;
+3. then that of the field whose `grid_id` comes first.
+
+Rule 2 is that of Rubin's sky map, whose tracts overlap: an object is primary in the tract whose centre is nearest
+(`lsst.skymap.BaseSkyMap.findTract`; `detect_isPrimary` = inner part of patch and tract, and not a parent of a blend).
+Euclid's MER tiles have a core area for the same purpose. Rules 1 and 3 are ours: a failed, missing or half-empty tile
+owns nothing that another can show. Ownership is a function of where the tiles lie and of what they cover, and of
+nothing else: neither the order of runs nor that of ingest matters.
+
+An object next to a border has a slightly different centre in each field, and could be on the wrong side in both, or on
+the right one in both. So rows of two fields that are each other's nearest within `RADIUS` are taken as one object; of
+such rows exactly one is kept, and where the owner's data end so near and it has none, that of another field
+(`storage.border_matches`). What that cannot do: centres that differ by more than the
+radius, as of a blend that is taken apart in one field only, may be kept twice or not at all within that distance of a
+border; and what the owner's image does not show is not taken from another field.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cdshealpix.nested
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.grids import celestial_wcs, pixel_scale
+from surveybridge.storage.schema import CELL
+from surveybridge.storage.sky import HEALPIX_ORDER, healpix_29, unit_vectors
+
+RADIUS = 0.5
+"""arcsec: rows of two fields that are each other's nearest within it are one object; above what names may round."""
+
+ORDER = 11
+"""HEALPix order of the cells (103") by which fields are found."""
+
+EVERYWHERE, PARTLY, NOWHERE = 2, 1, 0
+"""Coverage of a cell of pixels by data of both ends."""
+
+POINTS_AT_ONCE = 1 << 20
+
+_CELL_ARCSEC = 103.0
+_FAR = float(1 << 29)
+_SHIFT = 2 * (HEALPIX_ORDER - ORDER)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class Grid(NamedTuple):
+    """A pixel grid: the WCS header of its first pixel, and its shape (H, W)."""
+
+    wcs_header: str
+    shape: tuple[int, int]
+
+
+class Cores(NamedTuple):
+    """The tiles of a run that count.
+
+    Parameters
+    ----------
+    run : str
+        URL of the run, for messages.
+    tiles : pyarrow.Table
+        Columns tile_id, grid_id, core_y0, core_x0, core_height, core_width and covered_cells of the ledger. A tile without
+        grid_id lies nobody knows where: it owns all that it has.
+    """
+
+    run: str
+    tiles: pa.Table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who owns the positions of some rows, by field number: the fields' places in the order of their grid_id.
+
+    Parameters
+    ----------
+    field, owner : int32 [N]
+        Field that a row is from, and the one that owns its position; -1 where nobody knows where the tile lies.
+    coverage : int8 [N]
+        Of the cell of pixels around it, in the field that it is from.
+    distance : float64 [N]
+        Of the centre of the field that it is from, as a squared chord of the unit sphere.
+    near : bool [N]
+        Whether another field's core is within `RADIUS`.
+    edge : bool [N]
+        Whether another field owns the position and has less data within `RADIUS`: it may have lost the object there.
+    """
+
+    field: NDArray[np.int32]
+    owner: NDArray[np.int32]
+    coverage: NDArray[np.int8]
+    distance: Floats
+    near: Bools
+    edge: Bools
+
+    @property
+    def owned(self) -> Bools:
+        """Whether a row is from the field that owns its position."""
+        return self.field == self.owner
+
+
+class Ownership:
+    """The owner of every position, among the tiles of some runs.
+
+    Parameters
+    ----------
+    runs : sequence of Cores
+        In any order; the rows of `judge` name a run by its place here.
+    grids : mapping of str to Grid
+        By grid_id.
+
+    Raises
+    ------
+    StorageError
+        If two tiles of one grid own the same pixels, which no rule could settle.
+    """
+
+    def __init__(self, runs: Sequence[Cores], grids: Mapping[str, Grid]) -> None:
+        self._names = [run.tiles["tile_id"].combine_chunks() for run in runs]
+        lengths = [len(names) for names in self._names]
+        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tiles = pa.concat_tables([run.tiles for run in runs]).combine_chunks()
+        known = sorted(set(tiles["grid_id"].drop_null().to_pylist()))
+        number = pc.index_in(tiles["grid_id"], value_set=pa.array(known, pa.string()))
+        self._field = np.asarray(pc.fill_null(number, -1).to_numpy(), np.int32)  # of each tile
+        boxes = _boxes(tiles)
+        self._coverage = _Coverage.of(tiles["covered_cells"])
+        self._fields = []
+        for place, grid_id in enumerate(known):
+            members = np.flatnonzero(self._field == place)
+            field = _Field(grids[grid_id], members, boxes[members])
+            _check_apart(field, grid_id, runs, self._first)
+            self._fields.append(field)
+        self._boxes = boxes
+        self._cells, self._start, self._around = _contested([field.cells() for field in self._fields])
+
+    @property
+    def contested(self) -> bool:
+        """Whether any two fields come near each other."""
+        return len(self._cells) > 0
+
+    def judge(self, run: int, rows: pa.Table) -> Verdict:
+        """Say who owns the positions of a run's rows.
+
+        Parameters
+        ----------
+        run : int
+            Place of their run.
+        rows : pyarrow.Table
+            Columns tile_id, ra, dec, _healpix_29 of candidates.
+        """
+        local = pc.fill_null(pc.index_in(rows["tile_id"].combine_chunks(), value_set=self._names[run]), -1).to_numpy()
+        tile = np.where(local >= 0, local + self._first[run], -1)
+        field = np.where(tile >= 0, self._field[tile], -1).astype(np.int32)
+        full, nothing = np.full(len(field), EVERYWHERE, np.int8), np.zeros(len(field))
+        verdict = Verdict(field, field.copy(), full, nothing, nothing.astype(bool), nothing.astype(bool))
+        if self.contested:
+            self._judge(verdict, tile, *(rows[name].to_numpy() for name in ("ra", "dec", "_healpix_29")))
+        return verdict
+
+    def _judge(self, verdict: Verdict, tile: Ints, ra: Floats, dec: Floats, healpix: Ints) -> None:
+        """Fill in the rows that lie in cells where several fields are."""
+        place = np.minimum(np.searchsorted(self._cells, healpix >> _SHIFT), len(self._cells) - 1)
+        row = np.flatnonzero((self._cells[place] == healpix >> _SHIFT) & (verdict.field >= 0))
+        counts = self._start[place[row] + 1] - self._start[place[row]]
+        pair_row = np.repeat(row, counts)
+        pair_field = self._around[_expanded(self._start[place[row]], counts)]
+        position = unit_vectors(ra, dec)
+        # The own field first: what a row is compared with.
+        best = (np.full(len(ra), NOWHERE, np.int8), np.full(len(ra), np.inf))
+        own = pair_field == verdict.field[pair_row]
+        for number in np.unique(pair_field[own]):
+            rows = pair_row[own & (pair_field == number)]
+            field = self._fields[number]
+            y, x = field.pixels(ra[rows], dec[rows])
+            verdict.coverage[rows] = self._coverage.at(tile[rows], self._boxes[tile[rows]], y, x)
+            verdict.distance[rows] = field.distance(position[rows])
+        best[0][row], best[1][row] = verdict.coverage[row], verdict.distance[row]
+        for number in np.unique(pair_field[~own]):
+            rows = pair_row[~own & (pair_field == number)]
+            field = self._fields[number]
+            y, x = field.pixels(ra[rows], dec[rows])
+            member, near = field.find(y, x)
+            verdict.near[rows] |= near
+            inside = member >= 0
+            rows, y, x, there = rows[inside], y[inside], x[inside], field.tiles[member[inside]]
+            coverage = self._coverage.at(there, self._boxes[there], y, x)
+            distance = field.distance(position[rows])
+            better = coverage > best[0][rows]
+            nearer = (distance < best[1][rows]) | ((distance == best[1][rows]) & (number < verdict.owner[rows]))
+            better |= (coverage == best[0][rows]) & nearer
+            rows = rows[better]
+            best[0][rows], best[1][rows], verdict.owner[rows] = coverage[better], distance[better], number
+        lost = row[~verdict.owned[row]]
+        for number in np.unique(verdict.owner[lost]):
+            rows = lost[verdict.owner[lost] == number]
+            verdict.edge[rows] = self._ends(self._fields[number], *self._fields[number].pixels(ra[rows], dec[rows]))
+
+    def _ends(self, field: _Field, y: Floats, x: Floats) -> Bools:
+        """Whether a field has less data within the margin of positions on its grid than at them."""
+        steps = (-field.margin, 0.0, field.margin)
+        here = self._level(field, y, x)
+        around = [self._level(field, y + down, x + across) < here for down in steps for across in steps]
+        return np.asarray(np.any(around, axis=0))
+
+    def _level(self, field: _Field, y: Floats, x: Floats) -> NDArray[np.int8]:
+        """Coverage around positions on a field's grid, -1 where it has no tile."""
+        member, _ = field.find(y, x)
+        level = np.full(len(y), -1, np.int8)
+        inside = member >= 0
+        tiles = field.tiles[member[inside]]
+        level[inside] = self._coverage.at(tiles, self._boxes[tiles], y[inside], x[inside])
+        return level
+
+
+class _Field:
+    """The tiles of one grid, found by pixel: an index of squares as large as most tiles are."""
+
+    def __init__(self, grid: Grid, tiles: Ints, boxes: Ints) -> None:
+        self.grid, self.tiles, self.boxes = grid, tiles, boxes
+        self.margin = 1 + 1.5 * RADIUS / pixel_scale(grid.wcs_header)
+        middle = (np.array(grid.shape) - 1) / 2
+        self.centre = unit_vectors(*(np.atleast_1d(v) for v in self.wcs.all_pix2world(middle[1], middle[0], 0)))[0]
+        y0, y1, x0, x1 = boxes.T
+        self._size = max(1, int(np.median(y1 - y0))), max(1, int(np.median(x1 - x0)))
+        reach = int(np.ceil(self.margin))
+        low = (y0 - reach) // self._size[0], (x0 - reach) // self._size[1]
+        high = (y1 - 1 + reach) // self._size[0], (x1 - 1 + reach) // self._size[1]
+        rows, columns = high[0] - low[0] + 1, high[1] - low[1] + 1
+        member = np.repeat(np.arange(len(boxes)), rows * columns)
+        step = _expanded(np.zeros(len(boxes), np.int64), rows * columns)
+        key = _key(low[0][member] + step // columns[member], low[1][member] + step % columns[member])
+        order = np.argsort(key, kind="stable")
+        self._keys, self._members = key[order], member[order]
+
+    @property
+    def wcs(self) -> WCS:
+        """Its WCS."""
+        return _wcs(self.grid.wcs_header)
+
+    def pixels(self, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+        """Positions (y, x) on the grid."""
+        x, y = self.wcs.all_world2pix(ra, dec, 0, quiet=True)
+        return np.asarray(y), np.asarray(x)
+
+    def distance(self, position: Floats) -> Floats:
+        """Squared chord to the centre, term by term, so that it does not depend on how many are asked for at once."""
+        x, y, z = (position[:, axis] - self.centre[axis] for axis in range(3))
+        return np.asarray(x * x + y * y + z * z)
+
+    def find(self, y: Floats, x: Floats) -> tuple[Ints, Bools]:
+        """For positions on the grid the place in `tiles` of the one whose core holds them (-1: none), and if one is near."""
+        found, near = np.full(len(y), -1, np.int64), np.zeros(len(y), bool)
+        seen = np.isfinite(y) & np.isfinite(x)
+        line, column = (np.floor(np.where(seen, np.clip(v, -_FAR, _FAR), 0) + 0.5).astype(np.int64) for v in (y, x))
+        key = _key(line // self._size[0], column // self._size[1])
+        start = np.searchsorted(self._keys, key)
+        counts = np.where(seen, np.searchsorted(self._keys, key, "right") - start, 0)
+        asked = np.repeat(np.arange(len(y)), counts)
+        member = self._members[_expanded(start, counts)]
+        y0, y1, x0, x1 = self.boxes[member].T
+        inside = (line[asked] >= y0) & (line[asked] < y1) & (column[asked] >= x0) & (column[asked] < x1)
+        found[asked[inside]] = member[inside]
+        beyond = np.maximum(np.maximum(y0 - y[asked], y[asked] - y1 + 1), np.maximum(x0 - x[asked], x[asked] - x1 + 1))
+        near[asked[beyond - 0.5 <= self.margin]] = True
+        return found, near
+
+    def overlap(self) -> tuple[int, int] | None:
+        """Numbers of two tiles whose cores share pixels, the first such; None if there are none."""
+        for step in range(1, len(self._keys)):
+            same = np.flatnonzero(self._keys[step:] == self._keys[:-step])
+            if not len(same):
+                return None
+            one, other = self._members[same], self._members[same + step]
+            (a0, a1, c0, c1), (b0, b1, d0, d1) = self.boxes[one].T, self.boxes[other].T
+            shared = (np.maximum(a0, b0) < np.minimum(a1, b1)) & (np.maximum(c0, d0) < np.minimum(c1, d1))
+            if shared.any():
+                pairs = np.sort(np.stack([self.tiles[one[shared]], self.tiles[other[shared]]], axis=1), axis=1)
+                first, second = pairs[np.lexsort(pairs.T[::-1])[0]]
+                return int(first), int(second)
+        return None
+
+    def cells(self) -> Ints:
+        """HEALPix cells of order `ORDER` that hold the cores and what is within `RADIUS` of them, ascending."""
+        step = _CELL_ARCSEC / 3 / pixel_scale(self.grid.wcs_header)
+        y0, y1, x0, x1 = self.boxes.T
+        down, across = (int(np.ceil((high - low).max() / step)) + 1 for low, high in ((y0, y1), (x0, x1)))
+        found = []
+        for start in range(0, len(self.boxes), max(1, POINTS_AT_ONCE // (down * across))):
+            part = slice(start, start + max(1, POINTS_AT_ONCE // (down * across)))
+            y = (y0[part, None] - 0.5) + np.linspace(0, 1, down) * (y1 - y0)[part, None]
+            x = (x0[part, None] - 0.5) + np.linspace(0, 1, across) * (x1 - x0)[part, None]
+            places = np.broadcast_arrays(x[:, None, :], y[:, :, None])
+            ra, dec = self.wcs.all_pix2world(*(values.ravel() for values in places), 0)
+            found.append(np.unique(healpix_29(ra, dec) >> _SHIFT))
+        # A position is less than a cell from one of these points, so in its cell or a neighbour of that.
+        around = cdshealpix.nested.neighbours(np.unique(np.concatenate(found)), ORDER)
+        cells = np.unique(np.asarray(around, np.int64))
+        return cells[cells >= 0]
+
+
+class _Coverage(NamedTuple):
+    """Which cells of pixels have data of both ends: of each tile the first of its values, -1 for everywhere."""
+
+    first: Ints
+    values: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> _Coverage:
+        """From the ledger's column; null: everywhere."""
+        lists = column.combine_chunks()
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), np.int64)
+        first = np.where(lengths > 0, np.cumsum(lengths) - lengths, -1)
+        return cls(first, np.asarray(lists.drop_null().flatten().to_numpy(zero_copy_only=False), np.int8))
+
+    def at(self, tiles: Ints, boxes: Ints, y: Floats, x: Floats) -> NDArray[np.int8]:
+        """Coverage around positions on the grids of tiles; what lies just beyond the core counts as at its edge."""
+        coverage = np.full(len(tiles), EVERYWHERE, np.int8)
+        stated = self.first[tiles] >= 0
+        y0, y1, x0, x1 = boxes[stated].T
+        line, column = (np.floor(np.nan_to_num(v[stated]) + 0.5).astype(np.int64) for v in (y, x))
+        row = np.clip(line - y0, 0, y1 - y0 - 1) // CELL
+        cell = row * -(-(x1 - x0) // CELL) + np.clip(column - x0, 0, x1 - x0 - 1) // CELL
+        coverage[stated] = self.values[self.first[tiles[stated]] + cell]
+        return coverage
+
+
+def cell_coverage(usable: Bools) -> list[int] | None:
+    """State which cells of 64 x 64 pixels have data: the column `covered_cells` of a ledger row.
+
+    Parameters
+    ----------
+    usable : bool [H, W]
+        Pixels of a tile's core with data of both ends.
+
+    Returns
+    -------
+    list of int or None
+        Row by row `EVERYWHERE`, `PARTLY` or `NOWHERE` for each cell; None if it is everywhere for all of them.
+    """
+    if usable.all():
+        return None
+    lines, columns = (np.arange(0, n, CELL) for n in usable.shape)
+    count = np.add.reduceat(np.add.reduceat(usable.astype(np.int64), lines, 0), columns, 1)
+    size = np.outer(*(np.diff(np.append(edges, n)) for edges, n in zip((lines, columns), usable.shape, strict=True)))
+    found = np.where(count == size, EVERYWHERE, np.where(count > 0, PARTLY, NOWHERE))
+    return [int(value) for value in found.ravel()]
+
+
+def _contested(fields: Sequence[Ints]) -> tuple[Ints, Ints, NDArray[np.int32]]:
+    """Cells of several fields, ascending; for each the first of its entries, and after all their end; the entries."""
+    if len(fields) < 2:
+        return np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int32)
+    cells = np.concatenate(fields)
+    number = np.repeat(np.arange(len(fields), dtype=np.int32), [len(one) for one in fields])
+    order = np.argsort(cells, kind="stable")
+    distinct, place, counts = np.unique(cells[order], return_inverse=True, return_counts=True)
+    several = counts > 1
+    start = np.concatenate([[0], np.cumsum(counts[several])]).astype(np.int64)
+    return distinct[several], start, number[order][several[place]]
+
+
+def _check_apart(field: _Field, grid_id: str, runs: Sequence[Cores], first: Ints) -> None:
+    """Refuse two tiles of one grid that own the same pixels."""
+    found = field.overlap()
+    if found is None:
+        return
+    where = []
+    for tile in found:
+        run = int(np.searchsorted(first, tile, "right")) - 1
+        where.append(f"tile {runs[run].tiles['tile_id'][tile - int(first[run])].as_py()} of {runs[run].run}")
+    raise StorageError(
+        f"{' and '.join(where)} own the same pixels of grid {grid_id}, and nothing says which of the two counts; give "
+        "one run of each field, or runs of different tiles"
+    )
+
+
+def _boxes(tiles: pa.Table) -> Ints:
+    """Cores as (y0, y1, x0, x1), int64 [N, 4]; zeros where they are not known."""
+    y0, x0, height, width = (
+        np.asarray(pc.fill_null(tiles[name], 0).to_numpy(), np.int64)
+        for name in ("core_y0", "core_x0", "core_height", "core_width")
+    )
+    return np.stack([y0, y0 + height, x0, x0 + width], axis=1)
+
+
+def _expanded(start: Ints, counts: Ints) -> Ints:
+    """The numbers start, start + 1, ... of each of some ranges, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - counts), counts)
+
+
+def _key(line: Ints, column: Ints) -> Ints:
+    """One number for a square of the index of tiles."""
+    return (line << 31) + column
+
+
+@functools.lru_cache(maxsize=256)
+def _wcs(header: str) -> WCS:
+    return celestial_wcs(header)
