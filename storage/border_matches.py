@@ -63,7 +63,8 @@ fields AS (
 owners AS (
     SELECT object, owner AS field FROM members
     UNION
-    SELECT object, field FROM members ANTI JOIN fields AS present ON members.object = present.object AND owner = present.field
+    SELECT object, field FROM members
+    ANTI JOIN fields AS present ON members.object = present.object AND owner = present.field
     WHERE edge
 ),
 chosen AS (
@@ -137,7 +138,7 @@ def settle(connection: duckdb.DuckDBPyConnection) -> pa.Table:
             "UNION SELECT one FROM pairs SEMI JOIN involved ON other = row"
         )
         count = connection.execute("SELECT count(*) FROM involved").fetchall()[0][0]
-    rows = connection.execute("SELECT row FROM involved ORDER BY row").fetchnumpy()["row"].astype(np.int64)
+    rows = np.asarray(connection.execute("SELECT row FROM involved ORDER BY row").fetchnumpy()["row"], np.int64)
     edges = connection.execute("SELECT one, other FROM pairs SEMI JOIN involved ON one = row").fetchnumpy()
     one, other = (np.searchsorted(rows, edges[name]) for name in ("one", "other"))
     _, objects = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(len(rows), len(rows))))

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from surveybridge.storage.border_matches import NEAR, numbered, settle
 from surveybridge.storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
 from surveybridge.storage.sky import HEALPIX_ORDER
 
@@ -24,11 +25,31 @@ MARGIN_SHIFT, CELL_SHIFT = 2 * (HEALPIX_ORDER - MARGIN_ORDER), 2 * (HEALPIX_ORDE
 
 
 @dataclass(frozen=True)
-class Members:
-    """Rows of a partition, or of its margin: object_id, score, rank by (_healpix_29, object_id), and their chunks."""
+class Part:
+    """What a chunk contributes.
+
+    Parameters
+    ----------
+    rows : pyarrow.Table
+        Columns object_id, _healpix_29, score, tile_id, owned (by position) and inside (what is published).
+    near : pyarrow.Table
+        Of these the ones near another field, from `near_rows`.
+    """
 
     rows: pa.Table
-    chunks: tuple[int, ...]
+    near: pa.Table
+
+
+@dataclass(frozen=True)
+class Members:
+    """Rows of a partition, or of its margin: object_id, tile_id, chunk, score, rank by (_healpix_29, object_id)."""
+
+    rows: pa.Table
+
+    @property
+    def chunks(self) -> set[int]:
+        """Numbers of the chunks that hold them."""
+        return {int(number) for number in self.rows["chunk"].unique().to_pylist()}
 
 
 class Index:
@@ -50,8 +71,12 @@ class Index:
         ):
             self._connection.execute(f"SET {setting}")
         self._connection.execute(
-            "CREATE TABLE rows (object_id VARCHAR, _healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, chunk INTEGER)"
+            "CREATE TABLE rows (row BIGINT, object_id VARCHAR, _healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, "
+            "owned BOOLEAN, inside BOOLEAN, chunk INTEGER)"
         )
+        self._connection.register("nothing", NEAR.empty_table())
+        self._connection.execute("CREATE TABLE near AS SELECT * FROM nothing")
+        self._rows = 0
 
     def __enter__(self) -> Index:
         """Do nothing: the index is open already."""
@@ -63,11 +88,28 @@ class Index:
         """Close the files."""
         self._connection.close()
 
-    def add(self, rows: pa.Table, chunk: int) -> None:
-        """Add rows of a chunk: columns object_id, _healpix_29, score and tile_id."""
-        self._connection.register("part", rows.select(["object_id", "_healpix_29", "score", "tile_id"]))
-        self._connection.execute("INSERT INTO rows SELECT *, $chunk FROM part", {"chunk": chunk})
+    def add(self, part: Part, chunk: int) -> None:
+        """Add what a chunk contributes."""
+        numbers = pa.array(np.arange(self._rows, self._rows + part.rows.num_rows))
+        self._connection.register("part", part.rows.add_column(0, "row", numbers))
+        self._connection.execute(
+            "INSERT INTO rows SELECT row, object_id, _healpix_29, score, tile_id, owned, inside, $chunk FROM part",
+            {"chunk": chunk},
+        )
+        self._connection.register("part", numbered(part.near, self._rows))
+        self._connection.execute("INSERT INTO near SELECT * FROM part")
         self._connection.unregister("part")
+        self._rows += part.rows.num_rows
+
+    def settle(self) -> int:
+        """Leave one row of every object, and of these what lies inside; returns how many rows of others there were."""
+        if self._fetch("SELECT count(*) FROM near")[0][0]:
+            self._connection.register("settled", settle(self._connection))
+            self._connection.execute("UPDATE rows SET owned = settled.owned FROM settled WHERE rows.row = settled.row")
+            self._connection.unregister("settled")
+        others = int(self._fetch("SELECT count(*) FROM rows WHERE inside AND NOT owned")[0][0])
+        self._connection.execute("DELETE FROM rows WHERE NOT (inside AND owned)")
+        return others
 
     def twice(self) -> tuple[str, list[tuple[str, int]], int] | None:
         """An object that is there more than once, tile and chunk of each of its rows, and how many such there are."""
@@ -89,7 +131,7 @@ class Index:
         """Rank all rows by falling score, ties by name, and give each partition its rows and those of its margin."""
         self._connection.execute(
             # DuckDB sorts NaN above every number, but a missing score must not lead the list.
-            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, score, chunk, CAST(row_number() OVER ("
+            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, tile_id, score, chunk, CAST(row_number() OVER ("
             "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id) AS INTEGER) AS rank "
             "FROM rows ORDER BY _healpix_29, object_id"
         )
@@ -110,10 +152,8 @@ class Index:
             )
 
     def _members(self, where: str) -> Members:
-        sql = f"SELECT object_id, score, rank, chunk FROM {where} ORDER BY _healpix_29, object_id"
-        found = self._connection.sql(sql).to_arrow_table()
-        chunks = found["chunk"].unique().to_pylist()
-        return Members(found.select(["object_id", "score", "rank"]), tuple(sorted(chunks)))
+        sql = f"SELECT object_id, tile_id, chunk, score, rank FROM {where} ORDER BY _healpix_29, object_id"
+        return Members(self._connection.sql(sql).to_arrow_table())
 
     def _fetch(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         return self._connection.execute(sql, dict(parameters or {})).fetchall()

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.published import published, published_tiles
 from surveybridge.storage.runs import RunFolder, without_secrets
 from surveybridge.storage.schema import CATALOG_LEDGER, RUNS
@@ -97,6 +98,18 @@ class Source:
     def facts(self) -> dict[str, Any]:
         """Return what the catalog states about the run: a row of `RUNS`."""
         return run_facts(self.run) | {"tiles": self.ledger.num_rows, "published": self.snapshot}
+
+
+def problem_of(runs: Sequence[RunFolder]) -> ProblemTable:
+    """The problem of all runs; StorageError if their candidates have different columns, or there are none."""
+    first = runs[0]
+    for run in runs:
+        if not run.candidates_schema.equals(first.candidates_schema, check_metadata=True):
+            raise StorageError(
+                f"{first.url} is of problem {first.problem['name']} but {run.url} of {run.problem['name']}, whose "
+                "candidates have other columns; take the runs of one problem at a time"
+            )
+    return first.problem
 
 
 def run_facts(run: RunFolder) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class Cores(NamedTuple):
     run : str
         URL of the run, for messages.
     tiles : pyarrow.Table
-        Columns tile_id, grid_id, core_y0, core_x0, core_height, core_width and covered_cells of the ledger. A tile without
-        grid_id lies nobody knows where: it owns all that it has.
+        Columns tile_id, grid_id, core_y0, core_x0, core_height, core_width and covered_cells of the ledger. A tile
+        without grid_id lies nobody knows where: it owns all that it has.
     """
 
     run: str
@@ -265,7 +265,7 @@ class _Field:
         return np.asarray(x * x + y * y + z * z)
 
     def find(self, y: Floats, x: Floats) -> tuple[Ints, Bools]:
-        """For positions on the grid the place in `tiles` of the one whose core holds them (-1: none), and if one is near."""
+        """For positions on the grid the place in `tiles` of the one that holds them (-1: none), and if one is near."""
         found, near = np.full(len(y), -1, np.int64), np.zeros(len(y), bool)
         seen = np.isfinite(y) & np.isfinite(x)
         line, column = (np.floor(np.where(seen, np.clip(v, -_FAR, _FAR), 0) + 0.5).astype(np.int64) for v in (y, x))

@@ -1,9 +1,10 @@
 """Publish runs as a catalog: two passes that stream, then one file that switches (layout: `storage.catalogs`).
 
-The first pass reads name, position and score of every candidate into an index on this machine's disk, which proves that
-no object is there twice, ranks, and decides the partitions. The second writes the partitions, each by itself, from the
+The first pass reads name, position and score of every candidate into an index on this machine's disk, which leaves one
+row of each object, ranks, and decides the partitions. The second writes the partitions, each by itself, from the
 files that hold its rows. Either may be spread over other machines. What is held in memory is a partition and a bounded
-part of the index, however many rows there are. Nothing is de-duplicated: a tile owns the objects of its core.
+part of the index, however many rows there are. Where fields overlap, an object is that of the tile which owns its
+position (`storage.ownership`), so that the order of the runs does not matter; nothing else is de-duplicated.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveybridge.storage import hats
-from surveybridge.storage.catalog_index import MARGIN_SHIFT, Index, Members
-from surveybridge.storage.catalog_sources import Chunk, Source
+from surveybridge.storage.border_matches import NEAR, near_rows
+from surveybridge.storage.catalog_index import Index, Members, Part
+from surveybridge.storage.catalog_sources import Chunk, Source, problem_of, run_id
 from surveybridge.storage.catalogs import (
     BEST,
     FORMAT,
@@ -38,9 +40,11 @@ from surveybridge.storage.catalogs import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
+from surveybridge.storage.ownership import RADIUS, Ownership
 from surveybridge.storage.parquet import parquet_bytes, string_lengths, texts
 from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
 from surveybridge.storage.regions import Coverage
+from surveybridge.storage.run_cores import ownership_of
 from surveybridge.storage.runs import READ_TRIES, RunFolder
 from surveybridge.storage.schema import CATALOG_LEDGER, SCHEMA_VERSION, catalog_schema
 
@@ -50,7 +54,7 @@ PARTITION_ROWS = 250_000
 CHUNKS = 8
 """A partition is read from about so many chunks, and the chunks that its border cuts."""
 
-_INDEXED = ("_healpix_29", "score")
+_INDEXED = ("ra", "dec", "_healpix_29", "score")
 """Numbers that the first pass reads; of texts it reads all, for their lengths."""
 
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -102,8 +106,8 @@ def publish(
     Parameters
     ----------
     runs : sequence of str
-        Run folders whose tiles do not overlap. Of a run that `sweep` published the tiles of its latest snapshot, of
-        another one its ok tiles.
+        Run folders in any order, whose fields may overlap. Of a run that `sweep` published the tiles of its latest
+        snapshot, of another one its ok tiles.
     catalog : str
         Where: absent, empty, or a catalog.
     name : str
@@ -122,13 +126,15 @@ def publish(
     Raises
     ------
     StorageError
-        If there is nothing to publish, runs are of different problems or make maps only, an object is there twice (its
-        tiles are named), something else stands at `catalog`, or another process publishes there.
+        If there is nothing to publish, runs are of different problems or make maps only, two of them have the same
+        pixels of one grid or the same object (its tiles are named), something else stands at `catalog`, or another
+        process publishes there.
     """
     root = Folder.at(catalog, storage_options)
     opened = [RunFolder.open(run, storage_options) for run in runs]
     _check(root, [run.url for run in opened], check_name(name, "name"), partition_rows, keep)
-    problem = _problem_of(opened)
+    problem = problem_of(opened)
+    opened = sorted(opened, key=lambda run: (run_id(run), run.url))  # equal content is equal bytes in any order
     chunk_rows = max(1, partition_rows // CHUNKS)
     for left in reversed(range(READ_TRIES)):
         sources = [Source.of(run, chunk_rows) for run in opened]
@@ -154,18 +160,6 @@ def _check(root: Folder, runs: Sequence[str], name: str, partition_rows: int, ke
         raise StorageError(f"{root.url} is {root.describe()}, neither empty nor a catalog; give another --out URL")
 
 
-def _problem_of(runs: Sequence[RunFolder]) -> ProblemTable:
-    """Return the problem of all runs; StorageError if their candidates have different columns, or there are none."""
-    first = runs[0]
-    for run in runs:
-        if not run.candidates_schema.equals(first.candidates_schema, check_metadata=True):
-            raise StorageError(
-                f"{first.url} is of problem {first.problem['name']} but {run.url} of {run.problem['name']}, whose "
-                "candidates have other columns; publish them as two catalogs"
-            )
-    return first.problem
-
-
 def _facts(
     sources: Sequence[Source], problem: ProblemTable, name: str, moc: Coverage | None, partition_rows: int
 ) -> dict[str, Any]:
@@ -183,6 +177,7 @@ def _facts(
         "moc_sha256": None if moc is None else hashlib.sha256(moc.ranges.tobytes()).hexdigest(),
         "partition_rows": partition_rows,
         "margin_arcsec": hats.MARGIN_ARCSEC,
+        "match_arcsec": RADIUS,
         **({} if problem == default_problem() else {"problem": problem}),
     }
 
@@ -220,13 +215,15 @@ def _write_snapshot(
     each: Each,
 ) -> dict[str, Any]:
     """Write all files of a snapshot; returns its snapshot.json."""
-    chunks = [chunk for source in sources for chunk in source.chunks]
+    chunks = [(number, chunk) for number, source in enumerate(sources) for chunk in source.chunks]
     schema = catalog_schema(stated_problem(facts))
+    ownership = ownership_of([(source.run, source.ledger) for source in sources])
     with tempfile.TemporaryDirectory(prefix="surveybridge-publish-") as folder, Index(folder) as index:
         lengths: dict[str, int] = {}
-        for number, (rows, longest) in enumerate(each(partial(_indexed, moc=moc), chunks)):
-            index.add(rows, number)
+        for number, (part, longest) in enumerate(each(partial(_indexed, ownership=ownership, moc=moc), chunks)):
+            index.add(part, number)
             lengths |= {column: max(length, lengths.get(column, 1)) for column, length in longest.items()}
+        others = index.settle()
         _check_unique(index, sources)
         cells, counts = index.cells()
         if not len(cells):
@@ -237,8 +234,8 @@ def _write_snapshot(
             )
         pixels = hats.partitions(cells, counts, facts["partition_rows"])
         tasks = (
-            Task(snapshot, schema, pixel, tuple(chunks[n] for n in sorted({*inside.chunks, *around.chunks})), inside,
-                 around, lengths, moc)
+            Task(snapshot, schema, pixel, {n: chunks[n][1] for n in sorted(inside.chunks | around.chunks)}, inside,
+                 around, lengths)
             for pixel, inside, around in index.partition(pixels)
         )  # fmt: skip
         written = list(each(write_partition, tasks))
@@ -253,6 +250,7 @@ def _write_snapshot(
         "partitions": len(leaves),
         "margin_rows": sum(leaf.footer.num_rows for leaf in margins),
         "bytes": sum(leaf.size for leaf in (*leaves, *margins)),
+        "rows_of_others": others,
     }
     best = pa.concat_tables([item.best for item in written]).sort_by("rank")
     files["best.parquet"] = parquet_bytes(best, votable=True)
@@ -264,12 +262,20 @@ def _write_snapshot(
     return told
 
 
-def _indexed(chunk: Chunk, moc: Coverage | None) -> tuple[pa.Table, dict[str, int]]:
-    """Return the columns of a chunk that the index keeps, and the longest text of each column."""
-    table = chunk.read([*texts(chunk.schema), *_INDEXED])
-    if moc is not None:
-        table = table.filter(pa.array(moc.holds(table["_healpix_29"].to_numpy())))
-    return table, string_lengths([table])
+def _indexed(
+    chunk: tuple[int, Chunk], ownership: Ownership | None, moc: Coverage | None
+) -> tuple[Part, dict[str, int]]:
+    """Return what a chunk of a run (by number) contributes to the index, and the longest text of each column."""
+    number, source = chunk
+    table = source.read([*texts(source.schema), *_INDEXED])
+    owned, near = np.ones(table.num_rows, bool), NEAR.empty_table()
+    if ownership is not None:
+        verdict = ownership.judge(number, table)
+        owned, near = verdict.owned, near_rows(verdict, table)
+    inside = np.ones(table.num_rows, bool) if moc is None else moc.holds(table["_healpix_29"].to_numpy())
+    rows = table.select(["object_id", "_healpix_29", "score", "tile_id"])
+    rows = rows.append_column("owned", pa.array(owned)).append_column("inside", pa.array(inside))
+    return Part(rows, near), string_lengths([table])
 
 
 def _check_unique(index: Index, sources: Sequence[Source]) -> None:
@@ -281,23 +287,20 @@ def _check_unique(index: Index, sources: Sequence[Source]) -> None:
     name, places, objects = found
     where = " and ".join(f"tile {tile} of {run_of[chunk]}" for tile, chunk in places)
     more = f"; {objects - 1} more objects are there twice" if objects > 1 else ""
-    raise StorageError(
-        f"object {name} is in {where}{more}; publish runs whose tiles do not overlap, or publish a part with --moc"
-    )
+    raise StorageError(f"object {name} is in {where}{more}; publish one run of each field, or a part with --moc")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A partition to write: where, as what, which rows, and where they are read."""
+    """A partition to write: where, as what, which rows, and the chunks in which they are read, by number."""
 
     snapshot: Folder
     schema: pa.Schema
     pixel: hats.Pixel
-    chunks: Sequence[Chunk]
+    chunks: Mapping[int, Chunk]
     inside: Members
     around: Members
     lengths: Mapping[str, int]
-    moc: Coverage | None
 
 
 @dataclass(frozen=True)
@@ -311,18 +314,13 @@ class Written:
 
 def write_partition(task: Task) -> Written:
     """Write a partition's leaf and that of its margin."""
-    first, last = task.pixel.range
-    border = hats.border(task.pixel)
     inside, around = [], []
-    for chunk in task.chunks:
+    for number, chunk in task.chunks.items():
         table = chunk.read(task.schema.names)
-        healpix = table["_healpix_29"].to_numpy()
-        known = np.ones(len(healpix), bool) if task.moc is None else task.moc.holds(healpix)
-        within = (healpix >= first) & (healpix <= last)
-        cells = healpix >> MARGIN_SHIFT
-        near = border[np.minimum(np.searchsorted(border, cells), len(border) - 1)] == cells
-        inside.append(table.filter(pa.array(known & within)))
-        around.append(table.filter(pa.array(known & near)))
+        names = _names(table)
+        for members, found in ((task.inside, inside), (task.around, around)):
+            own = members.rows.filter(pc.equal(members.rows["chunk"], number))
+            found.append(table.filter(pc.is_in(names, value_set=_names(own))))
     rows = _ordered(task, inside, task.inside)
     leaf = _write_leaf(task, TABLE, rows)
     best = rows.filter(pc.less_equal(rows["rank"], BEST))
@@ -337,6 +335,11 @@ def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Tabl
         raise _Changed(f"partition {task.pixel.path}: its rows are not those of the first pass any more")
     columns = [members.rows[name] if name == "rank" else rows[name] for name in task.schema.names]
     return pa.Table.from_arrays(columns, schema=task.schema)
+
+
+def _names(rows: pa.Table) -> pa.Array:
+    """Names that are unique in a run: an object may be there in two fields."""
+    return pc.binary_join_element_wise(rows["tile_id"], rows["object_id"], "/").combine_chunks()
 
 
 def _same(rows: pa.Table, indexed: pa.Table) -> bool:

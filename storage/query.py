@@ -1,8 +1,7 @@
-"""Questions to a run's candidates or to a published catalog: the best, a part of the sky, a cross-match, or SQL."""
+"""Questions to the candidates of runs or to a published catalog: the best, a part of the sky, a cross-match, or SQL."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.regions import Region
 from surveybridge.storage.runs import READ_TRIES
 from surveybridge.storage.schema import thumbnail_names
-from surveybridge.storage.views import TABLES, Views, connect, open_views
+from surveybridge.storage.views import TABLES, Urls, Views, connect, open_views
 
 _SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
 """Columns by which a search is done, and thumbnails and grades are found."""
@@ -29,7 +28,7 @@ GRADES_COLUMN = pa.field(
 
 
 def query(
-    run_url: str | os.PathLike[str],
+    urls: Urls,
     region: Region | None = None,
     top: int | None = None,
     *,
@@ -39,12 +38,13 @@ def query(
     grades: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """Candidates of a run's ok tiles, or of a published catalog, highest score first.
+    """Candidates of the ok tiles of runs, or of a published catalog, highest score first.
 
     Parameters
     ----------
-    run_url : str
-        Run folder or catalog, local or s3://.
+    urls : str or sequence of str
+        A run folder or a catalog, local or s3://, or several run folders. Where their fields overlap, an object is
+        that of its owner (`storage.ownership`), as in a catalog of them.
     region : Region, optional
         Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`, which adds the column `separation`, arcsec.
     top : int, optional
@@ -66,12 +66,12 @@ def query(
     -------
     pyarrow.Table
         Columns of the problem's candidates (`storage.schema.candidates_schema`); `rank` counts from 1 by falling score
-        over the whole run or catalog, ties by object_id.
+        over all runs or the catalog, ties by object_id.
 
     Raises
     ------
     StorageError
-        If `run_url` is neither run nor catalog, or a run that makes maps only, or a column is not known.
+        If there is neither run nor catalog, or a run that makes maps only, or a column is not known.
     """
     if top is not None and not 0 <= top <= MOST_ROWS:
         raise StorageError(f"top {top} lies outside 0..{MOST_ROWS}; give a number of rows, or none for all")
@@ -85,16 +85,16 @@ def query(
             found = _with_grades(found, views.grades(), always=columns is not None)
         return _chosen(views, found, columns, thumbnails)
 
-    return _answer(run_url, storage_options, ask)
+    return _answer(urls, storage_options, ask)
 
 
-def select(run_url: str | os.PathLike[str], sql: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return what SQL selects from a run or a published catalog.
+def select(urls: Urls, sql: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return what SQL selects from runs or a published catalog.
 
     Parameters
     ----------
-    run_url : str
-        Run folder or catalog, local or s3://.
+    urls : str or sequence of str
+        As for `query`.
     sql : str
         One SELECT over the views `candidates`, `ledger`, `runs`, `grades` and `mosaics`. It sees nothing else: no
         files, no network. `candidates` has those thumbnails, and `mosaics` those pixels, that the SQL names.
@@ -104,16 +104,14 @@ def select(run_url: str | os.PathLike[str], sql: str, storage_options: Mapping[s
     Raises
     ------
     StorageError
-        If `run_url` is neither run nor catalog, or the SQL is wrong.
+        If there is neither run nor catalog, or the SQL is wrong.
     """
-    return _answer(run_url, storage_options, lambda views: _select(views, sql))
+    return _answer(urls, storage_options, lambda views: _select(views, sql))
 
 
-def _answer(
-    run_url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, ask: Callable[[Views], pa.Table]
-) -> pa.Table:
+def _answer(urls: Urls, storage_options: Mapping[str, Any] | None, ask: Callable[[Views], pa.Table]) -> pa.Table:
     for left in reversed(range(READ_TRIES)):
-        views = open_views(run_url, storage_options)
+        views = open_views(urls, storage_options)
         try:
             return ask(views)
         except Exception:

@@ -257,7 +257,17 @@ class RunSchemas(NamedTuple):
     candidates: pa.Schema | None
 
 
-_LEDGER_SINCE_4 = ("field", "grid_id", "core_y0", "core_x0", "core_height", "core_width", "catalogued", "domain")
+_LEDGER_SINCE_4 = (
+    "field",
+    "grid_id",
+    "core_y0",
+    "core_x0",
+    "core_height",
+    "core_width",
+    "catalogued",
+    "covered_cells",
+    "domain",
+)
 
 LEDGER: pa.Schema = pa.schema(
     [
@@ -286,6 +296,14 @@ LEDGER: pa.Schema = pa.schema(
         *_CORE_SHAPE,
         _field(
             "catalogued", pa.bool_(), "Both ends were there, so that its objects are candidates", "", "meta.code.status"
+        ),
+        _field(
+            "covered_cells",
+            pa.list_(pa.int8()),
+            "Cells of 64 x 64 pixels of the core, row by row: 2 has data of both ends throughout, 1 partly, 0 nowhere; "
+            "null: 2 in all",
+            "",
+            "meta.code",
         ),
         _DOMAIN,
     ],

@@ -1,4 +1,4 @@
-"""The views that SQL sees of a run or a catalog: `candidates`, `ledger`, `runs`, `grades`, `mosaics`, and no files.
+"""The views that SQL sees of runs or a catalog: `candidates`, `ledger`, `runs`, `grades`, `mosaics`, and no files.
 
 `TABLES` names the views but candidates; another one is another entry, and a method of that name that gives its rows.
 """
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from surveybridge.storage.catalog_sources import run_facts, run_id
+from surveybridge.storage.border_matches import owned_rows
+from surveybridge.storage.catalog_sources import problem_of, run_facts, run_id
 from surveybridge.storage.catalogs import BEST, Catalog, read_pointer
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import latest_grades, read_grades
@@ -23,8 +24,17 @@ from surveybridge.storage.mosaics import decode_header
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.regions import Region
+from surveybridge.storage.run_cores import ownership_of
 from surveybridge.storage.runs import RunFolder
-from surveybridge.storage.schema import GRADES, MOSAIC, RUNS, candidates_schema, mosaic_schema, thumbnail_names
+from surveybridge.storage.schema import (
+    CATALOG_LEDGER,
+    GRADES,
+    MOSAIC,
+    RUNS,
+    candidates_schema,
+    mosaic_schema,
+    thumbnail_names,
+)
 from surveybridge.storage.segments import read_candidates, read_rows
 from surveybridge.storage.thumbnails import with_thumbnails
 
@@ -38,8 +48,15 @@ MOST_GIB = 8
 """Largest size of the thumbnails that SQL may name."""
 
 
+Urls = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A run or a published catalog, or several runs."""
+
+
 class Views(ABC):
-    """A run or a catalog as it is at one moment."""
+    """Runs or a catalog as they are at one moment."""
+
+    name: str
+    """What it is, for messages."""
 
     schema: pa.Schema
     """Schema of the candidates, including thumbnails."""
@@ -77,28 +94,58 @@ class Views(ABC):
         """Run folders, and the paths of the mosaics in each."""
 
     @abstractmethod
+    def folders(self, ids: Iterable[str | None] = (None,)) -> list[RunFolder]:
+        """Runs with these ids (None: all); StorageError if one is not there any more."""
+
     def thumbnails(self, found: pa.Table) -> pa.Table:
-        """`found` (with object_id, tile_id, run_id) and the thumbnails of its rows."""
+        """`found` (with object_id, tile_id, run_id) and the thumbnails of its rows, which lie in the runs."""
+        folders = self.folders(found["run_id"].unique().to_pylist())
+        if len(folders) == 1:
+            return with_thumbnails(folders[0], found)
+        parts = [found.slice(0, 0)]
+        for run in folders:
+            parts.append(with_thumbnails(run, found.filter(pc.equal(found["run_id"], run_id(run)))))
+        return pa.concat_tables(parts, promote_options="default").sort_by("rank")
 
     @abstractmethod
     def outdated(self) -> bool:
         """Return whether files have gone since, and others hold the same rows."""
 
 
-def problem_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> ProblemTable:
-    """The problem of a run or a published catalog; StorageError if `url` is neither."""
-    folder = Folder.at(url, storage_options)
+def problem_at(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> ProblemTable:
+    """The problem of runs or a published catalog; StorageError if they are neither."""
+    first = _listed(urls)[0]
+    folder = Folder.at(first, storage_options)
     if read_pointer(folder) is not None:
-        return Catalog.open(url, storage_options).problem
-    return RunFolder.open(url, storage_options).problem
+        return Catalog.open(first, storage_options).problem
+    return RunFolder.open(first, storage_options).problem
 
 
-def open_views(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Views:
-    """Open what is at `url`; StorageError if it is neither a run nor a catalog."""
-    folder = Folder.at(url, storage_options)
-    if read_pointer(folder) is not None:
-        return CatalogViews(folder, Catalog.open(url, storage_options))
-    return RunViews(RunFolder.open(url, storage_options))
+def open_views(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> Views:
+    """Open what is at `urls`.
+
+    Raises
+    ------
+    StorageError
+        If it is neither a catalog nor runs, or runs of different problems, or two with one id.
+    """
+    listed = _listed(urls)
+    folders = [Folder.at(url, storage_options) for url in listed]
+    catalogs = [folder for folder in folders if read_pointer(folder) is not None]
+    if catalogs and len(folders) > 1:
+        raise StorageError(
+            f"{catalogs[0].url} is a published catalog, given with {len(folders) - 1} more; give one catalog, or only runs"
+        )
+    if catalogs:
+        return CatalogViews(catalogs[0], Catalog.open(listed[0], storage_options))
+    return RunViews([RunFolder.open(url, storage_options) for url in listed])
+
+
+def _listed(urls: Urls) -> list[str | os.PathLike[str]]:
+    listed = [urls] if isinstance(urls, str | os.PathLike) else list(urls)
+    if not listed or len({os.fspath(url) for url in listed}) < len(listed):
+        raise StorageError(f"runs: {', '.join(map(os.fspath, listed)) or 'none'}; give at least one, and each once")
+    return listed
 
 
 # Datasets in object storage are read before DuckDB sees them: pyarrow's `Scanner.to_reader`, which DuckDB calls, keeps
@@ -126,15 +173,22 @@ def connect(
 
 
 class RunViews(Views):
-    """A run folder: its ok tiles; ranks are those of the whole run."""
+    """Run folders: their ok tiles, of an object in several fields the owner's row; ranks are those of all together."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
-        self.schema = run.candidates_schema
+    def __init__(self, runs: Sequence[RunFolder]) -> None:
+        problem_of(runs)
+        ids = [run_id(run) for run in runs]
+        for one, run in enumerate(runs):
+            if ids[one] in ids[:one]:
+                first = runs[ids.index(ids[one])]
+                raise StorageError(f"{first.url} and {run.url} are both run {ids[one]}; give one of them")
+        self.name = ", ".join(run.url for run in runs)
+        self._folders = list(runs)
+        self.schema = runs[0].candidates_schema
         pictures = thumbnail_names(self.schema)
         self.columns = tuple(name for name in self.schema.names if name not in pictures)
-        self.rows = read_rows(run.folder)
-        self.files = self.rows.candidates_files()
+        self.rows = [read_rows(run.folder) for run in runs]
+        self.files = [rows.candidates_files() for rows in self.rows]
 
     def candidates(
         self,
@@ -145,7 +199,17 @@ class RunViews(Views):
     ) -> None:
         """Make the view; a rank needs all rows, so all of them are read first (250 bytes each, all columns)."""
         self._check_size(columns)
-        connection.register("stored_candidates", read_candidates(self.run.folder, self.files, columns, self.schema))
+        tables = [
+            read_candidates(run.folder, files, columns, self.schema)
+            for run, files in zip(self._folders, self.files, strict=True)
+        ]
+        ledgers = [rows.current_table() for rows in self.rows]
+        ok = [ledger.filter(pc.equal(ledger["status"], "ok")) for ledger in ledgers]
+        ownership = ownership_of(list(zip(self._folders, ok, strict=True)))
+        if ownership is not None:
+            owned = owned_rows(ownership, tables)
+            tables = [table.filter(pa.array(mask)) for table, mask in zip(tables, owned, strict=True)]
+        connection.register("stored_candidates", pa.concat_tables(tables))
         connection.execute(
             # DuckDB sorts NaN above every number, but a missing score must not lead the list.
             "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
@@ -154,30 +218,45 @@ class RunViews(Views):
         )
 
     def ledger(self) -> pa.Table:
-        """Implement `Views.ledger`."""
-        return self.rows.current_table()
+        """Implement `Views.ledger`; of several runs with the column run_id."""
+        tables = [rows.current_table() for rows in self.rows]
+        if len(tables) == 1:
+            return tables[0]
+        return pa.concat_tables(
+            table.append_column(CATALOG_LEDGER.field("run_id"), pa.array([run_id(run)] * table.num_rows, pa.string()))
+            for run, table in zip(self._folders, tables, strict=True)
+        )
 
     def runs(self) -> pa.Table:
         """Implement `Views.runs`."""
-        tiles = pc.sum(pc.equal(self.ledger()["status"], "ok")).as_py() or 0
-        return pa.Table.from_pylist([run_facts(self.run) | {"tiles": tiles, "published": None}], schema=RUNS)
+        facts = []
+        for run, rows in zip(self._folders, self.rows, strict=True):
+            tiles = pc.sum(pc.equal(rows.current_table()["status"], "ok")).as_py() or 0
+            facts.append(run_facts(run) | {"tiles": tiles, "published": None})
+        return pa.Table.from_pylist(facts, schema=RUNS)
 
     def grades(self) -> pa.Table:
         """Implement `Views.grades`."""
-        return latest_grades(read_grades(self.run))
+        return pa.concat_tables(latest_grades(read_grades(run)) for run in self._folders)
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """Implement `Views.mosaics`."""
-        ledger = self.ledger()
-        return [(self.run.folder, ledger.filter(pc.equal(ledger["status"], "ok"))["mosaic_path"].to_pylist())]
+        found = []
+        for run, rows in zip(self._folders, self.rows, strict=True):
+            ledger = rows.current_table()
+            paths = ledger.filter(pc.equal(ledger["status"], "ok"))["mosaic_path"].to_pylist()
+            found.append((run.folder, paths))
+        return found
 
-    def thumbnails(self, found: pa.Table) -> pa.Table:
-        """Implement `Views.thumbnails`."""
-        return with_thumbnails(self.run, found)
+    def folders(self, ids: Iterable[str | None] = (None,)) -> list[RunFolder]:
+        """Implement `Views.folders`; a run alone has all rows, whatever id they state."""
+        wanted = set(ids)
+        alone = len(self._folders) == 1
+        return [run for run in self._folders if alone or None in wanted or run_id(run) in wanted]
 
     def outdated(self) -> bool:
         """Implement `Views.outdated`: a compaction removes files."""
-        return read_rows(self.run.folder, ()).candidates_files() != self.files
+        return [read_rows(run.folder, ()).candidates_files() for run in self._folders] != self.files
 
     def _check_size(self, columns: Sequence[str]) -> None:
         """Refuse SQL over thumbnails that do not fit into memory."""
@@ -187,8 +266,8 @@ class RunViews(Views):
         gib = 4 * pixels * rows / 2**30
         if gib > MOST_GIB:
             raise StorageError(
-                f"SQL over thumbnails of {rows} candidates of {self.run.url} takes {gib:.3g} GiB, at most {MOST_GIB} "
-                "are read; search without them and name them in --columns, or read the run's Parquet files"
+                f"SQL over thumbnails of {rows} candidates of {self.name} takes {gib:.3g} GiB, at most {MOST_GIB} "
+                "are read; search without them and name them in --columns, or read the runs' Parquet files"
             )
 
 
@@ -198,6 +277,7 @@ class CatalogViews(Views):
     def __init__(self, folder: Folder, catalog: Catalog) -> None:
         self.folder = folder
         self.catalog = catalog
+        self.name = folder.url
         self.schema = candidates_schema(catalog.problem)
         self.columns = tuple(catalog.schema.names)
 
@@ -230,34 +310,25 @@ class CatalogViews(Views):
 
     def grades(self) -> pa.Table:
         """Implement `Views.grades`; the grades lie in the runs."""
-        runs = self._runs(self.runs()["run_id"].to_pylist())
-        return pa.concat_tables([GRADES.empty_table(), *(latest_grades(read_grades(run)) for run in runs)])
+        return pa.concat_tables([GRADES.empty_table(), *(latest_grades(read_grades(run)) for run in self.folders())])
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """Implement `Views.mosaics`."""
         ledger = self.ledger()
         return [
             (run.folder, ledger.filter(pc.equal(ledger["run_id"], run_id(run)))["mosaic_path"].to_pylist())
-            for run in self._runs(self.runs()["run_id"].to_pylist())
+            for run in self.folders()
         ]
 
-    def thumbnails(self, found: pa.Table) -> pa.Table:
-        """Implement `Views.thumbnails`; the thumbnails lie in the runs."""
-        parts = [found.slice(0, 0)]
-        for run in self._runs(found["run_id"].unique().to_pylist()):
-            own = found.filter(pc.equal(found["run_id"], run_id(run)))
-            parts.append(with_thumbnails(run, own))
-        return pa.concat_tables(parts, promote_options="default").sort_by("rank")
+    def folders(self, ids: Iterable[str | None] = (None,)) -> list[RunFolder]:
+        """Implement `Views.folders`."""
+        wanted = set(ids)
+        urls = [run["url"] for run in self.catalog.facts["runs"] if run["run_id"] in wanted or None in wanted]
+        return [RunFolder.open(url, self.folder.storage_options) for url in urls]
 
     def outdated(self) -> bool:
         """Implement `Views.outdated`: publications remove old snapshots."""
         return Catalog.open(self.folder.url, self.folder.storage_options).folder.url != self.catalog.folder.url
-
-    def _runs(self, ids: Iterable[str | None]) -> list[RunFolder]:
-        """Open those runs of the catalog; StorageError if one is not there any more."""
-        wanted = set(ids)
-        urls = [run["url"] for run in self.catalog.facts["runs"] if run["run_id"] in wanted or None in wanted]
-        return [RunFolder.open(url, self.folder.storage_options) for url in urls]
 
 
 def _add_mosaics(

@@ -1,4 +1,4 @@
-"""Overlapping fields for tests: pixel grids on the sky, their tiles as a ledger lists them, and objects seen in them."""
+"""Overlapping fields for tests: pixel grids on the sky, their tiles as a ledger lists them, objects seen in them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from astropy.coordinates import SkyCoord
 
 from surveybridge.storage.border_matches import owned_rows
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.ownership import EVERYWHERE, NOWHERE, PARTLY, RADIUS, Cores, Ownership, cell_coverage
+from surveybridge.storage.ownership import EVERYWHERE, NOWHERE, PARTLY, Cores, Ownership, cell_coverage
 from tests.storage.overlaps import Field, cores, grids, scattered
 
 # Three fields around RA 0, all of which overlap each other, and one that none touches.
@@ -103,7 +103,7 @@ def test_objects_with_other_centres_in_each_field_are_neither_lost_nor_doubled(s
     One of the fields shows only what lies in some of its cells of pixels.
     """
     rng = np.random.default_rng(seed)
-    lattice = np.stack(np.mgrid[-60:60:1.6, -60:60:1.6]).reshape(2, -1)  # none nearer than any field could tell apart
+    lattice = np.array(np.meshgrid(*2 * [np.arange(-60, 60, 1.6)])).reshape(2, -1)  # none nearer than can be told apart
     north, east = (lattice + rng.uniform(-0.3, 0.3, lattice.shape)) / 3600
     ra, dec = (0.003 + east / np.cos(np.deg2rad(31.003))) % 360, -31.003 + north
     tables, objects, covered = [], [], [EVERYWHERE, NOWHERE, PARTLY, EVERYWHERE]
