@@ -13,9 +13,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -46,6 +46,9 @@ class JobConfig(BaseModel):
     named_values: ClassVar[tuple[str, ...]] = ()
     """Fields, tuples of text such as NAME=VALUE, whose flag takes every word up to the next flag."""
 
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""Several texts; in a file or in Python one may stand without its brackets."""
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 

@@ -2,8 +2,9 @@
 
 A catalog has snapshots that never change, and one file that names the current one, written last: readers see the one
 before or the new one, whole. What stands there already is not written again. Of a run that `sweep` published the tiles
-of its latest snapshot are taken, of another one its ok tiles. Nothing is de-duplicated: an object that is there twice
-is refused, with both tiles. Thumbnails and mosaics stay in the runs.
+of its latest snapshot are taken, of another one its ok tiles. Fields may overlap, in one run or in several: every
+position belongs to one tile, so each object is there once, in whatever order the runs are given. Two runs of the same
+pixels are refused, with both tiles. Thumbnails and mosaics stay in the runs.
 
 Exit code 0: published, or nothing new; 1 it failed; 2 the request is wrong, or there is nothing to publish.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError, Texts
 
 if TYPE_CHECKING:
     from surveybridge.storage.publishing import Publication
@@ -32,9 +33,7 @@ EXAMPLES = """
 class Config(JobConfig):
     """Settings of `surveybridge publish`."""
 
-    run: tuple[str, ...] = Field(
-        min_length=1, description="run folders, paths or s3:// URLs, whose tiles do not overlap"
-    )
+    run: Texts = Field(min_length=1, description="run folders, paths or s3:// URLs, in any order; fields may overlap")
     out: str | None = Field(
         None, description="the catalog, a path or s3:// URL (default, for a single run: RUN/catalog)"
     )
@@ -97,6 +96,10 @@ def _said(done: Publication) -> str:
         f"  snapshot {done.key}: {len(facts['runs'])} run(s), {facts['partitions']} partition(s), "
         f"{facts['bytes'] / 2**20:.3g} MiB",
     ]
+    if facts.get("rows_of_others"):  # which an earlier version did not state
+        lines.append(
+            f"  fields overlap: {facts['rows_of_others']} rows left out, whose objects are those of another field"
+        )
     lines += [f"  {run['url']}: as published by sweep, {run['published']}" for run in facts["runs"] if run["published"]]
     if done.removed:
         lines.append(f"  removed: {', '.join(done.removed)}")

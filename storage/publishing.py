@@ -314,7 +314,8 @@ class Written:
 
 def write_partition(task: Task) -> Written:
     """Write a partition's leaf and that of its margin."""
-    inside, around = [], []
+    inside: list[pa.Table] = []
+    around: list[pa.Table] = []
     for number, chunk in task.chunks.items():
         table = chunk.read(task.schema.names)
         names = _names(table)

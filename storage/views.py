@@ -134,7 +134,7 @@ def open_views(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> 
     catalogs = [folder for folder in folders if read_pointer(folder) is not None]
     if catalogs and len(folders) > 1:
         raise StorageError(
-            f"{catalogs[0].url} is a published catalog, given with {len(folders) - 1} more; give one catalog, or only runs"
+            f"{catalogs[0].url} is a catalog but {len(folders)} addresses are given; give one catalog, or only runs"
         )
     if catalogs:
         return CatalogViews(catalogs[0], Catalog.open(listed[0], storage_options))
@@ -144,7 +144,7 @@ def open_views(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> 
 def _listed(urls: Urls) -> list[str | os.PathLike[str]]:
     listed = [urls] if isinstance(urls, str | os.PathLike) else list(urls)
     if not listed or len({os.fspath(url) for url in listed}) < len(listed):
-        raise StorageError(f"runs: {', '.join(map(os.fspath, listed)) or 'none'}; give at least one, and each once")
+        raise StorageError(f"runs: {', '.join(str(url) for url in listed) or 'none'}; give at least one, and each once")
     return listed
 
 

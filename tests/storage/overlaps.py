@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,12 @@ import numpy as np
 import pyarrow as pa
 from astropy.wcs import WCS
 
+from surveybridge.storage.mosaics import TileMosaic, header_from
 from surveybridge.storage.ownership import Cores, Grid
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import stamps
 from surveybridge.storage.sky import healpix_29
+from tests.storage.test_runs import RUN
 
 GEOMETRY = pa.schema(
     [
@@ -102,3 +107,58 @@ def scattered(
     """Positions within a square of the sky around (ra, dec), half side `radius` arcsec."""
     east, north = rng.uniform(-radius, radius, (2, count)) / 3600
     return (ra + east / np.cos(np.deg2rad(dec))) % 360, dec + north
+
+
+def write_run(
+    where: Any, seen: Mapping[Field, tuple[np.ndarray, np.ndarray]], run_id: str, version: int = 4
+) -> RunFolder:
+    """A run of some fields, and of the objects that each of them shows; column flux_VIS is an object's number.
+
+    Parameters
+    ----------
+    where : path
+        Of the run.
+    seen : mapping
+        By field the positions of all objects as it measures them.
+    run_id : str
+        Of the run.
+    version : int
+        Of its schema; before 4 only the mosaics say where tiles lie.
+    """
+    document = {**RUN, "run_id": run_id, "model": "tiny", "code_version": "0", "code_schema_version": version}
+    run = RunFolder.open_or_create(where, document)
+    for field, (ra, dec) in seen.items():
+        if version >= 4:
+            grid = {
+                "wcs": field.grid.wcs_header,
+                "shape": field.shape,
+                "field": field.name,
+                "grid_id": f"grid-{field.name}",
+            }
+            more = {"tile_size": field.tile, "halo": 0, "prefix": f"{field.name}_"}
+            run.folder.put_json(grid | more, "grids", f"grid-{field.name}.json")
+        numbers, rows = field.rows(ra, dec)
+        for place in field.tiles().to_pylist():
+            of_tile = np.array([name == place["tile_id"] for name in rows["tile_id"].to_pylist()])
+            found, number = rows.filter(pa.array(of_tile)), numbers[of_tile]
+            names = [
+                f"SB {a:.5f}{d:+.5f}" for a, d in zip(*(found[name].to_pylist() for name in ("ra", "dec")), strict=True)
+            ]
+            origin, shape = (place["core_y0"], place["core_x0"]), (field.tile, field.tile)
+            columns = {
+                "object_id": names,
+                "score": np.cos(number.astype(float)),
+                "flux_VIS": number.astype(np.float32),
+                "run_id": [run_id] * len(names),
+                "thumbnail_euclid": stamps("thumbnail_euclid", np.full((len(names), 1, 64, 64), 7.0, np.float32)),
+            }
+            for name, values in columns.items():
+                found = found.append_column(name, pa.array(values))
+            empty = np.zeros((1, *shape), np.float32)
+            header = header_from(field.grid.wcs_header, *origin)
+            run.write_mosaic(
+                TileMosaic(place["tile_id"], header, ("VIS",), empty, empty, empty[0], origin, place["grid_id"])
+            )
+            run.write_candidates(place["tile_id"], found)
+            run.commit({**place, "status": "ok", "n_candidates": len(names), "catalogued": True, "field": field.name})
+    return run
