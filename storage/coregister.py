@@ -44,7 +44,7 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
         `noise_correlation` says how much neighbours share. A grid that is a shift by whole pixels is copied, not
         interpolated.
     """
-    mapping = GridMapping.between(target_wcs_header, target_shape, image.wcs_header)
+    mapping = GridMapping.between(target_wcs_header, target_shape, image.wcs_header, image.flux.shape[1:])
     done = mapping.name if image.extensive or mapping.whole_shift is not None else "cubic spline"
     out = replace(
         image,
@@ -146,6 +146,8 @@ class _Block:
     @classmethod
     def of(cls, where: Positions, shape: tuple[int, ...], *, copy: bool) -> _Block:
         height, width = shape
+        if not np.isfinite(where.y).all():  # places without a pixel: outside, whatever is computed there
+            where = Positions(*(np.nan_to_num(plane, nan=-1.0) for plane in where))
         inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)
         at_y, at_x = (np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, height), (where.x, width)))
         if copy:

@@ -6,6 +6,7 @@ holds several images: `cutout.fits[DES_G_BGSUB]`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs, has_celestial_wcs, icrs_wcs, image_wcs, wcs_header_string
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_hdus import (
     VARIANCE_NOTE,
@@ -31,17 +33,16 @@ from surveybridge.storage.fits_hdus import (
 )
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import (
-    celestial_wcs,
     describe_footprint,
-    has_celestial_wcs,
     pixel_scale,
     pixel_to_pixel,
-    wcs_header_string,
 )
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.photometry import sky_statistics
 from surveybridge.storage.problems import EndpointTable
 from surveybridge.storage.units import njy_per_unit
+
+log = logging.getLogger(__name__)
 
 Noise = Literal["auto", "file", "sky"]
 """Where variances come from; see `read_images`."""
@@ -169,7 +170,7 @@ def _read_plane(
         else:
             factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
             units = {"unit": f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}"}
-        wcs_header = _wcs_header(hdu.header, endpoint, where)
+        wcs_header, wcs_note = _wcs_header(hdu.header, hdus[0].header, endpoint, where)
         flux = native_pixels(hdu.data) * factor
         mask, mask_note = read_mask(hdus, hdu.name, flux.shape, file)
         variance, noise_note = read_variance(hdus, hdu.name, flux.shape, factor, file)
@@ -223,20 +224,24 @@ def _read_plane(
             f"{band}.noise_correlation": correlation_note,
             f"{band}.psf_fwhm": psf_note,
             f"{band}.mask": mask_note,
+            **({f"{band}.wcs": wcs_note} if wcs_note else {}),
         },
     )
 
 
-def _wcs_header(header: Header, endpoint: EndpointTable, where: str) -> str:
-    """The celestial WCS; a stand-in for an endpoint that is not on the sky, if its file has none."""
+def _wcs_header(header: Header, primary: Header, endpoint: EndpointTable, where: str) -> tuple[str, str]:
+    """The celestial WCS in ICRS and a note; a stand-in for an endpoint that is not on the sky, if its file has none."""
     if endpoint["pixel_scale"] == 0 and not has_celestial_wcs(header):
         wcs = WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
         wcs.wcs.crval, wcs.wcs.crpix = [0, 0], [1, 1]
         wcs.wcs.cdelt = [-NO_SKY_SCALE / 3600, NO_SKY_SCALE / 3600]
         wcs.wcs.radesys = "ICRS"
-        return wcs_header_string(wcs)
-    return wcs_header_string(celestial_wcs(header, where))
+        return wcs_header_string(wcs), ""
+    stated = icrs_wcs(image_wcs(header, primary, where), where)
+    for note in stated.notes:
+        log.info("%s: %s", where, note)
+    return wcs_header_string(stated.wcs), "; ".join(stated.notes)
 
 
 def _assemble(endpoint: EndpointTable, planes: list[_Plane], psf_fwhm: Mapping[str, float]) -> SurveyImage:

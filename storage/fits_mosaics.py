@@ -17,7 +17,7 @@ import pyarrow as pa
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from surveybridge.storage.grids import celestial_wcs
+from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.mosaics import StitchedMosaic
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import observed_and_wanted, stated_problem

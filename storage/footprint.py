@@ -12,8 +12,9 @@ from astropy.wcs import WCS
 from mocpy import MOC
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import celestial_wcs, pixel_scale
+from surveybridge.storage.grids import pixel_scale
 from surveybridge.storage.mosaics import MosaicHeader, header_from
 from surveybridge.storage.sky import check_cone
 
@@ -38,7 +39,7 @@ def core_corners(manifest: pa.Table, wcs_header: str, origin: tuple[int, int]) -
     origin : (y, x)
         Global pixel of that array's first one.
     """
-    x, y = celestial_wcs(wcs_header).all_world2pix(manifest["ra"].to_numpy(), manifest["dec"].to_numpy(), 0, quiet=True)
+    y, x = sky_to_pixel(celestial_wcs(wcs_header), manifest["ra"].to_numpy(), manifest["dec"].to_numpy())
     height, width = (manifest[name].to_numpy() for name in ("core_height", "core_width"))
     return np.stack([y + origin[0] - (height - 1) / 2, x + origin[1] - (width - 1) / 2])
 
@@ -83,7 +84,7 @@ def overlap(box: Box, region: Box) -> Box | None:
 def square(header: MosaicHeader, ra: float, dec: float, side: float) -> Box:
     """Global pixels of a square on the sky: ICRS deg, `side` in arcsec, at least one pixel, whole pixels."""
     check_cone(ra, dec, side)
-    x, y = global_wcs(header).all_world2pix(ra, dec, 0, quiet=True)
+    y, x = sky_to_pixel(global_wcs(header), ra, dec)
     if not (np.isfinite(x) and np.isfinite(y)):
         raise StorageError(
             f"ra {ra:g} dec {dec:g} deg does not lie on the run's grid (near {_centre(header)}); give another place"

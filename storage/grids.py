@@ -1,64 +1,24 @@
-"""Pixel grids on the sky: WCS headers, pixel scales, and the mapping from one grid into another."""
+"""Pixel grids on the sky: scales and footprints, and the mapping from one grid into another."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.io.fits import Header
-from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
+from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from surveybridge.storage.celestial import celestial_wcs, pixel_area, sky_to_pixel, wcs_header_string
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.spline import noise_covariance
 
 if TYPE_CHECKING:
     from scipy.interpolate import RectBivariateSpline
-
-
-def celestial_wcs(header: Header | str, where: str = "image") -> WCS:
-    """Celestial WCS of a FITS header.
-
-    Raises
-    ------
-    StorageError
-        If there is none, or it cannot be read; `where` names the file.
-    """
-    if isinstance(header, str):
-        header = Header.fromstring(header)
-    try:
-        with warnings.catch_warnings():
-            # repairs such as "RADECSYS is deprecated" say nothing about the pixels
-            warnings.simplefilter("ignore", FITSFixedWarning)
-            wcs = WCS(header)
-            if wcs.has_celestial:
-                return wcs.celestial
-    except (ValueError, KeyError, MemoryError) as error:
-        raise StorageError(f"{where}: unreadable WCS ({error}); give an image with a valid celestial WCS") from error
-    kinds = [header.get(f"CTYPE{axis}", "absent") for axis in (1, 2)]
-    raise StorageError(
-        f"{where}: no celestial WCS (CTYPE1 {kinds[0]}, CTYPE2 {kinds[1]}, expected RA---TAN, DEC--TAN or the like); "
-        "solve the astrometry first or name the right extension as FILE[EXT]"
-    )
-
-
-def has_celestial_wcs(header: Header) -> bool:
-    """Return whether a FITS header says where on the sky its pixels are."""
-    try:
-        celestial_wcs(header)
-    except StorageError:
-        return False
-    return True
-
-
-def wcs_header_string(wcs: WCS) -> str:
-    """Header string that restores the WCS, distortions included."""
-    return str(wcs.to_header_string(relax=True))
 
 
 def pixel_scale(wcs_header: str) -> float:
@@ -75,15 +35,10 @@ def shifted_header(wcs_header: str, y: int, x: int) -> str:
 def pixel_to_pixel(
     first: WCS, second: WCS, y: NDArray[np.float64], x: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions (y, x, 0-based) on the first grid, on the second; NaN where the second cannot see them."""
+    """Positions (y, x, 0-based) on the first grid, on the second; NaN where the second has no pixel for them."""
     sky = SkyCoord(*first.all_pix2world(x, y, 0), unit="deg", frame=wcs_to_celestial_frame(first))
     sky = sky.transform_to(wcs_to_celestial_frame(second))
-    lon, lat = sky.spherical.lon.deg, sky.spherical.lat.deg
-    try:
-        there = second.all_world2pix(lon, lat, 0)
-    except NoConvergence:
-        there = second.wcs_world2pix(lon, lat, 0)
-    return np.asarray(there[1]), np.asarray(there[0])
+    return sky_to_pixel(second, sky.spherical.lon.deg, sky.spherical.lat.deg)
 
 
 def overlap_fraction(first: WCS, first_shape: tuple[int, int], second: WCS, second_shape: tuple[int, int]) -> float:
@@ -110,6 +65,47 @@ class Positions(NamedTuple):
     area: NDArray[np.float64]
 
 
+EXACT_WITHIN = 1e-4
+"""Pixels: what the splines of a mapping may differ from the WCS in the middle between their nodes."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The squares between the nodes of a mapping in which its splines are not what the WCS says.
+
+    Attributes
+    ----------
+    nodes_y, nodes_x : float64 [N], [M]
+        Output pixels of the nodes.
+    exact : bool [N - 1, M - 1]
+        Where each pixel is computed by itself.
+    unseen : bool [N - 1, M - 1]
+        Where no pixel lies on the input.
+    output, input : WCS
+        Of the two grids.
+    """
+
+    nodes_y: NDArray[np.float64]
+    nodes_x: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    unseen: NDArray[np.bool_]
+    output: WCS
+    input: WCS
+
+    def correct(self, y: NDArray[np.float64], x: NDArray[np.float64], where: Positions) -> None:
+        """Write exact positions into those of the rectangle y [h] times x [w], NaN where there are none."""
+        row = np.clip(np.searchsorted(self.nodes_y, y, "right") - 1, 0, len(self.nodes_y) - 2)[:, None]
+        column = np.clip(np.searchsorted(self.nodes_x, x, "right") - 1, 0, len(self.nodes_x) - 2)
+        exact, unseen = self.exact[row, column], self.unseen[row, column]
+        for plane in where:
+            plane[unseen] = np.nan
+        if exact.any():
+            all_y, all_x = (plane[exact] for plane in np.meshgrid(y, x, indexing="ij"))
+            there_y, there_x = pixel_to_pixel(self.output, self.input, all_y, all_x)
+            where.y[exact], where.x[exact] = there_y, there_x
+            where.area[exact] = pixel_area(self.output, all_y, all_x) / pixel_area(self.input, there_y, there_x)
+
+
 @dataclass(frozen=True)
 class GridMapping:
     """Pixel positions of one grid in another, by splines through exact WCS positions.
@@ -122,35 +118,92 @@ class GridMapping:
         Input pixel position as a function of the output (y, x).
     whole_shift : (int, int) or None
         (dy, dx) if the grids differ by whole pixels only.
+    centre : (float, float)
+        Output pixel (y, x) at which the splines say how large a step is: the middle, or the place nearest to it where
+        they hold.
+    cells : Cells or None
+        Where the splines do not hold, because the input's WCS has no pixel for a place or bends too much.
     """
 
     shape: tuple[int, int]
     spline_y: RectBivariateSpline
     spline_x: RectBivariateSpline
     whole_shift: tuple[int, int] | None
+    centre: tuple[float, float]
+    cells: Cells | None = None
 
     @classmethod
-    def between(cls, output_header: str, shape: tuple[int, int], input_header: str, spacing: int = 64) -> GridMapping:
-        """Map the grid of `output_header` into that of `input_header`, exact every `spacing` pixels."""
+    def between(
+        cls,
+        output_header: str,
+        shape: tuple[int, int],
+        input_header: str,
+        input_shape: Sequence[int] | None = None,
+        spacing: int = 64,
+    ) -> GridMapping:
+        """Map the grid of `output_header` into that of `input_header`, exact every `spacing` pixels.
+
+        Where the splines between are off by more than `EXACT_WITHIN`, every pixel is exact; of positions outside
+        `input_shape` (H, W of the input), where it is given, this need not hold.
+        """
         from scipy.interpolate import RectBivariateSpline  # half a second, which those who read tiles do without
 
+        output, there = celestial_wcs(output_header), celestial_wcs(input_header)
         nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
-        y, x = np.meshgrid(nodes_y, nodes_x, indexing="ij")
-        y, x = pixel_to_pixel(celestial_wcs(output_header), celestial_wcs(input_header), y, x)
-        if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        y, x = pixel_to_pixel(output, there, *np.meshgrid(nodes_y, nodes_x, indexing="ij"))
+        seen = np.isfinite(y) & np.isfinite(x)
+        if not seen.any():
             raise StorageError(
-                f"the grids do not see the same sky: {describe_footprint(celestial_wcs(output_header), shape)} and "
-                f"CRVAL {celestial_wcs(input_header).wcs.crval} deg; give images that overlap"
+                f"the grids do not see the same sky: {describe_footprint(output, shape)} and CRVAL "
+                f"{there.wcs.crval} deg; give images that overlap"
             )
-        shift = (round(float(y[0, 0])), round(float(x[0, 0])))
-        off = max(np.abs(y - nodes_y[:, None] - shift[0]).max(), np.abs(x - nodes_x - shift[1]).max())
-        return cls(
+        ahead_y, ahead_x = (y - nodes_y[:, None])[seen], (x - nodes_x)[seen]
+        shift = (round(float(ahead_y[0])), round(float(ahead_x[0])))
+        off = max(np.abs(ahead_y - shift[0]).max(), np.abs(ahead_x - shift[1]).max())
+        if not seen.all():
+            y, x = _nearest(y, seen), _nearest(x, seen)
+        mapping = cls(
             shape,
             RectBivariateSpline(nodes_y, nodes_x, y),
             RectBivariateSpline(nodes_y, nodes_x, x),
             # 1e-4 px is 10 micro-arcsec on Euclid's grid: far below any astrometry, far above header rounding
             shift if off < 1e-4 else None,
+            ((shape[0] - 1) / 2, (shape[1] - 1) / 2),
         )
+        return mapping if mapping.whole_shift is not None else mapping._checked(output, there, seen, input_shape)
+
+    def _checked(self, output: WCS, there: WCS, seen: NDArray[np.bool_], input_shape: Sequence[int] | None) -> Self:
+        """The mapping with the cells in which its splines are not what the WCS says; `seen` are its nodes."""
+        nodes_y, nodes_x = (np.linspace(0, n - 1, nodes) for n, nodes in zip(self.shape, seen.shape, strict=True))
+        middle_y, middle_x = ((nodes[1:] + nodes[:-1]) / 2 for nodes in (nodes_y, nodes_x))
+        y, x = pixel_to_pixel(output, there, *np.meshgrid(middle_y, middle_x, indexing="ij"))
+        off = np.hypot(y - self.spline_y(middle_y, middle_x), x - self.spline_x(middle_y, middle_x))
+        corners = np.stack([seen[:-1, :-1], seen[:-1, 1:], seen[1:, :-1], seen[1:, 1:], np.isfinite(off)])
+        holds = corners.all(axis=0) & (off <= EXACT_WITHIN)
+        if holds.all():
+            return self
+        exact = ~holds & corners.any(axis=0)
+        if input_shape is not None:
+            exact &= ndimage.binary_dilation(self._touches(nodes_y, nodes_x, input_shape), np.ones((3, 3), bool))
+        centre = self.centre
+        if holds.any():
+            row, column = np.unravel_index(
+                np.argmin(np.where(holds, np.hypot(middle_y[:, None] - centre[0], middle_x - centre[1]), np.inf)),
+                holds.shape,
+            )
+            centre = (float(middle_y[row]), float(middle_x[column]))
+        return replace(self, centre=centre, cells=Cells(nodes_y, nodes_x, exact, ~holds & ~exact, output, there))
+
+    def _touches(
+        self, nodes_y: NDArray[np.float64], nodes_x: NDArray[np.float64], input_shape: Sequence[int]
+    ) -> NDArray[np.bool_]:
+        """Cells whose corners span a box that reaches the input."""
+        touches = np.ones((len(nodes_y) - 1, len(nodes_x) - 1), bool)
+        for spline, size in ((self.spline_y, input_shape[0]), (self.spline_x, input_shape[1])):
+            node = spline(nodes_y, nodes_x)
+            corners = np.stack([node[:-1, :-1], node[:-1, 1:], node[1:, :-1], node[1:, 1:]])
+            touches &= (corners.max(axis=0) > -1) & (corners.min(axis=0) < size)
+        return touches
 
     @property
     def name(self) -> str:
@@ -158,13 +211,16 @@ class GridMapping:
         return "none (whole-pixel shift)" if self.whole_shift is not None else "cubic spline x pixel area"
 
     def at(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Positions:
-        """Positions of the output pixels on the rectangle y [h] times x [w]."""
+        """Positions of the output pixels on the rectangle y [h] times x [w]; NaN where the input has none."""
         if self.whole_shift is not None:
             rows, columns = np.meshgrid(y + self.whole_shift[0], x + self.whole_shift[1], indexing="ij")
             return Positions(rows, columns, np.ones_like(rows))
         yy, yx = self.spline_y(y, x, dx=1), self.spline_y(y, x, dy=1)
         xy, xx = self.spline_x(y, x, dx=1), self.spline_x(y, x, dy=1)
-        return Positions(self.spline_y(y, x), self.spline_x(y, x), np.abs(yy * xx - yx * xy))
+        where = Positions(self.spline_y(y, x), self.spline_x(y, x), np.abs(yy * xx - yx * xy))
+        if self.cells is not None:
+            self.cells.correct(y, x, where)
+        return where
 
     def blocks(self, rows: int = 64) -> Iterator[tuple[slice, Positions]]:
         """Walk over the output in strips of rows, so that temporaries stay in the processor's cache."""
@@ -174,13 +230,13 @@ class GridMapping:
             yield slice(start, stop), self.at(y, x)
 
     def noise_correlation(self, input_correlation: float) -> float:
-        """Lag-1 noise correlation on the output grid, mean over x and y, at the centre and averaged over pixel phase.
+        """Lag-1 noise correlation on the output grid, mean over x and y, at `centre` and averaged over pixel phase.
 
         Input noise of lag-1 correlation r is taken as r^|lag| along each axis.
         """
         if self.whole_shift is not None:
             return input_correlation
-        centre = np.array([(self.shape[0] - 1) / 2]), np.array([(self.shape[1] - 1) / 2])
+        centre = np.array([self.centre[0]]), np.array([self.centre[1]])
         steps = [
             (self.spline_y(*centre, dx=1), self.spline_x(*centre, dx=1)),
             (self.spline_y(*centre, dy=1), self.spline_x(*centre, dy=1)),
@@ -192,3 +248,8 @@ class GridMapping:
             for dy, dx in steps
         ]
         return float(np.mean(lags) / none**2)
+
+
+def _nearest(plane: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The plane with the nearest known value wherever none is known."""
+    return np.asarray(plane[tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))])

@@ -15,9 +15,10 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.footprint import Box, overlap
-from surveybridge.storage.grids import celestial_wcs, pixel_to_pixel
+from surveybridge.storage.grids import pixel_to_pixel
 from surveybridge.storage.mosaics import header_from
 
 MARGIN = 2
@@ -94,7 +95,8 @@ def _under(there: WCS, size: tuple[int, int], here: WCS) -> Box:
     """Box of the mosaic's pixels under a HiPS tile and its margin; empty if the mosaic's WCS cannot see the tile."""
     y, x = np.meshgrid(*(np.linspace(-0.5, n - 0.5, LATTICE) for n in size), indexing="ij")
     y, x = pixel_to_pixel(there, here, y, x)
-    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+    y, x = y[np.isfinite(y)], x[np.isfinite(x)]
+    if not (y.size and x.size):
         return 0, 0, 0, 0
     low, high = (
         [int(np.floor(v.min())) - MARGIN for v in (y, x)],

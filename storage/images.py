@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.errors import StorageError
 
 MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
@@ -88,7 +88,7 @@ class SurveyImage:
     @property
     def wcs(self) -> WCS:
         """Celestial WCS of the grid."""
-        return WCS(Header.fromstring(self.wcs_header))
+        return celestial_wcs(self.wcs_header)
 
     @property
     def valid(self) -> NDArray[np.bool_]:

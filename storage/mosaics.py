@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from astropy.wcs import Sip
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs, wcs_header_string
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import celestial_wcs, wcs_header_string
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.schema import CELL, mosaic_schema
 from surveybridge.storage.sky import healpix_29

@@ -237,9 +237,9 @@ def read_mosaic(
     """
     from astropy.units import Unit
 
+    from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.errors import StorageError
     from surveybridge.storage.footprint import square
-    from surveybridge.storage.grids import celestial_wcs
     from surveybridge.storage.runs import RunFolder
 
     if cutout is not None and region is not None:
@@ -362,7 +362,7 @@ def translate(
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile
-    from surveybridge.storage.grids import celestial_wcs
+    from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.tiles import Tile, core_header
     from surveybridge.version import __version__
 

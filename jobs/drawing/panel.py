@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from astropy.io.fits import Header
 from astropy.wcs import WCS
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -27,6 +26,7 @@ from surveybridge.jobs.drawing import views
 from surveybridge.jobs.drawing.rendering import candidate_pictures, lupton_rgb
 from surveybridge.jobs.drawing.rendering import views as candidate_views
 from surveybridge.jobs.drawing.views import Field, Scales
+from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, main_plane, rgb_planes, shown_ends, wanted_end
 from surveybridge.storage.query import query
@@ -152,7 +152,7 @@ def _read_field(run_url: str, store_url: str, truth: str | Path | pa.Table | Non
     mosaic = run.read_mosaic()  # before the store, as it refuses what is too large
     tiles = run.ok_tiles()
     first = run.read_tile_mosaic(tiles[0])
-    wcs, first_wcs = (WCS(Header.fromstring(header)) for header in (mosaic.wcs_header, first.wcs_header))
+    wcs, first_wcs = (celestial_wcs(header) for header in (mosaic.wcs_header, first.wcs_header))
     x0, y0 = np.round(first.core_origin[::-1] - (wcs.wcs.crpix - first_wcs.wcs.crpix)).astype(int)  # of the field
     shape = mosaic.coverage.shape
     ends = shown_ends(run.problem)
@@ -184,7 +184,7 @@ def _lenses(truth: str | Path | pa.Table | None, wcs: WCS, shape: tuple[int, ...
         return np.zeros((0, 2))
     table = truth if isinstance(truth, pa.Table) else pq.read_table(truth, columns=["kind", "ra", "dec"])
     lens = np.array([kind == "lens" for kind in table["kind"].to_pylist()], bool)
-    x, y = wcs.world_to_pixel_values(table["ra"].to_numpy()[lens], table["dec"].to_numpy()[lens])
+    y, x = sky_to_pixel(wcs, table["ra"].to_numpy()[lens], table["dec"].to_numpy()[lens])
     inside = (x > -0.5) & (y > -0.5) & (x < shape[1] - 0.5) & (y < shape[0] - 0.5)
     return np.stack([x[inside], y[inside]], axis=-1)
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from surveybridge.jobs.reporting.plots import BLACK, ORANGE, PALE, WIDTH, Panel, Plot, canvas, svg_url
-from surveybridge.storage.grids import celestial_wcs
+from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.problems import ProblemTable
 
 if TYPE_CHECKING:

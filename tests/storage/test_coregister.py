@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
+from astropy.wcs import WCS, Sip
+from matplotlib.path import Path
 from scipy import ndimage
 
+from surveybridge.storage.celestial import celestial_wcs, icrs_wcs, sky_to_pixel, stated_wcs, wcs_header_string
 from surveybridge.storage.coregister import coregister, resample_stamps
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import GridMapping, celestial_wcs, pixel_to_pixel
+from surveybridge.storage.grids import GridMapping, pixel_to_pixel
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
@@ -201,3 +205,116 @@ def test_kernel_weights_are_the_interpolating_spline():
     signal = np.random.default_rng(5).normal(size=41)
     expected = ndimage.map_coordinates(signal, positions[None], order=3, mode="mirror")
     np.testing.assert_allclose(matrix @ signal, expected, atol=1e-12)
+
+
+def bent(shape, strength, **how):
+    """A WCS with the SIP polynomial r + strength r^3, centred on the array."""
+    wcs = tan_wcs(shape, 0.2, **how)
+    a, b = np.zeros((4, 4)), np.zeros((4, 4))
+    a[3, 0] = a[1, 2] = b[0, 3] = b[2, 1] = strength
+    wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
+    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
+    wcs.wcs.set()
+    return wcs
+
+
+@pytest.mark.parametrize("strength", [-6e-6, -3e-5])
+def test_only_what_diverges_lies_outside(strength):
+    """At -3e-5 the polynomial turns back 105 px from its centre, just outside the corners of the image."""
+    shape, wide = (140, 140), (900, 900)
+    wcs = bent(shape, strength, rotation=20.0)
+    x, y = np.array([12.0, 70, 127, 30]), np.array([15.0, 71, 126, 120])
+    image = image_of(gaussians(shape, np.stack([y, x], 1), 1.6))
+    image = SurveyImage(**{**image.__dict__, "wcs_header": wcs.to_header_string(relax=True)})
+    out = coregister(image, header(wide, 0.1), wide)
+    covered = out.valid[0]
+    there = tan_wcs(wide, 0.1).all_world2pix(*wcs.all_pix2world(x, y, 0), 0)
+    for u, v in zip(*there, strict=True):
+        rows, columns = np.mgrid[round(v) - 14 : round(v) + 15, round(u) - 14 : round(u) + 15]
+        flux = np.nan_to_num(out.flux[0, rows, columns].astype(float))
+        centre = (flux * rows).sum() / flux.sum() - v, (flux * columns).sum() / flux.sum() - u
+        assert np.hypot(*centre) < 0.05  # a Gaussian drawn on bent pixels is not round on the sky
+    # the outline: every output pixel is on the image if and only if some pixel of the image is there
+    edge = np.concatenate(
+        [[(t, -0.5), (139.5, t), (139 - t, 139.5), (-0.5, 139 - t)] for t in np.linspace(0, 139, 281)]
+    )
+    outline = np.stack(tan_wcs(wide, 0.1).all_world2pix(*wcs.all_pix2world(*edge.T, 0), 0), axis=1)
+    order = np.argsort(np.arctan2(*(outline - outline.mean(axis=0)).T[::-1]))
+    some = np.mgrid[0:900:7, 0:900:7]
+    inside = Path(outline[order]).contains_points(some[::-1].reshape(2, -1).T).reshape(some.shape[1:])
+    assert np.mean(inside != (out.mask[0, ::7, ::7] & MASK_PLANES["NO_DATA"] == 0)) < 2e-4
+    assert covered.any() and not covered.all()
+
+
+def test_positions_are_exact_where_splines_are_not():
+    shape, wide = (140, 140), (700, 640)
+    wcs = bent(shape, -3e-5)
+    target = header(wide, 0.1, rotation=50.0)
+    mapping = GridMapping.between(target, wide, wcs.to_header_string(relax=True), shape)
+    assert mapping.cells is not None and mapping.cells.exact.any() and mapping.cells.unseen.any()
+    y, x = np.arange(0.0, 700, 3), np.arange(0.0, 640, 3)
+    where = mapping.at(y, x)
+    truth = pixel_to_pixel(celestial_wcs(target), wcs, *np.meshgrid(y, x, indexing="ij"))
+    on = (np.abs(truth[0] - 69.5) < 70) & (np.abs(truth[1] - 69.5) < 70)
+    assert on.sum() > 1000
+    assert np.hypot(where.y - truth[0], where.x - truth[1])[on].max() < 2e-4
+    with np.errstate(invalid="ignore"):
+        claimed = (np.abs(where.y - 69.5) < 70) & (np.abs(where.x - 69.5) < 70)
+    np.testing.assert_array_equal(claimed, on)
+
+
+def test_equal_grids_with_a_distortion_are_copied():
+    shape = (400, 400)
+    wcs = bent(shape, -2e-6)
+    image = image_of(np.random.default_rng(1).normal(size=shape))
+    image = SurveyImage(**{**image.__dict__, "wcs_header": wcs.to_header_string(relax=True)})
+    out = coregister(image, wcs[20:, 30:].to_header_string(relax=True), (300, 300))
+    np.testing.assert_array_equal(out.flux[0], image.flux[0, 20:320, 30:330])
+
+
+@pytest.mark.parametrize(
+    ("frame", "swap", "ra", "dec", "sip"),
+    [
+        ("ICRS", True, 140.0, 33.0, 0.0),
+        ("FK5", False, 140.0, 33.0, 0.0),
+        ("FK5", True, 0.0001, -61.0, 0.0),
+        ("ICRS", False, 359.9999, 5.0, -2e-6),
+        ("ICRS", False, 75.0, 89.998, 0.0),
+        ("FK5", False, 200.0, -89.9995, -2e-6),
+        ("ICRS", True, 17.0, 89.9999, 1e-6),
+    ],
+)
+def test_positions_are_right_on_every_kind_of_grid(frame, swap, ra, dec, sip):
+    """Input and output in turn have the unusual header; a source at a known place is where it should be."""
+    usual = tan_wcs((140, 150), 0.1, rotation=10.0, ra=ra, dec=dec)
+    unusual = bent((140, 150), sip, ra=ra, dec=dec, rotation=75.0).to_header(relax=True)
+    if sip == 0:
+        for keyword in [k for k in unusual if k[:2] in ("A_", "B_")]:
+            del unusual[keyword]
+        unusual["CTYPE1"], unusual["CTYPE2"] = "RA---TAN", "DEC--TAN"
+    unusual["RADESYS"] = frame
+    x, y = np.array([60.2, 88.7]), np.array([55.4, 80.1])
+    native = WCS(unusual).all_pix2world(x, y, 0)
+    true = SkyCoord(*native, unit="deg", frame=frame.lower()).icrs
+    if swap:
+        unusual = exchanged(unusual)
+    read = wcs_header_string(icrs_wcs(stated_wcs(unusual)).wcs)
+    for source, target in ((read, usual.to_header_string()), (usual.to_header_string(), read)):
+        from_, to = celestial_wcs(source), celestial_wcs(target)
+        mapping = GridMapping.between(target, (140, 150), source, (140, 150))
+        there = sky_to_pixel(to, true.ra.deg, true.dec.deg)
+        for v, u, place in zip(*there, true, strict=True):
+            where = mapping.at(np.array([v]), np.array([u]))
+            expected = sky_to_pixel(from_, place.ra.deg, place.dec.deg)
+            assert np.hypot(where.y[0, 0] - expected[0], where.x[0, 0] - expected[1]) < 2e-4
+    back = sky_to_pixel(celestial_wcs(read), true.ra.deg, true.dec.deg)
+    np.testing.assert_allclose(back, (y, x), rtol=0, atol=2e-5)
+
+
+def exchanged(header):
+    """The same header with declination on axis 1."""
+    out = header.copy()
+    pairs = [("CTYPE1", "CTYPE2"), ("CRVAL1", "CRVAL2"), ("CUNIT1", "CUNIT2"), ("CDELT1", "CDELT2")]
+    for a, b in [*pairs, ("PC1_1", "PC2_1"), ("PC1_2", "PC2_2")]:
+        out[a], out[b] = header[b], header[a]
+    return out

@@ -132,9 +132,9 @@ def bad_request(files, tmp_path, case):
         case "bands swapped":
             return lsst[::-1]
         case "not icrs":
-            galactic = tan_wcs(EUCLID, 0.1)
-            galactic.wcs.radesys = "FK5"
-            write_survey_file(tmp_path / "vis.fits", np.ones(EUCLID), galactic)
+            old = tan_wcs(EUCLID, 0.1)
+            old.wcs.radesys = "FK4"
+            write_survey_file(tmp_path / "vis.fits", np.ones(EUCLID), old)
     return lsst
 
 
@@ -150,7 +150,7 @@ BAD_REQUESTS = {
     "far side of the sky": ["do not overlap", "Dec -28.00000", "Dec +28.00000"],
     "shapes differ": ["i.fits[IMAGE]", "50 x 140", "130 x 140"],
     "bands swapped": ["g", "FILTER is i", "given for band g"],
-    "not icrs": ["vis.fits", "fk5", "icrs"],
+    "not icrs": ["vis.fits[IMAGE]", "RADESYS is FK4", "expected ICRS or FK5"],
     "tile size": ["tile size 8 px", "64 px"],
     "halo": ["halo -1 px"],
 }
