@@ -36,8 +36,9 @@ import pyarrow.compute as pc
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import celestial_wcs, pixel_scale
+from surveybridge.storage.grids import pixel_scale
 from surveybridge.storage.schema import CELL
 from surveybridge.storage.sky import HEALPIX_ORDER, healpix_29, unit_vectors
 
@@ -255,9 +256,8 @@ class _Field:
         return _wcs(self.grid.wcs_header)
 
     def pixels(self, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
-        """Positions (y, x) on the grid."""
-        x, y = self.wcs.all_world2pix(ra, dec, 0, quiet=True)
-        return np.asarray(y), np.asarray(x)
+        """Positions (y, x) on the grid, NaN where it has none."""
+        return sky_to_pixel(self.wcs, ra, dec)
 
     def distance(self, position: Floats) -> Floats:
         """Squared chord to the centre, term by term, so that it does not depend on how many are asked for at once."""
