@@ -15,6 +15,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from surveybridge.storage.errors import StorageError, StorageUnavailable
+from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.objectstore import open_filesystem
 from surveybridge.storage.photometry import psf_stamp_fwhm
@@ -101,7 +102,7 @@ def read_mask(hdus: fits.HDUList, name: str, shape: tuple[int, ...], file: str) 
 
 
 def read_variance(
-    hdus: fits.HDUList, name: str, shape: tuple[int, ...], factor: float, file: str
+    hdus: fits.HDUList, name: str, shape: tuple[int, ...], factor: float | NDArray[np.float64], file: str
 ) -> tuple[NDArray[np.float64] | None, str]:
     """Variance of the flux in extension `name`, NaN = bad, and where it comes from; None if nowhere.
 
@@ -116,7 +117,7 @@ def read_variance(
 
 
 def read_rms_file(
-    path: str, shape: tuple[int, ...], factor: float, storage_options: Mapping[str, Any] | None
+    path: str, shape: tuple[int, ...], factor: float | NDArray[np.float64], storage_options: Mapping[str, Any] | None
 ) -> tuple[NDArray[np.float64], str]:
     """Do the same as `read_variance` with an RMS map in a separate file."""
     file, extension = split_extension(path)
@@ -125,7 +126,7 @@ def read_rms_file(
         return _variance_of_rms(_checked(hdu, shape, file), factor), f"RMS map {path}"
 
 
-def _variance_of_rms(rms: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+def _variance_of_rms(rms: NDArray[np.float64], factor: float | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(rms < BAD_RMS, (rms * factor) ** 2, np.nan)
 
 
@@ -148,6 +149,7 @@ def stem_of(name: str) -> str:
 
 
 def _checked(hdu: Any, shape: tuple[int, ...], file: str) -> NDArray[np.float64]:
+    check_sums(hdu, f"{file}[{hdu.name}]")
     if hdu.shape != shape:
         raise StorageError(
             f"{file}[{hdu.name}]: {hdu.shape} pixels but the flux image has {shape}; give maps of the same image"

@@ -17,8 +17,16 @@ from astropy.io.fits import Header
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from surveybridge.storage.celestial import celestial_wcs, has_celestial_wcs, icrs_wcs, image_wcs, wcs_header_string
+from surveybridge.storage.celestial import (
+    celestial_wcs,
+    has_celestial_wcs,
+    icrs_wcs,
+    image_wcs,
+    pixel_area,
+    wcs_header_string,
+)
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_hdus import (
     VARIANCE_NOTE,
     flux_hdu,
@@ -34,6 +42,7 @@ from surveybridge.storage.fits_hdus import (
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import (
     describe_footprint,
+    pixel_areas,
     pixel_scale,
     pixel_to_pixel,
 )
@@ -162,15 +171,22 @@ def _read_plane(
     with open_fits(file, storage_options) as hdus:
         hdu = flux_hdu(hdus, file, extension, band)
         where = f"{file}[{hdu.name or 0}]"
+        check_sums(hdu, where)
         header = hdus[0].header.copy(strip=True)
         header.update(hdu.header)
+        wcs_header, wcs_note = _wcs_header(hdu.header, hdus[0].header, endpoint, where)
+        factor: float | NDArray[np.float64]
         if njy_of_unit is not None:
-            njy, zero_point = calibration(header, where)
-            factor, units = njy / njy_of_unit, {"zero_point": f"{zero_point:g} AB"}
+            middle = [np.array((n - 1) / 2) for n in hdu.shape]
+            area = float(pixel_area(celestial_wcs(wcs_header), *middle))
+            scale = calibration(hdu.header, hdus[0].header, where, area)
+            factor, zero_point = scale.njy / njy_of_unit, scale.zero_point
+            if scale.per_steradian:
+                factor = factor * pixel_areas(wcs_header, hdu.shape)
+            units = {"zero_point": f"{zero_point:g} AB"}
         else:
             factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
             units = {"unit": f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}"}
-        wcs_header, wcs_note = _wcs_header(hdu.header, hdus[0].header, endpoint, where)
         flux = native_pixels(hdu.data) * factor
         mask, mask_note = read_mask(hdus, hdu.name, flux.shape, file)
         variance, noise_note = read_variance(hdus, hdu.name, flux.shape, factor, file)

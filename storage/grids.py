@@ -27,6 +27,15 @@ def pixel_scale(wcs_header: str) -> float:
     return float(np.sqrt(scales[0] * scales[1]) * 3600)
 
 
+def pixel_areas(wcs_header: str, shape: Sequence[int], spacing: int = 64) -> NDArray[np.float64]:
+    """Area on the sky, in steradian, of every pixel of an image, float64 [H, W]; exact every `spacing` pixels."""
+    from scipy.interpolate import RectBivariateSpline
+
+    nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
+    areas = pixel_area(celestial_wcs(wcs_header), *np.meshgrid(nodes_y, nodes_x, indexing="ij"))
+    return np.asarray(RectBivariateSpline(nodes_y, nodes_x, areas)(np.arange(shape[0]), np.arange(shape[1])))
+
+
 def shifted_header(wcs_header: str, y: int, x: int) -> str:
     """Return the WCS of the grid that is cut at pixel (y, x), which becomes pixel (0, 0)."""
     return wcs_header_string(celestial_wcs(wcs_header)[y:, x:])

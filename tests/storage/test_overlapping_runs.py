@@ -79,8 +79,7 @@ def test_margins_and_cones_hold_no_object_twice(runs, tmp_path):
     publish([runs["west"], runs["east"]], tmp_path / "catalog", partition_rows=60)
     opened = Catalog.open(tmp_path / "catalog")
     margin = pa.concat_tables(
-        pq.read_table(file, partitioning=None)
-        for file in Path(opened.folder.path("margin")).rglob("Npix=*.parquet")
+        pq.read_table(file, partitioning=None) for file in Path(opened.folder.path("margin")).rglob("Npix=*.parquet")
     )
     rows = opened.dataset().to_table()
     assert margin.num_rows > 50 and places(margin) <= places(rows)
