@@ -1,4 +1,4 @@
-"""Search the candidates of a run or of a published catalog: the best, a part of the sky, a cross-match, or SQL.
+"""Search the candidates of runs or of a published catalog: the best, a part of the sky, a cross-match, or SQL.
 
 SQL sees the views `candidates`, `ledger` (the tiles that are done), `runs`, `grades` (what `vet` has collected) and
 `mosaics` (a row a cell of 64 x 64 pixels). A cross-match gives each candidate near an object of another catalog with
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError, Texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +42,7 @@ SHOWN_LAST = ("flags", "grades")
 class Config(JobConfig):
     """Settings of `surveybridge query`."""
 
-    run: str = Field(description="run folder or published catalog, a path or s3:// URL")
+    run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     cone: tuple[float, float, float] | None = Field(
         None, description="RA,DEC,ARCSEC: only within this distance; ICRS deg"
     )

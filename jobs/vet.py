@@ -1,8 +1,9 @@
 """Grade candidates in the browser: pictures, keys A B C X, several graders, purity and agreement so far.
 
-Starts a web server on this machine and prints its address; stop it with Ctrl-C. Each grade is in the run folder, under
-`grades/`, before the page says so: A certain, B probable, C possible, X no lens. Nothing is ever overwritten, and each
-grader has a folder of their own. On another address than the loopback one the server asks for a token, which is part of
+Starts a web server on this machine and prints its address; stop it with Ctrl-C. Of several runs, or of a published
+catalog, it shows one list. Each grade is in the folder of the run that the candidate is from, under `grades/`, before
+the page says so: A certain, B probable, C possible, X no lens. Nothing is ever overwritten, and each grader has a
+folder of their own. On another address than the loopback one the server asks for a token, which is part of
 the address that it prints (SURVEYBRIDGE_TOKEN in the environment sets it).
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError, Texts
 
 if TYPE_CHECKING:
     import socket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
   surveybridge vet --run runs/field --grader "Ada L."
   surveybridge vet --run s3://survey/runs/dr1 --top 2000
+  surveybridge vet --run s3://survey/runs/north s3://survey/runs/south
+  surveybridge vet --run s3://survey/catalog --top 500
   surveybridge vet --run runs/field --host 0.0.0.0
   surveybridge vet --run runs/field --export graded.csv
 """
@@ -38,7 +41,7 @@ log = logging.getLogger(__name__)
 class Config(JobConfig):
     """Settings of `surveybridge vet`."""
 
-    run: str = Field(description="run folder, a path or s3:// URL")
+    run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     grader: str | None = Field(
         None,
         description="name of the grader; without it each page asks for one, and several graders may share a server",
@@ -80,19 +83,20 @@ def open_session(config: Config, grader: str | None) -> Session:
     from surveybridge.jobs.vetting.pictures import Pictures
     from surveybridge.jobs.vetting.server import SCREENFUL, Session
     from surveybridge.storage.grades import compact_grades
-    from surveybridge.storage.runs import RunFolder
-    from surveybridge.storage.thumbnails import ThumbnailReader
+    from surveybridge.storage.views import open_views
 
     start = time.monotonic()
-    folder = RunFolder.open(config.run)
-    table = read(folder, config.cone, config.top)
+    views = open_views(config.run)
+    runs = views.folders()
+    table = read(config.run, config.cone, config.top)
     if table.num_rows == 0:
-        raise RequestError(f"run {folder.url} has no candidate to grade here; translate tiles, or ask for more")
+        raise RequestError(f"run {views.name} has no candidate to grade here; translate tiles, or ask for more")
     if grader is not None:
-        compact_grades(folder, grader)
-    book = Book(folder)
+        for run in runs:
+            compact_grades(run, grader)
+    book = Book(runs)
     log.info("%d candidates and %d grades in %.1f s", table.num_rows, book.history.num_rows, time.monotonic() - start)
-    session = Session(Candidates(table, folder.problem), book, Pictures(ThumbnailReader(folder)), grader)
+    session = Session(Candidates(table, runs[0].problem), book, Pictures(runs), grader, views.name)
     session.prefetch(range(min(SCREENFUL, table.num_rows)))
     return session
 
@@ -103,11 +107,10 @@ def export(config: Config, where: str) -> int:
     from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary, text
     from surveybridge.storage.grades import latest_grades, read_grades
     from surveybridge.storage.objectstore import file_at
-    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.views import open_views
 
-    run = RunFolder.open(config.run)
-    table = read(run, config.cone, config.top)
-    latest = latest_grades(read_grades(run))
+    table = read(config.run, config.cone, config.top)
+    latest = latest_grades(read_grades(*open_views(config.run).folders()))
     folder, name = file_at(where)
     folder.put(csv_bytes(graded_table(table, latest)), name)
     print(text(summary(table, latest, config.grader)))

@@ -112,6 +112,16 @@ def problem_of(runs: Sequence[RunFolder]) -> ProblemTable:
     return first.problem
 
 
+def run_of(runs: Sequence[RunFolder], row_run_id: str | None) -> RunFolder:
+    """The run that a row is from: one alone has all rows, whatever they state. StorageError if it is none of them."""
+    if len(runs) == 1:
+        return runs[0]
+    for run in runs:
+        if run_id(run) == row_run_id:
+            return run
+    raise StorageError(f"run {row_run_id} is none of {', '.join(run_id(run) for run in runs)}; give it too")
+
+
 def run_facts(run: RunFolder) -> dict[str, Any]:
     """Return what run.json contributes to a row of `RUNS`."""
     known = {name: run.run_json.get(name) for name in RUNS.names if name not in ("tiles", "published")}

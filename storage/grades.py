@@ -1,4 +1,4 @@
-"""Grades of a run's candidates: who graded which object how, and when. Entries are added, and never changed.
+"""Grades of candidates, in the runs that they are from: who graded which object how, and when. Entries are only added.
 
 Layout below the run folder::
 
@@ -109,24 +109,27 @@ def write_grade(
     return table
 
 
-def read_grades(run: RunFolder, known: dict[str, pa.Table] | None = None) -> pa.Table:
+def read_grades(*runs: RunFolder, known: dict[str, pa.Table] | None = None) -> pa.Table:
     """All entries of all graders, in the order in which they were made; schema `GRADES`.
 
     Parameters
     ----------
-    run : RunFolder
+    *runs : RunFolder
         May be graded and compacted meanwhile.
     known : dict, optional
         What earlier calls have read, by file; filled in, so that the next call reads new files only.
     """
     known = {} if known is None else known
     present: list[str] = []
-    for grader in run.folder.names("grades"):
-        # Single files before segments: one that is gone when it is read is in a segment by then.
-        for below in (f"grades/{grader}", f"grades/{grader}/segments"):
-            files = [f"{below}/{name}" for name in run.folder.names(below, suffix=".parquet")]
-            known |= read_files(run.folder, [file for file in files if file not in known], GRADES)
-            present += [file for file in files if file in known]
+    for run in runs:
+        for grader in run.folder.names("grades"):
+            # Single files before segments: one that is gone when it is read is in a segment by then.
+            for below in (f"grades/{grader}", f"grades/{grader}/segments"):
+                names = [f"{below}/{name}" for name in run.folder.names(below, suffix=".parquet")]
+                files = {name: run.folder.file_url(name) for name in names}
+                new = read_files(run.folder, [name for name, url in files.items() if url not in known], GRADES)
+                known |= {files[name]: table for name, table in new.items()}
+                present += [url for url in files.values() if url in known]
     for gone in set(known) - set(present):
         del known[gone]
     return _in_order([known[file] for file in present])

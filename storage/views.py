@@ -28,7 +28,6 @@ from surveybridge.storage.run_cores import ownership_of
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import (
     CATALOG_LEDGER,
-    GRADES,
     MOSAIC,
     RUNS,
     candidates_schema,
@@ -237,7 +236,7 @@ class RunViews(Views):
 
     def grades(self) -> pa.Table:
         """Implement `Views.grades`."""
-        return pa.concat_tables(latest_grades(read_grades(run)) for run in self._folders)
+        return latest_grades(read_grades(*self._folders))
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """Implement `Views.mosaics`."""
@@ -310,7 +309,7 @@ class CatalogViews(Views):
 
     def grades(self) -> pa.Table:
         """Implement `Views.grades`; the grades lie in the runs."""
-        return pa.concat_tables([GRADES.empty_table(), *(latest_grades(read_grades(run)) for run in self.folders())])
+        return latest_grades(read_grades(*self.folders()))
 
     def mosaics(self) -> list[tuple[Folder, list[str]]]:
         """Implement `Views.mosaics`."""

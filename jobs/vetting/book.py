@@ -1,4 +1,4 @@
-"""The grades of a run in memory, as a page needs them: which grades count for whom, now or at an earlier time."""
+"""The grades of runs in memory, as a page needs them: which grades count for whom, now or at an earlier time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import datetime
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from surveybridge.storage.catalog_sources import run_of
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import Seen, latest_grades, read_grades, write_grade
 from surveybridge.storage.runs import RunFolder
@@ -24,10 +26,13 @@ JITTER = datetime.timedelta(seconds=60)
 
 
 class Book:
-    """All entries of a run; what this process writes is in it at once, what others write within `FRESH` seconds."""
+    """All entries of some runs; what this process writes is in it at once, what others write within `FRESH` seconds.
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    An entry is written to the run that the candidate is from.
+    """
+
+    def __init__(self, runs: Sequence[RunFolder]) -> None:
+        self.runs = runs
         self.history = pa.table({})
         self._files: dict[str, pa.Table] = {}
         self._rows: dict[str, dict[str, list[Row]]] = {}  # by grader and object, in the order of time
@@ -38,11 +43,11 @@ class Book:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read new entries from the run folder, unless that was done a moment ago."""
+        """Read new entries from the run folders, unless that was done a moment ago."""
         with self._lock:
             if time.monotonic() - self._read_at < FRESH:
                 return
-            history = read_grades(self.run, self._files)
+            history = read_grades(*self.runs, known=self._files)
             # Entries that this process has written are known already.
             if history.num_rows != self.history.num_rows:
                 for row in history.to_pylist():
@@ -60,7 +65,7 @@ class Book:
         graded_at: datetime.datetime,
         seen: Seen | None = None,
     ) -> Row:
-        """Write an entry to the run folder, unless it is there already; return the row once it is safe.
+        """Write an entry to its run folder, unless it is there already; return the row once it is safe.
 
         A page sends one entry after the other, each with its age; how long a request takes must not change their order.
         """
@@ -75,8 +80,16 @@ class Book:
             if known["object_id"] != object_id:
                 raise StorageError(f"entry {entry} is of {known['object_id']!r}, not of {object_id!r}; give a new one")
             return known
+        seen = seen or Seen()
         (row,) = write_grade(
-            self.run, grader, object_id, grade, comment, entry=entry, graded_at=graded_at, seen=seen or Seen()
+            run_of(self.runs, seen.run_id),
+            grader,
+            object_id,
+            grade,
+            comment,
+            entry=entry,
+            graded_at=graded_at,
+            seen=seen,
         ).to_pylist()
         with self._lock:
             self._take_in(row)
@@ -113,7 +126,7 @@ class Book:
         return dict(Counter(row["grade"] for row in self.of(grader).values() if row["grade"]))
 
     def latest(self) -> pa.Table:
-        """The entries that count, of all graders, from the run folder as it is now."""
+        """The entries that count, of all graders, from the run folders as they are now."""
         with self._lock:
             self._read_at = -FRESH
             self.refresh()

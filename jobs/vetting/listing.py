@@ -16,8 +16,8 @@ from surveybridge.jobs.vetting.book import Book
 from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.query import query
 from surveybridge.storage.regions import Cone
-from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import detection_column, shown_bands
+from surveybridge.storage.views import Urls, problem_at
 
 KEPT_LISTS = 16
 """So many orders are kept: 4 MB each for a million candidates."""
@@ -43,10 +43,11 @@ def shown(problem: ProblemTable) -> list[str]:
     return [*first, *shown_bands(problem), "flags", "model_id", "run_id"]
 
 
-def read(run: RunFolder, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
-    """The candidates of a run, or those within a cone, at most `top`: columns `shown` and _healpix_29, by rank."""
-    columns = None if run.maps_only else [*shown(run.problem), "_healpix_29"]  # which the query refuses
-    return query(run.url, None if cone is None else Cone(*cone), top, columns=columns, thumbnails=False)
+def read(urls: Urls, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
+    """The candidates of runs or a catalog, in a cone, at most `top`: columns `shown` and _healpix_29, by rank."""
+    problem = problem_at(urls)
+    columns = None if problem["catalog"] is None else [*shown(problem), "_healpix_29"]  # which the query refuses
+    return query(urls, None if cone is None else Cone(*cone), top, columns=columns, thumbnails=False)
 
 
 class Candidates:

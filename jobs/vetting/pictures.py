@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from surveybridge.jobs.drawing.rendering import candidate_pictures, png, views
+from surveybridge.storage.catalog_sources import run_of
 from surveybridge.storage.problems import ProblemTable
+from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import stamp_array, thumbnail_names
 from surveybridge.storage.thumbnails import ThumbnailReader
 
@@ -26,30 +29,31 @@ Key = TypeVar("Key", bound=Hashable)
 class Pictures:
     """Strips of pictures, one PNG a candidate: those of `jobs.drawing.rendering.views` from left to right."""
 
-    def __init__(self, reader: ThumbnailReader, threads: int = 4) -> None:
-        self._reader = reader
-        self._problem = reader.run.problem
+    def __init__(self, runs: Sequence[RunFolder], threads: int = 4) -> None:
+        self._runs = runs
+        self._problem = runs[0].problem
+        self._reader = functools.cache(ThumbnailReader)
         # Two pools, because a strip waits for a read.
         self._reading = ThreadPoolExecutor(threads, "thumbnails")
         self._drawing = ThreadPoolExecutor(threads, "pictures")
         self._thumbnails = _Kept[str](KEPT_THUMBNAILS)
         self._strips = _Kept[tuple[str, float]](KEPT_STRIPS)
 
-    def prefetch(self, objects: Iterable[tuple[str, str]]) -> None:
-        """Begin to read thumbnails of (object, tile); one read a tile, those that come first in front."""
-        tiles: dict[str, dict[str, Future[Any]]] = defaultdict(dict)
-        for object_id, tile_id in objects:
+    def prefetch(self, objects: Iterable[tuple[str, str, str | None]]) -> None:
+        """Begin to read thumbnails of (object, tile, run_id); one read a tile, those that come first in front."""
+        tiles: dict[tuple[str, str | None], dict[str, Future[Any]]] = defaultdict(dict)
+        for object_id, tile_id, run_id in objects:
             future, new = self._thumbnails.get(object_id)
             if new:
-                tiles[tile_id][object_id] = future
-        for tile_id, futures in tiles.items():
-            self._reading.submit(self._read, tile_id, futures)
+                tiles[tile_id, run_id][object_id] = future
+        for (tile_id, run_id), futures in tiles.items():
+            self._reading.submit(self._read, tile_id, run_id, futures)
 
-    def strip(self, object_id: str, tile_id: str, stretch: float) -> Future[bytes]:
+    def strip(self, object_id: str, tile_id: str, run_id: str | None, stretch: float) -> Future[bytes]:
         """PNG of 64 x 320 pixels; KeyError in the future if the tile does not hold the object."""
         future, new = self._strips.get((object_id, stretch))
         if new:
-            self.prefetch([(object_id, tile_id)])
+            self.prefetch([(object_id, tile_id, run_id)])
             row, _ = self._thumbnails.get(object_id)
             row.add_done_callback(
                 lambda row: self._drawing.submit(_settle, future, lambda: _draw(row, self._problem, stretch))
@@ -62,9 +66,9 @@ class Pictures:
         for pool in (self._reading, self._drawing):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, tile_id: str, futures: dict[str, Future[Any]]) -> None:
+    def _read(self, tile_id: str, run_id: str | None, futures: dict[str, Future[Any]]) -> None:
         try:
-            table = self._reader.read(tile_id, list(futures))
+            table = self._reader(run_of(self._runs, run_id)).read(tile_id, list(futures))
             stamps = {name: stamp_array(table, name) for name in thumbnail_names(table.schema)}
             names = table["object_id"].to_pylist()
             found = {name: {key: stamp[k] for key, stamp in stamps.items()} for k, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""The server of the grading page: one page, its pictures, and JSON over the candidates and grades of one run."""
+"""The server of the grading page: one page, its pictures, and JSON over the candidates and grades of runs."""
 
 from __future__ import annotations
 
@@ -61,23 +61,26 @@ class Session:
     candidates : Candidates
         In memory.
     book : Book
-        The run's grades.
+        Their grades.
     pictures : Pictures
-        Of the run's candidates.
+        Of the candidates.
     grader : str or None
         Who grades; None if every page says it.
+    name : str
+        Where the candidates are from: URLs of runs, or of a catalog.
     """
 
     candidates: Candidates
     book: Book
     pictures: Pictures
     grader: str | None
+    name: str
     started: str = field(default_factory=lambda: f"{time.time_ns():x}")
 
     def prefetch(self, places: Iterable[int]) -> None:
         """Begin to read thumbnails, because a page will ask for their pictures."""
         rows = self.candidates.rows(places)
-        self.pictures.prefetch((row["object_id"], row["tile_id"]) for row in rows)
+        self.pictures.prefetch((row["object_id"], row["tile_id"], row["run_id"]) for row in rows)
 
 
 class PageRequest(ListRequest):
@@ -143,16 +146,17 @@ def _static(name: str) -> web.Response:
 
 async def _session(request: web.Request) -> web.Response:
     session = request.app[SESSION]
-    run = session.book.run
+    runs = session.book.runs
+    problem = runs[0].problem
     return _json(
         {
-            "run": run.url,
-            "key": f"{run.run_json.get('run_id', '')} {run.url}",
+            "run": session.name,
+            "key": " ".join([*(str(run.run_json.get("run_id", "")) for run in runs), session.name]),
             "grader": session.grader,
             "candidates": len(session.candidates),
             "grades": GRADE_NAMES,
-            "views": views(run.problem),
-            **_words(run.problem),
+            "views": views(problem),
+            **_words(problem),
             "version": __version__,
             "started": session.started,
         }
@@ -224,14 +228,14 @@ async def _picture(request: web.Request) -> web.Response:
         stretch = float("nan")
     if not 0.05 <= stretch <= 50:
         raise web.HTTPBadRequest(text="stretch lies outside 0.05..50")
-    tile = session.candidates.table["tile_id"][place].as_py()
+    tile, run = (session.candidates.table[column][place].as_py() for column in ("tile_id", "run_id"))
     # Shielded, since a page that leaves must not cancel what another may be waiting for.
-    body = await asyncio.shield(asyncio.wrap_future(session.pictures.strip(name, tile, stretch)))
+    body = await asyncio.shield(asyncio.wrap_future(session.pictures.strip(name, tile, run, stretch)))
     return web.Response(body=body, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
 
 
 async def _grade(request: web.Request) -> web.Response:
-    """Write one entry; the answer means that it is in the run folder."""
+    """Write one entry; the answer means that it is in its run folder."""
     session = request.app[SESSION]
     asked = _parsed(GradeRequest, await _document(request))
     grader = _grader(session, asked.grader)

@@ -123,7 +123,7 @@ def test_missing_numbers_sort_last_and_pass_no_filter(tmp_path):
     numbers = {"flux_VIS": [None, 1.0, float("nan"), 5.0], "snr_VIS": [None, 1.0, 9.0, None]}
     for name, values in numbers.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
-    candidates, book = Candidates(table, run.problem), Book(run)
+    candidates, book = Candidates(table, run.problem), Book([run])
     assert candidates.listed(ListRequest(sort="brightest"), "ann", book).tolist() == [3, 1, 0, 2]
     assert candidates.listed(ListRequest(signal=0.0), "ann", book).tolist() == [1, 2]
 
@@ -412,7 +412,7 @@ def test_the_command_prints_its_address_and_stops_cleanly(run, number):
 
 
 def test_entries_keep_their_order_however_long_a_request_takes(run):
-    book = Book(run)
+    book = Book([run])
     now = datetime.datetime.now(datetime.UTC)
     (name,) = query(run.url, top=1, thumbnails=False)["object_id"].to_pylist()
     late = datetime.timedelta(seconds=2)  # the first request was on its way for so long

@@ -139,7 +139,7 @@ def test_a_compaction_killed_before_it_removed_anything_doubles_nothing(run, mon
 def test_known_files_are_not_read_again(run, monkeypatch):
     known: dict = {}
     write_grade(run, "ann", "o1", "A", graded_at=at(0))
-    read_grades(run, known)
+    read_grades(run, known=known)
     write_grade(run, "bob", "o1", "B", graded_at=at(1))
     read: list[str] = []
     plain = Folder._read_all
@@ -149,10 +149,10 @@ def test_known_files_are_not_read_again(run, monkeypatch):
         return plain(self, names)
 
     monkeypatch.setattr(Folder, "_read_all", listed)
-    assert read_grades(run, known).num_rows == 2
+    assert read_grades(run, known=known).num_rows == 2
     assert len(read) == 1 and read[0].startswith(grader_folder("bob"))
     compact_grades(run, "ann", at_least=1)
-    assert read_grades(run, known).equals(read_grades(run))
+    assert read_grades(run, known=known).equals(read_grades(run))
 
 
 def test_readers_see_every_entry_while_others_write_and_compact(run):
@@ -169,7 +169,7 @@ def test_readers_see_every_entry_while_others_write_and_compact(run):
         known: dict = {}
         last = 0
         while not written.is_set():
-            rows = read_grades(run, known).num_rows
+            rows = read_grades(run, known=known).num_rows
             missed.extend([(last, rows)] if rows < last else [])
             last = rows
 
