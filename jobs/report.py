@@ -1,8 +1,9 @@
-"""Report on a run: one HTML page with its state, failures, plots and top candidates, that opens without a network.
+"""Report on runs: one HTML page with their state, failures, plots and top candidates, that opens without a network.
 
-Works on a running, an interrupted and a finished run. The page, `report.html`, holds its pictures and its style, and
-forbids itself to load anything else: mail it, or put it on any web server. With --evaluation, the calibration plot also
-shows what `surveybridge evaluate` found for the same checkpoint.
+Works on running, interrupted and finished runs. Several runs, or a published catalog, have one list of candidates. The
+page, `report.html`, holds its pictures and its style, and forbids itself to load anything else: mail it, or put it on
+any web server. With --evaluation, the calibration plot also shows what `surveybridge evaluate` found for the same
+checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError, Texts
 
 if TYPE_CHECKING:
     from surveybridge.storage.runs import RunFolder
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
   surveybridge report --run runs/field --out reports/field
   surveybridge report --run s3://survey/runs/dr1 --out s3://survey/reports/dr1 --top 100
+  surveybridge report --run runs/north runs/south --out reports/both
+  surveybridge report --run s3://survey/catalog --out reports/catalog
   surveybridge report --run runs/field --out reports/field --evaluation evaluation
 """
 
@@ -30,7 +33,7 @@ PAGE = "report.html"
 class Config(JobConfig):
     """Settings of `surveybridge report`."""
 
-    run: str = Field(description="run folder, a path or s3:// URL")
+    run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     out: str = Field(description=f"folder for {PAGE}, local path or URL; an earlier report there is replaced")
     top: int = Field(30, ge=0, description="candidates shown, highest score first")
     evaluation: str | None = Field(
@@ -39,17 +42,19 @@ class Config(JobConfig):
 
 
 def run(config: Config) -> int:
-    """Write the page; 0 whatever the run's state is."""
+    """Write the page; 0 whatever the state of the runs is."""
     from surveybridge.jobs.reporting.page import page
     from surveybridge.storage.objectstore import Folder
-    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.views import runs_at
 
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
         raise RequestError(f"--out {config.out} is a file; give a folder")
-    folder = RunFolder.open(config.run)
-    evaluation = None if config.evaluation is None else read_evaluation(config.evaluation, folder)
-    content = page(folder, config.top, evaluation).encode()
+    _, runs = runs_at(config.run)
+    evaluation = None
+    for run in runs if config.evaluation is not None else ():
+        evaluation = read_evaluation(str(config.evaluation), run)
+    content = page(config.run, config.top, evaluation).encode()
     out.put(content, PAGE)
     print(f"{out.file_url(PAGE)}: {len(content) / 1e6:.1f} MB, opens in any browser")
     return 0

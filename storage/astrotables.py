@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +16,13 @@ from astropy.table import Column, MaskedColumn, QTable, Table
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.parquet import has_votable, parquet_bytes
 from surveybridge.storage.query import query
+from surveybridge.storage.views import Urls
 
 REGION_ARCSEC = 1.0
 """Radius of the circles of a DS9 region file."""
 
 
-def query_table(run_url: str | os.PathLike[str], *arguments: Any, **options: Any) -> QTable:
+def query_table(urls: Urls, *arguments: Any, **options: Any) -> QTable:
     """Run `storage.query.query` and return a QTable with units, without thumbnails unless they are asked for.
 
     Examples
@@ -30,7 +30,7 @@ def query_table(run_url: str | os.PathLike[str], *arguments: Any, **options: Any
     >>> table = query_table("s3://sky/catalog", Cone(53.1, -28.0, 30.0))
     >>> table["flux_VIS"].to("uJy")
     """
-    return to_qtable(query(run_url, *arguments, **{"thumbnails": False, **options}))
+    return to_qtable(query(urls, *arguments, **{"thumbnails": False, **options}))
 
 
 def to_qtable(found: pa.Table) -> QTable:

@@ -120,6 +120,15 @@ def problem_at(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> 
     return RunFolder.open(first, storage_options).problem
 
 
+def runs_at(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> tuple[str, list[RunFolder]]:
+    """What is at `urls` in words, and its runs: those given, or those of the catalog that is given; errors as below."""
+    listed = _listed(urls)
+    catalog = _only_catalog(listed, storage_options)
+    if catalog is not None:
+        return catalog.name, catalog.folders()
+    return ", ".join(str(url) for url in listed), [RunFolder.open(url, storage_options) for url in listed]
+
+
 def open_views(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> Views:
     """Open what is at `urls`.
 
@@ -129,15 +138,21 @@ def open_views(urls: Urls, storage_options: Mapping[str, Any] | None = None) -> 
         If it is neither a catalog nor runs, or runs of different problems, or two with one id.
     """
     listed = _listed(urls)
+    catalog = _only_catalog(listed, storage_options)
+    return catalog or RunViews([RunFolder.open(url, storage_options) for url in listed])
+
+
+def _only_catalog(
+    listed: Sequence[str | os.PathLike[str]], storage_options: Mapping[str, Any] | None
+) -> CatalogViews | None:
+    """The catalog that is given; None where runs are."""
     folders = [Folder.at(url, storage_options) for url in listed]
     catalogs = [folder for folder in folders if read_pointer(folder) is not None]
     if catalogs and len(folders) > 1:
         raise StorageError(
             f"{catalogs[0].url} is a catalog but {len(folders)} addresses are given; give one catalog, or only runs"
         )
-    if catalogs:
-        return CatalogViews(catalogs[0], Catalog.open(listed[0], storage_options))
-    return RunViews([RunFolder.open(url, storage_options) for url in listed])
+    return CatalogViews(catalogs[0], Catalog.open(listed[0], storage_options)) if catalogs else None
 
 
 def _listed(urls: Urls) -> list[str | os.PathLike[str]]:

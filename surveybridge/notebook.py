@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from surveybridge.storage.regions import Region
     from surveybridge.storage.runs import RunFolder
     from surveybridge.storage.tiles import Tile, TileStore
+    from surveybridge.storage.views import Urls
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ def open_run(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
 
 
 def read_catalog(
-    url: str | os.PathLike[str],
+    url: Urls,
     *,
     cone: tuple[float, float, float] | None = None,
     region: Region | None = None,
@@ -147,12 +148,13 @@ def read_catalog(
     columns: Sequence[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> QTable:
-    """Read candidates of a run or of a published catalog, highest score first, with units.
+    """Read candidates of a run, of several runs or of a published catalog, highest score first, with units.
 
     Parameters
     ----------
-    url : str
-        Run folder or published catalog, local path or URL.
+    url : str or sequence of str
+        Run folder or published catalog, local path or URL, or several run folders. Of an object in overlapping fields
+        there is one row, as in a catalog.
     cone : (ra, dec, radius), optional
         ICRS degrees and arcsec, as numbers or quantities; adds the column `separation`.
     region : Region, optional

@@ -54,7 +54,9 @@ class Pulls:
     histogram: dict[str, NDArray[np.int64]]
 
 
-def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, Any] | None) -> Plot:
+def calibration_plot(
+    run: RunFolder, rows: pa.Table, evaluation: Mapping[str, Any] | None, heading: str = HEADING
+) -> Plot:
     """Plot coverage of the predicted intervals, and pulls, of a run's tiles, next to those that an evaluation found.
 
     Parameters
@@ -65,13 +67,15 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
         Its ledger rows that stand.
     evaluation : mapping, optional
         The metrics.json of `surveybridge evaluate` for the same checkpoint.
+    heading : str
+        Of the plot.
     """
     direction = str(run.run_json["direction"])
     wanted = wanted_end(run.run_json)["name"]
     judged = evaluation["coverage"].get(direction) if evaluation else None
     pulls = [] if run.maps_only else _read_pulls(run, rows, wanted)
     if not pulls and judged is None:
-        return Plot(HEADING, f"No mosaic of a finished tile has a candidate that shows what {wanted} observed there.")
+        return Plot(heading, f"No mosaic of a finished tile has a candidate that shows what {wanted} observed there.")
     said, share = _said(pulls, wanted)
     if judged is not None:
         said += " Diamonds: what surveybridge evaluate found on pairs of its own, with 95% intervals."
@@ -90,7 +94,7 @@ def calibration_plot(run: RunFolder, rows: pa.Table, evaluation: Mapping[str, An
             )
         )
     return Plot(
-        HEADING,
+        heading,
         "First: share of pixels inside the predictive interval of each probability; on the dotted line the uncertainty "
         f"is right, below it too small, above it too large. {said}",
         tuple(panels),

@@ -1,56 +1,77 @@
-"""The page of a report: everything a run folder says, gathered and put into `page.html`."""
+"""The page of a report: everything that run folders say, gathered and put into `page.html`."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
+import pyarrow as pa
 
+from surveybridge.jobs.reporting.calibration import HEADING as CALIBRATION
 from surveybridge.jobs.reporting.calibration import calibration_plot
 from surveybridge.jobs.reporting.cards import DETECTED, cards
 from surveybridge.jobs.reporting.scores import scores_plot
-from surveybridge.jobs.reporting.sky import finest_pixel, sky_plot, tile_grid
+from surveybridge.jobs.reporting.sky import Mapped, finest_pixel, sky_plot
 from surveybridge.jobs.reporting.state import run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
+from surveybridge.storage.catalog_sources import run_id
 from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import query
-from surveybridge.storage.thumbnails import with_thumbnails
+from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
+from surveybridge.storage.views import Urls, open_views, runs_at
 from surveybridge.version import __version__
-
-if TYPE_CHECKING:
-    from surveybridge.storage.runs import RunFolder
 
 FAILURES_SHOWN = 40
 """Groups of failures in the table; a run with more is better asked by `surveybridge query --sql`."""
 
 
-def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) -> str:
-    """The HTML of a run's report.
+@dataclass(frozen=True)
+class Reported:
+    """A run in any state: what `run_status` says, its ledger, and of that the rows that stand, with their tiles."""
+
+    run: RunFolder
+    status: Mapping[str, Any]
+    ledger: pa.Table
+    mapped: Mapped
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Reported:
+        """Read a run."""
+        status = run_status(run)
+        ledger = run.ledger()
+        manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
+        rows = ledger if manifest is None else standing_rows(manifest, ledger)
+        return cls(run, status, ledger, Mapped(run, manifest, status["store_trouble"], rows))
+
+
+def page(urls: Urls, top: int, evaluation: Mapping[str, Any] | None = None) -> str:
+    """The HTML of a report on runs or a published catalog.
 
     Parameters
     ----------
-    run : RunFolder
-        In any state.
+    urls : str or sequence of str
+        Run folders, or one catalog; of a catalog its runs are reported, and its own candidates.
     top : int
         Candidates shown.
     evaluation : mapping, optional
         The metrics.json of `surveybridge evaluate` for the same checkpoint.
     """
-    status = run_status(run)
-    ledger = run.ledger()
-    manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
-    rows = ledger if manifest is None else standing_rows(manifest, ledger)
-    problem = run.problem
+    name, runs = runs_at(urls)
+    reported = [Reported.of(run) for run in runs]
+    status = together(name, [one.status for one in reported])
+    problem = runs[0].problem
     ranked = found = None
-    if not run.maps_only:
-        ranked = query(run.url, thumbnails=False, grades=True, storage_options=run.folder.storage_options)
-        found = with_thumbnails(run, ranked.slice(0, min(top, ranked.num_rows)))
+    if not any(run.maps_only for run in runs):
+        ranked = query(urls, thumbnails=False, grades=True)
+        found = open_views(urls).thumbnails(ranked.slice(0, min(top, ranked.num_rows)))
+        status["candidates"] = ranked.num_rows
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of objects and tiles, and reasons, are anybody's text
@@ -60,14 +81,14 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
     )
     return environment.get_template("page.html").render(
         status=status,
-        summary=summary(status, run.run_json),
+        summaries={one.status["run_id"] or one.run.url: summary(one.status, one.run.run_json) for one in reported},
         failures=status["failures"][:FAILURES_SHOWN],
         more_failures=len(status["failures"]) - FAILURES_SHOWN,
         plots=[
-            sky_plot(manifest, status["store_trouble"], rows, tile_grid(run, rows), found, finest_pixel(problem)),
-            timeline_plot(ledger),
+            sky_plot([one.mapped for one in reported], found, finest_pixel(problem)),
+            timeline_plot(pa.concat_tables(one.ledger for one in reported)),
             *([] if ranked is None else [scores_plot(ranked)]),
-            calibration_plot(run, rows, evaluation),
+            *(calibration_plot(one.run, one.mapped.rows, evaluation, _calibration(one, runs)) for one in reported),
         ],
         cards=None if found is None else cards(found, problem),
         objects=shown_ends(problem)[1]["title"],
@@ -76,6 +97,31 @@ def page(run: RunFolder, top: int, evaluation: Mapping[str, Any] | None = None) 
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),
         version=__version__,
     )
+
+
+def together(name: str, statuses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page says about all runs: the status of a run alone, or sums over several."""
+    if len(statuses) == 1:
+        return dict(statuses[0])
+    models, directions = (dict.fromkeys(str(one[key]) for one in statuses) for key in ("model", "direction"))
+    tiles = {
+        key: None if any(one["tiles"][key] is None for one in statuses) else sum(one["tiles"][key] for one in statuses)
+        for key in statuses[0]["tiles"]
+    }
+    failures = [group for one in statuses for group in one["failures"]]
+    return {
+        "run": name,
+        "run_id": None,
+        "model": ", ".join(models),
+        "direction": ", ".join(directions),
+        "tiles": tiles,
+        "candidates": sum(one["candidates"] for one in statuses),
+        "failures": sorted(failures, key=lambda group: -group["count"]),
+    }
+
+
+def _calibration(one: Reported, runs: Sequence[RunFolder]) -> str:
+    return CALIBRATION if len(runs) == 1 else f"{CALIBRATION} of run {run_id(one.run)}"
 
 
 def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""The map of a run's tiles on the sky, with the status of each."""
+"""The map of the tiles of runs on the sky, with the status of each."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 HEADING = "Sky coverage"
 COLOURS = {"ok": PALE, "pending": "white", "failed": ORANGE, "quarantined": BLACK}
+DRAWN = ("pending", "ok", "failed", "quarantined")
+"""Later ones are drawn over earlier ones: what is pending in one run may be done in another."""
 EDGE = "#5a6570"
 MARKERS = {"failed": "X", "quarantined": "D"}
 """Drawn over a tile at a size that is seen, however many tiles there are."""
@@ -30,37 +34,37 @@ RASTERED = 2000
 """So many tiles are drawn as pixels, since a browser is slow with as many shapes."""
 
 
-def sky_plot(
-    manifest: pa.Table | None,
-    trouble: str | None,
-    rows: pa.Table,
-    grid: WCS | None,
-    candidates: pa.Table | None,
-    pixel: float,
-) -> Plot:
+@dataclass(frozen=True)
+class Mapped:
+    """A run, the tiles of its store (schema `MANIFEST`; None if unreadable, and why), its ledger rows that stand."""
+
+    run: RunFolder
+    manifest: pa.Table | None
+    trouble: str | None
+    rows: pa.Table
+
+
+def sky_plot(runs: Sequence[Mapped], candidates: pa.Table | None, pixel: float) -> Plot:
     """Map the tiles' cores by status, and the candidates that the page shows.
 
     Parameters
     ----------
-    manifest : pyarrow.Table or None
-        Tiles of the store, schema `MANIFEST`; None where it cannot be read, with the reason in `trouble`.
-    trouble : str or None
-        Why there is no manifest.
-    rows : pyarrow.Table
-        Ledger rows that stand.
-    grid : WCS or None
-        Of the tiles' pixel grid (`tile_grid`); None takes pixels of `pixel` with north up.
+    runs : sequence of Mapped
+        At least one.
     candidates : pyarrow.Table or None
         With ra and dec, ICRS deg; None where the run makes maps only.
     pixel : float
-        arcsec.
+        arcsec, where no finished tile says it.
     """
-    if manifest is None:
-        return Plot(HEADING, f"The tile store cannot be read, and only it knows where tiles lie: {trouble}")
-    if manifest.num_rows == 0:
-        return Plot(HEADING, "The tile store has no tiles.")
-    statuses, sky = tile_statuses(manifest, rows), _north_up(*middle(_places(manifest)), "ZEA", 1 / 3600)
-    corners = tile_corners(manifest, grid, pixel)
+    unknown = [(one.run.url, one.trouble) for one in runs if one.trouble is not None]
+    reasons = "; ".join(f"{url}: {why}" if len(runs) > 1 else why for url, why in unknown)
+    unreadable = f"The tile store cannot be read, and only it knows where tiles lie: {reasons}" if unknown else ""
+    fields = [field for one in runs for field in _fields(one)]
+    if not fields:
+        return Plot(HEADING, unreadable or "The tile store has no tiles.")
+    statuses = np.concatenate([tile_statuses(manifest, rows) for manifest, rows, _ in fields])
+    corners = np.concatenate([tile_corners(manifest, grid, pixel) for manifest, _, grid in fields])
+    sky = _north_up(*middle(corners.reshape(-1, 2)), "ZEA", 1 / 3600)
     flat = sky.wcs_world2pix(corners.reshape(-1, 2), 0).reshape(corners.shape)
     low, high = flat.min((0, 1)), flat.max((0, 1))
     low, high = low - 0.05 * (high - low).max(), high + 0.05 * (high - low).max()
@@ -84,16 +88,32 @@ def sky_plot(
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
         src = svg_url(figure)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    outline = (
-        "its outline is that of a finished tile's grid" if grid is not None else f"drawn as {pixel:g}″ pixels, north up"
-    )
+    outlines = [grid is not None for _, _, grid in fields]
+    outline = "its outline is that of a finished tile's grid" if any(outlines) else ""
+    if not all(outlines):
+        plain = f"drawn as {pixel:g}″ pixels, north up"
+        outline = f"{outline}, or {plain} where there is none" if outline else plain
+    circles = "" if candidates is None else " Circles are the candidates below."
     return Plot(
         HEADING,
         f"Each shape is the core of a tile ({outline}). A cross marks a failed tile, a diamond one that was "
         "quarantined because it ended its process again and again. Pending tiles have no result yet, or were ingested "
-        "anew." + ("" if candidates is None else " Circles are the candidates below."),
+        f"anew.{circles}" + (unreadable and f" {unreadable}"),
         (Panel(src, f"Map of the {len(flat)} tiles of the store in right ascension and declination: {said}."),),
     )
+
+
+def _fields(mapped: Mapped) -> list[tuple[pa.Table, pa.Table, WCS | None]]:
+    """The tiles of each pixel grid, their ledger rows, and the grid where it is known."""
+    if mapped.manifest is None:
+        return []
+    found = []
+    for grid_id in mapped.manifest["grid_id"].unique().to_pylist():
+        same = pc.is_in(mapped.manifest["grid_id"], value_set=pa.array([grid_id], pa.string()))
+        manifest = mapped.manifest.filter(same)
+        rows = mapped.rows.filter(pc.is_in(mapped.rows["tile_id"], value_set=manifest["tile_id"].combine_chunks()))
+        found.append((manifest, rows, tile_grid(mapped.run, rows)))
+    return found
 
 
 def tile_statuses(manifest: pa.Table, rows: pa.Table) -> NDArray[np.str_]:
@@ -121,7 +141,7 @@ def tile_grid(run: RunFolder, rows: pa.Table) -> WCS | None:
     """The pixel grid that the run's tiles are cut from, as the mosaic of a finished one says it; None without one."""
     for tile_id in rows.filter(pc.equal(rows["status"], "ok"))["tile_id"].slice(0, 1).to_pylist():
         with contextlib.suppress(FileNotFoundError):  # the catalog may have been kept without the mosaics
-            return celestial_wcs(run.read_tile_mosaic(tile_id).wcs_header)
+            return celestial_wcs(run.mosaic_headers([tile_id])[0].wcs_header)
     return None
 
 
@@ -133,7 +153,7 @@ def middle(centres: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _draw_tiles(axes: Axes, corners: NDArray[np.float64], statuses: NDArray[np.str_]) -> None:
-    order = np.argsort([list(COLOURS).index(status) for status in statuses], kind="stable")  # failures on top
+    order = np.argsort([DRAWN.index(status) for status in statuses], kind="stable")
     axes.add_collection(
         PolyCollection(
             list(corners[order]),

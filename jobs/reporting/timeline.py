@@ -1,4 +1,4 @@
-"""The speed of a run: tiles per minute and seconds of each stage, over the time in which somebody worked."""
+"""The speed of runs: tiles per minute and seconds of each stage, over the time in which somebody worked."""
 
 from __future__ import annotations
 

@@ -27,11 +27,15 @@ from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.published import standing_rows
+from surveybridge.storage.publishing import publish
+from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import LEDGER, MANIFEST, conform, stamps, table_from_rows
 from surveybridge.storage.tiles import TileStore
 from tests.jobs.test_status import held
 from tests.storage.faults import moto_server
+from tests.storage.overlaps import write_run
+from tests.storage.test_overlapping_runs import objects
 from tests.storage.test_runs import RUN, make_header
 
 CORE = 128
@@ -447,3 +451,26 @@ LOOK_AT_IMAGES = """
 }))
 """
 """Size of each image, and standard deviation of its values: 0 if it is blank."""
+
+
+@pytest.mark.parametrize("what", ["runs", "catalog"])
+def test_several_runs_and_a_catalog_have_one_list_with_each_object_once(what, tmp_path):
+    runs = [write_run(tmp_path / f.name, {f: places}, f.name).url for f, places in objects().items()]
+    urls = runs
+    if what == "catalog":
+        publish(runs, tmp_path / "catalog")
+        urls = [str(tmp_path / "catalog")]
+    assert main(["report", "--run", *urls, "--out", str(tmp_path / "out"), "--top", "40"]) == 0
+    page = (tmp_path / "out" / PAGE).read_text()
+    ranked = query(urls, thumbnails=False)
+    shown = re.findall(r'<h3 id="rank-\d+-name"><span class="rank">(\d+)</span> ([^<]+)</h3>', page)
+    names = ranked["object_id"].to_pylist()
+    assert [(int(rank), html.unescape(name)) for rank, name in shown] == list(
+        zip(range(1, 41), names[:40], strict=True)
+    )
+    assert {"west", "east"} == set(ranked["run_id"].to_pylist()[:40])
+    text = text_of(page)
+    assert f"Report on {', '.join(urls)}" in text and f"The 40 highest scores of {ranked.num_rows}" in text
+    for run in ("west", "east"):
+        assert f"Run {run}" in text and f"Calibration of run {run}" in text
+    assert re.search(r"8\s+ok", text)  # tiles of both
