@@ -19,6 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from surveybridge.storage.positions import bounds, position_and_angle
+
 
 class RequestError(ValueError):
     """An error of the request: the command line prints it as one line and exits with 2, before anything is written."""
@@ -51,6 +53,18 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 """Several texts; in a file or in Python one may stand without its brackets."""
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+SkyCircle = Annotated[
+    tuple[float, float, float] | None,
+    BeforeValidator(lambda given: None if given is None else position_and_angle(given)),
+]
+"""A position, ICRS degrees, and an angle, arcsec, as `storage.positions` reads it: decimal or sexagesimal."""
+
+SkyBox = Annotated[
+    tuple[float, float, float, float] | None,
+    BeforeValidator(lambda given: None if given is None else bounds(given)),
+]
+"""RAMIN, RAMAX, DECMIN and DECMAX, ICRS degrees, written as a `SkyCircle`'s position is."""
 
 
 def parse_config(
@@ -133,6 +147,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Of themselves argparse's values are -3.5, but neither -3.5,-27.8,10 nor -02:10:30.
+        self._negative_number_matcher = re.compile(r"[-\N{MINUS SIGN}]\.?\d")
+
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")
 
@@ -248,7 +267,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 def _read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any]:
     """Read a TOML or YAML file that holds a table; errors do not quote the contents of a secret one."""
     try:
-        values = _loads(path, path.read_text(encoding="utf-8"))
+        values = _loads(path, path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(
             f"{flag} {path}: {getattr(error, 'strerror', None) or error}; give a TOML or YAML file"
@@ -272,8 +291,15 @@ def _loads(path: Path, text: str) -> Any:
     if path.suffix in (".yaml", ".yml"):
         import yaml
 
+        class Loader(yaml.SafeLoader):
+            def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+                # YAML 1.1 takes 10:00:24 for a number of seconds; here it is a position.
+                if kind is yaml.ScalarNode and implicit[0] and re.fullmatch(r"[+-]?\d+(:\d+)+(\.\d*)?", value):
+                    return "tag:yaml.org,2002:str"
+                return super().resolve(kind, value, implicit)
+
         try:
-            return yaml.safe_load(text) or {}
+            return yaml.load(text, Loader) or {}
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from None
     raise ValueError(f"has the ending '{path.suffix}', but must end in .toml, .yaml or .yml")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.config import JobConfig, RequestError, SkyCircle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +42,8 @@ class Config(JobConfig):
 
     run: str = Field(description="run folder, a path or s3:// URL")
     out: str = Field(description="FILE.fits for one image, or a folder for one file per tile; path or s3:// URL")
-    cutout: tuple[float, float, float] | None = Field(
-        None, description="RA,DEC,ARCSEC: export only a square of this side; ICRS deg"
+    cutout: SkyCircle = Field(
+        None, description="RA,DEC,ARCSEC: export only a square of this side; ICRS, deg or 10:00:24,-02:12:00,..."
     )
     samples: int = Field(
         0,

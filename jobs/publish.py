@@ -51,8 +51,8 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Publish, and print which snapshot is current."""
+    from surveybridge.storage.mocs import read_moc
     from surveybridge.storage.publishing import publish
-    from surveybridge.storage.regions import read_moc
 
     out = config.out
     if out is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError, Texts
+from surveybridge.jobs.config import JobConfig, RequestError, SkyBox, SkyCircle, Texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   surveybridge query --run runs/field --top 10
   surveybridge query --run s3://survey/catalog --cone 53.12,-28.01,30 --format csv
+  surveybridge query --run s3://survey/catalog --cone "03:32:29.0 -28:00:36 30"
   surveybridge query --run s3://survey/catalog --box 359.9,0.1,-0.1,0.1 --out corner.fits
   surveybridge query --run s3://survey/catalog --moc deep.fits --top 500 --out best.vot
   surveybridge query --run s3://survey/catalog --match lenscat.csv --match-radius 2 --format reg --out known.reg
@@ -43,11 +44,11 @@ class Config(JobConfig):
     """Settings of `surveybridge query`."""
 
     run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
-    cone: tuple[float, float, float] | None = Field(
-        None, description="RA,DEC,ARCSEC: only within this distance; ICRS deg"
+    cone: SkyCircle = Field(
+        None, description="RA,DEC,ARCSEC: only within this distance; ICRS, deg or as 10:00:24,-02:12:00,10"
     )
-    box: tuple[float, float, float, float] | None = Field(
-        None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS deg; with RAMIN above RAMAX the box extends across RA 0"
+    box: SkyBox = Field(
+        None, description="RAMIN,RAMAX,DECMIN,DECMAX, ICRS; extends across RA 0 as 359.9,0.1,... or -0.1,0.1,..."
     )
     moc: str | None = Field(None, description="MOC: a local file (FITS, JSON, text) or cells such as '6/30-33 8/999'")
     match: str | None = Field(None, description="only candidates near an object of this catalog (CSV, FITS, VOTable)")
@@ -109,7 +110,8 @@ def _kind(config: Config) -> str:
 
 
 def _region(config: Config) -> Any:
-    from surveybridge.storage.regions import Box, Cone, read_moc
+    from surveybridge.storage.mocs import read_moc
+    from surveybridge.storage.regions import Box, Cone
 
     given = [name for name in ("cone", "box", "moc") if getattr(config, name) is not None]
     if len(given) > 1:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig, RequestError, Texts
+from surveybridge.jobs.config import JobConfig, RequestError, SkyCircle, Texts
 
 if TYPE_CHECKING:
     import socket
@@ -47,8 +47,9 @@ class Config(JobConfig):
         description="name of the grader; without it each page asks for one, and several graders may share a server",
     )
     top: int | None = Field(None, ge=1, description="show only the first N of the ranking")
-    cone: tuple[float, float, float] | None = Field(
-        None, description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS deg"
+    cone: SkyCircle = Field(
+        None,
+        description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS, deg or 10:00:24,-02:12:00,...",
     )
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address asks for a token")
     port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.types as kinds
 from astropy.table import Column, MaskedColumn, QTable, Table
@@ -115,7 +116,8 @@ def _votable(found: pa.Table) -> bytes:
     from astropy.io.votable import from_table, writeto
     from astropy.io.votable.tree import CooSys
 
-    document = from_table(Table(to_qtable(flat(found))), table_id="candidates")
+    found = _without_uint64(flat(found))
+    document = from_table(Table(to_qtable(found)), table_id="candidates")
     document.version = "1.4"
     document.resources[0].coordinate_systems.append(CooSys(ID="icrs", system="ICRS"))
     table = document.get_first_table()
@@ -127,6 +129,16 @@ def _votable(found: pa.Table) -> bytes:
     sink = io.BytesIO()
     writeto(document, sink)
     return sink.getvalue()
+
+
+def _without_uint64(found: pa.Table) -> pa.Table:
+    """The table with unsigned 64-bit integers, which VOTable lacks, as signed ones or, beyond 2^63, as text."""
+    for place, field in enumerate(found.schema):
+        if kinds.is_uint64(field.type):
+            largest = pc.max(found.column(place)).as_py() or 0
+            kind = pa.int64() if largest < 2**63 else pa.string()
+            found = found.set_column(place, field.with_type(kind), found.column(place).cast(kind))
+    return found
 
 
 def _fits(found: pa.Table) -> bytes:

@@ -89,7 +89,7 @@ def read_problem(name_or_path: str | os.PathLike[str]) -> ProblemTable:
     where = os.fspath(name_or_path)
     file = SHIPPED / f"{where}.toml" if where in shipped_problems() else Path(where)
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise StorageError(
             f"problem {where}: {error.strerror or error}; give a TOML file, or one of {', '.join(shipped_problems())}"

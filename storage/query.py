@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from surveybridge.storage.crossmatch import Targets, match
+from surveybridge.storage.crossmatch import Targets, match, with_targets
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.regions import Region
 from surveybridge.storage.runs import READ_TRIES
@@ -136,12 +136,13 @@ def _search(
             connection.register("matched", match(places, targets))
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
         limit = "" if top is None else f" LIMIT {int(top)}"
-        relation = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters)
-        known = dict.fromkeys([*views.columns, *relation.columns, *thumbnail_names(views.schema), GRADES_COLUMN.name])
-        unknown = [name for name in columns or () if name not in known]
-        if unknown:
-            raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
-        return relation.to_arrow_table()
+        found = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters).to_arrow_table()
+    found = found if targets is None else with_targets(found, targets)
+    known = dict.fromkeys([*views.columns, *found.column_names, *thumbnail_names(views.schema), GRADES_COLUMN.name])
+    unknown = [name for name in columns or () if name not in known]
+    if unknown:
+        raise StorageError(f"unknown column(s) {', '.join(unknown)}; known: {', '.join(known)}")
+    return found
 
 
 def _with_grades(found: pa.Table, grades: pa.Table, always: bool) -> pa.Table:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from mocpy import MOC
 from numpy.typing import NDArray
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.sky import HEALPIX_ORDER, check_cone, cone_ranges
+from surveybridge.storage.sky import check_cone, cone_ranges
 
 READ_RANGES = 64
 """Largest number of HEALPix ranges in which a region is read; rows outside the region are dropped afterwards."""
@@ -95,7 +91,10 @@ class Cone(Region):
 
 @dataclass(frozen=True)
 class Box(Region):
-    """The sky between two meridians and two parallels, ICRS degrees; if ra_min > ra_max it extends across RA 0."""
+    """The sky between two meridians and two parallels, ICRS degrees.
+
+    It extends across RA 0 if ra_min is above ra_max or below 0: 359.9 to 0.1 and -0.1 to 0.1 are the same.
+    """
 
     ra_min: float
     ra_max: float
@@ -105,8 +104,13 @@ class Box(Region):
     def __post_init__(self) -> None:
         """Refuse numbers that do not make a box."""
         for name, value in (("RAMIN", self.ra_min), ("RAMAX", self.ra_max)):
-            if not 0 <= value <= 360:
-                raise StorageError(f"box {name} {value:g} deg lies outside 0..360; give RAMIN,RAMAX,DECMIN,DECMAX")
+            if not -360 <= value <= 360:
+                raise StorageError(f"box {name} {value:g} deg lies outside -360..360; give RAMIN,RAMAX,DECMIN,DECMAX")
+        if min(self.ra_min, self.ra_max) < 0 and self.ra_min > self.ra_max:
+            raise StorageError(
+                f"box RAMIN {self.ra_min:g} lies above RAMAX {self.ra_max:g} deg, which is negative; give both within "
+                "0..360, or in ascending order"
+            )
         if not -90 <= self.dec_min <= self.dec_max <= 90:
             raise StorageError(
                 f"box DECMIN {self.dec_min:g} and DECMAX {self.dec_max:g} deg are not in order within -90..90; "
@@ -115,27 +119,35 @@ class Box(Region):
 
     def select(self) -> str:
         """Implement `Region.select`."""
-        ra = "ra >= $ra_min AND ra <= $ra_max" if self._plain else "(ra >= $ra_min OR ra <= $ra_max)"
+        ra = f"(ra >= $ra_min {'OR' if self._across_zero else 'AND'} ra <= $ra_max)"
         return f"SELECT * FROM candidates WHERE dec BETWEEN $dec_min AND $dec_max AND {ra}"
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """Implement `Region.parameters`."""
-        return {"ra_min": self.ra_min, "ra_max": self.ra_max, "dec_min": self.dec_min, "dec_max": self.dec_max}
+        first, last = self._meridians
+        return {"ra_min": first, "ra_max": last, "dec_min": self.dec_min, "dec_max": self.dec_max}
 
     def to_read(self) -> pc.Expression:
         """Implement `Region.to_read`."""
         ra, dec = pc.field("ra"), pc.field("dec")
-        east, west = ra >= self.ra_min, ra <= self.ra_max
-        return (dec >= self.dec_min) & (dec <= self.dec_max) & (east & west if self._plain else east | west)
+        first, last = self._meridians
+        east, west = ra >= first, ra <= last
+        return (dec >= self.dec_min) & (dec <= self.dec_max) & (east | west if self._across_zero else east & west)
 
     @property
-    def _plain(self) -> bool:
-        return self.ra_min <= self.ra_max
+    def _meridians(self) -> tuple[float, float]:
+        """First and last right ascension within 0..360."""
+        return (0.0, 360.0) if self.ra_max - self.ra_min >= 360 else (self.ra_min % 360, self.ra_max % 360)
+
+    @property
+    def _across_zero(self) -> bool:
+        first, last = self._meridians
+        return first > last
 
 
 class Coverage(Region):
-    """The sky inside a MOC; make one with `read_moc`.
+    """The sky inside a MOC; make one with `storage.mocs.read_moc`.
 
     Parameters
     ----------
@@ -172,31 +184,6 @@ class Coverage(Region):
         """Return which HEALPix indices of order 29 lie inside."""
         place = np.searchsorted(self.ranges[:, 0], healpix, side="right") - 1
         return (place >= 0) & (healpix <= self.ranges[np.maximum(place, 0), 1])
-
-
-def read_moc(where: str | os.PathLike[str]) -> Coverage:
-    """Read a MOC from a file (FITS, JSON or text, by its content), or from text such as `6/30-33 8/999`.
-
-    Raises
-    ------
-    StorageError
-        If it is neither, or empty.
-    """
-    text = os.fspath(where)
-    is_file = Path(text).is_file()
-    moc: MOC | None = None
-    for kind in ("fits", "json", "ascii") if is_file else ("ascii",):
-        try:
-            moc = MOC.load(text, format=kind) if is_file else MOC.from_string(text, format=kind)
-            break
-        except Exception:  # mocpy raises whatever its parsers do; the next format may fit
-            continue
-    if moc is None or (not is_file and any(int(order) > HEALPIX_ORDER for order in re.findall(r"(\d+)/", text))):
-        raise StorageError(f"MOC {text!r} is neither a file in FITS, JSON or text nor cells such as '6/30-33 8/999'")
-    found = np.asarray(moc.to_depth29_ranges, np.uint64).reshape(-1, 2)
-    if not len(found):
-        raise StorageError(f"MOC {text!r} covers nothing; give one with cells, such as '6/30-33 8/999'")
-    return Coverage(np.stack([found[:, 0], found[:, 1] - np.uint64(1)], axis=1).astype(np.int64))
 
 
 def coarse(ranges: NDArray[np.int64], limit: int = READ_RANGES) -> NDArray[np.int64]:

@@ -142,7 +142,7 @@ def open_run(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
 def read_catalog(
     url: Urls,
     *,
-    cone: tuple[float, float, float] | None = None,
+    cone: str | tuple[Any, Any, Any] | None = None,
     region: Region | None = None,
     top: int | None = None,
     columns: Sequence[str] | None = None,
@@ -156,7 +156,7 @@ def read_catalog(
         Run folder or published catalog, local path or URL, or several run folders. Of an object in overlapping fields
         there is one row, as in a catalog.
     cone : (ra, dec, radius), optional
-        ICRS degrees and arcsec, as numbers or quantities; adds the column `separation`.
+        ICRS degrees and arcsec, as numbers, quantities or text (``"10:00:24 -02:12:00 30"``); adds `separation`.
     region : Region, optional
         Any other part of the sky, instead of a cone: a `Box` or a `Coverage` (MOC) of `surveybridge.storage.regions`.
     top : int, optional
@@ -199,7 +199,7 @@ def read_catalog(
 def read_mosaic(
     url: str | os.PathLike[str],
     *,
-    cutout: tuple[float, float, float] | None = None,
+    cutout: str | tuple[Any, Any, Any] | None = None,
     region: tuple[int, int, int, int] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> PosteriorMap:
@@ -210,7 +210,7 @@ def read_mosaic(
     url : str
         Run folder, local path or URL.
     cutout : (ra, dec, side), optional
-        A square on the sky: ICRS degrees of its centre and arcsec, as numbers or quantities.
+        A square on the sky: ICRS degrees of its centre and arcsec, as numbers, quantities or text.
     region : (y0, y1, x0, x1), optional
         Pixels of the run's global grid, half-open, instead of a cutout; the box around all finished tiles by default.
     storage_options : mapping, optional
@@ -406,10 +406,14 @@ def translate(
     )
 
 
-def _degrees_and_arcsec(place: tuple[Any, Any, Any]) -> tuple[float, float, float]:
-    """Return right ascension and declination in degrees and an angle in arcsec, from numbers or quantities."""
+def _degrees_and_arcsec(place: Any) -> tuple[float, float, float]:
+    """Return right ascension and declination in degrees and an angle in arcsec, from numbers, quantities or text."""
     from astropy.units import Quantity
 
+    from surveybridge.storage.positions import position_and_angle
+
+    if isinstance(place, str) or any(isinstance(value, str) for value in place):
+        return position_and_angle(place)
     ra, dec, size = (float(Quantity(v, unit).value) for v, unit in zip(place, ("deg", "deg", "arcsec"), strict=True))
     return ra, dec, size
 

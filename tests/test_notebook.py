@@ -189,6 +189,8 @@ def test_a_catalog_has_units_from_a_run_and_as_published(made):
         assert not [name for name in table.colnames if name.startswith("thumbnail")]
     cone = sb.read_catalog(made.run, cone=(run["ra"][0], run["dec"][0], 0.1 * u.arcsec))
     assert list(cone["object_id"]) == [run["object_id"][0]]
+    written = f"{run['ra'][0].value / 15}h {run['dec'][0].value}d 0.1arcsec"
+    assert list(sb.read_catalog(made.run, cone=written)["object_id"]) == [run["object_id"][0]]
     assert list(sb.read_catalog(made.run, top=2)["rank"]) == [1, 2]
     with pytest.raises(StorageError, match="a cone and another region are given"):
         sb.read_catalog(made.run, cone=(1.0, 2.0, 3.0), region=Cone(1.0, 2.0, 3.0))

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from surveybridge import __main__ as command
 from surveybridge import __version__
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.jobs.config import JobConfig, RequestError, parse_config
+from surveybridge.jobs.config import JobConfig, RequestError, SkyCircle, parse_config
 from surveybridge.jobs.registry import available_jobs
 from surveybridge.jobs.running.progress import progress, setup_logging
 from surveybridge.storage.errors import StorageError
@@ -33,7 +33,7 @@ class Config(JobConfig):
     store: str = Field(description="tile store, folder or s3:// address")
     tile_size: int = Field(512, gt=0, description="core of a tile, pixels of 0.1 arcsec")
     lsst: tuple[str, str, str] = Field(("g", "r", "i"), description="one file a band")
-    cone: tuple[float, float, float] | None = Field(None, description="ra, dec in degrees, radius in arcsec")
+    cone: SkyCircle = Field(None, description="ra, dec in degrees, radius in arcsec")
     direction: Literal["lsst->euclid", "euclid->lsst"] = Field("lsst->euclid", description="which survey is wanted")
     checkpoint: Path | None = Field(None, description="model; 100% of runs need one")
     ema: bool = Field(True, description="use the averaged weights")
@@ -56,6 +56,51 @@ def test_flags_and_pairs_give_the_same_config():
     assert flags == pairs
     assert flags.cone == (1.0, -2.0, 3.0)
     assert parse("tile-size=256", "--store=x", "--cone", "1", "-2", "3").cone == (1.0, -2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-0.375,-7.5,12"], ["-0.375", "-7.5", "12"], ["-0.375, -7.5, 12"], ["-0:01:30", "-07:30:00", "12"],
+     ["-0:01:30 -7:30:00 12"], ["-0h01m30s,-7d30m00s,12\""], ["-.375,-7.5", "12"], ["\N{MINUS SIGN}0.375,-7.5,12"]],
+)  # fmt: skip
+def test_a_position_may_be_negative_and_sexagesimal_after_a_flag_in_a_pair_and_in_a_file(tmp_path, words):
+    argvs = [["--cone", *words], ["--cone", *words, "--tile-size", "64"]]
+    if len(words) == 1:
+        argvs += [[f"--cone={words[0]}"], [f"cone={words[0]}"]]
+        quoted = words[0].replace('"', '\\"')
+        (tmp_path / "a.toml").write_text(f'\ufeffcone = "{quoted}"\n', "utf-8")
+        argvs += [["--config", str(tmp_path / "a.toml")]]
+    (tmp_path / "b.yaml").write_text("cone:\n" + "".join(f"- {word}\n" for word in words), "utf-8")
+    argvs += [["--config", str(tmp_path / "b.yaml")]]
+    for argv in argvs:
+        assert parse("store=x", *argv).cone == pytest.approx((-0.375, -7.5, 12.0))
+
+
+@pytest.mark.parametrize("job", ["query", "vet", "export"])
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["10:00:00", "-2:75:00", "5"], "--{flag} 10:00:00 -2:75:00 5: declination -2:75:00 has 75 minutes"),
+        (["-3.5,-97.8,10"], "--{flag} -3.5 -97.8 10: declination -97.8 is -97.8 deg, outside -90..90"),
+        (["10:00:00 -02:10:30"], "has 2 value(s) but needs 3; give RA,DEC,ARCSEC"),
+        (["ten,-2,10"], "right ascension 'ten' is no angle"),
+    ],
+)
+def test_positions_that_are_none_are_refused_by_every_job_that_takes_one(capsys, job, words, complaint):
+    flag = "cutout" if job == "export" else "cone"
+    rest = ["out=x.fits"] if job == "export" else []
+    assert command.main([job, "run=nowhere", *rest, f"--{flag}", *words]) == 2
+    said = capsys.readouterr().err
+    assert complaint.format(flag=flag) in said and said.count("\n") == 1
+
+
+def test_a_box_is_given_as_a_cone_is(capsys):
+    wanted = importlib.import_module("surveybridge.jobs.query").Config(run="x", box=(-0.375, 0.5, -7.5, -7.25))
+    for words in (["-0.375,0.5,-7.5,-7.25"], ["-0:01:30", "0:02:00", "-7:30:00", "-7d15m"], ["-0.375 0.5 -7.5 -7.25"]):
+        config = parse_config(type(wanted), ["run=x", "--box", *words], prog="surveybridge query")
+        assert config == wanted
+    assert command.main(["query", "run=x", "--box", "-0.375,0.5,-7.5"]) == 2
+    assert "has 3 value(s) but needs 4; give RAMIN,RAMAX,DECMIN,DECMAX" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,7 +144,7 @@ def test_config_is_frozen():
         (("store=x", "tile_size=64", "--tile-size", "128"), ["--tile-size '128' and tile_size=64 are both given"]),
         (("store=x", "store=y"), ["store=x and store=y are both given"]),
         (("store=x", "--lsst", "a", "b"), ["--lsst", "required"]),
-        (("store=x", "--cone", "1,nan,2"), ["--cone", "finite"]),
+        (("store=x", "--cone", "1,nan,2"), ["--cone", "declination 'nan' is no angle"]),
         (("store=x", "--direction", "lsst-"), ["--direction lsst-", "'lsst->euclid' or 'euclid->lsst'"]),
         (("store=x", "--tile-size"), ["--tile-size", "expected one argument"]),
         (("--config", "absent.toml"), ["--config absent.toml: No such file"]),

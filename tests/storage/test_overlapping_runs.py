@@ -12,9 +12,10 @@ import pytest
 
 from surveybridge.storage.catalogs import Catalog
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.mocs import read_moc
 from surveybridge.storage.publishing import publish
 from surveybridge.storage.query import query, select
-from surveybridge.storage.regions import Cone, read_moc
+from surveybridge.storage.regions import Cone
 from tests.storage.overlaps import Field, write_run
 from tests.storage.test_publishing import content
 

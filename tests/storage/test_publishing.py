@@ -14,12 +14,13 @@ from astropy.coordinates import SkyCoord
 from surveybridge.storage import hats
 from surveybridge.storage.catalogs import Catalog, read_pointer
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.mocs import read_moc
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.published import publish as publish_sweep
 from surveybridge.storage.publishing import publish, write_partition
 from surveybridge.storage.query import query, select
-from surveybridge.storage.regions import Cone, read_moc
+from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CATALOG, MANIFEST, table_from_rows
 from tests.storage.skies import TILE_DEG, make_run, write_tile

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 
 import astropy.units as u
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from astropy.coordinates import Latitude, Longitude, SkyCoord
-from astropy.table import QTable, Table
+from astropy.io import fits
+from astropy.table import Column, Table
 from mocpy import MOC
 
+from surveybridge.storage.astrotables import file_bytes
 from surveybridge.storage.catalogs import BEST
 from surveybridge.storage.crossmatch import read_targets
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.mocs import read_moc
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.publishing import publish
 from surveybridge.storage.query import query, select
-from surveybridge.storage.regions import Box, Cone, Coverage, coarse, read_moc
+from surveybridge.storage.regions import Box, Cone, Coverage, coarse
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CANDIDATES, CATALOG, THUMBNAILS
 from tests.storage.skies import make_run
@@ -94,6 +100,10 @@ def test_a_box_across_ra_zero_and_one_beside_it(where, truth):
     across = ((ra >= 359.98) | (ra <= 0.01)) & (dec >= -0.02) & (dec <= 0.03)
     assert 50 < across.sum() < 500
     assert names(query(where, Box(359.98, 0.01, -0.02, 0.03), thumbnails=False)) == inside(truth, across)
+    assert names(query(where, Box(-0.02, 0.01, -0.02, 0.03), thumbnails=False)) == inside(truth, across)
+    assert names(query(where, Box(-180, 180, -0.02, 0.03), thumbnails=False)) == inside(
+        truth, (dec >= -0.02) & (dec <= 0.03)
+    )
     beside = (ra >= 0.01) & (ra <= 0.02) & (dec >= -0.02) & (dec <= 0.03)
     assert names(query(where, Box(0.01, 0.02, -0.02, 0.03), thumbnails=False)) == inside(truth, beside)
 
@@ -170,10 +180,11 @@ def test_sql_on_a_catalog_reaches_no_files(catalog):
     "region, complaint",
     [
         (lambda: Cone(1, 99, 1), "dec 99"),
-        (lambda: Box(-1, 5, 0, 1), "RAMIN -1 deg lies outside 0..360"),
+        (lambda: Box(-361, 5, 0, 1), "RAMIN -361 deg lies outside -360..360"),
+        (lambda: Box(350, -5, 0, 1), "RAMIN 350 lies above RAMAX -5 deg"),
         (lambda: Box(1, 5, 2, 1), "DECMIN 2 and DECMAX 1"),
         (lambda: read_moc("not/a/moc"), "neither a file"),
-        (lambda: read_moc("99/1"), "neither a file"),
+        (lambda: read_moc("99/1"), "order 99, above 29"),
         (lambda: read_moc(__file__), "neither a file"),
     ],
 )
@@ -250,7 +261,7 @@ def test_a_match_within_a_region_and_of_named_columns(catalog, truth, tmp_path):
 
 def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "b.csv").write_text("ra,dec\n12:30:00,+1:00:00\n")
+    (tmp_path / "b.csv").write_text("ra,dec\n12:30:00,+1:00:00\nNGC 4,1\n")
     (tmp_path / "c.csv").write_text("ra,dec\n1,95\n")
     (tmp_path / "d.fits").write_text("no FITS")
     (tmp_path / "d.csv.gz").write_text("ra,dec\n1,2\n")
@@ -271,8 +282,77 @@ def test_catalogs_to_match_that_are_none_are_refused(tmp_path):
         read_targets(tmp_path / "g.csv", 0.0)
 
 
-def test_radians_and_hours_are_taken_by_their_unit(tmp_path):
-    table = QTable({"ra": [np.pi] * u.rad, "dec": [0.1] * u.rad})
-    table.write(tmp_path / "t.fits")
-    targets = read_targets(tmp_path / "t.fits", 1.0)
-    assert (targets.ra[0], targets.dec[0]) == pytest.approx((180.0, np.degrees(0.1)))
+def positions_of(path) -> list[tuple[float, float]]:
+    targets = read_targets(path, 1.0)
+    return list(zip(targets.ra.tolist(), targets.dec.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "ra, dec",
+    [((np.pi, "rad"), (0.1, "radian")), ((12.0, "hourangle"), (5.729577951308232, "Degrees")),
+     ((12.0, "h"), (343.77467707849394, "arcmin")), ((180.0, "degree"), (5.729577951308232, "DEG")),
+     (("12 00 00.0", "h:m:s"), ("+05 43 46.480624710", "d:m:s")),
+     (("12h00m00s", None), ("5d43m46.480624710s", "deg"))],
+)  # fmt: skip
+def test_positions_are_taken_by_their_unit_however_it_is_spelled(tmp_path, ra, dec):
+    pairs = (("RA", ra), ("DEC", dec))
+    columns = [fits.Column(name, "20A" if isinstance(value, str) else "D", unit=unit, array=np.array([value]))
+               for name, (value, unit) in pairs]  # fmt: skip
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    assert positions_of(tmp_path / "t.fits") == [pytest.approx((180.0, np.degrees(0.1)), abs=1e-9)]
+
+
+def test_a_declination_in_hours_is_refused(tmp_path):
+    Table({"ra": [11.0], "dec": Column([2.0], unit="hourangle")}).write(tmp_path / "t.ecsv")
+    with pytest.raises(StorageError, match=r"column dec does not hold degrees \(its unit is hours\)"):
+        read_targets(tmp_path / "t.ecsv", 1.0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_text_with_a_byte_order_mark_and_any_delimiter(tmp_path, encoding, mark):
+    path = tmp_path / ("t.tsv" if mark == "\t" else "t.csv")
+    text = f"RA{mark}Dec{mark}name\n17.25{mark}-3.5{mark}Zoë\n"
+    path.write_bytes(("\ufeff" * encoding.endswith("be") + text).encode(encoding))
+    assert positions_of(path) == [(17.25, -3.5)]
+    assert read_targets(path, 1.0).columns["name"].to_pylist() == ["Zoë"]
+
+
+def test_the_first_table_with_positions_of_a_file_is_taken(tmp_path):
+    tables = [Table({"key": ["epoch"]}), Table({"RA": [17.25], "DEC": [-3.5]})]
+    fits.HDUList([fits.PrimaryHDU(), *map(fits.table_to_hdu, tables)]).writeto(tmp_path / "t.fits")
+    assert positions_of(tmp_path / "t.fits") == [(17.25, -3.5)]
+
+
+HUGE = [2**64 - 3, 2**63 + 11, 41]
+
+
+@pytest.mark.parametrize("ending", ["fits", "parquet"])
+def test_columns_that_differ_by_case_and_ids_above_2_63_come_through_to_every_file(run, truth, tmp_path, ending):
+    place = {name: truth[name].to_numpy()[:3] for name in ("ra", "dec")}
+    columns = {"specObjID": np.array(HUGE, np.uint64), "B": [20.5, 21.0, 22.5], "b": [-51.0, -52.0, -53.5]}
+    theirs = Table(place | columns)
+    theirs.write(tmp_path / f"t.{ending}")
+    found = query(run.url, targets=read_targets(tmp_path / f"t.{ending}", 0.5), thumbnails=False)
+    wanted = {"match_specObjID": HUGE, "match_B": [20.5, 21.0, 22.5], "match_b": [-51.0, -52.0, -53.5]}
+    assert {name: found[name].to_pylist() for name in wanted} == wanted
+    assert found.schema.field("match_specObjID").type == pa.uint64()
+    for kind in ("fits", "votable"):
+        back = Table.read(io.BytesIO(file_bytes(found, kind)), format=kind)
+        assert [int(value) for value in back["match_specObjID"]] == HUGE
+        assert back["match_b"].tolist() == wanted["match_b"] and back["match_B"].tolist() == wanted["match_B"]
+    rows = list(csv.DictReader(io.StringIO(file_bytes(found, "csv").decode())))
+    assert [int(row["match_specObjID"]) for row in rows] == HUGE
+    assert [float(row["match_b"]) for row in rows] == wanted["match_b"]
+    assert pq.read_table(io.BytesIO(file_bytes(found, "parquet")))["match_specObjID"].to_pylist() == HUGE
+
+
+def test_of_two_pairs_of_columns_the_one_that_is_named_is_taken_and_contradictions_are_refused(tmp_path):
+    columns = {"RA": [17.25], "DEC": [-3.5], "ra": [17.25], "dec": [-3.5 + 0.5 / 3600]}
+    Table(columns).write(tmp_path / "same.csv")
+    assert positions_of(tmp_path / "same.csv") == [(17.25, -3.5)]
+    Table(columns | {"ra": [80.0]}).write(tmp_path / "other.csv")
+    with pytest.raises(StorageError, match="positions in RA, DEC and, elsewhere, in ra, dec; name two columns"):
+        read_targets(tmp_path / "other.csv", 1.0)
+    for named, ra in ((("ra", "dec"), 80.0), (("RA", "DEC"), 17.25)):
+        assert read_targets(tmp_path / "other.csv", 1.0, named).ra.tolist() == [ra]
