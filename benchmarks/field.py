@@ -104,7 +104,7 @@ def middle_tiles(store: str, count: int) -> list[str]:
 def copy_tiles(source: str, target: str, tiles: list[str]) -> None:
     """Copy some tiles of a store, and their part of the manifest, to another store."""
     whole = TileStore.open(source)
-    part = TileStore.create(target, grid_id=whole.grid_id)
+    part = TileStore.create(target)
     part.write_manifest([part.write_tile(whole.read_tile(tile)) for tile in tiles])
 
 

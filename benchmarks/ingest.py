@@ -90,7 +90,7 @@ def steps(field: Path, store: Path) -> dict[str, tuple[float, float]]:
     )
 
     def write() -> None:
-        tiles = TileStore.create(str(store), grid_id=both.grid_id)
+        tiles = TileStore.create(str(store))
         tiles.write_manifest([tiles.write_tile(cut_tile(both, box)) for box in tile_boxes(both.shape, 512, 64)])
 
     _timed(taken, "write", write)

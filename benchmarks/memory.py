@@ -73,7 +73,7 @@ def main() -> None:
 
 def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
     """Write a store of one tile, an empty run folder, and the settings that the children need."""
-    store = TileStore.create(place / "tiles", grid_id="benchmark")
+    store = TileStore.create(place / "tiles")
     store.write_manifest([store.write_tile(crowded_tile(side, load_checkpoint(checkpoint).card.problem))])
     config = Config(
         store=str(place / "tiles"),

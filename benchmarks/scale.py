@@ -111,7 +111,7 @@ def write_store(path: Path, count: int) -> None:
         row = store.manifest().slice(0, 1).to_pylist()[0]
     else:
         field = tiny.make_field()
-        store = TileStore.create(path, grid_id=field.grid_id)
+        store = TileStore.create(path)
         tile = cut_tile(field, next(iter(tile_boxes((SIDE, SIDE), SIDE, 0))))
         row = store.write_tile(replace(tile, tile_id=name(0)))
     for k in range(store.manifest().num_rows if made else 1, count):

@@ -89,7 +89,7 @@ def write_store(path: Path, count: int, side: int) -> Path:
     from tests import tiny
 
     field = tiny.make_field()
-    store = TileStore.create(path, grid_id=field.grid_id)
+    store = TileStore.create(path)
     tile = cut_tile(field, next(iter(tile_boxes((side, side), side, 0))))
     store.write_manifest([store.write_tile(replace(tile, tile_id=f"t{k:05d}")) for k in range(count)])
     return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -59,11 +59,11 @@ def plan(config: Config) -> Projection:
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
     if not todo:
-        return Projection(tiles=0, tiles_done=done)
+        return Projection(tiles=0, tiles_done=done, other_tiles=request.others)
     steps = steps_of(request.model, config)
     settings = settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
-    return project(
+    projection = project(
         work_of(manifest, request.direction, tile, config.sampling.patches),
         steps,
         rates,
@@ -72,6 +72,7 @@ def plan(config: Config) -> Projection:
         tiles_done=done,
         cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
     )
+    return replace(projection, other_tiles=request.others)
 
 
 def describe(found: Projection, config: Config) -> str:
@@ -83,12 +84,11 @@ def describe(found: Projection, config: Config) -> str:
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]
     rates, seconds, memory = found.rates, found.stage_seconds, found.memory
-    about = "" if found.patches_exact else "about "
     speed = 1 / rates["translate"] if rates["translate"] else 0.0
     lines = [
         ("run", f"{config.run}: {found.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
         ("area", f"{found.square_degrees:.4g} square degrees"),
-        ("patches", f"{about}{found.patches} windows, {found.patches_translated} of them with data"),
+        ("patches", f"{found.patches} windows, {found.patches_translated} of them with data"),
         ("sources", f"about {found.sources} to score"),
         (
             "network",
@@ -115,8 +115,10 @@ def describe(found: Projection, config: Config) -> str:
         ("storage", f"{_size(found.bytes_read)} read, {_size(found.bytes_written)} written"),
         ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
     ]
-    if found.unusable_tiles:
-        lines.insert(1, ("without", f"{found.unusable_tiles} of the tiles have no {found.observed} data and will fail"))
+    if found.other_tiles:
+        lines.insert(
+            1, ("others", f"{found.other_tiles} tiles of the store have no {found.observed}: no work of this run")
+        )
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 

@@ -96,14 +96,13 @@ def _request(config: Config, root: Folder) -> Request:
 
 def _has_work(request: Request, root: Folder) -> bool:
     """Return whether there are tiles to do; if not, publish what a killed sweep may have left unpublished."""
-    from surveybridge.storage.runs import pending
+    from surveybridge.jobs.translating.request import left_of
 
     if not root.exists(request.run_id, "run.json"):
         return True
     with _leased(request) as folder:
         ledger = folder.ledger()
-        todo = pending(request.manifest, ledger, retry_failed=request.config.retry_failed)
-        if todo:
+        if left_of(request, folder, ledger):
             return True
         print(f"{folder.url}: nothing new in {request.store.url}")
         _publish(request, root, folder, ledger)

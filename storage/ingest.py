@@ -5,7 +5,6 @@ Everything that can be wrong with the request is found before the first byte is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,8 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 
 from surveybridge.storage.coregister import coregister
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.field_update import Slot, put_field
+from surveybridge.storage.fields import FieldGrid, grid_id_of
 from surveybridge.storage.fits_images import Noise, read_images
 from surveybridge.storage.grids import GridMapping, describe_footprint, overlap_fraction, shifted_header
 from surveybridge.storage.images import SurveyImage
@@ -46,19 +47,18 @@ class Field:
     @property
     def wcs_header(self) -> str:
         """WCS of the grid."""
-        return self.images[self.onto].wcs_header
+        return next(iter(self.images.values())).wcs_header
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        height, width = self.images[self.onto].flux.shape[1:]
+        height, width = next(iter(self.images.values())).flux.shape[1:]
         return int(height), int(width)
 
     @property
     def grid_id(self) -> str:
-        """Name of the pixel grid: a digest of its WCS and shape, so that the same grid has the same name anywhere."""
-        digest = hashlib.sha256(f"{self.wcs_header}{self.shape}".encode()).hexdigest()
-        return f"{self.onto}-{digest[:12]}"
+        """Name of the pixel grid."""
+        return grid_id_of(self.onto, self.wcs_header, self.shape)
 
 
 def ingest_field(
@@ -69,26 +69,26 @@ def ingest_field(
     *,
     tile_size: int = 512,
     halo: int = 64,
-    storage_options: Mapping[str, Any] | None = None,
+    slot: Slot | None = None,
     watch: Callable[[Iterable[Tile], int], Iterable[Tile]] | None = None,
     **how: Any,
 ) -> list[dict[str, Any]]:
-    """Read, co-register, cut, and write a tile store.
+    """Read, co-register, cut, and write a field of a tile store.
 
     Parameters
     ----------
     problem, images, onto
         As `read_field`.
     store_url : str
-        Where the store goes, local or s3://.
+        The store, local or s3://: absent, or one that keeps its other fields.
     tile_size, halo : int
         Pixels of the grid; tiles at the edge are smaller, halos end at the field's edge.
-    storage_options : mapping, optional
-        Options for fsspec, for input files and store.
+    slot : Slot, optional
+        Name of the field, which takes the place of one of the same name, and how long to wait for another ingest.
     watch : callable (tiles, total) -> tiles, optional
         Wrapped around the tiles as they are written: a progress bar.
     **how
-        Passed to `read_field`.
+        Passed to `read_field`; `storage_options` hold for the store too.
 
     Returns
     -------
@@ -98,21 +98,23 @@ def ingest_field(
     Raises
     ------
     StorageError
-        The request is wrong; nothing has been written.
+        The request is wrong, or another process ingests into the store; nothing has been written.
     """
     check_tiling(tile_size, halo)
-    field = read_field(problem, images, onto, storage_options=storage_options, **how)
+    field = read_field(problem, images, onto, **how)
     boxes = [box for box in tile_boxes(field.shape, tile_size, halo) if _has_data(field, box)]
     if not any(len(cut_tile(field, box).images) == len(field.images) for box in boxes):
         raise StorageError(
             f"{_first_file(problem, images, onto)}: no tile in which both surveys have usable pixels (of {len(boxes)} "
             "with any); give images whose unmasked areas overlap"
         )
-    store = TileStore.create(store_url, grid_id=field.grid_id, storage_options=storage_options)
-    tiles: Iterable[Tile] = (cut_tile(field, box) for box in boxes)
-    rows = [store.write_tile(tile) for tile in (watch(tiles, len(boxes)) if watch else tiles)]
-    store.write_manifest(rows)
-    return rows
+    grid = FieldGrid("", field.grid_id, field.wcs_header, field.shape, tile_size, halo)
+
+    def cut(named: FieldGrid) -> Iterable[Tile]:
+        tiles = (cut_tile(field, box, named) for box in boxes)
+        return watch(tiles, len(boxes)) if watch else tiles
+
+    return put_field(TileStore.create(store_url, how.get("storage_options")), grid, slot or Slot(), cut)
 
 
 def read_field(
@@ -296,8 +298,8 @@ def tile_boxes(shape: tuple[int, int], tile_size: int, halo: int) -> Iterator[Ti
         yield TileBox(f"t{number:04d}", core, outer)
 
 
-def cut_tile(field: Field, box: TileBox) -> Tile:
-    """Cut one tile; a survey without a usable pixel in it is left out."""
+def cut_tile(field: Field, box: TileBox, named: FieldGrid | None = None) -> Tile:
+    """Cut one tile; a survey without a usable pixel in it is left out. `named` is the field as it is in a store."""
     y0, y1, x0, x1 = box.outer
     core = (box.core[0] - y0, box.core[1] - y0, box.core[2] - x0, box.core[3] - x0)
     header = shifted_header(field.wcs_header, y0, x0)
@@ -309,7 +311,9 @@ def cut_tile(field: Field, box: TileBox) -> Tile:
         for name, image in field.images.items()
         if (image.mask[cut] == 0).any()
     }
-    return Tile(box.tile_id, images, core, (y0, x0), field.grid_id)
+    if named is None:
+        return Tile(box.tile_id, images, core, (y0, x0), field.grid_id)
+    return Tile(f"{named.prefix}{box.tile_id}", images, core, (y0, x0), field.grid_id, named.name)
 
 
 def check_tiling(tile_size: int, halo: int) -> None:

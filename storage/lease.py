@@ -1,4 +1,4 @@
-"""The lease of a run folder: of all drivers at most one writes, and one that died is followed by the next.
+"""The lease of a folder, such as a run's: of all drivers at most one writes, and one that died is followed by the next.
 
 `lease.json` says who holds it, until when, and how far it is. Every write is conditional on the content read before
 (`Folder.put_new`, `Folder.replace`), so that of two drivers exactly one wins. The holder renews it in a thread; a
@@ -81,20 +81,28 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, folder: Folder, *, ttl: float = 60.0, wait: float = 0.0, note: Mapping[str, Any] | None = None
+        cls,
+        folder: Folder,
+        *,
+        ttl: float = 60.0,
+        wait: float = 0.0,
+        note: Mapping[str, Any] | None = None,
+        remedy: str = "give another --run URL",
     ) -> Lease:
         """Take the lease.
 
         Parameters
         ----------
         folder : Folder
-            The run folder.
+            The folder of a run, a store or a catalog.
         ttl : float
             Seconds after which a holder that does not renew is taken for dead, > 0.
         wait : float
             Seconds to wait for another holder to finish or expire.
         note : mapping, optional
             JSON-like; stands in the document beside the holder.
+        remedy : str
+            What to do, in the refusal, besides waiting for the other or stopping it.
 
         Raises
         ------
@@ -129,7 +137,7 @@ class Lease:
             if token is not None:
                 return cls(folder, document, token, ttl=ttl, until=start + ttl)
             if current is not None and not _free(current[0]) and time.monotonic() >= end:
-                raise LeaseHeld(_refusal(folder, current[0]))
+                raise LeaseHeld(_refusal(folder, current[0], remedy))
             time.sleep(min(RETRY_SECONDS, ttl / RENEWALS))
 
     def check(self) -> None:
@@ -248,10 +256,10 @@ def _name(document: Mapping[str, Any]) -> str:
     return f"process {document.get('pid')} on {document.get('host')}"
 
 
-def _refusal(folder: Folder, document: Mapping[str, Any]) -> str:
+def _refusal(folder: Folder, document: Mapping[str, Any], remedy: str) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(document["expires_at"]))
     left = document["expires_at"] - time.time()
     return (
         f"{folder.url} is being written by {_name(document)}, whose lease runs until {until} UTC ({left:.0f} s from "
-        "now) and is renewed while it lives; wait for it, stop it, or give another --run URL"
+        f"now) and is renewed while it lives; wait for it, stop it, or {remedy}"
     )

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.manifests import content_digest
 from surveybridge.storage.objectstore import Folder, json_bytes
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.runs import RunFolder, pending
@@ -100,11 +101,6 @@ def published_tiles(root: Folder, snapshot: Mapping[str, Any]) -> pa.Table:
     return read_parquet(root.read(snapshot["tile_list"]))
 
 
-def manifest_sha256(manifest: pa.Table) -> str:
-    """SHA-256 over ids and contents of a manifest's tiles: the same tiles with the same pixels, the same value."""
-    return _table_hash(manifest.select(["tile_id", "content"]).sort_by("tile_id"))
-
-
 def _tile_list(manifest: pa.Table, ok: pa.Table) -> pa.Table:
     kept = manifest.filter(pc.is_in(manifest["tile_id"], value_set=ok["tile_id"].combine_chunks()))
     return kept.select(["tile_id", "content"]).sort_by("tile_id").combine_chunks()
@@ -122,7 +118,7 @@ def _facts(root: Folder, run: RunFolder, manifest: pa.Table, rows: pa.Table, til
         "run": name,
         "run_id": run.run_json.get("run_id", name),
         **{key: run.run_json.get(key) for key in ("model", "direction", "code_version", "store")},
-        "manifest_sha256": manifest_sha256(manifest),
+        "manifest_sha256": content_digest(manifest),
         "tile_list": f"published/tiles-{_table_hash(tiles)[:16]}.parquet",
         "tiles": {
             "manifest": manifest.num_rows,

@@ -3,6 +3,8 @@
 Layout below the run's URL::
 
     run.json                      what ran (no secrets), with the fingerprint that a resume must match; written first
+    store.json                    where the tile store lies now, if that is elsewhere than when the run began
+    grids/<grid_id>.json          a field of the store: name, WCS and shape of its grid; written before its first tile
     mosaics/<tile>.parquet        pixel cells: mean, std, coverage
     candidates/<tile>.parquet     objects of the tile's core, VOParquet (none where the problem makes maps only)
     ledger/<tile>.parquet         one row; written last, so a tile without it never counts
@@ -28,6 +30,7 @@ import pyarrow.compute as pc
 
 from surveybridge.storage import compaction, mosaics, segments
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
@@ -61,7 +64,8 @@ FINGERPRINT_KEYS = (
 )
 """Settings that decide pixels and scores: a run folder is resumed only with the same values.
 
-`store` is the URL alone; what its tiles hold is compared tile by tile (`pending`).
+`store` is a URL, and that may change: `resuming.check_store` says whether a store is the same, by its `store_id` and
+its tiles, and which of them have changed is compared tile by tile (`pending`).
 """
 LATER_KEYS = {"patch": 64}
 """Those of them that earlier runs do not state, and the values that held for such runs."""
@@ -144,8 +148,8 @@ class RunFolder:
         url : str
             Local path or s3:// URL: empty, absent, or a run folder.
         run_json : mapping
-            What runs; must have every key of `FINGERPRINT_KEYS` (the version, today's, and `LATER_KEYS` are filled in).
-            Secrets are left out of the file, and `problem` where it is the default one.
+            What runs; must have every key of `FINGERPRINT_KEYS`, and may have `store_id` (the version, today's, and
+            `LATER_KEYS` are filled in). Secrets are left out of the file, and `problem` where it is the default one.
         storage_options : mapping, optional
             Arguments of the fsspec filesystem; never stored.
 
@@ -161,7 +165,8 @@ class RunFolder:
         missing = [key for key in FINGERPRINT_KEYS if key not in document]
         if missing:
             raise StorageError(f"run.json lacks {', '.join(missing)}; a run is known by {', '.join(FINGERPRINT_KEYS)}")
-        document |= {"format": FORMAT, "fingerprint": {key: document[key] for key in FINGERPRINT_KEYS}}
+        decisive = [key for key in (*FINGERPRINT_KEYS, "store_id") if key in document]
+        document |= {"format": FORMAT, "fingerprint": {key: document[key] for key in decisive}}
         existing = _read_run_json(folder)
         if existing is None:
             if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
@@ -179,6 +184,8 @@ class RunFolder:
                 f"{', '.join(map(str, RESUMED_VERSIONS))}: it is readable but cannot be resumed; give another --run URL"
             )
         for key in FINGERPRINT_KEYS[1:]:  # a run keeps its version
+            if key == "store":
+                continue
             if (found := existing["fingerprint"].get(key, LATER_KEYS.get(key))) != wanted[key]:
                 raise StorageError(
                     f"run folder {folder.url} has {key} {found!r} but this run has "
@@ -196,6 +203,27 @@ class RunFolder:
                 f"{folder.url} is not a run folder: found {folder.describe()}; make one with `surveybridge translate`"
             )
         return cls(folder, existing)
+
+    @property
+    def store_url(self) -> str:
+        """URL of the run's tile store, as the last driver found it."""
+        try:
+            return str(json.loads(self.folder.read("store.json"))["store"])
+        except FileNotFoundError:
+            return str(self.run_json["store"])
+
+    def note_store(self, url: str, fields: Iterable[FieldGrid]) -> None:
+        """Put down where the tile store lies, if that is news, and the grids of its fields, before tiles are done."""
+        if url != self.store_url:
+            self.folder.put_json({"store": without_secrets(url)}, "store.json")
+        for field in fields if self.version >= 4 else ():
+            self.folder.put_json(field.document(), "grids", f"{check_name(field.grid_id, 'grid')}.json")
+
+    def fields(self) -> dict[str, FieldGrid]:
+        """The fields whose tiles the run does, by grid_id; a run of before version 4 does not state them."""
+        names = [f"grids/{name}" for name in self.folder.names("grids", suffix=".json")]
+        found = (FieldGrid.of_document(json.loads(data)) for data in self.folder.read_many(names))
+        return {field.grid_id: field for field in found}
 
     def write_mosaic(self, mosaic: mosaics.TileMosaic) -> None:
         """Write a tile's mosaic."""

@@ -125,6 +125,7 @@ MANIFEST: pa.Schema = pa.schema(
         _FIELD,
         *_CORE_CORNER,
         _DOMAIN,
+        _field("group", _TEXT, "Zarr group of the tile, relative to the store", "", "meta.ref.uri"),
     ]
 )
 

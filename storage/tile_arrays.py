@@ -1,7 +1,8 @@
-"""One survey image as a Zarr v3 group: `flux`, `variance` and `mask`, each one shard, and attributes for the rest."""
+"""A tile as a Zarr v3 group: a group for each survey with `flux`, `variance` and `mask`, each one shard."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from surveybridge.storage.errors import DamagedData, StorageError
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from surveybridge.storage.shards import read_shard, write_shard
+from surveybridge.storage.objectstore import Folder, check_name
+from surveybridge.storage.shards import SHARD_KEY, read_shard, write_shard
 from surveybridge.storage.units import squared_unit
 
 CHUNK = 256
@@ -25,7 +29,76 @@ _UNWRITTEN = np.uint8(255)
 """Fill value of masks: what a lost shard reads as elsewhere, and no ingest writes."""
 
 
-def write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
+def tile_files(images: Mapping[str, SurveyImage], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a tile by path: Zarr encodes in memory, so that storing them is our own (order, retries)."""
+    contents: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(contents), attributes=dict(attributes))
+    for image in images.values():
+        _write_image(group, image)
+    files = {path: data.to_bytes() for path, data in contents.items()}
+    below = {
+        path.removesuffix("/zarr.json"): json.loads(data)
+        for path, data in sorted(files.items())
+        if path.endswith("/zarr.json")
+    }
+    # As zarr.consolidate_metadata writes it; other readers may leave it aside.
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": below}
+    head = json.loads(files["zarr.json"]) | {"consolidated_metadata": consolidated}
+    return files | {"zarr.json": json.dumps(head).encode()}
+
+
+def read_group(folder: Folder, group: str, tile_id: str) -> tuple[dict[str, Any], dict[str, SurveyImage]]:
+    """Attributes of a tile and its images by survey: one request, and then one for each array, concurrently.
+
+    Parameters
+    ----------
+    folder : Folder
+        The store.
+    group : str
+        The tile's group in it.
+    tile_id : str
+        For messages.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    DamagedData
+        As `read_image`.
+    """
+    head = _parse(folder.read(group, "zarr.json"), tile_id)
+    try:
+        attributes: dict[str, Any] = head["attributes"]
+        surveys = [check_name(str(name), "survey") for name in attributes["surveys"]]
+    except KeyError as error:
+        raise DamagedData(f"tile {tile_id} lacks {error} in its zarr.json; ingest the tile again") from error
+    arrays = [path for survey in surveys for path in array_paths(survey)]
+    # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
+    wanted = [f"{group}/{path}/{SHARD_KEY}" for path in arrays]
+    metadata = (head.get("consolidated_metadata") or {}).get("metadata")
+    if metadata is None:  # a store of before 0.2: the metadata lies with each array
+        wanted += [f"{group}/{path}/zarr.json" for path in (*surveys, *arrays)]
+    found = {path.removeprefix(f"{group}/"): data for path, data in folder.read_existing(wanted).items()}
+    if metadata is None:
+        metadata = {
+            path.removesuffix("/zarr.json"): _parse(data, tile_id)
+            for path, data in found.items()
+            if path.endswith("/zarr.json")
+        }
+    shards = {path.removesuffix(f"/{SHARD_KEY}"): data for path, data in found.items()}
+    return attributes, {name: read_image(metadata, shards, name, tile_id) for name in surveys}
+
+
+def _parse(data: bytes, tile_id: str) -> dict[str, Any]:
+    """A zarr.json document of a tile."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise DamagedData(f"tile {tile_id}: a zarr.json is not JSON ({error}); ingest the tile again") from error
+    return document
+
+
+def _write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
     """Write `image` as the group `<survey>` of its tile."""
     survey = tile_group.create_group(image.survey, attributes=_image_attributes(image))
     write_shard(survey, "flux", image.flux, np.float32(np.nan), CHUNK)

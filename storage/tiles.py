@@ -2,43 +2,63 @@
 
 Layout below the store's URL::
 
-    zarr.json                                   attributes: what this is, format version, grid_id
-    tiles/<tile_id>/                            attributes: core, origin, grid_id, format version; the metadata of all
-                                                below (consolidated): one request, and one for each array
-    tiles/<tile_id>/<survey>/                   attributes: WCS header, bands, PSF, pixel scale, mask planes, provenance
-    tiles/<tile_id>/<survey>/{flux,variance,mask}   [C, H, W], one shard each: one read of a worker
-    manifest.parquet                            written last: a store without it is an ingest that did not finish
+    zarr.json                                   attributes: what this is, format version
+    tiles/zarr.json                             a group, so that any Zarr reader finds the tiles from the root
+    tiles/<name>/                               a tile; attributes: core, origin, field, grid_id, format version; and
+                                                the metadata of all below: one request, and one for each array
+    tiles/<name>/<survey>/                      attributes: WCS header, bands, PSF, pixel scale, mask planes, provenance
+    tiles/<name>/<survey>/{flux,variance,mask}  [C, H, W], one shard each: one read of a worker
+    manifest.parquet                            the tiles, each with its group; in the footer the fields with their
+                                                grids, and what the store is known by wherever it lies. Written last:
+                                                a store without it is an ingest that did not finish
+    lease.json                                  who ingests into it
+
+Readers go by the manifest alone. <name> is the tile's id; a tile that takes the place of one that the manifest lists
+has another, so that the manifest of before stays true until it is replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
-from surveybridge.storage.errors import DamagedData, StorageError
+from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
+from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.manifests import (
+    TILES,
+    Place,
+    content_digest,
+    footer_of,
+    implied_field,
+    manifest_table,
+    of_one_grid,
+    places_of,
+    store_id_of,
+    with_footer,
+)
+from surveybridge.storage.mosaics import header_from
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
-from surveybridge.storage.schema import MANIFEST, conform, table_from_rows
-from surveybridge.storage.shards import SHARD_KEY
+from surveybridge.storage.schema import MANIFEST, conform
 from surveybridge.storage.sky import healpix_29
-from surveybridge.storage.tile_arrays import array_paths, check_pixels, crop_image, read_image, write_image
+from surveybridge.storage.tile_arrays import check_pixels, crop_image, read_group, tile_files
 
 FORMAT = "surveybridge-tiles"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: all tiles of one grid, which each of them states. 2: fields with a grid each, as the manifest says."""
+
+MANIFEST_FILE = "manifest.parquet"
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,8 @@ class Tile:
         Global pixel, in grid `grid_id`, of array pixel [0, 0].
     grid_id : str
         The global pixel grid.
+    field : str
+        The field of the store that it belongs to; by default named after its grid.
     """
 
     tile_id: str
@@ -65,10 +87,13 @@ class Tile:
     core: tuple[int, int, int, int]
     origin: tuple[int, int]
     grid_id: str
+    field: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a tile whose parts do not fit together."""
         check_name(self.tile_id, "tile id")
+        if not self.field:
+            object.__setattr__(self, "field", self.grid_id)
         if not self.images:
             raise StorageError(f"tile {self.tile_id}: no survey has an image; give at least one")
         for name, image in self.images.items():
@@ -108,6 +133,12 @@ class Tile:
         y0, y1, x0, x1 = self.core
         return y1 - y0, x1 - x0
 
+    @property
+    def domain(self) -> str | None:
+        """Whether its images are what models are trained on ("in", or "out: " and why); None where nobody said."""
+        said = dict.fromkeys(image.provenance.get("domain") for image in self.images.values())
+        return "; ".join(text for text in said if text is not None) or None
+
     def crop(self, box: tuple[int, int, int, int]) -> Tile:
         """Return the pixels `box` = (y0, y1, x0, x1) as a tile, which owns the part of the core inside it.
 
@@ -136,9 +167,13 @@ class Tile:
 class TileStore:
     """Tiles at a URL. Make one with `create` or `open`; it is picklable and opens its files where it is used."""
 
-    def __init__(self, folder: Folder, grid_id: str) -> None:
+    def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.grid_id = grid_id
+        self._places: dict[str, Place] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the folder only: another process reads the manifest for itself."""
+        return (type(self), (self.folder,))
 
     @property
     def url(self) -> str:
@@ -146,33 +181,22 @@ class TileStore:
         return self.folder.url
 
     @classmethod
-    def create(
-        cls, url: str | os.PathLike[str], *, grid_id: str, storage_options: Mapping[str, Any] | None = None
-    ) -> TileStore:
-        """Start a store, or start over in one of the same grid (its manifest goes, its tiles are rewritten).
+    def create(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> TileStore:
+        """Start a store, or open the one that is there to change it.
 
         Raises
         ------
         StorageError
-            If something else stands at `url`, or a store of another grid.
+            If something else stands at `url`, or a newer format.
         """
         folder = Folder.at(url, storage_options)
-        attributes = _root_attributes(folder)
-        if attributes is None and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
-            raise StorageError(
-                f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
-            )
-        if attributes is not None and attributes["grid_id"] != grid_id:
-            raise StorageError(
-                f"{folder.url} holds tiles of grid {attributes['grid_id']!r}, these are of grid {grid_id!r}; "
-                "give another --store URL"
-            )
-        if attributes is not None:
-            folder.delete("manifest.parquet")
-        else:
-            root = {"format": FORMAT, "format_version": FORMAT_VERSION, "grid_id": grid_id}
-            folder.put_json({"zarr_format": 3, "node_type": "group", "attributes": root}, "zarr.json")
-        return cls(folder, grid_id)
+        if _format_version(folder) is None:
+            if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
+                raise StorageError(
+                    f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
+                )
+            _put_root(folder)
+        return cls(folder)
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> TileStore:
@@ -184,37 +208,54 @@ class TileStore:
             If `url` holds something else (the message says what), or a newer format.
         """
         folder = Folder.at(url, storage_options)
-        attributes = _root_attributes(folder)
-        if attributes is None:
+        if _format_version(folder) is None:
             raise StorageError(
                 f"{folder.url} is not a tile store: found {folder.describe()}; make one with `surveybridge ingest`"
             )
-        return cls(folder, str(attributes["grid_id"]))
+        return cls(folder)
 
     def write_tile(self, tile: Tile) -> dict[str, Any]:
-        """Write one tile over whatever has its name, and return its manifest row.
+        """Write one tile, and return its manifest row; it counts once a manifest lists it.
+
+        A tile of the same id that the manifest of now lists stays as it is: the new one gets a group of its own, or
+        none where both are the same to the byte.
 
         Raises
         ------
         StorageError
-            If the tile is of another grid, or has flux that is not finite where the mask says there is data.
+            If it has flux that is not finite where the mask says there is data.
         """
-        if tile.grid_id != self.grid_id:
-            raise StorageError(
-                f"tile {tile.tile_id} is of grid {tile.grid_id!r} but {self.url} of grid {self.grid_id!r}; "
-                "use one store per grid"
-            )
         for image in tile.images.values():
             check_pixels(tile.tile_id, image)
-        files = _tile_files(tile)
+        attributes = {
+            "format_version": FORMAT_VERSION,
+            "core": list(tile.core),
+            "origin": list(tile.origin),
+            "field": tile.field,
+            "grid_id": tile.grid_id,
+            "surveys": list(tile.images),
+        }
+        files = tile_files(tile.images, attributes)
+        row = manifest_row(tile)
+        group = f"{TILES}/{tile.tile_id}"
+        listed = self._listed().get(tile.tile_id)
+        if listed is not None and listed.content == row["content"] and self._holds(listed.group, files):
+            return row | {"group": listed.group}
+        if listed is not None and listed.group == group:
+            digest = hashlib.sha256(files["zarr.json"] + row["content"].encode())
+            group = f"{group}.{digest.hexdigest()[:12]}"
         head = files.pop("zarr.json")
-        at = f"tiles/{tile.tile_id}"
-        if self.folder.names(at):
-            self.folder.delete(at, "zarr.json")  # first: a reader finds the old tile, none, or the new one
-            self.folder.delete_below(at)
-        self.folder.put_many({f"{at}/{path}": data for path, data in files.items()})
-        self.folder.put(head, at, "zarr.json")
-        return manifest_row(tile)
+        if self.folder.names(group):
+            self.folder.delete(group, "zarr.json")  # first: a tile is there whole, or not at all
+            self.folder.delete_below(group)
+        self.folder.put_many({f"{group}/{path}": data for path, data in files.items()})
+        self.folder.put(head, group, "zarr.json")
+        return row | {"group": group}
+
+    def _holds(self, group: str, files: Mapping[str, bytes]) -> bool:
+        """Return whether a group consists of these files."""
+        wanted = {f"{group}/{path}": data for path, data in files.items()}
+        return self.folder.read_existing(list(wanted)) == wanted
 
     def read_tile(self, tile_id: str, halo: int | None = None) -> Tile:
         """Read a tile.
@@ -230,73 +271,129 @@ class TileStore:
         ------
         StorageError
             If there is no such tile, or a chunk is missing or fails its checksum.
+        StorageUnavailable
+            If another tile has taken its place since this object read the manifest.
         """
         check_name(tile_id, "tile id")
+        listed = self._listed().get(tile_id)
+        if listed is None:
+            raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again")
         try:
-            attributes, images = self._read_images(tile_id)
+            tile = self._read(tile_id, listed.group)
         except DamagedData:
-            attributes, images = self._read_images(tile_id)  # the damage may have happened on the way
-        y0, y1, x0, x1 = (int(n) for n in attributes["core"])
-        origin_y, origin_x = (int(n) for n in attributes["origin"])
-        tile = Tile(tile_id, images, (y0, y1, x0, x1), (origin_y, origin_x), str(attributes["grid_id"]))
+            tile = self._read(tile_id, listed.group)  # the damage may have happened on the way
         if halo is None:
             return tile
-        height, width = tile.shape
+        (y0, y1, x0, x1), (height, width) = tile.core, tile.shape
         return tile.crop((max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width)))
 
-    def _read_images(self, tile_id: str) -> tuple[dict[str, Any], dict[str, SurveyImage]]:
-        """Attributes and surveys of a tile: one request, and then one for each array, concurrently."""
-        at = f"tiles/{tile_id}"
+    def _listed(self) -> dict[str, Place]:
+        """Where the tiles are, as the manifest said when this object first asked."""
+        if self._places is None:
+            self._places = self._read_places()
+        return self._places
+
+    def _read_places(self) -> dict[str, Place]:
         try:
-            head = _parse(self.folder.read(at, "zarr.json"), tile_id)
+            return places_of(read_parquet(self.folder.read(MANIFEST_FILE)))
+        except FileNotFoundError:
+            return {}
+
+    def _read(self, tile_id: str, group: str) -> Tile:
+        """A tile of a group, whole."""
+        try:
+            attributes, images = read_group(self.folder, group, tile_id)
         except FileNotFoundError as error:
+            now = self._read_places().get(tile_id)
+            if self._places is not None and (now is None or now.group != group):
+                raise StorageUnavailable(
+                    f"tile {tile_id}: {self.url} was ingested into meanwhile; run the same command again"
+                ) from error
             raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again") from error
-        try:
-            attributes: dict[str, Any] = head["attributes"]
-            surveys = [check_name(str(name), "survey") for name in attributes["surveys"]]
-        except KeyError as error:
-            raise DamagedData(f"tile {tile_id} lacks {error} in its zarr.json; ingest the tile again") from error
-        arrays = [path for survey in surveys for path in array_paths(survey)]
-        # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
-        wanted = [f"{at}/{path}/{SHARD_KEY}" for path in arrays]
-        metadata = (head.get("consolidated_metadata") or {}).get("metadata")
-        if metadata is None:  # a store of before 0.2: the metadata lies with each array
-            wanted += [f"{at}/{path}/zarr.json" for path in (*surveys, *arrays)]
-        found = {path.removeprefix(f"{at}/"): data for path, data in self.folder.read_existing(wanted).items()}
-        if metadata is None:
-            metadata = {
-                path.removesuffix("/zarr.json"): _parse(data, tile_id)
-                for path, data in found.items()
-                if path.endswith("/zarr.json")
-            }
-        shards = {path.removesuffix(f"/{SHARD_KEY}"): data for path, data in found.items()}
-        return attributes, {name: read_image(metadata, shards, name, tile_id) for name in surveys}
+        y0, y1, x0, x1 = (int(n) for n in attributes["core"])
+        y, x = (int(n) for n in attributes["origin"])
+        field = str(attributes.get("field", ""))
+        return Tile(tile_id, images, (y0, y1, x0, x1), (y, x), str(attributes["grid_id"]), field)
 
     def manifest(self) -> pa.Table:
-        """The tiles, schema `MANIFEST`, sorted by tile_id; StorageError if ingest has not finished.
+        """The tiles, schema `MANIFEST`, sorted by tile_id; `storage.manifests` says what else its footer tells.
 
-        Columns that an older store lacks are null.
+        Raises
+        ------
+        StorageError
+            If no ingest has finished.
         """
-        try:
-            found = read_parquet(self.folder.read("manifest.parquet"))
-        except FileNotFoundError as error:
+        table = self._read_manifest()
+        if table is None:
             raise StorageError(
                 f"{self.url} has no manifest: its ingest did not finish; run `surveybridge ingest` again"
-            ) from error
-        return conform(found, MANIFEST, f"manifest of {self.url}")
+            )
+        return table
 
-    def write_manifest(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the manifest, atomically and last, from the rows that `write_tile` returned."""
-        ordered = sorted(rows, key=lambda row: str(row["tile_id"]))
-        for before, after in itertools.pairwise(ordered):
-            if before["tile_id"] == after["tile_id"]:
-                raise StorageError(f"manifest: tile {after['tile_id']} appears twice; tile ids must be unique")
-        table = table_from_rows(ordered, MANIFEST, "manifest rows")
-        self.folder.put(parquet_bytes(table, {"surveybridge.grid_id": self.grid_id}), "manifest.parquet")
+    def _read_manifest(self) -> pa.Table | None:
+        """The manifest in today's form, or None if there is none yet."""
+        try:
+            table = read_parquet(self.folder.read(MANIFEST_FILE))
+        except FileNotFoundError:
+            return None
+        if "field" in table.column_names or not table.num_rows:
+            return conform(table, MANIFEST, MANIFEST_FILE).replace_schema_metadata(table.schema.metadata)
+        tile = self._any_of(table.to_pylist())
+        header = _grid_header(tile)
+        table = of_one_grid(table, tile.grid_id, header)
+        field = implied_field(table.to_pylist(), header, _halo(tile))
+        return with_footer(table, [field], content_digest(table))
+
+    def write_manifest(self, rows: Sequence[Mapping[str, Any]], fields: Iterable[FieldGrid] | None = None) -> None:
+        """Write the manifest, atomically and last: from then on these are the tiles of the store.
+
+        Parameters
+        ----------
+        rows : sequence of mapping
+            From `write_tile`, and those of the manifest of before that stay.
+        fields : iterable of FieldGrid, optional
+            Their fields; by default as the tiles say.
+        """
+        if fields is None:
+            names = dict.fromkeys(str(row["field"]) for row in rows)
+            fields = [self._implied([row for row in rows if row["field"] == name]) for name in names]
+        before = self._read_manifest()
+        table = manifest_table(rows)
+        table = with_footer(table, fields, content_digest(table) if before is None else store_id_of(before))
+        if (
+            _format_version(self.folder) != FORMAT_VERSION
+        ):  # what has many fields, earlier versions would not understand
+            _put_root(self.folder)
+        self.folder.put(parquet_bytes(table, footer_of(table)), MANIFEST_FILE)
+        self._places = None
+
+    def _implied(self, rows: Sequence[Mapping[str, Any]]) -> FieldGrid:
+        """The field of some tiles, as they say."""
+        tile = self._any_of(rows)
+        return implied_field(rows, _grid_header(tile), _halo(tile))
+
+    def _any_of(self, rows: Sequence[Mapping[str, Any]]) -> Tile:
+        """The first of some tiles that can be read."""
+        for row in rows:
+            with contextlib.suppress(StorageError):
+                return self._read(str(row["tile_id"]), row.get("group") or f"{TILES}/{row['tile_id']}")
+        raise StorageError(f"{self.url}: none of its {len(rows)} tiles can be read; ingest it again")
+
+
+def _grid_header(tile: Tile) -> str:
+    """WCS header of the global grid."""
+    y, x = tile.origin
+    return header_from(next(iter(tile.images.values())).wcs_header, -y, -x)
+
+
+def _halo(tile: Tile) -> int:
+    """Widest margin around the core."""
+    (y0, y1, x0, x1), (height, width) = tile.core, tile.shape
+    return max(y0, height - y1, x0, width - x1)
 
 
 def manifest_row(tile: Tile) -> dict[str, Any]:
-    """The tile's row of `MANIFEST`; ra and dec are the centre of the core, ICRS deg."""
+    """The tile's row of `MANIFEST` but its group; ra and dec are the centre of the core, ICRS deg."""
     y0, y1, x0, x1 = tile.core
     image = next(iter(tile.images.values()))
     ra, dec = (float(v) for v in image.wcs.all_pix2world((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2, 0))
@@ -307,12 +404,27 @@ def manifest_row(tile: Tile) -> dict[str, Any]:
         "_healpix_29": int(healpix_29(ra, dec)[0]),
         "height": tile.shape[0],
         "width": tile.shape[1],
-        "core_height": tile.core_shape[0],
-        "core_width": tile.core_shape[1],
         "surveys": list(tile.images),
         "bytes": sum(int(array.nbytes) for array in _arrays(tile)),
         "content": tile_content(tile),
+        **tile_place(tile),
+    }
+
+
+PLACE = ("field", "grid_id", "core_y0", "core_x0", "core_height", "core_width", "domain")
+"""Columns of manifest and ledger that say which part of the sky a tile owns, and in which domain its images lie."""
+
+
+def tile_place(tile: Tile) -> dict[str, Any]:
+    """The columns `PLACE` of a tile."""
+    return {
+        "field": tile.field,
         "grid_id": tile.grid_id,
+        "core_y0": tile.core_origin[0],
+        "core_x0": tile.core_origin[1],
+        "core_height": tile.core_shape[0],
+        "core_width": tile.core_shape[1],
+        "domain": tile.domain,
     }
 
 
@@ -329,44 +441,15 @@ def _arrays(tile: Tile) -> list[NDArray[Any]]:
     return [array for image in tile.images.values() for array in (image.flux, image.variance, image.mask)]
 
 
-def _tile_files(tile: Tile) -> dict[str, bytes]:
-    """The files of a tile by path: Zarr encodes in memory, so that storing them is our own (order, retries)."""
-    contents: dict[str, Buffer] = {}
-    group = zarr.create_group(
-        MemoryStore(contents),
-        attributes={
-            "format_version": FORMAT_VERSION,
-            "core": list(tile.core),
-            "origin": list(tile.origin),
-            "grid_id": tile.grid_id,
-            "surveys": list(tile.images),
-        },
-    )
-    for image in tile.images.values():
-        write_image(group, image)
-    files = {path: data.to_bytes() for path, data in contents.items()}
-    below = {
-        path.removesuffix("/zarr.json"): json.loads(data)
-        for path, data in sorted(files.items())
-        if path.endswith("/zarr.json")
-    }
-    # As zarr.consolidate_metadata writes it; other readers may leave it aside.
-    consolidated = {"kind": "inline", "must_understand": False, "metadata": below}
-    head = json.loads(files["zarr.json"]) | {"consolidated_metadata": consolidated}
-    return files | {"zarr.json": json.dumps(head).encode()}
+def _put_root(folder: Folder) -> None:
+    """Say what the store is, at its root, and that all below is Zarr."""
+    attributes = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    for path, said in (((TILES,), {}), ((), attributes)):
+        folder.put_json({"zarr_format": 3, "node_type": "group", "attributes": said}, *path, "zarr.json")
 
 
-def _parse(data: bytes, tile_id: str) -> dict[str, Any]:
-    """A zarr.json document."""
-    try:
-        document: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise DamagedData(f"tile {tile_id}: a zarr.json is not JSON ({error}); ingest the tile again") from error
-    return document
-
-
-def _root_attributes(folder: Folder) -> dict[str, Any] | None:
-    """Return the attributes of a store's root, None if there is no tile store; StorageError for a newer format."""
+def _format_version(folder: Folder) -> int | None:
+    """Return the format of a store, None if there is no tile store; StorageError for a newer one."""
     try:
         document = json.loads(folder.read("zarr.json"))
         attributes: dict[str, Any] = dict(document["attributes"])
@@ -380,7 +463,7 @@ def _root_attributes(folder: Folder) -> dict[str, Any] | None:
             f"{folder.url} has tile format version {version} but this program reads up to {FORMAT_VERSION}; "
             "update surveybridge"
         )
-    return attributes
+    return version
 
 
 def part_of(tile: Tile, side: int) -> Tile:

@@ -113,7 +113,7 @@ def write_store(
 ) -> str:
     """Cut the field into tiles t0000.., change them by `edit`, write the store and return its path."""
     field = make_field()
-    store = TileStore.create(str(path), grid_id=field.grid_id)
+    store = TileStore.create(str(path))
     boxes = tile_boxes(field.shape, tile_size, halo)
     store.write_manifest([store.write_tile(edit(cut_tile(field, box))) for box in boxes])
     return str(path)

@@ -92,7 +92,7 @@ def export_folder(
 
 def source_manifest(source: RunFolder, store: str | None) -> pa.Table:
     """The manifest of the store that a run translated, which may lie elsewhere now."""
-    return TileStore.open(store or source.run_json["store"]).manifest()
+    return TileStore.open(store or source.store_url).manifest()
 
 
 def _put_mocs(

@@ -70,7 +70,7 @@ def redraw(
     if count > facts["samples"]:
         raise RequestError(f"--samples {count}, but run {run.url} drew {facts['samples']}; give at most as many")
     model = _model_of(run, checkpoint)
-    store = TileStore.open(store_url or facts["store"])
+    store = TileStore.open(store_url or run.store_url)
     contents = _contents(run)
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,15 +37,12 @@ HEARTBEAT_SECONDS = 15.0
 class Work:
     """The work to do, from the manifest alone.
 
-    `windows` are those of the patch grid; of tiles with masked parts fewer are translated. `exact` is False where the
-    tiles' places in the global grid could not be told from the manifest: then windows are the mean over all places.
+    `windows` are those of the patch grid; of tiles with masked parts fewer are translated.
     """
 
     direction: Direction
     tiles: int
-    unusable: int
     windows: int
-    exact: bool
     core_pixels: int
     scored_pixels: int
     bytes: int
@@ -61,9 +57,8 @@ class Projection:
     tiles_done: int
     direction: str = ""
     observed: str = ""
-    unusable_tiles: int = 0
+    other_tiles: int = 0
     patches: int = 0
-    patches_exact: bool = True
     patches_translated: int = 0
     sources: int = 0
     evaluations: Mapping[str, int] = field(default_factory=dict)
@@ -85,48 +80,28 @@ class Projection:
 
 
 def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGrid) -> Work:
-    """Count the work in the tiles of a manifest; `tile` is any tile of the same store, as read."""
-    usable = _has(manifest, direction.observed.name)
-    both = usable & _has(manifest, direction.wanted.name)
-    shape = [manifest[name].to_numpy().astype(np.int64) for name in ("core_height", "core_width")]
-    origins = core_origins(manifest, tile)
-    counts = []
-    for axis in range(2):
-        if origins is None:
-            # the mean over all places of the core along this axis
-            counts.append((shape[axis] + grid.size - 2 * grid.margin - 1) / grid.stride)
-        else:
-            first, last = grid.span(origins[axis], origins[axis] + shape[axis])
-            counts.append(last - first + 1)
-    pixels = shape[0] * shape[1]
+    """Count the work in a manifest, in its tiles with the observed end; `tile` is any tile of the store, as read."""
+    from surveybridge.storage.manifests import tiles_with
+
+    numbers = ("core_height", "core_width", "core_y0", "core_x0", "bytes")
+    manifest = tiles_with(manifest.select(["surveys", *numbers]), direction.observed.name)
+    height, width, y, x, size = (manifest[name].to_numpy().astype(np.int64) for name in numbers)
+    windows = np.ones(manifest.num_rows, np.int64)
+    for origin, length in ((y, height), (x, width)):
+        first, last = grid.span(origin, origin + length)
+        windows *= last - first + 1
+    both = tiles_with(manifest, direction.wanted.name)
+    pixels = height * width
     scale = next(iter(tile.images.values())).pixel_scale / 3600
     return Work(
         direction=direction,
         tiles=manifest.num_rows,
-        unusable=int((~usable).sum()),
-        windows=round(float((counts[0] * counts[1])[usable].sum())),
-        exact=origins is not None,
-        core_pixels=int(pixels[usable].sum()),
-        scored_pixels=int(pixels[usable & both].sum()),
-        bytes=int(manifest["bytes"].to_numpy().sum()),
-        square_degrees=float(pixels[usable].sum()) * scale**2,
+        windows=int(windows.sum()),
+        core_pixels=int(pixels.sum()),
+        scored_pixels=int((both["core_height"].to_numpy().astype(np.int64) * both["core_width"].to_numpy()).sum()),
+        bytes=int(size.sum()),
+        square_degrees=float(pixels.sum()) * scale**2,
     )
-
-
-def core_origins(manifest: pa.Table, tile: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Global (y, x) of the first pixel of every tile's core: the manifest's centres through the WCS of one tile.
-
-    All tiles of a store lie on one global grid. None where the centres do not fall onto its pixels, i.e. the tiles have
-    another WCS than this one.
-    """
-    from surveybridge.storage.footprint import core_corners
-
-    corners = core_corners(manifest, next(iter(tile.images.values())).wcs_header, tile.origin)
-    nearest = np.round(corners)
-    if not (np.abs(corners - nearest) < 0.1).all():  # NaN too
-        return None
-    y, x = nearest.astype(np.int64)
-    return y, x
 
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
@@ -165,7 +140,7 @@ def project(
     cpus
         CPUs that all workers share; None on a cluster, where each brings its own.
     """
-    tiles = work.tiles - work.unusable
+    tiles = work.tiles
     translated = round(work.windows * rates.live)
     sources = round(work.scored_pixels * rates.sources_per_pixel)
     evaluations = {
@@ -198,9 +173,7 @@ def project(
         tiles_done=tiles_done,
         direction=str(work.direction),
         observed=work.direction.observed.name,
-        unusable_tiles=work.unusable,
         patches=work.windows,
-        patches_exact=work.exact,
         patches_translated=translated,
         sources=sources,
         evaluations=evaluations,
@@ -224,14 +197,3 @@ def project(
         },
         rates=asdict(rates),
     )
-
-
-def _has(manifest: pa.Table, survey: str) -> NDArray[np.bool_]:
-    """Return which tiles have an endpoint."""
-    import pyarrow.compute as pc
-
-    surveys = manifest["surveys"].combine_chunks()
-    rows = pc.list_parent_indices(surveys).to_numpy()
-    found = np.zeros(manifest.num_rows, bool)
-    found[rows[pc.equal(pc.list_flatten(surveys), survey).to_numpy(zero_copy_only=False)]] = True
-    return found

@@ -16,7 +16,7 @@ from surveybridge.jobs.reporting.calibration import calibration_plot
 from surveybridge.jobs.reporting.cards import DETECTED, cards
 from surveybridge.jobs.reporting.scores import scores_plot
 from surveybridge.jobs.reporting.sky import Mapped, finest_pixel, sky_plot
-from surveybridge.jobs.reporting.state import run_status
+from surveybridge.jobs.reporting.state import run_manifest, run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
 from surveybridge.storage.catalog_sources import run_id
@@ -24,7 +24,6 @@ from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
-from surveybridge.storage.tiles import TileStore
 from surveybridge.storage.views import Urls, open_views, runs_at
 from surveybridge.version import __version__
 
@@ -46,9 +45,9 @@ class Reported:
         """Read a run."""
         status = run_status(run)
         ledger = run.ledger()
-        manifest = TileStore.open(status["store"]).manifest() if status["store_trouble"] is None else None
+        manifest, trouble = run_manifest(run, ledger)
         rows = ledger if manifest is None else standing_rows(manifest, ledger)
-        return cls(run, status, ledger, Mapped(run, manifest, status["store_trouble"], rows))
+        return cls(run, status, ledger, Mapped(run, manifest, trouble, rows))
 
 
 def page(urls: Urls, top: int, evaluation: Mapping[str, Any] | None = None) -> str:

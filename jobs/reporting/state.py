@@ -40,7 +40,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     now = time.time()
     holder = read_holder(run.folder)  # before the ledger: what is in flight now may be done a moment later
     ledger = run.ledger()
-    manifest, trouble = _manifest(run)
+    manifest, trouble = run_manifest(run, ledger)
     rows = ledger if manifest is None else standing_rows(manifest, ledger)
     left = None if manifest is None else manifest.num_rows - rows.num_rows
     counts = {entry["values"]: entry["counts"] for entry in rows["status"].value_counts().to_pylist()}
@@ -52,7 +52,8 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     in_flight = progress.get("in_flight", [])
     return {
         "run": run.url,
-        **{key: run.run_json.get(key) for key in ("run_id", "model", "direction", "store", "code_version")},
+        **{key: run.run_json.get(key) for key in ("run_id", "model", "direction", "code_version")},
+        "store": run.store_url,
         "state": _state(holder, left),
         "holder": None
         if holder is None
@@ -90,12 +91,17 @@ def _state(holder: Holder | None, left: int | None) -> str:
     return "ended" if left is None else "interrupted" if left else "finished"
 
 
-def _manifest(run: RunFolder) -> tuple[pa.Table | None, str | None]:
-    """The manifest of the run's store as it is now, or why it cannot be read."""
+def run_manifest(run: RunFolder, ledger: pa.Table) -> tuple[pa.Table | None, str | None]:
+    """The tiles of the run's store that are its work, as the store is now; or None, and why they are not known."""
+    from surveybridge.storage.manifests import tiles_with
+    from surveybridge.storage.resuming import check_store
     from surveybridge.storage.tiles import TileStore
 
     try:
-        return TileStore.open(run.run_json["store"]).manifest(), None
+        url = run.store_url
+        manifest = tiles_with(TileStore.open(url).manifest(), str(run.run_json["direction"]).partition("->")[0])
+        check_store(run, manifest, url, ledger)
+        return manifest, None
     except Exception as error:  # whatever is wrong there, the run's own folder still says a lot
         return None, " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -219,9 +225,7 @@ def text(status: dict[str, Any]) -> str:
         f"what      {status['direction']} with {status['model']}, run {status['run_id']}, "
         f"version {status['code_version']}",
         f"store     {status['store']}"
-        + (
-            f" cannot be read, so what is left is not known: {status['store_trouble']}" if tiles["left"] is None else ""
-        ),
+        + (f" does not say what is left: {status['store_trouble']}" if tiles["left"] is None else ""),
         f"tiles     {tiles['ok']}{known} ok, {tiles['failed']} failed, {tiles['quarantined']} quarantined{left}; "
         f"{status['candidates']} sources scored",
         f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"

@@ -40,7 +40,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
         return _no_candidates()
     table = described(problem.table)
     schema = candidates_schema(table)
-    if not {end.name for end in problem.endpoints} <= set(tile.images):
+    if not is_scored(model, tile):
         return schema.empty_table()
     found_on = tile.images[direction.wanted.name]
     with span("detection"):
@@ -88,6 +88,27 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run_id: str, device:
             columns[f"flux_{suffix[end.name, band]}"] = flux
             columns[f"snr_{suffix[end.name, band]}"] = flux / error
     return pa.table(columns)
+
+
+def is_scored(model: Model, tile: Tile) -> bool:
+    """Return whether the objects of a tile are scored: both ends are there, and one of them has objects."""
+    problem = model.card.problem
+    return problem.scored is not None and {end.name for end in problem.endpoints} <= set(tile.images)
+
+
+def catalogued_part(model: Model, tile: Tile) -> dict[str, Any]:
+    """Return the columns of the ledger that say where in its core a tile has a catalog: where both ends have data."""
+    import numpy as np
+
+    from surveybridge.storage.images import MASK_PLANES
+    from surveybridge.storage.ownership import cell_coverage
+
+    if not is_scored(model, tile):
+        return {"catalogued": False, "covered_cells": None}
+    y0, y1, x0, x1 = tile.core
+    masks = [image.mask[:, y0:y1, x0:x1] for image in tile.images.values()]
+    lacking = np.logical_or.reduce([mask & MASK_PLANES["NO_DATA"] != 0 for mask in np.concatenate(masks)])
+    return {"catalogued": True, "covered_cells": cell_coverage(~lacking)}
 
 
 def _no_candidates() -> pa.Table:

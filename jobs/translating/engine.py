@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surveybridge.jobs.running.drain import drain_on_sigterm
 from surveybridge.jobs.running.progress import log_context, progress
-from surveybridge.jobs.translating.request import Request, settings_of
+from surveybridge.jobs.translating.request import Request, left_of, settings_of
 from surveybridge.jobs.translating.stages import Settings, tile_stages
 from surveybridge.jobs.translating.tally import Tally, tally_of
 from surveybridge.version import __version__
@@ -63,7 +63,8 @@ def translate(
         Memory that the model stage of `make_stages` needs beyond that of `tile_stages`.
     """
     from surveybridge.storage.lease import Lease
-    from surveybridge.storage.runs import RunFolder, pending
+    from surveybridge.storage.manifests import fields_of
+    from surveybridge.storage.runs import RunFolder
 
     config, manifest = request.config, request.manifest
     with contextlib.ExitStack() as stack:
@@ -83,7 +84,8 @@ def translate(
         lease = stack.enter_context(Lease.acquire(folder.folder, wait=config.wait))
         folder.tidy()
         earlier = folder.ledger()
-        todo = pending(manifest, earlier, retry_failed=config.retry_failed)
+        todo = left_of(request, folder, earlier)
+        folder.note_store(request.store.url, fields_of(manifest).values())
         tally = tally_of(todo, manifest, earlier)
         log.info(
             "%s: %d of %d tiles to do, %s with %s",
@@ -93,6 +95,13 @@ def translate(
             config.direction,
             request.model.card.name,
         )
+        if request.others:
+            log.info(
+                "%s: %d more tiles have no %s, and are no work of this run",
+                request.store.url,
+                request.others,
+                request.direction.observed.name,
+            )
         if todo:
             stages = make_stages(settings_of(request, _attempts(earlier, todo)))
             with _budget(config.minutes, tally, drain):

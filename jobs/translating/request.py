@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.settings import Sampling, Scoring
+    from surveybridge.storage.runs import RunFolder
     from surveybridge.storage.tiles import Tile, TileStore
 
 
@@ -31,7 +32,12 @@ class Request:
     model: Model
     store: TileStore
     manifest: pa.Table
+    """The tiles that have the observed end; the others of the store are no work of this run."""
+    others: int
+    """Number of these others."""
     fingerprint: dict[str, Any]
+    begun_as: str | None = None
+    """Id of the run that is gone on with."""
 
     @property
     def direction(self) -> Direction:
@@ -46,8 +52,11 @@ class Request:
 
     @property
     def run_id(self) -> str:
-        """Short name of everything that decides the result."""
-        return hashlib.sha256(repr(sorted(self.fingerprint.items())).encode()).hexdigest()[:12]
+        """Short name of everything that decides the result; before version 4 the place of the store was part of it."""
+        known_by = "store_id" if self.version >= 4 else "store"
+        decides = {key: value for key, value in self.fingerprint.items() if key not in ("store", "store_id")}
+        named = decides | {"store": self.fingerprint[known_by]}
+        return self.begun_as or hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()[:12]
 
     @property
     def version(self) -> int:
@@ -61,14 +70,17 @@ class Request:
 
 def check(config: Config) -> Request:
     """Read the inputs of the run; refuse what cannot work."""
-    from surveybridge.storage.runs import version_at
+    from surveybridge.storage.manifests import store_id_of, tiles_with
+    from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.runs import RunFolder, version_at
     from surveybridge.storage.tiles import TileStore
 
     model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
-    manifest = store.manifest()
+    listed = store.manifest()
     direction = asked_direction(model, config)
-    check_request(model, store, manifest, direction, config.patch)
+    manifest = tiles_with(listed, direction.observed.name)
+    check_request(model, store, listed, direction, config.patch)
     config = config.model_copy(update={"to": None, "direction": str(direction)})
     fingerprint = {
         "checkpoint_sha256": model.sha256,
@@ -77,8 +89,14 @@ def check(config: Config) -> Request:
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
+        "store_id": store_id_of(listed),
     }
-    return Request(config, model, store, manifest, fingerprint)
+    request = Request(config, model, store, manifest, listed.num_rows - manifest.num_rows, fingerprint)
+    if Folder.at(config.run).exists("run.json"):
+        run = RunFolder.open(config.run)
+        left_of(request, run, run.ledger())  # refuses what cannot be gone on with
+        request = replace(request, begun_as=run.run_json.get("run_id"))
+    return request
 
 
 DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
@@ -141,6 +159,8 @@ def asked_direction(model: Model, config: TranslationConfig) -> Direction:
 
 def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: Direction, patch: int) -> None:
     """Refuse, before anything is written, a store that the checkpoint was not made for."""
+    from surveybridge.storage.manifests import tiles_with
+
     card = model.card
     if card.grid != "mosaic":
         raise RequestError(
@@ -150,11 +170,11 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
     if manifest.num_rows == 0:
         raise RequestError(f"{store.url} has 0 tiles; ingest some first")
     observed = direction.observed.name
-    if not any(observed in surveys for surveys in manifest["surveys"].to_pylist()):
+    if tiles_with(manifest, observed).num_rows == 0:
         raise RequestError(
             f"{store.url}: none of its {manifest.num_rows} tiles has {observed}, which {direction} needs; ingest it"
         )
-    for tile_id in manifest["tile_id"].slice(0, 100).to_pylist():
+    for tile_id in tiles_with(manifest, observed)["tile_id"].slice(0, 100).to_pylist():
         try:
             tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
         except Exception:
@@ -167,19 +187,28 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
 def todo_of(request: Request) -> list[str]:
     """Return the tiles that the ledger lacks; refuse a run folder that `translate` would not resume; write nothing."""
     from surveybridge.storage.objectstore import Folder
-    from surveybridge.storage.runs import RunFolder, pending
+    from surveybridge.storage.runs import RunFolder
 
     config = request.config
     folder = Folder.at(config.run)
     if folder.exists("run.json"):
         # there is a run, so this writes none: it compares what decides the result
         run = RunFolder.open_or_create(config.run, request.fingerprint)
-        return pending(request.manifest, run.ledger(), retry_failed=config.retry_failed)
+        return left_of(request, run, run.ledger())
     if folder.exists() and (folder.names() or (folder.is_local and os.path.isfile(folder.path()))):
         raise RequestError(
             f"{folder.url} is {folder.describe()}, neither empty nor a run folder; give another --run URL"
         )
     return [str(tile) for tile in request.manifest["tile_id"].to_pylist()]
+
+
+def left_of(request: Request, run: RunFolder, ledger: pa.Table) -> list[str]:
+    """Return the tiles that a run has not done; StorageError if it cannot go on with this store."""
+    from surveybridge.storage.resuming import check_store
+    from surveybridge.storage.runs import pending
+
+    check_store(run, request.manifest, request.store.url, ledger)
+    return pending(request.manifest, ledger, retry_failed=request.config.retry_failed)
 
 
 def check_halo(tile: Tile, patch: int, url: str) -> None:

@@ -13,7 +13,7 @@ from surveybridge.bridge_core.spans import span
 from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
-from surveybridge.jobs.translating.candidates import find_candidates
+from surveybridge.jobs.translating.candidates import catalogued_part, find_candidates
 from surveybridge.jobs.translating.scene import check_tile, scene_of
 from surveybridge.storage.errors import StorageUnavailable
 
@@ -55,6 +55,8 @@ class Translation:
 
     tile_id: str
     content: str
+    place: Mapping[str, Any]
+    """Columns of the ledger that say which part of the sky the tile owns, and what its images are."""
     mosaic: TileMosaic
     windows: int
     candidates: pa.Table
@@ -130,7 +132,7 @@ class TileTranslator:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.storage.mosaics import TileMosaic
-        from surveybridge.storage.tiles import core_header, tile_content
+        from surveybridge.storage.tiles import core_header, tile_content, tile_place
 
         settings = self.settings
         direction = self.model.card.problem.direction(settings.direction)
@@ -150,6 +152,7 @@ class TileTranslator:
         return Translation(
             tile_id=tile.tile_id,
             content=content,
+            place=tile_place(tile) | catalogued_part(self.model, tile),
             mosaic=TileMosaic(
                 tile_id=tile.tile_id,
                 wcs_header=core_header(tile),
@@ -202,7 +205,7 @@ class TileWriter:
                     "stage": outcome.failure.stage,
                     "reason": outcome.failure.reason,
                     "traceback_hash": outcome.failure.traceback_hash,
-                    "content": self._listed_content.get(tile_id),
+                    **self._listed.get(tile_id, {}),
                 }
             with span("ledger row"):
                 self.folder.commit(row)
@@ -216,14 +219,15 @@ class TileWriter:
         return {
             "status": "ok",
             "content": done.content,
+            **done.place,
             "n_candidates": done.candidates.num_rows,
             "n_patches": done.windows,
         }
 
     @functools.cached_property
-    def _listed_content(self) -> dict[str, str]:
-        """Contents by the store's manifest: of a tile that failed, nobody has seen the pixels."""
-        from surveybridge.storage.tiles import TileStore
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """Content and place of the tiles by the store's manifest: of a tile that failed, nobody has seen the pixels."""
+        from surveybridge.storage.tiles import PLACE, TileStore
 
-        manifest = TileStore.open(self.settings.store).manifest()
-        return dict(zip(manifest["tile_id"].to_pylist(), manifest["content"].to_pylist(), strict=True))
+        rows = TileStore.open(self.settings.store).manifest().select(["tile_id", "content", *PLACE]).to_pylist()
+        return {row.pop("tile_id"): row for row in rows}

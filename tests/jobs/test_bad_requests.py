@@ -101,7 +101,7 @@ def translate_request(case: str, folder, store: str, checkpoint: str) -> tuple[s
             (folder / "tiles" / "manifest.parquet").unlink()
             return str(folder / "tiles"), checkpoint, []
         case "empty store":
-            TileStore.create(str(folder / "empty"), grid_id="sky").write_manifest([])
+            TileStore.create(str(folder / "empty")).write_manifest([])
             return str(folder / "empty"), checkpoint, []
         case "no checkpoint":
             return store, str(folder / "mosaic-v9"), []

@@ -39,7 +39,7 @@ def stamps(shared_data, tmp_path_factory):
     field = ingest.read_field(default_problem(), images, "euclid")
     known = np.logical_and.reduce([image.valid.all(axis=0) for image in field.images.values()])
     galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.images["euclid"].wcs)
-    store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"), grid_id=field.grid_id)
+    store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"))
     rows = []
     for tile_id, ra, dec in zip(galaxies.id, galaxies.ra, galaxies.dec, strict=True):
         x, y = (round(float(v)) for v in field.images["euclid"].wcs.all_world2pix(ra, dec, 0))

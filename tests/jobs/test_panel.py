@@ -56,7 +56,7 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
     """Two tiles side by side; `hole` columns of the left tile's mosaic unknown, `bad_columns` of its Euclid masked."""
     rng = np.random.default_rng(0)
     direction = "lsst->euclid" if bands == ("VIS",) else "euclid->lsst"
-    store = TileStore.create(folder / "store", grid_id="test")
+    store = TileStore.create(folder / "store")
     run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS, "x") | {"direction": direction})
     rows = []
     for number, (tile_id, corner) in enumerate(zip(("a", "b"), corners, strict=True)):

@@ -52,7 +52,7 @@ def test_the_grid_is_the_one_asked_for_or_that_of_the_objects(tmp_path, onto):
     arguments = ["ingest", "--problem", write_problem(tmp_path, "hsc-hst"), "--image", hst, *images]
     store = tmp_path / "store"
     assert main([*arguments, "--store", str(store), *(["--onto", onto] if onto else [])]) == 0
-    assert TileStore.open(store).grid_id.startswith(f"{onto or 'hst'}-")
+    assert TileStore.open(store).manifest()["grid_id"][0].as_py().startswith(f"{onto or 'hst'}-")
 
 
 BAD = {
@@ -183,7 +183,7 @@ def test_the_report_shows_the_candidates_of_the_problem_or_says_that_there_are_m
 def test_the_field_is_drawn_in_five_views(tmp_path, name):
     table = problem(tmp_path, name)
     run = other_run(tmp_path, table, tiles=("a",))
-    store = TileStore.create(tmp_path / "store", grid_id="grid")
+    store = TileStore.create(tmp_path / "store")
     mosaic = run.read_tile_mosaic("a")
     images = {end["name"]: seen(end, mosaic) for end in table["endpoints"]}
     store.write_manifest([store.write_tile(Tile("a", images, (0, 100, 0, 130), (0, 0), "grid"))])

@@ -46,7 +46,7 @@ REASON = "ValueError: <script>alert(1)</script> {{ 7 * 7 }} in tile t2"
 
 def make_store(url: str, tiles: int, columns: int = 3) -> TileStore:
     """A store that lists tiles t0, t1, ... row by row on one grid, and holds none."""
-    store = TileStore.create(url, grid_id="grid")
+    store = TileStore.create(url)
     places = np.arange(tiles)
     centre = (CORE - 1) / 2
     x, y = places % columns * CORE + centre, places // columns * CORE + centre

@@ -32,7 +32,7 @@ def make_run(path, store: str, run_id: str = "r1") -> RunFolder:
 
 def make_store(path, tiles: int) -> str:
     """A store that lists tiles t0, t1, ... and holds none."""
-    store = TileStore.create(path, grid_id="grid")
+    store = TileStore.create(path)
     names = [f"t{i}" for i in range(tiles)]
     table = conform(pa.table({"tile_id": names, "content": [f"c{i}" for i in range(tiles)]}), MANIFEST, "tiles")
     store.folder.put(parquet_bytes(table), "manifest.parquet")

@@ -18,8 +18,9 @@ import pytest
 
 from surveybridge.__main__ import main
 from surveybridge.storage.lease import Lease
+from surveybridge.storage.manifests import content_digest
 from surveybridge.storage.objectstore import Folder
-from surveybridge.storage.published import manifest_sha256, published, published_tiles
+from surveybridge.storage.published import published, published_tiles
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
@@ -104,7 +105,7 @@ def test_the_second_time_there_is_nothing_to_do_and_no_ray(store, runs, checkpoi
     snapshot, before = latest(runs), tiny.files_of(runs)
     assert snapshot["run"] == the_run(runs).run_json["run_id"] == Path(the_run(runs).url).name
     assert snapshot["tiles"] == {"manifest": 4, "ok": 4, "failed": 0, "quarantined": 0, "left": 0}
-    assert snapshot["manifest_sha256"] == manifest_sha256(TileStore.open(store).manifest())
+    assert snapshot["manifest_sha256"] == content_digest(TileStore.open(store).manifest())
     assert snapshot["candidates"] == len(tiny.BLOBS)
 
     def no_ray(*arguments):

@@ -46,7 +46,7 @@ def make(folder: Path) -> None:
     )
     save_checkpoint(card, UNet(network).state_dict(), folder / "kept")
     field = Field({name: make_image(name, SIDE) for name in SURVEY_BANDS}, onto="euclid")
-    store = TileStore.create(str(folder / "tiles"), grid_id=field.grid_id)
+    store = TileStore.create(str(folder / "tiles"))
     store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, TILE, 0)])
     write_pairs(folder / "pairs.zarr", 4)
     arguments = ["--store", str(folder / "tiles"), "--run", str(folder / "run"), "--checkpoint", str(folder / "kept")]

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.manifests import content_digest
 from surveybridge.storage.objectstore import Folder
-from surveybridge.storage.published import manifest_sha256, publish, published, published_tiles, standing_rows
+from surveybridge.storage.published import publish, published, published_tiles, standing_rows
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import LEDGER, MANIFEST, table_from_rows
 from tests.storage.test_runs import RUN
@@ -58,7 +59,7 @@ def test_a_snapshot_names_run_store_counts_and_tiles(root):
     assert snapshot["tiles"] == {"manifest": 6, "ok": 2, "failed": 1, "quarantined": 1, "left": 2}
     assert snapshot["candidates"] == 4 * 2  # rows of tiles that stand: t0, t1, t2, t4
     assert (snapshot["run"], snapshot["run_id"], snapshot["store"]) == ("aaa", "aaa", RUN["store"])
-    assert snapshot["manifest_sha256"] == manifest_sha256(manifest)
+    assert snapshot["manifest_sha256"] == content_digest(manifest)
     assert published(root) == published(root, "aaa") == snapshot
     assert published(root, "bbb") is None
     assert published_tiles(root, snapshot).to_pylist() == [

@@ -310,7 +310,6 @@ def test_a_run_of_the_third_schema_goes_on_with_the_columns_that_it_has(tmp_path
         ("score_steps", 9),
         ("precision", "bf16"),
         ("patch", 128),
-        ("store", "/data/other"),
     ],
 )
 def test_a_run_folder_of_another_run_is_refused_with_both_values(run, tmp_path, key, other):

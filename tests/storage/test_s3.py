@@ -31,7 +31,7 @@ from tests.storage.test_tiles import assert_same_image, make_tile
 
 
 def test_a_tile_store_round_trips(bucket, options):
-    store = TileStore.create(f"{bucket}/survey/tiles", grid_id="test-grid", storage_options=options)
+    store = TileStore.create(f"{bucket}/survey/tiles", storage_options=options)
     tile = make_tile()
     store.write_manifest([store.write_tile(tile)])
     found = pickle.loads(pickle.dumps(TileStore.open(f"{bucket}/survey/tiles/", options))).read_tile("t0_1")
@@ -39,13 +39,13 @@ def test_a_tile_store_round_trips(bucket, options):
     assert_same_image(found.images["euclid"], tile.images["euclid"])
     assert store.read_tile("t0_1", halo=3).shape == (246, 226)
     assert store.manifest()["tile_id"].to_pylist() == ["t0_1"]
-    again = TileStore.create(store.url, grid_id="test-grid", storage_options=options)
+    again = TileStore.create(store.url, storage_options=options)
     with pytest.raises(StorageError, match="did not finish"):
         again.manifest()
 
 
 def test_a_flipped_byte_in_the_bucket_is_found(bucket, options):
-    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=options)
+    store = TileStore.create(f"{bucket}/tiles", storage_options=options)
     store.write_tile(make_tile())
     folder = Folder.at(store.url, options)
     shard = "tiles/t0_1/lsst/flux/c/0/0/0"
@@ -107,7 +107,7 @@ def committed(run, tile_id):
 
 
 def test_a_tile_is_read_in_seven_requests_at_once(bucket, options, faulty, through_faults):
-    TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=options).write_tile(make_tile())
+    TileStore.create(f"{bucket}/tiles", storage_options=options).write_tile(make_tile())
     store = TileStore.open(f"{bucket}/tiles", through_faults)
     faulty.forget()
     faulty.delay = 0.3
@@ -138,7 +138,7 @@ def test_the_ledger_is_one_listing_and_one_request_a_file(bucket, faulty, throug
 def test_nothing_changes_where_a_third_of_all_requests_fail(bucket, options, faulty, through_faults):
     tile = make_tile()
     faulty.error_rate = faulty.cut_rate = faulty.lost_reply_rate = 0.12
-    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    store = TileStore.create(f"{bucket}/tiles", storage_options=through_faults)
     store.write_manifest([store.write_tile(tile)])
     found = store.read_tile("t0_1")
     assert_same_image(found.images["lsst"], tile.images["lsst"])
@@ -158,7 +158,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     bucket, options, faulty, through_faults, seconds, caplog, monkeypatch
 ):
     monkeypatch.setattr(retry, "_quiet", retry._Quiet(seconds=10.0))  # it may just have spoken in another test
-    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    store = TileStore.create(f"{bucket}/tiles", storage_options=through_faults)
     store.write_tile(make_tile())
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, through_faults)
     with faulty.outage(seconds), ThreadPoolExecutor(2) as pool:
@@ -173,7 +173,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
 
 def test_a_server_that_stays_away_is_named_after_the_budget(bucket, faulty, through_faults, monkeypatch):
     monkeypatch.setenv("SURVEYBRIDGE_RETRY_SECONDS", "1")
-    store = TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=through_faults)
+    store = TileStore.create(f"{bucket}/tiles", storage_options=through_faults)
     faulty.down = True
     with pytest.raises(StorageUnavailable, match=rf"{bucket}/tiles/tiles/t/zarr.json: no success in \d+ attempts"):
         store.read_tile("t")
@@ -212,7 +212,7 @@ def test_zarr_itself_reads_through_the_same_retries(bucket, options, faulty, thr
 
 
 def test_a_worker_process_finds_the_server_in_its_environment(bucket, options, faulty, monkeypatch):
-    TileStore.create(f"{bucket}/tiles", grid_id="test-grid", storage_options=options).write_tile(make_tile())
+    TileStore.create(f"{bucket}/tiles", storage_options=options).write_tile(make_tile())
     monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
     faulty.script("slow_down", "GET", "zarr.json")
     faulty.script("cut", "GET", "lsst/flux/c")

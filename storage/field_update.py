@@ -1,0 +1,85 @@
+"""Add a field to a tile store, or put it in the place of the one of its name, while others read the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from surveybridge.storage.fields import FieldGrid, named_among
+from surveybridge.storage.lease import Lease
+from surveybridge.storage.manifests import TILES, fields_of, places_of
+from surveybridge.storage.schema import MANIFEST
+from surveybridge.storage.tiles import MANIFEST_FILE, Tile, TileStore
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place that a field takes in a store.
+
+    Parameters
+    ----------
+    name : str or None
+        Name of the field, as `fields.named_among` takes it.
+    wait : float
+        Seconds to wait for another process that ingests into the store.
+    """
+
+    name: str | None = None
+    wait: float = 0.0
+
+
+def put_field(
+    store: TileStore, field: FieldGrid, slot: Slot, cut: Callable[[FieldGrid], Iterable[Tile]]
+) -> list[dict[str, Any]]:
+    """Write the tiles of a field, then the manifest that lists them in the place of those of the field's name.
+
+    Until then the manifest of before holds, and all that it lists is there; whatever a killed process has left is
+    removed by the next.
+
+    Parameters
+    ----------
+    store : TileStore
+        As `TileStore.create` gives it.
+    field : FieldGrid
+        Its name and the prefix of its tiles are found as `named_among` says.
+    slot : Slot
+        Its place in the store.
+    cut : callable
+        Gives the tiles of the field as it is named in the store.
+
+    Returns
+    -------
+    list of dict
+        The field's rows of the manifest.
+
+    Raises
+    ------
+    LeaseHeld
+        If another process ingests into the store.
+    StorageError
+        As `named_among`; before anything is written.
+    """
+    note = {"job": "ingest", "field": slot.name or field.grid_id}
+    with Lease.acquire(store.folder, wait=slot.wait, note=note, remedy="give another --store URL") as lease:
+        before = store.manifest() if store.folder.exists(MANIFEST_FILE) else MANIFEST.empty_table()
+        fields = fields_of(before)
+        field = named_among(field, slot.name, fields.values(), store.url)
+        _remove_others(store, {place.group for place in places_of(before).values()})
+        rows = []
+        for tile in cut(field):
+            lease.check()
+            rows.append(store.write_tile(tile))
+        kept = [row for row in before.to_pylist() if row["field"] != field.name]
+        lease.check()
+        store.write_manifest([*kept, *rows], [*(f for f in fields.values() if f.name != field.name), field])
+        _remove_others(store, {row["group"] for row in (*kept, *rows)})
+    return rows
+
+
+def _remove_others(store: TileStore, groups: set[str]) -> None:
+    """Remove the tile groups that no manifest lists."""
+    for name in store.folder.names(TILES):
+        if f"{TILES}/{name}" not in groups and name != "zarr.json":
+            store.folder.delete(TILES, name, "zarr.json")  # first: what is left of a group is none
+            store.folder.delete_below(TILES, name)
