@@ -249,6 +249,8 @@ def _standard_header(header: Header, where: str) -> tuple[Header, list[str]]:
             f"SIP coefficients of order {order} do not count because CTYPE1 {kinds[0]} lacks -SIP (Shupe et al. 2005); "
             f"write {kinds[0]}-SIP if they belong to these pixels"
         )
+    if not sip and any(kind.endswith("-SIP") for kind in kinds):
+        notes.append(f"CTYPE1 {kinds[0]} without SIP coefficients means no distortion")
     if kinds[0].startswith(("RA", "DEC")):
         notes += _set_frame(header, where)
     return header, notes

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 
 def pixel_scale(wcs_header: str) -> float:
-    """Pixel scale in arcsec, geometric mean of both axes."""
-    scales = proj_plane_pixel_scales(celestial_wcs(wcs_header))
-    return float(np.sqrt(scales[0] * scales[1]) * 3600)
+    """Pixel scale in arcsec at the reference point, geometric mean of both axes."""
+    wcs = celestial_wcs(wcs_header)
+    scales = proj_plane_pixel_scales(wcs)
+    stated = float(np.sqrt(scales[0] * scales[1]) * 3600)
+    x, y = wcs.wcs.crpix - 1
+    found = float(np.degrees(np.sqrt(pixel_area(wcs, y, x))) * 3600)
+    # the polynomials of TPV have a scale of their own, on top of that of the CD matrix
+    return stated if abs(found / stated - 1) < 1e-3 else found
 
 
 def pixel_areas(wcs_header: str, shape: Sequence[int], spacing: int = 64) -> NDArray[np.float64]:

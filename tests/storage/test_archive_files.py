@@ -1,0 +1,60 @@
+"""Headers of real archive files: their WCS as GalSim reads it, and their zero points as they say."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.storage.archive_files import HEADINGS, icrs_of, images, row
+
+EXPECTED = {
+    "afw_exposure-noversion.fits[1]": ("RA---TAN", "icrs", 0.2, "FLUXMAG0 15 of the primary header"),
+    "galsim_pole.fits[0]": ("RA---TAN-SIP", "icrs", 1.223, "BUNIT MJy/sr"),
+    "galsim_razero.fits[0]": ("RA---TAN-SIP", "icrs", 1.223, "BUNIT MJy/sr"),
+    "galsim_sipsample.fits[0]": ("RA---TAN-SIP", "icrs", 1.223, "BUNIT MJy/sr"),
+    "galsim_tanflip.fits[0]": ("DEC--TAN", "icrs", 0.2626, "BUNIT absent and no zero point"),
+    "galsim_tpv.fits.gz[0]": ("RA---TPV", "icrs", 0.2717, "BUNIT absent and no zero point"),
+    "galsim_zpx.fits[0]": ("RA---ZPX", "fk5", 0.2619, "BUNIT absent and no zero point"),
+    "kbmod_small_0.fits[1]": ("RA---TAN-SIP", "icrs; CTYPE1 RA---TAN-SIP without", 0.2631, "BUNIT absent and no zero"),
+    "legacy4_z.fits[1]": ("RA---TPV", "icrs; RADESYS and RADECSYS are", 0.2644, "MAGZERO 29.915 of the primary header"),
+    "profound_mystery_VIKING_Z.fits[0]": ("RA---TAN", "icrs", 0.339, "BUNIT absent and no zero point"),
+}
+"""CTYPE1, frame, arcsec per pixel, and where the zero point comes from or why there is none."""
+
+NOT_BY_GALSIM = ("galsim_zpx.fits[0]",)
+"""A polynomial of IRAF (ZPX) that GalSim takes for a plain grid of pixels."""
+
+
+@pytest.fixture(scope="module")
+def files(shared_data):
+    """By name the table's row, the WCS and the shape."""
+    folder = shared_data / "files"
+    return {image[0]: (row(*image), icrs_of(*image), image[1].shape) for image in images(folder)}
+
+
+def test_every_file_is_read_as_its_header_says(files):
+    assert set(files) == set(EXPECTED)
+    for name, (ctype, frame, scale, source) in EXPECTED.items():
+        found = dict(zip(HEADINGS, files[name][0], strict=True))
+        assert found["WCS"].startswith(f"{ctype} ") and found["frame"].startswith(frame), name
+        assert float(found["scale"].rstrip('"')) == pytest.approx(scale, abs=6e-4), name
+        assert found["where from"].startswith(source), name
+        assert found["checksum"].startswith("DATASUM is" if name == "galsim_tpv.fits.gz[0]" else "none"), name
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in NOT_BY_GALSIM])
+def test_positions_are_those_of_galsim(files, shared_data, name):
+    galsim = pytest.importorskip("galsim")
+    columns, wcs, shape = files[name]
+    file, number = name.removesuffix("]").split("[")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = galsim.FitsWCS(str(shared_data / "files" / file), hdu=int(number))
+    y, x = (v.ravel() for v in np.meshgrid(*(np.linspace(0, n - 1, 9) for n in shape), indexing="ij"))
+    ra, dec = theirs.xyToradec(x + 1, y + 1, units="deg")
+    here = wcs.all_pix2world(x, y, 0)
+    aside, up = ((here[0] - ra + 180) % 360 - 180) * np.cos(np.radians(dec)), here[1] - dec
+    scale = float(columns[3].rstrip('"'))
+    assert np.hypot(aside, up).max() * 3600 / scale < 1e-6
