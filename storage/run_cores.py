@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -31,7 +30,6 @@ def ownership_of(runs: Sequence[tuple[RunFolder, pa.Table]]) -> Ownership | None
     StorageError
         If two tiles of one grid own the same pixels.
     """
-    grids: dict[str, Grid] = {}
     cores, headers = [], []
     for run, rows in runs:
         counting = rows.filter(pc.fill_null(rows["catalogued"], True))
@@ -40,22 +38,18 @@ def ownership_of(runs: Sequence[tuple[RunFolder, pa.Table]]) -> Ownership | None
             found = _headers(run, counting)
             headers += found
             tiles = _as_headers_say(found) if found else tiles
-        for grid_id in set(tiles["grid_id"].drop_null().to_pylist()) - set(grids):
-            if run.version >= 4:
-                grids[grid_id] = read_grid(run, grid_id)
         cores.append(Cores(run.url, tiles))
-    grids = _boxes_as_grids(headers) | grids
-    return None if len(runs) == 1 and len(grids) < 2 else Ownership(cores, grids)
-
-
-def read_grid(run: RunFolder, grid_id: str) -> Grid:
-    """Read a pixel grid of a run."""
-    try:
-        document = json.loads(run.folder.read("grids", f"{grid_id}.json"))
-    except FileNotFoundError:
-        raise StorageError(f"{run.url} lacks grids/{grid_id}.json, the grid of its tiles; copy the run whole") from None
-    height, width = document["shape"]
-    return Grid(document["wcs"], (int(height), int(width)))
+    needed = {grid_id for run in cores for grid_id in run.tiles["grid_id"].drop_null().to_pylist()}
+    if len(runs) == 1 and len(needed) < 2:
+        return None
+    grids = _boxes_as_grids(headers)
+    for run, _ in runs:
+        grids |= {grid_id: Grid(field.wcs_header, field.shape) for grid_id, field in run.fields().items()}
+    missing = sorted(needed - set(grids))
+    if missing:
+        urls = ", ".join(run.url for run, _ in runs)
+        raise StorageError(f"{urls}: no grids/{missing[0]}.json, which says where tiles lie; copy the runs whole")
+    return Ownership(cores, grids)
 
 
 def _headers(run: RunFolder, rows: pa.Table) -> list[MosaicHeader]:
