@@ -27,7 +27,12 @@ surveybridge ingest --problem hsc-hst.toml --image hsc.g=g.fits hsc.r=r.fits hst
     --store tiles"""
 
 LSST_BANDS = ("g", "r", "i")
-SHORT = ("euclid", "lsst", "euclid_rms", "euclid_psf", "lsst_psf", "euclid_noise", "lsst_noise", "lsst_bands")
+MAPS = ("mask", "variance", "rms", "weight")
+"""Maps that may be in files of their own."""
+SHORT = (
+    "euclid", "lsst", "euclid_mask", "euclid_rms", "lsst_mask", "lsst_variance", "euclid_psf", "lsst_psf",
+    "euclid_noise", "lsst_noise", "lsst_bands",
+)  # fmt: skip
 """Settings that are short for those of the problem lsst-euclid."""
 NOISES = ("auto", "file", "sky")
 
@@ -37,7 +42,7 @@ Value = TypeVar("Value")
 class Config(JobConfig):
     """Settings of `surveybridge ingest`."""
 
-    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "noise", "rms")
+    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "noise", *MAPS)
 
     store: str = Field(
         description="tile store to write, local path or s3:// URL; an earlier one of the same grid is replaced"
@@ -58,11 +63,27 @@ class Config(JobConfig):
     halo: int = Field(64, description="pixels around the core that a tile also holds")
     psf: tuple[str, ...] = Field((), description="PSF FWHM as NAME.BAND=ARCSEC (default: the images' headers)")
     noise: tuple[str, ...] = Field(
-        (), description="where variances come from, as NAME=auto, NAME=file (VARIANCE or RMS map) or NAME=sky"
+        (), description="where variances come from, as NAME=auto, NAME=file (a map) or NAME=sky"
     )
+    mask: tuple[str, ...] = Field((), description="masks in separate files, as NAME.BAND=FILE or FILE[EXT]")
+    variance: tuple[str, ...] = Field((), description="variance maps in separate files, as NAME.BAND=FILE")
     rms: tuple[str, ...] = Field((), description="RMS maps in separate files, as NAME.BAND=FILE")
+    weight: tuple[str, ...] = Field(
+        (), description="weight maps (inverse variance, 0 = no coverage) in separate files, as NAME.BAND=FILE"
+    )
+    subtract_sky: bool = Field(
+        False,
+        description="subtract the level of the sky, measured on each image; refused without it if it is not near 0",
+    )
     lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
     euclid_rms: str | None = Field(None, description="RMS map of the Euclid image, if it is in a separate file")
+    euclid_mask: str | None = Field(
+        None, description="mask of the Euclid image in a separate file, such as MER's FLAG map"
+    )
+    lsst_mask: tuple[str, ...] = Field(
+        (), description="masks of the LSST images in separate files, FILE or FILE[EXT] each"
+    )
+    lsst_variance: tuple[str, ...] = Field((), description="variance maps of the LSST images in separate files")
     euclid_psf: float | None = Field(
         None, gt=0, description="PSF FWHM of the Euclid image, arcsec (default: its header)"
     )
@@ -77,7 +98,7 @@ class Config(JobConfig):
     @model_validator(mode="after")
     def _one_way_to_name_images(self) -> Self:
         short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
-        named = [f"--{name}" for name in ("problem", "image", "psf", "noise", "rms") if name in self.model_fields_set]
+        named = [f"--{name}" for name in ("problem", "image", "psf", "noise", *MAPS) if name in self.model_fields_set]
         if short and named:
             raise ValueError(
                 f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
@@ -108,6 +129,7 @@ def run(config: Config) -> int:
         config.store,
         tile_size=config.tile_size,
         halo=config.halo,
+        subtract_sky=config.subtract_sky,
         watch=lambda tiles, total: progress(tiles, "ingest", total),
         **how,
     )
@@ -135,7 +157,7 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
     return by_end(config.image, "--image", "FILE", str), {
         "noise": noise,
         "psf_fwhm": by_end(config.psf, "--psf", "ARCSEC", _arcsec),
-        "rms": by_end(config.rms, "--rms", "FILE", str),
+        "maps": {role: by_end(getattr(config, role), f"--{role}", "FILE", str) for role in MAPS},
     }
 
 
@@ -145,10 +167,17 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
     images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst"), "euclid": {"VIS": config.euclid}}
     lsst_psf = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else {}
     euclid_psf = {} if config.euclid_psf is None else {"VIS": config.euclid_psf}
+    maps: dict[str, dict[str, dict[str, str]]] = {}
+    for role, survey in (("rms", "euclid"), ("mask", "euclid"), ("mask", "lsst"), ("variance", "lsst")):
+        given = getattr(config, f"{survey}_{role}")
+        if given and survey == "euclid":
+            maps.setdefault(role, {})[survey] = {"VIS": given}
+        elif given:
+            maps.setdefault(role, {})[survey] = by_band(given, config.lsst_bands, f"--{survey}-{role}")
     return images, {
         "noise": {"lsst": config.lsst_noise, "euclid": config.euclid_noise},
         "psf_fwhm": {"lsst": lsst_psf, "euclid": euclid_psf},
-        "rms": {} if config.euclid_rms is None else {"euclid": {"VIS": config.euclid_rms}},
+        "maps": maps,
     }
 
 

@@ -1,45 +1,126 @@
-"""The parts of a survey's FITS file: which extension holds the flux, its mask, its noise map and its PSF."""
+"""The HDUs of a survey's FITS file: what each of them is, and which one holds the flux of a band.
+
+What an HDU is follows from what the file says, in this order: EXTTYPE (Rubin's afw), the words of EXTNAME, cards that
+name mask planes, BUNIT. Three HDUs without a name are image, mask and variance if their pixels can be that, as in
+files of afw and KBMOD. What cannot be told is refused with a list of the HDUs, never guessed.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import astropy.units as u
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyWarning
-from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
-from surveybridge.storage.errors import StorageError, StorageUnavailable
-from surveybridge.storage.fits_checksums import check_sums
-from surveybridge.storage.images import MASK_PLANES
-from surveybridge.storage.objectstore import open_filesystem
-from surveybridge.storage.photometry import psf_stamp_fwhm
+from surveybridge.storage.errors import StorageError
 
-BAD_RMS = 1e15
-"""RMS values above this mark bad pixels (Euclid MER writes 1e16)."""
+Role = Literal["flux", "mask", "variance", "rms", "weight", "psf", "other"]
+"""What an HDU holds: `rms` is a standard deviation, `weight` an inverse variance; `other` is none of these."""
 
-RUBIN_PLANES = {
-    "BAD": "BAD",
-    "CR": "BAD",
-    "SAT": "SAT",
-    "NO_DATA": "NO_DATA",
-    "NODAT": "NO_DATA",
-    "UNMASKEDNAN": "NO_DATA",
-    "EDGE": "CLIPPED_EDGE",
+EXTTYPES: dict[str, Role] = {"IMAGE": "flux", "MASK": "mask", "VARIANCE": "variance"}
+"""Values of EXTTYPE, which afw writes beside or instead of EXTNAME."""
+
+WORDS: dict[Role, frozenset[str]] = {
+    "psf": frozenset({"PSF", "KERNEL"}),
+    "mask": frozenset(
+        {"MASK", "MASKS", "MASKBITS", "MSK", "DQ", "FLAG", "FLAGS", "FLG", "BPM", "QUALITY", "BADPIX", "BITMASK"}
+    ),
+    "variance": frozenset({"VARIANCE", "VAR"}),
+    "rms": frozenset(
+        {"RMS", "ERR", "ERROR", "ERRORS", "SIGMA", "STD", "STDDEV", "STDEV", "UNCERT", "UNCERTAINTY", "NOISE"}
+    ),
+    "weight": frozenset({"WHT", "WEIGHT", "WEIGHTS", "WGT", "WT", "IVAR", "INVVAR", "IVM"}),
+    "other": frozenset(
+        {"BACKGROUND", "BKG", "BGMOD", "BKGD", "EXPOSURE", "EXP", "EXPMAP", "EXPTIME", "TIME", "COVERAGE", "COV"}
+        | {"NEXP", "NIMAGE", "NIMAGES", "DEPTH", "CON", "CTX", "CONTEXT", "AREA", "SEG", "SEGM", "SEGMAP", "MODEL"}
+        | {"SEGMENTATION", "RESIDUAL", "CHI", "CHI2", "SKY", "WAVELENGTH", "POISSON", "RNOISE", "FLAT", "DARK", "BIAS"}
+    ),
+    "flux": frozenset({"FLUX", "BGSUB", "SCI", "SCIENCE", "IMAGE", "IMG", "DATA", "SIGNAL"}),
 }
-"""Mask planes of a file (`MP_<name>` in its header) that make a pixel unusable, and what they are called here.
+"""Words of an EXTNAME, taken apart at everything but letters and digits, that say what the HDU holds."""
 
-Others (DETECTED, INTRP, CLIPPED, INEXACT_PSF, ...) describe pixels that a coadd still measures."""
+SCIENCE_NAMES = ("IMAGE", "SCI", "SCIENCE")
+"""Names of the one image of a file. Where there is none: `<BAND>_FLUX`, `<BAND>_BGSUB`, else the only candidate."""
 
-VARIANCE_NOTE = "VARIANCE of the file"
+PLANE_CARDS = re.compile(r"^(MP_.+|MSKN\d{4})$")
+"""Cards that name planes of a mask: afw's and those of Rubin's newer files."""
 
-PLAIN_PLANES = {0: "BAD", 1: "SAT", 2: "NO_DATA"}
-"""Bits of a mask without `MP_*` keywords."""
+
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """An HDU with an image in it.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the file, 0 = primary.
+    name, version : str, int
+        EXTNAME in capitals, "" where there is none, and EXTVER.
+    shape : tuple of int
+        Of the image, as stored.
+    kind : str
+        Type of the pixels, such as float32.
+    role : Role or None
+        What it holds; None where the file does not say.
+    stem : str
+        EXTNAME without the words for the role: `VIS` of `VIS_FLUX`. What has one stem belongs together.
+    hdu : ImageHDU, PrimaryHDU or CompImageHDU
+        The HDU itself.
+    """
+
+    number: int
+    name: str
+    version: int
+    shape: tuple[int, ...]
+    kind: str
+    role: Role | None
+    stem: str
+    hdu: Any
+
+    @property
+    def label(self) -> str:
+        """Name it as a user would: EXTNAME, with EXTVER where that is not 1, or the number."""
+        if not self.name:
+            return str(self.number)
+        return self.name if self.version == 1 else f"{self.name},{self.version}"
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Shape of its only plane; as stored where there are several."""
+        return self.shape[-2:] if len(self.shape) >= 2 and all(n == 1 for n in self.shape[:-2]) else self.shape
+
+    @property
+    def is_plane(self) -> bool:
+        """Whether it is one two-dimensional image."""
+        return len(self.size) == 2
+
+    @property
+    def integer(self) -> bool:
+        """Whether its pixels are whole numbers by type."""
+        return "int" in self.kind
+
+    @property
+    def data(self) -> NDArray[Any]:
+        """Pixels [H, W] as stored, scaled by BSCALE and BZERO."""
+        return np.asarray(self.hdu.data).reshape(self.size)
+
+    @property
+    def pixels(self) -> NDArray[np.float64]:
+        """Pixels [H, W], float64 in this machine's byte order (FITS is big-endian)."""
+        return self.data.astype(np.float64)
+
+    def __str__(self) -> str:
+        """One entry of a list of HDUs."""
+        said = f"{self.number} {self.name or 'unnamed'}"
+        version = f",{self.version}" if self.version != 1 else ""
+        size = " x ".join(map(str, self.shape))
+        return f"{said}{version} ({size} {self.kind}{f', {self.role}' if self.role else ''})"
 
 
 def split_extension(path: str) -> tuple[str, str | None]:
@@ -48,115 +129,227 @@ def split_extension(path: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (path, None)
 
 
-@contextmanager
-def open_fits(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[fits.HDUList]:
-    """Open a FITS file at a path or URL; StorageError if it is not there or not FITS."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VerifyWarning)
-        # astropy only warns of a file that ends early, and then reads what is not there
-        warnings.filterwarnings("error", message="File may have been truncated", category=AstropyUserWarning)
-        try:
-            filesystem, inside = open_filesystem(path, storage_options)
-            with filesystem.open(inside, "rb") as stream, fits.open(stream, memmap=False) as hdus:
-                yield hdus
-        except (StorageError, StorageUnavailable):
-            raise
-        except FileNotFoundError as error:
-            raise StorageError(f"{path}: no such file; check the path") from error
-        except (OSError, ValueError, TypeError, AstropyUserWarning) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StorageError(f"{path}: cannot be read as FITS ({reason}); give a complete FITS file") from error
+def extensions(hdus: fits.HDUList, unit: str = "nJy") -> list[Extension]:
+    """Return the HDUs with images, and what each holds; `unit` is that of the endpoint, to which BUNIT is compared."""
+    found = []
+    for number, hdu in enumerate(hdus):
+        if not hdu.is_image or not hdu.shape:
+            continue
+        name = str(hdu.header.get("EXTNAME") or "").strip().upper()
+        role, stem = _role(hdu.header, name, unit)
+        found.append(Extension(number, name, hdu.ver, tuple(hdu.shape), _kind(hdu.header), role, stem, hdu))
+    return _image_mask_variance(found)
 
 
-def flux_hdu(hdus: fits.HDUList, file: str, extension: str | None, band: str) -> Any:
-    """The image to read: the named extension, else IMAGE, else <band>_FLUX or _BGSUB, else the only image there is."""
-    images = {hdu.name or "0": hdu for hdu in hdus if hdu.is_image and len(hdu.shape) == 2}
-    if extension is not None and extension.upper() not in images:
-        raise StorageError(f"{file}: no image extension {extension}; it has {', '.join(images) or 'no images'}")
-    names = [extension.upper()] if extension else ["IMAGE", f"{band.upper()}_FLUX", f"{band.upper()}_BGSUB"]
-    for name in names:
-        if name in images:
-            return images[name]
-    if len(images) == 1:
-        return next(iter(images.values()))
+def listed(found: Sequence[Extension]) -> str:
+    """Return the HDUs as a list for messages: number, name, EXTVER, shape, type, role."""
+    return "; ".join(map(str, found)) or "no HDU with an image"
+
+
+def flux_extension(found: Sequence[Extension], file: str, selector: str | None, band: str) -> Extension:
+    """Return the HDU with the flux of a band.
+
+    Parameters
+    ----------
+    found : sequence of Extension
+        All images of the file.
+    file : str
+        For messages.
+    selector : str or None
+        What the user put in brackets: EXTNAME, `EXTNAME,EXTVER` or the number of the HDU.
+    band : str
+        Name of the band.
+
+    Raises
+    ------
+    StorageError
+        None is named, and it cannot be told which it is; or the one named holds something else.
+    """
+    if selector is not None:
+        chosen = named_extension(found, file, selector)
+        _check_is_flux(chosen, found, file)
+        return chosen
+    candidates = [ext for ext in found if ext.is_plane and ext.role in ("flux", None)]
+    stems = [f"{band.upper()}_{word}" for word in ("FLUX", "BGSUB")]
+    tiers = [
+        [ext for ext in candidates if ext.name in SCIENCE_NAMES or (not ext.name and ext.role == "flux")],
+        [ext for ext in candidates if ext.name in stems],
+        # the flux of another band is none of this one's
+        [ext for ext in candidates if not (ext.role == "flux" and ext.stem)],
+    ]
+    for tier in tiers:
+        by_type = [ext for ext in tier if not ext.integer]
+        chosen_of = tier if len(tier) == 1 or not by_type else by_type
+        if len(chosen_of) == 1:
+            _check_is_flux(chosen_of[0], found, file)
+            return chosen_of[0]
+        if chosen_of:
+            break
     raise StorageError(
-        f"{file}: which extension is band {band}? Found {', '.join(images) or 'no 2-d images'}, looked for "
-        f"{', '.join(names)}; name it as {file}[EXT]"
+        f"{file}: which HDU is the flux of band {band}? It has {listed(found)}; name it as {file}[EXTNAME], "
+        f"{file}[EXTNAME,EXTVER] or {file}[number]"
     )
 
 
-def read_mask(hdus: fits.HDUList, name: str, shape: tuple[int, ...], file: str) -> tuple[NDArray[np.uint8], str]:
-    """Mask of the flux in extension `name`, bits of `MASK_PLANES`, and where it comes from."""
-    mask = np.zeros(shape, np.uint8)
-    if name != "IMAGE" or "MASK" not in hdus:
-        return mask, "none in the file"
-    bits = _checked(hdus["MASK"], shape, file).astype(np.int64)
-    header = hdus["MASK"].header
-    named = {int(header[key]): key[3:].upper() for key in header if key.upper().startswith("MP_")}
-    planes = {bit: RUBIN_PLANES.get(plane) for bit, plane in named.items()} if named else dict(PLAIN_PLANES)
-    for bit, plane in planes.items():
-        if plane is not None:
-            mask[(bits >> bit) & 1 != 0] |= MASK_PLANES[plane]
-    ignored = [named[bit] for bit, plane in planes.items() if plane is None]
-    return mask, "MASK" + (f"; planes that leave a pixel usable: {','.join(ignored)}" if ignored else "")
+def named_extension(found: Sequence[Extension], file: str, selector: str) -> Extension:
+    """Return the HDU that is named as EXTNAME, `EXTNAME,EXTVER` or by number; StorageError unless there is one."""
+    name, _, version = (text.strip() for text in selector.upper().partition(","))
+    same = [ext for ext in found if name in (ext.name, str(ext.hdu.name).upper())]
+    same = same or [ext for ext in found if not ext.name and ext.role and EXTTYPES.get(name) == ext.role]
+    if name.isdigit() and not version:
+        same += [ext for ext in found if ext.number == int(name) and ext not in same]
+    elif version:
+        same = [ext for ext in same if version == str(ext.version)]
+    if len(same) != 1:
+        raise StorageError(
+            f"{file}: {len(same) or 'no'} image extension{'s' if same else ''} {selector}; it has {listed(found)}; "
+            f"name one as {file}[EXTNAME], {file}[EXTNAME,EXTVER] or {file}[number]"
+        )
+    if not same[0].is_plane:
+        raise StorageError(f"{file}[{selector}]: {len(same[0].shape)} axes {same[0].shape}, not one image; cut one out")
+    return same[0]
 
 
-def read_variance(
-    hdus: fits.HDUList, name: str, shape: tuple[int, ...], factor: float | NDArray[np.float64], file: str
-) -> tuple[NDArray[np.float64] | None, str]:
-    """Variance of the flux in extension `name`, NaN = bad, and where it comes from; None if nowhere.
+def partners(
+    found: Sequence[Extension], flux: Extension, roles: Collection[Role], file: str
+) -> tuple[list[Extension], str]:
+    """Return the HDUs that say something about the flux, and what was left aside, in words.
 
-    `factor` is what a count is worth, in the unit whose square the variance is in.
+    They have the stem and the EXTVER of the flux. A mask of more than 31 planes goes on in MASK,2 (`MSKN` cards).
+
+    Raises
+    ------
+    StorageError
+        One has another EXTVER and no flux of its own, other pixels, or might belong to another flux.
     """
-    if name == "IMAGE" and "VARIANCE" in hdus:
-        return _checked(hdus["VARIANCE"], shape, file) * factor**2, VARIANCE_NOTE
-    for candidate in (f"{stem_of(name)}_RMS", "RMS"):
-        if candidate in hdus:
-            return _variance_of_rms(_checked(hdus[candidate], shape, file), factor), candidate
-    return None, "none"
-
-
-def read_rms_file(
-    path: str, shape: tuple[int, ...], factor: float | NDArray[np.float64], storage_options: Mapping[str, Any] | None
-) -> tuple[NDArray[np.float64], str]:
-    """Do the same as `read_variance` with an RMS map in a separate file."""
-    file, extension = split_extension(path)
-    with open_fits(file, storage_options) as hdus:
-        hdu = flux_hdu(hdus, file, extension or ("RMS" if "RMS" in hdus else None), "RMS")
-        return _variance_of_rms(_checked(hdu, shape, file), factor), f"RMS map {path}"
-
-
-def _variance_of_rms(rms: NDArray[np.float64], factor: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(rms < BAD_RMS, (rms * factor) ** 2, np.nan)
-
-
-def read_psf_fwhm(hdus: fits.HDUList, name: str, header: fits.Header, scale: float) -> tuple[float, str]:
-    """PSF FWHM in arcsec and where it was found; NaN if nowhere."""
-    stem = f"{stem_of(name)}_PSF"
-    stamp = hdus[hdus.index_of(stem)] if stem in hdus else None
-    stated = {"PSFFWHM": header.get("PSFFWHM"), "FWHM": stamp.header.get("FWHM") if stamp else None}
-    for keyword, value in stated.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 10:
-            return float(value), f"{keyword} of the header"
-    if stamp is not None:
-        return psf_stamp_fwhm(native_pixels(stamp.data), scale), f"area above half maximum of {stem}"
-    return float("nan"), "not stated"
+    fluxes = [ext for ext in found if ext.is_plane and ext.role in ("flux", None)]
+    alone = all(ext is flux for ext in fluxes)
+    ours = [ext for ext in found if ext.role in roles and ext.stem == flux.stem]
+    if not ours and alone:
+        ours = [ext for ext in found if ext.role in roles and not ext.stem]
+    if not ours:
+        return [], ""
+    same = [ext for ext in ours if ext.version == flux.version]
+    if alone and all(any(PLANE_CARDS.match(key) for key in ext.hdu.header) for ext in ours):
+        same = ours
+    likeness = (flux.stem, flux.version, flux.size)
+    rivals = [ext for ext in fluxes if ext is not flux and (ext.stem, ext.version, ext.size) == likeness]
+    first = (same or ours)[0]
+    if same and rivals:
+        raise StorageError(
+            f"{file}[{flux.label}]: {first} may also belong to {rivals[0]}; say whose it is by --{_flag(first)} "
+            f"NAME.BAND={file}[{first.number}]"
+        )
+    if not same:
+        owned = {ext.version for ext in fluxes if ext.stem == flux.stem}
+        if all(ext.version in owned for ext in ours):
+            return [], f"{', '.join(ext.label for ext in ours)} has another EXTVER"
+        raise StorageError(
+            f"{file}[{flux.label}]: EXTVER {flux.version}, but {first.name} has EXTVER {first.version}; if it belongs "
+            f"to it, say so by --{_flag(first)} NAME.BAND={file}[{first.number}]"
+        )
+    for ext in same:
+        if ext.size != flux.size:
+            raise StorageError(
+                f"{file}[{ext.label}]: {ext.size} pixels but the flux has {flux.size}; give maps of the same image"
+            )
+    return same, ""
 
 
 def stem_of(name: str) -> str:
     """Return `VIS` for `VIS_FLUX` or `VIS_BGSUB`: the name that the RMS map and the PSF share with the image."""
-    return re.sub(r"_(FLUX|BGSUB)$", "", name)
+    return _split_name(name)[1]
 
 
-def _checked(hdu: Any, shape: tuple[int, ...], file: str) -> NDArray[np.float64]:
-    check_sums(hdu, f"{file}[{hdu.name}]")
-    if hdu.shape != shape:
+def _flag(extension: Extension) -> str:
+    return extension.role or "mask"
+
+
+def _role(header: fits.Header, name: str, unit: str) -> tuple[Role | None, str]:
+    """What an HDU holds by its header, and the rest of its name."""
+    by_name, stem = _split_name(name)
+    by_type = EXTTYPES.get(str(header.get("EXTTYPE") or "").strip().upper())
+    by_unit = _role_of_unit(str(header.get("BUNIT") or "").strip(), unit)
+    if by_type or by_name:
+        # drizzled weights may be seconds of exposure, which are no inverse variances
+        timed = by_name == "weight" and by_unit == "other"
+        return "other" if timed else by_type or by_name, stem
+    if any(PLANE_CARDS.match(key) for key in header):
+        return "mask", stem
+    return by_unit, stem
+
+
+def _split_name(name: str) -> tuple[Role | None, str]:
+    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if word]
+    for role, known in WORDS.items():
+        said = [word for word in words if word in known]
+        if said:
+            # JWST's VAR_POISSON and the like are parts of a variance
+            parts = role == "variance" and any(word in WORDS["other"] for word in words)
+            rest = [word for word in words if word not in known | WORDS["flux"]]
+            return ("other", name) if parts else (role, "_".join(rest))
+    return None, "_".join(words)
+
+
+def _role_of_unit(bunit: str, unit: str) -> Role | None:
+    """What a unit says: variances have squared units, weights are one over that, exposure maps are in seconds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", u.UnitsWarning)
+            found, wanted = u.Unit(bunit), u.Unit(unit)
+        if not bunit or not isinstance(found, u.UnitBase) or found.is_equivalent(wanted):
+            return None
+        if found.is_equivalent(u.s):
+            return "other"
+        if found.is_equivalent(wanted**2):
+            return "variance"
+        if found.is_equivalent(wanted**-2):
+            return "weight"
+        powers = {str(base): power for base, power in zip(found.bases, found.powers, strict=True)}
+    except (ValueError, TypeError):  # no unit that astropy knows: for those who read the zero point to judge
+        return None
+    counted = {power for base, power in powers.items() if base not in ("s", "pix", "arcsec", "h", "min")}
+    if counted == {2}:
+        return "variance"
+    return "weight" if counted == {-2} else ("other" if counted == {-1} else None)
+
+
+def _kind(header: fits.Header) -> str:
+    """Type of the pixels after BSCALE and BZERO."""
+    bits = int(header["BITPIX"])
+    if bits < 0 or float(header.get("BSCALE", 1)) != 1:
+        return f"float{abs(bits) if bits < 0 else 64}"
+    return f"{'uint' if bits == 8 or float(header.get('BZERO', 0)) > 0 else 'int'}{bits}"
+
+
+def _image_mask_variance(found: list[Extension]) -> list[Extension]:
+    """Give three HDUs without a name the roles that afw and KBMOD give them by order, if their pixels can be that."""
+    if len(found) != 3 or len({ext.shape for ext in found}) != 1 or any(ext.name for ext in found):
+        return found
+    order: tuple[Role, ...] = ("flux", "mask", "variance")
+    if any(ext.role not in (role, None) for ext, role in zip(found, order, strict=True)):
+        return found
+    image, mask, variance = (ext.pixels for ext in found)
+    known = np.isfinite(mask)
+    whole = bool((mask[known] == np.round(mask[known])).all() and (mask[known] >= 0).all())
+    if not whole or found[0].integer or (image < 0).sum() == 0 or (variance < 0).any() or not (variance > 0).any():
+        return found
+    return [replace(ext, role=role) for ext, role in zip(found, order, strict=True)]
+
+
+def _check_is_flux(chosen: Extension, found: Sequence[Extension], file: str) -> None:
+    """Refuse what is named, or what is alone, but cannot be a flux."""
+    if chosen.role not in ("flux", None):
         raise StorageError(
-            f"{file}[{hdu.name}]: {hdu.shape} pixels but the flux image has {shape}; give maps of the same image"
+            f"{file}[{chosen.label}]: is {chosen.role}, not flux, by its name, type, unit or place; it has "
+            f"{listed(found)}; name the flux"
         )
-    return native_pixels(hdu.data)
-
-
-def native_pixels(data: NDArray[Any]) -> NDArray[np.float64]:
-    """Float64 in this machine's byte order (FITS is big-endian)."""
-    return np.asarray(data).astype(np.float64)
+    if not chosen.integer or chosen.role == "flux":
+        return
+    pixels = chosen.pixels
+    beside = [ext for ext in found if ext is not chosen and ext.size == chosen.size and not ext.integer]
+    if beside or np.median(np.abs(pixels - np.median(pixels))) == 0:
+        raise StorageError(
+            f"{file}[{chosen.label}]: whole numbers ({chosen.kind}), most of them equal or beside an image of real "
+            f"numbers: a mask, not flux; it has {listed(found)}; name the flux, or call its EXTNAME SCI"
+        )

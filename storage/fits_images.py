@@ -1,7 +1,7 @@
-"""Read images from FITS: Rubin-like (image, variance, mask) and Euclid MER-like (MAGZERO, RMS), into a problem's unit.
+"""Read images from FITS: what each HDU is, its unit, mask and noise, into a problem's unit.
 
-A path is a local file or any fsspec URL, plain or RICE-compressed, with the extension to read in brackets where a file
-holds several images: `cutout.fits[DES_G_BGSUB]`.
+A path is a local file or any fsspec URL, plain or compressed, with the HDU to read in brackets where a file
+holds several images: `cutout.fits[DES_G_BGSUB]`, `chips.fits[SCI,2]` (EXTVER), `old.fits[1]` (number).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,28 +27,16 @@ from surveybridge.storage.celestial import (
 )
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
-from surveybridge.storage.fits_hdus import (
-    VARIANCE_NOTE,
-    flux_hdu,
-    native_pixels,
-    open_fits,
-    read_mask,
-    read_psf_fwhm,
-    read_rms_file,
-    read_variance,
-    split_extension,
-    stem_of,
-)
+from surveybridge.storage.fits_files import open_fits
+from surveybridge.storage.fits_hdus import extensions, flux_extension, split_extension
+from surveybridge.storage.fits_maps import MAPS, Flux, grid_offset, mask_of, noise_of, psf_of
+from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_units import calibration, unit_factor
-from surveybridge.storage.grids import (
-    describe_footprint,
-    pixel_areas,
-    pixel_scale,
-    pixel_to_pixel,
-)
+from surveybridge.storage.grids import describe_footprint, pixel_areas, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from surveybridge.storage.photometry import sky_statistics
+from surveybridge.storage.photometry import Sky, sky_statistics, zero_areas
 from surveybridge.storage.problems import EndpointTable
+from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
 
 log = logging.getLogger(__name__)
@@ -61,6 +49,14 @@ SAME_SCALE = 0.01
 
 NO_SKY_SCALE = 1.0
 """arcsec per pixel of the WCS that stands in where an endpoint has no place on the sky."""
+
+MOST_SKY = 2.5
+"""Sigma of a pixel by which the level of the sky may differ from 0 if it is to count as subtracted.
+
+Whole images of real surveys are within 1.3 and crowded windows of 64 pixels within 2.3 (`benchmarks/sky_levels.py`)."""
+
+WEIGHT_SCALE = 3.0
+"""Factor by which the sigma of a weight map may differ from that of the sky if the weights are inverse variances."""
 
 
 def read_image(endpoint: EndpointTable, paths: Mapping[str, str], **how: Any) -> SurveyImage:
@@ -80,30 +76,36 @@ def read_images(
     *,
     noise: Noise = "auto",
     psf_fwhm: Mapping[str, float] | None = None,
-    rms: Mapping[str, str] | None = None,
+    maps: Mapping[str, Mapping[str, str]] | None = None,
     filters: Collection[str] = (),
+    subtract_sky: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[SurveyImage]:
-    """Read the images of an endpoint, a file (or extension) per band.
+    """Read the images of an endpoint, a file (or HDU) per band, and log a line for each.
 
     Parameters
     ----------
     endpoint : EndpointTable
         Bands, unit and the rest.
     paths : mapping of band to path
-        Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXT]` names an extension. Without EXT: `IMAGE`, `<BAND>_FLUX`,
-        `<BAND>_BGSUB`, or the only image in the file.
+        Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXTNAME]`, `FILE[EXTNAME,EXTVER]` or `FILE[number]` names an HDU.
+        Otherwise it must be clear which one is the flux (`fits_hdus.flux_extension`). Mask and noise are those beside
+        it, with its EXTVER.
     noise : "auto", "file" or "sky"
-        Where the variance comes from: "file" = its VARIANCE or RMS extension, "sky" = measured on the image, "auto" =
-        VARIANCE where there is one, else the sky, because the RMS maps of ground bands in Euclid's MER products are
-        2-5 times the noise that is there. Of what is no flux, "auto" takes an RMS extension too, and none as exact.
+        Where the variance comes from: "file" = the file's variance, RMS or weight map, "sky" = measured on the image,
+        "auto" = a variance or error map where there is one, else the sky, because the RMS maps of ground bands in
+        Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
+        factor of `WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map marks as not
+        covered stays unusable with all of them.
     psf_fwhm : mapping of band to arcsec, optional
         Overrides what the files say.
-    rms : mapping of band to path, optional
-        RMS maps in files of their own, which count unless `noise` is "sky". Default: the extension `<stem>_RMS` or
-        `RMS` beside the flux.
+    maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
+        Maps in files of their own, on the pixels of the image. They count instead of those in the image's file, for
+        the noise unless `noise` is "sky". A weight is an inverse variance.
     filters : collection of str
         Further names, beside the endpoint's bands, that a file's FILTER must not have if it is given for another band.
+    subtract_sky : bool
+        Subtract the level of the sky, which is measured on the image, from fluxes.
     storage_options : mapping, optional
         For fsspec.
 
@@ -116,132 +118,193 @@ def read_images(
     Raises
     ------
     StorageError
-        A band is missing; a file, extension, unit, zero point or WCS is missing or wrong; bands of one pixel scale
-        differ in grid.
+        A band is missing; a file, HDU, unit, zero point or WCS is missing, wrong, or cannot be told; a map is not the
+        image's; the sky of a flux is not subtracted (`MOST_SKY`); bands of one pixel scale differ in grid.
     """
-    bands, psf_fwhm, rms = endpoint["bands"], psf_fwhm or {}, rms or {}
+    bands, psf_fwhm, maps = endpoint["bands"], psf_fwhm or {}, maps or {}
     missing = [band for band in bands if band not in paths]
     if missing:
         raise StorageError(
             f"{endpoint['name']}: no file for band {','.join(missing)}: given {','.join(paths) or 'none'}, needed "
             f"{','.join(bands)}; give one file per band"
         )
-    for what, given in (("file", paths), ("PSF width", psf_fwhm), ("RMS map", rms)):
+    for what, given in {
+        "file": paths,
+        "PSF width": psf_fwhm,
+        **{f"{role} map": maps.get(role, {}) for role in MAPS},
+    }.items():
         unknown = [band for band in given if band not in bands]
         if unknown:
             raise StorageError(
                 f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is not one of its bands "
                 f"{','.join(bands)}; leave it out"
             )
-    known = {*bands, *filters}
-    planes = [_read_plane(paths[band], band, endpoint, noise, known, rms.get(band), storage_options) for band in bands]
+    request = _Request(endpoint, noise, frozenset({*bands, *filters}), subtract_sky, storage_options)
+    planes = []
+    for band in bands:
+        beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}
+        plane = _read_plane(paths[band], band, beside, request)
+        if band in psf_fwhm:
+            told = replace(plane.reading, psf_fwhm=float(psf_fwhm[band]), psf_source="given by the user")
+            plane = replace(plane, reading=told)
+        log.info("%s %s", endpoint["name"], plane.reading.line())
+        planes.append(plane)
     scale = pixel_scale(planes[0].wcs_header)
     apart = [plane for plane in planes if abs(pixel_scale(plane.wcs_header) / scale - 1) > SAME_SCALE]
     groups = [[plane for plane in planes if plane not in apart], *([plane] for plane in apart)]
-    return [_assemble(endpoint, group, psf_fwhm) for group in groups]
+    return [_assemble(endpoint, group) for group in groups]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What holds for all bands of an endpoint; see `read_images`."""
+
+    endpoint: EndpointTable
+    noise: Noise
+    filters: Collection[str]
+    subtract_sky: bool
+    storage_options: Mapping[str, Any] | None
+
+    @property
+    def is_flux(self) -> bool:
+        """Whether the pixels are flux densities that add up: what has a sky that can be subtracted."""
+        return njy_per_unit(self.endpoint["unit"]) is not None and self.endpoint["extensive"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One band as it was read: [H, W] arrays in the endpoint's unit, and the contents of its headers."""
+    """One band as it was read: [H, W] arrays in the endpoint's unit, and what was understood of its file."""
 
-    name: str
-    band: str
     flux: NDArray[np.float32]
     variance: NDArray[np.float32]
     mask: NDArray[np.uint8]
     wcs_header: str
-    psf_fwhm: float
-    zero_point: float
     noise_correlation: float
-    provenance: dict[str, str]
+    reading: BandReading
 
 
-def _read_plane(
-    path: str,
-    band: str,
-    endpoint: EndpointTable,
-    noise: Noise,
-    filters: Collection[str],
-    rms_path: str | None,
-    storage_options: Mapping[str, Any] | None,
-) -> _Plane:
-    unit, njy_of_unit = endpoint["unit"], njy_per_unit(endpoint["unit"])
-    file, extension = split_extension(path)
-    with open_fits(file, storage_options) as hdus:
-        hdu = flux_hdu(hdus, file, extension, band)
-        where = f"{file}[{hdu.name or 0}]"
-        check_sums(hdu, where)
+def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Request) -> _Plane:
+    endpoint, unit, options = request.endpoint, request.endpoint["unit"], request.storage_options
+    njy_of_unit = njy_per_unit(unit)
+    file, selector = split_extension(path)
+    with open_fits(file, options) as hdus:
+        found = extensions(hdus, unit)
+        extension = flux_extension(found, file, selector, band)
+        where = f"{file}[{extension.label}]"
+        check_sums(extension.hdu, where)
         header = hdus[0].header.copy(strip=True)
-        header.update(hdu.header)
-        wcs_header, wcs_note = _wcs_header(hdu.header, hdus[0].header, endpoint, where)
+        header.update(extension.hdu.header)
+        wcs_header, wcs_note = _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)
         factor: float | NDArray[np.float64]
         if njy_of_unit is not None:
-            middle = [np.array((n - 1) / 2) for n in hdu.shape]
+            middle = [np.array((n - 1) / 2) for n in extension.size]
             area = float(pixel_area(celestial_wcs(wcs_header), *middle))
-            scale = calibration(hdu.header, hdus[0].header, where, area)
+            scale = calibration(extension.hdu.header, hdus[0].header, where, area)
             factor, zero_point = scale.njy / njy_of_unit, scale.zero_point
             if scale.per_steradian:
-                factor = factor * pixel_areas(wcs_header, hdu.shape)
-            units = {"zero_point": f"{zero_point:g} AB"}
+                factor = factor * pixel_areas(wcs_header, extension.size)
+            units = ("zero_point", f"{zero_point:g} AB ({scale.source})")
         else:
             factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
-            units = {"unit": f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}"}
-        flux = native_pixels(hdu.data) * factor
-        mask, mask_note = read_mask(hdus, hdu.name, flux.shape, file)
-        variance, noise_note = read_variance(hdus, hdu.name, flux.shape, factor, file)
-        psf, psf_note = read_psf_fwhm(hdus, hdu.name, header, pixel_scale(wcs_header))
-    if rms_path is not None:
-        variance, noise_note = read_rms_file(rms_path, flux.shape, factor, storage_options)
+            units = ("unit", f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}")
+        on_sky = wcs_header if endpoint["pixel_scale"] or has_celestial_wcs(extension.hdu.header) else ""
+        whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, factor, unit)
+        mask = mask_of(whole, found, given, options)
+        noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
+        psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
+        flux = extension.pixels * factor
     filter_name = str(header.get("FILTER", "not stated")).strip()
-    if filter_name in filters and filter_name != band:
+    if filter_name in request.filters and filter_name != band:
         raise StorageError(
             f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
         )
-    mask[~np.isfinite(flux)] |= MASK_PLANES["NO_DATA"]
-    if (mask != 0).all():
-        raise StorageError(f"{where}: 0 of {mask.size} pixels are usable (NaN or masked); give another image")
-    exact = variance is None and noise == "auto" and njy_of_unit is None
-    trusted = noise_note == VARIANCE_NOTE or rms_path is not None or njy_of_unit is None
-    sky = sky_statistics(flux, mask == 0)
-    correlation_note = f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels"
-    if exact:
-        sky, correlation_note = sky._replace(correlation=0.0), "0, taken as exact"
-        noise_note, variance = "none in the file, taken as exact", np.zeros(flux.shape)
-    elif noise == "sky" or (noise == "auto" and not trusted):
-        noise_note = (
-            f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} {unit} (in the file: {noise_note}, not used)"
-        )
-        variance = np.full(flux.shape, sky.sigma**2)
-    if variance is None:
+    zeros = zero_areas(flux) if request.is_flux else np.zeros(flux.shape, bool)
+    bits = mask.mask | np.where(zeros | ~np.isfinite(flux), np.uint8(MASK_PLANES["NO_DATA"]), np.uint8(0))
+    if noise_map is not None:
+        bits[~noise_map.covered & (bits & MASK_PLANES["NO_DATA"] == 0)] |= MASK_PLANES["BAD"]
+    usable = bits == 0
+    if not usable.any():
         raise StorageError(
-            f"{where}: no noise map (looked for VARIANCE, {stem_of(hdu.name)}_RMS, RMS); give one in the file or apart"
+            f"{where}: 0 of {usable.size} pixels are usable (NaN, masked, exactly 0 or not covered); give another image"
         )
-    unknown = mask & MASK_PLANES["NO_DATA"] != 0
-    noiseless = ~(np.isfinite(variance) & ((variance > 0) | exact)) & ~unknown
-    mask[noiseless] |= MASK_PLANES["BAD"]
+    sky = sky_statistics(flux, usable)
+    variance, noise_note = _variance(noise_map, sky, flux.shape, where, request)
+    exact = not variance.any()
+    if request.is_flux:
+        _check_sky(sky, float(np.sqrt(np.median(variance[usable]))), where, request)
+        flux -= sky.level if request.subtract_sky else 0.0
+    unknown = bits & MASK_PLANES["NO_DATA"] != 0
     # a bad pixel still needs a finite variance: the store keeps NaN for NO_DATA alone
-    variance = np.where(noiseless, sky.sigma**2, variance)
+    variance = np.where(np.isfinite(variance) | unknown, variance, sky.sigma**2)
     return _Plane(
-        name=where,
-        band=band,
         flux=np.where(unknown, np.nan, flux).astype(np.float32),
         variance=np.where(unknown, np.nan, variance).astype(np.float32),
-        mask=mask,
+        mask=bits,
         wcs_header=wcs_header,
-        psf_fwhm=psf,
-        zero_point=zero_point,
-        noise_correlation=sky.correlation,
-        provenance={
-            f"{band}.file": where,
-            f"{band}.filter": filter_name,
-            **{f"{band}.{key}": note for key, note in units.items()},
-            f"{band}.noise": noise_note,
-            f"{band}.noise_correlation": correlation_note,
-            f"{band}.psf_fwhm": psf_note,
-            f"{band}.mask": mask_note,
-            **({f"{band}.wcs": wcs_note} if wcs_note else {}),
-        },
+        noise_correlation=0.0 if exact else sky.correlation,
+        reading=BandReading(
+            band=band,
+            file=where,
+            hdu=str(extension),
+            filter=filter_name,
+            unit=unit,
+            calibration=(units,),
+            zero_point=zero_point,
+            psf_fwhm=psf,
+            psf_source=psf_note,
+            noise_source=noise_note,
+            noise_sigma=float(np.sqrt(np.median(variance[usable]))),
+            map_sigma=math.nan if noise_map is None else noise_map.sigma,
+            uncovered=0.0 if noise_map is None else float(1 - noise_map.covered.mean()),
+            sky_level=sky.level,
+            sky_sigma=sky.sigma,
+            sky_pixels=sky.pixels if request.is_flux else 0,
+            sky_subtracted=request.subtract_sky and request.is_flux,
+            noise_correlation="0, taken as exact"
+            if exact
+            else f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels",
+            mask_source=mask.source,
+            mask_shares=mask.shares,
+            zeros=float(zeros.mean()),
+            unusable=float(1 - usable.mean()),
+            wcs=wcs_note,
+            notes=(f"noise: {aside}",) if aside else (),
+        ),
+    )
+
+
+def _variance(
+    noise_map: NoiseMap | None, sky: Sky, shape: tuple[int, ...], where: str, request: _Request
+) -> tuple[NDArray[np.float64], str]:
+    """Variance of every pixel, NaN without coverage, and where it comes from; 0 of what is taken as exact."""
+    noise, unit, is_flux = request.noise, request.endpoint["unit"], njy_per_unit(request.endpoint["unit"]) is not None
+    if noise_map is None and noise == "auto" and not is_flux:
+        return np.zeros(shape), "none in the file, taken as exact"
+    if noise_map is None and noise == "file":
+        raise StorageError(
+            f"{where}: no noise map (looked for a variance, an error or RMS map, a weight map); give one in the file, "
+            "or apart by --variance, --rms or --weight NAME.BAND=FILE, or measure the noise on the sky"
+        )
+    agrees = noise_map is not None and 1 / WEIGHT_SCALE < noise_map.sigma / (sky.sigma or np.nan) < WEIGHT_SCALE
+    if noise_map is not None and (noise == "file" or (noise == "auto" and (not is_flux or noise_map.counts(agrees)))):
+        return noise_map.variance, noise_map.source
+    if not sky.sigma > 0:
+        raise StorageError(
+            f"{where}: the noise of its sky is {sky.sigma:g} {unit} (of {sky.pixels} pixels), expected more than 0; is "
+            "it the flux? If so, give a noise map"
+        )
+    found = "none in the file" if noise_map is None else f"in the file: {noise_map.source}, not used"
+    return np.full(shape, sky.sigma**2), f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} {unit} ({found})"
+
+
+def _check_sky(sky: Sky, sigma: float, where: str, request: _Request) -> None:
+    """Refuse an image whose sky is not subtracted; `sigma` is that of its noise, which may be more than the sky's."""
+    sigma = max(sky.sigma, sigma)
+    if request.subtract_sky or not sigma > 0 or abs(sky.level) <= MOST_SKY * sigma:
+        return
+    raise StorageError(
+        f"{where}: the level of its sky is {sky.level:.4g} {request.endpoint['unit']}, {sky.level / sigma:+.1f} times "
+        f"the noise of {sigma:.4g}, expected within {MOST_SKY:g}; subtract the sky, or have it done by --subtract-sky"
     )
 
 
@@ -255,53 +318,44 @@ def _wcs_header(header: Header, primary: Header, endpoint: EndpointTable, where:
         wcs.wcs.radesys = "ICRS"
         return wcs_header_string(wcs), ""
     stated = icrs_wcs(image_wcs(header, primary, where), where)
-    for note in stated.notes:
-        log.info("%s: %s", where, note)
     return wcs_header_string(stated.wcs), "; ".join(stated.notes)
 
 
-def _assemble(endpoint: EndpointTable, planes: list[_Plane], psf_fwhm: Mapping[str, float]) -> SurveyImage:
+def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> SurveyImage:
     """Put bands together, which must share one grid."""
     first = planes[0]
-    names = [plane.name for plane in planes]
-    for plane in planes[1:]:
+    names = [plane.reading.file for plane in planes]
+    for plane, name in zip(planes[1:], names[1:], strict=True):
         if plane.flux.shape != first.flux.shape:
             raise StorageError(
-                f"{plane.name}: {plane.flux.shape[0]} x {plane.flux.shape[1]} pixels but {first.name} has "
+                f"{name}: {plane.flux.shape[0]} x {plane.flux.shape[1]} pixels but {names[0]} has "
                 f"{first.flux.shape[0]} x {first.flux.shape[1]}; give bands of the same patch"
             )
-        off = _grid_offset(plane.wcs_header, first.wcs_header, first.flux.shape)
+        off = grid_offset(plane.wcs_header, first.wcs_header, first.flux.shape)
         if not off < 0.01:
             raise StorageError(
-                f"{plane.name}: its grid is {off:.3g} px off that of {first.name} "
+                f"{name}: its grid is {off:.3g} px off that of {names[0]} "
                 f"({_footprint(plane)} against {_footprint(first)}); give bands of the same patch"
             )
-        if names.count(plane.name) > 1:
-            raise StorageError(f"{plane.name}: given for {names.count(plane.name)} bands; give one file per band")
-    provenance = {key: value for plane in planes for key, value in plane.provenance.items()}
-    provenance |= {f"{plane.band}.psf_fwhm": "given by the user" for plane in planes if plane.band in psf_fwhm}
+        if names.count(name) > 1:
+            raise StorageError(f"{name}: given for {names.count(name)} bands; give one file per band")
+    readings = tuple(plane.reading for plane in planes)
     return SurveyImage(
         survey=endpoint["name"],
-        bands=tuple(plane.band for plane in planes),
+        bands=tuple(reading.band for reading in readings),
         flux=np.stack([plane.flux for plane in planes]),
         variance=np.stack([plane.variance for plane in planes]),
         mask=np.stack([plane.mask for plane in planes]),
         wcs_header=first.wcs_header,
         pixel_scale=pixel_scale(first.wcs_header),
-        psf_fwhm=tuple(float(psf_fwhm.get(plane.band, plane.psf_fwhm)) for plane in planes),
-        zero_point=first.zero_point,
+        psf_fwhm=tuple(reading.psf_fwhm for reading in readings),
+        zero_point=readings[0].zero_point,
         noise_correlation=tuple(plane.noise_correlation for plane in planes),
-        provenance=provenance,
+        provenance={key: text for reading in readings for key, text in reading.provenance().items()},
         unit=endpoint["unit"],
         extensive=endpoint["extensive"],
+        readings=readings,
     )
-
-
-def _grid_offset(first: str, second: str, shape: tuple[int, ...]) -> float:
-    """Largest distance, pixels, between the corners of two grids."""
-    y, x = np.meshgrid([0.0, shape[0] - 1], [0.0, shape[1] - 1], indexing="ij")
-    there_y, there_x = pixel_to_pixel(celestial_wcs(first), celestial_wcs(second), y, x)
-    return float(np.hypot(there_y - y, there_x - x).max())
 
 
 def _footprint(plane: _Plane) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.readings import BandReading
 
 MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
 """Bit values of `SurveyImage.mask`. A pixel with any of them set is not usable."""
@@ -48,6 +49,8 @@ class SurveyImage:
         Unit of `flux`, as FITS writes it.
     extensive : bool
         Whether values add up over pixels, as fluxes do: a finer grid then divides them.
+    readings : tuple of BandReading
+        What was understood of the file of each band; empty where the image was not read from FITS.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class SurveyImage:
     provenance: dict[str, str] = field(default_factory=dict)
     unit: str = "nJy"
     extensive: bool = True
+    readings: tuple[BandReading, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an image whose parts do not fit together."""

@@ -124,7 +124,8 @@ def read_field(
     *,
     noise: Mapping[str, Noise] | None = None,
     psf_fwhm: Mapping[str, Mapping[str, float]] | None = None,
-    rms: Images | None = None,
+    maps: Mapping[str, Images] | None = None,
+    subtract_sky: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Field:
     """Read the images of both endpoints, or of one, and bring all bands onto one grid.
@@ -141,8 +142,10 @@ def read_field(
         As `read_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
     psf_fwhm : mapping of endpoint to mapping of band to float, optional
         arcsec; overrides what the files say.
-    rms : mapping of endpoint to mapping of band to path, optional
-        RMS maps in files of their own.
+    maps : mapping of "mask", "variance", "rms" or "weight" to such a mapping as `images`, optional
+        Maps in files of their own.
+    subtract_sky : bool
+        Subtract the measured level of the sky from all fluxes.
     storage_options : mapping, optional
         For fsspec.
 
@@ -151,7 +154,8 @@ def read_field(
     StorageError
         A file is unusable, or the endpoints do not overlap.
     """
-    for given in (images, noise or {}, psf_fwhm or {}, rms or {}):
+    maps = maps or {}
+    for given in (images, noise or {}, psf_fwhm or {}, *maps.values()):
         for name in given:
             endpoint(problem, name)
     if onto not in images:
@@ -164,7 +168,8 @@ def read_field(
             images[end["name"]],
             noise=(noise or {}).get(end["name"], "file" if end["name"] == problem["catalog"] else "auto"),
             psf_fwhm=(psf_fwhm or {}).get(end["name"]),
-            rms=(rms or {}).get(end["name"]),
+            maps={role: files[end["name"]] for role, files in maps.items() if end["name"] in files},
+            subtract_sky=subtract_sky,
             filters=[band for other in problem["endpoints"] for band in other["bands"]],
             storage_options=storage_options,
         )
@@ -268,6 +273,7 @@ def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
         bands=tuple(end["bands"]),
         psf_fwhm=tuple([width for part in parts for width in part.psf_fwhm][k] for k in order),
         noise_correlation=tuple([value for part in parts for value in part.noise_correlation][k] for k in order),
+        readings=tuple([reading for part in parts for reading in part.readings][k] for k in order),
         provenance={
             f"{part.bands[0]}.{key}" if key in per_band and part is not parts[0] else key: note
             for part in parts

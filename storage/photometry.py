@@ -18,6 +18,10 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
 
+ZERO_AREA = 36
+"""Connected pixels of exactly 0 that are no data."""
+
+
 def njy_per_count(zero_point: float) -> float:
     """NJy per count of an image whose AB zero point is `zero_point`: 10^((31.4 - ZP)/2.5)."""
     return float(10.0 ** ((AB_ZERO_POINT - zero_point) / 2.5))
@@ -52,6 +56,8 @@ class Sky(NamedTuple):
 def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: int = 3) -> Sky:
     """Level, noise and lag-1 noise correlation of the sky, sources left out.
 
+    Areas of exact zeros are left out too (`zero_areas`).
+
     Median and MAD, clipped at 3 sigma until stable; what is above 3 sigma after a light smoothing is a source and is
     grown by `grow` pixels. The correlation is the mean over x and y neighbours that are both sky.
 
@@ -63,6 +69,7 @@ def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: 
         Pixels by which sources are grown.
     """
     sky = usable & np.isfinite(flux)
+    sky &= ~zero_areas(np.where(sky, flux, np.nan))
     if not sky.any():
         return Sky(np.nan, np.nan, 0.0, 0)
     level, sigma = _clipped(flux[sky])
@@ -86,6 +93,41 @@ def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 
     """FWHM in arcsec of a PSF stamp: diameter of the circle with the area above half of the maximum."""
     fine = ndimage.zoom(np.asarray(stamp, np.float64), zoom, order=3, mode="nearest", grid_mode=True)
     return float(2 * np.sqrt((fine > fine.max() / 2).sum() / np.pi) * pixel_scale / zoom)
+
+
+def zero_areas(flux: NDArray[np.floating], rows: int = 512) -> NDArray[np.bool_]:
+    """Find where an image is exactly 0 over an area: nothing was observed there, whatever the rest of the file says.
+
+    An area is `ZERO_AREA` zeros that touch each other. Noise that was quantised has single zeros and small groups of
+    them: groups of 33 at most where a quarter of all pixels are 0 (4 million pixels). Where zeros are more frequent
+    than that, an area must also hold a square of 5 x 5.
+
+    Parameters
+    ----------
+    flux : float [H, W]
+    rows : int
+        Rows worked on at a time; the result does not depend on it.
+
+    Returns
+    -------
+    bool [H, W]
+    """
+    zero = flux == 0
+    areas = np.zeros(zero.shape, bool)
+    if np.count_nonzero(zero) < ZERO_AREA:
+        return areas
+    for start in range(0, zero.shape[0], rows):
+        # what touches a pixel reaches ZERO_AREA within as many rows, or not at all
+        first = max(start - ZERO_AREA, 0)
+        strip = zero[first : start + rows + ZERO_AREA]
+        groups, _ = ndimage.label(strip)
+        large = np.bincount(groups.ravel()) >= ZERO_AREA
+        large[0] = False
+        areas[start : start + rows] = large[groups][start - first : start - first + rows]
+    others = np.count_nonzero(~areas)
+    if others and np.count_nonzero(zero & ~areas) > 0.2 * others:
+        return np.asarray(ndimage.binary_opening(zero, np.ones((5, 5), bool)))
+    return areas
 
 
 def _clipped(values: NDArray[np.floating], rounds: int = 10) -> tuple[float, float]:

@@ -130,7 +130,7 @@ def read_image(
     DamagedData
         If an array or attribute is missing, a chunk fails its checksum, or a shard is gone.
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for path in (survey, *array_paths(survey)):
         if path not in metadata:
             raise DamagedData(f"tile {tile_id}: {path} is missing; ingest the tile again")

@@ -93,7 +93,7 @@ def read_mer(path: str, rms: str | None = None, psf_fwhm: float | None = None) -
         EUCLID,
         {"VIS": path},
         noise="file",
-        rms=None if rms is None else {"VIS": rms},
+        maps={} if rms is None else {"rms": {"VIS": rms}},
         psf_fwhm=None if psf_fwhm is None else {"VIS": psf_fwhm},
         filters=LSST["bands"],
     )

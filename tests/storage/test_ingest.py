@@ -21,11 +21,13 @@ POSITIONS = np.array([[30.0, 40.0], [100.0, 120.0], [99.0, 128.0], [160.0, 200.0
 @pytest.fixture
 def files(tmp_path):
     """A Euclid file and three LSST files, rotated by 3 degrees, that cover it."""
+    rng = np.random.default_rng(0)  # far from the sources they would be exactly 0 otherwise, which is no data
     euclid_wcs, lsst_wcs = tan_wcs(EUCLID, 0.1), tan_wcs(LSST, 0.2, rotation=3.0)
     x, y = lsst_wcs.all_world2pix(*euclid_wcs.all_pix2world(POSITIONS[:, 1], POSITIONS[:, 0], 0), 0)
-    paths = {"VIS": write_survey_file(tmp_path / "vis.fits", gaussians(EUCLID, POSITIONS, 0.9), euclid_wcs)}
+    vis = gaussians(EUCLID, POSITIONS, 0.9) + rng.normal(0, 1e-3, EUCLID)
+    paths = {"VIS": write_survey_file(tmp_path / "vis.fits", vis, euclid_wcs)}
     for k, band in enumerate("gri"):
-        image = gaussians(LSST, np.stack([y, x], axis=1), 1.6, 1000.0 * (k + 1))
+        image = gaussians(LSST, np.stack([y, x], axis=1), 1.6, 1000.0 * (k + 1)) + rng.normal(0, 1e-3, LSST)
         header = {"BUNIT": "nJy", "FILTER": band, "PSFFWHM": 0.75}
         paths[band] = write_survey_file(tmp_path / f"{band}.fits", image, lsst_wcs, header=header)
     return paths

@@ -152,7 +152,12 @@ def test_grids_without_a_sky_must_have_one_size(tmp_path):
 def test_a_density_is_interpolated_and_a_flux_divided_among_finer_pixels(tmp_path):
     table = problem(tmp_path, "hsc-hst")
     flat = {
-        "hsc": write_survey_file(tmp_path / "hsc.fits", np.full((50, 50), 7.0), tan_wcs((50, 50), 0.168, rotation=5)),
+        "hsc": write_survey_file(
+            tmp_path / "hsc.fits",
+            np.full((50, 50), 7.0),
+            tan_wcs((50, 50), 0.168, rotation=5),
+            variance=np.full((50, 50), 9.0),
+        ),
         "hst": write_survey_file(tmp_path / "hst.fits", np.ones((80, 80)), tan_wcs((80, 80), 0.05)),
     }
     for extensive, expected in ((True, 7 * (0.05 / 0.168) ** 2), (False, 7.0)):
@@ -215,7 +220,7 @@ def test_the_noise_of_the_end_with_the_objects_comes_from_its_file(tmp_path):
     rms = tmp_path / "rms.fits"
     fits.PrimaryHDU(np.full((280, 300), 3.0, np.float32)).writeto(rms)
     for noise in ("auto", "file"):  # a map that is named counts
-        given = read_field(hsc_hst, images, "hst", rms={"hst": {"F814W": str(rms)}}, noise={"hst": noise})
+        given = read_field(hsc_hst, images, "hst", maps={"rms": {"hst": {"F814W": str(rms)}}}, noise={"hst": noise})
         np.testing.assert_allclose(given.images["hst"].variance, 9.0)
     assert (given.images["hst"].mask & MASK_PLANES["BAD"] == 0).all()
 

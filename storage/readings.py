@@ -1,0 +1,128 @@
+"""What was understood of a band's file: one record a band, for the log, the provenance of tiles, and inspection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BandReading:
+    """What was understood of the file of one band.
+
+    Attributes
+    ----------
+    band : str
+        Name of the band.
+    file : str
+        File and HDU, as they can be given again: `sky.fits[SCI,2]`.
+    hdu : str
+        The HDU: number, name, EXTVER, shape and type of its pixels.
+    filter : str
+        FILTER of the header; "not stated".
+    unit : str
+        Unit of the pixels as they are kept.
+    calibration : tuple of (str, str)
+        Key ("zero_point" or "unit") and words.
+    zero_point : float
+        AB zero point of the file; NaN where the pixels are no fluxes.
+    psf_fwhm, psf_source : float, str
+        arcsec, NaN where unknown, and where it was found.
+    noise_source : str
+        Where the variances come from.
+    noise_sigma : float
+        Median standard deviation of a usable pixel, in `unit`.
+    map_sigma : float
+        The same of the file's noise map, whether or not it is used; NaN where there is none.
+    uncovered : float
+        Share of the pixels that the noise map marks as not covered.
+    sky_level, sky_sigma, sky_pixels : float, float, int
+        Background of the image in `unit`, as the file has it, and the pixels that it was measured on.
+    sky_subtracted : bool
+        Whether the level was subtracted.
+    noise_correlation : str
+        Lag-1 correlation of the noise, in words.
+    mask_source : str
+        Where the mask comes from, and the planes that leave a pixel usable.
+    mask_shares : tuple of (str, float)
+        Planes that are set in the mask and their shares of the pixels; in brackets those that leave a pixel usable.
+    zeros : float
+        Share of the pixels that are exactly 0 over an area, and therefore no data.
+    unusable : float
+        Share of the pixels that are not usable, for any reason.
+    wcs : str
+        What there is to say of the WCS, such as that it was turned to ICRS.
+    notes : tuple of str
+        What was left aside, and anything else worth a word.
+    """
+
+    band: str
+    file: str
+    hdu: str
+    filter: str
+    unit: str
+    calibration: tuple[tuple[str, str], ...]
+    zero_point: float
+    psf_fwhm: float
+    psf_source: str
+    noise_source: str
+    noise_sigma: float
+    map_sigma: float
+    uncovered: float
+    sky_level: float
+    sky_sigma: float
+    sky_pixels: int
+    sky_subtracted: bool
+    noise_correlation: str
+    mask_source: str
+    mask_shares: tuple[tuple[str, float], ...]
+    zeros: float
+    unusable: float
+    wcs: str = ""
+    notes: tuple[str, ...] = ()
+
+    def provenance(self) -> dict[str, str]:
+        """Return the record as texts, `<band>.<key>`, as tiles keep them."""
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in self.mask_shares if share)
+        texts = {
+            "file": self.file,
+            "filter": self.filter,
+            **dict(self.calibration),
+            "noise": self.noise_source + (f"; {self.uncovered:.2%} not covered" if self.uncovered else ""),
+            "noise_correlation": self.noise_correlation,
+            "psf_fwhm": self.psf_source,
+            "mask": self.mask_source + (f"; shares: {shares}" if shares else ""),
+            "sky": self.sky,
+        }
+        if self.zeros:
+            texts["no_data"] = f"{self.zeros:.2%} are exactly 0 over an area"
+        if self.wcs:
+            texts["wcs"] = self.wcs
+        if self.notes:
+            texts["notes"] = "; ".join(self.notes)
+        return {f"{self.band}.{key}": text for key, text in texts.items()}
+
+    @property
+    def sky(self) -> str:
+        """Level of the sky in words."""
+        if not self.sky_pixels:
+            return "not measured"
+        ratio = f" = {self.sky_level / self.sky_sigma:+.2f} sigma" if self.sky_sigma else ""
+        said = f"{self.sky_level:.4g} {self.unit}{ratio}".replace("+-", "-")
+        return f"{said}, {'subtracted' if self.sky_subtracted else 'left as it is'}"
+
+    def line(self) -> str:
+        """Return the record as one line for the log."""
+        parts = [
+            f"{self.band}: {self.file} (HDU {self.hdu})",
+            *(f"{key.replace('_', ' ')} {text}" for key, text in self.calibration),
+            f'PSF {self.psf_fwhm:.3g}" ({self.psf_source})' if math.isfinite(self.psf_fwhm) else "PSF not stated",
+            f"noise {self.noise_sigma:.4g} {self.unit} ({self.noise_source})",
+            f"sky {self.sky}",
+            f"mask {self.mask_source}",
+            f"{self.unusable:.2%} of the pixels unusable"
+            + (f", {self.zeros:.2%} exactly 0 over an area" if self.zeros else ""),
+            *([f"WCS: {self.wcs}"] if self.wcs else []),
+            *self.notes,
+        ]
+        return "; ".join(parts)
