@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from astropy.coordinates import SkyCoord
-from astropy.wcs import WCS, Sip
 from matplotlib.path import Path
 from scipy import ndimage
 
@@ -16,6 +14,7 @@ from surveybridge.storage.grids import GridMapping, pixel_to_pixel
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
+from tests.storage.wcs_headers import bent, true_sky, unusual
 
 FINE, COARSE = (128, 128), (72, 72)
 
@@ -207,17 +206,6 @@ def test_kernel_weights_are_the_interpolating_spline():
     np.testing.assert_allclose(matrix @ signal, expected, atol=1e-12)
 
 
-def bent(shape, strength, **how):
-    """A WCS with the SIP polynomial r + strength r^3, centred on the array."""
-    wcs = tan_wcs(shape, 0.2, **how)
-    a, b = np.zeros((4, 4)), np.zeros((4, 4))
-    a[3, 0] = a[1, 2] = b[0, 3] = b[2, 1] = strength
-    wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
-    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
-    wcs.wcs.set()
-    return wcs
-
-
 @pytest.mark.parametrize("strength", [-6e-6, -3e-5])
 def test_only_what_diverges_lies_outside(strength):
     """At -3e-5 the polynomial turns back 105 px from its centre, just outside the corners of the image."""
@@ -282,23 +270,17 @@ def test_equal_grids_with_a_distortion_are_copied():
         ("ICRS", False, 75.0, 89.998, 0.0),
         ("FK5", False, 200.0, -89.9995, -2e-6),
         ("ICRS", True, 17.0, 89.9999, 1e-6),
+        ("GALACTIC", False, 83.0, -5.0, 0.0),
+        ("GALACTIC", True, 0.00001, 62.0, 2e-6),
     ],
 )
 def test_positions_are_right_on_every_kind_of_grid(frame, swap, ra, dec, sip):
     """Input and output in turn have the unusual header; a source at a known place is where it should be."""
     usual = tan_wcs((140, 150), 0.1, rotation=10.0, ra=ra, dec=dec)
-    unusual = bent((140, 150), sip, ra=ra, dec=dec, rotation=75.0).to_header(relax=True)
-    if sip == 0:
-        for keyword in [k for k in unusual if k[:2] in ("A_", "B_")]:
-            del unusual[keyword]
-        unusual["CTYPE1"], unusual["CTYPE2"] = "RA---TAN", "DEC--TAN"
-    unusual["RADESYS"] = frame
+    header, native, name = unusual((140, 150), 0.2, (ra, dec), frame, sip=sip, swap=swap)
     x, y = np.array([60.2, 88.7]), np.array([55.4, 80.1])
-    native = WCS(unusual).all_pix2world(x, y, 0)
-    true = SkyCoord(*native, unit="deg", frame=frame.lower()).icrs
-    if swap:
-        unusual = exchanged(unusual)
-    read = wcs_header_string(icrs_wcs(stated_wcs(unusual)).wcs)
+    true = true_sky(native, name, y, x)
+    read = wcs_header_string(icrs_wcs(stated_wcs(header)).wcs)
     for source, target in ((read, usual.to_header_string()), (usual.to_header_string(), read)):
         from_, to = celestial_wcs(source), celestial_wcs(target)
         mapping = GridMapping.between(target, (140, 150), source, (140, 150))
@@ -309,12 +291,3 @@ def test_positions_are_right_on_every_kind_of_grid(frame, swap, ra, dec, sip):
             assert np.hypot(where.y[0, 0] - expected[0], where.x[0, 0] - expected[1]) < 2e-4
     back = sky_to_pixel(celestial_wcs(read), true.ra.deg, true.dec.deg)
     np.testing.assert_allclose(back, (y, x), rtol=0, atol=2e-5)
-
-
-def exchanged(header):
-    """The same header with declination on axis 1."""
-    out = header.copy()
-    pairs = [("CTYPE1", "CTYPE2"), ("CRVAL1", "CRVAL2"), ("CUNIT1", "CUNIT2"), ("CDELT1", "CDELT2")]
-    for a, b in [*pairs, ("PC1_1", "PC2_1"), ("PC1_2", "PC2_2")]:
-        out[a], out[b] = header[b], header[a]
-    return out
