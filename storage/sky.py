@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import astropy.units as u
 import cdshealpix.nested
 import numpy as np
-from astropy.coordinates import Latitude, Longitude, SkyCoord
+from astropy.coordinates import Latitude, Longitude
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
@@ -83,8 +85,17 @@ def check_cone(ra: float, dec: float, radius: float) -> None:
 
 
 def sky_name(ra: float, dec: float) -> str:
-    """IAU-style name from the ICRS position, to 0.01 s and 0.1 arcsec."""
-    place = SkyCoord(ra, dec, unit="deg")
-    hours = place.ra.to_string(unit=u.hourangle, sep="", precision=2, pad=True)
-    degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)
-    return f"SB J{hours}{degrees}"
+    """IAU name from the ICRS position in degrees: truncated, never rounded, to 0.01 s and 0.1 arcsec.
+
+    >>> sky_name(359.99999, -20.0)
+    'SB J235959.99-200000.0'
+    """
+    # 1e-6 of the last digit is the error of decimal degrees in binary
+    ticks = math.floor(ra * 24000 + 1e-6) % 8_640_000
+    tenths = math.floor(abs(dec) * 36000 + 1e-6)
+    hours, minutes, seconds = ticks // 360_000, ticks // 6000 % 60, ticks % 6000
+    degrees, arcmin, arcsec = tenths // 36_000, tenths // 600 % 60, tenths % 600
+    return (
+        f"SB J{hours:02d}{minutes:02d}{seconds // 100:02d}.{seconds % 100:02d}"
+        f"{'-' if dec < 0 else '+'}{degrees:02d}{arcmin:02d}{arcsec // 10:02d}.{arcsec % 10}"
+    )
