@@ -42,7 +42,7 @@ Value = TypeVar("Value")
 class Config(JobConfig):
     """Settings of `surveybridge ingest`."""
 
-    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "noise", *MAPS)
+    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", *MAPS)
 
     store: str = Field(
         description="tile store to write, local path or s3:// URL; an earlier one of the same grid is replaced"
@@ -62,6 +62,9 @@ class Config(JobConfig):
     tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
     psf: tuple[str, ...] = Field((), description="PSF FWHM as NAME.BAND=ARCSEC (default: the images' headers)")
+    zero_point: tuple[str, ...] = Field(
+        (), description="AB zero points as NAME.BAND=MAG, which count instead of the units and zero points in headers"
+    )
     noise: tuple[str, ...] = Field(
         (), description="where variances come from, as NAME=auto, NAME=file (a map) or NAME=sky"
     )
@@ -156,7 +159,7 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
         noise[name] = kind
     return by_end(config.image, "--image", "FILE", str), {
         "noise": noise,
-        "psf_fwhm": by_end(config.psf, "--psf", "ARCSEC", _arcsec),
+        "numbers": {"psf_fwhm": by_end(config.psf, "--psf", "ARCSEC", _arcsec), "zero_point": zero_points(config)},
         "maps": {role: by_end(getattr(config, role), f"--{role}", "FILE", str) for role in MAPS},
     }
 
@@ -176,9 +179,14 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
             maps.setdefault(role, {})[survey] = by_band(given, config.lsst_bands, f"--{survey}-{role}")
     return images, {
         "noise": {"lsst": config.lsst_noise, "euclid": config.euclid_noise},
-        "psf_fwhm": {"lsst": lsst_psf, "euclid": euclid_psf},
+        "numbers": {"psf_fwhm": {"lsst": lsst_psf, "euclid": euclid_psf}, "zero_point": zero_points(config)},
         "maps": maps,
     }
+
+
+def zero_points(config: Config) -> dict[str, dict[str, float]]:
+    """Return AB zero points by endpoint and band."""
+    return by_end(config.zero_point, "--zero-point", "MAG", float)
 
 
 def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], Value]) -> dict[str, dict[str, Value]]:
@@ -194,7 +202,9 @@ def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], 
         try:
             found[name][band] = convert(value)
         except ValueError:
-            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, a number above 0") from None
+            raise RequestError(
+                f"{flag} {text}: expected NAME.BAND={what}, a number{' above 0' if convert is _arcsec else ''}"
+            ) from None
     return found
 
 

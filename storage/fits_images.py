@@ -75,7 +75,7 @@ def read_images(
     paths: Mapping[str, str],
     *,
     noise: Noise = "auto",
-    psf_fwhm: Mapping[str, float] | None = None,
+    numbers: Mapping[str, Mapping[str, float]] | None = None,
     maps: Mapping[str, Mapping[str, str]] | None = None,
     filters: Collection[str] = (),
     subtract_sky: bool = False,
@@ -97,8 +97,8 @@ def read_images(
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
         factor of `WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map marks as not
         covered stays unusable with all of them.
-    psf_fwhm : mapping of band to arcsec, optional
-        Overrides what the files say.
+    numbers : mapping of "psf_fwhm" or "zero_point" to mapping of band to float, optional
+        Arcsec, or AB magnitude of one count; they count instead of what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
         Maps in files of their own, on the pixels of the image. They count instead of those in the image's file, for
         the noise unless `noise` is "sky". A weight is an inverse variance.
@@ -121,7 +121,8 @@ def read_images(
         A band is missing; a file, HDU, unit, zero point or WCS is missing, wrong, or cannot be told; a map is not the
         image's; the sky of a flux is not subtracted (`MOST_SKY`); bands of one pixel scale differ in grid.
     """
-    bands, psf_fwhm, maps = endpoint["bands"], psf_fwhm or {}, maps or {}
+    bands, numbers, maps = endpoint["bands"], numbers or {}, maps or {}
+    psf_fwhm, zero_points = numbers.get("psf_fwhm", {}), numbers.get("zero_point", {})
     missing = [band for band in bands if band not in paths]
     if missing:
         raise StorageError(
@@ -131,6 +132,7 @@ def read_images(
     for what, given in {
         "file": paths,
         "PSF width": psf_fwhm,
+        "zero point": zero_points,
         **{f"{role} map": maps.get(role, {}) for role in MAPS},
     }.items():
         unknown = [band for band in given if band not in bands]
@@ -139,7 +141,9 @@ def read_images(
                 f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is not one of its bands "
                 f"{','.join(bands)}; leave it out"
             )
-    request = _Request(endpoint, noise, frozenset({*bands, *filters}), subtract_sky, storage_options)
+    if zero_points and njy_per_unit(endpoint["unit"]) is None:
+        raise StorageError(f"{endpoint['name']}: a zero point, but it is in {endpoint['unit']}, no flux; leave it out")
+    request = _Request(endpoint, noise, frozenset({*bands, *filters}), zero_points, subtract_sky, storage_options)
     planes = []
     for band in bands:
         beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}
@@ -162,6 +166,7 @@ class _Request:
     endpoint: EndpointTable
     noise: Noise
     filters: Collection[str]
+    zero_points: Mapping[str, float]
     subtract_sky: bool
     storage_options: Mapping[str, Any] | None
 
@@ -199,7 +204,7 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
         if njy_of_unit is not None:
             middle = [np.array((n - 1) / 2) for n in extension.size]
             area = float(pixel_area(celestial_wcs(wcs_header), *middle))
-            scale = calibration(extension.hdu.header, hdus[0].header, where, area)
+            scale = calibration(extension.hdu.header, hdus[0].header, where, area, request.zero_points.get(band))
             factor, zero_point = scale.njy / njy_of_unit, scale.zero_point
             if scale.per_steradian:
                 factor = factor * pixel_areas(wcs_header, extension.size)

@@ -108,6 +108,7 @@ def calibration(
         points that contradict each other, or a unit and a zero point that do.
     """
     if given is not None:
+        _check_plausible("zero point", given, where)
         return Calibration(njy_per_count(given), given, False, "given by the user")
     inherits = primary.get("NAXIS") == 0 and header.get("INHERIT") is not False
     headers = [(header, "")] + ([(primary, " of the primary header")] if inherits and primary is not header else [])
@@ -213,14 +214,17 @@ def _stated(header: Header, whose: str, where: str) -> list[_Stated]:
             if value <= 0:
                 raise StorageError(f"{where}: FLUXMAG0 {value:g} must be positive (counts of magnitude 0); correct it")
             value = 2.5 * math.log10(value)
-        low, high = PLAUSIBLE_ZERO_POINT
-        if not low <= value <= high:
-            raise StorageError(
-                f"{where}: {keyword} {header[keyword]:g} is not a plausible AB zero point ({low:g} to {high:g} mag); "
-                "correct the header"
-            )
+        _check_plausible(keyword, value, where)
         found.append(_Stated(keyword, value, bool(_SAID_PER_SECOND.search(header.comments[keyword])), whose))
     return found
+
+
+def _check_plausible(what: str, value: float, where: str) -> None:
+    low, high = PLAUSIBLE_ZERO_POINT
+    if not low <= value <= high:
+        raise StorageError(
+            f"{where}: {what} {value:g} is not a plausible AB zero point ({low:g} to {high:g} mag); correct it"
+        )
 
 
 def _decided(stated: list[_Stated], per_second: bool | None, seconds: object, where: str) -> tuple[float, str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from astropy.wcs.utils import wcs_to_celestial_frame
 
 from surveybridge.storage.coregister import coregister
 from surveybridge.storage.errors import StorageError
@@ -123,7 +122,7 @@ def read_field(
     onto: str,
     *,
     noise: Mapping[str, Noise] | None = None,
-    psf_fwhm: Mapping[str, Mapping[str, float]] | None = None,
+    numbers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     maps: Mapping[str, Images] | None = None,
     subtract_sky: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -140,8 +139,8 @@ def read_field(
         The endpoint whose grid, that of its first band, the others are brought onto.
     noise : mapping of endpoint to "auto", "file" or "sky", optional
         As `read_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
-    psf_fwhm : mapping of endpoint to mapping of band to float, optional
-        arcsec; overrides what the files say.
+    numbers : mapping of "psf_fwhm" or "zero_point" to mapping of endpoint to mapping of band to float, optional
+        Arcsec, or AB magnitude of one count; they count instead of what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to such a mapping as `images`, optional
         Maps in files of their own.
     subtract_sky : bool
@@ -154,8 +153,8 @@ def read_field(
     StorageError
         A file is unusable, or the endpoints do not overlap.
     """
-    maps = maps or {}
-    for given in (images, noise or {}, psf_fwhm or {}, *maps.values()):
+    maps, numbers = maps or {}, numbers or {}
+    for given in (images, noise or {}, *numbers.values(), *maps.values()):
         for name in given:
             endpoint(problem, name)
     if onto not in images:
@@ -167,7 +166,7 @@ def read_field(
             end,
             images[end["name"]],
             noise=(noise or {}).get(end["name"], "file" if end["name"] == problem["catalog"] else "auto"),
-            psf_fwhm=(psf_fwhm or {}).get(end["name"]),
+            numbers={what: given.get(end["name"], {}) for what, given in numbers.items()},
             maps={role: files[end["name"]] for role, files in maps.items() if end["name"] in files},
             subtract_sky=subtract_sky,
             filters=[band for other in problem["endpoints"] for band in other["bands"]],
@@ -177,12 +176,6 @@ def read_field(
     }
     grid = read[onto][0]
     path = _first_file(problem, images, onto)
-    frame = wcs_to_celestial_frame(grid.wcs).name
-    if frame != "icrs":
-        raise StorageError(
-            f"{path}: celestial frame {frame}, expected icrs, in which catalogue positions are given; "
-            "convert the WCS (RADESYS = 'ICRS')"
-        )
     in_order = [end for end in problem["endpoints"] if end["name"] in images]
     notes = {"domain": describe_domain(problem, read)}
     for end in in_order:

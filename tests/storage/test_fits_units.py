@@ -109,7 +109,7 @@ def test_zero_points_of_counts_and_of_rates_are_told_apart(cards, zero_point):
         ({"MAGZPT": PER_SECOND}, "MAGZPT 23.789 per second and BUNIT absent"),
         ({"ZP": -25.3}, "ZP -25.3 is not a plausible AB zero point"),
         ({"ZP": 0.0}, "ZP 0 is not a plausible"),
-        ({"FLUXMAG0": 3.0}, "FLUXMAG0 3 is not a plausible"),
+        ({"FLUXMAG0": 3.0}, "FLUXMAG0 1.1928 is not a plausible"),
         ({"MAGZPT": "NaN"}, r"MAGZPT is 'NaN' \(str\), expected a number"),
         ({"MAGZERO": 27.0, "ZP": "27"}, r"ZP is '27' \(str\)"),
         ({"BUNIT": "uJy", "ZP": 27.0}, "BUNIT uJy means a zero point of 23.9 but ZP is 27"),

@@ -208,6 +208,33 @@ def test_stand_in_bands_are_marked_out_of_domain(tmp_path):
     np.testing.assert_allclose(tile.images["lsst"].flux[0], (noise * 10**0.56).astype(np.float32), rtol=1e-5)
 
 
+def test_zero_points_can_be_given(tmp_path, files, capsys):
+    """Of a header that states two, one of them left over."""
+    two = {"MAGZERO": 27.0, "ZP": 30.0, "BUNIT": "adu", "FILTER": "r"}
+    image = gaussians(LSST, [(60.0, 70.0)], 2.0)
+    write_survey_file(tmp_path / "r.fits", image, tan_wcs(LSST, 0.2, rotation=3.0), header=two)
+    store, lsst = str(tmp_path / "store"), [files[band] for band in "gri"]
+    request = ["ingest", "--euclid", files["VIS"], "--lsst", *lsst, "--store", store, "--tile-size", "256"]
+    assert main(request) == 2
+    assert "zero points contradict each other, MAGZERO 27 and ZP 30" in capsys.readouterr().err
+    for wrong, complaint in {
+        "lsst.r": "expected NAME.BAND=MAG",
+        "lsst.r=AB": "expected NAME.BAND=MAG, a number",
+        "lsst.r=nan": "zero point nan is not a plausible AB zero point (10 to 50 mag)",
+        "lsst.z=27": "a zero point for band z, which is not one of its bands",
+        "wise.W1=27": "wise",
+    }.items():
+        assert main([*request, "--zero-point", wrong]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error and error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+    assert main([*request, "--zero-point", "lsst.r=30"]) == 0
+    tile = TileStore.open(store).read_tile("t0000")
+    flux = np.nan_to_num(tile.images["lsst"].flux[1]).sum(dtype=float)
+    assert flux == pytest.approx(1000 * 10**0.56, rel=1e-3)
+    assert tile.images["lsst"].provenance["r.zero_point"] == "30 AB (given by the user)"
+
+
 def test_psf_widths_can_be_given(tmp_path, files):
     lsst = [files[band] for band in "gri"]
     arguments = ["--lsst-psf", "0.8", "0.7", "0.6", "--euclid-psf", "0.2", "--tile-size", "256"]
