@@ -197,6 +197,8 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
         extension = flux_extension(found, file, selector, band)
         where = f"{file}[{extension.label}]"
         check_sums(extension.hdu, where)
+        if extension.hdu is not hdus[0]:  # its header may lend a zero point or a WCS
+            check_sums(hdus[0], f"{file}[0]")
         header = hdus[0].header.copy(strip=True)
         header.update(extension.hdu.header)
         wcs_header, wcs_note = _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)

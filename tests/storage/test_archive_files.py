@@ -6,6 +6,9 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.wcs import WCS
 
 from tests.storage.archive_files import HEADINGS, icrs_of, images, row
 
@@ -58,3 +61,14 @@ def test_positions_are_those_of_galsim(files, shared_data, name):
     aside, up = ((here[0] - ra + 180) % 360 - 180) * np.cos(np.radians(dec)), here[1] - dec
     scale = float(columns[3].rstrip('"'))
     assert np.hypot(aside, up).max() * 3600 / scale < 1e-6
+
+
+def test_iraf_polynomials_in_fk5_become_icrs(files, shared_data):
+    columns, wcs, shape = files[NOT_BY_GALSIM[0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = WCS(fits.getheader(shared_data / "files" / "galsim_zpx.fits"))
+    y, x = (v.ravel() for v in np.meshgrid(*(np.linspace(0, n - 1, 9) for n in shape), indexing="ij"))
+    there = SkyCoord(*theirs.all_pix2world(x, y, 0), unit="deg", frame="fk5").icrs
+    here = SkyCoord(*wcs.all_pix2world(x, y, 0), unit="deg")
+    assert here.separation(there).arcsec.max() / float(columns[3].rstrip('"')) < 1e-6

@@ -251,6 +251,22 @@ def test_positions_are_exact_where_splines_are_not():
     np.testing.assert_array_equal(claimed, on)
 
 
+def test_tpv_that_cannot_be_inverted_far_outside_is_exact_inside():
+    shape, wide = (140, 140), (900, 900)
+    cards = tan_wcs(shape, 0.2, rotation=20.0).to_header()
+    cubic = -2.5e-5 * (3600 / 0.2) ** 2
+    terms = {f"PV{axis}_{index}": cubic for axis in (1, 2) for index in (7, 9)}
+    cards.update({"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0} | terms)
+    wcs, target = celestial_wcs(cards), header(wide, 0.1)
+    mapping = GridMapping.between(target, wide, wcs_header_string(wcs), shape)
+    assert mapping.cells is not None and mapping.cells.unseen.any()
+    rows, columns = (v.ravel() for v in np.mgrid[2.0:138:17, 2.0:138:17])
+    x, y = celestial_wcs(target).all_world2pix(*wcs.all_pix2world(columns, rows, 0), 0)
+    for v, u, row, column in zip(y, x, rows, columns, strict=True):
+        where = mapping.at(np.array([v]), np.array([u]))
+        assert np.hypot(where.y[0, 0] - row, where.x[0, 0] - column) < 2e-4
+
+
 def test_equal_grids_with_a_distortion_are_copied():
     shape = (400, 400)
     wcs = bent(shape, -2e-6)

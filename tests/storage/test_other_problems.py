@@ -6,6 +6,7 @@ import astropy.units as u
 import numpy as np
 import pyarrow as pa
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
 from surveybridge.__main__ import main
@@ -35,6 +36,7 @@ from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import tan_wcs, write_survey_file
 from tests.storage.problem_files import GRID, SKY, cloud, problem, rubin_euclid_files, sky_file
 from tests.storage.test_runs import RUN, make_header, make_planes
+from tests.storage.wcs_headers import true_sky, unusual
 
 # -- images and tiles --
 
@@ -139,6 +141,21 @@ def test_an_image_whose_unit_is_not_the_endpoints_is_refused(tmp_path, bunit, sa
     with pytest.raises(StorageError, match=said) as caught:
         read_field(clouds, files, "density")
     assert "column.fits" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_maps_in_galactic_coordinates_keep_their_pixels_and_are_kept_in_icrs(tmp_path):
+    shape, size = (96, 80), {"NAXIS": 2}
+    header, wcs, frame = unusual(shape, 12.0, (83.6, -5.4), "GALACTIC", swap=True)
+    column = np.random.default_rng(5).lognormal(50, 1, shape)
+    files = {"column": {"NH": str(tmp_path / "column.fits")}, "density": {"nH": str(tmp_path / "density.fits")}}
+    for name, unit in (("column", "cm-2"), ("density", "cm-3")):
+        fits.PrimaryHDU(column, fits.Header({**size, **dict(header), "BUNIT": unit})).writeto(tmp_path / f"{name}.fits")
+    ingest_field(problem(tmp_path, "clouds"), files, "column", str(tmp_path / "store"), tile_size=96, halo=0)
+    tile = TileStore.open(tmp_path / "store").read_tile("t0000")
+    np.testing.assert_array_equal(tile.images["column"].flux[0], column.astype(np.float32))
+    y, x = (v.ravel() for v in np.mgrid[0:96:19, 0:80:19])
+    here = SkyCoord(*tile.images["density"].wcs.all_pix2world(x, y, 0), unit="deg")
+    assert here.separation(true_sky(wcs, frame, y, x)).arcsec.max() < 1e-5
 
 
 def test_grids_without_a_sky_must_have_one_size(tmp_path):
