@@ -45,6 +45,9 @@ class JobConfig(BaseModel):
     after_dashes: ClassVar[str | None] = None
     """Name of the field, a tuple of text, that takes everything after ``--`` on the command line, word for word."""
 
+    bare_words: ClassVar[str | None] = None
+    """Name of the field, a tuple of text, that takes the words that stand alone on the command line."""
+
     named_values: ClassVar[tuple[str, ...]] = ()
     """Fields, tuples of text such as NAME=VALUE, whose flag takes every word up to the next flag."""
 
@@ -94,9 +97,14 @@ def parse_config(
     argv, after = _split_dashes(model, argv)
     pairs, rest = _split_pairs(model, argv)
     flags, unknown = parser_of(model, prog, about, examples).parse_known_args(rest)
+    given = vars(flags)
+    if model.bare_words is not None:
+        # argparse takes the first words that stand together, and leaves those after a flag
+        words = [*given.get(model.bare_words, ()), *(word for word in unknown if not word.startswith("-"))]
+        unknown = [word for word in unknown if word.startswith("-")]
+        given |= {model.bare_words: words} if words else {}
     if unknown:
         raise RequestError(_unknown_argument(model, unknown[0]))
-    given = vars(flags)
     config_file: Path | None = given.pop("config", None)
     repeated = sorted(pairs.keys() & given.keys())
     if repeated:
@@ -166,13 +174,14 @@ def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str 
     needed = [
         f"{_flag(name)} {_metavar(name, field)}{' ...' if _is_tuple(field) else ''}"
         for name, field in model.model_fields.items()
-        if field.is_required() and name != model.after_dashes
+        if field.is_required() and name not in (model.after_dashes, model.bare_words)
     ]
+    words = [] if model.bare_words is None else [f"{model.bare_words.upper()} ..."]
     dashes = [] if model.after_dashes is None else [f"-- {model.after_dashes.upper()} ..."]
     shown = textwrap.indent(textwrap.dedent(examples).strip("\n"), "  ")
     parser = _Parser(
         prog=prog,
-        usage=" ".join([prog, *needed, "[--config FILE] [--name VALUE ...] [name=value ...]", *dashes]),
+        usage=" ".join([prog, *words, *needed, "[--config FILE] [--name VALUE ...] [name=value ...]", *dashes]),
         description=about.strip() or None,
         epilog=f"examples:\n{shown}" if shown else None,
         formatter_class=_Formatter,
@@ -184,6 +193,9 @@ def parser_of(model: type[JobConfig], prog: str, about: str = "", examples: str 
         if name == model.after_dashes:
             # Shown in --help only: `_split_dashes` has removed it before anything is parsed.
             required.add_argument("--", dest=name, nargs="+", metavar=name.upper(), help=field.description)
+            continue
+        if name == model.bare_words:
+            required.add_argument(name, nargs="*", metavar=name.upper(), help=field.description)
             continue
         help_text = (field.description or "").replace("%", "%%")
         if field.is_required():
@@ -313,7 +325,9 @@ def _problem(model: type[JobConfig], detail: ErrorDetails, origin: str) -> str:
     if not detail["loc"]:
         return detail["msg"].removeprefix("Value error, ")
     name = str(detail["loc"][0])
-    label = f"-- {name.upper()} ..." if name == model.after_dashes else _flag(name)
+    label = {model.after_dashes: f"-- {name.upper()} ...", model.bare_words: f"{name.upper()} ..."}.get(
+        name, _flag(name)
+    )
     value = detail["input"]
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{label} is required"

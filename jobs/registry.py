@@ -12,6 +12,7 @@ from surveybridge.jobs.config import JobConfig, RequestError, parse_config, pars
 JOBS = (
     "demo",
     "simulate",
+    "inspect",
     "ingest",
     "train",
     "calibrate",

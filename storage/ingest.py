@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from surveybridge.storage.coregister import coregister
+from surveybridge.storage.domain import describe_domain
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.field_update import Slot, put_field
 from surveybridge.storage.fields import FieldGrid, grid_id_of
@@ -165,7 +166,7 @@ def read_field(
         end["name"]: read_images(
             end,
             images[end["name"]],
-            noise=(noise or {}).get(end["name"], "file" if end["name"] == problem["catalog"] else "auto"),
+            noise=(noise or {}).get(end["name"], default_noise(problem, end["name"])),
             numbers={what: given.get(end["name"], {}) for what, given in numbers.items()},
             maps={role: files[end["name"]] for role, files in maps.items() if end["name"] in files},
             subtract_sky=subtract_sky,
@@ -196,33 +197,9 @@ def read_field(
     return Field({name: replace(image, provenance=image.provenance | notes) for name, image in on_grid.items()}, onto)
 
 
-def describe_domain(problem: ProblemTable, images: Mapping[str, list[SurveyImage]]) -> str:
-    """Say whether images are what the problem's models are trained on: "in", or "out: " and what stands in for what.
-
-    Parameters
-    ----------
-    problem : ProblemTable
-        What is expected.
-    images : mapping of endpoint to list of SurveyImage
-        On their own pixels, from `read_images`.
-    """
-    reasons = []
-    for end in problem["endpoints"]:
-        parts = images.get(end["name"], [])
-        filters = {band: part.provenance.get(f"{band}.filter", "not stated") for part in parts for band in part.bands}
-        # Rubin's physical filters are g_6, r_57, i_39; a file that states no filter is taken at its word
-        strange = [
-            f"{name} as {band}"
-            for band, name in filters.items()
-            if name != "not stated"
-            and name.lower().removeprefix(f"{end['name'].lower()}_").split("_")[0] != band.lower()
-        ]
-        if strange:
-            reasons.append(f"{end['name']} bands are {', '.join(strange)}")
-        native = end["pixel_scale"]
-        if parts and native and abs(parts[0].pixel_scale / native - 1) > 0.05:
-            reasons.append(f'{end["name"]} pixels are {parts[0].pixel_scale:.3g}", not {native:g}"')
-    return "out: " + "; ".join(reasons) if reasons else "in"
+def default_noise(problem: ProblemTable, name: str) -> Noise:
+    """Return where the variances of an endpoint come from unless the user says so: its file, if it has the catalog."""
+    return "file" if name == problem["catalog"] else "auto"
 
 
 def _first_file(problem: ProblemTable, images: Images, name: str) -> str:

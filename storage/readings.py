@@ -111,18 +111,25 @@ class BandReading:
         said = f"{self.sky_level:.4g} {self.unit}{ratio}".replace("+-", "-")
         return f"{said}, {'subtracted' if self.sky_subtracted else 'left as it is'}"
 
+    def facts(self) -> dict[str, str]:
+        """Return what a person wants to know, in words, by what it is about; nothing about what the file lacks."""
+        noise = f"{self.noise_sigma:.4g} {self.unit} ({self.noise_source})"
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in self.mask_shares if share)
+        facts = {
+            "HDU": self.hdu,
+            **{key.replace("_", " "): text for key, text in self.calibration},
+            "PSF": f'{self.psf_fwhm:.3g}" ({self.psf_source})' if math.isfinite(self.psf_fwhm) else "not stated",
+            "noise": noise + (f"; {self.uncovered:.2%} not covered" if self.uncovered else ""),
+            "correlation": self.noise_correlation,
+            "sky": self.sky,
+            "mask": self.mask_source + (f"; {shares}" if shares else ""),
+            "unusable": f"{self.unusable:.2%} of the pixels"
+            + (f", {self.zeros:.2%} exactly 0 over an area" if self.zeros else ""),
+            "WCS": self.wcs,
+            "notes": "; ".join(self.notes),
+        }
+        return {key: text for key, text in facts.items() if text}
+
     def line(self) -> str:
         """Return the record as one line for the log."""
-        parts = [
-            f"{self.band}: {self.file} (HDU {self.hdu})",
-            *(f"{key.replace('_', ' ')} {text}" for key, text in self.calibration),
-            f'PSF {self.psf_fwhm:.3g}" ({self.psf_source})' if math.isfinite(self.psf_fwhm) else "PSF not stated",
-            f"noise {self.noise_sigma:.4g} {self.unit} ({self.noise_source})",
-            f"sky {self.sky}",
-            f"mask {self.mask_source}",
-            f"{self.unusable:.2%} of the pixels unusable"
-            + (f", {self.zeros:.2%} exactly 0 over an area" if self.zeros else ""),
-            *([f"WCS: {self.wcs}"] if self.wcs else []),
-            *self.notes,
-        ]
-        return "; ".join(parts)
+        return "; ".join([f"{self.band}: {self.file}", *(f"{key} {text}" for key, text in self.facts().items())])

@@ -1,0 +1,44 @@
+"""The domain of a problem's models: whether images are like those on which they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.problems import ProblemTable
+
+SAME_PIXELS = 0.05
+"""Share by which pixels may be larger or smaller than those of the training images."""
+
+
+def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyImage]]) -> str:
+    """Say whether images are what the problem's models are trained on: "in", or "out: " and what stands in for what.
+
+    Parameters
+    ----------
+    problem : ProblemTable
+        What is expected.
+    images : mapping of endpoint to sequence of SurveyImage
+        On their own pixels, from `read_images`.
+    """
+    reasons = []
+    for end in problem["endpoints"]:
+        parts = images.get(end["name"], [])
+        # a file that states no filter is taken at its word
+        strange = [
+            f"{reading.filter} as {reading.band}"
+            for part in parts
+            for reading in part.readings
+            if reading.filter != "not stated" and not is_filter_of(reading.filter, end["name"], reading.band)
+        ]
+        if strange:
+            reasons.append(f"{end['name']} bands are {', '.join(strange)}")
+        native = end["pixel_scale"]
+        if parts and native and abs(parts[0].pixel_scale / native - 1) > SAME_PIXELS:
+            reasons.append(f'{end["name"]} pixels are {parts[0].pixel_scale:.3g}", not {native:g}"')
+    return "out: " + "; ".join(reasons) if reasons else "in"
+
+
+def is_filter_of(filter_name: str, endpoint: str, band: str) -> bool:
+    """Return whether a FILTER is a band of an endpoint: `g`, `lsst_g`, and Rubin's physical filters g_6, r_57, i_39."""
+    return filter_name.lower().removeprefix(f"{endpoint.lower()}_").split("_")[0] == band.lower()
