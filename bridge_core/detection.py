@@ -6,11 +6,23 @@ tiles that both see an object give it the same centre.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import sep
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+
+from surveybridge.bridge_core.correlation import disc, error_factor
+
+SIGNIFICANCE = 6.0
+"""Least signal to noise of an object. A field of 1024 x 1024 pixels has some 10^6 circles: pure noise exceeds 5 in one
+of them now and then, and 6 once in a thousand such fields."""
+
+SMALLEST_RADIUS = 2.5
+"""Smallest radius, pixels, of the circles in which the significance is measured."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,10 @@ class Sources:
     a, b, theta
         float32 [N] rms semi-axes in pixels and position angle in rad.
     flags
-        int32 [N], sep's.
+        int32 [N], sep's bits: 1 merged (deblended), 2 cut by the image's edge, 4 too many branches to deblend, 8 too
+        few pixels for a shape.
+    touches
+        bool [N]: a pixel of its footprint, or one beside it, is among those marked.
     """
 
     x: NDArray[np.float64]
@@ -33,6 +48,7 @@ class Sources:
     b: NDArray[np.float32]
     theta: NDArray[np.float32]
     flags: NDArray[np.int32]
+    touches: NDArray[np.bool_]
 
     def __len__(self) -> int:
         """Count the objects."""
@@ -40,13 +56,19 @@ class Sources:
 
     def select(self, keep: NDArray[np.bool_]) -> Sources:
         """Keep some of the objects."""
-        return Sources(*(getattr(self, name)[keep] for name in ("x", "y", "a", "b", "theta", "flags")))
+        return Sources(*(getattr(self, one.name)[keep] for one in fields(self)))
 
 
 def detect(
-    flux: NDArray[np.float32], variance: NDArray[np.float32], valid: NDArray[np.bool_], threshold: float = 3.0
+    flux: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    threshold: float = 3.0,
+    marked: NDArray[np.bool_] | None = None,
 ) -> Sources:
     """Find objects above `threshold` sigma per pixel (after a 3 x 3 matched filter), at least 5 pixels, deblended.
+
+    Noise alone reaches that now and then, correlated noise often: see `significance`.
 
     Parameters
     ----------
@@ -54,9 +76,17 @@ def detect(
         [H, W], nJy and nJy^2 per pixel.
     valid
         bool [H, W]; other pixels are not used.
+    marked
+        bool [H, W]: pixels, as saturated ones, of which it is to be known which objects touch them.
     """
     image, noise = _native(flux, valid), np.sqrt(_native(variance, valid, 1.0))
-    found = sep.extract(image, threshold, err=noise, mask=~valid, minarea=5, deblend_cont=0.005)
+    how = {"err": noise, "mask": ~valid, "minarea": 5, "deblend_cont": 0.005}
+    touched = np.zeros(0, np.int32)
+    if marked is not None and marked.any():
+        found, labels = sep.extract(image, threshold, segmentation_map=True, **how)
+        touched = np.unique(labels[binary_dilation(marked, np.ones((3, 3), bool))])
+    else:
+        found = sep.extract(image, threshold, **how)
     order = np.lexsort((found["x"], found["y"]))
     return Sources(
         x=found["x"][order].astype(np.float64),
@@ -65,7 +95,44 @@ def detect(
         b=found["b"][order].astype(np.float32),
         theta=found["theta"][order].astype(np.float32),
         flags=found["flag"][order].astype(np.int32),
+        touches=np.isin(order + 1, touched),
     )
+
+
+def significance(
+    flux: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    sources: Sources,
+    psf_fwhm: float = math.nan,
+    correlation: float = 0.0,
+) -> NDArray[np.float32]:
+    """Signal to noise of each source in the better of two circles around it, of radius r and 2 r.
+
+    Parameters
+    ----------
+    flux, variance
+        [H, W].
+    valid
+        bool [H, W].
+    psf_fwhm
+        Pixels: r is this, and at least `SMALLEST_RADIUS`, which holds where it is not known (NaN).
+    correlation
+        Of the noise of neighbouring pixels.
+
+    Returns
+    -------
+    array
+        float32 [N]; infinite where all pixels of both circles are masked, as in the middle of a saturated star: nothing
+        is known of those.
+    """
+    radius = max(psf_fwhm if math.isfinite(psf_fwhm) else 0.0, SMALLEST_RADIUS)
+    found = np.full(len(sources), np.nan, np.float32)
+    for reach in (radius, 2 * radius):
+        values, errors, _ = aperture_flux(flux[None], variance[None], valid[None], sources, reach, (correlation,))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = np.fmax(found, values[0] / errors[0])
+    return np.where(np.isnan(found), np.float32(np.inf), found)
 
 
 def aperture_flux(
@@ -74,8 +141,9 @@ def aperture_flux(
     valid: NDArray[np.bool_],
     sources: Sources,
     radius: float,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Flux in a circle around each source and its standard error from the variance (noise taken as white).
+    correlation: Sequence[float] = (),
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+    """Flux in a circle around each source, and its standard error from the variance and the noise's correlation.
 
     Parameters
     ----------
@@ -85,15 +153,20 @@ def aperture_flux(
         bool [C, H, W]; masked pixels count as the mean of the others in the circle.
     radius
         Pixels.
+    correlation
+        Of the noise of neighbouring pixels, one for each band (`correlation.error_factor`); none for white noise.
 
     Returns
     -------
     tuple of arrays
-        float32 [C, N] each, nJy.
+        float32 [C, N] flux and error, nJy; int32 [C, N] sep's bits of apertures: 16 reaches beyond the image, 32 some
+        pixels masked, 64 all of them.
     """
-    fluxes, errors = [], []
+    fluxes, errors, flags = [], [], []
+    circle = disc(radius)
     for band in range(len(flux)):
-        values, sigmas, _ = sep.sum_circle(
+        factor = error_factor(circle, correlation[band] if correlation else 0.0)
+        values, sigmas, bits = sep.sum_circle(
             _native(flux[band], valid[band]),
             sources.x,
             sources.y,
@@ -102,8 +175,9 @@ def aperture_flux(
             mask=~valid[band],
         )
         fluxes.append(np.asarray(values, np.float32))
-        errors.append(np.asarray(sigmas, np.float32))
-    return np.stack(fluxes), np.stack(errors)
+        errors.append(np.asarray(sigmas * factor, np.float32))
+        flags.append(np.asarray(bits, np.int32))
+    return np.stack(fluxes), np.stack(errors), np.stack(flags)
 
 
 def _native(image: NDArray[np.floating], valid: NDArray[np.bool_], fill: float = 0.0) -> NDArray[np.float32]:

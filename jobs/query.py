@@ -1,5 +1,8 @@
 """Search the candidates of runs or of a published catalog: the best, a part of the sky, a cross-match, or SQL.
 
+A lens and its arcs are one system: the list has one row for each, that with the highest score of those found, and
+--members shows all. Stars and saturated sources are left out unless --kind asks for them.
+
 SQL sees the views `candidates`, `ledger` (the tiles that are done), `runs`, `grades` (what `vet` has collected) and
 `mosaics` (a row a cell of 64 x 64 pixels). A cross-match gives each candidate near an object of another catalog with
 that object's columns, as match_...; lenscat's catalog.csv works as it is. Thumbnails are never printed, but --columns
@@ -15,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError, SkyBox, SkyCircle, Texts
+from surveybridge.storage.systems import Kind
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES = """
   surveybridge query --run runs/field --top 10
+  surveybridge query --run runs/field --top 10 --members
+  surveybridge query --run runs/field --kind star --format csv
   surveybridge query --run s3://survey/catalog --cone 53.12,-28.01,30 --format csv
   surveybridge query --run s3://survey/catalog --cone "03:32:29.0 -28:00:36 30"
   surveybridge query --run s3://survey/catalog --box 359.9,0.1,-0.1,0.1 --out corner.fits
@@ -34,9 +40,10 @@ SCREENFUL = 20
 """Rows of a printed table when nobody says how many."""
 
 SHOWN_FIRST = (
-    "rank", "object_id", "ra", "dec", "separation", "match_separation", "score", "score_std", "false_alarm",
+    "rank", "object_id", "ra", "dec", "separation", "match_separation", "score", "score_std",
+    "false_alarm",
 )  # fmt: skip
-SHOWN_LAST = ("flags", "grades")
+SHOWN_LAST = ("system_members", "flags", "grades")
 """Columns of a printed table around the fluxes, and those of a match; files have all but the thumbnails."""
 
 
@@ -57,8 +64,10 @@ class Config(JobConfig):
         None, description="its columns with right ascension and declination, ICRS deg (default: found by name)"
     )
     top: int | None = Field(
-        None, ge=0, description=f"at most N rows (default: {SCREENFUL} in a table without a region, else all)"
+        None, ge=0, description=f"at most N systems (default: {SCREENFUL} in a table without a region, else all)"
     )
+    members: bool = Field(False, description="all rows of each system (a lens and its arcs), not only the leading one")
+    kind: Kind = Field("object", description="what to list; stars and saturated sources rank behind all objects")
     columns: tuple[str, ...] | None = Field(None, description="only these columns, in this order")
     sql: str | None = Field(None, description="one SELECT over the views candidates, ledger, runs, grades, mosaics")
     out: str | None = Field(None, description="file to write, path or s3:// URL; its ending determines the format")
@@ -69,11 +78,12 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Print or write the rows that were found; return 0 even if there are none."""
-    from surveybridge.storage.query import query, select
+    from surveybridge.storage.query import Listing, query, select
 
     kind = _kind(config)
     region, targets = _region(config), _targets(config)
-    if config.sql is not None and (region, targets, config.top, config.columns) != (None, None, None, None):
+    asked = (region, targets, config.top, config.columns, config.members or None, config.kind)
+    if config.sql is not None and asked != (None, None, None, None, None, "object"):
         raise RequestError(
             "--sql is given with --cone, --top or another question; put them into the SQL (WHERE, LIMIT)"
         )
@@ -82,12 +92,15 @@ def run(config: Config) -> int:
         found = select(config.run, config.sql)
     else:
         top = SCREENFUL if cut else config.top
-        found = query(config.run, region, top, targets=targets, columns=config.columns, thumbnails=False, grades=True)
+        listing = Listing(config.kind, config.members, grades=True)
+        found = query(
+            config.run, region, top, targets=targets, columns=config.columns, thumbnails=False, listing=listing
+        )
     if kind != "table":
         _give(found, kind, config.out)
         return 0
     _print_table(_shown(config, found))
-    if cut and found.num_rows == SCREENFUL:
+    if cut and found.num_rows >= SCREENFUL:
         print(f"the first {SCREENFUL}; --top N shows more", file=sys.stderr)
     return 0
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from surveybridge.storage.border_matches import NEAR, numbered, settle
 from surveybridge.storage.hats import CELL_ORDER, MARGIN_ORDER, Pixel, border
 from surveybridge.storage.sky import HEALPIX_ORDER
+from surveybridge.storage.systems import RANKS, ranked_rows
 
 MEMORY = "256MB"
 """Memory that DuckDB may take; beyond it DuckDB spills to the folder of the index."""
@@ -31,7 +32,8 @@ class Part:
     Parameters
     ----------
     rows : pyarrow.Table
-        Columns object_id, _healpix_29, score, tile_id, owned (by position) and inside (what is published).
+        Columns object_id, system_id, kind, _healpix_29, score, tile_id, owned (by position) and inside (what is
+        published).
     near : pyarrow.Table
         Of these the ones near another field, from `near_rows`.
     """
@@ -42,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Members:
-    """Rows of a partition, or of its margin: object_id, tile_id, chunk, score, rank by (_healpix_29, object_id)."""
+    """Rows of a partition, or of its margin: object_id, tile_id, chunk, score, ranks by (_healpix_29, object_id)."""
 
     rows: pa.Table
 
@@ -71,8 +73,8 @@ class Index:
         ):
             self._connection.execute(f"SET {setting}")
         self._connection.execute(
-            "CREATE TABLE rows (row BIGINT, object_id VARCHAR, _healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, "
-            "owned BOOLEAN, inside BOOLEAN, chunk INTEGER)"
+            "CREATE TABLE rows (row BIGINT, object_id VARCHAR, system_id VARCHAR, kind VARCHAR, "
+            "_healpix_29 BIGINT, score DOUBLE, tile_id VARCHAR, owned BOOLEAN, inside BOOLEAN, chunk INTEGER)"
         )
         self._connection.register("nothing", NEAR.empty_table())
         self._connection.execute("CREATE TABLE near AS SELECT * FROM nothing")
@@ -93,7 +95,8 @@ class Index:
         numbers = pa.array(np.arange(self._rows, self._rows + part.rows.num_rows))
         self._connection.register("part", part.rows.add_column(0, "row", numbers))
         self._connection.execute(
-            "INSERT INTO rows SELECT row, object_id, _healpix_29, score, tile_id, owned, inside, $chunk FROM part",
+            "INSERT INTO rows SELECT row, object_id, system_id, kind, _healpix_29, score, tile_id, owned, inside, "
+            "$chunk FROM part",
             {"chunk": chunk},
         )
         self._connection.register("part", numbered(part.near, self._rows))
@@ -128,12 +131,13 @@ class Index:
         return found["cell"].astype(np.int64), found["n"].astype(np.int64)
 
     def partition(self, pixels: Sequence[Pixel]) -> Iterator[tuple[Pixel, Members, Members]]:
-        """Rank all rows by falling score, ties by name, and give each partition its rows and those of its margin."""
+        """Rank all systems (`storage.systems`), and give each partition its rows and those of its margin."""
+        ranks = ", ".join(RANKS)
+        empty = ", ".join(f"NULL::INTEGER AS {name}" for name in RANKS)
+        source = f"(SELECT _healpix_29, object_id, system_id, kind, tile_id, score, chunk, {empty} FROM rows)"
         self._connection.execute(
-            # DuckDB sorts NaN above every number, but a missing score must not lead the list.
-            "CREATE TABLE ranked AS SELECT _healpix_29, object_id, tile_id, score, chunk, CAST(row_number() OVER ("
-            "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id) AS INTEGER) AS rank "
-            "FROM rows ORDER BY _healpix_29, object_id"
+            f"CREATE TABLE ranked AS SELECT _healpix_29, object_id, tile_id, score, chunk, {ranks} "
+            f"FROM ({ranked_rows(source)}) ORDER BY _healpix_29, object_id"
         )
         borders = [border(pixel) for pixel in pixels]
         number = np.repeat(np.arange(len(pixels)), [len(cells) for cells in borders])
@@ -152,7 +156,8 @@ class Index:
             )
 
     def _members(self, where: str) -> Members:
-        sql = f"SELECT object_id, tile_id, chunk, score, rank FROM {where} ORDER BY _healpix_29, object_id"
+        columns = ", ".join(("object_id", "tile_id", "chunk", "score", *RANKS))
+        sql = f"SELECT {columns} FROM {where} ORDER BY _healpix_29, object_id"
         return Members(self._connection.sql(sql).to_arrow_table())
 
     def _fetch(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:

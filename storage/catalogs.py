@@ -6,7 +6,7 @@ Layout below the catalog's URL::
     snapshots/<key>/                   a snapshot, by itself a HATS collection; what a paper cites
         candidates/                    the table: a row an object, without thumbnails
         margin/                        rows within 10" of each partition, as a cross-match needs them
-        best.parquet                   the 10 000 best rows, by rank
+        best.parquet                   the rows of the 10 000 best systems, by rank
         ledger.parquet                 the ledger rows of its tiles
         snapshot.json                  which runs, and all that decides the content; the key is its hash
         collection.properties
@@ -43,7 +43,7 @@ POINTER = "collection.properties"
 TABLE, MARGIN = "candidates", "margin"
 
 BEST = 10_000
-"""So many rows are also in `best.parquet`: the top of the list is one small file."""
+"""The rows of so many systems are also in `best.parquet`: the top of the list is one small file."""
 
 _CURRENT, _BEFORE = "surveybridge_snapshot", "surveybridge_before"
 
@@ -123,7 +123,7 @@ class Catalog:
         return ds.dataset(paths, schema=self.schema, format="parquet", filesystem=filesystem)
 
     def best(self) -> pa.Table:
-        """The first `BEST` rows by rank."""
+        """The rows of the first `BEST` systems by rank."""
         return conform(read_parquet(self.folder.read("best.parquet")), self.schema, "best.parquet")
 
     def ledger(self) -> pa.Table:

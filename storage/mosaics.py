@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from surveybridge.storage.celestial import celestial_wcs, wcs_header_string
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
-from surveybridge.storage.schema import CELL, mosaic_schema
+from surveybridge.storage.schema import CELL, SCHEMA_VERSION, VERSION_KEY, mosaic_schema
 from surveybridge.storage.sky import healpix_29
 
 _FOOTER = b"surveybridge.mosaic"
@@ -80,8 +80,8 @@ class MosaicHeader:
     unit: str = "nJy"
 
 
-def encode(mosaic: TileMosaic) -> bytes:
-    """Parquet file of a tile's mosaic; equal mosaics give equal bytes."""
+def encode(mosaic: TileMosaic, version: int = SCHEMA_VERSION) -> bytes:
+    """Parquet file of a tile's mosaic, as runs of a schema version have it; equal mosaics give equal bytes."""
     height, width = mosaic.coverage.shape
     rows, columns = -(-height // CELL), -(-width // CELL)
     y, x = (grid.ravel() * CELL for grid in np.mgrid[:rows, :columns])
@@ -113,7 +113,8 @@ def encode(mosaic: TileMosaic) -> bytes:
         "grid_id": mosaic.grid_id,
         **({} if mosaic.unit == "nJy" else {"unit": mosaic.unit}),
     }
-    return parquet_bytes(table, {_FOOTER.decode(): json.dumps(footer, sort_keys=True)})
+    stated = {_FOOTER.decode(): json.dumps(footer, sort_keys=True), VERSION_KEY.decode(): str(version)}
+    return parquet_bytes(table, stated)
 
 
 def decode(data: bytes) -> TileMosaic:

@@ -38,6 +38,12 @@ def magnitude_from_flux(flux: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(AB_ZERO_POINT - 2.5 * np.log10(np.where(positive > 0, positive, np.nan)))
 
 
+def magnitude_error(flux: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Standard error of a magnitude to first order, 2.5 / ln 10 * error / flux; NaN where the flux is not positive."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(flux > 0, 2.5 / np.log(10) * error / flux, np.nan).astype(np.float32)
+
+
 def ab_zero_point(unit: str) -> float | None:
     """AB magnitude of one of a unit (31.4 for nJy); None where it is no flux density."""
     njy = njy_per_unit(unit)

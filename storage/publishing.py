@@ -47,6 +47,7 @@ from surveybridge.storage.regions import Coverage
 from surveybridge.storage.run_cores import ownership_of
 from surveybridge.storage.runs import READ_TRIES, RunFolder
 from surveybridge.storage.schema import CATALOG_LEDGER, SCHEMA_VERSION, catalog_schema
+from surveybridge.storage.systems import RANKS
 
 PARTITION_ROWS = 250_000
 """Most rows of a partition: 50 MB in memory, 30 on disk."""
@@ -252,7 +253,9 @@ def _write_snapshot(
         "bytes": sum(leaf.size for leaf in (*leaves, *margins)),
         "rows_of_others": others,
     }
-    best = pa.concat_tables([item.best for item in written]).sort_by("rank")
+    best = pa.concat_tables([item.best for item in written]).sort_by(
+        [("rank", "ascending"), ("system_rank", "ascending")]
+    )
     files["best.parquet"] = parquet_bytes(best, votable=True)
     files["ledger.parquet"] = parquet_bytes(ledger.cast(CATALOG_LEDGER))
     files["snapshot.json"] = json_bytes(told)
@@ -273,7 +276,7 @@ def _indexed(
         verdict = ownership.judge(number, table)
         owned, near = verdict.owned, near_rows(verdict, table)
     inside = np.ones(table.num_rows, bool) if moc is None else moc.holds(table["_healpix_29"].to_numpy())
-    rows = table.select(["object_id", "_healpix_29", "score", "tile_id"])
+    rows = table.select(["object_id", "system_id", "kind", "_healpix_29", "score", "tile_id"])
     rows = rows.append_column("owned", pa.array(owned)).append_column("inside", pa.array(inside))
     return Part(rows, near), string_lengths([table])
 
@@ -305,7 +308,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Written:
-    """A partition that was written: its leaf, that of its margin if it has any, and its rows among the best."""
+    """A partition that was written: its leaf, that of its margin if it has any, and its rows of the best systems."""
 
     leaf: hats.Leaf
     margin: hats.Leaf | None
@@ -334,7 +337,7 @@ def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Tabl
     rows = pa.concat_tables(parts).sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
     if not _same(rows, members.rows):
         raise _Changed(f"partition {task.pixel.path}: its rows are not those of the first pass any more")
-    columns = [members.rows[name] if name == "rank" else rows[name] for name in task.schema.names]
+    columns = [members.rows[name] if name in RANKS else rows[name] for name in task.schema.names]
     return pa.Table.from_arrays(columns, schema=task.schema)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -14,9 +15,10 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.regions import Region
 from surveybridge.storage.runs import READ_TRIES
 from surveybridge.storage.schema import thumbnail_names
+from surveybridge.storage.systems import KINDS, RANKS, Kind, listed_rows
 from surveybridge.storage.views import TABLES, Urls, Views, connect, open_views
 
-_SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "rank", "run_id")
+_SEARCHED = ("object_id", "ra", "dec", "_healpix_29", "tile_id", "score", "system_id", "kind", "run_id", *RANKS)
 """Columns by which a search is done, and thumbnails and grades are found."""
 
 MOST_ROWS = 2**31 - 1
@@ -27,6 +29,43 @@ GRADES_COLUMN = pa.field(
 )
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a list of candidates holds.
+
+    Parameters
+    ----------
+    kind : Kind
+        "object", what may be an anomaly; "star" or "saturated", which rank behind; or "all".
+    members : bool
+        All rows of each system, the leading one first, and not only the first of those that were found.
+    grades : bool
+        Also the column `grades`, what each grader thinks ("A Ada; X Bob"), if anybody has graded. The columns asked for
+        may name it, and then it is there in any case.
+
+    Raises
+    ------
+    StorageError
+        If there is no such kind.
+    """
+
+    kind: Kind = "object"
+    members: bool = False
+    grades: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse other kinds."""
+        if self.kind not in KINDS:
+            raise StorageError(f"kind {self.kind!r} is none of {', '.join(KINDS)}; give one of these")
+
+
+SYSTEMS = Listing()
+"""One row a system, without stars and saturated sources."""
+
+EVERY_ROW = Listing("all", members=True)
+"""All rows."""
+
+
 def query(
     urls: Urls,
     region: Region | None = None,
@@ -35,10 +74,10 @@ def query(
     targets: Targets | None = None,
     columns: Sequence[str] | None = None,
     thumbnails: bool = True,
-    grades: bool = False,
+    listing: Listing = SYSTEMS,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """Candidates of the ok tiles of runs, or of a published catalog, highest score first.
+    """Candidates of the ok tiles of runs, or of a published catalog, highest score first: one row a system.
 
     Parameters
     ----------
@@ -48,7 +87,7 @@ def query(
     region : Region, optional
         Only what lies inside: a `Box`, a `Coverage` (MOC), a `Cone`, which adds the column `separation`, arcsec.
     top : int, optional
-        At most so many rows.
+        At most so many systems.
     targets : Targets, optional
         Only what lies near one of these; adds `match_separation`, arcsec, and their columns as `match_...`.
     columns : sequence of str, optional
@@ -56,17 +95,16 @@ def query(
     thumbnails : bool
         Also return the thumbnails of the rows found (never part of the search; `columns` returns what it names). Those
         of a catalog are read from its runs.
-    grades : bool
-        Also the column `grades`, what each grader thinks ("A Ada; X Bob"), if anybody has graded. `columns` may name
-        it, and then it is there in any case.
+    listing : Listing
+        Which rows.
     storage_options : mapping, optional
         Arguments of the fsspec filesystem.
 
     Returns
     -------
     pyarrow.Table
-        Columns of the problem's candidates (`storage.schema.candidates_schema`); `rank` counts from 1 by falling score
-        over all runs or the catalog, ties by object_id.
+        Columns of the problem's candidates (`storage.schema.candidates_schema`); `rank` counts systems from 1 by the
+        falling score of their leading rows, over all runs or the catalog, ties by object_id.
 
     Raises
     ------
@@ -80,8 +118,8 @@ def query(
         raise StorageError(f"column(s) {', '.join(twice)} are named twice; name each once")
 
     def ask(views: Views) -> pa.Table:
-        found = _search(views, region, targets, top, columns)
-        if grades or GRADES_COLUMN.name in (columns or ()):
+        found = _search(views, region, targets, top, columns, listing)
+        if listing.grades or GRADES_COLUMN.name in (columns or ()):
             found = _with_grades(found, views.grades(), always=columns is not None)
         return _chosen(views, found, columns, thumbnails)
 
@@ -122,9 +160,15 @@ def _answer(urls: Urls, storage_options: Mapping[str, Any] | None, ask: Callable
 
 
 def _search(
-    views: Views, region: Region | None, targets: Targets | None, top: int | None, columns: Sequence[str] | None
+    views: Views,
+    region: Region | None,
+    targets: Targets | None,
+    top: int | None,
+    columns: Sequence[str] | None,
+    listing: Listing,
 ) -> pa.Table:
-    first = top if region is None and targets is None else None
+    whole = region is None and targets is None
+    first = top if whole and listing.kind in ("object", "all") else None  # other kinds rank behind
     needed = [name for name in views.columns if columns is None or name in columns or name in _SEARCHED]
     with connect(views, "", needed, region, first) as connection:
         source = "SELECT * FROM candidates" if region is None else region.select()
@@ -135,8 +179,8 @@ def _search(
             places = connection.sql(f"SELECT object_id, ra, dec FROM ({source})", params=parameters).to_arrow_table()
             connection.register("matched", match(places, targets))
             source = f"SELECT * FROM ({source}) JOIN matched USING (object_id)"
-        limit = "" if top is None else f" LIMIT {int(top)}"
-        found = connection.sql(f"{source} ORDER BY rank{limit}", params=parameters).to_arrow_table()
+        listed = listed_rows(source, listing.kind, listing.members, top, whole=whole)
+        found = connection.sql(listed, params=parameters).to_arrow_table()
     found = found if targets is None else with_targets(found, targets)
     known = dict.fromkeys([*views.columns, *found.column_names, *thumbnail_names(views.schema), GRADES_COLUMN.name])
     unknown = [name for name in columns or () if name not in known]

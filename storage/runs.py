@@ -227,7 +227,7 @@ class RunFolder:
 
     def write_mosaic(self, mosaic: mosaics.TileMosaic) -> None:
         """Write a tile's mosaic."""
-        self.folder.put(mosaics.encode(mosaic), mosaic_path(mosaic.tile_id))
+        self.folder.put(mosaics.encode(mosaic, self.version), mosaic_path(mosaic.tile_id))
         self._written.add(mosaic_path(mosaic.tile_id))
 
     def write_candidates(self, tile_id: str, table: pa.Table) -> None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.flags import NEAR_ARCSEC, legend
 from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, endpoint, other
 from surveybridge.storage.units import njy_per_unit, vo_unit
 
@@ -31,7 +32,9 @@ ever released stay readable.
 1: a ledger row says ok or failed. 2: it may say quarantined, names the failing stage and the content of the tile, and
 rows and candidates of many tiles may lie in one segment. 3: a candidate's score is the lens score where the checkpoint
 has one, with its false-alarm rate beside it, and AS-Bridge's has a column of its own. 4: rows say which field they are
-of and whether their images lie in the checkpoint's domain, a ledger row says which part of the sky the tile owns.
+of and whether their images lie in the checkpoint's domain, a ledger row says which part of the sky the tile owns;
+candidates are at least `bridge_core.detection.SIGNIFICANCE` above the noise, whose correlation their signal to noise
+knows, and have systems, kinds, magnitudes, extents and more flags.
 """
 
 RESUMED_VERSIONS = (3, 4)
@@ -148,6 +151,7 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     catalog, bands = _catalog_end(problem), _of_bands(problem)
     reconstructed = ",".join(catalog["bands"])
     since_4 = version >= 4
+    noise = "with the noise's correlation" if since_4 else "noise taken as white"
     return pa.schema(
         [
             _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
@@ -167,18 +171,17 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
             _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
             _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
             _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
-            _field("rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"),
+            *(_systems("filled by queries, null on disk") if since_4 else (_RANK_BEFORE_4,)),
             *(
                 _field(f"flux_{column}", _F32, f"Flux in {band}", vo_unit(end["unit"]), _ucd(end["unit"], "em.opt"))
                 for column, band, end in bands
             ),
             *(
-                _field(
-                    f"snr_{column}", _F32, f"Signal to noise in {band} (noise taken as white)", "", "stat.snr;em.opt"
-                )
+                _field(f"snr_{column}", _F32, f"Signal to noise in {band} ({noise})", "", "stat.snr;em.opt")
                 for column, band, _ in bands
             ),
-            _field("flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"),
+            *(_magnitudes(bands) if since_4 else ()),
+            *(_conditions(bands, catalog) if since_4 else (_FLAGS_BEFORE_4,)),
             _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
             _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
             _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
@@ -206,6 +209,71 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     )
 
 
+def _systems(filled: str) -> tuple[pa.Field, ...]:
+    """Columns of ranks and systems."""
+    return (
+        _field(
+            "rank", _I32, f"1 = system with the highest score, the same for all its rows; {filled}", "", "meta.number"
+        ),
+        _field(
+            "system_id",
+            _TEXT,
+            f'System, such as a lens and its arcs: the brightest object within {NEAR_ARCSEC:g}", maybe itself',
+            "",
+            "meta.id.parent",
+        ),
+        _field(
+            "system_rank", _I32, f"1 = highest score of its system, the row that leads; {filled}", "", "meta.number"
+        ),
+        _field("system_members", _I32, f"Rows of its system; {filled}", "", "meta.number"),
+        _field(
+            "kind",
+            _TEXT,
+            f'object; star (point-like); saturated (or within {NEAR_ARCSEC:g}" of a saturated source)',
+            "",
+            "src.class",
+        ),
+    )
+
+
+def _magnitudes(bands: Sequence[tuple[str, str, EndpointTable]]) -> list[pa.Field]:
+    """AB magnitudes and their errors, in bands whose values are flux densities."""
+    found = []
+    for column, band, end in bands:
+        if njy_per_unit(end["unit"]):
+            said = f"AB magnitude in {band} of the same flux; NaN where that is not positive"
+            found.append(_field(f"mag_{column}", _F32, said, "mag", "phot.mag;em.opt"))
+            found.append(
+                _field(
+                    f"mag_err_{column}", _F32, f"Standard error of mag_{column}", "mag", "stat.error;phot.mag;em.opt"
+                )
+            )
+    return found
+
+
+def _conditions(bands: Sequence[tuple[str, str, EndpointTable]], catalog: EndpointTable) -> tuple[pa.Field, ...]:
+    """Columns to cut on: flags, masked share, extent."""
+    band = next(words for _, words, end in bands if end is catalog)
+    return (
+        _field("flags", _I32, f"0 = ordinary, alone and whole; sum of: {legend()}", "", "meta.code"),
+        _field(
+            "masked", _F32, "Share of the aperture that is masked, in any band of either end", "", "stat.proportion"
+        ),
+        _field(
+            "extent", _F32, f"Width in {band} over that of the PSF, 1 = point source; NaN: not known", "", "phys.size"
+        ),
+        _field("extent_err", _F32, "Standard error of extent", "", "stat.error;phys.size"),
+    )
+
+
+_RANK_BEFORE_4 = _field(
+    "rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"
+)
+_FLAGS_BEFORE_4 = _field(
+    "flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"
+)
+
+
 def shown_bands(problem: ProblemTable) -> list[str]:
     """Columns that a list of candidates shows: all fluxes, and two signals to noise, of the bands by which one judges.
 
@@ -230,10 +298,10 @@ def thumbnail_names(schema: pa.Schema) -> tuple[str, ...]:
 
 def catalog_schema(problem: ProblemTable) -> pa.Schema:
     """Rows of a published catalog: candidates with their ranks; thumbnails, 98 kB a row, stay in the run."""
-    rank = _field("rank", _I32, "1 = highest score of the catalog", "", "meta.number")
     schema = candidates_schema(problem)
     left_out = thumbnail_names(schema)
-    return pa.schema([rank if field.name == "rank" else field for field in schema if field.name not in left_out])
+    filled = {field.name: field for field in _systems("over the whole catalog")}
+    return pa.schema([filled.get(field.name, field) for field in schema if field.name not in left_out])
 
 
 CANDIDATES: pa.Schema = candidates_schema(default_problem())

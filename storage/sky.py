@@ -7,7 +7,7 @@ import math
 import astropy.units as u
 import cdshealpix.nested
 import numpy as np
-from astropy.coordinates import Latitude, Longitude
+from astropy.coordinates import Latitude, Longitude, SkyCoord
 from numpy.typing import ArrayLike, NDArray
 
 from surveybridge.storage.errors import StorageError
@@ -99,3 +99,11 @@ def sky_name(ra: float, dec: float) -> str:
         f"SB J{hours:02d}{minutes:02d}{seconds // 100:02d}.{seconds % 100:02d}"
         f"{'-' if dec < 0 else '+'}{degrees:02d}{arcmin:02d}{arcsec // 10:02d}.{arcsec % 10}"
     )
+
+
+def rounded_sky_name(ra: float, dec: float) -> str:
+    """Name of an object in runs of before schema version 4: rounded, and otherwise as `sky_name`."""
+    place = SkyCoord(ra, dec, unit="deg")
+    hours = place.ra.to_string(unit=u.hourangle, sep="", precision=2, pad=True)
+    degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)
+    return f"SB J{hours}{degrees}"

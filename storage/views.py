@@ -35,6 +35,7 @@ from surveybridge.storage.schema import (
     thumbnail_names,
 )
 from surveybridge.storage.segments import read_candidates, read_rows
+from surveybridge.storage.systems import ranked_rows
 from surveybridge.storage.thumbnails import with_thumbnails
 
 TABLES = ("ledger", "runs", "grades", "mosaics")
@@ -104,7 +105,9 @@ class Views(ABC):
         parts = [found.slice(0, 0)]
         for run in folders:
             parts.append(with_thumbnails(run, found.filter(pc.equal(found["run_id"], run_id(run)))))
-        return pa.concat_tables(parts, promote_options="default").sort_by("rank")
+        return pa.concat_tables(parts, promote_options="default").sort_by(
+            [("rank", "ascending"), ("system_rank", "ascending")]
+        )
 
     @abstractmethod
     def outdated(self) -> bool:
@@ -224,12 +227,7 @@ class RunViews(Views):
             owned = owned_rows(ownership, tables)
             tables = [table.filter(pa.array(mask)) for table, mask in zip(tables, owned, strict=True)]
         connection.register("stored_candidates", pa.concat_tables(tables))
-        connection.execute(
-            # DuckDB sorts NaN above every number, but a missing score must not lead the list.
-            "CREATE VIEW candidates AS SELECT * REPLACE (CAST(row_number() OVER ("
-            "ORDER BY CASE WHEN isnan(score) THEN NULL ELSE score END DESC NULLS LAST, object_id"
-            ") AS INTEGER) AS rank) FROM stored_candidates"
-        )
+        connection.execute(f"CREATE VIEW candidates AS {ranked_rows('stored_candidates')}")
 
     def ledger(self) -> pa.Table:
         """Implement `Views.ledger`; of several runs with the column run_id."""

@@ -97,7 +97,7 @@ def make_image(survey: str, side: int = SIDE) -> SurveyImage:
         mask=mask,
         wcs_header=tan_wcs((side, side), 0.1).to_header_string(),
         pixel_scale=0.1,
-        psf_fwhm=tuple(SEEING[survey] * 0.1 for _ in bands),
+        psf_fwhm=tuple(0.05 * SEEING[survey] for _ in bands),  # the blobs are wider: galaxies
         zero_point=31.4,
         noise_correlation=tuple(0.0 for _ in bands),
     )

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from surveybridge.jobs.drawing.rendering import Picture, candidate_pictures, png, views
 from surveybridge.jobs.reporting.plots import data_url
+from surveybridge.storage.flags import in_words
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, endpoint, shown_ends
 from surveybridge.storage.schema import CELL, stamp_array, thumbnail_names
@@ -22,7 +23,6 @@ HEADINGS = {"mean": "mean of reconstructions", "error": "minimum error"}
 """Headings of these pictures on a card."""
 DETECTED = 3.0
 """Signal to noise below which a magnitude is an upper limit of as many sigma."""
-FLAGS = {1: "neighbours", 2: "deblended", 4: "saturated", 8: "edge"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, 
             "false alarms": _number(row["false_alarm"], ".2g"),
             "AS-Bridge score": _number(row["score_asbridge"], ".3g"),
             "tile": row["tile_id"],
-            "flags": flags(row["flags"]),
+            "flags": in_words(row["flags"]),
             **({"in the picture": nearby} if nearby else {}),
         },
         magnitudes=[
@@ -124,15 +124,6 @@ def links(ra: float, dec: float) -> dict[str, str]:
         f"&mark={ra:.6f},{dec:.6f}",
         "ESASky": f"https://sky.esa.int/esasky/?target={target}&fov=0.01&cooframe=J2000&sci=true",
     }
-
-
-def flags(bits: int | None) -> str:
-    """SExtractor's flags in words."""
-    if bits is None:
-        return "–"
-    named = [name for bit, name in FLAGS.items() if bits & bit]
-    other = bits & ~sum(FLAGS)
-    return ", ".join([*named, *([f"others ({other})"] if other else [])]) or "none"
 
 
 def _nearby(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]], reach: float) -> str:

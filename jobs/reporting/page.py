@@ -22,8 +22,9 @@ from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
 from surveybridge.storage.catalog_sources import run_id
 from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
-from surveybridge.storage.query import query
+from surveybridge.storage.query import Listing, query
 from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.systems import leading
 from surveybridge.storage.views import Urls, open_views, runs_at
 from surveybridge.version import __version__
 
@@ -68,8 +69,8 @@ def page(urls: Urls, top: int, evaluation: Mapping[str, Any] | None = None) -> s
     problem = runs[0].problem
     ranked = found = None
     if not any(run.maps_only for run in runs):
-        ranked = query(urls, thumbnails=False, grades=True)
-        found = open_views(urls).thumbnails(ranked.slice(0, min(top, ranked.num_rows)))
+        ranked = query(urls, thumbnails=False, listing=Listing("all", members=True, grades=True))
+        found = open_views(urls).thumbnails(leading(ranked).slice(0, top))
         status["candidates"] = ranked.num_rows
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

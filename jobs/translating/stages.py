@@ -13,7 +13,7 @@ from surveybridge.bridge_core.spans import span
 from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
-from surveybridge.jobs.translating.candidates import catalogued_part, find_candidates
+from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
 from surveybridge.jobs.translating.scene import check_tile, scene_of
 from surveybridge.storage.errors import StorageUnavailable
 
@@ -146,7 +146,8 @@ class TileTranslator:
             )
         start = time.monotonic()
         with span("candidates"):
-            candidates = find_candidates(self.model, tile, self.scoring, settings.run_id, self.device)
+            facts = RunFacts(settings.run_id, settings.version)
+            candidates = find_candidates(self.model, tile, self.scoring, facts, self.device)
         with span("digest of the pixels"):
             content = tile_content(tile)
         return Translation(

@@ -81,7 +81,7 @@ def test_select_keeps_rows_together():
 def test_aperture_holds_the_flux_and_its_error_is_that_of_its_pixels():
     flux, variance, valid = scene()
     sources, radius = detect(flux, variance, valid), 10.0
-    values, errors = aperture_flux(flux[None], variance[None], valid[None], sources, radius)
+    values, errors, _ = aperture_flux(flux[None], variance[None], valid[None], sources, radius)
     total = 2 * np.pi * 2.0**2 * 60
     expected_error = SIGMA * np.sqrt(np.pi) * radius
     assert values.shape == errors.shape == (1, 3)
@@ -95,12 +95,12 @@ def test_masked_pixels_of_an_aperture_count_as_its_mean():
     flat, mask = np.full((2, 128, 144), 3.0, np.float32), np.stack([valid, valid])
     mask[1, :, 80] = False
     flat[1, :, 80] = np.nan
-    values, _ = aperture_flux(flat, np.stack([variance] * 2), mask, sources, 6.0)
+    values, _, _ = aperture_flux(flat, np.stack([variance] * 2), mask, sources, 6.0)
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
     np.testing.assert_allclose(values[0], 3.0 * np.pi * 36, rtol=0.01)
 
 
 def test_no_sources_have_no_fluxes():
     flux, variance, valid = scene(peak=0.0)
-    values, errors = aperture_flux(flux[None], variance[None], valid[None], detect(flux, variance, valid), 5.0)
+    values, errors, _ = aperture_flux(flux[None], variance[None], valid[None], detect(flux, variance, valid), 5.0)
     assert values.shape == errors.shape == (1, 0)

@@ -1,7 +1,8 @@
 """Acceptance on the shared field with the shipped checkpoint: flux and calibration of the translation, both ways.
 
 The whole field takes an hour of a CPU (`python -m benchmarks.field`). Here it is ingested as a whole, but translated
-only where it is measured: a small tile around each isolated galaxy, through the same store, job and run folder.
+only where it is measured: a small tile around each isolated galaxy, through the same store, job and run folder. All of
+its sources are scored, which takes a minute: what leads the list of candidates is a matter of all of them.
 """
 
 from __future__ import annotations
@@ -9,13 +10,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
-from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, shipped_checkpoints
+from surveybridge.bridge_core.settings import Scoring
 from surveybridge.jobs import translate
+from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
 from surveybridge.storage import ingest
+from surveybridge.storage.flags import BITS, CUTS
+from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.problems import default_problem
-from surveybridge.storage.tiles import TileStore
+from surveybridge.storage.query import EVERY_ROW, Listing, query
+from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.tiles import TileStore, core_header
+from tests.storage.test_runs import RUN
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,16 +38,28 @@ HALO = 64
 
 
 @pytest.fixture(scope="module")
-def stamps(shared_data, tmp_path_factory):
-    """Store of a small tile around each isolated galaxy i < 23.5, and the rows of the truth table."""
+def whole(shared_data):
+    """The field, both surveys on one grid."""
     folder = shared_data / "field"
     images = {
         "lsst": {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"},
         "euclid": {"VIS": str(folder / "field_euclid_vis.fits")},
     }
-    field = ingest.read_field(default_problem(), images, "euclid")
+    return ingest.read_field(default_problem(), images, "euclid")
+
+
+@pytest.fixture(scope="module")
+def truth(shared_data):
+    """What is in the field."""
+    return pd.read_parquet(shared_data / "field" / "field_truth.parquet")
+
+
+@pytest.fixture(scope="module")
+def stamps(whole, truth, tmp_path_factory):
+    """Store of a small tile around each isolated galaxy i < 23.5, and the rows of the truth table."""
+    field = whole
     known = np.logical_and.reduce([image.valid.all(axis=0) for image in field.images.values()])
-    galaxies = isolated_galaxies(pd.read_parquet(folder / "field_truth.parquet"), known, field.images["euclid"].wcs)
+    galaxies = isolated_galaxies(truth, known, field.images["euclid"].wcs)
     store = TileStore.create(str(tmp_path_factory.mktemp("stamps") / "store"))
     rows = []
     for tile_id, ra, dec in zip(galaxies.id, galaxies.ra, galaxies.dec, strict=True):
@@ -91,6 +112,60 @@ def test_share_of_bright_pixels_within_1_std_is_plausible(translated):
             ideal = ideal_coverage(field.samples)["68.3%"]
             assert 0.8 < within["68.3%"] / ideal < 1.35, (band, choice, within, ideal)
             assert within["68.3%"] < within["90%"] < within["95%"]
+
+
+@pytest.fixture(scope="module")
+def catalogued(whole, tmp_path_factory):
+    """A run with the candidates of the whole field and an empty mosaic: the lens score asks for no more."""
+    model = load_checkpoint(None)
+    side = whole.shape[0]
+    tile = ingest.cut_tile(whole, ingest.TileBox("t0", (0, side, 0, side), (0, side, 0, side)))
+    how = Scoring(samples=2, steps=1)
+    found = find_candidates(model, tile, how, RunFacts("field"), torch.device("cpu"))
+    run = RunFolder.open_or_create(tmp_path_factory.mktemp("catalogued") / "run", RUN | {"run_id": "field"})
+    nothing = np.zeros((1, side, side), np.float32)
+    run.write_mosaic(TileMosaic("t0", core_header(tile), ("VIS",), nothing, nothing, nothing[0], (0, 0), tile.grid_id))
+    run.write_candidates("t0", found)
+    run.commit({"tile_id": "t0", "status": "ok", "n_candidates": found.num_rows})
+    return run.url
+
+
+def near(rows, truth, arcsec):
+    """For each row the nearest object of the truth, if it is near enough."""
+    along = (rows.ra.to_numpy()[:, None] - truth.ra.to_numpy()) * np.cos(np.radians(truth.dec.to_numpy()))
+    apart = 3600 * np.hypot(along, rows.dec.to_numpy()[:, None] - truth.dec.to_numpy())
+    return np.where(apart.min(axis=1) <= arcsec, apart.argmin(axis=1), -1)
+
+
+def test_each_lens_leads_at_most_one_row_and_no_star_is_among_the_first_systems(catalogued, truth):
+    lenses, stars = truth[truth.kind == "lens"], truth[truth.kind == "star"]
+    rows = query(catalogued, thumbnails=False).to_pandas()
+    everything = query(catalogued, thumbnails=False, listing=EVERY_ROW).to_pandas()
+    pieces = near(everything, lenses, 3.0)
+    leaders = [int(place) for place in near(rows, lenses, 1.5) if place >= 0]
+    assert len(leaders) == len(set(leaders)) == len(lenses) == 8
+    assert (pieces >= 0).sum() > 8  # arcs are objects of their own, and members
+    first = rows.head(20)
+    assert (near(first, stars, 1.5) < 0).all() and (first["flags"] & BITS["SATURATED"] == 0).all()
+    assert len({int(place) for place in near(first, lenses, 1.5) if place >= 0}) >= 7
+    listed = query(catalogued, thumbnails=False, listing=Listing("star")).to_pandas()
+    saturated = query(catalogued, thumbnails=False, listing=Listing("saturated")).to_pandas()
+    assert len(listed) >= 15 and (near(listed, stars, 0.3) >= 0).mean() > 0.9
+    assert {int(place) for place in near(pd.concat([listed, saturated]), stars, 1.0) if place >= 0} >= {
+        int(place) for place in near(everything, stars, 0.3) if place >= 0
+    }
+
+
+def test_magnitudes_and_flags_of_ordinary_galaxies_are_to_be_trusted(catalogued, truth):
+    rows = query(catalogued, thumbnails=False).to_pandas()
+    ordinary = rows[(rows["flags"] & CUTS == 0) & (rows.snr_VIS > 20)]
+    assert len(ordinary) > 0.7 * (rows.snr_VIS > 20).sum() and (ordinary.masked == 0).all()
+    galaxies = truth[truth.kind != "star"]
+    matched = near(ordinary, galaxies, 0.5)
+    assert (matched >= 0).mean() > 0.95
+    small = galaxies.iloc[matched[matched >= 0]]
+    magnitude = ordinary[matched >= 0].mag_VIS.to_numpy()[small.re.to_numpy() < 0.25]
+    assert np.median(magnitude - small.mag_VIS[small.re < 0.25]) == pytest.approx(0.0, abs=0.1)
 
 
 def test_perfect_samples_would_lie_within_1_std_as_often_as_said():

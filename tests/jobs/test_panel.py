@@ -57,7 +57,7 @@ def make_run(folder, *, hole: int = 0, bad_columns: int = 0, candidates=(), band
     rng = np.random.default_rng(0)
     direction = "lsst->euclid" if bands == ("VIS",) else "euclid->lsst"
     store = TileStore.create(folder / "store")
-    run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS, "x") | {"direction": direction})
+    run = RunFolder.open_or_create(folder / "run", dict.fromkeys(FINGERPRINT_KEYS[1:], "x") | {"direction": direction})
     rows = []
     for number, (tile_id, corner) in enumerate(zip(("a", "b"), corners, strict=True)):
         images = {}

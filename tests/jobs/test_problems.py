@@ -100,7 +100,7 @@ def test_query_prints_the_fluxes_of_the_problem(tmp_path, capsys):
     fluxes = [*(f"flux_{band}" for band in "ugriz"), "flux_rubin_y", "flux_VIS"]
     fluxes += [f"flux_{band}" for band in ("euclid_Y", "J", "H")]
     assert head == ["rank", "object_id", "ra", "dec", "score", "score_std", "false_alarm", *fluxes,
-                    "snr_rubin_y", "snr_VIS", "flags"]  # fmt: skip
+                    "snr_rubin_y", "snr_VIS", "system_members", "flags"]  # fmt: skip
 
 
 def test_export_writes_units_and_bands_and_a_picture_in_the_problems_colours(tmp_path):

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from surveybridge.__main__ import main
 from surveybridge.jobs.report import PAGE
 from surveybridge.jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
-from surveybridge.jobs.reporting.cards import brightness, flags, links
+from surveybridge.jobs.reporting.cards import brightness, links
 from surveybridge.jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
 from surveybridge.jobs.reporting.timeline import worked_minutes
 from surveybridge.storage.grades import write_grade
@@ -138,7 +138,7 @@ def test_the_page_says_what_ran_what_failed_and_what_was_found(reported):
     assert "1 quarantined model ProcessDied: signal 9, 3 times t3 kkk" in text
     assert "score 5.1 ± 0.1 false alarms 1.7e-07" in text
     assert "g 22.50 20 r 22.50 20 i 22.50 20 VIS > 28.46 -2" in text
-    assert "flags neighbours, saturated" in text and "in the picture candidate 1 at 1.4″" in text
+    assert "flags deblended, deblending incomplete" in text and "in the picture candidate 1 at 1.4″" in text
     assert [int(rank) for rank in re.findall(r'id="rank-(\d+)"', reported.read_text())] == [1, 2, 3, 4, 5]
 
 
@@ -387,15 +387,6 @@ def test_links_carry_the_position():
     assert "ra=53.123457&dec=-28.500000&" in there["Legacy Survey"]
     assert "target=53.123457%20-28.500000&" in there["ESASky"]
     assert "%20%2B28.5" in links(1.0, 28.5)["ESASky"]
-
-
-def test_flags_are_named_and_unknown_ones_are_not_lost():
-    assert (flags(0), flags(5), flags(16 + 1), flags(None)) == (
-        "none",
-        "neighbours, saturated",
-        "neighbours, others (16)",
-        "–",
-    )
 
 
 # -- in a browser --

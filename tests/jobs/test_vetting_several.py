@@ -13,7 +13,7 @@ from surveybridge.__main__ import main
 from surveybridge.jobs.vet import Config, open_session
 from surveybridge.storage.grades import read_grades
 from surveybridge.storage.publishing import publish
-from surveybridge.storage.query import query
+from surveybridge.storage.query import Listing, query
 from surveybridge.storage.runs import RunFolder
 from tests.jobs.vetting_runs import in_thread, request
 from tests.storage.overlaps import write_run
@@ -51,7 +51,10 @@ def test_one_list_with_each_object_once_and_its_pictures_and_grades_in_its_run(g
         (kept,) = read_grades(RunFolder.open(run)).to_pylist()
         assert (kept["object_id"], kept["grade"], kept["rank"]) == (row["object_id"], grade, row["rank"])
     assert open_session(Config(run=tuple(urls)), None).book.counts("ann") == {"A": 1, "X": 1}
-    graded = {row["object_id"]: row["grades"] for row in query(urls, grades=True, thumbnails=False).to_pylist()}
+    graded = {
+        row["object_id"]: row["grades"]
+        for row in query(urls, listing=Listing(grades=True), thumbnails=False).to_pylist()
+    }
     assert {name: text for name, text in graded.items() if text} == {
         chosen[0]["object_id"]: "A ann",
         chosen[1]["object_id"]: "X ann",

@@ -16,7 +16,7 @@ from surveybridge.__main__ import main
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grades import write_grade
 from surveybridge.storage.mosaics import TileMosaic
-from surveybridge.storage.query import query, select
+from surveybridge.storage.query import Listing, query, select
 from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CANDIDATES, THUMBNAILS, stamp_array
@@ -235,13 +235,15 @@ def test_a_wrong_request_is_one_line_and_exit_2(run, capsys, arguments):
 def test_grades_stand_beside_the_candidates_and_in_sql(tmp_path):
     run = RunFolder.open_or_create(tmp_path / "run", RUN)
     add_tile(run, "a", make_candidates("a", 6, 1))
-    assert "grades" not in query(run.url, grades=True, thumbnails=False).column_names  # nobody has graded
+    assert (
+        "grades" not in query(run.url, listing=Listing(grades=True), thumbnails=False).column_names
+    )  # nobody has graded
     best, second = query(run.url, top=2, thumbnails=False)["object_id"].to_pylist()
     for grader, object_id, grade in (
         ("Bob", best, "X"), ("Ada", best, "C"), ("Ada", best, "A"), ("Bob", second, "B"), ("Bob", second, None),
     ):  # fmt: skip
         write_grade(run, grader, object_id, grade)
-    found = query(run.url, grades=True, thumbnails=False)
+    found = query(run.url, listing=Listing(grades=True), thumbnails=False)
     assert found["grades"].to_pylist() == ["A Ada; X Bob", None, None, None, None, None]
     assert query(run.url, columns=["rank", "grades"], top=1).to_pylist() == [{"rank": 1, "grades": "A Ada; X Bob"}]
     graded = select(
