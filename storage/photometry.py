@@ -105,8 +105,8 @@ def zero_areas(flux: NDArray[np.floating], rows: int = 512) -> NDArray[np.bool_]
     """Find where an image is exactly 0 over an area: nothing was observed there, whatever the rest of the file says.
 
     An area is `ZERO_AREA` zeros that touch each other. Noise that was quantised has single zeros and small groups of
-    them: groups of 33 at most where a quarter of all pixels are 0 (4 million pixels). Where zeros are more frequent
-    than that, an area must also hold a square of 5 x 5.
+    them: of about 30 at most where a quarter of 4 million pixels are 0 (`benchmarks/sky_levels.py`). Where zeros are
+    more frequent, an area must also hold a square of 5 x 5.
 
     Parameters
     ----------

@@ -153,3 +153,12 @@ def test_a_mask_in_a_file_of_its_own_counts_instead_of_that_in_the_image(tmp_pat
     image = read(path, maps={"mask": {"r": own}})
     assert image.mask[0, 0, :5].tolist() == [0, 0, 0, BAD, 0]
     assert f"mask of {own}" in image.provenance["r.mask"]
+
+
+def test_the_flag_hdu_of_a_cutout_has_the_bits_of_vis(tmp_path):
+    flags = pixels([1 << 3, 1 << 5])
+    path = write(tmp_path / "cutout.fits", hdu(FLUX, "VIS_FLUX"), hdu(flags, "VIS_FLAG"), hdu(VARIANCE, "VIS_VAR"))
+    assert read(f"{path}[VIS_FLUX]").mask[0, 0, :3].tolist() == [SAT, 0, 0]
+    path = write(tmp_path / "ground.fits", hdu(FLUX, "DES_R_FLUX"), hdu(flags, "DES_R_FLAG"))
+    with pytest.raises(StorageError, match=r"DES_R_FLAG\]: a mask with 2 values beside 0"):
+        read(f"{path}[DES_R_FLUX]")
