@@ -53,6 +53,7 @@ def plan(config: Config) -> Projection:
     from surveybridge.jobs.planning.rates import calibrate
     from surveybridge.jobs.translating.memory import stage_memory
     from surveybridge.jobs.translating.request import check, settings_of, todo_of
+    from surveybridge.storage.domain import count_domains
 
     request = check(config)
     todo = todo_of(request)
@@ -72,7 +73,7 @@ def plan(config: Config) -> Projection:
         tiles_done=done,
         cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
     )
-    return replace(projection, other_tiles=request.others)
+    return replace(projection, other_tiles=request.others, domains=count_domains(manifest))
 
 
 def describe(found: Projection, config: Config) -> str:
@@ -80,6 +81,7 @@ def describe(found: Projection, config: Config) -> str:
     if found.tiles == 0:
         return f"{config.run}: nothing to do, all {found.tiles_done} tiles are in the ledger"
     from surveybridge.bridge_core.settings import DEFAULT_BATCH
+    from surveybridge.storage.domain import say_domains
 
     unit = "GPU" if found.rates["gpus"] else "CPU"
     batch = config.batch or DEFAULT_BATCH["cuda" if found.rates["gpus"] else "cpu"]
@@ -115,6 +117,8 @@ def describe(found: Projection, config: Config) -> str:
         ("storage", f"{_size(found.bytes_read)} read, {_size(found.bytes_written)} written"),
         ("requests", ", ".join(f"{name} {count}" for name, count in found.requests.items()) + " (on S3)"),
     ]
+    if said := say_domains(found.domains):
+        lines.insert(1, ("domain", said))
     if found.other_tiles:
         lines.insert(
             1, ("others", f"{found.other_tiles} tiles of the store have no {found.observed}: no work of this run")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
+
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.problems import ProblemTable
 
@@ -42,3 +44,26 @@ def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyI
 def is_filter_of(filter_name: str, endpoint: str, band: str) -> bool:
     """Return whether a FILTER is a band of an endpoint: `g`, `lsst_g`, and Rubin's physical filters g_6, r_57, i_39."""
     return filter_name.lower().removeprefix(f"{endpoint.lower()}_").split("_")[0] == band.lower()
+
+
+def count_domains(tiles: pa.Table) -> dict[str, int]:
+    """Return the number of tiles by what their column `domain` says, most first; those that do not say are left out.
+
+    Parameters
+    ----------
+    tiles : pyarrow.Table
+        Rows of a manifest or a ledger; of earlier versions they may have no such column.
+    """
+    if "domain" not in tiles.column_names:
+        return {}
+    counts = {entry["values"]: entry["counts"] for entry in tiles["domain"].drop_null().value_counts().to_pylist()}
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def say_domains(counts: Mapping[str, int]) -> str:
+    """Return in words how many tiles are out of the domain, and why; "" if none says."""
+    out = {domain.removeprefix("out: "): tiles for domain, tiles in counts.items() if domain != "in"}
+    if not out:
+        return f"{sum(counts.values())} tiles in" if counts else ""
+    reasons = "; ".join(f"{tiles}: {reason}" for reason, tiles in out.items())
+    return f"{sum(out.values())} of {sum(counts.values())} tiles out ({reasons})"

@@ -58,6 +58,7 @@ class Projection:
     direction: str = ""
     observed: str = ""
     other_tiles: int = 0
+    domains: Mapping[str, int] = field(default_factory=dict)
     patches: int = 0
     patches_translated: int = 0
     sources: int = 0

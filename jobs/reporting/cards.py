@@ -79,6 +79,7 @@ def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, 
             "AS-Bridge score": _number(row["score_asbridge"], ".3g"),
             "tile": row["tile_id"],
             "flags": in_words(row["flags"]),
+            **({"domain": row["domain"]} if (row.get("domain") or "in") != "in" else {}),
             **({"in the picture": nearby} if nearby else {}),
         },
         magnitudes=[

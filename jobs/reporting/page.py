@@ -20,6 +20,7 @@ from surveybridge.jobs.reporting.state import run_manifest, run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
 from surveybridge.storage.catalog_sources import run_id
+from surveybridge.storage.domain import say_domains
 from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import Listing, query
@@ -143,6 +144,7 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "published": "nothing" if published is None else f"{published['path']}, {published['published_at']}",
         "run": f"{status['run']} ({status['run_id']})",
         "tile store": str(status["store"]),
+        "domain": say_domains(status["domains"]) or "–",
         "version": f"surveybridge {status['code_version']}",
     }
 

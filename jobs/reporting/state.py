@@ -34,6 +34,7 @@ SLOWEST = 5
 
 def run_status(run: RunFolder) -> dict[str, Any]:
     """Return everything that the command prints, for JSON; seconds, tiles per minute, times in UTC."""
+    from surveybridge.storage.domain import count_domains
     from surveybridge.storage.lease import read_holder
     from surveybridge.storage.published import standing_rows
 
@@ -71,6 +72,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         },
         "store_trouble": trouble,
         "candidates": _sum(rows["n_candidates"]),
+        "domains": count_domains(rows),
         "tiles_per_minute": rate,
         "eta_seconds": _eta(left, progress, rate) if holder is not None else None,
         "seconds": {
@@ -216,6 +218,8 @@ def _utc(seconds: float) -> str:
 
 def text(status: dict[str, Any]) -> str:
     """The status in lines."""
+    from surveybridge.storage.domain import say_domains
+
     tiles, rate, holder = status["tiles"], status["tiles_per_minute"], status["holder"]
     known = "" if tiles["manifest"] is None else f" of {tiles['manifest']}"
     left = "" if tiles["left"] is None else f", {tiles['left']} left"
@@ -228,6 +232,7 @@ def text(status: dict[str, Any]) -> str:
         + (f" does not say what is left: {status['store_trouble']}" if tiles["left"] is None else ""),
         f"tiles     {tiles['ok']}{known} ok, {tiles['failed']} failed, {tiles['quarantined']} quarantined{left}; "
         f"{status['candidates']} sources scored",
+        *([f"domain    {said}"] if (said := say_domains(status["domains"])) else []),
         f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"
         + ("" if status["eta_seconds"] is None else f"; done in about {_duration(status['eta_seconds'])}"),
         "seconds   "

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from surveybridge.__main__ import main
-from surveybridge.jobs.reporting.state import reason_pattern, run_status
+from surveybridge.jobs.reporting.state import reason_pattern, run_status, text
 from surveybridge.storage.lease import Lease, read_holder
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.parquet import parquet_bytes
@@ -112,6 +112,14 @@ def test_a_run_with_a_live_driver_is_running_and_says_who_since_when_and_how_lon
     # by the driver's own count: 10 of its tiles are left
     assert status["eta_seconds"] == pytest.approx(10 / 2.0 * 60, rel=0.2)
     assert run_status(run)["state"] == "interrupted"
+
+
+def test_tiles_out_of_the_domain_are_counted_with_the_reason(run):
+    reason = "lsst bands are HSC-R as r"
+    fill(run, [row(i, domain=f"out: {reason}" if i < 3 else "in") for i in range(20)])
+    status = run_status(run)
+    assert status["domains"] == {"in": 17, f"out: {reason}": 3}
+    assert f"domain    3 of 20 tiles out (3: {reason})\n" in text(status)
 
 
 def test_pauses_between_drivers_do_not_count_as_work(run):
