@@ -1,7 +1,8 @@
 """Co-register FITS images of two surveys onto one grid and cut them into a tile store.
 
 `--image NAME.BAND=FILE ...` names the images of any problem; `--euclid FILE --lsst FILE FILE FILE` is short for those
-of LSST and Euclid.
+of LSST and Euclid. One survey alone will do: tiles with the observed one are translated, and catalogs are made where
+both are. A store holds many fields, each on a grid of its own: an ingest adds one, or replaces the one of its name.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
     from surveybridge.storage.problems import ProblemTable
+    from surveybridge.storage.target_grids import TargetGrid
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store s3://bucket/tiles --tile-size 1024
 surveybridge ingest --euclid "c.fits[VIS_BGSUB]" --lsst "c.fits[DES_G_BGSUB]" "c.fits[DES_R_BGSUB]" \\
     "c.fits[DES_I_BGSUB]" --store tiles
+surveybridge ingest --lsst g.fits r.fits i.fits --store tiles --field tract9813-patch42
+surveybridge ingest --lsst g.fits r.fits i.fits --grid EUC_MER_tile.fits --store tiles
 surveybridge ingest --problem hsc-hst.toml --image hsc.g=g.fits hsc.r=r.fits hst.F814W=acs.fits --onto hst \\
     --store tiles"""
 
@@ -44,20 +48,30 @@ class Config(JobConfig):
 
     named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", *MAPS)
 
-    store: str = Field(
-        description="tile store to write, local path or s3:// URL; an earlier one of the same grid is replaced"
+    store: str = Field(description="tile store, local path or s3:// URL: new, or one to which the field is added")
+    field: str | None = Field(
+        None,
+        description="name of the field, which replaces one of the same name (default: the field of the same grid, or "
+        "a new one named after its grid)",
     )
-    euclid: str | None = Field(
-        None, description="Euclid VIS image: FITS file or URL, FILE[EXT] to name an extension (with --lsst)"
-    )
+    euclid: str | None = Field(None, description="Euclid VIS image: FITS file or URL, FILE[EXT] to name an extension")
     lsst: tuple[str, ...] = Field(
-        (), description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT] (with --euclid)"
+        (), description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT]"
     )
     problem: str | None = Field(None, description="TOML file of a problem, or a shipped one (default: lsst-euclid)")
     image: tuple[str, ...] = Field((), description="images as NAME.BAND=FILE: endpoint, band, FITS file or FILE[EXT]")
     onto: str | None = Field(
         None,
-        description="endpoint whose grid all images are resampled to (default: that of the catalog, else the finer)",
+        description="endpoint whose grid all images are resampled to (default: that of the catalog, else the finer); "
+        "without its images, a TAN grid of its pixel scale around those of the other, with their tangent point",
+    )
+    grid: str | None = Field(
+        None,
+        description="grid to resample all images to: a FITS file, FILE[EXT] or text header (.hdr, .head) that states "
+        "it, or RA,DEC,ARCSEC: TAN around a place, a square",
+    )
+    pixel_scale: float | None = Field(
+        None, gt=0, description="side of a pixel of a grid that no file states, arcsec (default: that of --onto)"
     )
     tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
@@ -74,6 +88,7 @@ class Config(JobConfig):
     weight: tuple[str, ...] = Field(
         (), description="weight maps (inverse variance, 0 = no coverage) in separate files, as NAME.BAND=FILE"
     )
+    wait: float = Field(0.0, ge=0, description="seconds to wait for another ingest into the store to end")
     subtract_sky: bool = Field(
         False,
         description="subtract the level of the sky, measured on each image; refused without it if it is not near 0",
@@ -109,15 +124,18 @@ class Config(JobConfig):
         if not self.image:
             if self.problem is not None:
                 raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")
-            missing = [f"--{name} is required" for name in ("euclid", "lsst") if not getattr(self, name)]
-            if missing:
-                raise ValueError(f"{'; '.join(missing)}, or --image NAME.BAND=FILE ... of another problem")
+            if not (self.euclid or self.lsst):
+                raise ValueError(
+                    "--euclid is required; --lsst is required: one of them or both, or --image NAME.BAND=FILE ... of "
+                    "another problem"
+                )
         return self
 
 
 def run(config: Config) -> int:
     """Write the store, and report what is in it."""
     from surveybridge.jobs.running.progress import progress
+    from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import ingest_field
     from surveybridge.storage.problems import default_problem, read_problem
 
@@ -128,22 +146,76 @@ def run(config: Config) -> int:
     rows = ingest_field(
         problem,
         images,
-        config.onto or default_grid(problem, images),
+        target_grid(config, problem, images),
         config.store,
         tile_size=config.tile_size,
         halo=config.halo,
+        slot=Slot(config.field, config.wait),
         subtract_sky=config.subtract_sky,
         watch=lambda tiles, total: progress(tiles, "ingest", total),
         **how,
     )
     both = sum(len(row["surveys"]) == 2 for row in rows)
-    log.info("%d tiles in %s (%d with both surveys), %.1f s", len(rows), config.store, both, time.monotonic() - start)
+    log.info(
+        "field %s: %d tiles in %s (%d with both surveys), %.1f s",
+        rows[0]["field"],
+        len(rows),
+        config.store,
+        both,
+        time.monotonic() - start,
+    )
     return 0
+
+
+def target_grid(config: Config, problem: ProblemTable, images: Mapping[str, Mapping[str, str]]) -> str | TargetGrid:
+    """Return the endpoint that has the grid onto which all images are brought, or the grid itself."""
+    from surveybridge.storage.celestial import celestial_wcs
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.fits_images import stated_grid
+    from surveybridge.storage.problems import endpoint
+    from surveybridge.storage.target_grids import grid_around, grid_at, grid_of_file
+
+    onto = config.onto or default_grid(problem, images)
+    scale = config.pixel_scale or endpoint(problem, onto)["pixel_scale"]
+    place = None if config.grid is None else _place(config.grid)
+    if place is None and config.pixel_scale is not None and (config.grid is not None or onto in images):
+        file = config.grid or next(iter(images[onto].values()))
+        raise RequestError(
+            f"--pixel-scale {config.pixel_scale:g}: {file} states the grid; leave it out, or give a place"
+        )
+    if not scale and (place is not None or (config.grid is None and onto not in images)):
+        raise RequestError(f"--onto {onto} has no pixel scale of its own; give --pixel-scale")
+    if place is not None:
+        return grid_at(onto, *place, scale)
+    if config.grid is not None:
+        try:
+            return grid_of_file(onto, config.grid)
+        except StorageError as error:
+            raise RequestError(f"--grid {config.grid}: {error}; or give a place as RA,DEC,ARCSEC") from None
+    if onto in images:
+        return onto
+    end = next(end for end in problem["endpoints"] if end["name"] in images)
+    band = end["bands"][0]
+    if band not in images[end["name"]]:
+        return onto  # what is missing is said when the images are opened
+    header, shape = stated_grid(end, band, images[end["name"]][band])
+    return grid_around(onto, celestial_wcs(header), shape, scale, images[end["name"]][band])
+
+
+def _place(text: str) -> tuple[float, float, float] | None:
+    """Right ascension, declination and side of a grid; None where the text is something else."""
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.positions import position_and_angle
+
+    try:
+        return position_and_angle(text)
+    except StorageError:
+        return None
 
 
 def default_grid(problem: ProblemTable, images: Mapping[str, Any]) -> str:
     """Return the endpoint whose grid is the default: the one with the catalog, else the one of finer pixels."""
-    if problem["catalog"] in images:
+    if problem["catalog"] is not None:
         return str(problem["catalog"])
     given = [end for end in problem["endpoints"] if end["name"] in images]
     return min(given, key=lambda end: end["pixel_scale"])["name"] if given else problem["endpoints"][0]["name"]
@@ -166,8 +238,9 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
 
 def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
     """Return the same from the short settings for the problem lsst-euclid."""
-    assert config.euclid is not None
-    images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst"), "euclid": {"VIS": config.euclid}}
+    images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst")} if config.lsst else {}
+    if config.euclid is not None:
+        images["euclid"] = {"VIS": config.euclid}
     lsst_psf = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else {}
     euclid_psf = {} if config.euclid_psf is None else {"VIS": config.euclid_psf}
     maps: dict[str, dict[str, dict[str, str]]] = {}

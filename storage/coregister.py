@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from surveybridge.storage.grids import GridMapping, Positions, pixel_scale
-from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
 from surveybridge.storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
 
 FOOTPRINT = {"BAD": 2, "SAT": 3, "NO_DATA": 2, "CLIPPED_EDGE": 2}
 """Pixels to each side of a position that must be usable. 2 is the support of the cubic B-spline; bad values are
 replaced by a local fill that is nearly right, but nobody knows the flux of a saturated pixel: those reach farther."""
+
+
+LATTICE = 16
+"""Pixels between the places of the output at which one looks which part of the input they need."""
+
+MARGIN = 64
+"""Pixels of the input around what is interpolated. A spline coefficient depends on values at distance n as 0.268^n: at
+64 pixels this is far below the last bit of a double."""
 
 
 def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[int, int]) -> SurveyImage:
@@ -44,26 +52,86 @@ def coregister(image: SurveyImage, target_wcs_header: str, target_shape: tuple[i
         `noise_correlation` says how much neighbours share. A grid that is a shift by whole pixels is copied, not
         interpolated.
     """
-    mapping = GridMapping.between(target_wcs_header, target_shape, image.wcs_header, image.flux.shape[1:])
-    done = mapping.name if image.extensive or mapping.whole_shift is not None else "cubic spline"
-    out = replace(
-        image,
-        flux=np.empty((len(image.bands), *target_shape), np.float32),
-        variance=np.empty((len(image.bands), *target_shape), np.float32),
-        mask=np.empty((len(image.bands), *target_shape), np.uint8),
-        wcs_header=target_wcs_header,
-        pixel_scale=pixel_scale(target_wcs_header),
-        noise_correlation=tuple(mapping.noise_correlation(r) for r in image.noise_correlation),
-        provenance=image.provenance | {"native_pixel_scale": f"{image.pixel_scale:.6g}", "interpolation": done},
-    )
-    sources = [_Source.prepare(image, band) for band in range(len(image.bands))]
-    for rows, where in mapping.blocks():
-        if not image.extensive:
-            where = where._replace(area=np.ones_like(where.area))
-        block = _Block.of(where, image.flux.shape[1:], copy=mapping.whole_shift is not None)
-        for band, source in enumerate(sources):
-            _interpolate(source, block, out, band, rows)
-    return out
+    return Registration.of(LazyImage.of(image), target_wcs_header, target_shape).strip(0, target_shape[0])
+
+
+@dataclass(frozen=True)
+class Registration:
+    """An image that is interpolated onto another pixel grid strip by strip, with the result of `coregister`.
+
+    Parameters
+    ----------
+    image : LazyImage
+        Any pixel scale and rotation.
+    mapping : GridMapping
+        From the wanted grid into the image's.
+    head : SurveyImage
+        Everything but the pixels of the image on the wanted grid.
+    """
+
+    image: LazyImage
+    mapping: GridMapping
+    head: SurveyImage
+
+    @classmethod
+    def of(cls, image: LazyImage, target_wcs_header: str, target_shape: tuple[int, int]) -> Registration:
+        """Prepare; arguments as `coregister`."""
+        head = image.head
+        mapping = GridMapping.between(target_wcs_header, target_shape, head.wcs_header, image.shape)
+        done = mapping.name if head.extensive or mapping.whole_shift is not None else "cubic spline"
+        told = {"native_pixel_scale": f"{head.pixel_scale:.6g}", "interpolation": done}
+        on_grid = replace(
+            head,
+            wcs_header=target_wcs_header,
+            pixel_scale=pixel_scale(target_wcs_header),
+            noise_correlation=tuple(mapping.noise_correlation(r) for r in head.noise_correlation),
+            provenance=head.provenance | told,
+        )
+        return cls(image, mapping, on_grid)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the wanted grid."""
+        return self.mapping.shape
+
+    def strip(self, start: int, stop: int) -> SurveyImage:
+        """Rows start..stop of the wanted grid, all columns; the WCS stays that of the whole grid."""
+        size = (len(self.head.bands), stop - start, self.mapping.shape[1])
+        flux, variance = (np.full(size, np.nan, np.float32) for _ in range(2))
+        out = replace(self.head, flux=flux, variance=variance, mask=np.full(size, MASK_PLANES["NO_DATA"], np.uint8))
+        box = self._seen(start, stop)
+        if box is None:
+            return out
+        section = self.image.section(box)
+        sources = [_Source.prepare(section, band) for band in range(len(section.bands))]
+        for rows, where in self.mapping.blocks(start, stop):
+            if not self.head.extensive:
+                where = where._replace(area=np.ones_like(where.area))
+            block = _Block.of(where, self.image.shape, box, copy=self.mapping.whole_shift is not None)
+            for band, source in enumerate(sources):
+                _interpolate(source, block, out, band, rows)
+        return out
+
+    def _seen(self, start: int, stop: int) -> Box | None:
+        """The box of the image that the result depends on; None where the strip lies outside."""
+        y, x = (
+            np.unique([*range(first, last, LATTICE), last - 1]).astype(np.float64)
+            for first, last in ((start, stop), (0, self.mapping.shape[1]))
+        )
+        where = self.mapping.at(y, x)
+        between = 2 * LATTICE * max(1.0, float(np.sqrt(np.nanmax(where.area, initial=0.0))))
+        (height, width), edges = self.image.shape, []
+        with np.errstate(invalid="ignore"):
+            near = (where.y > -between) & (where.y < height + between)
+            near &= (where.x > -between) & (where.x < width + between)
+        if not near.any():
+            return None
+        reach = 0 if self.mapping.whole_shift is not None else MARGIN
+        for values, size in ((where.y[near], height), (where.x[near], width)):
+            first, last = values.min() - between - reach, values.max() + between + reach
+            edges += [int(np.clip(np.floor(first), 0, size)), int(np.clip(np.ceil(last) + 1, 0, size))]
+        y0, y1, x0, x1 = edges
+        return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
 
 
 def resample_stamps(
@@ -144,12 +212,17 @@ class _Block:
     along_x: NDArray[np.float64] | None
 
     @classmethod
-    def of(cls, where: Positions, shape: tuple[int, ...], *, copy: bool) -> _Block:
+    def of(cls, where: Positions, shape: tuple[int, int], box: Box, *, copy: bool) -> _Block:
+        """Relate positions in an image of some shape to the box of it that was read."""
         height, width = shape
         if not np.isfinite(where.y).all():  # places without a pixel: outside, whatever is computed there
             where = Positions(*(np.nan_to_num(plane, nan=-1.0) for plane in where))
         inside = (where.y > -0.5) & (where.y < height - 0.5) & (where.x > -0.5) & (where.x < width - 0.5)
-        at_y, at_x = (np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, height), (where.x, width)))
+        y0, y1, x0, x1 = box
+        where = where._replace(y=where.y - y0, x=where.x - x0)  # exact: both are multiples of the same last bit
+        at_y, at_x = (
+            np.clip(np.floor(p), 0, n - 1).astype(np.intp) for p, n in ((where.y, y1 - y0), (where.x, x1 - x0))
+        )
         if copy:
             return cls(where, inside, at_y, at_x, None, None)
         return cls(where, inside, at_y, at_x, tap_weights(where.y - at_y) ** 2, tap_weights(where.x - at_x) ** 2)

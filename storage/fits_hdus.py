@@ -7,6 +7,7 @@ files of afw and KBMOD. What cannot be told is refused with a list of the HDUs, 
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Collection, Sequence
@@ -19,6 +20,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.images import Box
 
 Role = Literal["flux", "mask", "variance", "rms", "weight", "psf", "other"]
 """What an HDU holds: `rms` is a standard deviation, `weight` an inverse variance; `other` is none of these."""
@@ -48,6 +50,12 @@ WORDS: dict[Role, frozenset[str]] = {
 SCIENCE_NAMES = ("IMAGE", "SCI", "SCIENCE")
 """Names of the one image of a file. Where there is none: `<BAND>_FLUX`, `<BAND>_BGSUB`, else the only candidate."""
 
+WHOLE_PIXELS = 1 << 24
+"""Images of more pixels are read in parts; what is measured on them, such as the sky, is measured on a sample."""
+
+SAMPLES, SAMPLE_SIDE = 16, 128
+"""Boxes of a sample along each axis, and their side in pixels: 4 million pixels know a median to 0.001 sigma."""
+
 PLANE_CARDS = re.compile(r"^(MP_.+|MSKN\d{4})$")
 """Cards that name planes of a mask: afw's and those of Rubin's newer files."""
 
@@ -72,6 +80,8 @@ class Extension:
         EXTNAME without the words for the role: `VIS` of `VIS_FLUX`. What has one stem belongs together.
     hdu : ImageHDU, PrimaryHDU or CompImageHDU
         The HDU itself.
+    boxes : tuple of Box
+        Parts of the image of which the pixels are, one below the other, all of one width; none = all of it.
     """
 
     number: int
@@ -82,6 +92,7 @@ class Extension:
     role: Role | None
     stem: str
     hdu: Any
+    boxes: tuple[Box, ...] = ()
 
     @property
     def label(self) -> str:
@@ -106,13 +117,24 @@ class Extension:
         return "int" in self.kind
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """Shape of the pixels."""
+        if not self.boxes:
+            return self.size
+        return sum(y1 - y0 for y0, y1, _, _ in self.boxes), self.boxes[0][3] - self.boxes[0][2]
+
+    @property
     def data(self) -> NDArray[Any]:
-        """Pixels [H, W] as stored, scaled by BSCALE and BZERO."""
-        return np.asarray(self.hdu.data).reshape(self.size)
+        """Pixels of `extent` as stored, scaled by BSCALE and BZERO."""
+        if not self.boxes:
+            return np.asarray(self.hdu.data).reshape(self.size)
+        above = (0,) * (len(self.shape) - 2)
+        parts = [self.hdu.section[(*above, slice(y0, y1), slice(x0, x1))] for y0, y1, x0, x1 in self.boxes]
+        return np.concatenate(parts).reshape(self.extent)
 
     @property
     def pixels(self) -> NDArray[np.float64]:
-        """Pixels [H, W], float64 in this machine's byte order (FITS is big-endian)."""
+        """Pixels of `extent`, float64 in this machine's byte order (FITS is big-endian)."""
         return self.data.astype(np.float64)
 
     def __str__(self) -> str:
@@ -130,15 +152,41 @@ def split_extension(path: str) -> tuple[str, str | None]:
 
 
 def extensions(hdus: fits.HDUList, unit: str = "nJy") -> list[Extension]:
-    """Return the HDUs with images, and what each holds; `unit` is that of the endpoint, to which BUNIT is compared."""
+    """Return the HDUs with images, and what each holds; `unit` is that of the endpoint, to which BUNIT is compared.
+
+    Of large images the pixels are those of a sample (`sample_boxes`).
+    """
+    return _image_mask_variance(by_header(hdus, unit))
+
+
+def by_header(hdus: fits.HDUList, unit: str) -> list[Extension]:
+    """Return the same as `extensions`, without a look at pixels: some roles are not known."""
     found = []
     for number, hdu in enumerate(hdus):
         if not hdu.is_image or not hdu.shape:
             continue
         name = str(hdu.header.get("EXTNAME") or "").strip().upper()
         role, stem = _role(hdu.header, name, unit)
-        found.append(Extension(number, name, hdu.ver, tuple(hdu.shape), _kind(hdu.header), role, stem, hdu))
-    return _image_mask_variance(found)
+        one = Extension(number, name, hdu.ver, tuple(hdu.shape), _kind(hdu.header), role, stem, hdu)
+        found.append(replace(one, boxes=sample_boxes(one.size)) if one.is_plane else one)
+    return found
+
+
+def sample_boxes(shape: Sequence[int]) -> tuple[Box, ...]:
+    """Boxes all over an image whose pixels stand for it, always the same for one shape; none for what is small."""
+    if math.prod(shape) <= WHOLE_PIXELS:
+        return ()
+    height, width = (min(SAMPLE_SIDE, n) for n in shape)
+    random = np.random.default_rng(list(shape))
+    many = [max(1, min(SAMPLES, n // SAMPLE_SIDE)) for n in shape]
+    found = []
+    for cell in np.ndindex(*many):
+        corner = [
+            int(n * k / count + random.random() * (n / count - side))
+            for n, k, count, side in zip(shape, cell, many, (height, width), strict=True)
+        ]
+        found.append((corner[0], corner[0] + height, corner[1], corner[1] + width))
+    return tuple(found)
 
 
 def listed(found: Sequence[Extension]) -> str:

@@ -6,9 +6,10 @@ holds several images: `cutout.fits[DES_G_BGSUB]`, `chips.fits[SCI,2]` (EXTVER), 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,13 +29,13 @@ from surveybridge.storage.celestial import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import extensions, flux_extension, split_extension
+from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions, flux_extension, split_extension
 from surveybridge.storage.fits_maps import MAPS, Flux, grid_offset, mask_of, noise_of, psf_of
 from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import describe_footprint, pixel_areas, pixel_scale
-from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from surveybridge.storage.photometry import Sky, sky_statistics, zero_areas
+from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
+from surveybridge.storage.photometry import ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
 from surveybridge.storage.problems import EndpointTable
 from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
@@ -70,7 +71,12 @@ def read_image(endpoint: EndpointTable, paths: Mapping[str, str], **how: Any) ->
     return image
 
 
-def read_images(
+def read_images(endpoint: EndpointTable, paths: Mapping[str, str], **how: Any) -> list[SurveyImage]:
+    """Read the images of an endpoint, a file (or HDU) per band; arguments and refusals as `open_images`."""
+    return [image.whole() for image in open_images(endpoint, paths, **how)]
+
+
+def open_images(
     endpoint: EndpointTable,
     paths: Mapping[str, str],
     *,
@@ -80,8 +86,11 @@ def read_images(
     filters: Collection[str] = (),
     subtract_sky: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> list[SurveyImage]:
-    """Read the images of an endpoint, a file (or HDU) per band, and log a line for each.
+) -> list[LazyImage]:
+    """Open the images of an endpoint, a file (or HDU) per band, and log a line for each.
+
+    Of images of more than `fits_hdus.WHOLE_PIXELS` what is measured, such as sky and noise, is measured on a sample,
+    and pixels are read when they are asked for; others are in memory.
 
     Parameters
     ----------
@@ -111,7 +120,7 @@ def read_images(
 
     Returns
     -------
-    list of SurveyImage
+    list of LazyImage
         One image for each pixel grid, that of the first band first: bands with other pixels than the first have an
         image each.
 
@@ -159,6 +168,18 @@ def read_images(
     return [_assemble(endpoint, group) for group in groups]
 
 
+def stated_grid(
+    endpoint: EndpointTable, band: str, path: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[str, tuple[int, int]]:
+    """WCS header, ICRS, and height and width of the image of a band, as `open_images` would read them."""
+    file, selector = split_extension(path)
+    with open_fits(file, storage_options) as hdus:
+        extension = flux_extension(extensions(hdus, endpoint["unit"]), file, selector, band)
+        where = f"{file}[{extension.label}]"
+        height, width = extension.size
+        return _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)[0], (height, width)
+
+
 @dataclass(frozen=True)
 class _Request:
     """What holds for all bands of an endpoint; see `read_images`."""
@@ -176,16 +197,47 @@ class _Request:
         return njy_per_unit(self.endpoint["unit"]) is not None and self.endpoint["extensive"]
 
 
+Planes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]
+"""Flux, variance and mask [H, W], in the endpoint's unit."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One band as it was read: [H, W] arrays in the endpoint's unit, and what was understood of its file."""
+    """One band: what was understood of its file, and how its pixels are had."""
 
-    flux: NDArray[np.float32]
-    variance: NDArray[np.float32]
-    mask: NDArray[np.uint8]
+    shape: tuple[int, int]
+    read: Callable[[Box], Planes]
     wcs_header: str
     noise_correlation: float
     reading: BandReading
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What was found out on a sample of a large image, and holds for all parts of it.
+
+    Attributes
+    ----------
+    roles : mapping of int to Role
+        By number of the HDU; that of the flux is `number`.
+    factor, per_steradian : float, bool
+        What a count is worth, and whether by steradian.
+    frequent_zeros : bool
+        As in `zero_areas`.
+    variance : float or None
+        Of every pixel; None where the file's map says it.
+    level, sigma : float
+        What is subtracted from the flux, and the noise of the sky.
+    """
+
+    number: int
+    roles: Mapping[int, Role | None]
+    factor: float
+    per_steradian: bool
+    frequent_zeros: bool
+    variance: float | None
+    level: float
+    sigma: float
 
 
 def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Request) -> _Plane:
@@ -202,33 +254,31 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
         header = hdus[0].header.copy(strip=True)
         header.update(extension.hdu.header)
         wcs_header, wcs_note = _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)
-        factor: float | NDArray[np.float64]
+        per_steradian = False
         if njy_of_unit is not None:
             middle = [np.array((n - 1) / 2) for n in extension.size]
             area = float(pixel_area(celestial_wcs(wcs_header), *middle))
             scale = calibration(extension.hdu.header, hdus[0].header, where, area, request.zero_points.get(band))
-            factor, zero_point = scale.njy / njy_of_unit, scale.zero_point
-            if scale.per_steradian:
-                factor = factor * pixel_areas(wcs_header, extension.size)
+            factor, zero_point, per_steradian = scale.njy / njy_of_unit, scale.zero_point, scale.per_steradian
             units = ("zero_point", f"{zero_point:g} AB ({scale.source})")
         else:
             factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
             units = ("unit", f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}")
         on_sky = wcs_header if endpoint["pixel_scale"] or has_celestial_wcs(extension.hdu.header) else ""
-        whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, factor, unit)
+        by_pixel = _by_pixel(factor, per_steradian, wcs_header, extension)
+        whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, by_pixel, unit)
         mask = mask_of(whole, found, given, options)
         noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
         psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
-        flux = extension.pixels * factor
+        flux = extension.pixels * by_pixel
     filter_name = str(header.get("FILTER", "not stated")).strip()
     if filter_name in request.filters and filter_name != band:
         raise StorageError(
             f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
         )
     zeros = zero_areas(flux) if request.is_flux else np.zeros(flux.shape, bool)
-    bits = mask.mask | np.where(zeros | ~np.isfinite(flux), np.uint8(MASK_PLANES["NO_DATA"]), np.uint8(0))
-    if noise_map is not None:
-        bits[~noise_map.covered & (bits & MASK_PLANES["NO_DATA"] == 0)] |= MASK_PLANES["BAD"]
+    frequent_zeros = request.is_flux and zeros_are_frequent(flux, zeros)
+    bits = _all_bits(flux, mask.mask, noise_map, zeros)
     usable = bits == 0
     if not usable.any():
         raise StorageError(
@@ -239,14 +289,27 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
     exact = not variance.any()
     if request.is_flux:
         _check_sky(sky, float(np.sqrt(np.median(variance[usable]))), where, request)
-        flux -= sky.level if request.subtract_sky else 0.0
-    unknown = bits & MASK_PLANES["NO_DATA"] != 0
-    # a bad pixel still needs a finite variance: the store keeps NaN for NO_DATA alone
-    variance = np.where(np.isfinite(variance) | unknown, variance, sky.sigma**2)
+    level = sky.level if request.is_flux and request.subtract_sky else 0.0
+    height, width = extension.size
+    if extension.boxes:
+        own_map = noise_map is not None and variance is noise_map.variance
+        settled = _Settled(
+            number=extension.number,
+            roles={ext.number: ext.role for ext in found},
+            factor=factor,
+            per_steradian=per_steradian,
+            frequent_zeros=frequent_zeros,
+            variance=None if own_map else float(variance.flat[0]),
+            level=level,
+            sigma=sky.sigma,
+        )
+        read = functools.partial(_read_part, file, given, request, wcs_header, settled)
+    else:
+        planes = _finished(flux - level, variance, bits, sky.sigma)
+        read = functools.partial(_part_of, planes)
     return _Plane(
-        flux=np.where(unknown, np.nan, flux).astype(np.float32),
-        variance=np.where(unknown, np.nan, variance).astype(np.float32),
-        mask=bits,
+        shape=(height, width),
+        read=read,
         wcs_header=wcs_header,
         noise_correlation=0.0 if exact else sky.correlation,
         reading=BandReading(
@@ -277,6 +340,73 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
             wcs=wcs_note,
             notes=(f"noise: {aside}",) if aside else (),
         ),
+    )
+
+
+def _read_part(
+    file: str, given: Mapping[str, str], request: _Request, wcs_header: str, settled: _Settled, box: Box
+) -> Planes:
+    """Pixels of a box of a large image: what all of it would have there, if it were read with what is settled."""
+    with open_fits(file, request.storage_options) as hdus:
+        found = by_header(hdus, request.endpoint["unit"])
+        height, width = next(ext.size for ext in found if ext.number == settled.number)
+        y0, y1, x0, x1 = box
+        # as far around as connected zeros count
+        top, left = max(y0 - ZERO_AREA, 0), max(x0 - ZERO_AREA, 0)
+        grown = (top, min(y1 + ZERO_AREA, height), left, min(x1 + ZERO_AREA, width))
+        found = [
+            replace(ext, role=settled.roles[ext.number], boxes=(grown,) if ext.size == (height, width) else ext.boxes)
+            for ext in found
+        ]
+        extension = next(ext for ext in found if ext.number == settled.number)
+        factor = _by_pixel(settled.factor, settled.per_steradian, wcs_header, extension)
+        headers = (extension.hdu.header, hdus[0].header)
+        part = Flux(extension, file, headers, wcs_header, factor, request.endpoint["unit"], checked=True)
+        mask = mask_of(part, found, given, request.storage_options)
+        needed = request.noise != "sky"
+        noise_map, _ = noise_of(part, found, given, needed=needed, options=request.storage_options)
+        flux = extension.pixels * factor
+    zeros = zero_areas(flux, frequent=settled.frequent_zeros) if request.is_flux else np.zeros(flux.shape, bool)
+    bits = _all_bits(flux, mask.mask, noise_map, zeros)
+    constant = settled.variance
+    if constant is None:
+        assert noise_map is not None, "the map that was settled on is there"
+    variance = noise_map.variance if noise_map is not None and constant is None else np.full(flux.shape, constant)
+    planes = _finished(flux - settled.level, variance, bits, settled.sigma)
+    return _part_of(planes, (y0 - top, y1 - top, x0 - left, x1 - left))
+
+
+def _part_of(planes: Planes, box: Box) -> Planes:
+    y0, y1, x0, x1 = box
+    flux, variance, mask = planes
+    return flux[y0:y1, x0:x1], variance[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+
+
+def _by_pixel(factor: float, per_steradian: bool, wcs_header: str, extension: Extension) -> float | NDArray[np.float64]:
+    """What a count is worth in each pixel that is read."""
+    return factor * pixel_areas(wcs_header, extension.size, extension.boxes) if per_steradian else factor
+
+
+def _all_bits(
+    flux: NDArray[np.float64], mask: NDArray[np.uint8], noise_map: NoiseMap | None, zeros: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """The mask, with what flux and noise map mark."""
+    bits = mask | np.where(zeros | ~np.isfinite(flux), np.uint8(MASK_PLANES["NO_DATA"]), np.uint8(0))
+    if noise_map is not None:
+        bits[~noise_map.covered & (bits & MASK_PLANES["NO_DATA"] == 0)] |= MASK_PLANES["BAD"]
+    return bits
+
+
+def _finished(
+    flux: NDArray[np.float64], variance: NDArray[np.float64], bits: NDArray[np.uint8], sigma: float
+) -> Planes:
+    """Flux and variance as they are stored; a bad pixel still needs a finite variance, NaN is for NO_DATA alone."""
+    unknown = bits & MASK_PLANES["NO_DATA"] != 0
+    variance = np.where(np.isfinite(variance) | unknown, variance, sigma**2)
+    return (
+        np.where(unknown, np.nan, flux).astype(np.float32),
+        np.where(unknown, np.nan, variance).astype(np.float32),
+        bits,
     )
 
 
@@ -328,17 +458,17 @@ def _wcs_header(header: Header, primary: Header, endpoint: EndpointTable, where:
     return wcs_header_string(stated.wcs), "; ".join(stated.notes)
 
 
-def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> SurveyImage:
+def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> LazyImage:
     """Put bands together, which must share one grid."""
     first = planes[0]
     names = [plane.reading.file for plane in planes]
     for plane, name in zip(planes[1:], names[1:], strict=True):
-        if plane.flux.shape != first.flux.shape:
+        if plane.shape != first.shape:
             raise StorageError(
-                f"{name}: {plane.flux.shape[0]} x {plane.flux.shape[1]} pixels but {names[0]} has "
-                f"{first.flux.shape[0]} x {first.flux.shape[1]}; give bands of the same patch"
+                f"{name}: {plane.shape[0]} x {plane.shape[1]} pixels but {names[0]} has "
+                f"{first.shape[0]} x {first.shape[1]}; give bands of the same patch"
             )
-        off = grid_offset(plane.wcs_header, first.wcs_header, first.flux.shape)
+        off = grid_offset(plane.wcs_header, first.wcs_header, first.shape)
         if not off < 0.01:
             raise StorageError(
                 f"{name}: its grid is {off:.3g} px off that of {names[0]} "
@@ -347,12 +477,12 @@ def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> SurveyImage:
         if names.count(name) > 1:
             raise StorageError(f"{name}: given for {names.count(name)} bands; give one file per band")
     readings = tuple(plane.reading for plane in planes)
-    return SurveyImage(
+    head = SurveyImage(
         survey=endpoint["name"],
         bands=tuple(reading.band for reading in readings),
-        flux=np.stack([plane.flux for plane in planes]),
-        variance=np.stack([plane.variance for plane in planes]),
-        mask=np.stack([plane.mask for plane in planes]),
+        flux=np.zeros((len(planes), 0, 0), np.float32),
+        variance=np.zeros((len(planes), 0, 0), np.float32),
+        mask=np.zeros((len(planes), 0, 0), np.uint8),
         wcs_header=first.wcs_header,
         pixel_scale=pixel_scale(first.wcs_header),
         psf_fwhm=tuple(reading.psf_fwhm for reading in readings),
@@ -363,8 +493,14 @@ def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> SurveyImage:
         extensive=endpoint["extensive"],
         readings=readings,
     )
+    readers = [plane.read for plane in planes]
+
+    def read(box: Box) -> Planes:
+        flux, variance, mask = zip(*(one(box) for one in readers), strict=True)
+        return np.stack(flux), np.stack(variance), np.stack(mask)
+
+    return LazyImage(head, first.shape, read)
 
 
 def _footprint(plane: _Plane) -> str:
-    height, width = plane.flux.shape
-    return describe_footprint(celestial_wcs(plane.wcs_header), (height, width))
+    return describe_footprint(celestial_wcs(plane.wcs_header), plane.shape)

@@ -53,6 +53,8 @@ class Flux:
         What a count is worth in the unit of the endpoint.
     unit : str
         Unit of the endpoint.
+    checked : bool
+        Whether sums and places of the maps are known to be right: this is but a part of an image.
     """
 
     extension: Extension
@@ -61,6 +63,7 @@ class Flux:
     wcs_header: str
     factor: float | NDArray[np.float64]
     unit: str
+    checked: bool = False
 
     @property
     def where(self) -> str:
@@ -90,7 +93,7 @@ def mask_of(
             return read_mask([part], file, f"mask of {given['mask']}{grid}")
     parts, aside = partners(found, flux.extension, MAPS[:1], flux.file)
     if not parts:
-        return no_mask(flux.extension.size, aside)
+        return no_mask(flux.extension.extent, aside)
     for part in parts:
         _check_map(part, flux.headers[-1], flux.file, flux)
     source = ", ".join(part.name or f"HDU {part.number}" for part in parts[:1])
@@ -194,11 +197,15 @@ def _map_in(hdus: fits.HDUList, file: str, selector: str | None, role: Role, flu
             "the same image"
         )
     checked = _check_map(part, hdus[0].header, file, flux)
-    return replace(part, role=role), "" if checked else ", which has no WCS: only its shape was checked"
+    return replace(
+        part, role=role, boxes=flux.extension.boxes
+    ), "" if checked else ", which has no WCS: only its shape was checked"
 
 
 def _check_map(part: Extension, primary: fits.Header, file: str, flux: Flux) -> bool:
     """Refuse a damaged map, and one of another place on the sky; False where no places can be compared."""
+    if flux.checked:
+        return True
     where = f"{file}[{part.label}]"
     check_sums(part.hdu, where)
     in_primary = "CTYPE1" not in part.hdu.header and primary.get("NAXIS") == 0

@@ -88,7 +88,7 @@ def read_mask(parts: Sequence[Extension], file: str, source: str, headers: Seque
     StorageError
         The mask is not of whole numbers, or its bits have no meaning that the file or its format states.
     """
-    mask = np.zeros(parts[0].size, np.uint8)
+    mask = np.zeros(parts[0].extent, np.uint8)
     shares: dict[str, float] = {}
     for part in parts:
         where = f"{file}[{part.label}]"

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from surveybridge.storage.celestial import celestial_wcs, pixel_area, sky_to_pixel, wcs_header_string
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.images import Box
 from surveybridge.storage.spline import noise_covariance
 
 if TYPE_CHECKING:
@@ -32,13 +33,20 @@ def pixel_scale(wcs_header: str) -> float:
     return stated if abs(found / stated - 1) < 1e-3 else found
 
 
-def pixel_areas(wcs_header: str, shape: Sequence[int], spacing: int = 64) -> NDArray[np.float64]:
-    """Area on the sky, in steradian, of every pixel of an image, float64 [H, W]; exact every `spacing` pixels."""
+def pixel_areas(
+    wcs_header: str, shape: Sequence[int], boxes: Sequence[Box] = (), spacing: int = 64
+) -> NDArray[np.float64]:
+    """Area on the sky, in steradian, of the pixels of an image, float64 [H, W]; exact every `spacing` pixels.
+
+    With `boxes`, all of one width, those of the pixels in these, one below the other.
+    """
     from scipy.interpolate import RectBivariateSpline
 
     nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
     areas = pixel_area(celestial_wcs(wcs_header), *np.meshgrid(nodes_y, nodes_x, indexing="ij"))
-    return np.asarray(RectBivariateSpline(nodes_y, nodes_x, areas)(np.arange(shape[0]), np.arange(shape[1])))
+    spline = RectBivariateSpline(nodes_y, nodes_x, areas)
+    parts = boxes or [(0, shape[0], 0, shape[1])]
+    return np.concatenate([spline(np.arange(y0, y1), np.arange(x0, x1)) for y0, y1, x0, x1 in parts])
 
 
 def shifted_header(wcs_header: str, y: int, x: int) -> str:
@@ -236,12 +244,15 @@ class GridMapping:
             self.cells.correct(y, x, where)
         return where
 
-    def blocks(self, rows: int = 64) -> Iterator[tuple[slice, Positions]]:
-        """Walk over the output in strips of rows, so that temporaries stay in the processor's cache."""
-        for start in range(0, self.shape[0], rows):
-            stop = min(start + rows, self.shape[0])
-            y, x = np.arange(start, stop, dtype=np.float64), np.arange(self.shape[1], dtype=np.float64)
-            yield slice(start, stop), self.at(y, x)
+    def blocks(self, start: int, stop: int, rows: int = 64) -> Iterator[tuple[slice, Positions]]:
+        """Walk over rows start..stop of the output, a few at a time, so that temporaries stay in the processor's cache.
+
+        The slices count from `start`.
+        """
+        for first in range(start, stop, rows):
+            last = min(first + rows, stop)
+            y, x = np.arange(first, last, dtype=np.float64), np.arange(self.shape[1], dtype=np.float64)
+            yield slice(first - start, last - start), self.at(y, x)
 
     def noise_correlation(self, input_correlation: float) -> float:
         """Lag-1 noise correlation on the output grid, mean over x and y, at `centre` and averaged over pixel phase.

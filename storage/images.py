@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from astropy.wcs import WCS
@@ -98,6 +99,59 @@ class SurveyImage:
     def valid(self) -> NDArray[np.bool_]:
         """Usable pixels, bool [C, H, W]."""
         return np.asarray(self.mask == 0)
+
+
+Box = tuple[int, int, int, int]
+"""(y0, y1, x0, x1), half-open, pixels."""
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """The image of one endpoint of which parts are read when they are wanted, because all of it is too large.
+
+    Parameters
+    ----------
+    head : SurveyImage
+        Everything but the pixels: its arrays have the shape [C, 0, 0].
+    shape : (int, int)
+        Height and width, pixels.
+    read : callable
+        Gives flux, variance and mask [C, h, w] of a box inside.
+    """
+
+    head: SurveyImage
+    shape: tuple[int, int]
+    read: Callable[[Box], tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]] = field(repr=False)
+
+    @classmethod
+    def of(cls, image: SurveyImage) -> LazyImage:
+        """An image that is in memory, as such a one."""
+        height, width = image.flux.shape[1:]
+
+        def read(box: Box) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+            y0, y1, x0, x1 = box
+            return image.flux[:, y0:y1, x0:x1], image.variance[:, y0:y1, x0:x1], image.mask[:, y0:y1, x0:x1]
+
+        return cls(without_pixels(image), (int(height), int(width)), read)
+
+    def section(self, box: Box) -> SurveyImage:
+        """The pixels of a box; the WCS stays that of the whole grid."""
+        flux, variance, mask = self.read(box)
+        return replace(self.head, flux=flux, variance=variance, mask=mask)
+
+    def strip(self, start: int, stop: int) -> SurveyImage:
+        """Rows start..stop; the WCS stays that of the whole grid."""
+        return self.section((start, stop, 0, self.shape[1]))
+
+    def whole(self) -> SurveyImage:
+        """All pixels."""
+        return self.strip(0, self.shape[0])
+
+
+def without_pixels(image: SurveyImage) -> SurveyImage:
+    """The same image with arrays of the shape [C, 0, 0]."""
+    none = np.s_[:, :0, :0]
+    return replace(image, flux=image.flux[none], variance=image.variance[none], mask=image.mask[none])
 
 
 def seeing(image: SurveyImage) -> float:

@@ -14,12 +14,12 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 
 from surveybridge.storage.domain import describe_domain, is_filter_of
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.field_images import default_noise
 from surveybridge.storage.fits_files import open_fits
 from surveybridge.storage.fits_hdus import Extension, extensions, listed, split_extension
-from surveybridge.storage.fits_images import read_images
+from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.grids import describe_footprint
-from surveybridge.storage.images import SurveyImage
-from surveybridge.storage.ingest import default_noise
+from surveybridge.storage.images import LazyImage
 from surveybridge.storage.problems import EndpointTable, ProblemTable, end_names, endpoint
 from surveybridge.storage.readings import BandReading
 
@@ -123,7 +123,7 @@ def _inspected(
         if band and band not in end["bands"]:
             raise StorageError(f"{path}: {name} has no band {band}; it has {','.join(end['bands'])}")
         only = EndpointTable(**{**end, "bands": [band or "image"]})
-        image = read_images(
+        image = open_images(
             only,
             {only["bands"][0]: path},
             noise=default_noise(problem, name),
@@ -134,16 +134,16 @@ def _inspected(
     except StorageError as error:
         return Inspection(path, name, band, refused=str(error))
     if name:
-        domain = describe_domain(problem, {name: [image]})
+        domain = describe_domain(problem, {name: [image.head]})
     else:
         wanted = ", ".join(f"{end['name']}.{band}" for end in problem["endpoints"] for band in end["bands"])
         domain = f"not known: is it one of {wanted}? Say so by NAME.BAND={path}"
-    return Inspection(path, name, band, image.readings[0], describe_wcs(image), domain)
+    return Inspection(path, name, band, image.head.readings[0], describe_wcs(image), domain)
 
 
-def describe_wcs(image: SurveyImage) -> str:
+def describe_wcs(image: LazyImage) -> str:
     """Return projection, frame, footprint, pixel scale and orientation of an image in words."""
-    wcs, (height, width) = image.wcs, image.flux.shape[1:]
+    wcs, (height, width) = image.head.wcs, image.shape
     # of the middle of the image: how the sky goes when one goes up, and right, by a pixel
     y, x = (height - 1) / 2, (width - 1) / 2
     middle, up, right = (wcs.pixel_to_world(*at).icrs for at in ((x, y), (x, y + 1), (x + 1, y)))
@@ -156,7 +156,7 @@ def describe_wcs(image: SurveyImage) -> str:
     )
     return (
         f"{'/'.join(wcs.wcs.ctype)}, {wcs_to_celestial_frame(wcs).name}, {describe_footprint(wcs, (height, width))}, "
-        f'{image.pixel_scale:.4g}" per pixel, {turn}, east is {"left" if left_handed else "right"} of north'
+        f'{image.head.pixel_scale:.4g}" per pixel, {turn}, east is {"left" if left_handed else "right"} of north'
     )
 
 

@@ -101,7 +101,7 @@ def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 
     return float(2 * np.sqrt((fine > fine.max() / 2).sum() / np.pi) * pixel_scale / zoom)
 
 
-def zero_areas(flux: NDArray[np.floating], rows: int = 512) -> NDArray[np.bool_]:
+def zero_areas(flux: NDArray[np.floating], rows: int = 512, frequent: bool | None = None) -> NDArray[np.bool_]:
     """Find where an image is exactly 0 over an area: nothing was observed there, whatever the rest of the file says.
 
     An area is `ZERO_AREA` zeros that touch each other. Noise that was quantised has single zeros and small groups of
@@ -113,11 +113,27 @@ def zero_areas(flux: NDArray[np.floating], rows: int = 512) -> NDArray[np.bool_]
     flux : float [H, W]
     rows : int
         Rows worked on at a time; the result does not depend on it.
+    frequent : bool, optional
+        Whether single zeros are frequent; by default as this image says (`zeros_are_frequent`).
 
     Returns
     -------
     bool [H, W]
     """
+    areas = _connected_zeros(flux, rows)
+    if zeros_are_frequent(flux, areas) if frequent is None else frequent:
+        return np.asarray(ndimage.binary_opening(flux == 0, np.ones((5, 5), bool)))
+    return areas
+
+
+def zeros_are_frequent(flux: NDArray[np.floating], areas: NDArray[np.bool_]) -> bool:
+    """Return whether more than a fifth of the pixels outside some areas are exactly 0."""
+    others = np.count_nonzero(~areas)
+    return bool(others and np.count_nonzero((flux == 0) & ~areas) > 0.2 * others)
+
+
+def _connected_zeros(flux: NDArray[np.floating], rows: int) -> NDArray[np.bool_]:
+    """Zeros of which `ZERO_AREA` touch each other."""
     zero = flux == 0
     areas = np.zeros(zero.shape, bool)
     if np.count_nonzero(zero) < ZERO_AREA:
@@ -130,9 +146,6 @@ def zero_areas(flux: NDArray[np.floating], rows: int = 512) -> NDArray[np.bool_]
         large = np.bincount(groups.ravel()) >= ZERO_AREA
         large[0] = False
         areas[start : start + rows] = large[groups][start - first : start - first + rows]
-    others = np.count_nonzero(~areas)
-    if others and np.count_nonzero(zero & ~areas) > 0.2 * others:
-        return np.asarray(ndimage.binary_opening(zero, np.ones((5, 5), bool)))
     return areas
 
 

@@ -1,0 +1,234 @@
+"""The images of a problem's endpoints on one pixel grid, read and co-registered strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from surveybridge.storage.coregister import Registration
+from surveybridge.storage.domain import describe_domain
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fields import grid_id_of
+from surveybridge.storage.fits_images import Noise, open_images
+from surveybridge.storage.grids import describe_footprint, overlap_fraction
+from surveybridge.storage.images import LazyImage, SurveyImage
+from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
+from surveybridge.storage.target_grids import TargetGrid
+
+Images = Mapping[str, Mapping[str, str]]
+"""Files by endpoint and band."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Images of a problem's endpoints on one grid, ready to be cut; all of it, or a strip of rows.
+
+    Parameters
+    ----------
+    images : mapping of str to SurveyImage
+        By endpoint, in the problem's order; their WCS is that of the whole grid.
+    onto : str
+        The endpoint whose pixels the grid has.
+    top : int
+        Row of the grid that is the images' first.
+    """
+
+    images: Mapping[str, SurveyImage]
+    onto: str
+    top: int = 0
+
+    @property
+    def wcs_header(self) -> str:
+        """WCS of the grid."""
+        return next(iter(self.images.values())).wcs_header
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = next(iter(self.images.values())).flux.shape[1:]
+        return int(height), int(width)
+
+    @property
+    def grid_id(self) -> str:
+        """Name of the pixel grid, of which this is all."""
+        return grid_id_of(self.onto, self.wcs_header, self.shape)
+
+
+@dataclass(frozen=True)
+class OpenField:
+    """Images of which strips are brought onto one grid when they are wanted.
+
+    Parameters
+    ----------
+    grid : TargetGrid
+        The grid.
+    parts : mapping of str to sequence of LazyImage or Registration
+        By endpoint, in the problem's order: one for the bands of each pixel grid.
+    ends : mapping of str to EndpointTable
+        Of these endpoints.
+    notes : mapping of str to str
+        What the provenance of all images says besides.
+    """
+
+    grid: TargetGrid
+    parts: Mapping[str, Sequence[LazyImage | Registration]]
+    ends: Mapping[str, EndpointTable]
+    notes: Mapping[str, str]
+
+    def strip(self, start: int, stop: int) -> Field:
+        """Rows start..stop of the grid."""
+        images = {
+            name: _joined(self.ends[name], [part.strip(start, stop) for part in parts])
+            for name, parts in self.parts.items()
+        }
+        told = {name: replace(image, provenance={**image.provenance, **self.notes}) for name, image in images.items()}
+        return Field(told, self.grid.endpoint, start)
+
+
+def read_field(problem: ProblemTable, images: Images, onto: str | TargetGrid, **how: Any) -> Field:
+    """Read all pixels; arguments and refusals as `open_field`."""
+    opened = open_field(problem, images, onto, **how)
+    return opened.strip(0, opened.grid.shape[0])
+
+
+def open_field(
+    problem: ProblemTable,
+    images: Images,
+    onto: str | TargetGrid,
+    *,
+    noise: Mapping[str, Noise] | None = None,
+    numbers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    maps: Mapping[str, Images] | None = None,
+    subtract_sky: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> OpenField:
+    """Open the images of both endpoints, or of one, and relate all bands to one grid.
+
+    Parameters
+    ----------
+    problem : ProblemTable
+        What the endpoints are.
+    images : mapping of endpoint to mapping of band to path
+        FITS file or URL, `FILE[EXT]` to name an extension. All bands of an endpoint; one endpoint may be left out.
+    onto : str or TargetGrid
+        The endpoint whose grid, that of its first band, the others are brought onto; or the grid for all.
+    noise : mapping of endpoint to "auto", "file" or "sky", optional
+        As `open_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
+    numbers : mapping of "psf_fwhm" or "zero_point" to mapping of endpoint to mapping of band to float, optional
+        Arcsec, or AB magnitude of one count; they count instead of what the files say.
+    maps : mapping of "mask", "variance", "rms" or "weight" to such a mapping as `images`, optional
+        Maps in files of their own.
+    subtract_sky : bool
+        Subtract the measured level of the sky from all fluxes.
+    storage_options : mapping, optional
+        For fsspec.
+
+    Raises
+    ------
+    StorageError
+        A file is unusable, or the endpoints do not overlap each other or the grid.
+    """
+    maps, numbers = maps or {}, numbers or {}
+    for given in (images, noise or {}, *numbers.values(), *maps.values()):
+        for name in given:
+            endpoint(problem, name)
+    first = onto if isinstance(onto, str) else onto.endpoint
+    if isinstance(onto, str) and onto not in images:
+        raise StorageError(f"onto {onto}: images of {', '.join(images) or 'nothing'} are given; give those of {onto}")
+    # the grid first: what is wrong with it concerns all others
+    ends = sorted((end for end in problem["endpoints"] if end["name"] in images), key=lambda end: end["name"] != first)
+    opened = {
+        end["name"]: open_images(
+            end,
+            images[end["name"]],
+            noise=(noise or {}).get(end["name"], default_noise(problem, end["name"])),
+            numbers={what: given.get(end["name"], {}) for what, given in numbers.items()},
+            maps={role: files[end["name"]] for role, files in maps.items() if end["name"] in files},
+            subtract_sky=subtract_sky,
+            filters=[band for other in problem["endpoints"] for band in other["bands"]],
+            storage_options=storage_options,
+        )
+        for end in ends
+    }
+    if isinstance(onto, str):
+        image = opened[onto][0]
+        grid = TargetGrid(onto, image.head.wcs_header, image.shape, _first_file(problem, images, onto))
+    else:
+        grid = onto
+    heads = {name: [part.head for part in parts] for name, parts in opened.items()}
+    notes = {"domain": describe_domain(problem, heads)}
+    in_order = {end["name"]: end for end in problem["endpoints"] if end["name"] in images}
+    for name in in_order:
+        for part in opened[name]:
+            if part is opened.get(first, [None])[0] and isinstance(onto, str):
+                continue
+            if in_order[name]["pixel_scale"] == 0 and part.shape != grid.shape:
+                here, there = ("{} x {}".format(*shape) for shape in (part.shape, grid.shape))
+                raise StorageError(f"{name}: {here} pixels but {grid.endpoint} has {there}; give images of one grid")
+            covered = _covered(part, images[name][part.head.bands[0]], grid)
+            whose = name if part is opened[name][0] else f"{name}_{part.head.bands[0]}"
+            notes[f"{whose}_coverage"] = f"{covered:.4f} of the {endpoint(problem, grid.endpoint)['title']} grid"
+    parts = {name: [_registered(end, part, grid) for part in opened[name]] for name, end in in_order.items()}
+    return OpenField(grid, parts, in_order, notes)
+
+
+def default_noise(problem: ProblemTable, name: str) -> Noise:
+    """Return where the variances of an endpoint come from unless the user says so: its file, if it has the catalog."""
+    return "file" if name == problem["catalog"] else "auto"
+
+
+def _first_file(problem: ProblemTable, images: Images, name: str) -> str:
+    """The file of an endpoint's first band."""
+    return images[name][endpoint(problem, name)["bands"][0]]
+
+
+def _covered(image: LazyImage, path: str, grid: TargetGrid) -> float:
+    """Share of the grid that an image covers; StorageError if it is none."""
+    here, there = image.head.wcs, grid.wcs
+    covered = overlap_fraction(there, grid.shape, here, image.shape)
+    if covered == 0 and overlap_fraction(here, image.shape, there, grid.shape) == 0:
+        raise StorageError(
+            f"surveys do not overlap: {grid.where} is at {describe_footprint(there, grid.shape)}, "
+            f"{path} at {describe_footprint(here, image.shape)}; give images of the same sky"
+        )
+    return covered
+
+
+def _registered(end: EndpointTable, image: LazyImage, grid: TargetGrid) -> LazyImage | Registration:
+    """The image on the grid."""
+    if (image.head.wcs_header, image.shape) == (grid.wcs_header, grid.shape):
+        return image
+    registration = Registration.of(image, grid.wcs_header, grid.shape)
+    if end["stretch"] == "axial" and registration.mapping.whole_shift is None:
+        raise StorageError(
+            f"{end['name']}: its angles lie on other pixels than the grid of {grid.endpoint}, and angles are not "
+            "interpolated; give them on that grid, or bring the rest onto theirs"
+        )
+    return registration
+
+
+def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
+    """Images of one endpoint on one grid as one image, bands in the endpoint's order."""
+    if len(parts) == 1:
+        return parts[0]
+    bands = [band for part in parts for band in part.bands]
+    order = [bands.index(band) for band in end["bands"]]
+    per_band = ("native_pixel_scale", "interpolation")
+    return replace(
+        parts[0],
+        bands=tuple(end["bands"]),
+        psf_fwhm=tuple([width for part in parts for width in part.psf_fwhm][k] for k in order),
+        noise_correlation=tuple([value for part in parts for value in part.noise_correlation][k] for k in order),
+        readings=tuple([reading for part in parts for reading in part.readings][k] for k in order),
+        provenance={
+            f"{part.bands[0]}.{key}" if key in per_band and part is not parts[0] else key: note
+            for part in parts
+            for key, note in part.provenance.items()
+        },
+        flux=np.concatenate([part.flux for part in parts])[order],
+        variance=np.concatenate([part.variance for part in parts])[order],
+        mask=np.concatenate([part.mask for part in parts])[order],
+    )
