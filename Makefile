@@ -1,6 +1,6 @@
 # make env         .venv with the `surveybridge` command, everything pinned by constraints.txt
 # make demo        simulate two surveys, ingest, translate, query; writes demo/demo.png
-# make test        formatting, lint, types and all tests (what .ci/run runs)
+# make test        formatting, lint, types and all tests, in lanes (what .ci/run runs)
 # make test-fast   the first three, and the tests that take no minutes and share nothing
 # make lint        the first three only
 # make docs        the documentation site, in site/
@@ -34,11 +34,11 @@ lint: env
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-test: lint
+test: env
 	.venv/bin/python -m tests.lanes
 
-test-fast: lint
-	.venv/bin/python -m tests.lanes fast
+test-fast: env
+	.venv/bin/python -m tests.lanes lint fast
 
 docs: env
 	.venv/bin/sphinx-build -W --keep-going -q docs site

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Ray gives its workers the lowest priority but four; beside other lanes they would hardly run.
     "RAY_worker_niceness": "0",
+    # A process of each training that asks whether a cloud is about to take a node back; here none is.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # moto accepts any key; without one botocore looks for an instance's metadata server and waits.
     "AWS_ACCESS_KEY_ID": "test",
@@ -38,6 +40,7 @@ import numpy as np
 import pytest
 
 from tests.lanes import LANES, lane_of, may_hold
+from tests.processor import PerTest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,8 +67,13 @@ def seeds() -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray cluster of 4 logical CPUs for the whole session; starting one takes 5-9 s."""
+    """One Ray cluster of 4 logical CPUs for the whole session; starting one takes 5-9 s.
+
+    A stream has one reader and one writer for a model: each takes two seconds of a core to start.
+    """
     import ray
+
+    from surveybridge.cluster import stream
 
     # Unix socket paths hold 107 characters, so Ray's folder must be short.
     folder = tempfile.mkdtemp(prefix="sb", dir="/tmp")
@@ -77,14 +85,27 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         configure_logging=False,
     )
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "IO_PER_MODEL", 1)
+        yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--lane NAME`: the tests of one lane of tests/lanes.py."""
-    parser.addoption("--lane", choices=tuple(LANES), help="run the tests of this lane only; see tests/lanes.py")
+    """`--lane NAME`: the tests of one lane of tests/lanes.py; `--processor FILE`: what each test costs."""
+    parser.addoption(
+        "--lane", choices=tuple(LANES.keys() - {"lint"}), help="run the tests of this lane only; see tests/lanes.py"
+    )
+    parser.addoption("--processor", metavar="FILE", help="add a line a test to FILE: processor seconds, and its name")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count processor time where it is asked for; with pytest-xdist the workers do it."""
+    file = config.getoption("--processor")
+    shared = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if file and not shared:
+        config.pluginmanager.register(PerTest(file))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,8 +1,9 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
-A lane is a process of pytest, with workers of its own where files can share the work. Every test is in one lane. Lanes
-run in turns, those of a turn side by side: more of them on two cores make clusters and servers miss their deadlines.
-The lane `alone` measures time or memory, and has the last turn. What follows -- goes to pytest.
+A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
+is in one lane. Two lanes that start clusters, servers and browsers run side by side, and what only computes fills the
+cores while they wait: three that wait make each other miss their deadlines on two cores. The lane `alone` measures time
+or memory, and comes last. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from tests.processor import Group
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = ("passed", "failed", "errors", "skipped")
@@ -28,8 +31,8 @@ class Lane:
 
     tests: str
     """Which, in words."""
-    turn: int
-    """Lanes of one turn run side by side, and the turns one after the other."""
+    after: tuple[str, ...] = ()
+    """Lanes that must have ended before it starts."""
     workers: int = 1
     """Processes that share its files."""
     niceness: int = 0
@@ -37,11 +40,12 @@ class Lane:
 
 
 LANES = {
-    "fast": Lane("all others, which share nothing", 1, workers=2, niceness=5),
-    "ray": Lane("on a Ray cluster that is there already", 1),
-    "slow": Lane("above 20 s: processes, clusters of their own, browsers", 2, workers=2),
-    "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills", 3),
-    "alone": Lane("of time and memory, with nothing beside them", 4),
+    "slow": Lane("above 20 s: processes, clusters of their own, browsers"),
+    "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
+    "ray": Lane("on a Ray cluster that is there already", after=("drills",)),
+    "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
+    "fast": Lane("all others, which share nothing", workers=2, niceness=5),
+    "alone": Lane("of time and memory, with nothing beside them", after=("slow", "drills", "ray", "lint", "fast")),
 }
 
 
@@ -64,7 +68,7 @@ def may_hold(lane: str, file: Path, text: str) -> bool:
     To import all of them takes a process 15 s.
     """
     sign = {"alone": "mark.alone", "ray": "ray_cluster", "slow": "mark.slow"}.get(lane)
-    return sign in text if sign else lane == "fast" or file.parent.name == "drills"
+    return sign in text if sign else lane == "fast" or (lane == "drills" and file.parent.name == "drills")
 
 
 @dataclass
@@ -74,13 +78,23 @@ class Run:
     lane: str
     folder: Path
     process: subprocess.Popen[bytes]
+    group: Group | None
     begun: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
+    used: float | None = None
+    """Processor seconds of it and of all that it started, where they are counted."""
 
     @property
     def log(self) -> str:
         """What it has printed."""
         return (self.folder / f"{self.lane}.log").read_text(errors="replace")
+
+    def end(self) -> None:
+        """Note what it took."""
+        self.seconds = time.monotonic() - self.begun
+        if self.group is not None:
+            self.used = self.group.seconds()
+            self.group.close()
 
     def outcomes(self) -> Counter[str]:
         """Tests by outcome; none of a process that did not come to its end."""
@@ -92,46 +106,54 @@ class Run:
         return counts
 
 
-def command(lane: str, workers: int, more: Sequence[str]) -> list[str]:
-    """What runs a lane."""
+def command(lane: str, file: str, more: Sequence[str]) -> list[str]:
+    """What runs a lane, and leaves the outcomes of its tests in `file`."""
+    if lane == "lint":
+        return ["make", "--no-print-directory", "lint"]
+    workers = LANES[lane].workers
     shared = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
-    return [sys.executable, "-m", "pytest", "--lane", lane, *shared, *more]
+    return [sys.executable, "-m", "pytest", "--lane", lane, *shared, *more, f"--junitxml={file}"]
 
 
-def start(lane: str, more: Sequence[str], folder: Path) -> Run:
+def start(lane: str, more: Sequence[str], folder: Path, counted: bool) -> Run:
     """Start a lane; what it says goes to a file."""
-    how = LANES[lane]
-    arguments = [*command(lane, how.workers, more), f"--junitxml={folder / lane}.xml"]
-    if how.niceness:
-        arguments = ["nice", "-n", str(how.niceness), *arguments]
+    arguments = command(lane, str(folder / f"{lane}.xml"), more)
+    if LANES[lane].niceness:
+        arguments = ["nice", "-n", str(LANES[lane].niceness), *arguments]
     with open(folder / f"{lane}.log", "wb") as log:
         process = subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    return Run(lane, folder, process)
+    return Run(lane, folder, process, Group(lane, process.pid) if counted else None)
 
 
-def as_they_end(runs: Sequence[Run]) -> Iterator[Run]:
-    """Each lane when it has ended. Where the caller is interrupted, all are."""
-    left = list(runs)
+def as_they_end(lanes: Sequence[str], begin: Callable[[str], Run]) -> Iterator[Run]:
+    """Begin each lane when its turn has come, and yield it when it has ended. If the caller is interrupted, all end."""
+    waiting, running = list(lanes), list[Run]()
     try:
-        while left:
+        while waiting or running:
+            unfinished = {*waiting, *(run.lane for run in running)}
+            for lane in [lane for lane in waiting if unfinished.isdisjoint(LANES[lane].after)]:
+                waiting.remove(lane)
+                running.append(begin(lane))
             time.sleep(0.1)
-            for run in [run for run in left if run.process.poll() is not None]:
-                run.seconds = time.monotonic() - run.begun
-                left.remove(run)
+            for run in [run for run in running if run.process.poll() is not None]:
+                run.end()
+                running.remove(run)
                 yield run
     finally:
-        for run in left:
+        for run in running:
             run.process.terminate()
             run.process.wait()
 
 
 def table(runs: Sequence[Run]) -> str:
     """A row a lane."""
-    rows = [f"{'lane':<8}{'exit':>5}{'seconds':>9}" + "".join(f"{name:>9}" for name in OUTCOMES)]
+    rows = [f"{'lane':<8}{'exit':>5}{'seconds':>9}{'CPU s':>7}" + "".join(f"{name:>9}" for name in OUTCOMES)]
     for run in runs:
         counts = run.outcomes()
+        used = "-" if run.used is None else f"{run.used:.0f}"
         numbers = "".join(f"{counts[name]:>9}" for name in OUTCOMES)
-        rows.append(f"{run.lane:<8}{run.process.returncode:>5}{run.seconds:>9.0f}{numbers}  {LANES[run.lane].tests}")
+        row = f"{run.lane:<8}{run.process.returncode:>5}{run.seconds:>9.0f}{used:>7}{numbers}"
+        rows.append(f"{row}  {LANES[run.lane].tests}")
     return "\n".join(rows)
 
 
@@ -149,17 +171,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = arguments[end + 1 :]
     parser = argparse.ArgumentParser(prog="python -m tests.lanes", description=__doc__)
     parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {', '.join(LANES)}; by default all")
-    lanes = parser.parse_args(arguments[:end]).lanes or list(LANES)
+    parser.add_argument(
+        "--processor", metavar="FILE", help="count seconds of processor time; those of each test to FILE"
+    )
+    chosen = parser.parse_args(arguments[:end])
+    lanes = chosen.lanes or list(LANES)
     if unknown := set(lanes) - set(LANES):
         parser.error(f"no lane {', '.join(sorted(unknown))}: there are {', '.join(LANES)}")
     begun, ended = time.monotonic(), []
     print(f"lanes: {', '.join(lanes)}; each is shown when it has ended", flush=True)
+    if chosen.processor:
+        more += ["--processor", chosen.processor]
     with TemporaryDirectory(prefix="lanes") as folder:
-        for turn in sorted({LANES[lane].turn for lane in lanes}):
-            together = [lane for lane in lanes if LANES[lane].turn == turn]
-            for run in as_they_end([start(lane, more, Path(folder)) for lane in together]):
-                print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
-                ended.append(run)
+        for run in as_they_end(lanes, lambda lane: start(lane, more, Path(folder), bool(chosen.processor))):
+            print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
+            ended.append(run)
         print(f"{table(ended)}\n{closing_line(ended, time.monotonic() - begun)}", flush=True)
     return int(any(run.process.returncode for run in ended))
 

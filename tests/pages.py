@@ -16,8 +16,11 @@ from pathlib import Path
 BLOCK = re.compile(r"^```(bash|python|text)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run_page(page: Path, folder: Path, timeout: float = 900) -> dict[str, float]:
-    """Run every block of `page` in `folder`; seconds by block, or an AssertionError that shows what differs."""
+def run_page(page: Path, folder: Path, more: str = "", timeout: float = 900) -> dict[str, float]:
+    """Run every block of `page` in `folder`; seconds by block, or an AssertionError that shows what differs.
+
+    A translation gets `more` flags.
+    """
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_TMPDIR": str(folder),
@@ -31,6 +34,7 @@ def run_page(page: Path, folder: Path, timeout: float = 900) -> dict[str, float]
             assert shows(text, printed), f"{page.name} shows\n{text}\nbut printed was\n{printed}"
             continue
         command = ["bash", "-euo", "pipefail", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
+        command[-1] = command[-1].replace("surveybridge translate", f"surveybridge translate {more}")
         start = time.monotonic()
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from tests import lanes
 from tests.conftest import ROOT
 from tests.lanes import LANES, lane_of, main, may_hold
+from tests.processor import Group
 
 FILES = {
     "one/test_fast.py": "def test_fast(): ...",
@@ -18,6 +19,7 @@ FILES = {
     "one/test_slow.py": "import pytest\n@pytest.mark.slow\ndef test_slow(): ...\ndef test_fast_too(): ...",
     "one/test_alone.py": "import pytest\npytestmark = pytest.mark.alone\n@pytest.mark.slow\ndef test_alone(): ...",
     "one/test_hidden.py": "import pytest\n@getattr(pytest.mark, 'slow')\ndef test_hidden(): ...",  # is not lost
+    "Makefile": "lint:\n\t@echo all is neat",
     "drills/test_drill.py": "import pytest\n@pytest.mark.slow\ndef test_drill(): ...",
 }
 CONFTEST = """
@@ -62,51 +64,67 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "ran").mkdir()
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  alone\n  gpu\n")
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
-    for name in ("ray", "slow"):  # one lane with workers says it of all
-        monkeypatch.setitem(LANES, name, replace(LANES[name], workers=1))
     return tmp_path
 
 
 def rows(printed: str) -> dict[str, list[int]]:
     """Exit code, and numbers passed, failed, broken and skipped, by lane."""
     lines = printed.partition("lane     exit")[2].splitlines()[1:-1]
-    return {lane: [int(code), *map(int, counts[:4])] for lane, code, _, *counts in map(str.split, lines)}
+    return {lane: [int(code), *map(int, counts[:4])] for lane, code, _, _, *counts in map(str.split, lines)}
 
 
 def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    assert rows(printed) == {
-        lane: [0, 3 if lane == "fast" else 1, 0, 0, 0] for lane in ("drills", "ray", "slow", "fast", "alone")
-    }
+    passed = {"drills": 1, "ray": 1, "slow": 1, "fast": 3, "alone": 1, "lint": 0}
+    assert rows(printed) == {lane: [0, count, 0, 0, 0] for lane, count in passed.items()}
+    assert "all is neat" in printed
     ran = sorted(path.name.split()[0] for path in (elsewhere / "ran").iterdir())
     assert ran == ["test_alone", "test_drill", "test_fast", "test_fast_too", "test_hidden", "test_ray", "test_slow"]
     assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 7 passed"
 
 
 @pytest.mark.parametrize(
-    ("script", "code"),
+    ("bad", "script", "code"),
     [
-        ("import sys; sys.exit(1)", 1),
-        ("import os; os.kill(os.getpid(), 9)", -9),
-        ("print('no tests ran'); raise SystemExit(5)", 5),  # what pytest does where a lane holds nothing
+        ("slow", "import sys; sys.exit(1)", 1),
+        ("lint", "import sys; sys.exit(2)", 2),
+        ("drills", "import os; os.kill(os.getpid(), 9)", -9),
+        ("slow", "print('no tests ran'); raise SystemExit(5)", 5),  # what pytest does where a lane holds nothing
     ],
 )
-def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, script, code):
-    def command(lane, workers, more):
-        return [sys.executable, "-c", script if lane == "slow" else f"print('{lane} is done')"]
+def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, bad, script, code):
+    def command(lane, file, more):
+        return [sys.executable, "-c", script if lane == bad else f"print('{lane} is done')"]
 
     monkeypatch.setattr(lanes, "command", command)
     assert main([]) == 1
     printed = capsys.readouterr().out
-    assert {lane: row[0] for lane, row in rows(printed).items()} == dict.fromkeys(LANES, 0) | {"slow": code}
-    for lane in LANES.keys() - {"slow"}:
+    assert {lane: row[0] for lane, row in rows(printed).items()} == dict.fromkeys(LANES, 0) | {bad: code}
+    for lane in LANES.keys() - {bad}:
         assert f"{lane} is done" in printed
-    assert printed.index("alone is done") > max(printed.index(f"{lane} is done") for lane in ("fast", "ray", "drills"))
+    ended = list(rows(printed))
+    assert ended[-1] == "alone" and ended.index("drills") < ended.index("ray")
 
 
 def test_a_lane_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quick"])
     assert caught.value.code == 2
-    assert "no lane quick: there are fast, ray, slow, drills, alone" in capsys.readouterr().err
+    assert "no lane quick: there are slow, drills, ray, lint, fast, alone" in capsys.readouterr().err
+
+
+def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhere, capsys):
+    try:
+        Group("probe", os.getpid()).close()
+    except OSError as error:
+        pytest.skip(f"no control groups here: {error}")
+    busy = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    text = f"import subprocess, sys\ndef test_busy(): subprocess.run([sys.executable, '-c', {busy!r}])\n"
+    text += "def test_idle(): ..."
+    (elsewhere / "one" / "test_busy.py").write_text(text)
+    assert main(["fast", "--processor", str(elsewhere / "seconds")]) == 0
+    counted = {line.split("::")[1]: float(line.split()[0]) for line in (elsewhere / "seconds").read_text().splitlines()}
+    assert len(counted) == 5 and 0.5 <= counted["test_busy"] < 2 and counted["test_idle"] < 0.2
+    row = capsys.readouterr().out.partition("CPU s")[2].splitlines()[1].split()
+    assert float(row[3]) >= 1  # two workers import pytest

@@ -35,11 +35,12 @@ def test_drivers_drained_and_killed_one_after_another_have_done_no_harm(scene):
     assert half.kill(signal.SIGKILL) == -signal.SIGKILL
     ends.append(len(drill.begun()))
 
-    late = drill.start(holding_tidy=2)
+    # From here on it is about the driver's own part, which no worker has a hand in.
+    late = drill.start("--executor", "serial", holding_tidy=2)
     late.until(held("tidy", "driver"))
     assert late.kill(signal.SIGKILL) == -signal.SIGKILL
     ends.append(len(drill.begun()))
-    assert drill.finish() == 0
+    assert drill.finish("--executor", "serial") == 0
 
     bounds: tuple[dict[str, int], ...] = (
         # What was read ahead is read again; what a model had begun was finished.
@@ -73,5 +74,5 @@ def test_a_second_driver_is_refused_and_one_whose_lease_was_taken_stops(scene):
     assert "LeaseLost" in driver.output and "Ray has not been started" not in driver.output, driver.output
     folder.put_json({**taken, "released": True}, "lease.json")
     done = len(drill.rows())
-    assert drill.finish() == 0
+    assert drill.finish("--executor", "serial") == 0
     drill.check(dict.fromkeys(STAGES, len(scene.tiles) - done))

@@ -39,7 +39,7 @@ def test_tiles_that_raise_or_kill_or_are_corrupt_fail_alone_and_are_done_when_cu
     assert all(f"tile {tile} {rows[tile]['status']}: {rows[tile]['reason']}" in driver.output for tile in BAD)
 
     begun = len(drill.begun())
-    again = drill.start(raising=RAISING, dying=DYING)
+    again = drill.start("--executor", "serial", raising=RAISING, dying=DYING)
     assert again.wait() == 3, again.output
     assert len(drill.begun()) == begun  # a rerun does not repeat the crashes
     assert drill.rows() == rows
@@ -49,7 +49,7 @@ def test_tiles_that_raise_or_kill_or_are_corrupt_fail_alone_and_are_done_when_cu
     bounds = {"read": 3 * SLICE, "model": 6, "write": 6}
     drill.check(bounds, without=sorted(BAD))
     repair()
-    cured = drill.start("--retry-failed")
+    cured = drill.start("--retry-failed", "--executor", "serial")
     assert cured.wait() == 0, cured.output
     assert {tile: row["attempt"] for tile, row in drill.rows().items() if row["attempt"] != 1} == dict.fromkeys(BAD, 2)
     scene.table.pop()

@@ -75,6 +75,7 @@ def digests(folder: Path) -> dict[str, str]:
 def make(folder: Path) -> dict[str, str]:
     """Run every job in this process, whose environment is plain, and hash what each has made."""
     from surveybridge.__main__ import main
+    from tests.jobs.training_runs import without_ray
     from tests.tiny import write_pairs
 
     def job(*arguments: str) -> None:
@@ -88,10 +89,11 @@ def make(folder: Path) -> dict[str, str]:
     images = ["--euclid", "sky/euclid_vis.fits", "--lsst", *lsst]
     job("ingest", *images, "--store", "tiles", "--tile-size", "192", "--halo", "32")
     pairs = write_pairs(folder / "pairs.zarr", 24)
-    job(
-        *("train", "--pairs", pairs, "--out", "trained", "--steps", "3", "--base", "8", "--batch-size", "8"),
-        *("--shards", "2", "--validation", "4", "--report-steps", "2"),
-    )
+    with without_ray():
+        job(
+            *("train", "--pairs", pairs, "--out", "trained", "--steps", "3", "--base", "8", "--batch-size", "8"),
+            *("--shards", "2", "--validation", "4", "--report-steps", "2"),
+        )
     fast = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--executor", "serial"]
     there = ["translate", "--store", "tiles", "--precision", "float32", *fast]
     job(*there, "--run", "there", "--direction", "lsst->euclid")

@@ -19,8 +19,11 @@ import os, signal, sys, time
 from surveybridge.jobs.running.drain import DRAINED, drain_on_sigterm
 with drain_on_sigterm() as drain:
     if "ray" in sys.argv:
+        import ray
         from surveybridge.cluster.connect import start_ray, stop_ray
-        start_ray(1)
+        assert start_ray(5)
+        assert not start_ray(5)
+        assert ray.cluster_resources()["CPU"] >= 6
     assert not drain.is_set()
     os.kill(os.getpid(), signal.SIGTERM)
     assert drain.wait(5)
@@ -29,6 +32,7 @@ with drain_on_sigterm() as drain:
         time.sleep(5)
     if "ray" in sys.argv:
         stop_ray()
+        assert not ray.is_initialized()
 sys.exit(DRAINED if "twice" not in sys.argv else 0)
 """
 
@@ -45,7 +49,7 @@ def test_sigterm_sets_the_event_and_a_second_one_ends_the_process(options):
 
 
 @pytest.mark.slow  # a cluster of its own
-def test_ray_does_not_take_the_handler_away():
+def test_ray_is_started_once_with_a_slot_for_the_driver_and_does_not_take_the_handler_away():
     done = run("ray")
     assert done.returncode == 143, done.stderr
 

@@ -54,7 +54,7 @@ def test_tiles_give_the_means_of_blocks_that_the_whole_has(end, side):
 
 def test_a_folder_of_tiles_needs_the_memory_of_a_tile_not_of_the_mosaic(tmp_path):
     run = RunFolder.open_or_create(tmp_path / "run", RUN)
-    side, across = 256, 5
+    side, across = 256, 4
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(1, side, side)).astype(np.float32)
     for y in range(across):

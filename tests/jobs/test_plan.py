@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from pathlib import Path
 
@@ -119,15 +118,21 @@ def run(settings) -> Tally:
 # Other programs take their share of the processors, another one from minute to minute. So what was planned and what was
 # used are compared in seconds of processor time: planned wall time times the share of a processor that the measuring
 # process had, and what the process with the model used. Both have one thread: on a machine that does nothing else these
-# are seconds of the clock. The median of three rounds forgets one in which caches were fought over.
+# are seconds of the clock. Two rounds that agree with their plans are the median of three, whatever the third would be:
+# one in which caches were fought over is forgotten.
 
 
 def planned_busy(settings) -> tuple[float, int]:
     """Seconds of processor time that a plan expects after the start, and its tiles."""
     used, clock = time.process_time(), time.monotonic()
-    expected = planned(settings, seconds=4.0)
+    expected = planned(settings, seconds=2.5)
     share = (time.process_time() - used) / (time.monotonic() - clock)
     return (expected.wall_seconds - expected.start_seconds) * share, expected.tiles
+
+
+def agreed(ratios: list[float]) -> bool:
+    """Whether two rounds took what was planned, within a quarter."""
+    return sum(ratio == pytest.approx(1.0, rel=0.25) for ratio in ratios) == 2
 
 
 @pytest.mark.slow  # calibrations and runs that are long enough to be measured
@@ -139,14 +144,16 @@ def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
         used = time.process_time()
         assert run(settings).statuses == {"ok": tiles}
         ratios.append(busy / (time.process_time() - used))
-    assert statistics.median(ratios) == pytest.approx(1.0, rel=0.25), ratios
+        if agreed(ratios):
+            return
+    pytest.fail(f"planned over used: {ratios}")
 
 
 @pytest.mark.slow  # Ray's actors import torch
 def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cluster):
     ratios = []
     for number in range(3):
-        more = {"executor": "ray", "samples": 8, "steps": 6}
+        more = {"executor": "ray", "samples": 4, "steps": 6}
         settings = request(store, tmp_path / f"run{number}", checkpoint, **more)
         busy, tiles = planned_busy(settings)
         seen: list[tuple[float, float, dict]] = []
@@ -162,7 +169,9 @@ def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cl
         left = [(i["end"] - max(i["start"], begin)) / (i["end"] - i["start"]) for _, _, i in seen if i["end"] > begin]
         assert len(left) > tiles / 3
         ratios.append(busy * sum(left) / tiles / (after - before))
-    assert statistics.median(ratios) == pytest.approx(1.0, rel=0.25), ratios
+        if agreed(ratios):
+            return
+    pytest.fail(f"planned over used: {ratios}")
 
 
 def processor_seconds(pid: int) -> float:

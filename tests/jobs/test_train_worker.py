@@ -21,6 +21,8 @@ from tests.bridge_core.models import make_card as make_tiny_card
 from tests.jobs.training_runs import TOLERANCE, largest_difference, settings_of, train
 
 PAIRS, HELD_OUT, SHARDS = 27, 9, 4
+FEW = 4
+"""Held-out pairs where it does not matter how many there are: to judge them takes longer than to train."""
 SIZES = {"base": 8, "batch_size": 8, "shards": SHARDS, "validation": HELD_OUT, "learning_rate": 2e-3}
 
 
@@ -110,7 +112,7 @@ def alone(tmp_path_factory, pairs) -> Callable[[int], list[dict[str, float]]]:
     def curve(accumulate: int) -> list[dict[str, float]]:
         if accumulate not in curves:
             folder = tmp_path_factory.mktemp("alone") / "run"
-            curves[accumulate] = train(1, folder, settings(pairs, accumulate=accumulate))
+            curves[accumulate] = train(1, folder, settings(pairs, accumulate=accumulate, validation=FEW))
         return curves[accumulate]
 
     return curve
@@ -119,7 +121,7 @@ def alone(tmp_path_factory, pairs) -> Callable[[int], list[dict[str, float]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, SHARDS)])
 def test_any_number_of_ranks_has_the_curve_of_one(tmp_path, pairs, alone, world, accumulate):
-    curve = train(world, tmp_path / "run", settings(pairs, accumulate=accumulate))
+    curve = train(world, tmp_path / "run", settings(pairs, accumulate=accumulate, validation=FEW))
     assert [row["workers"] for row in curve] == [world] * 3
     difference = largest_difference(alone(accumulate), curve)
     print(f"\n{world} ranks, --accumulate {accumulate}: curves differ by {difference:.1e}")
@@ -128,7 +130,7 @@ def test_any_number_of_ranks_has_the_curve_of_one(tmp_path, pairs, alone, world,
 
 @pytest.mark.slow
 def test_a_resume_on_another_number_of_ranks_goes_on_with_the_curve(tmp_path, pairs, alone):
-    config = settings(pairs, accumulate=SHARDS)
+    config = settings(pairs, accumulate=SHARDS, validation=FEW)
     train(1, tmp_path / "run", config)
     for late in sorted((tmp_path / "run").glob("*"))[1:]:
         for file in late.iterdir():
@@ -152,7 +154,7 @@ def test_reports_hold_throughput_and_the_wait_for_data(alone):
 
 
 def test_a_run_repeats_bit_by_bit(tmp_path, pairs):
-    config = settings(pairs, steps=4)
+    config = settings(pairs, steps=4, validation=FEW)
     for name in ("one", "two"):
         train(1, tmp_path / name, config)
     one, two = (load_file(tmp_path / name / "000004" / "state.safetensors") for name in ("one", "two"))

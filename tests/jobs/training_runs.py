@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from ray.train import Checkpoint
 from safetensors.numpy import load
 from torch.multiprocessing.spawn import start_processes
 
@@ -26,7 +29,7 @@ from surveybridge.storage.pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
-SIZES = {"base": 8, "batch_size": 4, "shards": 2, "validation": 8, "learning_rate": 0.002}
+SIZES = {"base": 8, "batch_size": 4, "shards": 2, "validation": 4, "learning_rate": 0.002}
 SIZES |= {"steps": STEPS, "report_steps": 10}
 SMALL = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -144,10 +147,27 @@ def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> Non
             torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Let `surveybridge train` take its steps in this process: all of it but Ray Train, which needs 20 s to begin."""
+
+    def fit(loop: Callable[..., None], config: dict[str, Any], *, storage_path: str, name: str, **_: Any) -> Checkpoint:
+        folder = Path(storage_path, name)
+        loop(LocalSession(0, 1, torch.device("cpu"), folder), config)
+        return Checkpoint.from_directory(str(max(folder.glob("*"))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("surveybridge.cluster.connect.start_ray", lambda slots: False)
+        patch.setattr("surveybridge.cluster.training.fit", fit)
+        yield
+
+
 def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, float]]:
     """Train on so many ranks and return the loss curve."""
     if world == 1:
         run_rank(0, 1, folder, config)
     else:
-        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="spawn")
+        # ranks are forked from a process that has imported all this once, instead of four seconds each
+        multiprocessing.set_forkserver_preload([__name__])
+        start_processes(run_rank, (world, folder, config), nprocs=world, start_method="forkserver")
     return rows((max(folder.glob("*")) / "loss.csv").read_bytes())

@@ -378,7 +378,7 @@ def churn(run: RunFolder, number: int) -> None:
 
 def test_readers_see_the_same_rows_while_files_move(run, monkeypatch):
     monkeypatch.setattr(compaction, "FAN_IN", 2)
-    read_while(run, lambda number: churn(run, number), what_counts, times=12)
+    read_while(run, lambda number: churn(run, number), what_counts, times=8)
     assert_each_once(run)
 
 
@@ -387,5 +387,5 @@ def test_readers_see_the_same_rows_while_files_move_in_object_storage(bucket, op
     run = RunFolder.open_or_create(f"{bucket}/run", RUN, options)
     for tile in TILES:
         add(run, tile, status="failed" if tile == "d" else "ok")
-    read_while(run, lambda number: churn(run, number), what_counts, times=5)
+    read_while(run, lambda number: churn(run, number), what_counts, times=3)
     assert run.loose_tiles() == ["c", "g"]  # done again after the last compaction
