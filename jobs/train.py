@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
+
+if TYPE_CHECKING:
+    from surveybridge.storage.objectstore import Folder
 
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
@@ -90,7 +95,6 @@ def run(config: Config) -> int:
     """Train, then write NAME.safetensors, NAME.json, loss.csv and loss.png into `out`."""
     import functools
     import hashlib
-    import json
     import tempfile
 
     import torch
@@ -121,6 +125,9 @@ def run(config: Config) -> int:
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
+    if (end := _finished(out, config.name, name)) is not None:
+        print(_summary(out, config.name, end))
+        return 0
     card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)
@@ -143,18 +150,31 @@ def run(config: Config) -> int:
             log, plot = Path(scratch, "loss.csv"), Path(scratch, "loss.png")
             log.write_bytes(Path(folder, "loss.csv").read_bytes())
             plot_loss(rows, plot)
-            card = replace(card, provenance=card.provenance | {"log_end": rows[-1]})
+            card = replace(card, provenance=card.provenance | {"log_end": rows[-1], "run": name})
             weights = save_checkpoint(card, state.averages[float(rows[-1]["ema_width"])], Path(scratch, config.name))
             for file in (log, plot, weights.with_suffix(".json"), weights):
                 out.put(file.read_bytes(), file.name)
     finally:
         if started:
             stop_ray()
-    print(
-        f"{out.file_url(weights.name)}: {state.step} steps, {state.seconds / 60:.1f} minutes, "
-        f"loss {rows[-1]['loss']}, validation {rows[-1]['validation_loss']}, energy {rows[-1]['validation_energy']}"
-    )
+    print(_summary(out, config.name, rows[-1]))
     return 0
+
+
+def _finished(out: Folder, checkpoint: str, run: str) -> dict[str, str] | None:
+    """Return the last row of the log of a run whose results are all in `out`; None if there is still something to do."""
+    if not all(out.exists(name) for name in (f"{checkpoint}.safetensors", f"{checkpoint}.json", "loss.csv", "loss.png")):
+        return None
+    provenance = json.loads(out.read(f"{checkpoint}.json"))["provenance"]
+    return provenance["log_end"] if provenance.get("run") == run else None
+
+
+def _summary(out: Folder, checkpoint: str, end: Mapping[str, str]) -> str:
+    """Return what the last row of its log says of a run."""
+    return (
+        f"{out.file_url(f'{checkpoint}.safetensors')}: {end['step']} steps, {float(end['seconds']) / 60:.1f} minutes, "
+        f"loss {end['loss']}, validation {end['validation_loss']}, energy {end['validation_energy']}"
+    )
 
 
 def _check(config: Config) -> None:
