@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
 
@@ -183,6 +182,8 @@ def surprise(measured: Measured, regular: NDArray[np.bool_]) -> Floats:
 
 def logistic_weights(z: Floats, anomalous: NDArray[np.bool_], strength: float = 0.05) -> Floats:
     """Weights [F] of a logistic regression with an intercept: |w|^2 / 2 + strength x the summed log loss, minimised."""
+    from scipy.optimize import minimize  # slow to import, and no translation needs it
+
     labels = anomalous.astype(np.float64)
     inputs = np.c_[z, np.ones(len(z))]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
@@ -260,6 +259,8 @@ def matches(found: Floats, true: Floats, reach: float) -> int:
     reach
         Pixels.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and no translation needs it
+
     near = np.linalg.norm(found[:, None] - true[None], axis=-1) <= reach
     return int(near[linear_sum_assignment(near, maximize=True)].sum())
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student_t
 from torch import Tensor
 
 
@@ -113,6 +112,8 @@ def interval_width(probability: float, samples: int) -> float:
     Student's t with K - 1 degrees of freedom times sqrt(1 + 1/K): for a Gaussian posterior the interval holds the
     truth with just this probability, whatever K is.
     """
+    from scipy.stats import t as student_t  # slow to import, and no translation needs it
+
     return float(student_t.ppf(0.5 + probability / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
 
 

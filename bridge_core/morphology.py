@@ -12,7 +12,6 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
@@ -95,6 +94,8 @@ def power_spectrum(images: Tensor, bins: int = 16) -> Tensor:
 
 def wasserstein(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Wasserstein-1 distance of two sets of numbers, in standard deviations of `other`; NaN values are left out."""
+    from scipy.stats import wasserstein_distance  # slow to import, and no translation needs it
+
     first, second = (values[~np.isnan(values)] for values in (one, other))
     spread = float(second.std()) if len(second) else 0.0
     return float(wasserstein_distance(first, second)) / spread if len(first) and spread > 0 else math.nan

@@ -162,8 +162,9 @@ def run(config: Config) -> int:
 
 
 def _finished(out: Folder, checkpoint: str, run: str) -> dict[str, str] | None:
-    """Return the last row of the log of a run whose results are all in `out`; None if there is still something to do."""
-    if not all(out.exists(name) for name in (f"{checkpoint}.safetensors", f"{checkpoint}.json", "loss.csv", "loss.png")):
+    """Return the last row of the log of a run whose results are all in `out`; None if something is left to do."""
+    results = (f"{checkpoint}.safetensors", f"{checkpoint}.json", "loss.csv", "loss.png")
+    if not all(out.exists(name) for name in results):
         return None
     provenance = json.loads(out.read(f"{checkpoint}.json"))["provenance"]
     return provenance["log_end"] if provenance.get("run") == run else None
