@@ -63,7 +63,7 @@ def stated_wcs(header: Header | str, where: str = "image") -> StatedWCS:
         _check_numbers(header, where)
         _check_matrix(header, where)
         header, notes = _standard_header(header, where)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             # repairs such as "RADECSYS is deprecated" or dates in another form say nothing about the pixels
             warnings.simplefilter("ignore", AstropyWarning)
             warnings.filterwarnings("ignore", "cdelt will be ignored", RuntimeWarning)
@@ -77,7 +77,7 @@ def stated_wcs(header: Header | str, where: str = "image") -> StatedWCS:
             frame = wcs_to_celestial_frame(wcs).name
     except StorageError:
         raise
-    except (ValueError, KeyError, MemoryError, AssertionError, VerifyError) as error:
+    except (ValueError, LookupError, MemoryError, AssertionError, AttributeError, TypeError, VerifyError) as error:
         raise StorageError(
             f"{where}: unreadable WCS ({_one_line(error)}); give an image with a valid celestial WCS"
         ) from error

@@ -30,7 +30,7 @@ def pixel_scale(wcs_header: str) -> float:
     x, y = wcs.wcs.crpix - 1
     found = float(np.degrees(np.sqrt(pixel_area(wcs, y, x))) * 3600)
     # the polynomials of TPV have a scale of their own, on top of that of the CD matrix
-    return stated if abs(found / stated - 1) < 1e-3 else found
+    return found if abs(found / stated - 1) > 1e-3 else stated
 
 
 def pixel_areas(

@@ -114,6 +114,7 @@ def test_fk5_is_not_taken_for_icrs():
         ({"CPDIS1": "Lookup"}, "CPDIS1 is Lookup"),
         ({"D2IMDIS2": "LOOKUP"}, "D2IMDIS2 is LOOKUP"),
         ({"CUNIT1": "pixel"}, "unreadable WCS .In CUNIT1"),
+        ({"CD1_1": 1e300}, "its WCS has pixels of inf x"),
         ({"PC1_1": 1.0, "PC2_2": 1.0, "CDELT1": -5e-5, "CDELT2": 5e-5}, r"CD \[-4.55.*PC x CDELT \[-5e-05 0 0 5e-05\]"),
     ],
 )
