@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from surveybridge.__main__ import main
-from surveybridge.storage.query import query
+from surveybridge.storage.query import EVERY_ROW, query
 from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.storage.fits_files import gaussians, write_survey_file
@@ -97,7 +97,7 @@ def places_on(wcs, true):
 
 
 def check_candidates(run, wcs, frame, true):
-    found = query(run, top=20)
+    found = query(run, listing=EVERY_ROW)
     assert found.num_rows >= len(PLACES)
     x, y, ra, dec = (found[name].to_numpy() for name in ("x", "y", "ra", "dec"))
     assert ((ra >= 0) & (ra < 360)).all()
