@@ -72,6 +72,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         },
         "store_trouble": trouble,
         "candidates": _sum(rows["n_candidates"]),
+        "fields": len(rows["grid_id"].drop_null().unique()),
         "domains": count_domains(rows),
         "tiles_per_minute": rate,
         "eta_seconds": _eta(left, progress, rate) if holder is not None else None,
@@ -231,7 +232,8 @@ def text(status: dict[str, Any]) -> str:
         f"store     {status['store']}"
         + (f" does not say what is left: {status['store_trouble']}" if tiles["left"] is None else ""),
         f"tiles     {tiles['ok']}{known} ok, {tiles['failed']} failed, {tiles['quarantined']} quarantined{left}; "
-        f"{status['candidates']} sources scored",
+        f"{status['candidates']} sources scored"
+        + (f" in {status['fields']} fields, where these overlap in each" if status["fields"] > 1 else ""),
         *([f"domain    {said}"] if (said := say_domains(status["domains"])) else []),
         f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"
         + ("" if status["eta_seconds"] is None else f"; done in about {_duration(status['eta_seconds'])}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 
 import numpy as np
@@ -48,9 +49,11 @@ def test_neither_the_order_of_runs_nor_their_division_into_parts_matters():
     turned = Ownership(cores(*FIELDS[::-1]), grids(*FIELDS))
     parts = [Cores(f"run{k}", WEST.tiles(range(k, 16, 2))) for k in range(2)]
     divided = Ownership([parts[1], *cores(SOUTH, EAST), parts[0]], grids(*FIELDS))
+    sent = pickle.loads(pickle.dumps(straight))  # to another machine
     for run, field in enumerate(FIELDS):
         _, table = field.rows(ra, dec)
         owned = straight.judge(run, table).owned
+        assert (sent.judge(run, table).owned == owned).all()
         assert 0 < owned.sum() < len(owned)
         assert (turned.judge(2 - run, table).owned == owned).all()
     for place, numbers in ((0, range(1, 16, 2)), (3, range(0, 16, 2))):
