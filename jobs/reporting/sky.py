@@ -30,6 +30,8 @@ DRAWN = ("pending", "ok", "failed", "quarantined")
 EDGE = "#5a6570"
 MARKERS = {"failed": "X", "quarantined": "D"}
 """Drawn over a tile at a size that is seen, however many tiles there are."""
+LABEL = 1.2
+"""Inches that the label of a right ascension takes."""
 RASTERED = 2000
 """So many tiles are drawn as pixels, since a browser is slow with as many shapes."""
 
@@ -70,16 +72,19 @@ def sky_plot(runs: Sequence[Mapped], candidates: pa.Table | None, pixel: float) 
     low, high = low - 0.05 * (high - low).max(), high + 0.05 * (high - low).max()
     width, height = high - low
     counts = {status: int((statuses == status).sum()) for status in COLOURS}
-    with canvas(float(np.clip(WIDTH * height / width, 1.5, 4.5)) + 0.4) as figure:
+    tall = float(np.clip(WIDTH * height / width, 1.5, 4.5))
+    labels = int(np.clip(tall * width / height / LABEL, 1, 4))  # of right ascension, next to each other
+    with canvas(tall + 0.4) as figure:
         axes = figure.add_subplot(projection=sky, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         _draw_tiles(axes, flat, statuses)
         if candidates is not None:
             shown = sky.wcs_world2pix(_places(candidates), 0)
             axes.scatter(*shown.T, s=14, facecolors="none", edgecolors=BLACK, linewidths=0.7, zorder=4)
-        for coordinate, label in zip(axes.coords, ("RA (ICRS, deg)", "Dec (ICRS, deg)"), strict=True):
+        named = (("RA (ICRS, deg)", labels), ("Dec (ICRS, deg)", 4))
+        for coordinate, (label, number) in zip(axes.coords, named, strict=True):
             coordinate.set_format_unit("deg", decimal=True)
             coordinate.set_axislabel(label)
-            coordinate.set_ticks(number=4)
+            coordinate.set_ticks(number=number)
             coordinate.grid(color="0.5", alpha=0.35, linewidth=0.5)
         handles = [
             Patch(facecolor=colour, edgecolor=EDGE, label=f"{status} ({counts[status]})")
