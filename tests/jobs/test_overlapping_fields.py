@@ -20,7 +20,7 @@ from surveybridge.storage.field_update import Slot, put_field
 from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
-from surveybridge.storage.query import query
+from surveybridge.storage.query import EVERY_ROW, query
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
@@ -145,7 +145,7 @@ def test_ingested_in_any_order_and_in_one_run_or_two_each_object_is_there_once(r
 
     # Unpublished, the runs show the same.
     for name, given in runs.items():
-        assert content(query(given, thumbnails=False)) == content(rows[name])
+        assert content(query(given, thumbnails=False, listing=EVERY_ROW)) == content(rows[name])
 
 
 def test_the_ledger_says_where_both_ends_have_data(runs):
