@@ -307,7 +307,7 @@ def test_a_run_without_its_store_still_gives_cutouts_and_says_what_it_cannot(run
     [
         ("all.fits", ["--max-gib", "1e-5"], ["192 x 192 px in one image take", "--max-gib allows 1e-05", "--cutout"]),
         ("cut.fits", ["--cutout", "53,-29,10"], ["touches none of the finished tiles", "has no tile there"]),
-        ("cut.fits", ["--cutout", "53,-99,10"], ["-99 deg lies outside -90..90"]),
+        ("cut.fits", ["--cutout", "53,-99,10"], ["-99 deg, outside -90..90"]),
         ("cut.fits", ["--cutout", "failed,1"], [f"tile {FAILED} there is failed (", "translate it again"]),
         ("cut.fits", ["--cutout", "here,1", "--samples", "4"], ["--samples 4", "drew 3", "at most as many"]),
         (
