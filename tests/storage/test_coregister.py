@@ -8,10 +8,10 @@ from matplotlib.path import Path
 from scipy import ndimage
 
 from surveybridge.storage.celestial import celestial_wcs, icrs_wcs, sky_to_pixel, stated_wcs, wcs_header_string
-from surveybridge.storage.coregister import coregister, resample_stamps
+from surveybridge.storage.coregister import Registration, coregister, resample_stamps
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grids import GridMapping, pixel_to_pixel
-from surveybridge.storage.images import MASK_PLANES, SurveyImage
+from surveybridge.storage.images import MASK_PLANES, LazyImage, SurveyImage
 from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
 from tests.storage.wcs_headers import bent, true_sky, unusual
@@ -216,6 +216,10 @@ def test_only_what_diverges_lies_outside(strength):
     image = SurveyImage(**{**image.__dict__, "wcs_header": wcs.to_header_string(relax=True)})
     out = coregister(image, header(wide, 0.1), wide)
     covered = out.valid[0]
+    strips = Registration.of(LazyImage.of(image), header(wide, 0.1), wide)
+    parts = [strips.strip(start, start + 100) for start in range(0, 900, 100)]
+    np.testing.assert_array_equal(np.concatenate([part.flux for part in parts], axis=1), out.flux)
+    np.testing.assert_array_equal(np.concatenate([part.mask for part in parts], axis=1), out.mask)
     there = tan_wcs(wide, 0.1).all_world2pix(*wcs.all_pix2world(x, y, 0), 0)
     for u, v in zip(*there, strict=True):
         rows, columns = np.mgrid[round(v) - 14 : round(v) + 15, round(u) - 14 : round(u) + 15]
