@@ -227,9 +227,7 @@ def test_only_what_diverges_lies_outside(strength):
         centre = (flux * rows).sum() / flux.sum() - v, (flux * columns).sum() / flux.sum() - u
         assert np.hypot(*centre) < 0.05  # a Gaussian drawn on bent pixels is not round on the sky
     # the outline: every output pixel is on the image if and only if some pixel of the image is there
-    edge = np.concatenate(
-        [[(t, -0.5), (139.5, t), (139 - t, 139.5), (-0.5, 139 - t)] for t in np.linspace(0, 139, 71)]
-    )
+    edge = np.concatenate([[(t, -0.5), (139.5, t), (139 - t, 139.5), (-0.5, 139 - t)] for t in np.linspace(0, 139, 71)])
     outline = np.stack(tan_wcs(wide, 0.1).all_world2pix(*wcs.all_pix2world(*edge.T, 0), 0), axis=1)
     order = np.argsort(np.arctan2(*(outline - outline.mean(axis=0)).T[::-1]))
     some = np.mgrid[0:900:7, 0:900:7]
