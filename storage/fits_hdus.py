@@ -56,6 +56,9 @@ WHOLE_PIXELS = 1 << 24
 SAMPLES, SAMPLE_SIDE = 16, 128
 """Boxes of a sample along each axis, and their side in pixels: 4 million pixels know a median to 0.001 sigma."""
 
+FPACK_NAME = "COMPRESSED_IMAGE"
+"""EXTNAME that fpack gives to images without one."""
+
 PLANE_CARDS = re.compile(r"^(MP_.+|MSKN\d{4})$")
 """Cards that name planes of a mask: afw's and those of Rubin's newer files."""
 
@@ -166,8 +169,9 @@ def by_header(hdus: fits.HDUList, unit: str) -> list[Extension]:
         if not hdu.is_image or not hdu.shape:
             continue
         name = str(hdu.header.get("EXTNAME") or "").strip().upper()
+        name = "" if name == FPACK_NAME else name
         role, stem = _role(hdu.header, name, unit)
-        one = Extension(number, name, hdu.ver, tuple(hdu.shape), _kind(hdu.header), role, stem, hdu)
+        one = Extension(number, name, _version(hdu), tuple(hdu.shape), _kind(hdu.header), role, stem, hdu)
         found.append(replace(one, boxes=sample_boxes(one.size)) if one.is_plane else one)
     return found
 
@@ -222,8 +226,8 @@ def flux_extension(found: Sequence[Extension], file: str, selector: str | None, 
     tiers = [
         [ext for ext in candidates if ext.name in SCIENCE_NAMES or (not ext.name and ext.role == "flux")],
         [ext for ext in candidates if ext.name in stems],
-        # the flux of another band is none of this one's
-        [ext for ext in candidates if not (ext.role == "flux" and ext.stem)],
+        # what is named after another band is none of this one's
+        [ext for ext in candidates if not _is_of_another_band(ext, band, len(candidates) == 1)],
     ]
     for tier in tiers:
         by_type = [ext for ext in tier if not ext.integer]
@@ -277,9 +281,10 @@ def partners(
         ours = [ext for ext in found if ext.role in roles and not ext.stem]
     if not ours:
         return [], ""
+    owned = {ext.version for ext in fluxes if ext.stem == flux.stem}
     same = [ext for ext in ours if ext.version == flux.version]
-    if alone and all(any(PLANE_CARDS.match(key) for key in ext.hdu.header) for ext in ours):
-        same = ours
+    if same and all(_names_planes(ext.hdu.header) for ext in ours):
+        same += [ext for ext in ours if ext.version not in owned]
     likeness = (flux.stem, flux.version, flux.size)
     rivals = [ext for ext in fluxes if ext is not flux and (ext.stem, ext.version, ext.size) == likeness]
     first = (same or ours)[0]
@@ -289,7 +294,6 @@ def partners(
             f"NAME.BAND={file}[{first.number}]"
         )
     if not same:
-        owned = {ext.version for ext in fluxes if ext.stem == flux.stem}
         if all(ext.version in owned for ext in ours):
             return [], f"{', '.join(ext.label for ext in ours)} has another EXTVER"
         raise StorageError(
@@ -304,9 +308,21 @@ def partners(
     return same, ""
 
 
-def stem_of(name: str) -> str:
-    """Return `VIS` for `VIS_FLUX` or `VIS_BGSUB`: the name that the RMS map and the PSF share with the image."""
-    return _split_name(name)[1]
+def unclaimed(found: Sequence[Extension], flux: Extension) -> list[Extension]:
+    """Return the HDUs of the flux's size of which the file does not say what they are, and which are not used."""
+    return [ext for ext in found if ext is not flux and ext.role is None and ext.size == flux.size and ext.is_plane]
+
+
+def _names_planes(header: fits.Header) -> bool:
+    return any(PLANE_CARDS.match(key) for key in header)
+
+
+def _version(hdu: Any) -> int:
+    """EXTVER; -1 for what is no number, and therefore that of no other HDU."""
+    try:
+        return int(hdu.header.get("EXTVER", 1))
+    except (TypeError, ValueError):
+        return -1
 
 
 def _flag(extension: Extension) -> str:
@@ -322,7 +338,7 @@ def _role(header: fits.Header, name: str, unit: str) -> tuple[Role | None, str]:
         # drizzled weights may be seconds of exposure, which are no inverse variances
         timed = by_name == "weight" and by_unit == "other"
         return "other" if timed else by_type or by_name, stem
-    if any(PLANE_CARDS.match(key) for key in header):
+    if _names_planes(header):
         return "mask", stem
     return by_unit, stem
 
@@ -383,6 +399,12 @@ def _image_mask_variance(found: list[Extension]) -> list[Extension]:
     if not whole or found[0].integer or (image < 0).sum() == 0 or (variance < 0).any() or not (variance > 0).any():
         return found
     return [replace(ext, role=role) for ext, role in zip(found, order, strict=True)]
+
+
+def _is_of_another_band(ext: Extension, band: str, alone: bool) -> bool:
+    """Whether it is `<X>_FLUX` or `<X>_BGSUB` of something else; of one that is alone, X may have the band in it."""
+    named = bool(ext.stem) and ext.name.endswith(("_FLUX", "_BGSUB"))
+    return named and not (alone and band.upper() in ext.stem.split("_"))
 
 
 def _check_is_flux(chosen: Extension, found: Sequence[Extension], file: str) -> None:

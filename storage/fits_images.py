@@ -29,7 +29,7 @@ from surveybridge.storage.celestial import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions, flux_extension, split_extension
+from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions, flux_extension, split_extension, unclaimed
 from surveybridge.storage.fits_maps import MAPS, Flux, grid_offset, mask_of, noise_of, psf_of
 from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_units import calibration, unit_factor
@@ -269,6 +269,8 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
         whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, by_pixel, unit)
         mask = mask_of(whole, found, given, options)
         noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
+        notes = tuple(f"HDU {other} is not used: nothing says what it is" for other in unclaimed(found, extension))
+        notes += (f"noise: {aside}",) if aside else ()
         psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
         flux = extension.pixels * by_pixel
     filter_name = str(header.get("FILTER", "not stated")).strip()
@@ -338,7 +340,7 @@ def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Reques
             zeros=float(zeros.mean()),
             unusable=float(1 - usable.mean()),
             wcs=wcs_note,
-            notes=(f"noise: {aside}",) if aside else (),
+            notes=notes,
         ),
     )
 

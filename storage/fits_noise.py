@@ -36,7 +36,8 @@ class NoiseMap:
         "variance", "rms" or "weight".
     trusted : bool or None
         Whether it counts unless the user says otherwise: not an RMS map, as those of Euclid's MER products overestimate
-        the noise of ground bands; None = if it agrees with the sky, as weights are often on a scale of their own.
+        the noise of ground bands; None = if it agrees with the sky: weights are often on a scale of their own, and
+        what is a variance by its place alone may be something else.
     """
 
     variance: NDArray[np.float64]
@@ -86,7 +87,8 @@ def read_noise(part: Extension, where: str, source: str, factor: float | NDArray
         values = np.where((values > 0) & (values < NO_COVERAGE), values, np.nan)
         values = {"variance": values, "rms": values**2, "weight": 1 / values}[kind]
     factor = factor * _relative_unit(str(part.hdu.header.get("BUNIT") or "").strip(), bunit, kind, where)
-    trusted = None if kind == "weight" else not part.name.endswith("RMS")
+    by_place = not part.name and "EXTTYPE" not in part.hdu.header
+    trusted = None if kind == "weight" or by_place else not part.name.endswith("RMS")
     return NoiseMap(values * factor**2, source, kind, trusted)
 
 

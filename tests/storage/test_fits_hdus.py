@@ -213,7 +213,8 @@ def test_what_cannot_be_told_is_refused_with_a_list(tmp_path, case):
 
 def test_hdus_are_named_by_number(tmp_path):
     path = write(tmp_path / "a.fits", *UNCLEAR["two without a name"])
-    is_flux(read(f"{path}[1]", noise="sky"))
+    image = is_flux(read(f"{path}[1]", noise="sky"))
+    assert image.provenance["r.notes"] == "HDU 2 unnamed (36 x 44 float32) is not used: nothing says what it is"
     path = write(tmp_path / "b.fits", *UNCLEAR["two detectors"])
     is_flux(read(f"{path}[2]"), OTHER)
     is_flux(read(f"{path}[S3]"), OTHER)
@@ -244,3 +245,23 @@ def test_a_map_on_another_grid_in_the_same_file_is_refused(tmp_path):
     away.header.update(tan_wcs(SHAPE, 0.2, ra=201.0, dec=11.01).to_header())
     with pytest.raises(StorageError, match=r"VARIANCE\]: its grid is 180 px off .*Dec \+11\.01000.*Dec \+11\.00000"):
         read(write(tmp_path / "a.fits", hdu(FLUX, "IMAGE"), away))
+
+
+def test_the_name_that_fpack_gives_is_none(tmp_path):
+    how = {"name": "COMPRESSED_IMAGE", "compression_type": "GZIP_2", "quantize_level": 0}
+    hdus = [fits.CompImageHDU(data, WCS.to_header(), **how) for data in (FLUX, MASK, VARIANCE)]
+    masked_and_weighted(read(write(tmp_path / "a.fits", *hdus)))
+    is_flux(read(write(tmp_path / "b.fits", hdus[0])))
+
+
+@pytest.mark.parametrize("name", ["CUTOUT_IMAGE", "DES_R_FLUX", "N2", "STACK_SCI"])
+def test_an_image_that_is_alone_needs_no_known_name(tmp_path, name):
+    path = write(tmp_path / "a.fits", hdu(FLUX, name), hdu(MASK, "MASK"), hdu(VARIANCE, "VARIANCE"))
+    masked_and_weighted(read(path))
+
+
+def test_a_variance_by_its_place_alone_must_agree_with_the_sky(tmp_path):
+    path = write(tmp_path / "a.fits", hdu(FLUX), hdu(MASK), hdu(VARIANCE * 100))
+    image = is_flux(read(path))
+    assert np.sqrt(image.variance[0, 0, 0]) == pytest.approx(3, rel=0.05) and (image.mask != 0).sum() == 50
+    assert "in the file: HDU 3 of the file, not used" in image.provenance["r.noise"]

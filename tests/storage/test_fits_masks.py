@@ -70,8 +70,12 @@ def test_planes_beyond_the_31st_are_in_a_second_mask(tmp_path):
     """lsst.images writes the rest of the planes into MASK,2."""
     first = hdu(pixels([1]), "MASK", MSKN0001="CLIPPED", MSKM0001=1)
     second = hdu(pixels([0, 1, 2]), "MASK", 2, MSKN0001="SATURATED", MSKM0001=1, MSKN0002="DETECTED", MSKM0002=2)
-    image = read(write(tmp_path / "m.fits", hdu(FLUX, "IMAGE"), first, second, hdu(VARIANCE, "VARIANCE")))
-    assert image.mask[0, 0, :3].tolist() == [0, SAT, 0]
+    hdus = [hdu(FLUX, "IMAGE"), first, second, hdu(VARIANCE, "VARIANCE"), hdu(FLUX[:9], "APERTURE_CORRECTION")]
+    assert read(write(tmp_path / "m.fits", *hdus)).mask[0, 0, :3].tolist() == [0, SAT, 0]
+    # of two images, the second mask is that of the second
+    path = write(tmp_path / "two.fits", *hdus, hdu(FLUX, "IMAGE", 2))
+    assert read(f"{path}[IMAGE,1]").mask[0, 0, :3].tolist() == [0, 0, 0]
+    assert read(f"{path}[IMAGE,2]").mask[0, 0, :3].tolist() == [0, SAT, 0]
 
 
 @pytest.mark.parametrize(
