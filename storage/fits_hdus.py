@@ -173,7 +173,7 @@ def by_header(hdus: fits.HDUList, unit: str) -> list[Extension]:
         role, stem = _role(hdu.header, name, unit)
         one = Extension(number, name, _version(hdu), tuple(hdu.shape), _kind(hdu.header), role, stem, hdu)
         found.append(replace(one, boxes=sample_boxes(one.size)) if one.is_plane else one)
-    return found
+    return _mask_by_type(found)
 
 
 def sample_boxes(shape: Sequence[int]) -> tuple[Box, ...]:
@@ -280,7 +280,10 @@ def partners(
     if not ours and alone:
         ours = [ext for ext in found if ext.role in roles and not ext.stem]
     if not ours:
-        return [], ""
+        stems = {ext.stem for ext in fluxes}
+        others = [ext for ext in found if ext.role in roles and ext.size == flux.size]
+        others = [ext for ext in others if ext.stem not in stems or not ext.stem]
+        return [], f"{'; '.join(map(str, others))}: cannot be told whose" if others else ""
     owned = {ext.version for ext in fluxes if ext.stem == flux.stem}
     same = [ext for ext in ours if ext.version == flux.version]
     if same and all(_names_planes(ext.hdu.header) for ext in ours):
@@ -399,6 +402,15 @@ def _image_mask_variance(found: list[Extension]) -> list[Extension]:
     if not whole or found[0].integer or (image < 0).sum() == 0 or (variance < 0).any() or not (variance > 0).any():
         return found
     return [replace(ext, role=role) for ext, role in zip(found, order, strict=True)]
+
+
+def _mask_by_type(found: list[Extension]) -> list[Extension]:
+    """Take the only image of whole numbers beside one of real numbers as a mask, if nothing says what it is."""
+    unknown = [ext for ext in found if ext.role is None and not ext.name and ext.integer and ext.is_plane]
+    if len(unknown) != 1 or any(ext.role == "mask" for ext in found):
+        return found
+    beside = [ext for ext in found if ext.role in ("flux", None) and not ext.integer and ext.size == unknown[0].size]
+    return [replace(ext, role="mask") if beside and ext is unknown[0] else ext for ext in found]
 
 
 def _is_of_another_band(ext: Extension, band: str, alone: bool) -> bool:

@@ -29,7 +29,15 @@ from surveybridge.storage.celestial import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions, flux_extension, split_extension, unclaimed
+from surveybridge.storage.fits_hdus import (
+    Extension,
+    Role,
+    by_header,
+    extensions,
+    flux_extension,
+    split_extension,
+    unclaimed,
+)
 from surveybridge.storage.fits_maps import MAPS, Flux, grid_offset, mask_of, noise_of, psf_of
 from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_units import calibration, unit_factor

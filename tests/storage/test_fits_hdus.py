@@ -60,6 +60,7 @@ def masked_and_weighted(image):
 
 LAYOUTS = {
     "afw and lsst.images": [hdu(FLUX, "IMAGE"), hdu(MASK, "MASK"), hdu(VARIANCE, "VARIANCE")],
+    "mask by its type": [hdu(MASK * 2), hdu(FLUX), hdu(1 / VARIANCE, BUNIT="1/nJy2")],
     "another order": [hdu(VARIANCE, "VARIANCE"), hdu(MASK, "MASK"), hdu(FLUX, "IMAGE")],
     "HST and JWST": [hdu(FLUX, "SCI"), hdu(np.sqrt(VARIANCE), "ERR"), hdu(MASK * 4, "DQ")],
     "DES": [hdu(FLUX, "SCI"), hdu(MASK, "MSK"), hdu(1 / VARIANCE, "WGT")],
@@ -265,3 +266,14 @@ def test_a_variance_by_its_place_alone_must_agree_with_the_sky(tmp_path):
     image = is_flux(read(path))
     assert np.sqrt(image.variance[0, 0, 0]) == pytest.approx(3, rel=0.05) and (image.mask != 0).sum() == 50
     assert "in the file: HDU 3 of the file, not used" in image.provenance["r.noise"]
+
+
+def test_maps_of_which_it_cannot_be_told_whose_they_are_are_named(tmp_path):
+    path = write(tmp_path / "a.fits", hdu(FLUX, "N2"), hdu(OTHER, "S3"), hdu(MASK, "MASK"), hdu(VARIANCE, "VARIANCE"))
+    image = is_flux(read(f"{path}[N2]"))
+    assert "3 MASK (36 x 44 int32, mask): cannot be told whose" in image.provenance["r.mask"]
+    assert "4 VARIANCE (36 x 44 float32, variance): cannot be told whose" in image.provenance["r.notes"]
+    # the maps of other images in the file are theirs, and nothing to speak of
+    path = write(tmp_path / "b.fits", *LAYOUTS["stems"])
+    image = is_flux(read(f"{path}[G_FLUX]", noise="sky"), OTHER)
+    assert "r.notes" not in image.provenance
