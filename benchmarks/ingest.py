@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from surveybridge.storage.coregister import coregister
-from surveybridge.storage.fits_images import Noise, read_image
+from surveybridge.storage.fits_images import read_image
+from surveybridge.storage.fits_planes import Noise
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.ingest import Field, cut_tile, ingest_field, tile_boxes
 from surveybridge.storage.photometry import sky_statistics

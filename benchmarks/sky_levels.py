@@ -18,8 +18,8 @@ import numpy as np
 from astropy.io import fits
 from scipy import ndimage
 
-from surveybridge.storage.fits_images import MOST_SKY
 from surveybridge.storage.fits_noise import NO_COVERAGE
+from surveybridge.storage.fits_planes import MOST_SKY
 from surveybridge.storage.photometry import ZERO_AREA, sky_statistics
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -12,7 +12,8 @@ from surveybridge.storage.coregister import Registration
 from surveybridge.storage.domain import describe_domain
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fields import grid_id_of
-from surveybridge.storage.fits_images import Noise, open_images
+from surveybridge.storage.fits_images import open_images
+from surveybridge.storage.fits_planes import Noise
 from surveybridge.storage.grids import describe_footprint, overlap_fraction
 from surveybridge.storage.images import LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint

@@ -6,66 +6,34 @@ holds several images: `cutout.fits[DES_G_BGSUB]`, `chips.fits[SCI,2]` (EXTVER), 
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from astropy.io.fits import Header
-from astropy.wcs import WCS
-from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import (
     celestial_wcs,
-    has_celestial_wcs,
-    icrs_wcs,
-    image_wcs,
-    pixel_area,
-    wcs_header_string,
 )
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
 from surveybridge.storage.fits_hdus import (
-    Extension,
-    Role,
-    by_header,
     extensions,
     flux_extension,
     split_extension,
-    unclaimed,
 )
-from surveybridge.storage.fits_maps import MAPS, Flux, grid_offset, mask_of, noise_of, psf_of
-from surveybridge.storage.fits_noise import NoiseMap
-from surveybridge.storage.fits_units import calibration, unit_factor
-from surveybridge.storage.grids import describe_footprint, pixel_areas, pixel_scale
-from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
-from surveybridge.storage.photometry import ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
+from surveybridge.storage.fits_maps import MAPS, grid_offset
+from surveybridge.storage.fits_planes import Noise, Plane, Planes, Request, plane_wcs, read_plane
+from surveybridge.storage.grids import describe_footprint, pixel_scale
+from surveybridge.storage.images import Box, LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable
-from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
 
 log = logging.getLogger(__name__)
 
-Noise = Literal["auto", "file", "sky"]
-"""Where variances come from; see `read_images`."""
-
 SAME_SCALE = 0.01
 """Bands whose pixel scales differ by less lie on one grid, or should."""
-
-NO_SKY_SCALE = 1.0
-"""arcsec per pixel of the WCS that stands in where an endpoint has no place on the sky."""
-
-MOST_SKY = 2.5
-"""Sigma of a pixel by which the level of the sky may differ from 0 if it is to count as subtracted.
-
-Whole images of real surveys are within 1.3 and crowded windows of 64 pixels within 2.3 (`benchmarks/sky_levels.py`)."""
-
-WEIGHT_SCALE = 3.0
-"""Factor by which the sigma of a weight map may differ from that of the sky if the weights are inverse variances."""
 
 
 def read_image(endpoint: EndpointTable, paths: Mapping[str, str], **how: Any) -> SurveyImage:
@@ -112,8 +80,8 @@ def open_images(
         Where the variance comes from: "file" = the file's variance, RMS or weight map, "sky" = measured on the image,
         "auto" = a variance or error map where there is one, else the sky, because the RMS maps of ground bands in
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
-        factor of `WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map marks as not
-        covered stays unusable with all of them.
+        factor of `fits_planes.WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map
+        marks as not covered stays unusable with all of them.
     numbers : mapping of "psf_fwhm" or "zero_point" to mapping of band to float, optional
         Arcsec, or AB magnitude of one count; they count instead of what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
@@ -136,7 +104,7 @@ def open_images(
     ------
     StorageError
         A band is missing; a file, HDU, unit, zero point or WCS is missing, wrong, or cannot be told; a map is not the
-        image's; the sky of a flux is not subtracted (`MOST_SKY`); bands of one pixel scale differ in grid.
+        image's; the sky of a flux is not subtracted (`fits_planes.MOST_SKY`); bands of one pixel scale differ in grid.
     """
     bands, numbers, maps = endpoint["bands"], numbers or {}, maps or {}
     psf_fwhm, zero_points = numbers.get("psf_fwhm", {}), numbers.get("zero_point", {})
@@ -160,11 +128,11 @@ def open_images(
             )
     if zero_points and njy_per_unit(endpoint["unit"]) is None:
         raise StorageError(f"{endpoint['name']}: a zero point, but it is in {endpoint['unit']}, no flux; leave it out")
-    request = _Request(endpoint, noise, frozenset({*bands, *filters}), zero_points, subtract_sky, storage_options)
+    request = Request(endpoint, noise, frozenset({*bands, *filters}), zero_points, subtract_sky, storage_options)
     planes = []
     for band in bands:
         beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}
-        plane = _read_plane(paths[band], band, beside, request)
+        plane = read_plane(paths[band], band, beside, request)
         if band in psf_fwhm:
             told = replace(plane.reading, psf_fwhm=float(psf_fwhm[band]), psf_source="given by the user")
             plane = replace(plane, reading=told)
@@ -185,290 +153,10 @@ def stated_grid(
         extension = flux_extension(extensions(hdus, endpoint["unit"]), file, selector, band)
         where = f"{file}[{extension.label}]"
         height, width = extension.size
-        return _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)[0], (height, width)
+        return plane_wcs(extension.hdu.header, hdus[0].header, endpoint, where)[0], (height, width)
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What holds for all bands of an endpoint; see `read_images`."""
-
-    endpoint: EndpointTable
-    noise: Noise
-    filters: Collection[str]
-    zero_points: Mapping[str, float]
-    subtract_sky: bool
-    storage_options: Mapping[str, Any] | None
-
-    @property
-    def is_flux(self) -> bool:
-        """Whether the pixels are flux densities that add up: what has a sky that can be subtracted."""
-        return njy_per_unit(self.endpoint["unit"]) is not None and self.endpoint["extensive"]
-
-
-Planes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]
-"""Flux, variance and mask [H, W], in the endpoint's unit."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Plane:
-    """One band: what was understood of its file, and how its pixels are had."""
-
-    shape: tuple[int, int]
-    read: Callable[[Box], Planes]
-    wcs_header: str
-    noise_correlation: float
-    reading: BandReading
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """What was found out on a sample of a large image, and holds for all parts of it.
-
-    Attributes
-    ----------
-    roles : mapping of int to Role
-        By number of the HDU; that of the flux is `number`.
-    factor, per_steradian : float, bool
-        What a count is worth, and whether by steradian.
-    frequent_zeros : bool
-        As in `zero_areas`.
-    variance : float or None
-        Of every pixel; None where the file's map says it.
-    level, sigma : float
-        What is subtracted from the flux, and the noise of the sky.
-    """
-
-    number: int
-    roles: Mapping[int, Role | None]
-    factor: float
-    per_steradian: bool
-    frequent_zeros: bool
-    variance: float | None
-    level: float
-    sigma: float
-
-
-def _read_plane(path: str, band: str, given: Mapping[str, str], request: _Request) -> _Plane:
-    endpoint, unit, options = request.endpoint, request.endpoint["unit"], request.storage_options
-    njy_of_unit = njy_per_unit(unit)
-    file, selector = split_extension(path)
-    with open_fits(file, options) as hdus:
-        found = extensions(hdus, unit)
-        extension = flux_extension(found, file, selector, band)
-        where = f"{file}[{extension.label}]"
-        check_sums(extension.hdu, where)
-        if extension.hdu is not hdus[0]:  # its header may lend a zero point or a WCS
-            check_sums(hdus[0], f"{file}[0]")
-        header = hdus[0].header.copy(strip=True)
-        header.update(extension.hdu.header)
-        wcs_header, wcs_note = _wcs_header(extension.hdu.header, hdus[0].header, endpoint, where)
-        per_steradian = False
-        if njy_of_unit is not None:
-            middle = [np.array((n - 1) / 2) for n in extension.size]
-            area = float(pixel_area(celestial_wcs(wcs_header), *middle))
-            scale = calibration(extension.hdu.header, hdus[0].header, where, area, request.zero_points.get(band))
-            factor, zero_point, per_steradian = scale.njy / njy_of_unit, scale.zero_point, scale.per_steradian
-            units = ("zero_point", f"{zero_point:g} AB ({scale.source})")
-        else:
-            factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
-            units = ("unit", f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}")
-        on_sky = wcs_header if endpoint["pixel_scale"] or has_celestial_wcs(extension.hdu.header) else ""
-        by_pixel = _by_pixel(factor, per_steradian, wcs_header, extension)
-        whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, by_pixel, unit)
-        mask = mask_of(whole, found, given, options)
-        noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
-        notes = tuple(f"HDU {other} is not used: nothing says what it is" for other in unclaimed(found, extension))
-        notes += (f"noise: {aside}",) if aside else ()
-        psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
-        flux = extension.pixels * by_pixel
-    filter_name = str(header.get("FILTER", "not stated")).strip()
-    if filter_name in request.filters and filter_name != band:
-        raise StorageError(
-            f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
-        )
-    zeros = zero_areas(flux) if request.is_flux else np.zeros(flux.shape, bool)
-    frequent_zeros = request.is_flux and zeros_are_frequent(flux, zeros)
-    bits = _all_bits(flux, mask.mask, noise_map, zeros)
-    usable = bits == 0
-    if not usable.any():
-        raise StorageError(
-            f"{where}: 0 of {usable.size} pixels are usable (NaN, masked, exactly 0 or not covered); give another image"
-        )
-    sky = sky_statistics(flux, usable)
-    variance, noise_note = _variance(noise_map, sky, flux.shape, where, request)
-    exact = not variance.any()
-    if request.is_flux:
-        _check_sky(sky, float(np.sqrt(np.median(variance[usable]))), where, request)
-    level = sky.level if request.is_flux and request.subtract_sky else 0.0
-    height, width = extension.size
-    if extension.boxes:
-        own_map = noise_map is not None and variance is noise_map.variance
-        settled = _Settled(
-            number=extension.number,
-            roles={ext.number: ext.role for ext in found},
-            factor=factor,
-            per_steradian=per_steradian,
-            frequent_zeros=frequent_zeros,
-            variance=None if own_map else float(variance.flat[0]),
-            level=level,
-            sigma=sky.sigma,
-        )
-        read = functools.partial(_read_part, file, given, request, wcs_header, settled)
-    else:
-        planes = _finished(flux - level, variance, bits, sky.sigma)
-        read = functools.partial(_part_of, planes)
-    return _Plane(
-        shape=(height, width),
-        read=read,
-        wcs_header=wcs_header,
-        noise_correlation=0.0 if exact else sky.correlation,
-        reading=BandReading(
-            band=band,
-            file=where,
-            hdu=str(extension),
-            filter=filter_name,
-            unit=unit,
-            calibration=(units,),
-            zero_point=zero_point,
-            psf_fwhm=psf,
-            psf_source=psf_note,
-            noise_source=noise_note,
-            noise_sigma=float(np.sqrt(np.median(variance[usable]))),
-            map_sigma=math.nan if noise_map is None else noise_map.sigma,
-            uncovered=0.0 if noise_map is None else float(1 - noise_map.covered.mean()),
-            sky_level=sky.level,
-            sky_sigma=sky.sigma,
-            sky_pixels=sky.pixels if request.is_flux else 0,
-            sky_subtracted=request.subtract_sky and request.is_flux,
-            noise_correlation="0, taken as exact"
-            if exact
-            else f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels",
-            mask_source=mask.source,
-            mask_shares=mask.shares,
-            zeros=float(zeros.mean()),
-            unusable=float(1 - usable.mean()),
-            wcs=wcs_note,
-            notes=notes,
-        ),
-    )
-
-
-def _read_part(
-    file: str, given: Mapping[str, str], request: _Request, wcs_header: str, settled: _Settled, box: Box
-) -> Planes:
-    """Pixels of a box of a large image: what all of it would have there, if it were read with what is settled."""
-    with open_fits(file, request.storage_options) as hdus:
-        found = by_header(hdus, request.endpoint["unit"])
-        height, width = next(ext.size for ext in found if ext.number == settled.number)
-        y0, y1, x0, x1 = box
-        # as far around as connected zeros count
-        top, left = max(y0 - ZERO_AREA, 0), max(x0 - ZERO_AREA, 0)
-        grown = (top, min(y1 + ZERO_AREA, height), left, min(x1 + ZERO_AREA, width))
-        found = [
-            replace(ext, role=settled.roles[ext.number], boxes=(grown,) if ext.size == (height, width) else ext.boxes)
-            for ext in found
-        ]
-        extension = next(ext for ext in found if ext.number == settled.number)
-        factor = _by_pixel(settled.factor, settled.per_steradian, wcs_header, extension)
-        headers = (extension.hdu.header, hdus[0].header)
-        part = Flux(extension, file, headers, wcs_header, factor, request.endpoint["unit"], checked=True)
-        mask = mask_of(part, found, given, request.storage_options)
-        needed = request.noise != "sky"
-        noise_map, _ = noise_of(part, found, given, needed=needed, options=request.storage_options)
-        flux = extension.pixels * factor
-    zeros = zero_areas(flux, frequent=settled.frequent_zeros) if request.is_flux else np.zeros(flux.shape, bool)
-    bits = _all_bits(flux, mask.mask, noise_map, zeros)
-    constant = settled.variance
-    if constant is None:
-        assert noise_map is not None, "the map that was settled on is there"
-    variance = noise_map.variance if noise_map is not None and constant is None else np.full(flux.shape, constant)
-    planes = _finished(flux - settled.level, variance, bits, settled.sigma)
-    return _part_of(planes, (y0 - top, y1 - top, x0 - left, x1 - left))
-
-
-def _part_of(planes: Planes, box: Box) -> Planes:
-    y0, y1, x0, x1 = box
-    flux, variance, mask = planes
-    return flux[y0:y1, x0:x1], variance[y0:y1, x0:x1], mask[y0:y1, x0:x1]
-
-
-def _by_pixel(factor: float, per_steradian: bool, wcs_header: str, extension: Extension) -> float | NDArray[np.float64]:
-    """What a count is worth in each pixel that is read."""
-    return factor * pixel_areas(wcs_header, extension.size, extension.boxes) if per_steradian else factor
-
-
-def _all_bits(
-    flux: NDArray[np.float64], mask: NDArray[np.uint8], noise_map: NoiseMap | None, zeros: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """The mask, with what flux and noise map mark."""
-    bits = mask | np.where(zeros | ~np.isfinite(flux), np.uint8(MASK_PLANES["NO_DATA"]), np.uint8(0))
-    if noise_map is not None:
-        bits[~noise_map.covered & (bits & MASK_PLANES["NO_DATA"] == 0)] |= MASK_PLANES["BAD"]
-    return bits
-
-
-def _finished(
-    flux: NDArray[np.float64], variance: NDArray[np.float64], bits: NDArray[np.uint8], sigma: float
-) -> Planes:
-    """Flux and variance as they are stored; a bad pixel still needs a finite variance, NaN is for NO_DATA alone."""
-    unknown = bits & MASK_PLANES["NO_DATA"] != 0
-    variance = np.where(np.isfinite(variance) | unknown, variance, sigma**2)
-    return (
-        np.where(unknown, np.nan, flux).astype(np.float32),
-        np.where(unknown, np.nan, variance).astype(np.float32),
-        bits,
-    )
-
-
-def _variance(
-    noise_map: NoiseMap | None, sky: Sky, shape: tuple[int, ...], where: str, request: _Request
-) -> tuple[NDArray[np.float64], str]:
-    """Variance of every pixel, NaN without coverage, and where it comes from; 0 of what is taken as exact."""
-    noise, unit, is_flux = request.noise, request.endpoint["unit"], njy_per_unit(request.endpoint["unit"]) is not None
-    if noise_map is None and noise == "auto" and not is_flux:
-        return np.zeros(shape), "none in the file, taken as exact"
-    if noise_map is None and noise == "file":
-        raise StorageError(
-            f"{where}: no noise map (looked for a variance, an error or RMS map, a weight map); give one in the file, "
-            "or apart by --variance, --rms or --weight NAME.BAND=FILE, or measure the noise on the sky"
-        )
-    agrees = noise_map is not None and 1 / WEIGHT_SCALE < noise_map.sigma / (sky.sigma or np.nan) < WEIGHT_SCALE
-    if noise_map is not None and (noise == "file" or (noise == "auto" and (not is_flux or noise_map.counts(agrees)))):
-        return noise_map.variance, noise_map.source
-    if not sky.sigma > 0:
-        raise StorageError(
-            f"{where}: the noise of its sky is {sky.sigma:g} {unit} (of {sky.pixels} pixels), expected more than 0; is "
-            "it the flux? If so, give a noise map"
-        )
-    found = "none in the file" if noise_map is None else f"in the file: {noise_map.source}, not used"
-    return np.full(shape, sky.sigma**2), f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} {unit} ({found})"
-
-
-def _check_sky(sky: Sky, sigma: float, where: str, request: _Request) -> None:
-    """Refuse an image whose sky is not subtracted; `sigma` is that of its noise, which may be more than the sky's."""
-    sigma = max(sky.sigma, sigma)
-    if request.subtract_sky or not sigma > 0 or abs(sky.level) <= MOST_SKY * sigma:
-        return
-    raise StorageError(
-        f"{where}: the level of its sky is {sky.level:.4g} {request.endpoint['unit']}, {sky.level / sigma:+.1f} times "
-        f"the noise of {sigma:.4g}, expected within {MOST_SKY:g}; subtract the sky, or have it done by --subtract-sky"
-    )
-
-
-def _wcs_header(header: Header, primary: Header, endpoint: EndpointTable, where: str) -> tuple[str, str]:
-    """The celestial WCS in ICRS and a note; a stand-in for an endpoint that is not on the sky, if its file has none."""
-    if endpoint["pixel_scale"] == 0 and not has_celestial_wcs(header):
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-        wcs.wcs.crval, wcs.wcs.crpix = [0, 0], [1, 1]
-        wcs.wcs.cdelt = [-NO_SKY_SCALE / 3600, NO_SKY_SCALE / 3600]
-        wcs.wcs.radesys = "ICRS"
-        return wcs_header_string(wcs), ""
-    stated = icrs_wcs(image_wcs(header, primary, where), where)
-    return wcs_header_string(stated.wcs), "; ".join(stated.notes)
-
-
-def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> LazyImage:
+def _assemble(endpoint: EndpointTable, planes: list[Plane]) -> LazyImage:
     """Put bands together, which must share one grid."""
     first = planes[0]
     names = [plane.reading.file for plane in planes]
@@ -512,5 +200,5 @@ def _assemble(endpoint: EndpointTable, planes: list[_Plane]) -> LazyImage:
     return LazyImage(head, first.shape, read)
 
 
-def _footprint(plane: _Plane) -> str:
+def _footprint(plane: Plane) -> str:
     return describe_footprint(celestial_wcs(plane.wcs_header), plane.shape)

@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from surveybridge.__main__ import main
-from surveybridge.storage import fits_hdus, fits_images, ingest
+from surveybridge.storage import fits_hdus, fits_planes, ingest
 from surveybridge.storage.fits_hdus import sample_boxes
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.images import MASK_PLANES
@@ -162,13 +162,13 @@ def test_images_that_are_read_in_parts_give_the_same_tiles_to_the_bit(tmp_path, 
     assert run_ingest(tmp_path / "whole", *arguments) == 0
     request.getfixturevalue("in_parts")
     read = []
-    part = fits_images._read_part
+    part = fits_planes._read_part
 
     def noted(*arguments):
         read.append(arguments[-1])
         return part(*arguments)
 
-    request.getfixturevalue("monkeypatch").setattr(fits_images, "_read_part", noted)
+    request.getfixturevalue("monkeypatch").setattr(fits_planes, "_read_part", noted)
     assert run_ingest(tmp_path / "parts", *arguments) == 0
     assert len(set(read)) >= 10, "strips of each survey"
     assert any(y0 > 0 and y1 < 390 and (x0, x1) != (0, 150) for y0, y1, x0, x1 in read)
