@@ -51,6 +51,9 @@ class Config(JobConfig):
         None,
         description="RA,DEC,ARCSEC: show only candidates within this distance; ICRS, deg or 10:00:24,-02:12:00,...",
     )
+    store: str | None = Field(
+        None, description="where the run's tile store lies now; stamps larger than the thumbnails are read from it"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address asks for a token")
     port: int = Field(8642, ge=0, le=65535, description="port to listen on, 0 for any")
     export: str | None = Field(
@@ -80,7 +83,7 @@ def run(config: Config) -> int:
 def open_session(config: Config, grader: str | None) -> Session:
     """Read candidates and grades; thumbnails are left where they are."""
     from surveybridge.jobs.vetting.book import Book
-    from surveybridge.jobs.vetting.listing import Candidates, read
+    from surveybridge.jobs.vetting.listing import Candidates, read, read_members
     from surveybridge.jobs.vetting.pictures import Pictures
     from surveybridge.jobs.vetting.server import SCREENFUL, Session
     from surveybridge.storage.grades import compact_grades
@@ -97,7 +100,8 @@ def open_session(config: Config, grader: str | None) -> Session:
             compact_grades(run, grader)
     book = Book(runs)
     log.info("%d candidates and %d grades in %.1f s", table.num_rows, book.history.num_rows, time.monotonic() - start)
-    session = Session(Candidates(table, runs[0].problem), book, Pictures(runs), grader, views.name)
+    candidates = Candidates(table, runs[0].problem, read_members(config.run, config.cone, table))
+    session = Session(candidates, book, Pictures(runs, config.store), grader, views.name)
     session.prefetch(range(min(SCREENFUL, table.num_rows)))
     return session
 

@@ -27,10 +27,12 @@ from surveybridge.jobs.drawing.rendering import candidate_pictures, lupton_rgb
 from surveybridge.jobs.drawing.rendering import views as candidate_views
 from surveybridge.jobs.drawing.views import Field, Scales
 from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
+from surveybridge.storage.orientation import RunGrids, orientation
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, main_plane, rgb_planes, shown_ends, wanted_end
 from surveybridge.storage.query import query
 from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.schema import CELL
 from surveybridge.storage.tiles import TileStore
 from surveybridge.storage.units import njy_per_unit
 
@@ -120,7 +122,8 @@ def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
         If `run_url` is not a run folder, or its run makes maps only.
     """
     rows = query(run_url, top=top).to_pylist()
-    problem = RunFolder.open(run_url).problem
+    run = RunFolder.open(run_url)
+    problem, grids = run.problem, RunGrids(run)
     blocks = 2 if len(rows) > 1 else 1
     lines = max(1, -(-len(rows) // blocks))
     with rc_context(_STYLE):
@@ -135,15 +138,24 @@ def draw_candidates(run_url: str, out_png: str | Path, top: int = 10) -> None:
             line, block = k % lines, k // lines
             axes = [figure.add_subplot(grid[line, 5 * block + column]) for column in range(4)]
             _draw_candidate(axes, row, problem, headings=line == 0)
+            found = grids.directions(row["tile_id"], row["ra"], row["dec"])
+            if found is not None:
+                views.stamp_marks(axes[0], found, CELL)
         if not rows:
             figure.text(0.5, 0.5, "this run has no candidates", ha="center", va="center")
         else:
+            title = shown_ends(problem)[1]["title"]
             note = (
-                f"64 x 64 pixels; {shown_ends(problem)[1]['title']} and reconstruction of a row share one asinh scale; "
+                f"{CELL} x {CELL} pixels{_of_sky(problem)}; {title} and reconstruction of a row share one asinh scale; "
                 "reconstruction and error are model-generated"
             )
             figure.text(0.01, 0.06 / figure.get_figheight(), note, fontsize=9, color="0.35")
         figure.savefig(out_png, metadata={"Software": "surveybridge"})
+
+
+def _of_sky(problem: ProblemTable) -> str:
+    side = CELL * shown_ends(problem)[1]["pixel_scale"]
+    return f" of the sky, {side:.3g}″ x {side:.3g}″" if side else ""
 
 
 def _read_field(run_url: str, store_url: str, truth: str | Path | pa.Table | None, top: int) -> Field:
@@ -172,10 +184,10 @@ def _read_field(run_url: str, store_url: str, truth: str | Path | pa.Table | Non
         found = query(run_url, top=top, thumbnails=False)
         candidates = np.array([found["x"].to_numpy() - x0, found["y"].to_numpy() - y0], np.float64).T
     scale = float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
-    north = np.linalg.solve(wcs.pixel_scale_matrix, [0.0, 1.0])
+    ra, dec = (float(v) for v in wcs.all_pix2world((shape[1] - 1) / 2, (shape[0] - 1) / 2, 0))
     places = (candidates.reshape(-1, 2), _lenses(truth, wcs, shape))
     wanted = wanted_end(run.run_json)
-    return Field(ends, images, wanted, mosaic.mean, mosaic.std, scale, north / np.linalg.norm(north), *places)
+    return Field(ends, images, wanted, mosaic.mean, mosaic.std, scale, orientation(wcs, ra, dec), *places)
 
 
 def _lenses(truth: str | Path | pa.Table | None, wcs: WCS, shape: tuple[int, ...]) -> NDArray[np.float64]:

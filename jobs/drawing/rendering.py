@@ -27,6 +27,7 @@ from surveybridge.storage.problems import (
     shown_ends,
 )
 from surveybridge.storage.schema import CELL
+from surveybridge.storage.surroundings import Surroundings
 
 Image = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -37,22 +38,51 @@ _RGB_WEIGHTS = np.array([0.8, 1.1, 1.7])[:, None, None]
 """Weights of i, r, g: a typical faint galaxy comes out neither red nor blue."""
 
 
-def views(problem: ProblemTable) -> dict[str, str]:
+def channels(problem: ProblemTable) -> int:
+    """Number of views that show single bands: that of the endpoint with the most bands."""
+    return max(len(end["bands"]) for end in problem["endpoints"])
+
+
+def shown_plane(end: EndpointTable, problem: ProblemTable, channel: int | None) -> int | None:
+    """Index of the band that an endpoint shows in a channel: channel k of C shows band k B // C of B; None for all."""
+    return None if channel is None else channel * len(end["bands"]) // channels(problem)
+
+
+def views(problem: ProblemTable, channel: int | None = None) -> dict[str, str]:
     """The pictures of a candidate with their headings: both endpoints, that with the objects second, and the model's.
 
     The last three are model-generated, wholly or in part.
     """
-    other, catalog = shown_ends(problem)
+    catalog = shown_ends(problem)[1]
     return {
-        other["name"]: bands_title(other),
-        catalog["name"]: bands_title(catalog),
+        **end_headings(problem, channel),
         "mean": "reconstruction",
         "residual": f"{catalog['title']} − reconstruction",
         "error": "error that the score sums",
     }
 
 
-def candidate_pictures(row: Mapping[str, Any], problem: ProblemTable, stretch: float = 1.0) -> dict[str, Picture]:
+def wide_views(problem: ProblemTable, channel: int | None = None) -> dict[str, str]:
+    """The pictures of a candidate's surroundings with their headings; the last two are model-generated."""
+    return {
+        **end_headings(problem, channel),
+        "translated": "translated: posterior mean",
+        "std": "posterior standard deviation",
+    }
+
+
+def end_headings(problem: ProblemTable, channel: int | None) -> dict[str, str]:
+    """Headings of both endpoints by name, with all bands or the one that a channel shows."""
+    headings = {}
+    for end in shown_ends(problem):
+        plane = shown_plane(end, problem, channel)
+        headings[end["name"]] = bands_title(end) if plane is None else f"{end['title']} {end['bands'][plane]}"
+    return headings
+
+
+def candidate_pictures(
+    row: Mapping[str, Any], problem: ProblemTable, stretch: float = 1.0, channel: int | None = None
+) -> dict[str, Picture]:
     """The pictures of one candidate by their names in `views`.
 
     Parameters
@@ -63,46 +93,88 @@ def candidate_pictures(row: Mapping[str, Any], problem: ProblemTable, stretch: f
         What it is a candidate of.
     stretch : float
         Contrast of faint light: 1 as figures show it, more lifts the outskirts out of the noise.
+    channel : int, optional
+        Show single bands (`shown_plane`) in grey; by default colours where the endpoint has them.
 
     Returns
     -------
     dict of uint8 [64, 64, 3]
         The endpoint with the objects and its reconstruction share one scale; the residual is in units of the noise, in
-        the band that stands for the endpoint, red where the observation is brighter.
+        the band shown, or that which stands for the endpoint, red where the observation is brighter.
     """
     other, catalog = shown_ends(problem)
     seen, observed, mean, error = (
         np.asarray(row[f"thumbnail_{name}"], np.float32).reshape(-1, CELL, CELL)
         for name in (other["name"], catalog["name"], "mean", "error")
     )
-    main = main_plane(catalog)
+    here, there = (shown_plane(end, problem, channel) for end in (catalog, other))
+    main = main_plane(catalog) if here is None else here
     sky = noise(observed[main])
     size = np.abs(error[main])
     sigma = noises(observed)
     scale = grey_scale(observed[main], sky, stretch)
     return {
-        other["name"]: _picture(seen, other, noises(seen), None, stretch),
-        catalog["name"]: _picture(observed, catalog, sigma, scale, stretch),
-        "mean": _picture(mean, catalog, sigma, scale, stretch),
+        other["name"]: _picture(seen, other, noises(seen), (None, stretch), there),
+        catalog["name"]: _picture(observed, catalog, sigma, (scale, stretch), here),
+        "mean": _picture(mean, catalog, sigma, (scale, stretch), here),
         "residual": colour((observed[main] - mean[main]) / sky, "RdBu_r", Normalize(-8 / stretch, 8 / stretch)),
         "error": colour(size, "magma", Normalize(0, bright(size, 99.8, 1e-6) / stretch)),
     }
 
 
+def wide_pictures(
+    found: Surroundings,
+    problem: ProblemTable,
+    wanted: EndpointTable,
+    stretch: float = 1.0,
+    channel: int | None = None,
+) -> dict[str, Picture]:
+    """The pictures of a candidate's surroundings by their names in `wide_views`.
+
+    Parameters
+    ----------
+    found : Surroundings
+        From `storage.surroundings`.
+    problem, wanted : ProblemTable, EndpointTable
+        The problem, and the endpoint that the run translates to.
+    stretch, channel : float, int
+        As of `candidate_pictures`.
+    """
+    pictures = {
+        end["name"]: _sky_of(found.observed[end["name"]], end, stretch, shown_plane(end, problem, channel))
+        for end in shown_ends(problem)
+    }
+    plane = shown_plane(wanted, problem, channel)
+    std = found.std[main_plane(wanted) if plane is None else plane]
+    return pictures | {
+        "translated": _sky_of(found.mean, wanted, stretch, plane),
+        "std": colour(std, "magma", Normalize(0, bright(std, 99.8, 1e-6) / stretch)),
+    }
+
+
+def _sky_of(values: Image, end: EndpointTable, stretch: float, plane: int | None) -> Picture:
+    return sky_picture(values, noises(values), end, stretch, plane)
+
+
 def sky_picture(
-    values: NDArray[np.floating[Any]], sigma: NDArray[np.floating[Any]], end: EndpointTable, stretch: float = 1.0
+    values: NDArray[np.floating[Any]],
+    sigma: NDArray[np.floating[Any]],
+    end: EndpointTable,
+    stretch: float = 1.0,
+    plane: int | None = None,
 ) -> Picture:
     """A part of the sky [C, H, W] as an endpoint shows it, `sigma` [C] of it, `GREY` where NaN.
 
-    In colour where the endpoint has `rgb`, else the first band in grey: fluxes by asinh, densities by their logarithm,
-    angles by a colour that repeats after half a turn.
+    In colour where the endpoint has `rgb` and no `plane` is given, else one band in grey: fluxes by asinh, densities by
+    their logarithm, angles by a colour that repeats after half a turn.
     """
+    shown = values[main_plane(end) if plane is None else plane]
     if end["stretch"] == "log10":
-        return colour(values[main_plane(end)], "gray", log_scale(values[main_plane(end)]))
+        return colour(shown, "gray", log_scale(shown))
     if end["stretch"] == "axial":
         half_turn = float(u.Quantity(180, u.deg).to_value(end["unit"]))
-        return colour(np.mod(values[0], half_turn), "twilight", Normalize(0, half_turn))
-    return _picture(values, end, sigma, None, stretch)
+        return colour(np.mod(shown, half_turn), "twilight", Normalize(0, half_turn))
+    return _picture(values, end, sigma, (None, stretch), plane)
 
 
 def grey_scale(image: NDArray[np.floating[Any]], sigma: float, stretch: float = 1.0) -> Normalize:
@@ -121,13 +193,15 @@ def _picture(
     values: NDArray[np.floating[Any]],
     end: EndpointTable,
     sigma: NDArray[np.floating[Any]],
-    scale: Normalize | None,
-    stretch: float,
+    contrast: tuple[Normalize | None, float],
+    plane: int | None,
 ) -> Picture:
-    planes = rgb_planes(end)
+    """In colour, or one band in grey by the scale of `contrast`; its other part is the stretch."""
+    scale, stretch = contrast
+    planes = rgb_planes(end) if plane is None else None
     if planes is not None:
         return _upright(lupton_rgb(values[planes], sigma[planes], stretch))
-    main = main_plane(end)
+    main = main_plane(end) if plane is None else plane
     return colour(values[main], "gray", scale or grey_scale(values[main], float(sigma[main]), stretch))
 
 

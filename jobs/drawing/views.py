@@ -14,10 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
+from surveybridge.jobs.drawing.overlay import bar_length, directions
 from surveybridge.jobs.drawing.rendering import GREY, Image, bright, log_scale, noise, noises
+from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.problems import EndpointTable, bands_title, main_plane, rgb_planes
 
 CANDIDATE, TRUE_LENS = "#d62728", "#1f77b4"
@@ -40,8 +43,8 @@ class Field:
         The translation, and its standard deviation.
     scale : float
         Pixel side, arcsec.
-    north : ndarray [2] float64
-        Unit vector along x, y.
+    directions : Orientation
+        Of the grid, at its middle.
     candidates : ndarray [N, 2] float64
         Their x, y, in the order of their ranks.
     lenses : ndarray [L, 2] float64
@@ -54,7 +57,7 @@ class Field:
     mean: Image
     std: Image
     scale: float
-    north: NDArray[np.float64]
+    directions: Orientation
     candidates: NDArray[np.float64]
     lenses: NDArray[np.float64]
 
@@ -202,11 +205,26 @@ def compass(axis: Axes, field: Field) -> None:
     """North and east in the upper left corner."""
     height, width = field.shape
     length, start = 0.07 * width, np.array([0.12 * width, height - 0.12 * width])
-    for name, direction in (("N", field.north), ("E", np.array([-field.north[1], field.north[0]]))):
+    for name, direction in ((name, np.array(vector)) for name, vector in directions(field.directions).items()):
         end = start + length * direction
         axis.annotate("", tuple(end), tuple(start), arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.4})
         x, y = end + 0.022 * width * direction
         axis.text(x, y, name, color="white", ha="center", va="center")
+
+
+def stamp_marks(axis: Axes, found: Orientation, pixels: int) -> None:
+    """A bar of known length and the directions on a stamp that `imshow` shows with its first row above."""
+    side = pixels * found.pixel
+    length, outline = bar_length(side) / found.pixel, [withStroke(linewidth=2.5, foreground="black")]
+    x, y = 0.05 * pixels, 0.94 * pixels
+    style: dict[str, Any] = {"color": "white", "path_effects": outline}
+    axis.plot([x, x + length], [y, y], lw=1.8, solid_capstyle="butt", **style)
+    text: dict[str, Any] = {"fontsize": 7.5, "ha": "center", "va": "center", "weight": "bold", **style}
+    axis.text(x + length / 2, y - 0.07 * pixels, f"{bar_length(side):g}″", **text)
+    for name, (right, up) in directions(found).items():
+        start, reach = 0.2 * pixels, 0.11 * pixels
+        axis.plot([start, start + reach * right], [start, start - reach * up], lw=1.2, **style)
+        axis.text(start + 1.55 * reach * right, start - 1.55 * reach * up, name, **text)
 
 
 def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 
+from surveybridge.jobs.drawing.archives import links
+from surveybridge.jobs.drawing.overlay import overlay, said
 from surveybridge.jobs.drawing.rendering import Picture, candidate_pictures, png, views
 from surveybridge.jobs.reporting.plots import data_url
 from surveybridge.storage.flags import in_words
+from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, endpoint, shown_ends
 from surveybridge.storage.schema import CELL, stamp_array, thumbnail_names
@@ -37,7 +39,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Card:
-    """One candidate. All texts are plain: the page escapes them. `grades` is what each grader thinks, if anybody."""
+    """One candidate. All texts are plain: the page escapes them. `grades` is what each grader thinks, if anybody.
+
+    `over` is the address of what lies over its pictures, scale and directions, empty where they are not known.
+    """
 
     rank: int
     object_id: str
@@ -45,12 +50,16 @@ class Card:
     facts: dict[str, str]
     magnitudes: list[tuple[str, str, str]]
     pictures: list[Shown]
+    over: str
     links: dict[str, str]
     grades: str
 
 
-def cards(candidates: pa.Table, problem: ProblemTable) -> list[Card]:
-    """The cards of candidates of a problem, by rank, with their thumbnails."""
+Directions = Callable[[Mapping[str, Any]], Orientation | None]
+
+
+def cards(candidates: pa.Table, problem: ProblemTable, directions: Directions) -> list[Card]:
+    """The cards of candidates of a problem, by rank; `directions` are those on a row's stamps."""
     names = thumbnail_names(candidates.schema)
     stamps = {name: stamp_array(candidates, name) for name in names}  # not as lists of Python's numbers
     rows = candidates.drop_columns(list(names)).to_pylist()
@@ -61,13 +70,21 @@ def cards(candidates: pa.Table, problem: ProblemTable) -> list[Card]:
             problem,
             candidate_pictures({name: stamp[place] for name, stamp in stamps.items()}, problem),
             _nearby(row, rows[:place], CELL / 2 * pixel),
+            directions(row),
         )
         for place, row in enumerate(rows)
     ]
 
 
-def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, Picture], nearby: str) -> Card:
+def _card(
+    row: Mapping[str, Any],
+    problem: ProblemTable,
+    pictures: Mapping[str, Picture],
+    nearby: str,
+    found: Orientation | None,
+) -> Card:
     ra, dec = float(row["ra"]), float(row["dec"])
+    side = None if found is None else CELL * found.pixel
     headings = views(problem) | HEADINGS
     return Card(
         rank=row["rank"],
@@ -78,8 +95,10 @@ def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, 
             "false alarms": _number(row["false_alarm"], ".2g"),
             "AS-Bridge score": _number(row["score_asbridge"], ".3g"),
             "tile": row["tile_id"],
+            **({} if found is None or side is None else {"stamps": said(found, side)}),
             "flags": in_words(row["flags"]),
             **({"domain": row["domain"]} if (row.get("domain") or "in") != "in" else {}),
+            **({"system": f"{row['system_members']} objects"} if (row.get("system_members") or 1) > 1 else {}),
             **({"in the picture": nearby} if nearby else {}),
         },
         magnitudes=[
@@ -99,6 +118,7 @@ def _card(row: Mapping[str, Any], problem: ProblemTable, pictures: Mapping[str, 
             )
             for name in views(problem)
         ],
+        over="" if found is None or side is None else data_url("image/svg+xml", overlay(found, side).encode()),
         links=links(ra, dec),
         grades=row.get("grades") or "",
     )
@@ -114,17 +134,6 @@ def brightness(flux: float | None, snr: float | None, unit: str = "nJy") -> str:
     if snr < DETECTED or flux < 0:
         return f"> {zero_point - 2.5 * math.log10(DETECTED * abs(flux / snr)):.2f}"
     return f"{zero_point - 2.5 * math.log10(flux):.2f}"
-
-
-def links(ra: float, dec: float) -> dict[str, str]:
-    """Pages of other archives at a position in ICRS deg, by their names."""
-    target = quote(f"{ra:.6f} {dec:+.6f}")
-    return {
-        "Aladin Lite": f"https://aladin.cds.unistra.fr/AladinLite/?target={target}&fov=0.01",
-        "Legacy Survey": f"https://www.legacysurvey.org/viewer?ra={ra:.6f}&dec={dec:.6f}&layer=ls-dr10&zoom=16"
-        f"&mark={ra:.6f},{dec:.6f}",
-        "ESASky": f"https://sky.esa.int/esasky/?target={target}&fov=0.01&cooframe=J2000&sci=true",
-    }
 
 
 def _nearby(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]], reach: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,15 @@ import pyarrow as pa
 
 from surveybridge.jobs.reporting.calibration import HEADING as CALIBRATION
 from surveybridge.jobs.reporting.calibration import calibration_plot
-from surveybridge.jobs.reporting.cards import DETECTED, cards
+from surveybridge.jobs.reporting.cards import DETECTED, Directions, cards
 from surveybridge.jobs.reporting.scores import scores_plot
 from surveybridge.jobs.reporting.sky import Mapped, finest_pixel, sky_plot
 from surveybridge.jobs.reporting.state import run_manifest, run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
-from surveybridge.storage.catalog_sources import run_id
+from surveybridge.storage.catalog_sources import run_id, run_of
 from surveybridge.storage.domain import say_domains
+from surveybridge.storage.orientation import RunGrids
 from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import Listing, query
@@ -91,13 +93,18 @@ def page(urls: Urls, top: int, evaluation: Mapping[str, Any] | None = None) -> s
             *([] if ranked is None else [scores_plot(ranked)]),
             *(calibration_plot(one.run, one.mapped.rows, evaluation, _calibration(one, runs)) for one in reported),
         ],
-        cards=None if found is None else cards(found, problem),
+        cards=None if found is None else cards(found, problem, _directions(runs)),
         objects=shown_ends(problem)[1]["title"],
         aperture=APERTURE_ARCSEC,
         detected=DETECTED,
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00"),
         version=__version__,
     )
+
+
+def _directions(runs: Sequence[RunFolder]) -> Directions:
+    grids = functools.cache(RunGrids)
+    return lambda row: grids(run_of(runs, row["run_id"])).directions(row["tile_id"], row["ra"], row["dec"])
 
 
 def together(name: str, statuses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

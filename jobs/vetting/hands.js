@@ -17,6 +17,8 @@ export function listen(shown, acts) {
   $("previous").addEventListener("click", () => act.go(page.index - 1));
   $("next").addEventListener("click", () => act.go(page.index + 1));
   $("mode").addEventListener("click", () => act.setAlone(!page.alone));
+  $("look").addEventListener("click", act.nextLook);
+  $("wide").addEventListener("click", act.nextSide);
   $("stretch").addEventListener("input", (event) => act.setStretch(event.target.value));
   $("open-summary").addEventListener("click", act.showSummary);
   $("open-help").addEventListener("click", () => $("help").showModal());
@@ -68,6 +70,7 @@ function onKey(event) {
     m: () => { act.setAlone(true); $("comment")?.focus(); },
     "+": () => act.setStretch(stretch + 0.5), "=": () => act.setStretch(stretch + 0.5),
     "-": () => act.setStretch(stretch - 0.5),
+    v: act.nextLook, w: act.nextSide,
     o: () => form.reveal.click(), r: () => act.load(0), s: act.showSummary,
     "/": () => { $("choose").open = true; form.text.focus(); },
     "?": () => $("help").showModal(),

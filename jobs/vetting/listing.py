@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from surveybridge.jobs.vetting.book import Book
 from surveybridge.storage.problems import ProblemTable
-from surveybridge.storage.query import query
+from surveybridge.storage.query import Listing, query
 from surveybridge.storage.regions import Cone
 from surveybridge.storage.schema import detection_column, shown_bands
 from surveybridge.storage.views import Urls, problem_at
+
+MEMBER = ("object_id", "rank", "system_rank", "score", "kind", "x", "y")
+"""What is read of the members of systems."""
 
 KEPT_LISTS = 16
 """So many orders are kept: 4 MB each for a million candidates."""
@@ -40,7 +43,7 @@ class ListRequest(BaseModel):
 def shown(problem: ProblemTable) -> list[str]:
     """Columns of a candidate that pages show."""
     first = ("object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm")
-    return [*first, *shown_bands(problem), "flags", "model_id", "run_id"]
+    return [*first, *shown_bands(problem), "flags", "system_members", "model_id", "run_id"]
 
 
 def read(urls: Urls, cone: tuple[float, float, float] | None, top: int | None) -> pa.Table:
@@ -50,8 +53,17 @@ def read(urls: Urls, cone: tuple[float, float, float] | None, top: int | None) -
     return query(urls, None if cone is None else Cone(*cone), top, columns=columns, thumbnails=False)
 
 
+def read_members(urls: Urls, cone: tuple[float, float, float] | None, table: pa.Table) -> pa.Table | None:
+    """All rows of the systems of which `table` (from `read`) has a row, if one has several; columns `MEMBER`."""
+    if not (pc.max(table["system_members"]).as_py() or 1) > 1:
+        return None
+    region, everything = None if cone is None else Cone(*cone), Listing("all", members=True)
+    found = query(urls, region, columns=list(MEMBER), thumbnails=False, listing=everything)
+    return found.filter(pc.is_in(found["rank"], value_set=table["rank"].combine_chunks()))
+
+
 class Candidates:
-    """The candidates that are to be graded.
+    """The candidates that are to be graded, one a system.
 
     Parameters
     ----------
@@ -59,9 +71,14 @@ class Candidates:
         From `read`, or at least the columns `shown` and _healpix_29, by rank.
     problem : ProblemTable
         What they are candidates of.
+    members : pyarrow.Table, optional
+        From `read_members`.
     """
 
-    def __init__(self, table: pa.Table, problem: ProblemTable) -> None:
+    def __init__(self, table: pa.Table, problem: ProblemTable, members: pa.Table | None = None) -> None:
+        self._members: dict[int, list[dict[str, Any]]] = {}
+        for row in [] if members is None else members.to_pylist():
+            self._members.setdefault(row["rank"], []).append(row)
         self.shown = shown(problem)
         band = detection_column(problem)
         self._signal = f"snr_{band}"
@@ -79,6 +96,23 @@ class Candidates:
         """Columns `shown` of some candidates."""
         taken = self.table.select(self.shown).take(pa.array(places, pa.int64()))
         return [dict(row) for row in taken.to_pylist()]
+
+    def members(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The objects of a candidate's system, by their ranks in it, itself first; none if it is alone.
+
+        Each with `dx` and `dy`: pixels from the middle of the candidate's stamp, to the right and up.
+        """
+        found = self._members.get(row["rank"], [])
+        lead = next((one for one in found if one["object_id"] == row["object_id"]), None)
+        if lead is None or len(found) < 2:
+            return []
+        rest = [one for one in found if one is not lead]
+        return [
+            {name: one[name] for name in ("object_id", "score", "kind")}
+            | {"dx": one["x"] - round(lead["x"]), "dy": one["y"] - round(lead["y"])}
+            for one in (lead, *rest)
+            if None not in (one["x"], one["y"])
+        ]
 
     def listed(self, asked: ListRequest, grader: str, book: Book) -> NDArray[np.int32]:
         """Rows of the table in the order asked for.

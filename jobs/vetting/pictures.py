@@ -7,63 +7,121 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from surveybridge.jobs.drawing.rendering import candidate_pictures, png, views
+from surveybridge.jobs.drawing.rendering import candidate_pictures, png, views, wide_pictures, wide_views
 from surveybridge.storage.catalog_sources import run_of
-from surveybridge.storage.problems import ProblemTable
+from surveybridge.storage.orientation import Orientation, RunGrids
+from surveybridge.storage.problems import wanted_end
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import stamp_array, thumbnail_names
+from surveybridge.storage.surroundings import Surroundings, SurroundingsReader
 from surveybridge.storage.thumbnails import ThumbnailReader
 
 KEPT_THUMBNAILS = 1500
 """98 kB each."""
 KEPT_STRIPS = 4000
 """About 30 kB each."""
+KEPT_SURROUNDINGS = 64
+"""About 2 MB each at 20 arcsec."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Pictures:
-    """Strips of pictures, one PNG a candidate: those of `jobs.drawing.rendering.views` from left to right."""
+class Object(NamedTuple):
+    """Which candidate: of which tile of which run, and where, ICRS degrees."""
 
-    def __init__(self, runs: Sequence[RunFolder], threads: int = 4) -> None:
+    object_id: str
+    tile_id: str
+    run_id: str | None
+    ra: float
+    dec: float
+
+
+class Look(NamedTuple):
+    """How a candidate is shown.
+
+    `stretch` and `channel` are those of `candidate_pictures`; `side` is that of a square of its surroundings, arcsec,
+    0 for the stored thumbnail.
+    """
+
+    stretch: float = 1.0
+    channel: int | None = None
+    side: float = 0.0
+
+
+class Pictures:
+    """Strips of pictures, one PNG a candidate: `views` or `wide_views` of `jobs.drawing.rendering`, from left to right.
+
+    Parameters
+    ----------
+    runs : sequence of RunFolder
+        What the candidates are of.
+    store : str, optional
+        Where the tile store of the runs lies, which has the surroundings.
+    threads : int
+        Of each of three kinds.
+    """
+
+    def __init__(self, runs: Sequence[RunFolder], store: str | None = None, threads: int = 4) -> None:
         self._runs = runs
-        self._problem = runs[0].problem
         self._reader = functools.cache(ThumbnailReader)
-        # Two pools, because a strip waits for a read.
+        self._grids = functools.cache(RunGrids)
+        self._around = functools.cache(lambda run: SurroundingsReader(run, self._grids(run), store))
+        # Pools of their own, because a strip waits for a read.
         self._reading = ThreadPoolExecutor(threads, "thumbnails")
         self._drawing = ThreadPoolExecutor(threads, "pictures")
+        self._looking = ThreadPoolExecutor(threads, "surroundings")
         self._thumbnails = _Kept[str](KEPT_THUMBNAILS)
-        self._strips = _Kept[tuple[str, float]](KEPT_STRIPS)
+        self._strips = _Kept[tuple[str, Look]](KEPT_STRIPS)
+        self._surroundings = _Kept[tuple[str, float]](KEPT_SURROUNDINGS)
 
-    def prefetch(self, objects: Iterable[tuple[str, str, str | None]]) -> None:
-        """Begin to read thumbnails of (object, tile, run_id); one read a tile, those that come first in front."""
+    def prefetch(self, objects: Iterable[Object]) -> None:
+        """Begin to read thumbnails; one read a tile, those that come first in front."""
         tiles: dict[tuple[str, str | None], dict[str, Future[Any]]] = defaultdict(dict)
-        for object_id, tile_id, run_id in objects:
-            future, new = self._thumbnails.get(object_id)
+        for one in objects:
+            future, new = self._thumbnails.get(one.object_id)
             if new:
-                tiles[tile_id, run_id][object_id] = future
+                tiles[one.tile_id, one.run_id][one.object_id] = future
         for (tile_id, run_id), futures in tiles.items():
             self._reading.submit(self._read, tile_id, run_id, futures)
 
-    def strip(self, object_id: str, tile_id: str, run_id: str | None, stretch: float) -> Future[bytes]:
-        """PNG of 64 x 320 pixels; KeyError in the future if the tile does not hold the object."""
-        future, new = self._strips.get((object_id, stretch))
+    def strip(self, one: Object, look: Look) -> Future[bytes]:
+        """PNG of squares side by side; KeyError in the future if the tile does not hold the object."""
+        key = one.object_id, look
+        future, new = self._strips.get(key)
         if new:
-            self.prefetch([(object_id, tile_id, run_id)])
-            row, _ = self._thumbnails.get(object_id)
-            row.add_done_callback(
-                lambda row: self._drawing.submit(_settle, future, lambda: _draw(row, self._problem, stretch))
+            if look.side:
+                seen = self.surroundings(one, look.side)
+            else:
+                self.prefetch([one])
+                seen, _ = self._thumbnails.get(one.object_id)
+            run = run_of(self._runs, one.run_id)
+            seen.add_done_callback(
+                lambda seen: self._drawing.submit(_settle, future, lambda: _draw(seen.result(), run, look))
             )
-            future.add_done_callback(lambda done: self._strips.drop_failed((object_id, stretch), done))
+            future.add_done_callback(lambda done: self._strips.drop_failed(key, done))
         return future
+
+    def surroundings(self, one: Object, side: float) -> Future[Surroundings]:
+        """The sky around a candidate."""
+        key = one.object_id, side
+        future, new = self._surroundings.get(key)
+        if new:
+            reader = self._around(run_of(self._runs, one.run_id))
+            self._looking.submit(_settle, future, lambda: reader.read(one.tile_id, one.ra, one.dec, side))
+            future.add_done_callback(lambda done: self._surroundings.drop_failed(key, done))
+        return future
+
+    def directions(self, one: Object) -> Orientation | None:
+        """Directions on the thumbnails of a candidate, where they are known."""
+        return self._grids(run_of(self._runs, one.run_id)).directions(one.tile_id, one.ra, one.dec)
 
     def close(self) -> None:
         """Stop: finish what is being read, and drop what has not begun."""
-        for pool in (self._reading, self._drawing):
+        for pool in (self._reading, self._drawing, self._looking):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, tile_id: str, run_id: str | None, futures: dict[str, Future[Any]]) -> None:
@@ -117,6 +175,11 @@ def _settle(future: Future[Any], make: Any) -> None:
         future.set_result(result)
 
 
-def _draw(row: Future[Any], problem: ProblemTable, stretch: float) -> bytes:
-    pictures = candidate_pictures(row.result(), problem, stretch)
+def _draw(seen: Any, run: RunFolder, look: Look) -> bytes:
+    """Draw thumbnails by name, or surroundings."""
+    problem = run.problem
+    if isinstance(seen, Surroundings):
+        pictures = wide_pictures(seen, problem, wanted_end(run.run_json), look.stretch, look.channel)
+        return png(np.concatenate([pictures[name] for name in wide_views(problem)], axis=1))
+    pictures = candidate_pictures(seen, problem, look.stretch, look.channel)
     return png(np.concatenate([pictures[name] for name in views(problem)], axis=1))

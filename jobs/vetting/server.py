@@ -10,21 +10,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from surveybridge.jobs.drawing.rendering import views
+from surveybridge.jobs.drawing.archives import links
+from surveybridge.jobs.drawing.overlay import overlay, said
+from surveybridge.jobs.drawing.rendering import channels, end_headings, views, wide_views
 from surveybridge.jobs.vetting.book import Book, Row
 from surveybridge.jobs.vetting.guard import guard
 from surveybridge.jobs.vetting.listing import Candidates, ListRequest
-from surveybridge.jobs.vetting.pictures import Pictures
+from surveybridge.jobs.vetting.pictures import Look, Object, Pictures
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.flags import in_words
 from surveybridge.storage.grades import GRADE_NAMES, Seen, check_grader
+from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, shown_ends
-from surveybridge.storage.schema import detection_column
+from surveybridge.storage.schema import CELL, detection_column
 from surveybridge.version import __version__
 
 FILES = {
@@ -45,6 +50,9 @@ SCREENFUL = 24
 """Candidates whose thumbnails are read before the page asks for them; the rest would delay these."""
 
 MAX_BODY = 64 << 10
+
+LARGEST_SIDE = 20.0
+"""Of stamps, arcsec."""
 
 LATE = 30 * 86400.0
 """Seconds that an entry may have waited in a browser, for a server that was away."""
@@ -79,8 +87,7 @@ class Session:
 
     def prefetch(self, places: Iterable[int]) -> None:
         """Begin to read thumbnails, because a page will ask for their pictures."""
-        rows = self.candidates.rows(places)
-        self.pictures.prefetch((row["object_id"], row["tile_id"], row["run_id"]) for row in rows)
+        self.pictures.prefetch(map(_object, self.candidates.rows(places)))
 
 
 class PageRequest(ListRequest):
@@ -90,6 +97,29 @@ class PageRequest(ListRequest):
     offset: int = Field(0, ge=0)
     limit: int = Field(60, ge=0, le=PAGE)
     reveal: bool = Field(False, description="also what others think")
+
+
+class LookRequest(BaseModel):
+    """How a candidate is to be shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: str = ""
+    stretch: float = Field(1.0, ge=0.05, le=50)
+    channel: int | None = Field(None, ge=0, description="single bands; by default colours")
+    side: float = Field(0.0, ge=0, le=LARGEST_SIDE, description="of the surroundings, arcsec; 0: the thumbnails")
+    v: str = Field("", description="another server, another picture")
+
+
+class OverlayRequest(BaseModel):
+    """Scale and directions to lay over stamps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    north: float = Field(ge=-360, le=360, description="anticlockwise from up, degrees")
+    mirrored: bool = False
+    side: float = Field(gt=0, description="of the stamp, arcsec")
+    text: float = Field(7.0, ge=2, le=20, description="size of the letters, percent of the stamp's side")
 
 
 class GradeRequest(BaseModel):
@@ -117,6 +147,8 @@ def make_app(session: Session, host: str, token: str | None) -> web.Application:
     app.router.add_get("/api/session", _session)
     app.router.add_get("/api/candidates", _candidates)
     app.router.add_get("/api/picture", _picture)
+    app.router.add_get("/api/surroundings", _surroundings)
+    app.router.add_get("/api/overlay", _overlay)
     app.router.add_post("/api/grades", _grade)
     app.router.add_get("/api/summary", _summary)
     app.router.add_get("/api/graded.csv", _export)
@@ -156,6 +188,7 @@ async def _session(request: web.Request) -> web.Response:
             "candidates": len(session.candidates),
             "grades": GRADE_NAMES,
             "views": views(problem),
+            "looks": _looks(problem),
             **_words(problem),
             "version": __version__,
             "started": session.started,
@@ -183,6 +216,19 @@ def _words(problem: ProblemTable) -> dict[str, Any]:
     }
 
 
+def _looks(problem: ProblemTable) -> list[dict[str, Any]]:
+    """In colour, then band by band: the name of each look, and the headings of its pictures."""
+    several = channels(problem) if channels(problem) > 1 else 0
+    return [
+        {
+            "name": "colour" if channel is None else " | ".join(end_headings(problem, channel).values()),
+            "views": views(problem, channel),
+            "wide": wide_views(problem, channel),
+        }
+        for channel in (None, *range(several))
+    ]
+
+
 async def _candidates(request: web.Request) -> web.Response:
     """Return a part of a list with the grader's own grades, and the grader's progress."""
     session = request.app[SESSION]
@@ -201,6 +247,10 @@ async def _candidates(request: web.Request) -> web.Response:
         mine = session.book.of(grader)
         for row in rows:
             row["mine"] = _opinion(mine.get(row["object_id"]))
+            row["stamp"] = _stamp(session.pictures.directions(_object(row)))
+            row["links"] = links(row["ra"], row["dec"])
+            row["flags_said"] = in_words(row["flags"])
+            row["members"] = session.candidates.members(row)
             if asked.reveal:
                 row["others"] = [_opinion(other) for other in session.book.others(grader, row["object_id"])]
         graded = [name for name, row in mine.items() if row["grade"]]
@@ -215,23 +265,55 @@ async def _candidates(request: web.Request) -> web.Response:
     return _json(await asyncio.to_thread(answer))
 
 
+def _stamp(found: Orientation | None, side: float | None = None) -> dict[str, Any] | None:
+    """What a page lays over stamps of a side, arcsec, by default that of the thumbnails, and the same in words."""
+    if found is None:
+        return None
+    side = CELL * found.pixel if side is None else side
+    pixels = round(side / found.pixel)
+    # Rounded, so that all candidates of a grid share one picture in the browser.
+    overlaid = {"north": round(found.north, 1), "mirrored": int(found.mirrored), "side": f"{side:.4g}"}
+    return {"side": side, "pixels": pixels, "said": said(found, side), "overlay": f"api/overlay?{urlencode(overlaid)}"}
+
+
+async def _overlay(request: web.Request) -> web.Response:
+    asked = _parsed(OverlayRequest, request.query)
+    body = overlay(Orientation(asked.north, asked.mirrored, 0.0), asked.side, asked.text)
+    return web.Response(text=body, content_type="image/svg+xml", headers={"Cache-Control": "private, max-age=86400"})
+
+
 async def _picture(request: web.Request) -> web.Response:
     """The views of one candidate side by side."""
     session = request.app[SESSION]
-    name = request.query.get("object", "")
+    asked = _parsed(LookRequest, request.query)
+    one = _asked_object(session, asked.object)
+    several = channels(session.book.runs[0].problem)
+    if asked.channel is not None and asked.channel >= several:
+        raise web.HTTPBadRequest(text=f"channel {asked.channel} lies outside 0..{several - 1}")
+    look = Look(asked.stretch, asked.channel, asked.side)
+    # Shielded, since a page that leaves must not cancel what another may be waiting for.
+    body = await asyncio.shield(asyncio.wrap_future(session.pictures.strip(one, look)))
+    return web.Response(body=body, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
+
+async def _surroundings(request: web.Request) -> web.Response:
+    """What to lay over the pictures of a candidate's surroundings, and what of them is missing."""
+    session = request.app[SESSION]
+    asked = _parsed(LookRequest, request.query)
+    future = session.pictures.surroundings(_asked_object(session, asked.object), asked.side)
+    found = await asyncio.shield(asyncio.wrap_future(future))
+    return _json({**(_stamp(found.directions, found.side) or {}), "missing": found.missing})
+
+
+def _object(row: Mapping[str, Any]) -> Object:
+    return Object(row["object_id"], row["tile_id"], row["run_id"], row["ra"], row["dec"])
+
+
+def _asked_object(session: Session, name: str) -> Object:
     place = session.candidates.place.get(name)
     if place is None:
         raise web.HTTPNotFound(text=f"no candidate {name!r}")
-    try:
-        stretch = float(request.query.get("stretch", "1"))
-    except ValueError:
-        stretch = float("nan")
-    if not 0.05 <= stretch <= 50:
-        raise web.HTTPBadRequest(text="stretch lies outside 0.05..50")
-    tile, run = (session.candidates.table[column][place].as_py() for column in ("tile_id", "run_id"))
-    # Shielded, since a page that leaves must not cancel what another may be waiting for.
-    body = await asyncio.shield(asyncio.wrap_future(session.pictures.strip(name, tile, run, stretch)))
-    return web.Response(body=body, content_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+    return _object(session.candidates.rows([place])[0])
 
 
 async def _grade(request: web.Request) -> web.Response:

@@ -8,12 +8,13 @@ const PAGE = 60;
 const SCREENFUL = 24;
 const $ = (id) => document.getElementById(id);
 const form = $("controls").elements;
+const SIDES = [0, 10, 20]; // of stamps, arcsec; 0 is the thumbnail
 const LIST = ["sort", "seed", "show", "top", "signal", "text"];
 
 const page = {
   size: PAGE, session: null, grader: "", queue: null, undo: [],
   list: {}, at: null, total: 0, graded: 0, counts: {}, start: 0, rows: [],
-  index: 0, loading: false, drawing: null, alone: false, stretch: 1, pictures: "four", reveal: false,
+  index: 0, loading: false, drawing: null, alone: false, stretch: 1, look: 0, side: 0, pictures: "four", reveal: false,
 };
 
 start();
@@ -26,7 +27,7 @@ async function start() {
   document.title = `vet ${page.session.run.split("/").at(-1)}`;
   readAddress();
   await knowGrader();
-  listen(page, { go, grade, undo, load, setAlone, keepComment, setStretch, showPage, showCurrent, showSummary, knowGrader });
+  listen(page, { go, grade, undo, load, setAlone, keepComment, setStretch, nextLook, nextSide, showPage, showCurrent, showSummary, knowGrader });
   $("choose").open = matchMedia("(min-width: 701px)").matches;
   await load(page.index, { keepAt: true });
 }
@@ -240,9 +241,10 @@ function showCurrent() {
     const comment = draw.element("textarea", { id: "comment", maxLength: 2000, defaultValue: row.mine?.comment ?? "" });
     comment.dataset.object = row.object_id;
     $("single").replaceChildren(...draw.single(row, page, comment));
+    showSize(row);
     if (!busyElsewhere()) $("single").focus({ preventScroll: true });
     if (document.documentElement.scrollHeight > innerHeight) $("single").scrollIntoView(); // a phone: pictures first
-    for (const next of page.rows.slice(page.index - page.start + 1, page.index - page.start + 4)) new Image().src = draw.pictureUrl(next, page);
+    for (const next of page.rows.slice(page.index - page.start + 1, page.index - page.start + 4)) new Image().src = draw.pictureUrl(next, page, page.side);
   }
   showState();
   writeAddress();
@@ -258,6 +260,9 @@ function showState() {
   $("progress").max = page.total || 1;
   $("progress").value = page.graded;
   $("counts").textContent = `${page.graded} of ${page.total} in this list · all my grades: A ${A} B ${B} C ${C} X ${X}`;
+  $("look").textContent = page.look ? page.session.looks[page.look].name : "Colour";
+  $("look").hidden = page.session.looks.length < 2;
+  $("wide").textContent = page.side ? `${page.side}″` : "Stamp";
   $("position").textContent = page.total ? `${page.index + 1} of ${page.total}` : "";
   const left = page.queue?.entries.size ?? 0;
   $("saved").classList.toggle("waiting", left > 0 && page.queue.trouble !== "");
@@ -285,6 +290,47 @@ function setStretch(step) {
   writeAddress();
 }
 
+/** In colour, then band by band. */
+function nextLook() {
+  page.look = (page.look + 1) % page.session.looks.length;
+  for (const image of document.querySelectorAll("#mosaic .crop img")) {
+    const address = new URL(image.src);
+    if (page.look) address.searchParams.set("channel", page.look - 1); else address.searchParams.delete("channel");
+    image.src = address;
+  }
+  if (page.alone) showCurrent();
+  showState();
+  writeAddress();
+  say(page.session.looks[page.look].name);
+}
+
+/** The thumbnail, then more of the sky around it, which is shown of one candidate alone. */
+function nextSide() {
+  page.side = SIDES[(SIDES.indexOf(page.side) + 1) % SIDES.length];
+  setAlone(true);
+}
+
+/** Say how large the stamps of a candidate are, and lay it over them. */
+async function showSize(row) {
+  const side = page.side;
+  let stamp = row.stamp;
+  if (side) {
+    $("size").textContent = "reading the sky around it";
+    try {
+      stamp = await ask(`api/surroundings?${new URLSearchParams({ object: row.object_id, side })}`);
+    } catch (error) {
+      stamp = { missing: `the sky around it cannot be shown: ${error.message}` };
+    }
+    if (current() !== row || !page.alone || page.side !== side) return; // another one by now
+  }
+  for (const [k, made] of $("single").querySelectorAll(".crop").entries()) {
+    draw.lay(made, stamp);
+    if (k < 2) draw.point(made, row, stamp); // on the surveys' images
+  }
+  $("size").textContent = [stamp?.said ?? (side ? "" : "the place of this stamp on the sky is not known"), stamp?.missing]
+    .filter(Boolean).join(" · ");
+}
+
 async function showSummary() {
   const found = await ask(`api/summary?${new URLSearchParams({ grader: page.grader })}`);
   $("summary-body").replaceChildren(...draw.summary(found));
@@ -297,6 +343,7 @@ function writeAddress() {
   const kept = new URLSearchParams();
   for (const name of LIST) if (page.list[name]) kept.set(name, page.list[name]);
   for (const name of ["at", "index", "pictures", "stretch"]) if (page[name] !== null) kept.set(name, page[name]);
+  for (const name of ["look", "side"]) if (page[name]) kept.set(name, page[name]);
   if (page.alone) kept.set("alone", 1);
   if (page.reveal) kept.set("reveal", 1);
   history.replaceState(null, "", `#${kept}`);
@@ -311,6 +358,8 @@ function readAddress() {
   page.at = kept.get("at");
   page.index = Number(kept.get("index")) || 0;
   page.alone = kept.has("alone");
+  page.look = page.session.looks[kept.get("look")] ? Number(kept.get("look")) : 0;
+  page.side = SIDES.includes(Number(kept.get("side"))) ? Number(kept.get("side")) : 0;
   page.reveal = form.reveal.checked = kept.has("reveal");
   page.pictures = form.pictures.value = ["one", "two"].includes(kept.get("pictures")) ? kept.get("pictures") : "four";
   $("stretch").value = Math.log2(Number(kept.get("stretch")) || 1);

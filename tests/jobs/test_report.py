@@ -17,9 +17,10 @@ from astropy.wcs import WCS
 from scipy.stats import norm
 
 from surveybridge.__main__ import main
+from surveybridge.jobs.drawing.archives import links
 from surveybridge.jobs.report import PAGE
 from surveybridge.jobs.reporting.calibration import LEVELS, observed_planes, tile_pulls
-from surveybridge.jobs.reporting.cards import brightness, links
+from surveybridge.jobs.reporting.cards import brightness
 from surveybridge.jobs.reporting.sky import middle, tile_corners, tile_grid, tile_statuses
 from surveybridge.jobs.reporting.timeline import worked_minutes
 from surveybridge.storage.grades import write_grade
@@ -408,13 +409,14 @@ def test_in_a_browser_the_page_is_whole_asks_for_nothing_and_fits(browser, repor
     page.on("dialog", answer)
     page.goto(reported.as_uri(), wait_until="load")
     images = page.evaluate(LOOK_AT_IMAGES)
+    over = page.evaluate("() => [...document.querySelectorAll('img.over')].map(image => image.naturalWidth)")
     wide = page.evaluate(LOOK_FOR_OVERFLOW)
     scroll = page.evaluate("document.documentElement.scrollWidth")
     name = page.locator("#rank-1-name").inner_text()
     page.close()
     assert [url for url in asked if not url.startswith("data:")] == [reported.as_uri()]
     assert said == []
-    assert len(images) == 7 + 5 * 5
+    assert len(images) == 7 + 5 * 5 and len(over) == 5 * 5 and min(over) > 0
     for image in images:
         assert image["alt"] and image["width"] > 0 and image["spread"] > 5, image
     assert scroll == width and wide == []
@@ -429,7 +431,7 @@ LOOK_FOR_OVERFLOW = """
 """What ends right of the window, but for the table that scrolls by itself."""
 
 LOOK_AT_IMAGES = """
-() => Promise.all([...document.images].map(async image => {
+() => Promise.all([...document.querySelectorAll("img:not(.over)")].map(async image => {
     await image.decode();
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = 64;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from surveybridge.jobs.drawing.overlay import directions
 from surveybridge.jobs.drawing.rendering import views
 from surveybridge.jobs.vet import Config, open_session
 from surveybridge.storage.grades import latest_grades, read_grades
+from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.problems import default_problem
 from surveybridge.storage.query import query
+from tests.jobs.turned_sky import NORTH, SCALE, make_turned
 from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
 from tests.storage.problem_files import problem
 from tests.storage.test_other_problems import other_run
@@ -366,3 +370,54 @@ def test_the_page_speaks_of_the_endpoints_and_bands_of_the_problem(tmp_path, ope
         page.keyboard.press("Escape")
         page.select_option("select[name=pictures]", "two")
         assert page.locator(".card").first.locator("img").count() == 2
+
+
+def test_scale_bands_surroundings_members_and_links_of_a_candidate_by_keyboard(tmp_path, opened):
+    run = make_turned(tmp_path, 160.0, True)
+    with in_thread(open_session(Config(run=run.url), "ann")) as url:
+        page = opened(url)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        assert shown_names(page) == ["lead · 3 objects"]
+        assert page.locator(".card .over").get_attribute("aria-label").startswith("6.4″ × 6.4″, bar 2″")
+        page.keyboard.press("Enter")
+        size = page.locator("#size")
+        size.filter(has_text="6.4″ × 6.4″, bar 2″, north 160° left of up, east clockwise (mirrored) of it").wait_for()
+        assert page.locator("#single .over").count() == VIEWS
+        assert "api/overlay" in page.locator("#single .over").first.evaluate("e => getComputedStyle(e).backgroundImage")
+        facts = dict(zip(page.locator("dt").all_text_contents(), page.locator("dd").all_text_contents(), strict=True))
+        assert facts["flags"] == "deblended, near the edge"
+        assert page.locator(".members li").all_text_contents() == ["lead, score 3", "north, score 2", "east, score 1"]
+        assert "system of 3; the grade is for all of it" in page.locator(".system").text_content()
+        marks = page.locator("#single .crop").first.locator(".member")
+        near, corner = (place.bounding_box() for place in (marks.nth(1), page.locator("#single .crop").first))
+        right, up = (NORTH / SCALE / 64 * v for v in directions(Orientation(160.0, True, SCALE))["N"])
+        assert (near["x"] + near["width"] / 2 - corner["x"]) / corner["width"] == pytest.approx(
+            32.5 / 64 + right, abs=0.02
+        )
+        assert (near["y"] + near["height"] / 2 - corner["y"]) / corner["height"] == pytest.approx(
+            1 - 32.5 / 64 - up, abs=0.02
+        )
+        for look in ("LSST g", "LSST r", "LSST i", "LSST gri"):
+            page.keyboard.press("v")
+            page.locator("#single figcaption").first.filter(has_text=re.compile(f"^{look}$")).wait_for()
+            assert page.locator("#look").text_content() == (f"{look} | Euclid VIS" if look != "LSST gri" else "Colour")
+        for side in ("10″", "20″"):
+            page.keyboard.press("w")
+            size.filter(has_text=f"{side} × {side}").wait_for()
+            page.locator("#single .crop img").evaluate_all("all => Promise.all(all.map(image => image.decode()))")
+            assert page.locator("#single figcaption").all_text_contents()[2] == "translated: posterior mean"
+            assert page.locator("#wide").text_content() == side
+        assert page.locator("#single img").evaluate_all("all => all.map(image => image.naturalWidth)") == [800] * 4
+        page.reload()
+        size.filter(has_text="20″ × 20″").wait_for()  # the address holds what is shown
+        page.keyboard.press("w")
+        size.filter(has_text="6.4″").wait_for()
+        followed = page.locator("#single .links a")
+        assert followed.all_text_contents() == ["Aladin Lite", "Legacy Survey", "ESASky", "SIMBAD", "NED"]
+        for link in followed.all():
+            assert link.get_attribute("rel") == "noopener noreferrer" and "210.3" in link.get_attribute("href")
+        page.keyboard.press("a")
+        wait_until_saved(page)
+        assert counting(run) == {("ann", "lead"): "A"}
+        assert asked and all(one.startswith(url) for one in asked)
