@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
+    from surveybridge.storage.ingest import Foreseen
     from surveybridge.storage.problems import ProblemTable
     from surveybridge.storage.target_grids import TargetGrid
 
@@ -88,6 +89,7 @@ class Config(JobConfig):
     weight: tuple[str, ...] = Field(
         (), description="weight maps (inverse variance, 0 = no coverage) in separate files, as NAME.BAND=FILE"
     )
+    dry_run: bool = Field(False, description="read everything, say what would be written, and write nothing")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another ingest into the store to end")
     subtract_sky: bool = Field(
         False,
@@ -136,24 +138,25 @@ def run(config: Config) -> int:
     """Write the store, and report what is in it."""
     from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.field_update import Slot
-    from surveybridge.storage.ingest import ingest_field
+    from surveybridge.storage.ingest import foresee_field, ingest_field
     from surveybridge.storage.problems import default_problem, read_problem
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
     problem = default_problem() if config.problem is None else read_problem(config.problem)
     images, how = named_images(config) if config.image else lsst_and_euclid(config)
+    how |= {
+        "tile_size": config.tile_size,
+        "halo": config.halo,
+        "slot": Slot(config.field, config.wait),
+        "subtract_sky": config.subtract_sky,
+    }
+    onto = target_grid(config, problem, images)
+    if config.dry_run:
+        print(describe(foresee_field(problem, images, onto, config.store, **how), config.store))
+        return 0
     rows = ingest_field(
-        problem,
-        images,
-        target_grid(config, problem, images),
-        config.store,
-        tile_size=config.tile_size,
-        halo=config.halo,
-        slot=Slot(config.field, config.wait),
-        subtract_sky=config.subtract_sky,
-        watch=lambda tiles, total: progress(tiles, "ingest", total),
-        **how,
+        problem, images, onto, config.store, watch=lambda tiles, total: progress(tiles, "ingest", total), **how
     )
     both = sum(len(row["surveys"]) == 2 for row in rows)
     log.info(
@@ -165,6 +168,24 @@ def run(config: Config) -> int:
         time.monotonic() - start,
     )
     return 0
+
+
+def describe(found: Foreseen, store: str) -> str:
+    """Format what would be written for a person."""
+    from surveybridge.storage.celestial import celestial_wcs
+    from surveybridge.storage.grids import describe_footprint, pixel_scale
+
+    field, (height, width) = found.field, found.field.shape
+    tiles = ", ".join(f"{count} with {' and '.join(names)}" for names, count in sorted(found.surveys.items()))
+    lines = {
+        "store": f"{store}; nothing has been written",
+        "field": f"{field.name}, {'in the place of the one of this name' if found.replaces else 'new'}",
+        "grid": f"{height} x {width} pixels of {pixel_scale(field.wcs_header):.4g} arcsec, "
+        f"{describe_footprint(celestial_wcs(field.wcs_header), field.shape)}",
+        "tiles": f"{sum(found.surveys.values())} of {field.tile_size} pixels and a halo of {field.halo}: {tiles}",
+        "domain": found.domain,
+    }
+    return "\n".join(f"{name:<7} {said}" for name, said in lines.items())
 
 
 def target_grid(config: Config, problem: ProblemTable, images: Mapping[str, Mapping[str, str]]) -> str | TargetGrid:

@@ -29,6 +29,13 @@ class Slot:
     wait: float = 0.0
 
 
+def slot_in(store: TileStore | None, field: FieldGrid, slot: Slot) -> tuple[FieldGrid, bool]:
+    """Return the field as it would be named in a store, and whether it would replace one; refusals as `put_field`."""
+    fields = {} if store is None or not store.folder.exists(MANIFEST_FILE) else fields_of(store.manifest())
+    named = named_among(field, slot.name, fields.values(), "the store" if store is None else store.url)
+    return named, named.name in {one.name for one in fields.values()}
+
+
 def put_field(
     store: TileStore, field: FieldGrid, slot: Slot, cut: Callable[[FieldGrid], Iterable[Tile]]
 ) -> list[dict[str, Any]]:

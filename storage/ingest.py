@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +16,26 @@ import numpy as np
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.field_images import Field, Images, OpenField, open_field, read_field
-from surveybridge.storage.field_update import Slot, put_field
+from surveybridge.storage.field_update import Slot, put_field, slot_in
 from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.grids import shifted_header
+from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.target_grids import TargetGrid
 from surveybridge.storage.tiles import Tile, TileStore
 
-__all__ = ["Field", "TileBox", "check_tiling", "cut_tile", "ingest_field", "read_field", "surveys_in", "tile_boxes"]
+__all__ = [
+    "Field",
+    "Foreseen",
+    "TileBox",
+    "check_tiling",
+    "cut_tile",
+    "foresee_field",
+    "ingest_field",
+    "read_field",
+    "surveys_in",
+    "tile_boxes",
+]
 
 MIN_TILE_SIZE = 64
 """Pixels: the window that the network sees."""
@@ -70,19 +83,67 @@ def ingest_field(
     StorageError
         The request is wrong, or another process ingests into the store; nothing has been written.
     """
-    check_tiling(tile_size, halo)
-    opened = open_field(problem, images, onto, **how)
-    grid = opened.grid
-    field = FieldGrid("", grid.grid_id, grid.wcs_header, grid.shape, tile_size, halo)
-    strips = _Strips.of(opened, list(tile_boxes(grid.shape, tile_size, halo)))
-    if len(opened.parts) > 1:
-        strips.check_that_some_tile_has_all()
+    field, strips = _opened(problem, images, onto, (tile_size, halo), how)
 
     def cut(named: FieldGrid) -> Iterable[Tile]:
         tiles = (cut_tile(strip, box, named) for strip, box in strips.with_data())
         return watch(tiles, strips.count) if watch else tiles
 
     return put_field(TileStore.create(store_url, how.get("storage_options")), field, slot or Slot(), cut)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What an ingest would write.
+
+    Attributes
+    ----------
+    field : FieldGrid
+        The field, its grid and tiling, as it would be named in the store.
+    replaces : bool
+        Whether the store has a field of this name.
+    domain : str
+        "in", or "out: " and why, by what the models of the problem are trained on.
+    surveys : mapping of tuple of str to int
+        Number of tiles by the endpoints that they would have.
+    """
+
+    field: FieldGrid
+    replaces: bool
+    domain: str
+    surveys: Mapping[tuple[str, ...], int]
+
+
+def foresee_field(
+    problem: ProblemTable,
+    images: Images,
+    onto: str | TargetGrid,
+    store_url: str,
+    *,
+    tile_size: int = 512,
+    halo: int = 64,
+    slot: Slot | None = None,
+    **how: Any,
+) -> Foreseen:
+    """Read and co-register as `ingest_field`, refuse what it would refuse, and write nothing."""
+    store = TileStore.may_be_at(Folder.at(store_url, how.get("storage_options")))
+    field, strips = _opened(problem, images, onto, (tile_size, halo), how)
+    named, replaces = slot_in(store, field, slot or Slot())
+    surveys = Counter(tuple(surveys_in(strip, box)) for strip, box in strips.with_data())
+    return Foreseen(named, replaces, strips.opened.notes["domain"], surveys)
+
+
+def _opened(
+    problem: ProblemTable, images: Images, onto: str | TargetGrid, tiling: tuple[int, int], how: Mapping[str, Any]
+) -> tuple[FieldGrid, _Strips]:
+    """The field, still without a name, and its tiles; `tiling` is the size of a core and the halo."""
+    check_tiling(*tiling)
+    opened = open_field(problem, images, onto, **how)
+    grid = opened.grid
+    strips = _Strips.of(opened, list(tile_boxes(grid.shape, *tiling)))
+    if len(opened.parts) > 1:
+        strips.check_that_some_tile_has_all()
+    return FieldGrid("", grid.grid_id, grid.wcs_header, grid.shape, *tiling), strips
 
 
 @dataclass(frozen=True)

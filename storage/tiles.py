@@ -190,13 +190,20 @@ class TileStore:
             If something else stands at `url`, or a newer format.
         """
         folder = Folder.at(url, storage_options)
-        if _format_version(folder) is None:
-            if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
-                raise StorageError(
-                    f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
-                )
+        if cls.may_be_at(folder) is None:
             _put_root(folder)
         return cls(folder)
+
+    @classmethod
+    def may_be_at(cls, folder: Folder) -> TileStore | None:
+        """Return the store at a place, or None where one can be made; StorageError as `create`."""
+        if _format_version(folder) is not None:
+            return cls(folder)
+        if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
+            raise StorageError(
+                f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
+            )
+        return None
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> TileStore:
