@@ -5,13 +5,19 @@ such pairs. Where not exactly one row of an object is from the owner of its posi
 that own the position of any of its rows; where an owner has none, since its tiles end there, among those that have one.
 It is the field with most rows of the object, then by the order of `storage.ownership`, with the nearest row's distance.
 All rows of that field stay, and none of the others. The outcome does not depend on any order.
+
+A system (`storage.systems`) is named after one of its rows. Where a border goes through a system, rows of one field may
+be named after a row that is not kept; they take the name of the kept row of the same object, and so stay one system.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveybridge.storage.ownership import RADIUS, Ownership, Verdict
@@ -24,6 +30,7 @@ _CELL = 8 * _CHORD
 NEAR = pa.schema(
     [
         ("row", pa.int64()),
+        ("object_id", pa.string()),
         ("field", pa.int32()),
         ("owner", pa.int32()),
         ("edge", pa.bool_()),
@@ -36,7 +43,7 @@ NEAR = pa.schema(
         ("cubes", pa.list_(pa.int64())),
     ]
 )
-"""Rows near another field: their number, their verdict, their direction, the cube that holds it, those in reach."""
+"""Rows near another field: number, name, verdict, direction, the cube of space that holds it, the cubes in reach."""
 
 _PAIRS = f"""
 CREATE TABLE pairs AS
@@ -75,6 +82,18 @@ SELECT members.row, coalesce(members.field = chosen.field, false) AS owned FROM 
 """
 
 
+_SYSTEMS = """
+WITH final AS (
+    SELECT near.row, object_id, coalesce(settled.owned, owner = field) AS owned FROM near LEFT JOIN settled USING (row)
+),
+same AS (SELECT one, other FROM pairs UNION ALL SELECT other, one FROM pairs)
+SELECT lost.object_id AS old, min(kept.object_id) AS new
+FROM same JOIN final AS lost ON one = lost.row JOIN final AS kept ON other = kept.row
+WHERE kept.owned AND NOT lost.owned AND lost.object_id NOT IN (SELECT object_id FROM final WHERE owned)
+GROUP BY lost.object_id
+"""
+
+
 def near_rows(verdict: Verdict, table: pa.Table) -> pa.Table:
     """The rows of a table that come near another field, schema `NEAR`, numbered by their place in it.
 
@@ -83,7 +102,7 @@ def near_rows(verdict: Verdict, table: pa.Table) -> pa.Table:
     verdict : Verdict
         On the table's rows.
     table : pyarrow.Table
-        Columns ra and dec.
+        Columns object_id, ra and dec.
     """
     row = np.flatnonzero(verdict.near)
     position = unit_vectors(*(table[name].to_numpy()[row] for name in ("ra", "dec")))
@@ -96,6 +115,7 @@ def near_rows(verdict: Verdict, table: pa.Table) -> pa.Table:
     return pa.table(
         [
             row,
+            table["object_id"].combine_chunks().take(pa.array(row)),
             *(
                 values[row]
                 for values in (verdict.field, verdict.owner, verdict.edge, verdict.coverage, verdict.distance)
@@ -108,18 +128,28 @@ def near_rows(verdict: Verdict, table: pa.Table) -> pa.Table:
     )
 
 
-def settle(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+class Settled(NamedTuple):
+    """What is settled about rows next to borders.
+
+    Parameters
+    ----------
+    rows : pyarrow.Table
+        Columns row and owned, of the rows about which their verdict does not say the last word.
+    systems : pyarrow.Table
+        Columns old and new: names of rows that are not kept, and of the kept ones of the same objects.
+    """
+
+    rows: pa.Table
+    systems: pa.Table
+
+
+def settle(connection: duckdb.DuckDBPyConnection) -> Settled:
     """Settle which of the rows next to borders are kept.
 
     Parameters
     ----------
     connection : duckdb.DuckDBPyConnection
         With the rows of `near_rows` in a table `near`, their numbers made unique.
-
-    Returns
-    -------
-    pyarrow.Table
-        Columns row and owned, of the rows about which their verdict does not say the last word.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -145,21 +175,25 @@ def settle(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     connection.register("objects", pa.table({"row": rows, "object": objects.astype(np.int64)}))
     settled = connection.sql(_CHOSEN).to_arrow_table()
     connection.unregister("objects")
-    return settled
+    connection.register("settled", settled)
+    systems = connection.sql(_SYSTEMS).to_arrow_table()
+    connection.unregister("settled")
+    return Settled(settled, systems)
 
 
-def owned_rows(ownership: Ownership, tables: list[pa.Table]) -> list[NDArray[np.bool_]]:
-    """Which rows of each run are kept, all in memory.
+def owned_rows(ownership: Ownership, tables: list[pa.Table]) -> tuple[list[NDArray[np.bool_]], pa.Table]:
+    """Which rows of each run are kept, and the names of systems that change (`Settled.systems`), all in memory.
 
     Parameters
     ----------
     ownership : Ownership
         Of the runs.
     tables : list of pyarrow.Table
-        Each run's candidates: columns tile_id, ra, dec, _healpix_29.
+        Each run's candidates: columns object_id, tile_id, ra, dec, _healpix_29.
     """
     verdicts = [ownership.judge(run, table) for run, table in enumerate(tables)]
     owned = np.concatenate([verdict.owned for verdict in verdicts])
+    systems = pa.table({"old": pa.array([], pa.string()), "new": pa.array([], pa.string())})
     first = np.cumsum([0, *(table.num_rows for table in tables)])
     if any(verdict.near.any() for verdict in verdicts):
         with duckdb.connect() as connection:
@@ -169,9 +203,15 @@ def owned_rows(ownership: Ownership, tables: list[pa.Table]) -> list[NDArray[np.
                 for verdict, table, start in zip(verdicts, tables, first, strict=False)
             ]
             connection.register("near", pa.concat_tables(parts))
-            settled = settle(connection)
-        owned[settled["row"].to_numpy()] = settled["owned"].to_numpy(zero_copy_only=False)
-    return np.split(owned, first[1:-1])
+            rows, systems = settle(connection)
+        owned[rows["row"].to_numpy()] = rows["owned"].to_numpy(zero_copy_only=False)
+    return np.split(owned, first[1:-1]), systems
+
+
+def renamed(system_id: pa.ChunkedArray, systems: pa.Table) -> pa.Array:
+    """The names of systems, with those that change (`Settled.systems`) replaced."""
+    place = pc.index_in(system_id.combine_chunks(), value_set=systems["old"].combine_chunks())
+    return pc.coalesce(systems["new"].combine_chunks().take(place), system_id.combine_chunks())
 
 
 def numbered(near: pa.Table, first: int) -> pa.Table:

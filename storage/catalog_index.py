@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Members:
-    """Rows of a partition, or of its margin: object_id, tile_id, chunk, score, ranks by (_healpix_29, object_id)."""
+    """Rows of a partition, or of its margin, with their ranks, tiles and chunks, by (_healpix_29, object_id)."""
 
     rows: pa.Table
 
@@ -107,9 +107,13 @@ class Index:
     def settle(self) -> int:
         """Leave one row of every object, and of these what lies inside; returns how many rows of others there were."""
         if self._fetch("SELECT count(*) FROM near")[0][0]:
-            self._connection.register("settled", settle(self._connection))
+            rows, systems = settle(self._connection)
+            self._connection.register("settled", rows)
             self._connection.execute("UPDATE rows SET owned = settled.owned FROM settled WHERE rows.row = settled.row")
             self._connection.unregister("settled")
+            self._connection.register("systems", systems)
+            self._connection.execute("UPDATE rows SET system_id = new FROM systems WHERE system_id = old")
+            self._connection.unregister("systems")
         others = int(self._fetch("SELECT count(*) FROM rows WHERE inside AND NOT owned")[0][0])
         self._connection.execute("DELETE FROM rows WHERE NOT (inside AND owned)")
         return others
@@ -136,7 +140,7 @@ class Index:
         empty = ", ".join(f"NULL::INTEGER AS {name}" for name in RANKS)
         source = f"(SELECT _healpix_29, object_id, system_id, kind, tile_id, score, chunk, {empty} FROM rows)"
         self._connection.execute(
-            f"CREATE TABLE ranked AS SELECT _healpix_29, object_id, tile_id, score, chunk, {ranks} "
+            f"CREATE TABLE ranked AS SELECT _healpix_29, object_id, system_id, tile_id, score, chunk, {ranks} "
             f"FROM ({ranked_rows(source)}) ORDER BY _healpix_29, object_id"
         )
         borders = [border(pixel) for pixel in pixels]
@@ -156,7 +160,7 @@ class Index:
             )
 
     def _members(self, where: str) -> Members:
-        columns = ", ".join(("object_id", "tile_id", "chunk", "score", *RANKS))
+        columns = ", ".join(("object_id", "system_id", "tile_id", "chunk", "score", *RANKS))
         sql = f"SELECT {columns} FROM {where} ORDER BY _healpix_29, object_id"
         return Members(self._connection.sql(sql).to_arrow_table())
 

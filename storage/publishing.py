@@ -337,7 +337,7 @@ def _ordered(task: Task, parts: Sequence[pa.Table], members: Members) -> pa.Tabl
     rows = pa.concat_tables(parts).sort_by([("_healpix_29", "ascending"), ("object_id", "ascending")])
     if not _same(rows, members.rows):
         raise _Changed(f"partition {task.pixel.path}: its rows are not those of the first pass any more")
-    columns = [members.rows[name] if name in RANKS else rows[name] for name in task.schema.names]
+    columns = [members.rows[name] if name in ("system_id", *RANKS) else rows[name] for name in task.schema.names]
     return pa.Table.from_arrays(columns, schema=task.schema)
 
 

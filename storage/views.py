@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from surveybridge.storage.border_matches import owned_rows
+from surveybridge.storage.border_matches import owned_rows, renamed
 from surveybridge.storage.catalog_sources import problem_of, run_facts, run_id
 from surveybridge.storage.catalogs import BEST, Catalog, read_pointer
 from surveybridge.storage.errors import StorageError
@@ -224,8 +224,10 @@ class RunViews(Views):
         ok = [ledger.filter(pc.equal(ledger["status"], "ok")) for ledger in ledgers]
         ownership = ownership_of(list(zip(self._folders, ok, strict=True)))
         if ownership is not None:
-            owned = owned_rows(ownership, tables)
+            owned, systems = owned_rows(ownership, tables)
             tables = [table.filter(pa.array(mask)) for table, mask in zip(tables, owned, strict=True)]
+            place = tables[0].column_names.index("system_id")
+            tables = [table.set_column(place, "system_id", renamed(table["system_id"], systems)) for table in tables]
         connection.register("stored_candidates", pa.concat_tables(tables))
         connection.execute(f"CREATE VIEW candidates AS {ranked_rows('stored_candidates')}")
 

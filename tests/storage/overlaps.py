@@ -87,8 +87,19 @@ class Field:
         tile = self.tile_at(ra, dec)
         seen = np.flatnonzero(tile >= 0 if numbers is None else np.isin(tile, numbers))
         names = [f"{self.name}_{k}" for k in tile[seen]]
-        table = {"tile_id": names, "ra": ra[seen], "dec": dec[seen], "_healpix_29": healpix_29(ra[seen], dec[seen])}
+        table = {
+            "object_id": names_of(ra[seen], dec[seen]),
+            "tile_id": names,
+            "ra": ra[seen],
+            "dec": dec[seen],
+            "_healpix_29": healpix_29(ra[seen], dec[seen]),
+        }
         return seen, pa.table(table)
+
+
+def names_of(ra: Any, dec: Any) -> list[str]:
+    """Names of objects, which are others if the centres differ by more than 0.04 arcsec."""
+    return [f"SB {a:.5f}{d:+.5f}" for a, d in zip(ra, dec, strict=True)]
 
 
 def grids(*fields: Field) -> dict[str, Grid]:
@@ -110,7 +121,11 @@ def scattered(
 
 
 def write_run(
-    where: Any, seen: Mapping[Field, tuple[np.ndarray, np.ndarray]], run_id: str, version: int = 4
+    where: Any,
+    seen: Mapping[Field, tuple[np.ndarray, np.ndarray]],
+    run_id: str,
+    version: int = 4,
+    heads: np.ndarray | None = None,
 ) -> RunFolder:
     """A run of some fields, and of the objects that each of them shows; column flux_VIS is an object's number.
 
@@ -124,6 +139,8 @@ def write_run(
         Of the run.
     version : int
         Of its schema; before 4 only the mosaics say where tiles lie.
+    heads : int array, optional
+        For each object the number of the one after which its system is named; default itself.
     """
     document = {**RUN, "run_id": run_id, "model": "tiny", "code_version": "0", "code_schema_version": version}
     run = RunFolder.open_or_create(where, document)
@@ -138,27 +155,25 @@ def write_run(
             more = {"tile_size": field.tile, "halo": 0, "prefix": f"{field.name}_"}
             run.folder.put_json(grid | more, "grids", f"grid-{field.name}.json")
         numbers, rows = field.rows(ra, dec)
+        named = np.array(names_of(ra, dec))
         for place in field.tiles().to_pylist():
             of_tile = np.array([name == place["tile_id"] for name in rows["tile_id"].to_pylist()])
             found, number = rows.filter(pa.array(of_tile)), numbers[of_tile]
-            names = [
-                f"SB {a:.5f}{d:+.5f}" for a, d in zip(*(found[name].to_pylist() for name in ("ra", "dec")), strict=True)
-            ]
             origin, shape = (place["core_y0"], place["core_x0"]), (field.tile, field.tile)
             columns = {
-                "object_id": names,
+                "system_id": named[number if heads is None else heads[number]].tolist(),
                 "score": np.cos(number.astype(float)),
                 "flux_VIS": number.astype(np.float32),
-                "run_id": [run_id] * len(names),
-                "thumbnail_euclid": stamps("thumbnail_euclid", np.full((len(names), 1, 64, 64), 7.0, np.float32)),
+                "run_id": [run_id] * len(number),
+                "thumbnail_euclid": stamps("thumbnail_euclid", np.full((len(number), 1, 64, 64), 7.0, np.float32)),
             }
             for name, values in columns.items():
-                found = found.append_column(name, pa.array(values))
+                found = found.append_column(name, pa.array(values, pa.string() if name == "system_id" else None))
             empty = np.zeros((1, *shape), np.float32)
             header = header_from(field.grid.wcs_header, *origin)
             run.write_mosaic(
                 TileMosaic(place["tile_id"], header, ("VIS",), empty, empty, empty[0], origin, place["grid_id"])
             )
             run.write_candidates(place["tile_id"], found)
-            run.commit({**place, "status": "ok", "n_candidates": len(names), "catalogued": True, "field": field.name})
+            run.commit({**place, "status": "ok", "n_candidates": len(number), "catalogued": True, "field": field.name})
     return run

@@ -14,7 +14,7 @@ from surveybridge.storage.catalogs import Catalog
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.mocs import read_moc
 from surveybridge.storage.publishing import publish
-from surveybridge.storage.query import query, select
+from surveybridge.storage.query import EVERY_ROW, query, select
 from surveybridge.storage.regions import Cone
 from tests.storage.overlaps import Field, write_run
 from tests.storage.test_publishing import content
@@ -105,6 +105,35 @@ def test_runs_are_read_together_and_alone_as_they_would_be_published(runs, shown
         "west",
     ]
     assert select(runs["both"], "SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [len(shown)]
+
+
+def test_systems_on_a_border_stay_one_system(tmp_path):
+    """Lenses with an arc 1.2 arcsec from them: of some only one of the two is from the field that the other is from."""
+    rng = np.random.default_rng(5)
+    lattice = np.array(np.meshgrid(*2 * [np.arange(-48, 48, 4.0)])).reshape(2, -1)
+    count, angle = lattice.shape[1], rng.uniform(0, 2 * np.pi, lattice.shape[1])
+    both = np.concatenate([lattice, lattice + 1.2 * np.stack([np.cos(angle), np.sin(angle)])], axis=1)
+    seen = {}
+    for field in (WEST, EAST):
+        east, north = (both + rng.uniform(-0.08, 0.08, both.shape)) / 3600
+        seen[field] = 150.002 + east / np.cos(np.deg2rad(2.0)), 2.002 + north
+    heads = np.tile(np.arange(count), 2)
+    runs = [write_run(tmp_path / f.name, {f: places}, f.name, heads=heads).url for f, places in seen.items()]
+    publish(runs, tmp_path / "catalog", partition_rows=200)
+    west, east = (field.rows(*places)[0] for field, places in seen.items())
+    shown = np.intersect1d(west, east)
+    pairs = np.intersect1d(shown, shown - count)  # lenses that both fields show with their arcs
+    for urls in (runs, str(tmp_path / "catalog")):
+        rows = query(urls, thumbnails=False, listing=EVERY_ROW).to_pylist()
+        by_number = {int(row["flux_VIS"]): row for row in rows}
+        assert len(by_number) == len(rows)
+        divided = 0
+        for lens in pairs:
+            one, other = by_number[lens], by_number[lens + count]
+            assert one["system_id"] == other["system_id"] and one["rank"] == other["rank"]
+            assert one["system_members"] == other["system_members"] == 2
+            divided += one["run_id"] != other["run_id"]
+        assert len(pairs) > 100 and divided > 3
 
 
 def test_inside_a_moc_every_object_is_there_once(runs, tmp_path):
