@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import subprocess
 import sys
 from typing import Any
 
+from surveybridge.cluster.address import check_port
 from surveybridge.cluster.errors import ClusterError
-
-CONNECT_SECONDS = 5.0
-"""Seconds within which a head must accept a connection."""
 
 
 def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
@@ -34,8 +32,7 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
     ClusterError
         If Ray does not answer; the message has the remedy.
     """
-    if address not in ("local", "auto"):
-        _check_port(address)
+    check_port(address)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "surveybridge.cluster.reach", address],
@@ -57,23 +54,16 @@ def reach(address: str, seconds: float = 60.0) -> dict[str, Any]:
     return found
 
 
-def _check_port(address: str) -> None:
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"Ray address {address!r} is not HOST:PORT; give that of the head, such as 10.0.0.5:6379")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"Ray at {address} cannot be reached ({error.strerror or error}); start its head (`ray start --head`), "
-            "or open that port from here"
-        ) from error
-
-
 def _look(address: str) -> dict[str, Any]:
     import ray
 
-    ray.init(address, include_dashboard=False if address == "local" else None, configure_logging=False)
+    if address == "local":
+        from surveybridge.cluster.connect import start_ray
+
+        os.environ.pop("RAY_ADDRESS", None)
+        start_ray(1)
+    else:
+        ray.init(address, configure_logging=False)
     found = {
         "ray": ray.__version__,
         "nodes": sum(node["Alive"] for node in ray.nodes()),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from surveybridge.cluster.errors import is_full
+
 STAGES = ("read", "model", "write")
 GROUP_BYTES = 16 << 20
 """Smaller items are grouped up to this size; a stage needs memory for that much."""
@@ -35,6 +37,8 @@ class Failure:
     """True if the item killed its process `MAX_KILLS` times."""
     kind: str = ""
     """Name of the exception's class, if there was an exception."""
+    full: bool = False
+    """True if a disk had no space left, for which the item is not to blame."""
 
 
 @dataclass(frozen=True)
@@ -123,29 +127,36 @@ def model_outcome(model: Model, outcome: Outcome) -> Outcome:
 def write_outcome(write: Write, outcome: Outcome) -> dict[str, Any]:
     """Write an outcome and return the receipt; if it cannot be written, write a failure instead.
 
-    If that cannot be written either, the receipt has the status "lost": nothing was committed, and a rerun does the
-    item again.
+    If that cannot be written either, or a disk was full, the receipt has the status "lost": nothing was committed, and
+    a rerun does the item again.
     """
-    try:
-        return write(outcome)
-    except Exception as error:
-        failure = outcome.failure or failure_of("write", error)
+    failure = outcome.failure
+    if failure is None or not failure.full:
+        try:
+            return write(outcome)
+        except Exception as error:
+            if failure is None or is_full(error):
+                failure = failure_of("write", error)
+    if failure.full:
+        return lost(outcome.item, failure.reason, full=True)
     try:
         return write(replace(outcome, value=None, failure=failure))
     except Exception as error:
         return lost(outcome.item, reason_of(error))
 
 
-def lost(item: str, reason: str) -> dict[str, Any]:
-    """Return the receipt of an item that could not even be committed as a failure."""
-    return {"tile_id": item, "status": "lost", "reason": reason}
+def lost(item: str, reason: str, *, full: bool = False) -> dict[str, Any]:
+    """Return the receipt of an item that could not even be committed as a failure; `full` if a disk was full."""
+    return {"tile_id": item, "status": "lost", "reason": reason} | ({"full": True} if full else {})
 
 
 def failure_of(stage: str, error: Exception) -> Failure:
     """Describe an exception that a guard has caught."""
     # the first frame is the guard's own
     frames = [f"{frame.name}:{frame.line}" for frame in traceback.extract_tb(error.__traceback__)[1:]]
-    return Failure(stage, reason_of(error), _short_hash("\n".join(frames)), kind=type(error).__name__)
+    return Failure(
+        stage, reason_of(error), _short_hash("\n".join(frames)), kind=type(error).__name__, full=is_full(error)
+    )
 
 
 def quarantine(stage: str) -> Failure:

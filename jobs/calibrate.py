@@ -35,6 +35,8 @@ FEWEST = 50
 class Config(JobConfig):
     """Settings of `surveybridge calibrate`."""
 
+    writes = ("out",)
+
     pairs: str = Field(description="pair store of regular objects with its table beside it, local path or URL")
     out: str = Field(description="folder or URL for the calibrated checkpoint")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")

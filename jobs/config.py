@@ -51,6 +51,14 @@ class JobConfig(BaseModel):
     named_values: ClassVar[tuple[str, ...]] = ()
     """Fields, tuples of text such as NAME=VALUE, whose flag takes every word up to the next flag."""
 
+    writes: ClassVar[tuple[str, ...]] = ()
+    """Fields that name a folder or file to be written; the job is refused where one of them cannot be."""
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """Paths or URLs of everything that the job will write."""
+        return tuple(str(value) for name in self.writes if (value := getattr(self, name)) is not None)
+
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 """Several texts; in a file or in Python one may stand without its brackets."""

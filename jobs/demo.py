@@ -24,6 +24,8 @@ surveybridge demo --out demo --size 600 --lenses 2 --samples 4 --seed 11"""
 class Config(JobConfig):
     """Settings of `surveybridge demo`."""
 
+    writes = ("out",)
+
     out: str = Field(
         "demo", description="folder for the field, tile store, run and figures (an earlier demo there is replaced)"
     )

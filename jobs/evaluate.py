@@ -49,6 +49,8 @@ OUTPUTS = ("scores.parquet", "anomalies.png")
 class Config(JobConfig):
     """Settings of `surveybridge evaluate`."""
 
+    writes = ("out",)
+
     pairs: str = Field(description="pair store of regular objects, local path or URL")
     out: str = Field(description="folder to write, local path or URL; files of an earlier evaluation are replaced")
     anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")

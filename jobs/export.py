@@ -40,6 +40,8 @@ FITS_ENDINGS = (".fits", ".fit", ".fits.fz")
 class Config(JobConfig):
     """Settings of `surveybridge export`."""
 
+    writes = ("out",)
+
     run: str = Field(description="run folder, a path or s3:// URL")
     out: str = Field(description="FILE.fits for one image, or a folder for one file per tile; path or s3:// URL")
     cutout: SkyCircle = Field(

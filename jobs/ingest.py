@@ -47,6 +47,8 @@ Value = TypeVar("Value")
 class Config(JobConfig):
     """Settings of `surveybridge ingest`."""
 
+    writes = ("store",)
+
     named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", *MAPS)
 
     store: str = Field(description="tile store, local path or s3:// URL: new, or one to which the field is added")

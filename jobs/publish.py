@@ -48,17 +48,20 @@ class Config(JobConfig):
     )
     workers: int = Field(1, ge=1, description="Ray tasks at a time, with one CPU each")
 
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """The catalog; by default it is in the run folder."""
+        return (f"{self.run[0].rstrip('/')}/catalog" if self.out is None else self.out,)
+
 
 def run(config: Config) -> int:
     """Publish, and print which snapshot is current."""
     from surveybridge.storage.mocs import read_moc
     from surveybridge.storage.publishing import publish
 
-    out = config.out
-    if out is None:
-        if len(config.run) > 1:
-            raise RequestError(f"{len(config.run)} runs are given but no --out; say where their catalog goes")
-        out = f"{config.run[0].rstrip('/')}/catalog"
+    if config.out is None and len(config.run) > 1:
+        raise RequestError(f"{len(config.run)} runs are given but no --out; say where their catalog goes")
+    (out,) = config.destinations
     moc = None if config.moc is None else read_moc(config.moc)
     ask = functools.partial(
         publish, config.run, out, name=config.name, moc=moc, partition_rows=config.partition_rows, keep=config.keep

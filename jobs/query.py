@@ -50,6 +50,8 @@ SHOWN_LAST = ("system_members", "flags", "grades")
 class Config(JobConfig):
     """Settings of `surveybridge query`."""
 
+    writes = ("out",)
+
     run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     cone: SkyCircle = Field(
         None, description="RA,DEC,ARCSEC: only within this distance; ICRS, deg or as 10:00:24,-02:12:00,10"

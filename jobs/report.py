@@ -33,6 +33,8 @@ PAGE = "report.html"
 class Config(JobConfig):
     """Settings of `surveybridge report`."""
 
+    writes = ("out",)
+
     run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     out: str = Field(description=f"folder for {PAGE}, local path or URL; an earlier report there is replaced")
     top: int = Field(30, ge=0, description="candidates shown, highest score first")

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 class Config(JobConfig):
     """Settings of `surveybridge simulate`."""
 
+    writes = ("out",)
+
     out: Path = Field(description="folder for euclid_vis.fits, lsst_{g,r,i}.fits and truth.parquet")
     size: int = Field(1024, description="side of the Euclid image in pixels of 0.1 arcsec, 300 to 8192")
     lenses: int = Field(4, description="number of strong lenses with visible arcs, at least 12 arcsec apart")

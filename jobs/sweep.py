@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from surveybridge.jobs.running.drain import DRAINED, drain_on_sigterm
 from surveybridge.jobs.translating.config import Config as TranslateConfig
 from surveybridge.jobs.translating.config import TranslationConfig
 
@@ -47,12 +48,18 @@ EXAMPLES = """
 class Config(TranslationConfig):
     """Settings of `surveybridge sweep`: those of translate, with a folder of runs in place of the run."""
 
+    writes = ("runs",)
+
     runs: str = Field(description="folder for the runs, local path or URL; the run goes to RUNS/<run id>")
 
 
 def run(config: Config) -> int:
     """Translate what is new, publish it, and report."""
-    from surveybridge.jobs.running.drain import DRAINED
+    with drain_on_sigterm():
+        return _sweep(config)
+
+
+def _sweep(config: Config) -> int:
     from surveybridge.jobs.translating.engine import translate
     from surveybridge.jobs.translating.tally import summary
     from surveybridge.storage.lease import LeaseHeld

@@ -36,6 +36,8 @@ FIT_PAIRS = 256
 class Config(JobConfig):
     """Settings of `surveybridge train`."""
 
+    writes = ("out",)
+
     pairs: str = Field(description="pair store (Zarr group), local path or URL")
     out: str = Field(description="folder or s3:// URL for the checkpoint, loss.csv, loss.png and the run's own state")
     problem: str | None = Field(
@@ -105,6 +107,7 @@ def run(config: Config) -> int:
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.training import Scaling, fit
     from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
+    from surveybridge.jobs.training.claim import FILE, check_folder, stated
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import read_pairs
@@ -129,9 +132,11 @@ def run(config: Config) -> int:
         print(_summary(out, config.name, end))
         return 0
     card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
+    check_folder(out, identity, card.name)
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)
     try:
+        out.put_json(stated(identity), FILE)
         checkpoint = fit(
             # credentials go along with the loop: Ray shows the settings in its dashboard
             functools.partial(train_loop, configured()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surveybridge.jobs.running.drain import drain_on_sigterm
 from surveybridge.jobs.translating.config import Config
 
 __all__ = ["EXAMPLES", "Config", "run"]
@@ -19,14 +20,15 @@ def run(config: Config) -> int:
     from surveybridge.jobs.translating.request import check
     from surveybridge.jobs.translating.tally import summary
 
-    request = check(config)
-    if config.profile is None:
-        tally = translate(request)
-        print(summary(config.run, tally))
-    else:
-        from surveybridge.jobs.profiling.profile import translate_profiled
+    with drain_on_sigterm():  # from the first second to the last line
+        request = check(config)
+        if config.profile is None:
+            tally = translate(request)
+            print(summary(config.run, tally), flush=True)
+        else:
+            from surveybridge.jobs.profiling.profile import translate_profiled
 
-        tally, profile = translate_profiled(request, config.profile)
-        print(summary(config.run, tally))
-        print(profile)
-    return tally.exit_code
+            tally, profile = translate_profiled(request, config.profile)
+            print(summary(config.run, tally))
+            print(profile, flush=True)
+        return tally.exit_code

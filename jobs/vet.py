@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 class Config(JobConfig):
     """Settings of `surveybridge vet`."""
 
+    writes = ("export",)
+
     run: Texts = Field(min_length=1, description="run folders, or one published catalog: paths or s3:// URLs")
     grader: str | None = Field(
         None,
@@ -87,11 +89,14 @@ def open_session(config: Config, grader: str | None) -> Session:
     from surveybridge.jobs.vetting.pictures import Pictures
     from surveybridge.jobs.vetting.server import SCREENFUL, Session
     from surveybridge.storage.grades import compact_grades
+    from surveybridge.storage.places import check_writable
     from surveybridge.storage.views import open_views
 
     start = time.monotonic()
     views = open_views(config.run)
     runs = views.folders()
+    for run in runs:
+        check_writable(run.url)  # grades are written there
     table = read(config.run, config.cone, config.top)
     if table.num_rows == 0:
         raise RequestError(f"run {views.name} has no candidate to grade here; translate tiles, or ask for more")

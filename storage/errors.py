@@ -1,6 +1,8 @@
-"""The errors of this library."""
+"""The errors of this library, and those of the kernel that say the same."""
 
 from __future__ import annotations
+
+import errno
 
 
 class StorageError(ValueError):
@@ -16,4 +18,16 @@ class DamagedData(StorageError):
 
 
 class StorageUnavailable(OSError):
-    """Object storage did not do a request within the time it is given; the request itself may be fine."""
+    """Storage did not do a request within the time it is given; the request itself may be fine."""
+
+
+class StorageFull(StorageUnavailable):
+    """A file system or a quota has no space left; the same request goes through once there is room."""
+
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def is_unwritable(error: BaseException | None) -> bool:
+    """Return whether the kernel or a store says that this user may not write there, or that there is no such name."""
+    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in _REFUSED)

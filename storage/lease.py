@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from surveybridge.storage.errors import StorageError
+from surveybridge.storage.errors import StorageError, StorageFull
 from surveybridge.storage.objectstore import Folder, json_bytes
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,11 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lease back, whatever happened; an error of that does not hide one of the body."""
-        with contextlib.suppress(*(() if error is None else (OSError,))):
+        """Give the lease back, whatever happened; an error of that does not hide one of the body.
+
+        On a full disk it stays: nobody waits for a process that is gone.
+        """
+        with contextlib.suppress(StorageFull if error is None else OSError):
             self.release()
 
     def _renew_for_ever(self) -> None:

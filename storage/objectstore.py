@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import fcntl
 import hashlib
 import inspect
@@ -21,12 +22,16 @@ from typing import Any, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from surveybridge.storage.errors import StorageError
+from surveybridge.storage.errors import StorageError, StorageFull, is_unwritable
 
 S3_PROTOCOLS = ("s3", "s3a")
+
+NO_PLACE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+"""What is raised where no folder can be."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -304,6 +309,8 @@ def open_filesystem(
         For use inside coroutines of another event loop than fsspec's own (Zarr's); S3 only.
     """
     options = dict(storage_options or {})
+    if "://" not in url:  # whatever is in its name: fsspec would take a::b for a chain of two filesystems
+        return LocalFileSystem(**options), os.path.abspath(url)
     if url.split("://", 1)[0] not in S3_PROTOCOLS:
         try:
             filesystem, path = fsspec.core.url_to_fs(url, **options)
@@ -372,12 +379,16 @@ def _write_and_rename(target: str, data: bytes, *, flush: bool) -> None:
 
 @contextlib.contextmanager
 def _writable(target: str) -> Iterator[None]:
-    """Make the folder of a file; StorageError if it cannot exist or cannot be written to."""
+    """Make the folder of a file; StorageError if it cannot exist or be written to, StorageFull if there is no space."""
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         yield
-    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}; give another place") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"{target} cannot be written: {error.strerror}; make room there") from error
+        if is_unwritable(error) or isinstance(error, NO_PLACE):
+            raise StorageError(f"{target} cannot be written: {error.strerror}; give another place") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -199,7 +199,9 @@ class TileStore:
         """Return the store at a place, or None where one can be made; StorageError as `create`."""
         if _format_version(folder) is not None:
             return cls(folder)
-        if folder.names() or (folder.is_local and os.path.isfile(folder.path())):
+        names = folder.names()
+        begun = names == [TILES] and folder.names(TILES) in ([], ["zarr.json"])  # by who was killed in `_put_root`
+        if (names and not begun) or (folder.is_local and os.path.isfile(folder.path())):
             raise StorageError(
                 f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
             )

@@ -26,7 +26,8 @@ def run_page(page: Path, folder: Path, more: str = "", timeout: float = 900) -> 
         "RAY_TMPDIR": str(folder),
         "COLUMNS": "200",
     }
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):  # as a user's shell has them: Ray's default authentication
+        environment.pop(name, None)
     seconds: dict[str, float] = {}
     printed = ""
     for kind, text in BLOCK.findall(page.read_text()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,7 +23,7 @@ from surveybridge.bridge_core.stretch import Log10Stretch
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.regions import Cone
 from tests.conftest import ROOT
-from tests.pages import BLOCK, run_page
+from tests.pages import run_page
 from tests.tiny import write_checkpoint, write_store
 
 LITTLE = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2"]
@@ -237,13 +236,3 @@ def test_the_page_on_python_runs_and_prints_what_it_shows(made, tmp_path):
     for name in ("tiles", "runs", "catalog"):
         (tmp_path / name).symlink_to(made.folder / name)
     assert len(run_page(ROOT / "docs" / "reference" / "python.md", tmp_path)) >= 6
-
-
-@pytest.mark.slow
-def test_the_lines_of_python_in_the_readme_run(made, tmp_path):
-    shutil.copytree(made.run, tmp_path / "runs" / "field")
-    (tmp_path / "tiles").symlink_to(made.tiles)
-    blocks = [text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "python"]
-    assert blocks
-    for text in blocks:
-        python(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}", tmp_path)

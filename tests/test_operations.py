@@ -38,7 +38,8 @@ def place() -> Iterator[tuple[Path, dict[str, str]]]:
             "RAY_TMPDIR": str(folder),
             "OMP_NUM_THREADS": "1",
         }
-        environment.pop("RAY_ADDRESS", None)
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):  # as a user's shell has them: Ray's default authentication
+            environment.pop(name, None)
         store = tiny.write_store(folder / "tiles")
         filesystem = Folder.at("s3://sky", {"endpoint_url": endpoint, "key": "test", "secret": "test"}).filesystem
         if filesystem.exists("sky"):  # servers of one process share their buckets

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 RECENT = 600.0
 """Seconds that the recent rate looks back."""
 
+FEWEST, SHORTEST = 5, 10.0
+"""A rate is said of so many tiles in so many seconds, or of all that happened in `RECENT`: the first tiles come in
+bursts, after workers that took seconds to start."""
+
 PAUSE = 900.0
 """Seconds without a finished tile that count as a pause between two drivers, unless tiles take as long as that."""
 
@@ -110,15 +114,22 @@ def run_manifest(run: RunFolder, ledger: pa.Table) -> tuple[pa.Table | None, str
 
 
 def _rate(finished: NDArray[np.float64], now: float, started: float | None) -> dict[str, float | None]:
-    """Tiles a minute: lately, and over all the time that somebody worked."""
+    """Tiles a minute, lately and over all the time that somebody worked; None of too few tiles or seconds."""
     if not len(finished):
         return {"recent": None, "overall": None}
     end = finished[-1] if started is None else now
     begin = max(end - RECENT, finished[0] if started is None else started)
-    recent = np.count_nonzero(finished > begin) / (end - begin) * 60 if end - begin > 1 else None
     gaps = np.diff(finished)
     worked = gaps[gaps <= max(PAUSE, 20 * float(np.median(gaps)))] if len(gaps) else gaps
-    return {"recent": recent, "overall": len(worked) / float(worked.sum()) * 60 if worked.sum() > 0 else None}
+    return {
+        "recent": _per_minute(int(np.count_nonzero(finished > begin)), end - begin),
+        "overall": _per_minute(len(worked), float(worked.sum())),
+    }
+
+
+def _per_minute(tiles: int, seconds: float) -> float | None:
+    known = seconds >= RECENT or (tiles >= FEWEST and seconds >= SHORTEST)
+    return tiles / seconds * 60 if known else None
 
 
 def _eta(left: int | None, progress: Mapping[str, Any], rate: dict[str, float | None]) -> float | None:
@@ -235,7 +246,11 @@ def text(status: dict[str, Any]) -> str:
         f"{status['candidates']} sources scored"
         + (f" in {status['fields']} fields, where these overlap in each" if status["fields"] > 1 else ""),
         *([f"domain    {said}"] if (said := say_domains(status["domains"])) else []),
-        f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"
+        (
+            f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"
+            if any(value is not None for value in rate.values())
+            else f"rate      not known before {FEWEST} tiles in {SHORTEST:g} s"
+        )
         + ("" if status["eta_seconds"] is None else f"; done in about {_duration(status['eta_seconds'])}"),
         "seconds   "
         + ", ".join(

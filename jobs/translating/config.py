@@ -92,6 +92,8 @@ class TranslationConfig(JobConfig):
 class Config(TranslationConfig):
     """Settings of `surveybridge translate`."""
 
+    writes = ("run", "profile")
+
     run: str = Field(description="run folder to write, local path or URL; an unfinished one of the same run is resumed")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another driver of this run to end")
     profile: str | None = Field(

@@ -69,8 +69,9 @@ def translate(
     config, manifest = request.config, request.manifest
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_context(run=request.run_id))
-        memory = stack.enter_context(_cluster(request, model_bytes)) if config.executor == "ray" else {}
         drain = stack.enter_context(drain_on_sigterm())
+        on_ray = config.executor == "ray" and not drain.is_set()
+        memory = stack.enter_context(_cluster(request, model_bytes)) if on_ray else {}
         folder = RunFolder.open_or_create(
             config.run,
             request.document
@@ -102,15 +103,20 @@ def translate(
                 request.others,
                 request.direction.observed.name,
             )
-        if todo:
+        if todo and not drain.is_set():
             stages = make_stages(settings_of(request, _attempts(earlier, todo)))
             with _budget(config.minutes, tally, drain):
                 _work(_executor(request, stages, todo, drain, memory), watch, folder, lease, todo, tally, drain)
             lease.check()
-            folder.tidy()
+            if not tally.full:  # the next run does it
+                folder.tidy()
+        if drain.is_set():
+            tally.drained = tally.drained or "SIGTERM"
     for tile_id, reason in tally.failures:
         log.warning("tile %s %s", tile_id, reason)
-    hidden = tally.total("failed", "quarantined", "lost") - len(tally.failures)
+    if tally.full:
+        log.error("stopped early: %s", tally.drained)
+    hidden = 0 if tally.full else tally.total("failed", "quarantined", "lost") - len(tally.failures)
     if hidden > 0:
         log.warning("and %d more; `surveybridge status --run %s` groups them by reason", hidden, config.run)
     return tally
@@ -139,14 +145,14 @@ def _work(
         for receipt in progress(executor.receipts, "translate", total=len(todo)):
             lease.check()
             tally.add(receipt)
+            if tally.full:
+                drain.set()
             watch(receipt)
             if receipt["status"] != "lost":
                 committed.append(receipt["tile_id"])
             if len(committed) >= SEGMENT_TILES:
                 executor.background(functools.partial(_compact, folder, committed))
                 committed = []
-    if drain.is_set() and not tally.drained:
-        tally.drained = "SIGTERM"
     tally.wall = time.monotonic() - start
 
 

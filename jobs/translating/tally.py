@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from surveybridge.cluster.errors import REMEDY
 from surveybridge.jobs.running.drain import DRAINED
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Tally:
     first: float = 0.0  # time.monotonic() of the first receipt and of the last
     last: float = 0.0
     drained: str = ""  # why it ended before its time
+    full: bool = False  # whether a disk had no space left
 
     def add(self, receipt: dict[str, Any]) -> None:
         """Count a receipt."""
@@ -44,7 +46,10 @@ class Tally:
         self.patches += receipt.get("n_patches") or 0
         for stage in STAGES:
             self.seconds[stage] += receipt.get(f"seconds_{stage}") or 0.0
-        if receipt["status"] != "ok" and len(self.failures) < FAILURES_SHOWN:
+        if receipt.get("full"):
+            self.full = True
+            self.drained = self.drained or receipt["reason"].removesuffix(REMEDY) + REMEDY
+        elif receipt["status"] != "ok" and len(self.failures) < FAILURES_SHOWN:
             self.failures.append((receipt["tile_id"], f"{receipt['status']}: {receipt.get('reason')}"))
 
     def total(self, *statuses: str) -> int:

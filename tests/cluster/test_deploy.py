@@ -328,6 +328,7 @@ def test_the_schedules_pod_creates_one_rayjob_a_night_and_follows_it(tmp_path, s
 
 TOOLS = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; else echo "$*" >> "$LOG"; fi',
+    "squeue": "echo RUNNING",
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1",
     "ray": 'echo "$*" >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',

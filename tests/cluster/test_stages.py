@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import pytest
 
 from surveybridge.cluster.attempts import Attempts, Worker
-from surveybridge.cluster.stages import MAX_KILLS, Outcome, Stages, quarantine, serially, write_outcome
+from surveybridge.cluster.stages import (
+    MAX_KILLS,
+    Outcome,
+    Stages,
+    model_outcome,
+    quarantine,
+    read_outcome,
+    serially,
+    write_outcome,
+)
 from tests.cluster.scripted import Script
 
 HERE = Worker("node", 1)
@@ -63,6 +73,34 @@ def test_an_outcome_tells_when_and_how_long_each_stage_worked():
     assert set(outcome["seconds"]) == set(outcome["intervals"]) == {"read", "model"}
     for stage, interval in outcome["intervals"].items():
         assert interval.end - interval.start == pytest.approx(outcome["seconds"][stage], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/data/run/mosaics/t0.parquet"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("IO Error: Could not write file: No space left on device"),  # as DuckDB says it
+    ],
+)
+@pytest.mark.parametrize("stage", ["read", "model", "write"])
+def test_a_full_disk_is_no_failure_of_the_item(error, stage):
+    written = []
+
+    def work(*arguments):
+        raise error from None
+
+    def write(outcome):
+        written.append(outcome)
+        raise error
+
+    outcome = model_outcome(work, read_outcome(work if stage == "read" else str, "t0"))
+    if stage == "write":
+        outcome = Outcome("t0", 1, None, {})
+    receipt = write_outcome(write, outcome)
+    assert (receipt["status"], receipt["full"]) == ("lost", True)
+    assert str(error) in receipt["reason"]
+    assert len(written) == (stage == "write")  # the writer is not asked to blame the item
 
 
 def test_what_cannot_even_be_written_as_a_failure_is_lost_and_says_so():

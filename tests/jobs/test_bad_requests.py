@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from surveybridge.__main__ import main
+from surveybridge.cluster import connect, training
+from surveybridge.jobs.config import RequestError
 from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.storage.fits_files import tan_wcs, write_survey_file
@@ -241,6 +243,40 @@ def test_train_refuses(tmp_path, capsys, arguments, said):
     for words in said:
         assert words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_the_folder_of_another_model(tmp_path, capsys, monkeypatch):
+    def no_ray(slots: int) -> bool:
+        raise RequestError("it came as far as Ray")
+
+    monkeypatch.setattr(connect, "start_ray", no_ray)
+    pairs = tiny.write_pairs(tmp_path / "pairs.zarr", 12)
+    out = tmp_path / "out"
+    what = ["train", "--pairs", pairs, "--out", out, "--shards", 1, "--batch-size", 4, "--validation", 4]
+    assert refused(capsys, *what, "--steps", 4, "--base", 8) == "it came as far as Ray" and not out.exists()
+    monkeypatch.setattr(connect, "start_ray", lambda slots: True)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: no_ray(1))
+    monkeypatch.setattr(connect, "stop_ray", lambda: None)
+    refused(capsys, *what, "--steps", 4, "--base", 8)
+    before = tiny.files_of(out)
+    assert list(before) == ["training.json"]
+    assert refused(capsys, *what, "--steps", 9, "--base", 8, "--patience", 3) == "it came as far as Ray"  # longer
+    (tmp_path / "moved").mkdir()
+    out.rename(tmp_path / "moved" / "out")
+    moved = ["train", "--pairs", pairs, "--out", tmp_path / "moved" / "out", *what[5:], "--steps", 4]
+    assert refused(capsys, *moved, "--base", 8) == "it came as far as Ray"
+    for change, there, here in (
+        (("--base", 16, "--seed", 3), "base 8, seed 0", "base 16, seed 3"),
+        (("--base", 8, "--name", "sparse"), "holds model bridge with name 'bridge'", "of sparse with name 'sparse'"),
+    ):
+        line = refused(capsys, *moved, *change)
+        assert there in line and here in line and str(tmp_path / "moved" / "out") in line and "another --out" in line
+    assert tiny.files_of(tmp_path / "moved" / "out") == before
+
+    older = tmp_path / "older"  # of a version that noted nothing
+    tiny.write_checkpoint(older, "vis-v1")
+    line = refused(capsys, "train", "--pairs", pairs, "--out", older, *what[5:], "--steps", 4)
+    assert "holds model vis-v1, but this training is of bridge" in line and "--name vis-v1" in line
 
 
 def test_train_refuses_what_is_no_pair_store(tmp_path, store, capsys):

@@ -127,6 +127,33 @@ def test_pauses_between_drivers_do_not_count_as_work(run):
     assert run_status(run)["tiles_per_minute"]["overall"] == pytest.approx(18 / 18, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("ages", "recent", "overall"),
+    [
+        ([0.2], None, None),  # one tile
+        ([0.2, 0.15, 0.1], None, None),  # three
+        ([0.02 - k / 1000 for k in range(12)], None, None),  # twelve within a second: a burst
+        ([3.0 - k / 2 for k in range(7)], 2.0, 2.0),
+        ([35.0, 30.0, 25.0, 1.0], None, 3 / 34),  # few, but all of half an hour
+    ],
+)
+def test_no_rate_is_said_before_it_means_something(run, capsys, ages, recent, overall):
+    fill(run, [row(i, minutes_ago=age) for i, age in enumerate(ages)])
+    rate = run_status(run)["tiles_per_minute"]
+    assert rate["overall"] == (overall and pytest.approx(overall, rel=0.02))
+    if recent:
+        assert rate["recent"] == pytest.approx(recent, rel=0.2)
+    assert main(["status", "--run", run.url]) == 0
+    assert ("rate      not known before 5 tiles in 10 s" in capsys.readouterr().out) == (overall is None)
+
+
+def test_a_driver_that_has_just_begun_says_no_time_left(run):
+    fill(run, [row(0, minutes_ago=0.01)])
+    with held(run, todo=19, done={"ok": 1}, in_flight=[]):
+        status = run_status(run)
+    assert status["eta_seconds"] is None and status["tiles_per_minute"] == {"recent": None, "overall": None}
+
+
 def test_failures_are_grouped_by_stage_and_reason(run):
     damaged = [
         row(

@@ -141,7 +141,14 @@ def test_a_run_in_object_storage_goes_on_where_its_driver_was_killed_and_is_the_
     said = killed_and_run_again(command(store.url, out), out, tmp_path, environment)
     assert same_weights(trained, out)
     assert curve(out) == curve(trained)
-    assert Folder.at(out).names() == ["bridge.json", "bridge.safetensors", "loss.csv", "loss.png", "ray"]
+    assert Folder.at(out).names() == [
+        "bridge.json",
+        "bridge.safetensors",
+        "loss.csv",
+        "loss.png",
+        "ray",
+        "training.json",
+    ]
     assert "Failed to query Ray Train Controller" not in said
     assert secret not in said and secret not in Folder.at(out).read("bridge.json").decode()
 
