@@ -25,6 +25,15 @@ def directions(found: Orientation) -> dict[str, tuple[float, float]]:
     return {name: (-math.sin(angle), math.cos(angle)) for name, angle in (("N", north), ("E", east))}
 
 
+def offset(found: Orientation, here: tuple[float, float], there: tuple[float, float]) -> tuple[float, float]:
+    """Pixels to the right and up from one position to another nearby, ICRS degrees."""
+    along_ra = (there[0] - here[0] + 180) % 360 - 180
+    east, north = 3600 * along_ra * math.cos(math.radians(here[1])), 3600 * (there[1] - here[1])
+    arrows = directions(found)
+    right, up = ((north * arrows["N"][k] + east * arrows["E"][k]) / found.pixel for k in (0, 1))
+    return right, up
+
+
 def said(found: Orientation, side: float) -> str:
     """The same in words."""
     turn = (found.north + 180) % 360 - 180

@@ -44,7 +44,8 @@ export function lay(made, stamp, text = 7) {
 /** Mark the objects of a system, numbered as they are listed. */
 export function point(made, row, stamp) {
   for (const old of made.querySelectorAll(".member")) old.remove();
-  const pixels = stamp?.pixels ?? 64;
+  const pixels = stamp?.pixels;
+  if (!pixels) return;
   for (const [k, member] of row.members.entries()) {
     const [x, y] = [member.dx, member.dy].map((offset) => (Math.floor(pixels / 2) + 0.5 + offset) / pixels);
     if (x < 0 || x > 1 || y < 0 || y > 1) continue;

@@ -19,7 +19,7 @@ from surveybridge.storage.regions import Cone
 from surveybridge.storage.schema import detection_column, shown_bands
 from surveybridge.storage.views import Urls, problem_at
 
-MEMBER = ("object_id", "rank", "system_rank", "score", "kind", "x", "y")
+MEMBER = ("object_id", "rank", "system_rank", "score", "kind", "ra", "dec")
 """What is read of the members of systems."""
 
 KEPT_LISTS = 16
@@ -98,21 +98,9 @@ class Candidates:
         return [dict(row) for row in taken.to_pylist()]
 
     def members(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The objects of a candidate's system, by their ranks in it, itself first; none if it is alone.
-
-        Each with `dx` and `dy`: pixels from the middle of the candidate's stamp, to the right and up.
-        """
+        """The objects of a candidate's system, by their ranks in it, itself first; none if it is alone."""
         found = self._members.get(row["rank"], [])
-        lead = next((one for one in found if one["object_id"] == row["object_id"]), None)
-        if lead is None or len(found) < 2:
-            return []
-        rest = [one for one in found if one is not lead]
-        return [
-            {name: one[name] for name in ("object_id", "score", "kind")}
-            | {"dx": one["x"] - round(lead["x"]), "dy": one["y"] - round(lead["y"])}
-            for one in (lead, *rest)
-            if None not in (one["x"], one["y"])
-        ]
+        return sorted(found, key=lambda one: one["object_id"] != row["object_id"]) if len(found) > 1 else []
 
     def listed(self, asked: ListRequest, grader: str, book: Book) -> NDArray[np.int32]:
         """Rows of the table in the order asked for.

@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surveybridge.jobs.drawing.archives import links
-from surveybridge.jobs.drawing.overlay import overlay, said
+from surveybridge.jobs.drawing.overlay import overlay
 from surveybridge.jobs.drawing.rendering import channels, end_headings, views, wide_views
 from surveybridge.jobs.vetting.book import Book, Row
 from surveybridge.jobs.vetting.guard import guard
 from surveybridge.jobs.vetting.listing import Candidates, ListRequest
 from surveybridge.jobs.vetting.pictures import Look, Object, Pictures
+from surveybridge.jobs.vetting.stamps import member, stamp
 from surveybridge.jobs.vetting.summary import csv_bytes, graded_table, summary
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.flags import in_words
@@ -29,7 +29,7 @@ from surveybridge.storage.grades import GRADE_NAMES, Seen, check_grader
 from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import ProblemTable, band_columns, shown_ends
-from surveybridge.storage.schema import CELL, detection_column
+from surveybridge.storage.schema import detection_column
 from surveybridge.version import __version__
 
 FILES = {
@@ -247,10 +247,11 @@ async def _candidates(request: web.Request) -> web.Response:
         mine = session.book.of(grader)
         for row in rows:
             row["mine"] = _opinion(mine.get(row["object_id"]))
-            row["stamp"] = _stamp(session.pictures.directions(_object(row)))
+            found = session.pictures.directions(_object(row))
+            row["stamp"] = stamp(found)
             row["links"] = links(row["ra"], row["dec"])
             row["flags_said"] = in_words(row["flags"])
-            row["members"] = session.candidates.members(row)
+            row["members"] = [member(one, row, found) for one in session.candidates.members(row)]
             if asked.reveal:
                 row["others"] = [_opinion(other) for other in session.book.others(grader, row["object_id"])]
         graded = [name for name, row in mine.items() if row["grade"]]
@@ -263,17 +264,6 @@ async def _candidates(request: web.Request) -> web.Response:
         }
 
     return _json(await asyncio.to_thread(answer))
-
-
-def _stamp(found: Orientation | None, side: float | None = None) -> dict[str, Any] | None:
-    """What a page lays over stamps of a side, arcsec, by default that of the thumbnails, and the same in words."""
-    if found is None:
-        return None
-    side = CELL * found.pixel if side is None else side
-    pixels = round(side / found.pixel)
-    # Rounded, so that all candidates of a grid share one picture in the browser.
-    overlaid = {"north": round(found.north, 1), "mirrored": int(found.mirrored), "side": f"{side:.4g}"}
-    return {"side": side, "pixels": pixels, "said": said(found, side), "overlay": f"api/overlay?{urlencode(overlaid)}"}
 
 
 async def _overlay(request: web.Request) -> web.Response:
@@ -302,7 +292,7 @@ async def _surroundings(request: web.Request) -> web.Response:
     asked = _parsed(LookRequest, request.query)
     future = session.pictures.surroundings(_asked_object(session, asked.object), asked.side)
     found = await asyncio.shield(asyncio.wrap_future(future))
-    return _json({**(_stamp(found.directions, found.side) or {}), "missing": found.missing})
+    return _json({**(stamp(found.directions, found.side) or {}), "missing": found.missing})
 
 
 def _object(row: Mapping[str, Any]) -> Object:

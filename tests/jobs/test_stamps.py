@@ -90,6 +90,10 @@ def test_the_objects_to_the_north_and_east_lie_where_the_arrows_of_the_page_poin
         asked = dict(part.split("=") for part in lead["stamp"]["overlay"].partition("?")[2].split("&"))
         vectors = directions(Orientation(float(asked["north"]), asked["mirrored"] == "1", SCALE))
         assert b"<svg" in request(f"{url}/{lead['stamp']['overlay']}&text=12").body
+        assert [member["object_id"] for member in lead["members"]] == ["lead", "north", "east"]
+        for member, offset in zip(lead["members"][1:], ((NORTH, "N"), (EAST, "E")), strict=True):
+            wanted = [offset[0] / SCALE * v for v in vectors[offset[1]]]
+            assert (member["dx"], member["dy"]) == pytest.approx(wanted, abs=0.02)
         for side, pixels, place in ((0, 64, 1), (10, 100, 1), (20, 200, 2)):
             strip = request(f"{url}/api/picture?object=lead&side={side}&stretch=0.2").body
             picture = np.asarray(Image.open(io.BytesIO(strip)).convert("L"), float)
