@@ -10,7 +10,6 @@ import pyarrow as pa
 from astropy.io import fits
 from astropy.wcs import WCS
 from mocpy import MOC
-from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
 from surveybridge.storage.errors import StorageError
@@ -27,35 +26,17 @@ MOC_ORDER = 18
 POLYGONS_AT_ONCE = 1000
 
 
-def core_corners(manifest: pa.Table, wcs_header: str, origin: tuple[int, int]) -> NDArray[np.float64]:
-    """Global (y, x) of the first pixel of every tile's core, float64 [2, N]: their centres through one tile's WCS.
+def core_boxes(tiles: pa.Table) -> dict[str, Box]:
+    """Box of every tile's core in the grid of its field, by tile id; of tiles that do not say where they are none.
 
     Parameters
     ----------
-    manifest : pyarrow.Table
-        Schema `MANIFEST`, or its columns ra, dec, core_height, core_width.
-    wcs_header : str
-        WCS of any array on the grid.
-    origin : (y, x)
-        Global pixel of that array's first one.
+    tiles : pyarrow.Table
+        A manifest or ledger, or its columns tile_id, core_y0, core_x0, core_height and core_width.
     """
-    y, x = sky_to_pixel(celestial_wcs(wcs_header), manifest["ra"].to_numpy(), manifest["dec"].to_numpy())
-    height, width = (manifest[name].to_numpy() for name in ("core_height", "core_width"))
-    return np.stack([y + origin[0] - (height - 1) / 2, x + origin[1] - (width - 1) / 2])
-
-
-def core_boxes(manifest: pa.Table, header: MosaicHeader) -> dict[str, Box]:
-    """Box of every tile's core, by tile id; `header` is the mosaic header of any of them."""
-    corners = core_corners(manifest, header.wcs_header, header.core_origin)
-    if not np.isfinite(corners).all():
-        raise StorageError(
-            f"the manifest's tiles do not lie on the grid of tile {header.tile_id} ({header.grid_id}); is it the "
-            "manifest of the run's store?"
-        )
-    y, x = np.round(corners).astype(np.int64)
-    sizes = zip(manifest["core_height"].to_pylist(), manifest["core_width"].to_pylist(), strict=True)
-    places = zip(manifest["tile_id"].to_pylist(), y.tolist(), x.tolist(), sizes, strict=True)
-    return {tile: (top, top + height, left, left + width) for tile, top, left, (height, width) in places}
+    names = ("tile_id", "core_y0", "core_x0", "core_height", "core_width")
+    rows = zip(*(tiles[name].to_pylist() for name in names), strict=True)
+    return {tile: (y, y + height, x, x + width) for tile, y, x, height, width in rows if y is not None}
 
 
 def header_box(header: MosaicHeader) -> Box:

@@ -21,6 +21,7 @@ from surveybridge.storage.footprint import Box, around, core_boxes, global_wcs, 
 from surveybridge.storage.hips import check_reproject, write_hips
 from surveybridge.storage.mosaics import MosaicHeader, StitchedMosaic, TileMosaic, header_from, stitch
 from surveybridge.storage.problems import wanted_end
+from surveybridge.storage.published import standing_rows
 from surveybridge.storage.tiles import TileStore
 from surveybridge.storage.units import njy_per_unit
 
@@ -95,17 +96,32 @@ def source_manifest(source: RunFolder, store: str | None) -> pa.Table:
     return TileStore.open(store or source.store_url).manifest()
 
 
+def places(source: RunFolder, ledger: pa.Table, store: str | None) -> dict[str, Box]:
+    """Cores of the tiles of a ledger: as it says, and before version 4 as the store says of tiles of the same content.
+
+    Raises
+    ------
+    StorageError
+        If it does not say, and there is no store.
+    """
+    found = core_boxes(ledger)
+    if len(found) == ledger.num_rows:
+        return found
+    # of the manifest's rows those of tiles in the ledger, with the content that is there
+    return core_boxes(standing_rows(ledger, source_manifest(source, store))) | found
+
+
 def _put_mocs(
     source: RunFolder, store: str | None, ledger: pa.Table, headers: Sequence[MosaicHeader], out: Folder
 ) -> None:
     """Cores of the ok tiles, and of those that failed or were quarantined (an empty MOC where none did)."""
     failed: list[str] = ledger.filter(pc.not_equal(ledger["status"], "ok"))["tile_id"].to_pylist()
-    places = core_boxes(source_manifest(source, store), headers[0]) if failed else {}
+    where = places(source, ledger, store) if failed else {}
     wcs = global_wcs(headers[0])
     cards = {key: value for key, value, _ in provenance_cards(source.run_json)}
     for name, boxes, what in (
         ("footprint", [header_box(header) for header in headers], "cores of the tiles that are translated"),
-        ("failed", [places[tile] for tile in failed if tile in places], "cores of the tiles that failed"),
+        ("failed", [where[tile] for tile in failed if tile in where], "cores of the tiles that failed"),
     ):
         moc = moc_of(boxes, wcs)
         file = f"{name}.moc.fits"

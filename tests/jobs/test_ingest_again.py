@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.wcs import WCS
+from mocpy import MOC
 
 from surveybridge.__main__ import main
 from surveybridge.storage.field_update import Slot, put_field
@@ -146,6 +149,41 @@ def test_a_new_field_is_gone_on_with_and_only_its_tiles_are_to_do(tmp_path, chec
         assert row["covered_cells"] == ([1, 1, 2, 2] if row["core_y0"] == 0 else None)
         for name in ("field", "grid_id", "core_y0", "core_x0", "core_height", "core_width", "domain", "content"):
             assert row[name] == listed[tile][name], name
+
+
+def test_fields_of_a_run_are_exported_each_on_its_own_grid(tmp_path, checkpoint, capsys):
+    store, run = tmp_path / "tiles", tmp_path / "run"
+    ingest(store, name="west")
+    assert translate(ingest(store, name="east", shift=0.5), run, checkpoint) == 0
+    shutil.rmtree(store)  # the run alone says where its tiles are
+
+    def export(out: str, *more: str) -> int:
+        return main(["export", "--run", str(run), "--out", str(tmp_path / out), *more])
+
+    capsys.readouterr()
+    assert export("both.fits") == 2
+    assert "has fields east, west, each on a grid of its own; give --field NAME" in capsys.readouterr().err
+    assert export("none.fits", "--field", "north") == 2
+    assert "of east, west; give one of these" in capsys.readouterr().err
+    fields = {field.name: field for field in RunFolder.open(str(run)).fields().values()}
+    for name in ("east", "west"):
+        assert export(f"{name}.fits", "--field", name) == 0
+        ra, dec = WCS(fields[name].wcs_header).all_pix2world(95.5, 95.5, 0)
+        assert export(f"{name}-cut.fits", "--cutout", f"{float(ra)},{float(dec)},3") == 0
+        with fits.open(tmp_path / f"{name}.fits") as hdus:
+            whole = WCS(hdus[1].header)
+            assert hdus[1].shape == (192, 192)
+            np.testing.assert_allclose(whole.all_world2pix(ra, dec, 0), [95.5, 95.5], atol=1e-3)
+        with fits.open(tmp_path / f"{name}-cut.fits") as hdus:
+            assert hdus[1].shape == (30, 30)
+            np.testing.assert_allclose(WCS(hdus[1].header).all_world2pix(ra, dec, 0), [14.5, 14.5], atol=0.51)
+    assert export("folder", "--moc", "--png") == 0
+    for name in ("east", "west"):
+        files = tiny.files_of(tmp_path / "folder" / name)
+        assert {"overview.png", "footprint.moc.fits", "fits/" + f"{name}-t0003.fits"} <= files.keys()
+        moc = MOC.from_fits(str(tmp_path / "folder" / name / "footprint.moc.fits"))
+        centre = SkyCoord(*WCS(fields[name].wcs_header).all_pix2world(95.5, 95.5, 0), unit="deg")
+        assert moc.contains_skycoords(centre) and moc.sky_fraction * 41253 * 3600**2 < 25**2
 
 
 def one_survey(tile):
