@@ -170,12 +170,16 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
 
 
 def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
-    """Return the manifest of the tiles of a square degree, without their places on the grid."""
+    """Return the manifest of the tiles of a square degree, as many at each place in the lattice of windows."""
     count = round((3600 / PIXEL_ARCSEC / tile_size) ** 2)
+    spread = np.outer((0.7548776662466927, 0.5698402909980532), np.arange(count)) % 1  # evenly over the unit square
+    y, x = np.floor(spread * tile_size * 8).astype(np.int64)
     planes = sum(len(image.bands) for image in tile.images.values())
     columns: dict[str, Any] = {
         "ra": np.full(count, np.nan),
         "dec": np.full(count, np.nan),
+        "core_y0": y,
+        "core_x0": x,
         "surveys": [list(tile.images)] * count,
         "bytes": np.full(count, (tile_size + 2 * halo) ** 2 * planes * (4 + 4 + 1)),  # flux, variance, mask
     }
