@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import sep
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from surveybridge.bridge_core.correlation import disc, error_factor
 
@@ -23,6 +22,9 @@ of them now and then, and 6 once in a thousand such fields."""
 
 SMALLEST_RADIUS = 2.5
 """Smallest radius, pixels, of the circles in which the significance is measured."""
+
+LARGE_FOOTPRINT = 500
+"""Pixels of a footprint whose radius is large against any correlation of the noise."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Sources:
     flags
         int32 [N], sep's bits: 1 merged (deblended), 2 cut by the image's edge, 4 too many branches to deblend, 8 too
         few pixels for a shape.
+    pixels
+        int32 [N] of its footprint.
+    snr
+        float32 [N], signal to noise of the footprint's sum, as if its noise were white and everywhere that at its peak.
     touches
         bool [N]: a pixel of its footprint, or one beside it, is among those marked.
     """
@@ -48,6 +54,8 @@ class Sources:
     b: NDArray[np.float32]
     theta: NDArray[np.float32]
     flags: NDArray[np.int32]
+    pixels: NDArray[np.int32]
+    snr: NDArray[np.float32]
     touches: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -64,6 +72,8 @@ def detect(
     variance: NDArray[np.float32],
     valid: NDArray[np.bool_],
     threshold: float = 3.0,
+    *,
+    clean: bool = True,
     marked: NDArray[np.bool_] | None = None,
 ) -> Sources:
     """Find objects above `threshold` sigma per pixel (after a 3 x 3 matched filter), at least 5 pixels, deblended.
@@ -76,15 +86,18 @@ def detect(
         [H, W], nJy and nJy^2 per pixel.
     valid
         bool [H, W]; other pixels are not used.
+    clean
+        Leave out what the wings of neighbours might have raised above the threshold (SExtractor's CLEAN). The wings of
+        faint neighbours are overestimated, and many real sources go; `significance` leaves out less.
     marked
         bool [H, W]: pixels, as saturated ones, of which it is to be known which objects touch them.
     """
     image, noise = _native(flux, valid), np.sqrt(_native(variance, valid, 1.0))
-    how = {"err": noise, "mask": ~valid, "minarea": 5, "deblend_cont": 0.005}
+    how = {"err": noise, "mask": ~valid, "minarea": 5, "deblend_cont": 0.005, "clean": clean}
     touched = np.zeros(0, np.int32)
     if marked is not None and marked.any():
         found, labels = sep.extract(image, threshold, segmentation_map=True, **how)
-        touched = np.unique(labels[binary_dilation(marked, np.ones((3, 3), bool))])
+        touched = np.unique(_neighbourhood(labels, marked))
     else:
         found = sep.extract(image, threshold, **how)
     order = np.lexsort((found["x"], found["y"]))
@@ -95,6 +108,8 @@ def detect(
         b=found["b"][order].astype(np.float32),
         theta=found["theta"][order].astype(np.float32),
         flags=found["flag"][order].astype(np.int32),
+        pixels=found["npix"][order].astype(np.int32),
+        snr=(found["flux"] / np.sqrt(found["npix"]) / noise[found["ypeak"], found["xpeak"]])[order].astype(np.float32),
         touches=np.isin(order + 1, touched),
     )
 
@@ -107,7 +122,10 @@ def significance(
     psf_fwhm: float = math.nan,
     correlation: float = 0.0,
 ) -> NDArray[np.float32]:
-    """Signal to noise of each source in the better of two circles around it, of radius r and 2 r.
+    """Signal to noise of each source: in its footprint, or in the better of two circles around it, whichever is less.
+
+    Noise that rose above the threshold is not significant in a circle around it, nor a piece of the wing of a bright
+    object in its own few pixels. The circles have radius r and 2 r.
 
     Parameters
     ----------
@@ -123,16 +141,35 @@ def significance(
     Returns
     -------
     array
-        float32 [N]; infinite where all pixels of both circles are masked, as in the middle of a saturated star: nothing
-        is known of those.
+        float32 [N]; that of the footprint where all pixels of both circles are masked, as in the middle of a saturated
+        star.
     """
     radius = max(psf_fwhm if math.isfinite(psf_fwhm) else 0.0, SMALLEST_RADIUS)
     found = np.full(len(sources), np.nan, np.float32)
+    image, noise = _native(flux, valid), _native(variance, valid, 1.0)
     for reach in (radius, 2 * radius):
-        values, errors, _ = aperture_flux(flux[None], variance[None], valid[None], sources, reach, (correlation,))
+        values, errors, _ = sep.sum_circle(image, sources.x, sources.y, reach, var=noise, mask=~valid)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.fmax(found, values[0] / errors[0])
-    return np.where(np.isnan(found), np.float32(np.inf), found)
+            found = np.fmax(found, values / errors / error_factor(disc(reach), correlation))
+    return np.fmin(found, sources.snr / _footprint_factor(sources.pixels, correlation))
+
+
+def _neighbourhood(labels: NDArray[np.int32], marked: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Labels of the marked pixels and of those beside them."""
+    lines, columns = np.nonzero(marked)
+    steps = np.arange(-1, 2)
+    lines = np.clip(lines[:, None, None] + steps[:, None], 0, len(labels) - 1)
+    columns = np.clip(columns[:, None, None] + steps, 0, labels.shape[1] - 1)
+    return labels[lines, columns]
+
+
+def _footprint_factor(pixels: NDArray[np.int32], correlation: float) -> NDArray[np.float32]:
+    """`error_factor` of footprints, taken as round; beyond `LARGE_FOOTPRINT` it grows no more."""
+    if correlation <= 0:
+        return np.ones(len(pixels), np.float32)
+    sizes, place = np.unique(np.minimum(pixels, LARGE_FOOTPRINT), return_inverse=True)
+    factors = [error_factor(disc(math.sqrt(size / math.pi)), correlation) for size in sizes]
+    return np.asarray(factors, np.float32)[place]
 
 
 def aperture_flux(

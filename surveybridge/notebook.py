@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.translate import Scene
     from surveybridge.storage.regions import Region
     from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.systems import Kind
     from surveybridge.storage.tiles import Tile, TileStore
     from surveybridge.storage.views import Urls
 
@@ -146,6 +147,8 @@ def read_catalog(
     region: Region | None = None,
     top: int | None = None,
     columns: Sequence[str] | None = None,
+    kind: Kind = "object",
+    members: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> QTable:
     """Read candidates of a run, of several runs or of a published catalog, highest score first, with units.
@@ -160,9 +163,13 @@ def read_catalog(
     region : Region, optional
         Any other part of the sky, instead of a cone: a `Box` or a `Coverage` (MOC) of `surveybridge.storage.regions`.
     top : int, optional
-        At most so many rows.
+        At most so many systems.
     columns : sequence of str, optional
         Only these, in this order. Thumbnails are read where they are named here.
+    kind : {"object", "star", "saturated", "all"}
+        What to list; stars and saturated sources rank behind all objects.
+    members : bool
+        All rows of each system (a lens and its arcs), not only the leading one.
     storage_options : mapping, optional
         Arguments of the fsspec filesystem.
 
@@ -187,13 +194,15 @@ def read_catalog(
     """
     from surveybridge.storage.astrotables import query_table
     from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.query import Listing
     from surveybridge.storage.regions import Cone
 
     if cone is not None:
         if region is not None:
             raise StorageError("a cone and another region are given; give one of them")
         region = Cone(*_degrees_and_arcsec(cone))
-    return query_table(url, region, top, columns=columns, storage_options=storage_options)
+    listing = Listing(kind, members)
+    return query_table(url, region, top, columns=columns, listing=listing, storage_options=storage_options)
 
 
 def read_mosaic(

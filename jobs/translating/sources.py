@@ -55,12 +55,12 @@ def find_sources(image: SurveyImage, core: tuple[int, int, int, int], version: i
     core : (y0, y1, x0, x1)
         Pixels of the image.
     version : int
-        Schema version of the run: before 4 there was no least significance.
+        Schema version of the run: before 4 there was SExtractor's CLEAN, and no least significance.
     """
     flux, variance, valid = image.flux[0], image.variance[0], image.valid[0]
     saturated = image.mask[0] & MASK_PLANES["SAT"] != 0
     psf_fwhm, correlation = image.psf_fwhm[0] / image.pixel_scale, image.noise_correlation[0]
-    sources = detect(flux, variance, valid, marked=saturated)
+    sources = detect(flux, variance, valid, clean=version < 4, marked=saturated)
     if version >= 4:
         sources = sources.select(significance(flux, variance, valid, sources, psf_fwhm, correlation) >= SIGNIFICANCE)
     size, size_error = extent(flux, variance, valid, sources, psf_fwhm, correlation)

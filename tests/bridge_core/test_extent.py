@@ -43,7 +43,7 @@ def stamps(flux: float, radius: float, seed: int, psf=((1.0, 1.0),)) -> tuple[np
                     image[window] += flux * share * part * spot((SPACING, SPACING), *here, sigma)
     noisy = np.asarray(image, np.float32)
     variance, known = np.ones_like(noisy), np.ones(noisy.shape, bool)
-    sources = detect(noisy, variance, known)
+    sources = detect(noisy, variance, known, clean=False)
     return noisy, sources.select(significance(noisy, variance, known, sources, FWHM) >= 6)
 
 

@@ -32,7 +32,7 @@ def noise(kind: str, seed: int, side: int = SIDE) -> np.ndarray:
 def found_in(flux: np.ndarray, correlation: float, psf_fwhm: float = 1.6) -> tuple[int, int]:
     """How many objects are detected, and how many of them count."""
     variance, valid = np.ones_like(flux), np.ones(flux.shape, bool)
-    sources = detect(flux, variance, valid)
+    sources = detect(flux, variance, valid, clean=False)
     signal = significance(flux, variance, valid, sources, psf_fwhm, correlation)
     return len(sources), int((signal >= SIGNIFICANCE).sum())
 
@@ -50,7 +50,7 @@ def test_pure_noise_has_no_objects_at_the_correlation_that_is_measured(kind):
     assert kind == "white" or reached > 200
 
 
-@pytest.mark.parametrize(("kind", "width"), [("white", 0.8), ("white", 2.0), ("0.6", 1.5)])
+@pytest.mark.parametrize(("kind", "width"), [("white", 0.8), ("white", 2.0), ("white", 3.0), ("0.6", 1.5)])
 def test_sources_well_above_the_least_significance_are_found(kind, width):
     flux = noise(kind, 7, 640)
     correlation = sky_statistics(flux, np.ones(flux.shape, bool)).correlation
@@ -58,7 +58,7 @@ def test_sources_well_above_the_least_significance_are_found(kind, width):
     shape = np.exp(-((x % 40 - 20) ** 2 + (y % 40 - 20) ** 2) / (2 * width**2))
     weights = np.exp(-(np.arange(-8, 9)[:, None] ** 2 + np.arange(-8, 9) ** 2) / (2 * width**2))
     best = np.sqrt((weights**2).sum()) / error_factor(weights, correlation)  # S/N of the matched filter at peak 1
-    faint, bright = (found_in((flux + snr / best * shape).astype(np.float32), correlation)[1] for snr in (3, 12))
+    faint, bright = (found_in((flux + snr / best * shape).astype(np.float32), correlation)[1] for snr in (3, 15))
     assert bright >= 0.95 * 256 and faint <= 0.1 * 256
 
 
@@ -88,6 +88,29 @@ def test_of_a_source_behind_masked_pixels_the_significance_is_not_known_and_it_s
     y, x = np.mgrid[:128, :128]
     flux += (400 * np.exp(-((x - 60) ** 2 + (y - 70) ** 2) / (2 * 6.0**2))).astype(np.float32)
     valid = (x - 60) ** 2 + (y - 70) ** 2 > 6**2
-    sources = detect(flux, np.ones_like(flux), valid, marked=~valid)
+    sources = detect(flux, np.ones_like(flux), valid, clean=False, marked=~valid)
     signal = significance(flux, np.ones_like(flux), valid, sources, 1.6)
     assert len(sources) > 0 and sources.touches.any() and (signal >= SIGNIFICANCE).all()
+
+
+def test_pieces_of_the_wing_of_a_bright_object_do_not_count_and_a_source_in_it_does():
+    flux = noise("white", 30, 600)
+    y, x = np.mgrid[:600, :600]
+    flux += (900 * np.exp(-np.hypot(x - 300, (y - 300) / 0.7) / 18)).astype(np.float32)
+    flux += (60 * np.exp(-((x - 420) ** 2 + (y - 330) ** 2) / (2 * 1.2**2))).astype(np.float32)
+    variance, valid = np.ones_like(flux), np.ones(flux.shape, bool)
+    sources = detect(flux, variance, valid, clean=False)
+    kept = sources.select(significance(flux, variance, valid, sources, 1.6) >= SIGNIFICANCE)
+    for place in ((300, 300), (420, 330)):
+        assert np.hypot(kept.x - place[0], kept.y - place[1]).min() < 1
+    assert len(kept) < len(sources) / 2 and len(sources) > 15
+
+
+def test_cleaning_would_lose_sources_far_above_the_noise():
+    flux = noise("white", 11, 640)
+    y, x = np.mgrid[:640, :640]
+    shape = np.exp(-((x % 40 - 20) ** 2 + (y % 40 - 20) ** 2) / (2 * 3.0**2))
+    flux += np.asarray(15 / (np.sqrt(np.pi) * 3) * shape, np.float32)  # signal to noise 15 of a matched filter
+    variance, valid = np.ones_like(flux), np.ones(flux.shape, bool)
+    found = [len(detect(flux, variance, valid, clean=clean)) for clean in (True, False)]
+    assert found[0] < 128 and found[1] >= 256

@@ -19,6 +19,7 @@ from surveybridge.storage.regions import Cone
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import candidates_schema
 from surveybridge.storage.systems import leading
+from tests.conftest import ROOT
 from tests.storage.test_runs import RUN, make_header, make_planes
 
 # name, right ascension in arcsec from the first, system, kind, score
@@ -154,3 +155,9 @@ def test_flags_in_words_name_every_bit_once_and_only_blending_merely_informs():
     assert sum(FLAGS) - 1 == CUTS
     described = candidates_schema(default_problem()).field("flags").metadata[b"description"].decode()
     assert all(f"{bit} {flag.words}" in described for bit, flag in FLAGS.items())
+
+
+def test_the_documentation_has_every_flag():
+    page = (ROOT / "docs" / "catalogs.md").read_text()
+    for bit, flag in FLAGS.items():
+        assert f"| {bit} | {flag.name} | {flag.meaning} |" in page
