@@ -73,8 +73,8 @@ def run_query(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["--cone", "1,99,1"], "cone dec 99"),
-        (["--box", "1,2,3"], "--box 1 2 3: more than 3 values"),
+        (["--cone", "1,99,1"], "declination 99 is 99 deg, outside -90..90"),
+        (["--box", "1,2,3"], "--box 1 2 3: has 3 value(s) but needs 4"),
         (["--box", "1,2,5,3"], "DECMIN 5 and DECMAX 3"),
         (["--moc", "somewhere"], "neither a file in FITS"),
         (["--cone", "1,2,3", "--moc", "3/4"], "--cone and --moc are given"),

@@ -70,13 +70,13 @@ from surveybridge.cluster.stages import Failure, Outcome
 from surveybridge.jobs.translating.stages import Translation, tile_stages
 from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.schema import CANDIDATES
-from surveybridge.storage.tiles import core_header, tile_content
+from surveybridge.storage.tiles import core_header, tile_content, tile_place
 
 stages = tile_stages(pickle.loads(sys.stdin.buffer.read()))
 tile = stages.make_read()("t0000")
 write, zeros = stages.make_write(), np.zeros((1, *tile.core_shape), np.float32)
 mosaic = TileMosaic("t0000", core_header(tile), ("VIS",), zeros, zeros, zeros[0], tile.core_origin, tile.grid_id)
-done = Translation("t0000", tile_content(tile), mosaic, 1, CANDIDATES.empty_table(), 0.1)
+done = Translation("t0000", tile_content(tile), tile_place(tile), mosaic, 1, CANDIDATES.empty_table(), 0.1)
 row = write(Outcome("t0000", done, None, {"read": 0.1, "model": 0.2}))
 assert row["status"] == "ok", row
 assert write(Outcome("t0001", None, Failure("model", "no", ""), {}))["status"] == "failed"
