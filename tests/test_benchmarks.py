@@ -81,7 +81,6 @@ def test_a_short_training_reports_scores_and_rates_by_batch(tmp_path):
     assert train.time_to(log, None)["first"]
 
 
-@pytest.mark.alone
 @pytest.mark.slow  # reads and writes the whole field twice
 def test_the_steps_of_ingest_sum_to_what_ingest_takes(shared_data, tmp_path):
     taken = ingest.steps(shared_data / "field", tmp_path / "store")

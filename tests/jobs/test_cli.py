@@ -299,7 +299,7 @@ def test_every_help_takes_less_than_twice_the_time_of_importing_pydantic_and_yam
     raise AssertionError(f"times as long as `import pydantic, yaml`: {slow}")
 
 
-def processor_seconds(commands: dict[str, list[str]], rounds: int = 5) -> dict[str, float]:
+def processor_seconds(commands: dict[str, list[str]], rounds: int = 3) -> dict[str, float]:
     """Median of the processor time that Python takes for each command; they take turns."""
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):

@@ -25,6 +25,8 @@ from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
 from tests.storage.problem_files import problem
 from tests.storage.test_other_problems import other_run
 
+pytestmark = pytest.mark.slow  # browsers
+
 VIEWS = len(views(default_problem()))
 
 DRAWN = "#mosaic[aria-busy=false]"
@@ -137,7 +139,6 @@ def test_pictures_are_there_and_not_blank_on_laptop_and_phone(run, opened):
             )
 
 
-@pytest.mark.slow
 def test_thirty_by_keyboard_with_reload_and_kill_in_the_middle_lose_nothing(run, opened):
     wanted: dict[tuple[str, str], str] = {}
     with command(run.url, "--port", "0", "--grader", "ann") as vet:

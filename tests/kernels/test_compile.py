@@ -11,6 +11,9 @@ import pytest
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 ROOT = Path(__file__).parents[2]
 
+# A process that compiles everything three times.
+pytestmark = pytest.mark.slow
+
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 
