@@ -247,7 +247,7 @@ class TileStore:
         files = tile_files(tile.images, attributes)
         row = manifest_row(tile)
         group = f"{TILES}/{tile.tile_id}"
-        listed = self._listed().get(tile.tile_id)
+        listed = (self._listed() or {}).get(tile.tile_id)
         if listed is not None and listed.content == row["content"] and self._holds(listed.group, files):
             return row | {"group": listed.group}
         if listed is not None and listed.group == group:
@@ -272,7 +272,7 @@ class TileStore:
         Parameters
         ----------
         tile_id : str
-            As in the manifest.
+            As in the manifest; of a store that has none yet, one that was written.
         halo : int or None
             Pixels around the core; None = all that is stored. Never more than is stored.
 
@@ -284,36 +284,37 @@ class TileStore:
             If another tile has taken its place since this object read the manifest.
         """
         check_name(tile_id, "tile id")
-        listed = self._listed().get(tile_id)
-        if listed is None:
+        places = self._listed()
+        if places is not None and tile_id not in places:
             raise StorageError(f"tile {tile_id}: not in {self.url}; ingest it again")
+        group = f"{TILES}/{tile_id}" if places is None else places[tile_id].group
         try:
-            tile = self._read(tile_id, listed.group)
+            tile = self._read(tile_id, group)
         except DamagedData:
-            tile = self._read(tile_id, listed.group)  # the damage may have happened on the way
+            tile = self._read(tile_id, group)  # the damage may have happened on the way
         if halo is None:
             return tile
         (y0, y1, x0, x1), (height, width) = tile.core, tile.shape
         return tile.crop((max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width)))
 
-    def _listed(self) -> dict[str, Place]:
-        """Where the tiles are, as the manifest said when this object first asked."""
+    def _listed(self) -> dict[str, Place] | None:
+        """Where the tiles are, as the manifest said when this object first asked; None where there is none yet."""
         if self._places is None:
             self._places = self._read_places()
         return self._places
 
-    def _read_places(self) -> dict[str, Place]:
+    def _read_places(self) -> dict[str, Place] | None:
         try:
             return places_of(read_parquet(self.folder.read(MANIFEST_FILE)))
         except FileNotFoundError:
-            return {}
+            return None
 
     def _read(self, tile_id: str, group: str) -> Tile:
         """A tile of a group, whole."""
         try:
             attributes, images = read_group(self.folder, group, tile_id)
         except FileNotFoundError as error:
-            now = self._read_places().get(tile_id)
+            now = (self._read_places() or {}).get(tile_id)
             if self._places is not None and (now is None or now.group != group):
                 raise StorageUnavailable(
                     f"tile {tile_id}: {self.url} was ingested into meanwhile; run the same command again"
