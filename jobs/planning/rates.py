@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from surveybridge.bridge_core.detection import detect
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.translating.sources import find_sources
 from surveybridge.jobs.translating.stages import tile_stages
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.runs import RunFolder, candidates_path, ledger_path, mosaic_path
-from surveybridge.storage.schema import CANDIDATES
+from surveybridge.storage.schema import CANDIDATES, SCHEMA_VERSION
 from surveybridge.storage.tiles import part_of
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ class _Calibration:
         if self.catalog is not None and len(tile.images) == 2:
             # with the halo, whose sources are as many by pixel: an object cut by the core's border counts once
             found_on = tile.images[self.catalog]
-            self.sum["sources"] += len(detect(found_on.flux[0], found_on.variance[0], found_on.valid[0]))
+            self.sum["sources"] += len(
+                find_sources(found_on, (0, tile.shape[0], 0, tile.shape[1]), SCHEMA_VERSION).sources
+            )
             self.sum["scored_pixels"] += math.prod(tile.shape)
         self.sum["tiles"] += 1
         self.sum["read"] += outcome.seconds["read"]
