@@ -348,7 +348,7 @@ def slurm(tmp_path: Path, nap: str) -> subprocess.Popen[str]:
         "SLURM_CPUS_PER_TASK": "16",
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_ID": "4242",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "TMPDIR": str(tmp_path),
     }
     return subprocess.Popen(
         ["bash", str(DEPLOY / "slurm.sbatch"), "/shared/tiles", "/shared/runs/dr1"],
@@ -375,7 +375,7 @@ def test_slurms_command_is_accepted(tmp_path):
     options = shlex.split(ray)
     assert options[:5] == ["symmetric-run", "--address", "10.0.0.1:24242", "--min-nodes", "2"]
     assert "--num-cpus=15" in options
-    assert not list(tmp_path.glob(".surveybridge-*"))
+    assert not list(tmp_path.glob("surveybridge-*"))
 
 
 def test_slurms_signal_drains_the_driver_and_queues_the_job_again(tmp_path):
