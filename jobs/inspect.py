@@ -8,7 +8,6 @@ with the reason. Exit code 0: all images can be read; 2: at least one is refused
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -42,12 +41,12 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Print what each image is; 2 if one is refused."""
+    from surveybridge.jobs.running.progress import quiet
     from surveybridge.storage.inspection import inspect_file
 
     problem = problem_of(config)
-    # what reading logs is what this prints
-    logging.getLogger("surveybridge.storage.fits_images").setLevel(logging.WARNING)
-    found = [one for path in config.file for one in inspect_file(path, problem)]
+    with quiet("surveybridge.storage.fits_images"):  # what reading logs is what this prints
+        found = [one for path in config.file for one in inspect_file(path, problem)]
     if config.format == "json":
         print(json.dumps([one.document() for one in found], indent=1))
     else:

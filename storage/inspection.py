@@ -16,10 +16,11 @@ from surveybridge.storage.domain import describe_domain, is_filter_of
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.field_images import default_noise
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import Extension, extensions, listed, split_extension
+from surveybridge.storage.fits_hdus import Extension, extensions, listed, named_extension, split_extension
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.grids import describe_footprint
 from surveybridge.storage.images import LazyImage
+from surveybridge.storage.orientation import orientation
 from surveybridge.storage.problems import EndpointTable, ProblemTable, end_names, endpoint
 from surveybridge.storage.readings import BandReading
 
@@ -104,7 +105,7 @@ def inspect_file(
             asked: list[tuple[str, Extension | None]]
             fluxes = [ext for ext in found if ext.is_plane and ext.role == "flux"]
             if selector is not None or known or len(fluxes) < 2:
-                one = _chosen(found, selector) or next(iter([*fluxes, *found]), None)
+                one = _chosen(found, file, selector) or next(iter([*fluxes, *found]), None)
                 asked = [(path, one)]
             else:
                 asked = [(f"{file}[{ext.label}]", ext) for ext in fluxes]
@@ -144,33 +145,25 @@ def _inspected(
 def describe_wcs(image: LazyImage) -> str:
     """Return projection, frame, footprint, pixel scale and orientation of an image in words."""
     wcs, (height, width) = image.head.wcs, image.shape
-    # of the middle of the image: how the sky goes when one goes up, and right, by a pixel
-    y, x = (height - 1) / 2, (width - 1) / 2
-    middle, up, right = (wcs.pixel_to_world(*at).icrs for at in ((x, y), (x, y + 1), (x + 1, y)))
-    north = float(middle.position_angle(up).wrap_at("180d").deg)
-    left_handed = math.sin(float(middle.position_angle(right).rad) - math.radians(north)) < 0
+    middle = wcs.all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+    found = orientation(wcs, *(float(degrees) for degrees in middle))
     turn = (
         "north is up"
-        if abs(north) < 0.05
-        else f"north is {abs(north):.1f} deg {'right' if (north > 0) == left_handed else 'left'} of up"
+        if abs(found.north) < 0.05
+        else f"north is {abs(found.north):.1f} deg {'left' if found.north > 0 else 'right'} of up"
     )
     return (
         f"{'/'.join(wcs.wcs.ctype)}, {wcs_to_celestial_frame(wcs).name}, {describe_footprint(wcs, (height, width))}, "
-        f'{image.head.pixel_scale:.4g}" per pixel, {turn}, east is {"left" if left_handed else "right"} of north'
+        f'{image.head.pixel_scale:.4g}" per pixel, {turn}, east is {"right" if found.mirrored else "left"} of north'
     )
 
 
-def _chosen(found: list[Extension], selector: str | None) -> Extension | None:
+def _chosen(found: list[Extension], file: str, selector: str | None) -> Extension | None:
     """The HDU in brackets, if there is just one; what is wrong with it, the reading says."""
-    if selector is None:
+    try:
+        return None if selector is None else named_extension(found, file, selector)
+    except StorageError:
         return None
-    name, _, version = selector.upper().partition(",")
-    same = [
-        ext
-        for ext in found
-        if name.strip() in (ext.name, str(ext.number)) and version.strip() in ("", str(ext.version))
-    ]
-    return same[0] if len(same) == 1 else None
 
 
 def _band_of(extension: Extension | None, primary: Header, problem: ProblemTable) -> tuple[str, str]:

@@ -124,7 +124,7 @@ def grid_of_file(endpoint: str, path: str, storage_options: Mapping[str, Any] | 
         If there is no header with a celestial WCS and a shape of two axes.
     """
     from surveybridge.storage.fits_files import open_fits
-    from surveybridge.storage.fits_hdus import split_extension
+    from surveybridge.storage.fits_hdus import by_header, named_extension, split_extension
 
     file, selector = split_extension(path)
     if file.lower().endswith(TEXT_HEADERS):
@@ -138,12 +138,13 @@ def grid_of_file(endpoint: str, path: str, storage_options: Mapping[str, Any] | 
         header = Header.fromstring(text, sep="\n")
         return _of_headers(endpoint, header, header, (header.get("NAXIS2"), header.get("NAXIS1")), path)
     with open_fits(file, storage_options) as hdus:
-        images = [hdu for hdu in hdus if hdu.is_image and len(hdu.shape) == 2]
+        found = by_header(hdus, "nJy")
+        images = [ext for ext in found if ext.is_plane]
         if selector is not None:
-            images = [hdu for hdu in images if selector.upper() == hdu.name or selector == str(hdus.index(hdu))]
+            images = [named_extension(found, file, selector)]
         if not images:
             raise StorageError(f"{path}: no image of two axes; give a file whose header says a grid")
-        return _of_headers(endpoint, images[0].header, hdus[0].header, images[0].shape, path)
+        return _of_headers(endpoint, images[0].hdu.header, hdus[0].header, images[0].size, path)
 
 
 def _of_headers(endpoint: str, header: Header, primary: Header, shape: tuple[Any, ...], path: str) -> TargetGrid:

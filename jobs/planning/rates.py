@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import platform
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.running.progress import quiet
 from surveybridge.jobs.translating.sources import find_sources
 from surveybridge.jobs.translating.stages import tile_stages
 from surveybridge.storage.parquet import parquet_bytes
@@ -121,7 +121,7 @@ def calibrate(
     RequestError
         If none of the first tiles can be translated.
     """
-    with tempfile.TemporaryDirectory(prefix="surveybridge-plan-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="surveybridge-plan-") as folder, quiet("surveybridge.jobs", logging.ERROR):
         return _Calibration(store, replace(settings, run=folder), run_json, steps).go(spread(todo), seconds)
 
 
@@ -269,15 +269,3 @@ class _Calibration:
             ledger_bytes=total["ledger_bytes"] / tiles,
             gpu_bytes=torch.cuda.max_memory_allocated() if gpus else None,
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the stages log about the tiles."""
-    logger = logging.getLogger("surveybridge.jobs")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

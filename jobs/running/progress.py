@@ -61,6 +61,18 @@ def start_worker(filesystems: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 @contextmanager
+def quiet(name: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Suppress, in this context, what a logger and those below it log below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def log_context(**values: str) -> Iterator[None]:
     """Add names and values, as in ``log_context(run=url, tile=tile_id)``, to every line that is logged in this context.
 
