@@ -111,9 +111,14 @@ def _use_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ:
         _enable_token_auth()
-    if os.environ["RAY_AUTH_MODE"].lower() == "token" and not AuthenticationTokenLoader.instance().has_token():
+    if os.environ["RAY_AUTH_MODE"].lower() == "token" and not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _has_token() -> bool:
+    # without the argument, Ray raises where there is none
+    return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
 
 
 @contextlib.contextmanager
