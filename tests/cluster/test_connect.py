@@ -57,10 +57,10 @@ def test_ray_is_started_apart_with_a_token_and_in_a_folder_that_it_can_use(tmp_p
         start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
-    asked, sockets = done.stdout.splitlines()
-    assert asked == "asked to end"
-    assert "'/tmp/ray/session_" in sockets
-    (line,) = done.stderr.splitlines()
+    assert "asked to end" in done.stdout.splitlines()
+    assert "'/tmp/ray/session_" in done.stdout
+    assert "Traceback" not in done.stderr and "oken authentication" not in done.stderr, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if " WARNING " in line)
     assert f"Ray's files go to /tmp/ray: TMPDIR {unusable} has " in line and "its sockets leave" in line
 
 
