@@ -4,7 +4,7 @@ Those with columns for bands follow from the problem (`candidates_schema` and th
 are these of the default problem.
 
 Field metadata: `unit` (VOUnit), `ucd` (UCD1+), `description`, and `shape` where a list column is a flattened array.
-How files of them are written: `storage.parquet`.
+How files of them are written: `storage.parquet`. What an evaluation writes: `storage.evaluation_schemas`.
 
 Thumbnails are plain `fixed_size_list` columns, since astropy does not read Arrow's tensor extension type;
 mosaics are `fixed_shape_tensor`.
@@ -12,7 +12,6 @@ mosaics are `fixed_shape_tensor`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from surveybridge.storage.candidate_columns import FLAGS_BEFORE_4, RANK_BEFORE_4, conditions, magnitudes, systems
+from surveybridge.storage.columns import F32, F64, I32, I64, TEXT, bands_of, catalog_end, column_of, ucd_of
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.flags import NEAR_ARCSEC, legend
-from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, endpoint, other
-from surveybridge.storage.units import njy_per_unit, vo_unit
+from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, other
+from surveybridge.storage.units import vo_unit
 
 SCHEMA_VERSION = 4
 """Of the runs that are started now. Raised when a column or a file changes its meaning; files of every version that was
@@ -47,13 +47,6 @@ CELL = 64
 """Side of a mosaic cell and of a thumbnail, pixels."""
 
 
-def _field(
-    name: str, kind: pa.DataType, description: str, unit: str = "", ucd: str = "", shape: Sequence[int] = ()
-) -> pa.Field:
-    metadata = {"description": description, "unit": unit, "ucd": ucd, "shape": ",".join(map(str, shape))}
-    return pa.field(name, kind, metadata={key: value for key, value in metadata.items() if value})
-
-
 def _stated(version: int) -> dict[bytes, bytes]:
     """Metadata by which the files of a schema state their version."""
     return {VERSION_KEY: str(version).encode()}
@@ -63,72 +56,48 @@ def _stamp(name: str, description: str, end: EndpointTable) -> pa.Field:
     """Thumbnails of all bands of an endpoint, in its unit."""
     shape = (len(end["bands"]), CELL, CELL)
     kind = pa.list_(pa.float32(), shape[0] * CELL * CELL)
-    return _field(name, kind, description, vo_unit(end["unit"]), _ucd(end["unit"]), shape)
+    return column_of(name, kind, description, vo_unit(end["unit"]), ucd_of(end["unit"]), shape)
 
 
-def _ucd(unit: str, *more: str) -> str:
-    """UCD of values in a unit: a flux density, or just a value."""
-    return ";".join(["phot.flux.density" if njy_per_unit(unit) else "stat.value", *more])
-
-
-def _of_bands(problem: ProblemTable) -> list[tuple[str, str, EndpointTable]]:
-    """For each band of both endpoints: what columns are called after it, what it is called in words, its endpoint."""
-    return [
-        (column, band if column == band else f"{band} of {endpoint(problem, name)['title']}", endpoint(problem, name))
-        for (name, band), column in band_columns(problem).items()
-    ]
-
-
-def _catalog_end(problem: ProblemTable) -> EndpointTable:
-    """The endpoint with the objects; StorageError where there is none."""
-    if problem["catalog"] is None:
-        raise StorageError(
-            f"problem {problem['name']} makes maps only: it has no catalog; name the endpoint with the objects"
-        )
-    return endpoint(problem, problem["catalog"])
-
-
-_F32, _F64, _I32, _I64, _TEXT = pa.float32(), pa.float64(), pa.int32(), pa.int64(), pa.string()
-
-_RA = _field("ra", _F64, "Right ascension, ICRS", "deg", "pos.eq.ra;meta.main")
-_DEC = _field("dec", _F64, "Declination, ICRS", "deg", "pos.eq.dec;meta.main")
-_HEALPIX = _field("_healpix_29", _I64, "HEALPix index, NESTED, order 29, ICRS", "", "pos.healpix")
-_TILE = _field("tile_id", _TEXT, "Tile whose core holds this", "", "meta.id")
-_GRID = _field("grid_id", _TEXT, "Global pixel grid", "", "meta.id")
-_FIELD = _field("field", _TEXT, "Field: a named region of the sky on one pixel grid", "", "meta.id;obs.field")
-_DOMAIN = _field(
+_RA = column_of("ra", F64, "Right ascension, ICRS", "deg", "pos.eq.ra;meta.main")
+_DEC = column_of("dec", F64, "Declination, ICRS", "deg", "pos.eq.dec;meta.main")
+_HEALPIX = column_of("_healpix_29", I64, "HEALPix index, NESTED, order 29, ICRS", "", "pos.healpix")
+_TILE = column_of("tile_id", TEXT, "Tile whose core holds this", "", "meta.id")
+_GRID = column_of("grid_id", TEXT, "Global pixel grid", "", "meta.id")
+_FIELD = column_of("field", TEXT, "Field: a named region of the sky on one pixel grid", "", "meta.id;obs.field")
+_DOMAIN = column_of(
     "domain",
-    _TEXT,
+    TEXT,
     "Whether the images are such as the checkpoint was trained on: in, or out: reason; reason",
     "",
     "meta.code.qual",
 )
 _CORE_CORNER = (
-    _field("core_y0", _I64, "First row that the tile owns, in the global pixel grid", "pix", "pos.cartesian.y"),
-    _field("core_x0", _I64, "First column that the tile owns, in the global pixel grid", "pix", "pos.cartesian.x"),
+    column_of("core_y0", I64, "First row that the tile owns, in the global pixel grid", "pix", "pos.cartesian.y"),
+    column_of("core_x0", I64, "First column that the tile owns, in the global pixel grid", "pix", "pos.cartesian.x"),
 )
 _CORE_SHAPE = (
-    _field("core_height", _I32, "Rows that the tile owns", "pix", "meta.number"),
-    _field("core_width", _I32, "Columns that the tile owns", "pix", "meta.number"),
+    column_of("core_height", I32, "Rows that the tile owns", "pix", "meta.number"),
+    column_of("core_width", I32, "Columns that the tile owns", "pix", "meta.number"),
 )
 
 MANIFEST: pa.Schema = pa.schema(
     [
-        _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
+        column_of("tile_id", TEXT, "Tile", "", "meta.id;meta.main"),
         _RA,
         _DEC,
         _HEALPIX,
-        _field("height", _I32, "Rows stored: core and halo", "pix", "meta.number"),
-        _field("width", _I32, "Columns stored: core and halo", "pix", "meta.number"),
+        column_of("height", I32, "Rows stored: core and halo", "pix", "meta.number"),
+        column_of("width", I32, "Columns stored: core and halo", "pix", "meta.number"),
         *_CORE_SHAPE,
-        _field("surveys", pa.list_(_TEXT), "Surveys present", "", "meta.id;instr"),
-        _field("bytes", _I64, "Size of all arrays in memory, uncompressed", "byte", "phys.size;meta.file"),
-        _field("content", _TEXT, "SHA-256 of all pixels: other content, another value", "", "meta.checksum"),
+        column_of("surveys", pa.list_(TEXT), "Surveys present", "", "meta.id;instr"),
+        column_of("bytes", I64, "Size of all arrays in memory, uncompressed", "byte", "phys.size;meta.file"),
+        column_of("content", TEXT, "SHA-256 of all pixels: other content, another value", "", "meta.checksum"),
         _GRID,
         _FIELD,
         *_CORE_CORNER,
         _DOMAIN,
-        _field("group", _TEXT, "Zarr group of the tile, relative to the store", "", "meta.ref.uri"),
+        column_of("group", TEXT, "Zarr group of the tile, relative to the store", "", "meta.ref.uri"),
     ]
 )
 
@@ -148,47 +117,47 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     StorageError
         If the problem makes maps only.
     """
-    catalog, bands = _catalog_end(problem), _of_bands(problem)
+    catalog, bands = catalog_end(problem), bands_of(problem)
     reconstructed = ",".join(catalog["bands"])
     since_4 = version >= 4
     noise = "with the noise's correlation" if since_4 else "noise taken as white"
     return pa.schema(
         [
-            _field("object_id", _TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
+            column_of("object_id", TEXT, "Object, unique within the run", "", "meta.id;meta.main"),
             _RA,
             _DEC,
             _HEALPIX,
             *((_FIELD,) if since_4 else ()),
             _TILE,
             *((_DOMAIN,) if since_4 else ()),
-            _field(
+            column_of(
                 "score",
-                _F64,
+                F64,
                 "Anomaly score: larger = harder to reconcile; NaN where too much is masked",
                 "",
                 "stat.value",
             ),
-            _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
-            _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
-            _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
-            *(_systems("filled by queries, null on disk") if since_4 else (_RANK_BEFORE_4,)),
+            column_of("score_std", F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
+            column_of("false_alarm", F64, "Share of regular objects alike that score higher", "", "stat.probability"),
+            column_of("score_asbridge", F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
+            *(systems("filled by queries, null on disk") if since_4 else (RANK_BEFORE_4,)),
             *(
-                _field(f"flux_{column}", _F32, f"Flux in {band}", vo_unit(end["unit"]), _ucd(end["unit"], "em.opt"))
+                column_of(f"flux_{column}", F32, f"Flux in {band}", vo_unit(end["unit"]), ucd_of(end["unit"], "em.opt"))
                 for column, band, end in bands
             ),
             *(
-                _field(f"snr_{column}", _F32, f"Signal to noise in {band} ({noise})", "", "stat.snr;em.opt")
+                column_of(f"snr_{column}", F32, f"Signal to noise in {band} ({noise})", "", "stat.snr;em.opt")
                 for column, band, _ in bands
             ),
-            *(_magnitudes(bands) if since_4 else ()),
-            *(_conditions(bands, catalog) if since_4 else (_FLAGS_BEFORE_4,)),
-            _field("x", _F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
-            _field("y", _F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
-            _field("a", _F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
-            _field("b", _F32, "Semi-minor axis (rms)", "pix", "phys.size.sminAxis"),
-            _field("theta", _F32, "Position angle of the major axis from +x towards +y", "rad", "pos.posAng"),
-            _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
-            _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
+            *(magnitudes(bands) if since_4 else ()),
+            *(conditions(bands, catalog) if since_4 else (FLAGS_BEFORE_4,)),
+            column_of("x", F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
+            column_of("y", F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
+            column_of("a", F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),
+            column_of("b", F32, "Semi-minor axis (rms)", "pix", "phys.size.sminAxis"),
+            column_of("theta", F32, "Position angle of the major axis from +x towards +y", "rad", "pos.posAng"),
+            column_of("model_id", TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
+            column_of("run_id", TEXT, "Run that wrote it", "", "meta.id"),
             *(
                 _stamp(
                     f"thumbnail_{end['name']}",
@@ -209,77 +178,12 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     )
 
 
-def _systems(filled: str) -> tuple[pa.Field, ...]:
-    """Columns of ranks and systems."""
-    return (
-        _field(
-            "rank", _I32, f"1 = system with the highest score, the same for all its rows; {filled}", "", "meta.number"
-        ),
-        _field(
-            "system_id",
-            _TEXT,
-            f'System, such as a lens and its arcs: the brightest object within {NEAR_ARCSEC:g}", maybe itself',
-            "",
-            "meta.id.parent",
-        ),
-        _field(
-            "system_rank", _I32, f"1 = highest score of its system, the row that leads; {filled}", "", "meta.number"
-        ),
-        _field("system_members", _I32, f"Rows of its system; {filled}", "", "meta.number"),
-        _field(
-            "kind",
-            _TEXT,
-            f'object; star (point-like); saturated (or within {NEAR_ARCSEC:g}" of a saturated source)',
-            "",
-            "src.class",
-        ),
-    )
-
-
-def _magnitudes(bands: Sequence[tuple[str, str, EndpointTable]]) -> list[pa.Field]:
-    """AB magnitudes and their errors, in bands whose values are flux densities."""
-    found = []
-    for column, band, end in bands:
-        if njy_per_unit(end["unit"]):
-            said = f"AB magnitude in {band} of the same flux; NaN where that is not positive"
-            found.append(_field(f"mag_{column}", _F32, said, "mag", "phot.mag;em.opt"))
-            found.append(
-                _field(
-                    f"mag_err_{column}", _F32, f"Standard error of mag_{column}", "mag", "stat.error;phot.mag;em.opt"
-                )
-            )
-    return found
-
-
-def _conditions(bands: Sequence[tuple[str, str, EndpointTable]], catalog: EndpointTable) -> tuple[pa.Field, ...]:
-    """Columns to cut on: flags, masked share, extent."""
-    band = next(words for _, words, end in bands if end is catalog)
-    return (
-        _field("flags", _I32, f"0 = ordinary, alone and whole; sum of: {legend()}", "", "meta.code"),
-        _field(
-            "masked", _F32, "Share of the aperture that is masked, in any band of either end", "", "stat.proportion"
-        ),
-        _field(
-            "extent", _F32, f"Width in {band} over that of the PSF, 1 = point source; NaN: not known", "", "phys.size"
-        ),
-        _field("extent_err", _F32, "Standard error of extent", "", "stat.error;phys.size"),
-    )
-
-
-_RANK_BEFORE_4 = _field(
-    "rank", _I32, "1 = highest score of the run; filled by queries, null on disk", "", "meta.number"
-)
-_FLAGS_BEFORE_4 = _field(
-    "flags", _I32, "SExtractor's bits: 1 neighbours, 2 deblended, 4 saturated, 8 edge", "", "meta.code"
-)
-
-
 def shown_bands(problem: ProblemTable) -> list[str]:
     """Columns that a list of candidates shows: all fluxes, and two signals to noise, of the bands by which one judges.
 
     These are the last band of the one endpoint and the first of the other, on which objects are found.
     """
-    catalog, columns = _catalog_end(problem), band_columns(problem)
+    catalog, columns = catalog_end(problem), band_columns(problem)
     seen = other(problem, catalog["name"])
     judged = ((seen["name"], seen["bands"][-1]), (catalog["name"], catalog["bands"][0]))
     return [f"flux_{column}" for column in columns.values()] + [f"snr_{columns[key]}" for key in judged]
@@ -287,7 +191,7 @@ def shown_bands(problem: ProblemTable) -> list[str]:
 
 def detection_column(problem: ProblemTable) -> str:
     """Return the suffix of columns for the band on which objects are found."""
-    catalog = _catalog_end(problem)
+    catalog = catalog_end(problem)
     return band_columns(problem)[catalog["name"], catalog["bands"][0]]
 
 
@@ -300,7 +204,7 @@ def catalog_schema(problem: ProblemTable) -> pa.Schema:
     """Rows of a published catalog: candidates with their ranks; thumbnails, 98 kB a row, stay in the run."""
     schema = candidates_schema(problem)
     left_out = thumbnail_names(schema)
-    filled = {field.name: field for field in _systems("over the whole catalog")}
+    filled = {field.name: field for field in systems("over the whole catalog")}
     return pa.schema([filled.get(field.name, field) for field in schema if field.name not in left_out])
 
 
@@ -340,33 +244,33 @@ _LEDGER_SINCE_4 = (
 
 LEDGER: pa.Schema = pa.schema(
     [
-        _field("tile_id", _TEXT, "Tile", "", "meta.id;meta.main"),
-        _field(
-            "status", _TEXT, "ok, failed, or quarantined: it killed its process again and again", "", "meta.code.status"
+        column_of("tile_id", TEXT, "Tile", "", "meta.id;meta.main"),
+        column_of(
+            "status", TEXT, "ok, failed, or quarantined: it killed its process again and again", "", "meta.code.status"
         ),
-        _field("stage", _TEXT, "Where it failed: read, model or write", "", "meta.id"),
-        _field("reason", _TEXT, "Why it failed, one line", "", "meta.note"),
-        _field("traceback_hash", _TEXT, "Equal for failures of one cause", "", "meta.id"),
-        _field("attempt", _I32, "How often the tile was tried, 1 = once", "", "meta.number"),
-        _field("n_candidates", _I32, "Candidates written", "", "meta.number"),
-        _field("n_patches", _I32, "Network windows", "", "meta.number"),
-        _field("content", _TEXT, "The manifest's content of the tile when it was done", "", "meta.checksum"),
+        column_of("stage", TEXT, "Where it failed: read, model or write", "", "meta.id"),
+        column_of("reason", TEXT, "Why it failed, one line", "", "meta.note"),
+        column_of("traceback_hash", TEXT, "Equal for failures of one cause", "", "meta.id"),
+        column_of("attempt", I32, "How often the tile was tried, 1 = once", "", "meta.number"),
+        column_of("n_candidates", I32, "Candidates written", "", "meta.number"),
+        column_of("n_patches", I32, "Network windows", "", "meta.number"),
+        column_of("content", TEXT, "The manifest's content of the tile when it was done", "", "meta.checksum"),
         *(
-            _field(f"seconds_{s}", _F64, f"Wall time: {s}", "s", "time.duration")
+            column_of(f"seconds_{s}", F64, f"Wall time: {s}", "s", "time.duration")
             for s in ("read", "model", "score", "write")
         ),
-        _field("host", _TEXT, "Machine that did it", "", "meta.id"),
-        _field("finished_at", pa.timestamp("us", tz="UTC"), "When it was committed", "", "time.end"),
-        _field("mosaic_path", _TEXT, "Mosaic, relative to the run folder", "", "meta.ref.uri"),
-        _field("candidates_path", _TEXT, "Candidates, relative to the run folder", "", "meta.ref.uri"),
+        column_of("host", TEXT, "Machine that did it", "", "meta.id"),
+        column_of("finished_at", pa.timestamp("us", tz="UTC"), "When it was committed", "", "time.end"),
+        column_of("mosaic_path", TEXT, "Mosaic, relative to the run folder", "", "meta.ref.uri"),
+        column_of("candidates_path", TEXT, "Candidates, relative to the run folder", "", "meta.ref.uri"),
         _FIELD,
         _GRID,
         *_CORE_CORNER,
         *_CORE_SHAPE,
-        _field(
+        column_of(
             "catalogued", pa.bool_(), "Both ends were there, so that its objects are candidates", "", "meta.code.status"
         ),
-        _field(
+        column_of(
             "covered_cells",
             pa.list_(pa.int8()),
             "Cells of 64 x 64 pixels of the core, row by row: 2 has data of both ends throughout, 1 partly, 0 nowhere; "
@@ -381,188 +285,43 @@ LEDGER: pa.Schema = pa.schema(
 
 GRADES: pa.Schema = pa.schema(
     [
-        _field("entry", _TEXT, "One act of grading; no two of a grader have the same", "", "meta.id;meta.main"),
-        _field("object_id", _TEXT, "Candidate, as the run names it", "", "meta.id"),
-        _field("grader", _TEXT, "Who graded", "", "meta.id"),
-        _field(
-            "grade", _TEXT, "A lens, B probable, C possible, X none; null: no grade, or none any more", "", "meta.code"
+        column_of("entry", TEXT, "One act of grading; no two of a grader have the same", "", "meta.id;meta.main"),
+        column_of("object_id", TEXT, "Candidate, as the run names it", "", "meta.id"),
+        column_of("grader", TEXT, "Who graded", "", "meta.id"),
+        column_of(
+            "grade", TEXT, "A lens, B probable, C possible, X none; null: no grade, or none any more", "", "meta.code"
         ),
-        _field("comment", _TEXT, "What the grader wrote", "", "meta.note"),
-        _field("graded_at", pa.timestamp("us", tz="UTC"), "When", "", "time.creation"),
-        _field("rank", _I32, "Rank of the candidate when it was graded", "", "meta.number"),
-        _field("model_id", _TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
-        _field("run_id", _TEXT, "Run that wrote it", "", "meta.id"),
+        column_of("comment", TEXT, "What the grader wrote", "", "meta.note"),
+        column_of("graded_at", pa.timestamp("us", tz="UTC"), "When", "", "time.creation"),
+        column_of("rank", I32, "Rank of the candidate when it was graded", "", "meta.number"),
+        column_of("model_id", TEXT, "Model that scored it", "", "meta.id;meta.modelled"),
+        column_of("run_id", TEXT, "Run that wrote it", "", "meta.id"),
     ]
 )
 """Grades of candidates: a row for each act of grading, never changed."""
-
-_OBJECT = _field("object_id", _TEXT, "Object, as the pair store names it", "", "meta.id;meta.main")
-_DIRECTION = _field("direction", _TEXT, "What became what", "", "meta.id")
-
-
-def colour_columns(problem: ProblemTable) -> dict[tuple[str, str, str], str]:
-    """Columns of colours, by (endpoint, band, next band): between neighbouring bands that are fluxes."""
-    columns = band_columns(problem)
-    found = {}
-    for end in problem["endpoints"]:
-        bands = end["bands"] if njy_per_unit(end["unit"]) else []
-        for blue, red in itertools.pairwise(bands):
-            names = columns[end["name"], blue], columns[end["name"], red]
-            between = "" if max(map(len, names)) == 1 else "_"
-            found[end["name"], blue, red] = f"colour_{between.join(names)}"
-    return found
-
-
-def evaluated_images_schema(problem: ProblemTable) -> pa.Schema:
-    """Scores of whole images: a row for each pair and direction."""
-    blended = problem["endpoints"][0] if problem["catalog"] is None else other(problem, problem["catalog"])
-    colours = colour_columns(problem).items()
-    measured = (
-        *((name, f"Colour {blue} - {red} within 1 arcsec (mag)") for (_, blue, red), name in colours),
-        ("size", "Size from weighted second moments (arcsec)"),
-        ("ellipticity", "Ellipticity from weighted second moments"),
-        ("bulge", "Flux within 0.3 arcsec over that within 1 arcsec"),
-        ("gini", "Gini coefficient within 1 arcsec"),
-        ("asymmetry", "Rotational asymmetry within 1 arcsec"),
-        ("sources", "Sources detected in the stamp"),
-    )
-    return pa.schema(
-        [
-            _OBJECT,
-            _DIRECTION,
-            _field("energy_score", _F64, "Energy score as AS-Bridge defines it, on [0, 1]", "", "stat.value"),
-            _field("energy_score_fair", _F64, "The same over different samples only", "", "stat.value"),
-            *(
-                _field(
-                    f"patch_energy_{s}", _F64, f"Fair energy score of 8 x 8 patches, {s} px averaged", "", "stat.value"
-                )
-                for s in (1, 2, 4, 8)
-            ),
-            *(
-                _field(
-                    f"flux_{column}{suffix}",
-                    _F64,
-                    f"Flux in {band} within 1 arcsec: {what}",
-                    vo_unit(end["unit"]),
-                    _ucd(end["unit"]),
-                )
-                for column, band, end in _of_bands(problem)
-                for suffix, what in (("", "truth"), ("_mean", "mean of samples"), ("_std", "std of samples"))
-            ),
-            *(
-                field
-                for name, what in measured
-                for field in (
-                    _field(name, _F64, f"{what}: truth", "", "stat.value"),
-                    _field(f"{name}_samples", pa.list_(_F64), f"{what}: each sample", "", "stat.value"),
-                )
-            ),
-            _field(
-                "sources_matched_samples",
-                pa.list_(_F64),
-                "Sources of each sample that the truth has",
-                "",
-                "meta.number",
-            ),
-            _field("power", pa.list_(_F64), "Power by spatial frequency up to Nyquist's: truth", "", "stat.value"),
-            _field("power_samples", pa.list_(_F64), "The same, mean of samples", "", "stat.value"),
-            _field(
-                f"blended_{blended['name']}",
-                pa.bool_(),
-                f"Blended in {blended['title']}, where the store's table says",
-                "",
-                "meta.code",
-            ),
-        ]
-    )
-
-
-EVALUATED_IMAGES: pa.Schema = evaluated_images_schema(default_problem())
-"""Scores of whole images of the default problem."""
-
-EVALUATED_PIXELS: pa.Schema = pa.schema(
-    [
-        _OBJECT,
-        _DIRECTION,
-        _field("band", _TEXT, "Band of the wanted survey", "", "meta.id;instr.bandpass"),
-        _field("region", _TEXT, "Which pixels: all, sky, bright, bright_truth", "", "meta.id"),
-        _field("pixels", _F64, "Pixels in the region", "", "meta.number"),
-        _field("squared_error", _F64, "Summed squared error of the mean, in the sky's variance", "", "stat.error"),
-        _field("variance", _F64, "Summed variance over samples, in the sky's variance", "", "stat.variance"),
-        _field("crps", _F64, "Summed fair CRPS, in the sky's standard deviation", "", "stat.value"),
-        _field(
-            "squared_error_display", _F64, "Summed squared error of the mean, AS-Bridge's display", "", "stat.error"
-        ),
-        _field("variance_display", _F64, "Summed variance over samples, AS-Bridge's display", "", "stat.variance"),
-        _field("within", pa.list_(_F64), "Pixels inside the 50, 68, 90 and 95% intervals", "", "meta.number"),
-        _field("ranks", pa.list_(_F64), "Pixels by rank of the truth among the samples", "", "meta.number"),
-    ]
-)
-"""Sums over pixels: a row for each pair, direction, band and region."""
-
-
-def evaluated_scores_schema(problem: ProblemTable) -> pa.Schema:
-    """Anomaly scores: a row for each object; StorageError if the problem makes maps only."""
-    catalog = _catalog_end(problem)
-    seen = other(problem, catalog["name"])
-    central, total = seen["bands"][-1], catalog["bands"][0]
-    unit, ucd = vo_unit(seen["unit"]), _ucd(seen["unit"])
-    return pa.schema(
-        [
-            _OBJECT,
-            _field("anomalous", pa.bool_(), "From the store of anomalies", "", "meta.code"),
-            _field(
-                "central_class", _TEXT, "Class of the central object, where the store's table says", "", "src.class"
-            ),
-            _field("score", _F64, "Anomaly score: larger = harder to reconcile", "", "stat.value"),
-            _field("score_std", _F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
-            _field("false_alarm", _F64, "Share of regular objects alike that score higher", "", "stat.probability"),
-            _field("score_asbridge", _F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
-            _field("central_flux", _F64, f"Flux in {central} within 1 arcsec, a score without a model", unit, ucd),
-            _field(
-                "total_flux",
-                _F64,
-                f"Flux of the stamp in {total}, a score without a model",
-                vo_unit(catalog["unit"]),
-                _ucd(catalog["unit"]),
-            ),
-            _field("inverse_flux", _F64, "central_flux with the other sign: ranks as 1/flux", unit, ucd),
-            _field(
-                "smooth_residual",
-                _F64,
-                f"What a Gaussian leaves of {total}, mean square in sigma^2",
-                "",
-                "stat.value",
-            ),
-        ]
-    )
-
-
-EVALUATED_SCORES: pa.Schema = evaluated_scores_schema(default_problem())
-"""Anomaly scores of the default problem."""
 
 WALL_CLOCK = ("seconds_read", "seconds_model", "seconds_score", "seconds_write", "host", "finished_at")
 """Ledger columns that differ between equal runs."""
 
 CATALOG_LEDGER: pa.Schema = pa.schema(
-    [*(f for f in LEDGER if f.name != "candidates_path"), _field("run_id", _TEXT, "Run that did it", "", "meta.id")]
+    [*(f for f in LEDGER if f.name != "candidates_path"), column_of("run_id", TEXT, "Run that did it", "", "meta.id")]
 )
 """Ledger rows of the tiles of a published catalog."""
 
 RUNS: pa.Schema = pa.schema(
     [
-        _field("run_id", _TEXT, "Run", "", "meta.id;meta.main"),
-        _field("url", _TEXT, "Run folder", "", "meta.ref.url"),
-        _field("tiles", _I64, "Tiles that count", "", "meta.number"),
-        _field("published", _TEXT, "Snapshot of sweep that lists them", "", "meta.ref.uri"),
-        _field("model", _TEXT, "Checkpoint", "", "meta.id;meta.modelled"),
-        _field("checkpoint_sha256", _TEXT, "SHA-256 of its weights and card", "", "meta.checksum"),
-        _field("direction", _TEXT, "What became what", "", "meta.id"),
-        _field("samples", _I64, "Posterior samples", "", "meta.number"),
-        _field("steps", _I64, "Network evaluations a sample", "", "meta.number"),
-        _field("seed", _I64, "Seed of the noise", "", "meta.number"),
-        _field("store", _TEXT, "Tile store", "", "meta.ref.url"),
-        _field("code_version", _TEXT, "Version that wrote it", "", "meta.version"),
+        column_of("run_id", TEXT, "Run", "", "meta.id;meta.main"),
+        column_of("url", TEXT, "Run folder", "", "meta.ref.url"),
+        column_of("tiles", I64, "Tiles that count", "", "meta.number"),
+        column_of("published", TEXT, "Snapshot of sweep that lists them", "", "meta.ref.uri"),
+        column_of("model", TEXT, "Checkpoint", "", "meta.id;meta.modelled"),
+        column_of("checkpoint_sha256", TEXT, "SHA-256 of its weights and card", "", "meta.checksum"),
+        column_of("direction", TEXT, "What became what", "", "meta.id"),
+        column_of("samples", I64, "Posterior samples", "", "meta.number"),
+        column_of("steps", I64, "Network evaluations a sample", "", "meta.number"),
+        column_of("seed", I64, "Seed of the noise", "", "meta.number"),
+        column_of("store", TEXT, "Tile store", "", "meta.ref.url"),
+        column_of("code_version", TEXT, "Version that wrote it", "", "meta.version"),
     ]
 )
 """Schema of the runs in a query."""
@@ -571,23 +330,25 @@ RUNS: pa.Schema = pa.schema(
 def mosaic_schema(bands: Sequence[str], unit: str) -> pa.Schema:
     """Schema of one tile's mosaic in a unit: a row per cell of `CELL` x `CELL` pixels, a plane per band."""
     n_bands = len(bands)
-    cube = pa.fixed_shape_tensor(_F32, [n_bands, CELL, CELL])
-    plane = pa.fixed_shape_tensor(_F32, [CELL, CELL])
-    unit, value = vo_unit(unit), _ucd(unit, "meta.modelled")
+    cube = pa.fixed_shape_tensor(F32, [n_bands, CELL, CELL])
+    plane = pa.fixed_shape_tensor(F32, [CELL, CELL])
+    unit, value = vo_unit(unit), ucd_of(unit, "meta.modelled")
     sigma = f"stat.stdev;{value}" if value.startswith("phot") else "stat.stdev;meta.modelled"
     return pa.schema(
         [
             _TILE,
-            _field("x", _I64, "Column of the cell's first pixel in the global grid", "pix", "pos.cartesian.x"),
-            _field("y", _I64, "Row of the cell's first pixel in the global grid", "pix", "pos.cartesian.y"),
-            _field("height", _I32, "Rows in use; the rest is padding", "pix", "meta.number"),
-            _field("width", _I32, "Columns in use; the rest is padding", "pix", "meta.number"),
+            column_of("x", I64, "Column of the cell's first pixel in the global grid", "pix", "pos.cartesian.x"),
+            column_of("y", I64, "Row of the cell's first pixel in the global grid", "pix", "pos.cartesian.y"),
+            column_of("height", I32, "Rows in use; the rest is padding", "pix", "meta.number"),
+            column_of("width", I32, "Columns in use; the rest is padding", "pix", "meta.number"),
             _RA,
             _DEC,
             _HEALPIX,
-            _field("mean", cube, "Posterior mean (model-generated)", unit, value, (n_bands, CELL, CELL)),
-            _field("std", cube, "Posterior standard deviation", unit, sigma, (n_bands, CELL, CELL)),
-            _field("coverage", plane, "Share of each pixel with observed input, 0..1", "", "obs.field", (CELL, CELL)),
+            column_of("mean", cube, "Posterior mean (model-generated)", unit, value, (n_bands, CELL, CELL)),
+            column_of("std", cube, "Posterior standard deviation", unit, sigma, (n_bands, CELL, CELL)),
+            column_of(
+                "coverage", plane, "Share of each pixel with observed input, 0..1", "", "obs.field", (CELL, CELL)
+            ),
         ]
     )
 

@@ -150,8 +150,9 @@ class BlockJudge:
             photometry,
         )
         from surveybridge.bridge_core.translate import window_samples
+        from surveybridge.storage.evaluation_schemas import EVALUATED_PIXELS, evaluated_images_schema
         from surveybridge.storage.problems import described
-        from surveybridge.storage.schema import EVALUATED_PIXELS, conform, evaluated_images_schema
+        from surveybridge.storage.schema import conform
 
         settings, pairs = self.settings, block.pairs
         table = described(model.card.problem.table)
@@ -201,8 +202,9 @@ class BlockJudge:
         from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
         from surveybridge.bridge_core.residuals import Cutouts
+        from surveybridge.storage.evaluation_schemas import evaluated_scores_schema
         from surveybridge.storage.problems import described
-        from surveybridge.storage.schema import conform, evaluated_scores_schema
+        from surveybridge.storage.schema import conform
 
         settings, pairs = self.settings, block.pairs
         direction = scored_direction(model)
@@ -293,8 +295,8 @@ def display_stretch(pairs: Pairs) -> dict[str, Stretch]:
 
 def named_columns(columns: Mapping[str, Any], problem: ProblemTable, end: str) -> dict[str, Any]:
     """Photometry of an end under the columns of its problem, which name the end where both have a band."""
+    from surveybridge.storage.evaluation_schemas import colour_columns
     from surveybridge.storage.problems import band_columns
-    from surveybridge.storage.schema import colour_columns
 
     names = {f"flux_{band}": f"flux_{column}" for (of, band), column in band_columns(problem).items() if of == end}
     names |= {f"colour_{b}{r}": column for (of, b, r), column in colour_columns(problem).items() if of == end}

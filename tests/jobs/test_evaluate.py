@@ -21,8 +21,9 @@ from surveybridge.jobs import evaluate as job
 from surveybridge.jobs.evaluating import stages as evaluation_stages
 from surveybridge.jobs.evaluating.summary import _photometry, summarise
 from surveybridge.jobs.translating.config import Config
+from surveybridge.storage.evaluation_schemas import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES
 from surveybridge.storage.pairs import NOMINAL, WHITE, read_pairs
-from surveybridge.storage.schema import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES, conform
+from surveybridge.storage.schema import conform
 from tests import tiny
 
 QUICK = ["--samples", "3", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]

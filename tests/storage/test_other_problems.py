@@ -13,6 +13,7 @@ from surveybridge.__main__ import main
 from surveybridge.storage.astrotables import query_table
 from surveybridge.storage.catalogs import Catalog
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.evaluation_schemas import colour_columns, evaluated_images_schema, evaluated_scores_schema
 from surveybridge.storage.fits_images import read_image
 from surveybridge.storage.fits_mosaics import about, mosaic_hdus
 from surveybridge.storage.images import MASK_PLANES
@@ -22,16 +23,7 @@ from surveybridge.storage.problems import default_problem, endpoint
 from surveybridge.storage.publishing import publish
 from surveybridge.storage.query import query, select
 from surveybridge.storage.runs import RunFolder
-from surveybridge.storage.schema import (
-    candidates_schema,
-    colour_columns,
-    evaluated_images_schema,
-    evaluated_scores_schema,
-    mosaic_schema,
-    shown_bands,
-    stamps,
-    thumbnail_names,
-)
+from surveybridge.storage.schema import candidates_schema, mosaic_schema, shown_bands, stamps, thumbnail_names
 from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import tan_wcs, write_survey_file
 from tests.storage.problem_files import GRID, SKY, cloud, problem, rubin_euclid_files, sky_file
