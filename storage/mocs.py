@@ -56,7 +56,7 @@ def read_moc(where: str | os.PathLike[str]) -> Coverage:
             ranges = _of_json(written, name) if written[:1] in ("{", "[") else _of_ascii(written, name)
         except (UnicodeDecodeError, json.JSONDecodeError, _NotCells):
             raise StorageError(
-                f"{name} is neither a file in FITS, JSON or text nor cells such as '6/30-33 8/999'"
+                f"{name} is neither a file in FITS, JSON or text nor cells; give one, or cells such as '6/30-33 8/999'"
             ) from None
     if not len(ranges):
         raise StorageError(f"{name} covers nothing; give one with cells, such as '6/30-33 8/999'")
@@ -75,7 +75,9 @@ def _bytes(where: str) -> bytes:
     except FileNotFoundError:
         raise StorageError(f"MOC {where} does not exist; give a file, or cells such as '6/30-33 8/999'") from None
     except (OSError, EOFError) as error:
-        raise StorageError(f"MOC {where} cannot be read: {' '.join(str(error).split())[:120]}") from error
+        raise StorageError(
+            f"MOC {where} cannot be read: {' '.join(str(error).split())[:120]}; check the file, or that you may read it"
+        ) from error
 
 
 def _of_fits(data: bytes, name: str) -> NDArray[np.int64]:
@@ -90,7 +92,9 @@ def _of_fits(data: bytes, name: str) -> NDArray[np.int64]:
     except (OSError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{name} cannot be read as FITS: {' '.join(str(error).split())[:120]}") from error
+        raise StorageError(
+            f"{name} cannot be read as FITS: {' '.join(str(error).split())[:120]}; write the MOC again"
+        ) from error
     _check_space(str(header.get("MOCDIM", "SPACE")), name)
     _check_frame(str(header.get("COORDSYS", ICRS[0])), name)
     ordering = str(header.get("ORDERING", "")).strip().upper()

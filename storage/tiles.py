@@ -370,10 +370,8 @@ class TileStore:
         before = self._read_manifest()
         table = manifest_table(rows)
         table = with_footer(table, fields, content_digest(table) if before is None else store_id_of(before))
-        if (
-            _format_version(self.folder) != FORMAT_VERSION
-        ):  # what has many fields, earlier versions would not understand
-            _put_root(self.folder)
+        if _format_version(self.folder) != FORMAT_VERSION:
+            _put_root(self.folder)  # earlier versions of this program refuse a store of many fields by it
         self.folder.put(parquet_bytes(table, footer_of(table)), MANIFEST_FILE)
         self._places = None
 

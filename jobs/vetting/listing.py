@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from surveybridge.jobs.vetting.book import Book
 from surveybridge.storage.problems import ProblemTable
-from surveybridge.storage.query import Listing, query
+from surveybridge.storage.query import EVERY_ROW, query
 from surveybridge.storage.regions import Cone
 from surveybridge.storage.schema import detection_column, shown_bands
 from surveybridge.storage.views import Urls, problem_at
@@ -57,8 +57,8 @@ def read_members(urls: Urls, cone: tuple[float, float, float] | None, table: pa.
     """All rows of the systems of which `table` (from `read`) has a row, if one has several; columns `MEMBER`."""
     if not (pc.max(table["system_members"]).as_py() or 1) > 1:
         return None
-    region, everything = None if cone is None else Cone(*cone), Listing("all", members=True)
-    found = query(urls, region, columns=list(MEMBER), thumbnails=False, listing=everything)
+    region = None if cone is None else Cone(*cone)
+    found = query(urls, region, columns=list(MEMBER), thumbnails=False, listing=EVERY_ROW)
     return found.filter(pc.is_in(found["rank"], value_set=table["rank"].combine_chunks()))
 
 
