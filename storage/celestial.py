@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import NamedTuple
@@ -21,8 +22,12 @@ from surveybridge.storage.errors import StorageError
 FRAMES = ("ICRS", "FK5")
 """Values of RADESYS that are read. Each is a rotation of the other; FK4 is none (terms of aberration, 0.3 arcsec)."""
 
-_LINEAR = re.compile(r"(CRPIX|CRVAL|CDELT)[12]|(CD|PC)[12]_[12]|LONPOLE|LATPOLE")
+SAME_MATRIX = 2e-6
+"""Relative difference of two matrices that are one, written with six digits: 0.04 pixels across 19200."""
+
+_LINEAR = re.compile(r"(CRPIX|CRVAL|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(CD|PC)00[12]00[12]|LONPOLE|LATPOLE")
 _SIP = re.compile(r"(A|B|AP|BP)_(ORDER|DMAX|\d_\d)")
+_OLD_MATRIX = re.compile(r"(CD|PC)00([12])00([12])")
 
 
 class StatedWCS(NamedTuple):
@@ -204,7 +209,7 @@ def _check_axes(header: Header, where: str) -> None:
 def _check_numbers(header: Header, where: str) -> None:
     """Refuse numbers of the WCS that are text, which wcslib would take as absent."""
     for card in header.cards:
-        if _LINEAR.fullmatch(card.keyword):
+        if _LINEAR.fullmatch(card.keyword) or _SIP.fullmatch(card.keyword):
             value = card.value
             if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
                 raise StorageError(
@@ -214,24 +219,29 @@ def _check_numbers(header: Header, where: str) -> None:
 
 
 def _check_matrix(header: Header, where: str) -> None:
-    """Refuse a header without pixel scale, or with a PC matrix that contradicts its CD matrix."""
-    has_cd, has_pc = (any(f"{kind}{i}_{j}" in header for i in (1, 2) for j in (1, 2)) for kind in ("CD", "PC"))
+    """Refuse a header without pixel scale, or with matrices or angles that contradict each other."""
+    # drafts of the standard wrote PC001002, which wcslib still reads
+    cards = {_OLD_MATRIX.sub(r"\1\2_\3", key): header[key] for key in header if key[:2] in ("CD", "PC")}
+    has_cd, has_pc = (any(f"{kind}{i}_{j}" in cards for i in (1, 2) for j in (1, 2)) for kind in ("CD", "PC"))
     if not (has_cd or has_pc or any(f"CDELT{axis}" in header for axis in (1, 2))):
         raise StorageError(f"{where}: its WCS has no pixel scale (no CD, PC or CDELT); solve the astrometry first")
-    if not has_cd:
-        return
-    cd = np.array([[float(header.get(f"CD{i}_{j}", 0.0)) for j in (1, 2)] for i in (1, 2)])
-    if np.linalg.det(cd) == 0:
+    cd = np.array([[float(cards.get(f"CD{i}_{j}", 0.0)) for j in (1, 2)] for i in (1, 2)])
+    if has_cd and np.linalg.det(cd) == 0:
         raise StorageError(f"{where}: its CD matrix {_numbers(cd)} is singular; correct the header")
     if not has_pc:
         return
-    pc = np.array([[float(header.get(f"PC{i}_{j}", float(i == j))) for j in (1, 2)] for i in (1, 2)])
-    product = pc * np.array([[float(header.get(f"CDELT{axis}", 1.0))] for axis in (1, 2)])
-    if np.abs(product - cd).max() > 1e-7 * np.abs(cd).max():
-        raise StorageError(
-            f"{where}: two matrices that contradict each other, CD {_numbers(cd)} and PC x CDELT "
-            f"{_numbers(product + 0.0)} deg per pixel; remove the one that is left over"
-        )
+    steps = [float(header.get(f"CDELT{axis}", 1.0)) for axis in (1, 2)]
+    pc = np.array([[float(cards.get(f"PC{i}_{j}", float(i == j))) for j in (1, 2)] for i in (1, 2)])
+    product = pc * np.array(steps)[:, None]
+    angle = math.radians(float(header.get("CROTA2") or header.get("CROTA1") or 0.0))
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned = np.array([[steps[0] * cos, -steps[1] * sin], [steps[0] * sin, steps[1] * cos]])
+    for name, other in (("CD", cd if has_cd else None), ("CDELT with CROTA", turned if angle and not has_cd else None)):
+        if other is not None and np.abs(product - other).max() > SAME_MATRIX * np.abs(other).max():
+            raise StorageError(
+                f"{where}: two matrices that contradict each other, {name} {_numbers(other)} and PC x CDELT "
+                f"{_numbers(product + 0.0)} deg per pixel; remove the one that is left over"
+            )
 
 
 def _standard_header(header: Header, where: str) -> tuple[Header, list[str]]:
@@ -240,6 +250,9 @@ def _standard_header(header: Header, where: str) -> tuple[Header, list[str]]:
     kinds = [str(header[f"CTYPE{axis}"]).strip().upper() for axis in (1, 2)]
     for axis, kind in enumerate(kinds, start=1):
         header[f"CTYPE{axis}"] = kind
+    absent = [f"{name}{axis}" for name in ("CRPIX", "CRVAL") for axis in (1, 2) if f"{name}{axis}" not in header]
+    if absent:
+        notes.append(f"{', '.join(absent)} absent, which the standard takes as 0")
     sip = [keyword for keyword in header if _SIP.fullmatch(keyword)]
     if sip and not any(kind.endswith("-SIP") for kind in kinds):
         order = max(int(header.get(f"{axis}_ORDER", 0) or 0) for axis in "AB")
@@ -249,6 +262,11 @@ def _standard_header(header: Header, where: str) -> tuple[Header, list[str]]:
             f"SIP coefficients of order {order} do not count because CTYPE1 {kinds[0]} lacks -SIP (Shupe et al. 2005); "
             f"write {kinds[0]}-SIP if they belong to these pixels"
         )
+    with_sip = [kind.endswith("-SIP") for kind in kinds]
+    if sip and any(with_sip) and not all(with_sip):
+        axis = with_sip.index(False) + 1
+        header[f"CTYPE{axis}"] = f"{kinds[axis - 1]}-SIP"
+        notes.append(f"CTYPE{axis} {kinds[axis - 1]} lacks -SIP, which the other axis has: SIP counts for both")
     if not sip and any(kind.endswith("-SIP") for kind in kinds):
         notes.append(f"CTYPE1 {kinds[0]} without SIP coefficients means no distortion")
     if kinds[0].startswith(("RA", "DEC")):
@@ -383,7 +401,7 @@ def _solve(matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray[
 
 
 def _numbers(matrix: NDArray[np.float64]) -> str:
-    return "[" + " ".join(f"{value:.6g}" for value in matrix.ravel()) + "]"
+    return "[" + " ".join(f"{value:.8g}" for value in matrix.ravel()) + "]"
 
 
 def _one_line(error: BaseException) -> str:

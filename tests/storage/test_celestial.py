@@ -139,6 +139,48 @@ def test_a_pc_matrix_that_agrees_with_cd_is_no_contradiction():
     assert separation(celestial_wcs(header), sky(plain())) < 1e-7
 
 
+@pytest.mark.parametrize(
+    ("cards", "complaint"),
+    [
+        # drafts of the standard wrote the matrix so, and wcslib lets it win over CD
+        ({"PC001001": 0.93, "PC002002": 0.93, "CDELT1": -5e-5, "CDELT2": 5e-5}, "CD .* and PC x CDELT .*-4.65e-05"),
+        ({"PC1_1": 1.00001, "CDELT1": -0.2 / 3600, "CDELT2": 0.2 / 3600}, "contradict each other, CD"),
+        (
+            {"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None, "PC1_1": 1.0, "CROTA2": 35.0}
+            | {"CDELT1": -0.2 / 3600, "CDELT2": 0.2 / 3600},
+            "CDELT with CROTA .* and PC x CDELT",
+        ),
+        ({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": "two", "B_ORDER": 2}, "A_ORDER is 'two'"),
+    ],
+)
+def test_a_matrix_that_is_left_over_is_refused_in_every_spelling(cards, complaint):
+    with pytest.raises(StorageError, match=complaint) as caught:
+        celestial_wcs(plain(**cards))
+    assert "\n" not in str(caught.value)
+
+
+def test_matrices_written_with_seven_digits_agree():
+    header = plain()
+    for card in [card for card in header.cards if card.keyword.startswith("CD")]:
+        header[f"PC{card.keyword[2:]}"] = float(f"{card.value * 18000:.6e}")
+    header["CDELT1"] = header["CDELT2"] = 1 / 18000
+    assert separation(celestial_wcs(header), sky(plain())) < 1e-3
+
+
+def test_the_suffix_of_sip_on_one_axis_counts_for_both(capfd, caplog):
+    coefficients = {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 3e-5, "B_1_1": -2e-5}
+    whole = celestial_wcs(plain(CTYPE1="RA---TAN-SIP", CTYPE2="DEC--TAN-SIP", **coefficients))
+    found = stated_wcs(plain(CTYPE1="RA---TAN-SIP", **coefficients))
+    np.testing.assert_array_equal(found.wcs.all_pix2world(X, Y, 0), whole.all_pix2world(X, Y, 0))
+    assert found.notes == ("CTYPE2 DEC--TAN lacks -SIP, which the other axis has: SIP counts for both",)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_a_reference_that_is_absent_is_said():
+    notes = stated_wcs(plain(CRPIX2=None, CRVAL1=None)).notes
+    assert notes == ("CRPIX2, CRVAL1 absent, which the standard takes as 0",)
+
+
 @pytest.mark.parametrize("kind", ["TAN", "TAN-SIP", "SIN", "ZEA"])
 def test_declination_on_axis_1_moves_no_pixel(kind):
     sip = {"A_ORDER": 3, "B_ORDER": 3, "A_2_0": 3e-6, "B_1_2": -2e-8, "B_0_2": 1e-6} if kind.endswith("SIP") else {}
