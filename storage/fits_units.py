@@ -13,14 +13,17 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.photometry import AB_ZERO_POINT, njy_per_count
 
 COUNT_UNITS = {
-    "adu", "dn", "count", "counts", "ct", "cts", "electron", "electrons", "e-", "e", "photon", "photons",
+    "adu", "adus", "dn", "count", "counts", "ct", "cts", "electron", "electrons", "e-", "e", "photon", "photons",
 }  # fmt: skip
 """BUNIT values, in lower case, that need a zero point; each also per second or per pixel."""
 
 NANOMAGGIES = {"nanomaggy", "nanomaggies", "nanomaggie", "nmgy"}
 """In lower case: AB zero point 22.5."""
 
-ANY_CASE = {"njy": 1.0, "ujy": 1e3, "jy": 1e9}
+ANY_CASE = {
+    "njy": 1.0, "nanojy": 1.0, "nanojansky": 1.0, "ujy": 1e3, "microjy": 1e3, "microjansky": 1e3, "millijy": 1e6,
+    "millijansky": 1e6, "jy": 1e9, "jansky": 1e9, "megajy": 1e15, "megajansky": 1e15,
+}  # fmt: skip
 """Flux densities, in nJy, that no change of case turns into another one; mJy and MJy do."""
 
 ACCEPTED = (
@@ -36,8 +39,10 @@ PLAUSIBLE_ZERO_POINT = (10.0, 50.0)
 SAME_ZERO_POINT = 0.01
 """Magnitudes. Euclid writes 23.9 for uJy, others 23.8999: a hundredth is a real contradiction."""
 
-_PER_PIXEL = re.compile(r"(\s*/\s*pix(el)?s?|[\s.*]+pix(el)?s?\s*(\*\*|\^)?\s*\(?-1\)?)$", re.IGNORECASE)
-_PER_SECOND = re.compile(r"(\s*/\s*s(ec(ond)?s?)?|[\s.*]+s(ec(ond)?s?)?\s*(\*\*|\^)?\s*\(?-1\)?)$", re.IGNORECASE)
+_PER_PIXEL = re.compile(r"((\s*/\s*|\s+per\s+)pix(el)?s?|[\s.*]+pix(el)?s?\s*(\*\*|\^)?\s*\(?-1\)?)$", re.IGNORECASE)
+_PER_SECOND = re.compile(
+    r"((\s*/\s*|\s+per\s+)s(ec(ond)?s?)?|[\s.*]+s(ec(ond)?s?)?\s*(\*\*|\^)?\s*\(?-1\)?)$", re.IGNORECASE
+)
 _SAID_PER_SECOND = re.compile(
     r"per\s+s(ec|\b)|/\s*s(ec\w*)?\b|\bs(ec\w*)?\s*(\*\*|\^)?-1|1\s?s(ec\w*)?\b", re.IGNORECASE
 )

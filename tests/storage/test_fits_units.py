@@ -24,7 +24,9 @@ def read(cards, primary=EMPTY, given=None):
         ("nJy", 1.0), ("njy", 1.0), ("NJY", 1.0), ("uJy", 1e3), ("UJY", 1e3), ("mJy", 1e6), ("MJy", 1e15), ("Jy", 1e9),
         ("JY", 1e9), ("kJy", 1e12), ("nJy/pix", 1.0), ("nJy/pixel", 1.0), ("nJy pix-1", 1.0), ("uJy.pixel**-1", 1e3),
         ("MJy/pix", 1e15), ("JY/PIXEL", 1e9), ("10**-6 Jy", 1e3), ("nanomaggy", 3630.78), ("nmgy", 3630.78),
-        ("Nanomaggies", 3630.78), ("nanomaggy/pixel", 3630.78), ("erg/(s cm2 Hz)", 1e32), ("W m-2 Hz-1", 1e35),
+        ("Nanomaggies", 3630.78), ("nanomaggy/pixel", 3630.78), ("nanoJy", 1.0),
+        ("MICROJY", 1e3), ("MilliJansky per pixel", 1e6), ("megajansky", 1e15),
+        ("erg/(s cm2 Hz)", 1e32), ("W m-2 Hz-1", 1e35),
     ],
 )  # fmt: skip
 def test_flux_densities(unit, njy):
