@@ -47,8 +47,13 @@ WORDS: dict[Role, frozenset[str]] = {
 }
 """Words of an EXTNAME, taken apart at everything but letters and digits, that say what the HDU holds."""
 
+_ALL_WORDS = frozenset().union(*WORDS.values())
+
 SCIENCE_NAMES = ("IMAGE", "SCI", "SCIENCE")
-"""Names of the one image of a file. Where there is none: `<BAND>_FLUX`, `<BAND>_BGSUB`, else the only candidate."""
+"""Names of the one image of a file. Where there is none: `<BAND>_FLUX`, `SCI_<BAND>`, `<BAND>`, else the only one."""
+
+FILTERS = frozenset({"U", "G", "R", "I", "Z", "Y", "J", "H", "K", "KS", "VIS"})
+"""Names of filters that, as a word of an EXTNAME, say of which band an image is."""
 
 WHOLE_PIXELS = 1 << 24
 """Images of more pixels are read in parts; what is measured on them, such as the sky, is measured on a sample."""
@@ -222,10 +227,9 @@ def flux_extension(found: Sequence[Extension], file: str, selector: str | None, 
         _check_is_flux(chosen, found, file)
         return chosen
     candidates = [ext for ext in found if ext.is_plane and ext.role in ("flux", None)]
-    stems = [f"{band.upper()}_{word}" for word in ("FLUX", "BGSUB")]
     tiers = [
         [ext for ext in candidates if ext.name in SCIENCE_NAMES or (not ext.name and ext.role == "flux")],
-        [ext for ext in candidates if ext.name in stems],
+        [ext for ext in candidates if ext.stem == band.upper()],
         # what is named after another band is none of this one's
         [ext for ext in candidates if not _is_of_another_band(ext, band, len(candidates) == 1)],
     ]
@@ -278,7 +282,8 @@ def partners(
     alone = all(ext is flux for ext in fluxes)
     ours = [ext for ext in found if ext.role in roles and ext.stem == flux.stem]
     if not ours and alone:
-        ours = [ext for ext in found if ext.role in roles and not ext.stem]
+        # of one image a number behind MASK1 says nothing more
+        ours = [ext for ext in found if ext.role in roles and (not ext.stem or ext.stem.isdigit())]
     if not ours:
         stems = {ext.stem for ext in fluxes}
         others = [ext for ext in found if ext.role in roles and ext.size == flux.size]
@@ -340,14 +345,14 @@ def _role(header: fits.Header, name: str, unit: str) -> tuple[Role | None, str]:
     if by_type or by_name:
         # drizzled weights may be seconds of exposure, which are no inverse variances
         timed = by_name == "weight" and by_unit == "other"
-        return "other" if timed else by_type or by_name, stem
+        return "other" if timed else by_type or by_name, stem if by_name else ""
     if _names_planes(header):
         return "mask", stem
     return by_unit, stem
 
 
 def _split_name(name: str) -> tuple[Role | None, str]:
-    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if word]
+    words = [part for word in re.split(r"[^A-Z0-9]+", name.upper()) if word for part in _numbered(word)]
     for role, known in WORDS.items():
         said = [word for word in words if word in known]
         if said:
@@ -356,6 +361,13 @@ def _split_name(name: str) -> tuple[Role | None, str]:
             rest = [word for word in words if word not in known | WORDS["flux"]]
             return ("other", name) if parts else (role, "_".join(rest))
     return None, "_".join(words)
+
+
+def _numbered(word: str) -> list[str]:
+    """Take a word that says a role and a number behind it apart: DQ2 as DQ and 2."""
+    match = re.fullmatch(r"([A-Z]+)(\d+)", word)
+    known = match is not None and word not in _ALL_WORDS and match[1] in _ALL_WORDS
+    return list(match.groups()) if match is not None and known else [word]
 
 
 def _role_of_unit(bunit: str, unit: str) -> Role | None:
@@ -414,7 +426,13 @@ def _mask_by_type(found: list[Extension]) -> list[Extension]:
 
 
 def _is_of_another_band(ext: Extension, band: str, alone: bool) -> bool:
-    """Whether it is `<X>_FLUX` or `<X>_BGSUB` of something else; of one that is alone, X may have the band in it."""
+    """Whether it is `<X>_FLUX` or `<X>_BGSUB` of something else; of one that is alone, X may have the band in it.
+
+    With one of `FILTERS` in its name it is that filter's, whatever the rest of the name.
+    """
+    words, ours = set(ext.stem.split("_")), set(re.split(r"[^A-Z0-9]+", band.upper()))
+    if words & FILTERS and not words & ours:
+        return True
     named = bool(ext.stem) and ext.name.endswith(("_FLUX", "_BGSUB"))
     return named and not (alone and band.upper() in ext.stem.split("_"))
 

@@ -277,3 +277,31 @@ def test_maps_of_which_it_cannot_be_told_whose_they_are_are_named(tmp_path):
     path = write(tmp_path / "b.fits", *LAYOUTS["stems"])
     image = is_flux(read(f"{path}[G_FLUX]", noise="sky"), OTHER)
     assert "r.notes" not in image.provenance
+
+
+@pytest.mark.parametrize("names", [("G", "R", "I"), ("SCI_G", "SCI_R", "SCI_I"), ("hsc_g", "r_image", "i_image")])
+def test_an_hdu_named_by_its_band_is_that_bands_and_no_others(tmp_path, names):
+    others = [hdu(OTHER * factor, name) for factor, name in zip((1, 5), (names[0], names[2]), strict=True)]
+    path = write(tmp_path / "a.fits", *others, hdu(FLUX, names[1]))
+    is_flux(read(path))
+    alone = write(tmp_path / "b.fits", hdu(FLUX, names[0]))
+    with pytest.raises(StorageError, match=rf"which HDU is the flux of band r\? It has 1 {names[0].upper()}"):
+        read(alone)
+    is_flux(read(f"{alone}[1]"))
+
+
+def test_a_number_behind_a_word_is_a_name_not_another_role(tmp_path):
+    first = [hdu(FLUX, "SCI7"), hdu(MASK, "DQ7"), hdu(np.sqrt(VARIANCE), "ERR7")]
+    second = [hdu(OTHER, "SCI8"), hdu(MASK * 0 + 1, "DQ8"), hdu(VARIANCE, "ERR8")]
+    path = write(tmp_path / "two.fits", *second, *first)
+    masked_and_weighted(read(f"{path}[SCI7]"))
+    with pytest.raises(StorageError, match="which HDU is the flux of band r"):
+        read(path)
+    alone = write(tmp_path / "one.fits", hdu(MASK, "MASK2"), hdu(VARIANCE, "VAR2"), hdu(FLUX, "CHIP2"))
+    masked_and_weighted(read(alone))
+
+
+def test_exttype_counts_where_the_names_say_nothing(tmp_path):
+    types = {"VARIANCE": VARIANCE, "IMAGE": FLUX, "MASK": MASK}
+    hdus = [hdu(data, f"part_{n}", EXTTYPE=kind) for n, (kind, data) in enumerate(types.items())]
+    masked_and_weighted(read(write(tmp_path / "a.fits", *hdus)))
