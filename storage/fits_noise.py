@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_hdus import Extension, Role
 
+NEGATIVE_SHARE = 0.05
+"""Share of the pixels that may be negative, with more than one value, in a map of what is positive."""
+
 NO_COVERAGE = float(np.float32(1e15))
 """Values from here on mark pixels without coverage, as do NaN, infinity, 0 and what is negative (Euclid MER writes
 1e16 into RMS maps)."""
@@ -78,11 +81,17 @@ def read_noise(part: Extension, where: str, source: str, factor: float | NDArray
     Raises
     ------
     StorageError
-        The map is in a unit of other things than the image.
+        The map is in a unit of other things than the image, or has negative values as only a flux has.
     """
     kind = part.role if part.role in POWER else "rms"
     assert kind is not None
     values = part.pixels
+    negative = values[values < 0]
+    if negative.size > NEGATIVE_SHARE * values.size and np.ptp(negative) > 0:
+        raise StorageError(
+            f"{where}: {negative.size} of {values.size} pixels are negative, from {negative.min():.4g} to "
+            f"{negative.max():.4g}, expected a {kind} above 0; is it a flux?"
+        )
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         values = np.where((values > 0) & (values < NO_COVERAGE), values, np.nan)
         values = {"variance": values, "rms": values**2, "weight": 1 / values}[kind]

@@ -38,7 +38,7 @@ from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import pixel_areas, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box
-from surveybridge.storage.photometry import ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
+from surveybridge.storage.photometry import NOTHING, ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
 from surveybridge.storage.problems import EndpointTable
 from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
@@ -53,6 +53,9 @@ MOST_SKY = 2.5
 """Sigma of a pixel by which the level of the sky may differ from 0 if it is to count as subtracted.
 
 Whole images of real surveys are within 1.3 and crowded windows of 64 pixels within 2.3 (`benchmarks/sky_levels.py`)."""
+
+LOW, FILL_SHARE = 5.0, 1e-3
+"""Sigma below the sky and share of the pixels from where on one lowest value is a mark of no data, such as -99."""
 
 WEIGHT_SCALE = 3.0
 """Factor by which the sigma of a weight map may differ from that of the sky if the weights are inverse variances."""
@@ -166,6 +169,8 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             f"{where}: 0 of {usable.size} pixels are usable (NaN, masked, exactly 0 or not covered); give another image"
         )
     sky = sky_statistics(flux, usable)
+    if request.is_flux:
+        _check_fill(flux[usable], sky, where)
     variance, noise_note = _variance(noise_map, sky, flux.shape, where, request)
     exact = not variance.any()
     if request.is_flux:
@@ -306,13 +311,25 @@ def _variance(
     agrees = noise_map is not None and 1 / WEIGHT_SCALE < noise_map.sigma / (sky.sigma or np.nan) < WEIGHT_SCALE
     if noise_map is not None and (noise == "file" or (noise == "auto" and (not is_flux or noise_map.counts(agrees)))):
         return noise_map.variance, noise_map.source
-    if not sky.sigma > 0:
+    if not sky.sigma > NOTHING:
         raise StorageError(
             f"{where}: the noise of its sky is {sky.sigma:g} {unit} (of {sky.pixels} pixels), expected more than 0; is "
             "it the flux? If so, give a noise map"
         )
     found = "none in the file" if noise_map is None else f"in the file: {noise_map.source}, not used"
     return np.full(shape, sky.sigma**2), f"sky MAD of {sky.pixels} pixels, sigma {sky.sigma:.4g} {unit} ({found})"
+
+
+def _check_fill(values: NDArray[np.float64], sky: Sky, where: str) -> None:
+    """Refuse usable pixels that all have one value far below the sky, or of which most have one value."""
+    lowest = float(values.min())
+    same = np.count_nonzero(values == lowest)
+    far = lowest < sky.level - LOW * sky.sigma if sky.sigma > NOTHING else lowest < 0
+    if far and same > max(ZERO_AREA, FILL_SHARE * values.size):
+        raise StorageError(
+            f"{where}: {same} of {values.size} usable pixels are exactly {lowest:.6g}, its lowest value, and the sky "
+            f"is at {sky.level:.4g} with noise of {sky.sigma:.4g}: a mark of no data; set them to NaN, or give a mask"
+        )
 
 
 def _check_sky(sky: Sky, sigma: float, where: str, request: Request) -> None:

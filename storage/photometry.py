@@ -18,6 +18,9 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
 
+NOTHING = 1e-19
+"""What is nearer to 0 is 0: its square, a variance, is none in float32. Arithmetic leaves such in place of zeros."""
+
 ZERO_AREA = 36
 """Connected pixels of exactly 0 that are no data."""
 
@@ -102,7 +105,9 @@ def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 
 
 
 def zero_areas(flux: NDArray[np.floating], rows: int = 512, frequent: bool | None = None) -> NDArray[np.bool_]:
-    """Find where an image is exactly 0 over an area: nothing was observed there, whatever the rest of the file says.
+    """Find where an image is 0 over an area: nothing was observed there, whatever the rest of the file says.
+
+    What is nearer to 0 than `NOTHING` is 0.
 
     An area is `ZERO_AREA` zeros that touch each other. Noise that was quantised has single zeros and small groups of
     them: of about 30 at most where a quarter of 4 million pixels are 0 (`benchmarks/sky_levels.py`). Where zeros are
@@ -122,19 +127,19 @@ def zero_areas(flux: NDArray[np.floating], rows: int = 512, frequent: bool | Non
     """
     areas = _connected_zeros(flux, rows)
     if zeros_are_frequent(flux, areas) if frequent is None else frequent:
-        return np.asarray(ndimage.binary_opening(flux == 0, np.ones((5, 5), bool)))
+        return np.asarray(ndimage.binary_opening(np.abs(flux) < NOTHING, np.ones((5, 5), bool)))
     return areas
 
 
 def zeros_are_frequent(flux: NDArray[np.floating], areas: NDArray[np.bool_]) -> bool:
     """Return whether more than a fifth of the pixels outside some areas are exactly 0."""
     others = np.count_nonzero(~areas)
-    return bool(others and np.count_nonzero((flux == 0) & ~areas) > 0.2 * others)
+    return bool(others and np.count_nonzero((np.abs(flux) < NOTHING) & ~areas) > 0.2 * others)
 
 
 def _connected_zeros(flux: NDArray[np.floating], rows: int) -> NDArray[np.bool_]:
     """Zeros of which `ZERO_AREA` touch each other."""
-    zero = flux == 0
+    zero = np.abs(flux) < NOTHING
     areas = np.zeros(zero.shape, bool)
     if np.count_nonzero(zero) < ZERO_AREA:
         return areas

@@ -240,3 +240,42 @@ def test_maps_are_given_on_the_command_line(tmp_path):
     assert main(["ingest", *named, *weights, "--subtract-sky", "--store", str(tmp_path / "other")]) == 0
     tile = TileStore.open(str(tmp_path / "other")).read_tile("t0000")
     assert tile.images["euclid"].variance[0, 5, 5] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_what_arithmetic_leaves_of_zeros_is_no_data_too(tmp_path, share):
+    flux = np.random.default_rng(5).normal(0, 4, (90, 100))
+    columns = int(100 * share)
+    flux[:, :columns] = np.random.default_rng(6).normal(0, 3e-31, (90, columns))
+    image = read(write(tmp_path / "a.fits", hdu(flux.astype(np.float32), "SCI", wcs=False, **tan_cards((90, 100)))))
+    assert (image.mask[0, :, :columns] == NO_DATA).all() and not image.mask[0, :, columns:].any()
+    assert np.sqrt(image.variance[0, 0, -1]) == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize(("mark", "share"), [(-99.0, 0.1), (-9999.0, 0.6), (-3.4e38, 0.3), (0.0, 0.05)])
+def test_one_value_far_below_the_sky_is_refused_as_a_mark_unless_it_is_masked(tmp_path, mark, share):
+    flux = np.random.default_rng(7).normal(0 if mark else 800, 2, (70, 80)).astype(np.float32)
+    marked = np.random.default_rng(8).random(flux.shape) < share
+    flux[marked] = mark
+    cards = tan_cards(flux.shape)
+    path = write(tmp_path / "a.fits", hdu(flux, "SCI", wcs=False, **cards))
+    with pytest.raises(StorageError, match=rf"{marked.sum()} of {flux.size} usable pixels are exactly .*, its lowest"):
+        read(path, subtract_sky=True)
+    mask = hdu(marked.astype(np.int16), "MASK", wcs=False)
+    image = read(write(tmp_path / "b.fits", hdu(flux, "SCI", wcs=False, **cards), mask), subtract_sky=True)
+    assert ((image.mask[0] != 0) == marked).all()
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_flux_is_no_noise_map(tmp_path, kind):
+    image = write(tmp_path / "a.fits", hdu(FLUX, "SCI"))
+    given = {kind: {"r": write_map(tmp_path / "map.fits", FLUX)}}
+    with pytest.raises(
+        StorageError, match=rf"{(FLUX < 0).sum()} of {FLUX.size} pixels are negative, .* a {kind} above"
+    ):
+        read(image, maps=given)
+
+
+def tan_cards(shape):
+    """WCS of an image of another shape than that of these tests."""
+    return dict(tan_wcs(shape, 0.2, ra=201.0, dec=11.0).to_header())
