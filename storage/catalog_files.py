@@ -151,6 +151,8 @@ def positions(
     if not pairs:
         asked = "ra and dec" if named is None else " and ".join(named)
         raise StorageError(f"{where} has no columns {asked}; name two of: {', '.join(table.colnames)}")
+    for ra, dec in pairs:
+        _check_unit_is_said(table, ra, dec, where)
     found = [
         (_degrees(table, ra, right_ascension, where), _degrees(table, dec, declination, where)) for ra, dec in pairs
     ]
@@ -174,6 +176,21 @@ def _pairs(names: Sequence[str], named: Sequence[str] | None) -> list[tuple[str,
         if pairs:
             return alike or pairs
     return []
+
+
+def _check_unit_is_said(table: Table, ra: str, dec: str, where: object) -> None:
+    """Refuse `coord_ra` and `coord_dec` without a unit that may be radians, as catalogs of afw have them."""
+    columns = [table[ra], table[dec]]
+    if not ra.lower().startswith("coord_") or any(one.unit or one.dtype.kind not in "iuf" for one in columns):
+        return
+    highest = [
+        float(np.nanmax(np.abs(np.ma.filled(np.ma.asarray(one, float), np.nan)), initial=0.0)) for one in columns
+    ]
+    if highest[0] <= 2 * np.pi and 0 < highest[1] <= np.pi / 2:
+        raise StorageError(
+            f"{where}: columns {ra}, {dec} have no unit and reach {highest[0]:.4g}, {highest[1]:.4g}: degrees, or "
+            "radians as afw writes them? State their unit, or rename them ra and dec if they are degrees"
+        )
 
 
 def _degrees(table: Table, name: str, parse: Callable[[str], float], where: object) -> NDArray[np.float64]:

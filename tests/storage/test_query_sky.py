@@ -302,6 +302,20 @@ def test_positions_are_taken_by_their_unit_however_it_is_spelled(tmp_path, ra, d
     assert positions_of(tmp_path / "t.fits") == [pytest.approx((180.0, np.degrees(0.1)), abs=1e-9)]
 
 
+def test_positions_of_afw_without_a_unit_are_refused_where_they_may_be_radians(tmp_path):
+    columns = {"coord_ra": [1.31, 0.97], "coord_dec": [-0.06, 0.04]}
+    Table(columns).write(tmp_path / "t.fits")
+    with pytest.raises(StorageError, match=r"coord_ra, coord_dec have no unit and reach 1\.31, 0\.06: degrees, or rad"):
+        read_targets(tmp_path / "t.fits", 1.0)
+    Table({name: np.degrees(values) for name, values in columns.items()}).write(tmp_path / "deg.fits")
+    Table(columns, units={"coord_ra": "rad", "coord_dec": "rad"}).write(tmp_path / "rad.fits")
+    assert positions_of(tmp_path / "deg.fits") == [
+        pytest.approx(place) for place in positions_of(tmp_path / "rad.fits")
+    ]
+    Table(list(columns.values()), names=("ra", "dec")).write(tmp_path / "near0.fits")
+    assert positions_of(tmp_path / "near0.fits") == list(zip(*columns.values(), strict=True))
+
+
 def test_a_declination_in_hours_is_refused(tmp_path):
     Table({"ra": [11.0], "dec": Column([2.0], unit="hourangle")}).write(tmp_path / "t.ecsv")
     with pytest.raises(StorageError, match=r"column dec does not hold degrees \(its unit is hours\)"):
