@@ -28,6 +28,9 @@ Role = Literal["flux", "mask", "variance", "rms", "weight", "psf", "other"]
 EXTTYPES: dict[str, Role] = {"IMAGE": "flux", "MASK": "mask", "VARIANCE": "variance"}
 """Values of EXTTYPE, which afw writes beside or instead of EXTNAME."""
 
+UTYPES: dict[str, Role] = {"STDDEVUNCERTAINTY": "rms", "VARIANCEUNCERTAINTY": "variance", "INVERSEVARIANCE": "weight"}
+"""Values of UTYPE, by which astropy's CCDData says what its UNCERT holds."""
+
 WORDS: dict[Role, frozenset[str]] = {
     "psf": frozenset({"PSF", "KERNEL"}),
     "mask": frozenset(
@@ -48,6 +51,9 @@ WORDS: dict[Role, frozenset[str]] = {
 """Words of an EXTNAME, taken apart at everything but letters and digits, that say what the HDU holds."""
 
 _ALL_WORDS = frozenset().union(*WORDS.values())
+
+_SAY_NOTHING = WORDS["flux"] | {"MAP", "MAPS", "ARRAY", "PLANE"}
+"""Words that do not tell two stems apart: RMS_MAP is the RMS of IMAGE."""
 
 SCIENCE_NAMES = ("IMAGE", "SCI", "SCIENCE")
 """Names of the one image of a file. Where there is none: `<BAND>_FLUX`, `SCI_<BAND>`, `<BAND>`, else the only one."""
@@ -340,7 +346,7 @@ def _flag(extension: Extension) -> str:
 def _role(header: fits.Header, name: str, unit: str) -> tuple[Role | None, str]:
     """What an HDU holds by its header, and the rest of its name."""
     by_name, stem = _split_name(name)
-    by_type = EXTTYPES.get(str(header.get("EXTTYPE") or "").strip().upper())
+    by_type = EXTTYPES.get(_text(header, "EXTTYPE")) or UTYPES.get(_text(header, "UTYPE"))
     by_unit = _role_of_unit(str(header.get("BUNIT") or "").strip(), unit)
     if by_type or by_name:
         # drizzled weights may be seconds of exposure, which are no inverse variances
@@ -351,6 +357,10 @@ def _role(header: fits.Header, name: str, unit: str) -> tuple[Role | None, str]:
     return by_unit, stem
 
 
+def _text(header: fits.Header, keyword: str) -> str:
+    return str(header.get(keyword) or "").strip().upper()
+
+
 def _split_name(name: str) -> tuple[Role | None, str]:
     words = [part for word in re.split(r"[^A-Z0-9]+", name.upper()) if word for part in _numbered(word)]
     for role, known in WORDS.items():
@@ -358,7 +368,7 @@ def _split_name(name: str) -> tuple[Role | None, str]:
         if said:
             # JWST's VAR_POISSON and the like are parts of a variance
             parts = role == "variance" and any(word in WORDS["other"] for word in words)
-            rest = [word for word in words if word not in known | WORDS["flux"]]
+            rest = [word for word in words if word not in known | _SAY_NOTHING]
             return ("other", name) if parts else (role, "_".join(rest))
     return None, "_".join(words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -156,7 +157,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
         flux = extension.pixels * by_pixel
     filter_name = str(header.get("FILTER", "not stated")).strip()
-    if filter_name in request.filters and filter_name != band:
+    if _is_other_filter(filter_name, band, request.filters):
         raise StorageError(
             f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
         )
@@ -227,6 +228,12 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             notes=notes,
         ),
     )
+
+
+def _is_other_filter(filter_name: str, band: str, filters: Collection[str]) -> bool:
+    """Whether a FILTER such as g, HSC-G or `g DECam` is that of another band."""
+    words = {filter_name.casefold(), *re.split(r"[^a-z0-9]+", filter_name.casefold())}
+    return band.casefold() not in words and any(other.casefold() in words for other in filters)
 
 
 def _read_part(

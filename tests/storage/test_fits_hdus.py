@@ -305,3 +305,31 @@ def test_exttype_counts_where_the_names_say_nothing(tmp_path):
     types = {"VARIANCE": VARIANCE, "IMAGE": FLUX, "MASK": MASK}
     hdus = [hdu(data, f"part_{n}", EXTTYPE=kind) for n, (kind, data) in enumerate(types.items())]
     masked_and_weighted(read(write(tmp_path / "a.fits", *hdus)))
+
+
+@pytest.mark.parametrize(
+    ("utype", "values"),
+    [("StdDevUncertainty", np.sqrt(VARIANCE)), ("VarianceUncertainty", VARIANCE), ("InverseVariance", 1 / VARIANCE)],
+)
+def test_the_uncertainty_of_ccddata_is_what_its_utype_says(tmp_path, utype, values):
+    first = fits.PrimaryHDU(FLUX, WCS.to_header())
+    hdus = [hdu(MASK.astype(np.uint8), "MASK", wcs=False), hdu(values, "UNCERT", wcs=False, UTYPE=utype)]
+    masked_and_weighted(read(write(tmp_path / "a.fits", *hdus, primary=first)))
+
+
+@pytest.mark.parametrize("name", ["SIGMA_MAP", "ERROR_ARRAY", "NOISE_MAP"])
+def test_words_that_every_map_has_do_not_part_it_from_its_image(tmp_path, name):
+    masked_and_weighted(
+        read(write(tmp_path / "a.fits", hdu(FLUX, "DATA"), hdu(MASK, "MASK"), hdu(VARIANCE**0.5, name)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("HSC-G", "g"), ("g DECam SDSS c0001", "g"), ("I", "i"), ("Euclid_VIS", "VIS")]
+)
+def test_a_filter_of_another_band_is_refused_however_it_is_spelled(tmp_path, name, right):
+    path = write(tmp_path / "a.fits", hdu(FLUX, "SCI"), FILTER=name)
+    with pytest.raises(StorageError, match=f"its FILTER is {name} but it is given for band r"):
+        read(path, filters=("g", "r", "i", "VIS"))
+    is_flux(read_image(LSST | {"bands": [right]}, {right: path}, filters=("g", "r", "i", "VIS")))
+    is_flux(read(write(tmp_path / "b.fits", hdu(FLUX, "SCI"), FILTER="r.MP9602"), filters=("g", "r", "i", "VIS")))

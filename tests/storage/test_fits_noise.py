@@ -279,3 +279,10 @@ def test_a_flux_is_no_noise_map(tmp_path, kind):
 def tan_cards(shape):
     """WCS of an image of another shape than that of these tests."""
     return dict(tan_wcs(shape, 0.2, ra=201.0, dec=11.0).to_header())
+
+
+def test_a_noise_map_in_other_counts_than_its_image_is_refused(tmp_path):
+    image = write(tmp_path / "a.fits", hdu(FLUX, "SCI", MAGZERO=28.5))
+    path = write_map(tmp_path / "map.fits", np.sqrt(VARIANCE), MAGZERO=23.5)
+    with pytest.raises(StorageError, match=r"map\.fits\[0\]: MAGZERO is 23\.5 but 28\.5 in .*a\.fits\[SCI\]"):
+        read(image, maps={"rms": {"r": path}})
