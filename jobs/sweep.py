@@ -92,7 +92,7 @@ def _request(config: Config, root: Folder) -> Request:
 
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
-    for version in reversed(RESUMED_VERSIONS):  # what an earlier version of this code has begun is gone on with
+    for version in reversed(RESUMED_VERSIONS):  # runs that an earlier version of this code began are resumed
         begun = request.of_version(version)
         if root.exists(begun.run_id, "run.json"):
             request = begun

@@ -160,7 +160,7 @@ def settle(connection: duckdb.DuckDBPyConnection) -> Settled:
         "UNION SELECT other FROM pairs WHERE unsettled UNION SELECT row FROM near WHERE edge"
     )
     before, count = -1, 0
-    while before != count:  # with three fields and more, whoever is the same object as one of these
+    while before != count:  # with three or more fields: rows of the same object as one of these
         before = count
         connection.execute(
             "CREATE OR REPLACE TABLE involved AS SELECT row FROM involved "

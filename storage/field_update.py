@@ -41,7 +41,7 @@ def put_field(
 ) -> list[dict[str, Any]]:
     """Write the tiles of a field, then the manifest that lists them in the place of those of the field's name.
 
-    Until then the manifest of before holds, and all that it lists is there; whatever a killed process has left is
+    Until then the previous manifest holds, and all that it lists is there; whatever a killed process has left is
     removed by the next.
 
     Parameters

@@ -75,7 +75,7 @@ class RunGrids:
         Raises
         ------
         FileNotFoundError
-            If the run states no grids, being of before version 4, and has lost the tile's mosaic.
+            If the run states no grids, as before version 4, and has lost the tile's mosaic.
         """
         with self._lock:
             if self._grid_of is None:
@@ -86,7 +86,7 @@ class RunGrids:
             if grid_id not in self._wcs:
                 stated = None if grid_id is None else self._fields.get(grid_id)
                 self._wcs[grid_id] = (
-                    global_wcs(self._run.mosaic_headers([tile_id])[0])  # of before version 4: a run has one grid
+                    global_wcs(self._run.mosaic_headers([tile_id])[0])  # before version 4 a run has one grid
                     if stated is None
                     else celestial_wcs(stated.wcs_header)
                 )

@@ -17,9 +17,9 @@ nothing else: neither the order of runs nor that of ingest matters.
 An object next to a border has a slightly different centre in each field, and could be on the wrong side in both, or on
 the right one in both. So rows of two fields that are each other's nearest within `RADIUS` are taken as one object; of
 such rows exactly one is kept, and where the owner's data end so near and it has none, that of another field
-(`storage.border_matches`). What that cannot do: centres that differ by more than the
-radius, as of a blend that is taken apart in one field only, may be kept twice or not at all within that distance of a
-border; and what the owner's image does not show is not taken from another field.
+(`storage.border_matches`). What that cannot do: objects whose centres differ by more than the radius, such as a blend
+that is taken apart in one field only, may be kept twice or not at all within that distance of a border; and what the
+owner's image does not show is not taken from another field.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Cores(NamedTuple):
         URL of the run, for messages.
     tiles : pyarrow.Table
         Columns tile_id, grid_id, core_y0, core_x0, core_height, core_width and covered_cells of the ledger. A tile
-        without grid_id lies nobody knows where: it owns all that it has.
+        without grid_id has no known place: it owns all that it has.
     """
 
     run: str
@@ -92,7 +92,7 @@ class Verdict:
     Parameters
     ----------
     field, owner : int32 [N]
-        Field that a row is from, and the one that owns its position; -1 where nobody knows where the tile lies.
+        Field that a row is from, and the one that owns its position; -1 where the place of the tile is not known.
     coverage : int8 [N]
         Of the cell of pixels around it, in the field that it is from.
     distance : float64 [N]

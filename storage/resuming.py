@@ -28,7 +28,7 @@ class _Core(NamedTuple):
 def check_store(run: RunFolder, manifest: pa.Table, url: str, ledger: pa.Table) -> None:
     """Refuse to go on with a run from another store than it began with, or from one that is cut into other tiles.
 
-    A store is known by what is in it: by the id that its first manifest gave it, else by its tiles. A run of before
+    A store is known by what is in it: by the id that its first manifest gave it, else by its tiles. A run from before
     version 4, which knows no id, takes the store at the URL that it names.
 
     Parameters
@@ -89,7 +89,7 @@ def _done(run: RunFolder, rows: pa.Table, same: pa.Array) -> Iterator[_Core]:
 
 
 def _headers(run: RunFolder, tiles: Sequence[str]) -> list[MosaicHeader]:
-    """Footers of those mosaics that are there: of a tile that lost its own nobody can say where it was."""
+    """Footers of those mosaics that are there: where a tile that lost its own was cannot be told."""
     try:
         return run.mosaic_headers(tiles)
     except FileNotFoundError:

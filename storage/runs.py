@@ -220,7 +220,7 @@ class RunFolder:
             self.folder.put_json(field.document(), "grids", f"{check_name(field.grid_id, 'grid')}.json")
 
     def fields(self) -> dict[str, FieldGrid]:
-        """The fields whose tiles the run does, by grid_id; a run of before version 4 does not state them."""
+        """The fields whose tiles the run does, by grid_id; a run from before version 4 does not state them."""
         names = [f"grids/{name}" for name in self.folder.names("grids", suffix=".json")]
         found = (FieldGrid.of_document(json.loads(data)) for data in self.folder.read_many(names))
         return {field.grid_id: field for field in found}
@@ -388,7 +388,7 @@ class RunFolder:
 
 
 def version_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> int:
-    """Schema version of the run at `url`; today's where there is none, or one that is too old to be gone on with."""
+    """Schema version of the run at `url`; today's where there is none, or one that is too old to be resumed."""
     existing = _read_run_json(Folder.at(url, storage_options))
     version = None if existing is None else existing["fingerprint"].get("code_schema_version")
     return version if version in RESUMED_VERSIONS else SCHEMA_VERSION

@@ -38,7 +38,7 @@ knows, and have systems, kinds, magnitudes, extents and more flags.
 """
 
 RESUMED_VERSIONS = (3, 4)
-"""Versions whose runs are gone on with; the rows of a run all have the columns of its own version."""
+"""Versions whose runs are resumed; the rows of a run all have the columns of its own version."""
 
 VERSION_KEY = b"surveybridge.schema_version"
 """Footer entry of a file, and metadata of a schema that may be that of an earlier version."""

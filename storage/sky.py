@@ -102,7 +102,7 @@ def sky_name(ra: float, dec: float) -> str:
 
 
 def rounded_sky_name(ra: float, dec: float) -> str:
-    """Name of an object in runs of before schema version 4: rounded, and otherwise as `sky_name`."""
+    """Name of an object in runs from before schema version 4: rounded, and otherwise as `sky_name`."""
     place = SkyCoord(ra, dec, unit="deg")
     hours = place.ra.to_string(unit=u.hourangle, sep="", precision=2, pad=True)
     degrees = place.dec.to_string(sep="", precision=1, alwayssign=True, pad=True)

@@ -150,7 +150,7 @@ class SurroundingsReader:
 
     @functools.cached_property
     def _run_boxes(self) -> dict[str, tuple[str, Box]]:
-        """Grid and core of every tile that is done; a run of before version 4 says it in its mosaics alone."""
+        """Grid and core of every tile that is done; a run from before version 4 says it in its mosaics alone."""
         ledger = self._run.ledger(["tile_id", "status", *_PLACE])
         ok = ledger.filter(pc.equal(ledger["status"], "ok"))
         if not ok["core_y0"].null_count:

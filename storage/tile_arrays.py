@@ -76,7 +76,7 @@ def read_group(folder: Folder, group: str, tile_id: str) -> tuple[dict[str, Any]
     # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
     wanted = [f"{group}/{path}/{SHARD_KEY}" for path in arrays]
     metadata = (head.get("consolidated_metadata") or {}).get("metadata")
-    if metadata is None:  # a store of before 0.2: the metadata lies with each array
+    if metadata is None:  # a store from before 0.2: the metadata lies with each array
         wanted += [f"{group}/{path}/zarr.json" for path in (*surveys, *arrays)]
     found = {path.removeprefix(f"{group}/"): data for path, data in folder.read_existing(wanted).items()}
     if metadata is None:

@@ -14,7 +14,7 @@ Layout below the store's URL::
     lease.json                                  who ingests into it
 
 Readers go by the manifest alone. <name> is the tile's id; a tile that takes the place of one that the manifest lists
-has another, so that the manifest of before stays true until it is replaced.
+has another, so that the previous manifest stays true until it is replaced.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Tile:
 
     @property
     def domain(self) -> str | None:
-        """Whether its images are what models are trained on ("in", or "out: " and why); None where nobody said."""
+        """Whether its images are what models are trained on ("in", or "out: " and why); None where not stated."""
         said = dict.fromkeys(image.provenance.get("domain") for image in self.images.values())
         return "; ".join(text for text in said if text is not None) or None
 
@@ -360,7 +360,7 @@ class TileStore:
         Parameters
         ----------
         rows : sequence of mapping
-            From `write_tile`, and those of the manifest of before that stay.
+            From `write_tile`, and those of the previous manifest that stay.
         fields : iterable of FieldGrid, optional
             Their fields; by default as the tiles say.
         """

@@ -114,7 +114,7 @@ def run_manifest(run: RunFolder, ledger: pa.Table) -> tuple[pa.Table | None, str
 
 
 def _rate(finished: NDArray[np.float64], now: float, started: float | None) -> dict[str, float | None]:
-    """Tiles a minute, lately and over all the time that somebody worked; None of too few tiles or seconds."""
+    """Tiles a minute, lately and over all the time that somebody worked; None for too few tiles or seconds."""
     if not len(finished):
         return {"recent": None, "overall": None}
     end = finished[-1] if started is None else now

@@ -37,7 +37,7 @@ class Request:
     """Number of these others."""
     fingerprint: dict[str, Any]
     begun_as: str | None = None
-    """Id of the run that is gone on with."""
+    """Id of the run that is resumed."""
 
     @property
     def direction(self) -> Direction:
@@ -94,7 +94,7 @@ def check(config: Config) -> Request:
     request = Request(config, model, store, manifest, listed.num_rows - manifest.num_rows, fingerprint)
     if Folder.at(config.run).exists("run.json"):
         run = RunFolder.open(config.run)
-        left_of(request, run, run.ledger())  # refuses what cannot be gone on with
+        left_of(request, run, run.ledger())  # refuses what cannot be resumed
         request = replace(request, begun_as=run.run_json.get("run_id"))
     return request
 
