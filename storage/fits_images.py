@@ -18,13 +18,10 @@ from surveybridge.storage.celestial import (
 )
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import (
-    extensions,
-    flux_extension,
-    split_extension,
-)
+from surveybridge.storage.fits_hdus import extensions
 from surveybridge.storage.fits_maps import MAPS, grid_offset
 from surveybridge.storage.fits_planes import Noise, Plane, Planes, Request, plane_wcs, read_plane
+from surveybridge.storage.fits_selection import flux_extension, split_extension
 from surveybridge.storage.grids import describe_footprint, pixel_scale
 from surveybridge.storage.images import Box, LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable
@@ -74,8 +71,8 @@ def open_images(
         Bands, unit and the rest.
     paths : mapping of band to path
         Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXTNAME]`, `FILE[EXTNAME,EXTVER]` or `FILE[number]` names an HDU.
-        Otherwise it must be clear which one is the flux (`fits_hdus.flux_extension`). Mask and noise are those beside
-        it, with its EXTVER.
+        Otherwise it must be clear which one is the flux (`fits_selection.flux_extension`). Mask and noise are those
+        beside it, with its EXTVER.
     noise : "auto", "file" or "sky"
         Where the variance comes from: "file" = the file's variance, RMS or weight map, "sky" = measured on the image,
         "auto" = a variance or error map where there is one, else the sky, because the RMS maps of ground bands in

@@ -14,17 +14,10 @@ from surveybridge.storage.celestial import celestial_wcs, has_celestial_wcs, icr
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import (
-    Extension,
-    Role,
-    extensions,
-    listed,
-    named_extension,
-    partners,
-    split_extension,
-)
+from surveybridge.storage.fits_hdus import Extension, Role, extensions, listed
 from surveybridge.storage.fits_masks import MaskReading, no_mask, read_mask
 from surveybridge.storage.fits_noise import PRIORITY, NoiseMap, read_noise
+from surveybridge.storage.fits_selection import named_extension, partners, split_extension
 from surveybridge.storage.fits_units import ZERO_POINT_KEYWORDS
 from surveybridge.storage.grids import describe_footprint, pixel_to_pixel
 from surveybridge.storage.photometry import psf_stamp_fwhm

@@ -25,17 +25,10 @@ from surveybridge.storage.celestial import (
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import (
-    Extension,
-    Role,
-    by_header,
-    extensions,
-    flux_extension,
-    split_extension,
-    unclaimed,
-)
+from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions
 from surveybridge.storage.fits_maps import Flux, mask_of, noise_of, psf_of
 from surveybridge.storage.fits_noise import NoiseMap
+from surveybridge.storage.fits_selection import flux_extension, split_extension, unclaimed
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import pixel_areas, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box

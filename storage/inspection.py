@@ -16,8 +16,9 @@ from surveybridge.storage.domain import describe_domain, is_filter_of
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.field_images import default_noise
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import Extension, extensions, listed, named_extension, split_extension
+from surveybridge.storage.fits_hdus import Extension, extensions, listed
 from surveybridge.storage.fits_images import open_images
+from surveybridge.storage.fits_selection import named_extension, split_extension
 from surveybridge.storage.grids import describe_footprint
 from surveybridge.storage.images import LazyImage
 from surveybridge.storage.orientation import orientation

@@ -124,7 +124,8 @@ def grid_of_file(endpoint: str, path: str, storage_options: Mapping[str, Any] | 
         If there is no header with a celestial WCS and a shape of two axes.
     """
     from surveybridge.storage.fits_files import open_fits
-    from surveybridge.storage.fits_hdus import by_header, named_extension, split_extension
+    from surveybridge.storage.fits_hdus import by_header
+    from surveybridge.storage.fits_selection import named_extension, split_extension
 
     file, selector = split_extension(path)
     if file.lower().endswith(TEXT_HEADERS):

@@ -18,10 +18,11 @@ from surveybridge.storage.celestial import celestial_wcs, icrs_wcs, image_wcs, p
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import extensions, flux_extension, partners, split_extension
+from surveybridge.storage.fits_hdus import extensions
 from surveybridge.storage.fits_images import read_image
 from surveybridge.storage.fits_maps import MAPS
 from surveybridge.storage.fits_noise import PRIORITY
+from surveybridge.storage.fits_selection import flux_extension, partners, split_extension
 from surveybridge.storage.fits_units import calibration
 from surveybridge.storage.grids import pixel_scale
 from surveybridge.storage.problems import default_problem

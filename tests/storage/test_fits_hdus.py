@@ -8,8 +8,9 @@ from astropy.io import fits
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_files import open_fits
-from surveybridge.storage.fits_hdus import extensions, flux_extension
+from surveybridge.storage.fits_hdus import extensions
 from surveybridge.storage.fits_images import read_image
+from surveybridge.storage.fits_selection import flux_extension
 from surveybridge.storage.problems import default_problem
 from tests.storage.fits_files import tan_wcs
 
