@@ -16,7 +16,7 @@ from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
 from surveybridge.storage.fits_hdus import Extension, Role, extensions, listed
 from surveybridge.storage.fits_masks import MaskReading, no_mask, read_mask
-from surveybridge.storage.fits_noise import PRIORITY, NoiseMap, read_noise
+from surveybridge.storage.fits_noise import PRIORITY, NoiseMap, check_positive, read_noise
 from surveybridge.storage.fits_selection import named_extension, partners, split_extension
 from surveybridge.storage.fits_units import ZERO_POINT_KEYWORDS
 from surveybridge.storage.grids import describe_footprint, pixel_to_pixel
@@ -118,7 +118,7 @@ def noise_of(
         file, selector = split_extension(given[roles[0]])
         with open_fits(file, options) as hdus:
             part, grid = _map_in(hdus, file, selector, roles[0], flux)
-            _check_zero_point(part, f"{file}[{part.label}]", flux)
+            _check_noise(part, f"{file}[{part.label}]", flux)
             name = {"rms": "RMS map", "weight": "weight map"}.get(roles[0], roles[0])
             source, where = f"{name} {given[roles[0]]}{grid}", f"{file}[{part.label}]"
             return replace(read_noise(part, where, source, flux.factor, flux.bunit), trusted=True), ""
@@ -137,7 +137,7 @@ def noise_of(
         if these:
             where = f"{flux.file}[{these[0].label}]"
             _check_map(these[0], flux.headers[-1], flux.file, flux)
-            _check_zero_point(these[0], where, flux)
+            _check_noise(these[0], where, flux)
             source = f"{these[0].name or f'HDU {these[0].number}'}{' of the file' if kind == 'variance' else ''}"
             return read_noise(these[0], where, source, flux.factor, flux.bunit), aside
     return None, aside
@@ -198,8 +198,11 @@ def _map_in(hdus: fits.HDUList, file: str, selector: str | None, role: Role, flu
     ), "" if checked else ", which has no WCS: only its shape was checked"
 
 
-def _check_zero_point(part: Extension, where: str, flux: Flux) -> None:
-    """Refuse a noise map whose zero point is not that of its image."""
+def _check_noise(part: Extension, where: str, flux: Flux) -> None:
+    """Refuse a noise map that is a flux, or whose zero point is not that of its image."""
+    if flux.checked:
+        return
+    check_positive(part, where)
     for keyword in ZERO_POINT_KEYWORDS:
         theirs = part.hdu.header.get(keyword)
         ours = next((header[keyword] for header in flux.headers if keyword in header), None)

@@ -81,17 +81,11 @@ def read_noise(part: Extension, where: str, source: str, factor: float | NDArray
     Raises
     ------
     StorageError
-        The map is in a unit of other things than the image, or has negative values as only a flux has.
+        The map is in a unit of other things than the image.
     """
     kind = part.role if part.role in POWER else "rms"
     assert kind is not None
     values = part.pixels
-    negative = values[values < 0]
-    if negative.size > NEGATIVE_SHARE * values.size and np.ptp(negative) > 0:
-        raise StorageError(
-            f"{where}: {negative.size} of {values.size} pixels are negative, from {negative.min():.4g} to "
-            f"{negative.max():.4g}, expected a {kind} above 0; is it a flux?"
-        )
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         values = np.where((values > 0) & (values < NO_COVERAGE), values, np.nan)
         values = {"variance": values, "rms": values**2, "weight": 1 / values}[kind]
@@ -99,6 +93,17 @@ def read_noise(part: Extension, where: str, source: str, factor: float | NDArray
     by_place = not part.name and "EXTTYPE" not in part.hdu.header
     trusted = None if kind == "weight" or by_place else not part.name.endswith("RMS")
     return NoiseMap(values * factor**2, source, kind, trusted)
+
+
+def check_positive(part: Extension, where: str) -> None:
+    """Refuse a map whose values are negative in more than `NEGATIVE_SHARE` of its pixels, unless all are one mark."""
+    values = part.pixels
+    negative = values[values < 0]
+    if negative.size > NEGATIVE_SHARE * values.size and np.ptp(negative) > 0:
+        raise StorageError(
+            f"{where}: {negative.size} of {values.size} pixels are negative, from {negative.min():.4g} to "
+            f"{negative.max():.4g}, expected a {part.role} above 0; is it a flux?"
+        )
 
 
 def _relative_unit(found: str, image: str, kind: str, where: str) -> float:

@@ -11,11 +11,12 @@ from astropy.io import fits
 
 from surveybridge.__main__ import main
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.photometry import ZERO_AREA, sky_statistics, zero_areas
 from surveybridge.storage.tiles import TileStore
 from tests.storage.fits_files import gaussians, tan_wcs
-from tests.storage.test_fits_hdus import FLUX, SHAPE, VARIANCE, hdu, read, write
+from tests.storage.test_fits_hdus import FLUX, LSST, SHAPE, VARIANCE, hdu, read, write
 from tests.storage.test_fits_masks import write_map
 
 BAD, NO_DATA = MASK_PLANES["BAD"], MASK_PLANES["NO_DATA"]
@@ -286,3 +287,15 @@ def test_a_noise_map_in_other_counts_than_its_image_is_refused(tmp_path):
     path = write_map(tmp_path / "map.fits", np.sqrt(VARIANCE), MAGZERO=23.5)
     with pytest.raises(StorageError, match=r"map\.fits\[0\]: MAGZERO is 23\.5 but 28\.5 in .*a\.fits\[SCI\]"):
         read(image, maps={"rms": {"r": path}})
+
+
+def test_negative_variances_of_one_strip_do_not_stop_a_large_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("surveybridge.storage.fits_hdus.WHOLE_PIXELS", 2000)
+    flux = np.random.default_rng(9).normal(0, 3, (400, 260)).astype(np.float32)
+    variance = np.full(flux.shape, 9, np.float32)
+    variance[:10] = -np.random.default_rng(10).random((10, 260))
+    cards = tan_cards(flux.shape)
+    hdus = [hdu(flux, "SCI", wcs=False, **cards), hdu(variance, "VAR", wcs=False)]
+    [image] = open_images(LSST, {"r": write(tmp_path / "a.fits", *hdus)})
+    _, _, mask = image.read((0, 20, 0, 260))
+    assert (mask[0, :10] == BAD).all() and not mask[0, 10:].any()
