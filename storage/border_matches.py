@@ -1,6 +1,6 @@
 """Objects next to a border between fields: rows that are one object there, and which of them is kept.
 
-Rows of two fields that are each other's nearest within `ownership.RADIUS` are one object, with more fields a chain of
+Rows of two fields that are each other's nearest within `field_cores.RADIUS` are one object, with more fields a chain of
 such pairs. Where not exactly one row of an object is from the owner of its position, its field is chosen among those
 that own the position of any of its rows; where an owner has none, since its tiles end there, among those that have one.
 It is the field with most rows of the object, then by the order of `storage.ownership`, with the nearest row's distance.
@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from surveybridge.storage.ownership import RADIUS, Ownership, Verdict
+from surveybridge.storage.field_cores import RADIUS
+from surveybridge.storage.ownership import Ownership, Verdict
 from surveybridge.storage.sky import unit_vectors
 
 _CHORD = float(2 * np.sin(np.deg2rad(RADIUS / 3600) / 2))

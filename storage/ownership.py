@@ -15,8 +15,8 @@ owns nothing that another can show. Ownership is a function of where the tiles l
 nothing else: neither the order of runs nor that of ingest matters.
 
 An object next to a border has a slightly different centre in each field, and could be on the wrong side in both, or on
-the right one in both. So rows of two fields that are each other's nearest within `RADIUS` are taken as one object; of
-such rows exactly one is kept, and where the owner's data end so near and it has none, that of another field
+the right one in both. So rows of two fields that are each other's nearest within `field_cores.RADIUS` are one object;
+exactly one of them is kept, and where the owner's data end so near and it has none, that of another field
 (`storage.border_matches`). What that cannot do: objects whose centres differ by more than the radius, such as a blend
 that is taken apart in one field only, may be kept twice or not at all within that distance of a border; and what the
 owner's image does not show is not taken from another field.
@@ -24,49 +24,19 @@ owner's image does not show is not taken from another field.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cdshealpix.nested
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
+from surveybridge.storage.covered_cells import EVERYWHERE, NOWHERE, CoveredCells
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import pixel_scale
-from surveybridge.storage.schema import CELL
-from surveybridge.storage.sky import HEALPIX_ORDER, healpix_29, unit_vectors
-
-RADIUS = 0.5
-"""arcsec: rows of two fields that are each other's nearest within it are one object; above what names may round."""
-
-ORDER = 11
-"""HEALPix order of the cells (103") by which fields are found."""
-
-EVERYWHERE, PARTLY, NOWHERE = 2, 1, 0
-"""Coverage of a cell of pixels by data of both ends."""
-
-POINTS_AT_ONCE = 1 << 20
-
-_CELL_ARCSEC = 103.0
-_FAR = float(1 << 29)
-_SHIFT = 2 * (HEALPIX_ORDER - ORDER)
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-
-class Grid(NamedTuple):
-    """A pixel grid: the WCS header of its first pixel, and its shape (H, W)."""
-
-    wcs_header: str
-    shape: tuple[int, int]
+from surveybridge.storage.field_cores import SHIFT, Bools, FieldCores, Floats, Grid, Ints, expanded
+from surveybridge.storage.sky import unit_vectors
 
 
 class Cores(NamedTuple):
@@ -98,9 +68,10 @@ class Verdict:
     distance : float64 [N]
         Of the centre of the field that it is from, as a squared chord of the unit sphere.
     near : bool [N]
-        Whether another field's core is within `RADIUS`.
+        Whether another field's core is within `field_cores.RADIUS`.
     edge : bool [N]
-        Whether another field owns the position and has less data within `RADIUS`: it may have lost the object there.
+        Whether another field owns the position and has less data within that radius: it may have lost the object
+        there.
     """
 
     field: NDArray[np.int32]
@@ -141,11 +112,11 @@ class Ownership:
         number = pc.index_in(tiles["grid_id"], value_set=pa.array(known, pa.string()))
         self._field = np.asarray(pc.fill_null(number, -1).to_numpy(), np.int32)  # of each tile
         boxes = _boxes(tiles)
-        self._coverage = _Coverage.of(tiles["covered_cells"])
+        self._coverage = CoveredCells.of(tiles["covered_cells"])
         self._fields = []
         for place, grid_id in enumerate(known):
             members = np.flatnonzero(self._field == place)
-            field = _Field(grids[grid_id], members, boxes[members])
+            field = FieldCores(grids[grid_id], members, boxes[members])
             _check_apart(field, grid_id, runs, self._first)
             self._fields.append(field)
         self._boxes = boxes
@@ -177,11 +148,11 @@ class Ownership:
 
     def _judge(self, verdict: Verdict, tile: Ints, ra: Floats, dec: Floats, healpix: Ints) -> None:
         """Fill in the rows that lie in cells where several fields are."""
-        place = np.minimum(np.searchsorted(self._cells, healpix >> _SHIFT), len(self._cells) - 1)
-        row = np.flatnonzero((self._cells[place] == healpix >> _SHIFT) & (verdict.field >= 0))
+        place = np.minimum(np.searchsorted(self._cells, healpix >> SHIFT), len(self._cells) - 1)
+        row = np.flatnonzero((self._cells[place] == healpix >> SHIFT) & (verdict.field >= 0))
         counts = self._start[place[row] + 1] - self._start[place[row]]
         pair_row = np.repeat(row, counts)
-        pair_field = self._around[_expanded(self._start[place[row]], counts)]
+        pair_field = self._around[expanded(self._start[place[row]], counts)]
         position = unit_vectors(ra, dec)
         # The own field first: what a row is compared with.
         best = (np.full(len(ra), NOWHERE, np.int8), np.full(len(ra), np.inf))
@@ -213,14 +184,14 @@ class Ownership:
             rows = lost[verdict.owner[lost] == number]
             verdict.edge[rows] = self._ends(self._fields[number], *self._fields[number].pixels(ra[rows], dec[rows]))
 
-    def _ends(self, field: _Field, y: Floats, x: Floats) -> Bools:
+    def _ends(self, field: FieldCores, y: Floats, x: Floats) -> Bools:
         """Whether a field has less data within the margin of positions on its grid than at them."""
         steps = (-field.margin, 0.0, field.margin)
         here = self._level(field, y, x)
         around = [self._level(field, y + down, x + across) < here for down in steps for across in steps]
         return np.asarray(np.any(around, axis=0))
 
-    def _level(self, field: _Field, y: Floats, x: Floats) -> NDArray[np.int8]:
+    def _level(self, field: FieldCores, y: Floats, x: Floats) -> NDArray[np.int8]:
         """Coverage around positions on a field's grid, -1 where it has no tile."""
         member, _ = field.find(y, x)
         level = np.full(len(y), -1, np.int8)
@@ -228,139 +199,6 @@ class Ownership:
         tiles = field.tiles[member[inside]]
         level[inside] = self._coverage.at(tiles, self._boxes[tiles], y[inside], x[inside])
         return level
-
-
-class _Field:
-    """The tiles of one grid, found by pixel: an index of squares as large as most tiles are."""
-
-    def __init__(self, grid: Grid, tiles: Ints, boxes: Ints) -> None:
-        self.grid, self.tiles, self.boxes = grid, tiles, boxes
-        self.margin = 1 + 1.5 * RADIUS / pixel_scale(grid.wcs_header)
-        middle = (np.array(grid.shape) - 1) / 2
-        self.centre = unit_vectors(*(np.atleast_1d(v) for v in self.wcs.all_pix2world(middle[1], middle[0], 0)))[0]
-        y0, y1, x0, x1 = boxes.T
-        self._size = max(1, int(np.median(y1 - y0))), max(1, int(np.median(x1 - x0)))
-        reach = int(np.ceil(self.margin))
-        low = (y0 - reach) // self._size[0], (x0 - reach) // self._size[1]
-        high = (y1 - 1 + reach) // self._size[0], (x1 - 1 + reach) // self._size[1]
-        rows, columns = high[0] - low[0] + 1, high[1] - low[1] + 1
-        member = np.repeat(np.arange(len(boxes)), rows * columns)
-        step = _expanded(np.zeros(len(boxes), np.int64), rows * columns)
-        key = _key(low[0][member] + step // columns[member], low[1][member] + step % columns[member])
-        order = np.argsort(key, kind="stable")
-        self._keys, self._members = key[order], member[order]
-
-    @property
-    def wcs(self) -> WCS:
-        """Its WCS."""
-        return _wcs(self.grid.wcs_header)
-
-    def pixels(self, ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
-        """Positions (y, x) on the grid, NaN where it has none."""
-        return sky_to_pixel(self.wcs, ra, dec)
-
-    def distance(self, position: Floats) -> Floats:
-        """Squared chord to the centre, term by term, so that it does not depend on how many are asked for at once."""
-        x, y, z = (position[:, axis] - self.centre[axis] for axis in range(3))
-        return np.asarray(x * x + y * y + z * z)
-
-    def find(self, y: Floats, x: Floats) -> tuple[Ints, Bools]:
-        """For positions on the grid the place in `tiles` of the one that holds them (-1: none), and if one is near."""
-        found, near = np.full(len(y), -1, np.int64), np.zeros(len(y), bool)
-        seen = np.isfinite(y) & np.isfinite(x)
-        line, column = (np.floor(np.where(seen, np.clip(v, -_FAR, _FAR), 0) + 0.5).astype(np.int64) for v in (y, x))
-        key = _key(line // self._size[0], column // self._size[1])
-        start = np.searchsorted(self._keys, key)
-        counts = np.where(seen, np.searchsorted(self._keys, key, "right") - start, 0)
-        asked = np.repeat(np.arange(len(y)), counts)
-        member = self._members[_expanded(start, counts)]
-        y0, y1, x0, x1 = self.boxes[member].T
-        inside = (line[asked] >= y0) & (line[asked] < y1) & (column[asked] >= x0) & (column[asked] < x1)
-        found[asked[inside]] = member[inside]
-        beyond = np.maximum(np.maximum(y0 - y[asked], y[asked] - y1 + 1), np.maximum(x0 - x[asked], x[asked] - x1 + 1))
-        near[asked[beyond - 0.5 <= self.margin]] = True
-        return found, near
-
-    def overlap(self) -> tuple[int, int] | None:
-        """Numbers of two tiles whose cores share pixels, the first such; None if there are none."""
-        for step in range(1, len(self._keys)):
-            same = np.flatnonzero(self._keys[step:] == self._keys[:-step])
-            if not len(same):
-                return None
-            one, other = self._members[same], self._members[same + step]
-            (a0, a1, c0, c1), (b0, b1, d0, d1) = self.boxes[one].T, self.boxes[other].T
-            shared = (np.maximum(a0, b0) < np.minimum(a1, b1)) & (np.maximum(c0, d0) < np.minimum(c1, d1))
-            if shared.any():
-                pairs = np.sort(np.stack([self.tiles[one[shared]], self.tiles[other[shared]]], axis=1), axis=1)
-                first, second = pairs[np.lexsort(pairs.T[::-1])[0]]
-                return int(first), int(second)
-        return None
-
-    def cells(self) -> Ints:
-        """HEALPix cells of order `ORDER` that hold the cores and what is within `RADIUS` of them, ascending."""
-        step = _CELL_ARCSEC / 3 / pixel_scale(self.grid.wcs_header)
-        y0, y1, x0, x1 = self.boxes.T
-        down, across = (int(np.ceil((high - low).max() / step)) + 1 for low, high in ((y0, y1), (x0, x1)))
-        found = []
-        for start in range(0, len(self.boxes), max(1, POINTS_AT_ONCE // (down * across))):
-            part = slice(start, start + max(1, POINTS_AT_ONCE // (down * across)))
-            y = (y0[part, None] - 0.5) + np.linspace(0, 1, down) * (y1 - y0)[part, None]
-            x = (x0[part, None] - 0.5) + np.linspace(0, 1, across) * (x1 - x0)[part, None]
-            places = np.broadcast_arrays(x[:, None, :], y[:, :, None])
-            ra, dec = self.wcs.all_pix2world(*(values.ravel() for values in places), 0)
-            found.append(np.unique(healpix_29(ra, dec) >> _SHIFT))
-        # A position is less than a cell from one of these points, so in its cell or a neighbour of that.
-        around = cdshealpix.nested.neighbours(np.unique(np.concatenate(found)), ORDER)
-        cells = np.unique(np.asarray(around, np.int64))
-        return cells[cells >= 0]
-
-
-class _Coverage(NamedTuple):
-    """Which cells of pixels have data of both ends: of each tile the first of its values, -1 for everywhere."""
-
-    first: Ints
-    values: NDArray[np.int8]
-
-    @classmethod
-    def of(cls, column: pa.ChunkedArray) -> _Coverage:
-        """From the ledger's column; null: everywhere."""
-        lists = column.combine_chunks()
-        lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), np.int64)
-        first = np.where(lengths > 0, np.cumsum(lengths) - lengths, -1)
-        return cls(first, np.asarray(lists.drop_null().flatten().to_numpy(zero_copy_only=False), np.int8))
-
-    def at(self, tiles: Ints, boxes: Ints, y: Floats, x: Floats) -> NDArray[np.int8]:
-        """Coverage around positions on the grids of tiles; what lies just beyond the core counts as at its edge."""
-        coverage = np.full(len(tiles), EVERYWHERE, np.int8)
-        stated = self.first[tiles] >= 0
-        y0, y1, x0, x1 = boxes[stated].T
-        line, column = (np.floor(np.nan_to_num(v[stated]) + 0.5).astype(np.int64) for v in (y, x))
-        row = np.clip(line - y0, 0, y1 - y0 - 1) // CELL
-        cell = row * -(-(x1 - x0) // CELL) + np.clip(column - x0, 0, x1 - x0 - 1) // CELL
-        coverage[stated] = self.values[self.first[tiles[stated]] + cell]
-        return coverage
-
-
-def cell_coverage(usable: Bools) -> list[int] | None:
-    """State which cells of 64 x 64 pixels have data: the column `covered_cells` of a ledger row.
-
-    Parameters
-    ----------
-    usable : bool [H, W]
-        Pixels of a tile's core with data of both ends.
-
-    Returns
-    -------
-    list of int or None
-        Row by row `EVERYWHERE`, `PARTLY` or `NOWHERE` for each cell; None if it is everywhere for all of them.
-    """
-    if usable.all():
-        return None
-    lines, columns = (np.arange(0, n, CELL) for n in usable.shape)
-    count = np.add.reduceat(np.add.reduceat(usable.astype(np.int64), lines, 0), columns, 1)
-    size = np.outer(*(np.diff(np.append(edges, n)) for edges, n in zip((lines, columns), usable.shape, strict=True)))
-    found = np.where(count == size, EVERYWHERE, np.where(count > 0, PARTLY, NOWHERE))
-    return [int(value) for value in found.ravel()]
 
 
 def _contested(fields: Sequence[Ints]) -> tuple[Ints, Ints, NDArray[np.int32]]:
@@ -376,7 +214,7 @@ def _contested(fields: Sequence[Ints]) -> tuple[Ints, Ints, NDArray[np.int32]]:
     return distinct[several], start, number[order][several[place]]
 
 
-def _check_apart(field: _Field, grid_id: str, runs: Sequence[Cores], first: Ints) -> None:
+def _check_apart(field: FieldCores, grid_id: str, runs: Sequence[Cores], first: Ints) -> None:
     """Refuse two tiles of one grid that own the same pixels."""
     found = field.overlap()
     if found is None:
@@ -398,19 +236,3 @@ def _boxes(tiles: pa.Table) -> Ints:
         for name in ("core_y0", "core_x0", "core_height", "core_width")
     )
     return np.stack([y0, y0 + height, x0, x0 + width], axis=1)
-
-
-def _expanded(start: Ints, counts: Ints) -> Ints:
-    """The numbers start, start + 1, ... of each of some ranges, one after the other."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - counts), counts)
-
-
-def _key(line: Ints, column: Ints) -> Ints:
-    """One number for a square of the index of tiles."""
-    return (line << 31) + column
-
-
-@functools.lru_cache(maxsize=256)
-def _wcs(header: str) -> WCS:
-    return celestial_wcs(header)

@@ -38,9 +38,10 @@ from surveybridge.storage.catalogs import (
     snapshot_path,
 )
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.field_cores import RADIUS
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.objectstore import Folder, check_name, json_bytes
-from surveybridge.storage.ownership import RADIUS, Ownership
+from surveybridge.storage.ownership import Ownership
 from surveybridge.storage.parquet import parquet_bytes, string_lengths, texts
 from surveybridge.storage.problems import ProblemTable, default_problem, stated_problem
 from surveybridge.storage.regions import Coverage

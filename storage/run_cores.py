@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.field_cores import Grid
 from surveybridge.storage.footprint import around, header_box
 from surveybridge.storage.mosaics import MosaicHeader, header_from
-from surveybridge.storage.ownership import Cores, Grid, Ownership
+from surveybridge.storage.ownership import Cores, Ownership
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import LEDGER
 

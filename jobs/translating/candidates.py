@@ -141,8 +141,8 @@ def catalogued_part(model: Model, tile: Tile) -> dict[str, Any]:
     """Return the columns of the ledger that say where in its core a tile has a catalog: where both ends have data."""
     import numpy as np
 
+    from surveybridge.storage.covered_cells import cell_coverage
     from surveybridge.storage.images import MASK_PLANES
-    from surveybridge.storage.ownership import cell_coverage
 
     if not is_scored(model, tile):
         return {"catalogued": False, "covered_cells": None}

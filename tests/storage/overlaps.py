@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from astropy.wcs import WCS
 
+from surveybridge.storage.field_cores import Grid
 from surveybridge.storage.mosaics import TileMosaic, header_from
-from surveybridge.storage.ownership import Cores, Grid
+from surveybridge.storage.ownership import Cores
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import stamps
 from surveybridge.storage.sky import healpix_29

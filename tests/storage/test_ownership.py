@@ -11,8 +11,9 @@ import pytest
 from astropy.coordinates import SkyCoord
 
 from surveybridge.storage.border_matches import owned_rows
+from surveybridge.storage.covered_cells import EVERYWHERE, NOWHERE, PARTLY, cell_coverage
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.ownership import EVERYWHERE, NOWHERE, PARTLY, Cores, Ownership, cell_coverage
+from surveybridge.storage.ownership import Cores, Ownership
 from tests.storage.overlaps import Field, cores, grids, scattered
 
 # Three fields around RA 0, all of which overlap each other, and one that none touches.
