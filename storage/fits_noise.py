@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import astropy.units as u
@@ -16,7 +17,7 @@ NEGATIVE_SHARE = 0.05
 
 NO_COVERAGE = float(np.float32(1e15))
 """Values from here on mark pixels without coverage, as do NaN, infinity, 0 and what is negative (Euclid MER writes
-1e16 into RMS maps)."""
+1e16 into RMS maps); not in images of other quantities than light, such as columns in cm-2."""
 
 POWER = {"variance": 2, "rms": 1, "weight": -2}
 """Power of the flux unit in which a map is."""
@@ -87,7 +88,7 @@ def read_noise(part: Extension, where: str, source: str, factor: float | NDArray
     assert kind is not None
     values = part.pixels
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        values = np.where((values > 0) & (values < NO_COVERAGE), values, np.nan)
+        values = np.where((values > 0) & (values < (NO_COVERAGE if _is_light(bunit) else np.inf)), values, np.nan)
         values = {"variance": values, "rms": values**2, "weight": 1 / values}[kind]
     factor = factor * _relative_unit(str(part.hdu.header.get("BUNIT") or "").strip(), bunit, kind, where)
     by_place = not part.name and "EXTTYPE" not in part.hdu.header
@@ -104,6 +105,14 @@ def check_positive(part: Extension, where: str) -> None:
             f"{where}: {negative.size} of {values.size} pixels are negative, from {negative.min():.4g} to "
             f"{negative.max():.4g}, expected a {part.role} above 0; is it a flux?"
         )
+
+
+def _is_light(bunit: str) -> bool:
+    """Return whether an image may hold fluxes, by its unit: columns and densities are as large as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        kind = str(u.Unit(bunit, parse_strict="silent").physical_type)
+    return kind in ("unknown", "dimensionless") or any(word in kind for word in ("flux", "brightness", "radiance"))
 
 
 def _relative_unit(found: str, image: str, kind: str, where: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.storage.fits_files import gaussians, tan_wcs, write_survey_file
 
 HERE = Path(__file__).parent
 STAMP = 64
+SIZE = 0.15
+"""Sigma of an object before the PSF, arcsec: no star."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def write_field(
     for (end, band), seen in bands.items():
         pixels = round(side / seen.pixel)
         places = [((pixels - 1) / 2 + y / seen.pixel, (pixels - 1) / 2 + x / seen.pixel) for y, x in objects]
-        image = gaussians((pixels, pixels), places, seen.psf / seen.pixel, seen.flux)
+        image = gaussians((pixels, pixels), places, math.hypot(seen.psf, SIZE) / seen.pixel, seen.flux)
         noisy = image + seen.noise * rng.normal(size=image.shape)
         path = folder / f"{end}_{band}.fits"
         header = {
