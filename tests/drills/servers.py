@@ -31,12 +31,12 @@ def main() -> None:
             os.environ.update(RAY_health_check_period_ms="500")  # a head asks 5 times before it gives a node up
             add_node(cluster, 0)  # where drivers live, as on a cluster with a head of its own
             for _ in range(2):
-                add_node(cluster, 2)
+                add_node(cluster, 1)  # where one is lost, the other has no room for its model
         elif command == "remove":
             (node,) = (node for node in cluster.worker_nodes if node.node_id == arguments[0])
             cluster.remove_node(node, allow_graceful=False)
         elif command == "add":
-            add_node(cluster, 2)
+            add_node(cluster, 1)
             cluster.wait_for_nodes()
         answer(address=cluster.address, nodes=len(cluster.list_all_nodes()))
     cluster.shutdown()

@@ -25,7 +25,7 @@ def test_killed_workers_and_a_node_that_is_gone_change_nothing(scene):
     # here of one to a few, each.
     bounds = {"read": SLICE, "model": 4, "write": 4}
     assert {stage: killed[stage] for stage in bounds if killed[stage] > bounds[stage]} == {}
-    scene.servers.remove_node(node)
+    scene.servers.remove_node(node)  # the other has no room for its model, which keeps waiting with what it was given
     code = driver.wait()
     scene.servers.add_node()
     assert code == 0, driver.output
