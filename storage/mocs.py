@@ -26,6 +26,9 @@ ICRS = ("C", "ICRS")
 RANGE_ORDERS = {8: HEALPIX_ORDER, 4: 13, 2: 5}
 """Order of the cells of a column RANGE, by the bytes of its numbers."""
 
+MOST_SHOWN = 200
+"""Characters of cells that a message quotes."""
+
 _CELLS = re.compile(r"\s*(?:(\d+)\s*/|(\d+)(?:-(\d+))?(?=[\s,]|$))[\s,]*")
 _FRAME = re.compile(r"\b(?:COORDSYS|COOSYS|FRAME)\b\W*(\w+)", re.IGNORECASE)
 _DIMENSION = re.compile(r"\bMOCDIM\b\W*([\w.]+)", re.IGNORECASE)
@@ -45,8 +48,9 @@ def read_moc(where: str | os.PathLike[str]) -> Coverage:
         If it is neither, covers nothing, is not in ICRS, or is a MOC of time or frequency.
     """
     text = os.fspath(where)
-    name = f"MOC {text[:80]!r}"
     is_file = Path(text).is_file() or "://" in text
+    # cells may be long; the name of a file is shown whole
+    name = f"MOC {text if is_file or len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + '...'!r}"
     data = _bytes(text) if is_file else text.encode()
     if data.startswith(b"SIMPLE  ="):
         ranges = _of_fits(data, name)

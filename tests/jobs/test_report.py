@@ -196,9 +196,25 @@ def test_a_run_without_a_finished_tile_has_a_page(tmp_path):
     assert "0 ok 0 failed 0 quarantined 4 left of 4 tiles" in text
 
 
-def test_a_run_at_work_says_who_does_it_and_how_long_it_takes(scene, tmp_path):
-    with held(scene, todo=4, done={"ok": 1}, in_flight=[]):
-        assert main(["report", "--run", scene.url, "--out", str(tmp_path), "--top", "0"]) == 0
+def test_a_run_at_work_says_who_does_it_and_how_long_it_takes(tmp_path):
+    run = make_run(str(tmp_path / "r1"), make_store(str(tmp_path / "tiles"), 12))
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [
+        {
+            "tile_id": f"t{i}",
+            "content": f"c{i}",
+            "status": "failed",
+            "stage": "read",
+            "reason": REASON,
+            "attempt": 1,
+            "finished_at": now - datetime.timedelta(minutes=9 - i),
+            **seconds(1.0),
+        }
+        for i in range(8)
+    ]
+    run.folder.put(parquet_bytes(table_from_rows(rows, LEDGER, "ledger")), "ledger/segments/0-8-t0.parquet")
+    with held(run, todo=12, done={"failed": 8}, in_flight=[]):
+        assert main(["report", "--run", run.url, "--out", str(tmp_path), "--top", "0"]) == 0
     text = text_of((tmp_path / PAGE).read_text())
     assert re.search(r"state running on \S+ since \S+, done in about \d", text)
     assert "no candidates to show" in text
