@@ -156,9 +156,12 @@ def test_lsdb_matches_true_objects_within_five_arcsec_as_skycoord_does(published
 def test_plain_readers_agree(published):
     leaves, count = published.leaves, published.rows.num_rows
     best = published.rows.sort_by([("score", "descending")])["object_id"][0].as_py()
-    listed = duckdb.execute(f"SELECT object_id, rank FROM read_parquet({leaves}) ORDER BY rank").fetchall()
-    assert listed[0] == (best, 1) and [rank for _, rank in listed] == list(range(1, count + 1))
-    frame = polars.scan_parquet(leaves, hive_partitioning=False).sort("rank").collect()
+    columns = "object_id, rank, system_rank"
+    listed = duckdb.execute(f"SELECT {columns} FROM read_parquet({leaves}) ORDER BY rank, system_rank").fetchall()
+    assert listed[0] == (best, 1, 1) and len(set(listed)) == count
+    leading = [rank for _, rank, within in listed if within == 1]  # a row for each system
+    assert leading == list(range(1, len(leading) + 1)) and {rank for _, rank, _ in listed} == set(leading)
+    frame = polars.scan_parquet(leaves, hive_partitioning=False).sort("rank", "system_rank").collect()
     assert (frame["object_id"][0], len(frame)) == (best, count)
     table = ds.parquet_dataset(f"{Catalog.open(published.catalog).table_url}/dataset/_metadata").to_table()
     assert table.num_rows == count and table.schema.field("flux_VIS").metadata[b"unit"] == b"nJy"
