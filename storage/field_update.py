@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from surveybridge.storage.fields import FieldGrid, named_among
 from surveybridge.storage.lease import Lease
 from surveybridge.storage.manifests import TILES, fields_of, places_of
@@ -31,7 +33,7 @@ class Slot:
 
 def slot_in(store: TileStore | None, field: FieldGrid, slot: Slot) -> tuple[FieldGrid, bool]:
     """Return the field as it would be named in a store, and whether it would replace one; refusals as `put_field`."""
-    fields = {} if store is None or not store.folder.exists(MANIFEST_FILE) else fields_of(store.manifest())
+    fields = {} if store is None else fields_of(_listed(store))
     named = named_among(field, slot.name, fields.values(), "the store" if store is None else store.url)
     return named, named.name in {one.name for one in fields.values()}
 
@@ -69,7 +71,7 @@ def put_field(
     """
     note = {"job": "ingest", "field": slot.name or field.grid_id}
     with Lease.acquire(store.folder, wait=slot.wait, note=note, remedy="give another --store URL") as lease:
-        before = store.manifest() if store.folder.exists(MANIFEST_FILE) else MANIFEST.empty_table()
+        before = _listed(store)
         fields = fields_of(before)
         field = named_among(field, slot.name, fields.values(), store.url)
         _remove_others(store, {place.group for place in places_of(before).values()})
@@ -82,6 +84,11 @@ def put_field(
         store.write_manifest([*kept, *rows], [*(f for f in fields.values() if f.name != field.name), field])
         _remove_others(store, {row["group"] for row in (*kept, *rows)})
     return rows
+
+
+def _listed(store: TileStore) -> pa.Table:
+    """The manifest of a store; no rows where no ingest has come to its end yet."""
+    return store.manifest() if store.folder.exists(MANIFEST_FILE) else MANIFEST.empty_table()
 
 
 def _remove_others(store: TileStore, groups: set[str]) -> None:

@@ -240,13 +240,12 @@ def cut_tile(field: Field, box: TileBox, named: FieldGrid | None = None) -> Tile
     core = (box.core[0] - y0, box.core[1] - y0, box.core[2] - x0, box.core[3] - x0)
     header = shifted_header(field.wcs_header, y0, x0)
     cut = np.s_[:, y0 - field.top : y1 - field.top, x0:x1]
-    images = {
-        name: replace(
+    images = {}
+    for name in surveys_in(field, box):
+        image = field.images[name]
+        images[name] = replace(
             image, flux=image.flux[cut], variance=image.variance[cut], mask=image.mask[cut], wcs_header=header
         )
-        for name, image in field.images.items()
-        if name in surveys_in(field, box)
-    }
     if named is None:
         return Tile(box.tile_id, images, core, (y0, x0), field.grid_id)
     return Tile(f"{named.prefix}{box.tile_id}", images, core, (y0, x0), named.grid_id, named.name)

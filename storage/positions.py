@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from surveybridge.storage.errors import StorageError
@@ -74,11 +76,7 @@ def position_and_angle(given: Any) -> tuple[float, float, float]:
     StorageError
         If it is not three values, or one of them is no angle.
     """
-    words = _words(given)
-    if len(words) == 7:
-        words = [":".join(words[:3]), ":".join(words[3:6]), words[6]]
-    if len(words) != 3:
-        raise StorageError(f"has {len(words)} value(s) but needs 3; give {CONE}")
+    words = _values(given, (3, 3, 1), CONE)
     return right_ascension(words[0]), declination(words[1]), arcseconds(words[2])
 
 
@@ -90,17 +88,20 @@ def bounds(given: Any) -> tuple[float, float, float, float]:
     StorageError
         If it is not four values, or one of them is no angle.
     """
-    words = _words(given)
-    if len(words) == 12:
-        words = [":".join(words[first : first + 3]) for first in range(0, 12, 3)]
-    if len(words) != 4:
-        raise StorageError(f"has {len(words)} value(s) but needs 4; give {BOX}")
+    words = _values(given, (3, 3, 3, 3), BOX)
     return right_ascension(words[0]), right_ascension(words[1]), declination(words[2]), declination(words[3])
 
 
-def _words(given: Any) -> list[str]:
+def _values(given: Any, sexagesimal: Sequence[int], example: str) -> list[str]:
+    """Return the values in what was given, a word each; `sexagesimal` says how many each has with blanks for colons."""
     parts = given if isinstance(given, list | tuple) else [given]
-    return [word for part in parts for word in re.split(r"[\s,]+", str(part).translate(_TYPESET)) if word]
+    words = [word for part in parts for word in re.split(r"[\s,]+", str(part).translate(_TYPESET)) if word]
+    if len(words) == sum(sexagesimal):
+        rest = iter(words)
+        words = [":".join(itertools.islice(rest, count)) for count in sexagesimal]
+    if len(words) != len(sexagesimal):
+        raise StorageError(f"has {len(words)} value(s) but needs {len(sexagesimal)}; give {example}")
+    return words
 
 
 def _plain(text: str) -> str:
