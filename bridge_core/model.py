@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.conditions import ConditionRanges
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for_bfloat16
@@ -40,6 +41,9 @@ class Card:
         Command, data, steps, loss, versions.
     discriminant
         What makes the lens score of this model's residuals, or None where it has not been calibrated.
+    conditions
+        Observing conditions of the training images, or None where they were not stated. Whether the network is told
+        those of an image is said by `NetworkConfig.conditions`.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Card:
     clamp: tuple[float, float] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     discriminant: Discriminant | None = None
+    conditions: ConditionRanges | None = None
 
     @property
     def physical(self) -> bool:
@@ -70,6 +75,7 @@ class Card:
             "clamp": list(self.clamp) if self.clamp else None,
             "provenance": self.provenance,
             "discriminant": self.discriminant.card if self.discriminant else None,
+            **({"conditions": self.conditions.card} if self.conditions else {}),
         }
 
     @classmethod
@@ -90,6 +96,7 @@ class Card:
             clamp=(card["clamp"][0], card["clamp"][1]) if card["clamp"] else None,
             provenance=card["provenance"],
             discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
+            conditions=ConditionRanges.from_card(card["conditions"]) if card.get("conditions") else None,
         )
 
 
