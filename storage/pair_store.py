@@ -81,6 +81,9 @@ def problem_said(store: PairStore) -> ProblemTable:
     """Return the problem that the store states."""
     if not store.stated:
         return default_problem()
+    said = store.attributes.get("problem")
+    if isinstance(said, Mapping):
+        return agreed(store, complete_problem(said, store.url))
     units, numbers = store.attributes.get("units") or {}, store.attributes.get("bands") or {}
     if not isinstance(units, Mapping) or not isinstance(numbers, Mapping):
         raise StorageError(f"{store.url}: the attributes units and bands are tables; correct them")

@@ -6,9 +6,12 @@ grid of the network; NaN is where there is no data. Its attributes:
     endpoints   names of the two arrays, in the order of the problem
     bands       by band (or `<endpoint>.<band>`) `pixel_arcsec` and `sigma_noise`, the sky noise in the endpoint's unit
     units       by endpoint, where that is not nJy
+    problem     the problem as a whole, with its catalog and its titles, where it is known
+    held_back   how many pairs at the end are for validation: no other shows their part of the sky
     name        of the store
 
-Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from.
+Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
+writes such stores.
 
 A store without `endpoints` is of LSST and Euclid: ``lsst`` [N, 64, 64, 3] gri and ``euclid`` [N, 64, 64] VIS, each on
 its own pixels and complete, in nJy, sky subtracted. AS-Bridge's own data sets have this layout in 8 bits: display
