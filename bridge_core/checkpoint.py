@@ -6,6 +6,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,7 +22,7 @@ def save_checkpoint(card: Card, weights: dict[str, Tensor], path: str | Path) ->
     base = Path(path).with_suffix("") if Path(path).suffix in (".safetensors", ".json") else Path(path)
     base.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().float().contiguous().cpu() for k, v in weights.items()}, f"{base}.safetensors")
-    Path(f"{base}.json").write_text(json.dumps(card.to_json(), indent=1) + "\n")
+    Path(f"{base}.json").write_text(_card_text(card.to_json()))
     return Path(f"{base}.safetensors")
 
 
@@ -47,8 +48,23 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
         raise BridgeError(
             f"checkpoint {base}: cannot be read ({type(error).__name__}: {error}); save it again"
         ) from error
-    digest = hashlib.sha256(weights_file.read_bytes() + card_file.read_bytes()).hexdigest()
-    return make_model(card, weights, digest)
+    return make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
+
+
+def _identity(weights: bytes, card: bytes) -> str:
+    """SHA-256 of weights and card as `save_checkpoint` wrote them, but for what the card says of the conditions.
+
+    These decide no pixel and no score, and may be stated later: a run that was begun before then goes on.
+    """
+    document = json.loads(card)
+    if "conditions" in document:
+        del document["conditions"]
+        card = _card_text(document).encode()
+    return hashlib.sha256(weights + card).hexdigest()
+
+
+def _card_text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1) + "\n"
 
 
 def shipped_checkpoints() -> list[str]:

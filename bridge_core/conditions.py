@@ -16,8 +16,9 @@ QUANTITIES = ("noise", "fwhm", "wing", "correlation")
 """The conditions of an end, in the order in which the network is told them."""
 
 WORDS = {"noise": "noise", "fwhm": "seeing", "wing": "PSF wings (1/beta)", "correlation": "noise correlation"}
-SLACK = {"noise": 0.02, "fwhm": 0.02, "wing": 0.02, "correlation": 0.05}
-"""How far beyond the range a value may be: a share of the limit (noise, fwhm), or in the quantity itself."""
+SLACK = {"noise": 0.1, "fwhm": 0.05, "wing": 0.05, "correlation": 0.1}
+"""How far beyond the range a value may be: a share of the limit (noise, fwhm), or in the quantity itself. By so much
+differ the PSFs that two pipelines state of one image, and the noise of pixels that were resampled from one image."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ class ConditionRanges:
         return cls(ranges, card.get("nominal", {}))
 
     def nominal_of(self, end: str, bands: tuple[str, ...]) -> Conditions:
-        """Return the typical conditions of an end; what is not stated is unknown."""
+        """Return the typical conditions of an end; what is not stated, and was no single value, is unknown."""
+        single = {
+            quantity: {band: low for band, (low, high) in of.items() if low == high}
+            for quantity, of in self.ranges.get(end, {}).items()
+        }
         stated = self.nominal.get(end, {})
         noise, fwhm, wing, correlation = (
-            tuple(float(stated.get(quantity, {}).get(band, math.nan)) for band in bands) for quantity in QUANTITIES
+            tuple(float({**single.get(quantity, {}), **stated.get(quantity, {})}.get(band, math.nan)) for band in bands)
+            for quantity in QUANTITIES
         )
         return Conditions(noise, fwhm, wing, correlation)
 

@@ -122,7 +122,7 @@ class Model:
     network
         In evaluation mode.
     sha256
-        Hash of weights and card, the model's identity in run folders.
+        Hash of weights and card without its conditions, the model's identity in run folders.
     """
 
     card: Card

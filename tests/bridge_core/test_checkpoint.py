@@ -12,7 +12,8 @@ import torch
 
 from surveybridge.bridge_core.asbridge import import_asbridge
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint, shipped_checkpoints
+from surveybridge.bridge_core.checkpoint import check_shipped, load_checkpoint, save_checkpoint, shipped_checkpoints
+from surveybridge.bridge_core.conditions import ConditionRanges
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model, make_model
 from surveybridge.bridge_core.network import NetworkConfig, channels_last, network_input
@@ -265,3 +266,36 @@ def test_a_prediction_does_not_depend_on_the_other_windows_of_its_batch(model):
     for precision in ("float32", "bfloat16"):
         together = model.predict(x, x, 40, TO_EUCLID, precision)
         torch.testing.assert_close(together[1:2], model.predict(x[1:2], x[1:2], 40, TO_EUCLID, precision))
+
+
+# ---- conditions
+
+
+def test_stating_the_conditions_later_leaves_the_identity_of_a_checkpoint(model, tmp_path):
+    seen = ConditionRanges({"euclid": {"fwhm": {"VIS": (0.12, 0.19)}}})
+    weights = model.network.state_dict()
+    bare, stated, other = (
+        load_checkpoint(save_checkpoint(card, weights, tmp_path / name))
+        for name, card in {
+            "bare": model.card,
+            "stated": replace(model.card, conditions=seen),
+            "other": replace(model.card, name="other"),
+        }.items()
+    )
+    assert stated.card.conditions == seen and bare.card.conditions is None
+    assert stated.sha256 == bare.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "noise"),
+    [("mosaic-v2", "a6349fde", (0.285, 0.2926, 0.4611)), ("cutout-v1", "22dea5a1", (1.312, 1.347, 2.123))],
+)
+def test_shipped_cards_state_their_training_and_are_the_checkpoints_that_they_were(name, before, noise):
+    check_shipped(name)
+    model = load_checkpoint(name)
+    assert model.sha256.startswith(before)
+    assert model.card.conditions is not None
+    lsst = model.card.conditions.nominal_of("lsst", ("g", "r", "i"))
+    assert lsst.fwhm == (0.77, 0.73, 0.71) and lsst.wing == (0.0, 0.0, 0.0) and lsst.noise == noise
+    euclid = model.card.conditions.nominal_of("euclid", ("VIS",))
+    assert (euclid.fwhm, euclid.noise, euclid.correlation) == ((0.16,), (2.022,), (0.0,))

@@ -51,3 +51,19 @@ def test_the_nominal_conditions_of_an_end_leave_open_what_was_not_stated() -> No
     nominal = RANGES.nominal_of("sky", ("u", "w"))
     assert nominal.fwhm == (0.8, 0.7)
     assert all(math.isnan(value) for value in (*nominal.noise, *nominal.wing, *nominal.correlation))
+
+
+def test_the_nominal_value_of_a_single_one_seen_in_training_is_that_one() -> None:
+    single = ConditionRanges({"sky": {"fwhm": {"u": (0.7, 0.7), "w": (0.6, 0.9)}}})
+    nominal = single.nominal_of("sky", ("u", "w"))
+    assert nominal.fwhm[0] == 0.7 and math.isnan(nominal.fwhm[1])
+
+
+@pytest.mark.parametrize("value", [0.729, 0.733, 0.7, 0.766])
+def test_a_single_value_is_matched_within_a_twentieth(value: float) -> None:
+    single = ConditionRanges({"sky": {"fwhm": {"u": (0.73, 0.73)}, "noise": {"u": (0.6, 0.6)}}})
+    assert single.outside({"sky": seen(fwhm=(value, 1.0), noise=(0.65, 1.0))}, BANDS, UNITS) == []
+    assert single.outside({"sky": seen(fwhm=(0.81, 1.0), noise=(0.5, 1.0))}, BANDS, UNITS) == [
+        "sky u noise 0.5 nJy (trained on 0.6 nJy)",
+        'sky u seeing 0.81" (trained on 0.73")',
+    ]
