@@ -78,7 +78,11 @@ class Config(JobConfig):
     )
     tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
-    psf: tuple[str, ...] = Field((), description="PSF FWHM as NAME.BAND=ARCSEC (default: the images' headers)")
+    psf: tuple[str, ...] = Field(
+        (),
+        description="PSFs as NAME.BAND=PSF: a FWHM in arcsec, gaussian:FWHM, moffat:FWHM,BETA, kolmogorov:FWHM, or a "
+        "FITS file or FILE[HDU] with an image of it (default: the images' headers and PSF HDUs)",
+    )
     zero_point: tuple[str, ...] = Field(
         (), description="AB zero points as NAME.BAND=MAG, which count instead of the units and zero points in headers"
     )
@@ -106,10 +110,12 @@ class Config(JobConfig):
         (), description="masks of the LSST images in separate files, FILE or FILE[EXT] each"
     )
     lsst_variance: tuple[str, ...] = Field((), description="variance maps of the LSST images in separate files")
-    euclid_psf: float | None = Field(
-        None, gt=0, description="PSF FWHM of the Euclid image, arcsec (default: its header)"
+    euclid_psf: str | None = Field(
+        None, description="PSF of the Euclid image, FWHM in arcsec or as in --psf (default: its file)"
     )
-    lsst_psf: tuple[float, ...] = Field((), description="PSF FWHM per LSST image, arcsec (default: their headers)")
+    lsst_psf: tuple[str, ...] = Field(
+        (), description="PSF per LSST image, FWHM in arcsec or as in --psf (default: their files)"
+    )
     euclid_noise: Literal["auto", "file", "sky"] = Field(
         "file", description="where the Euclid variance comes from: file (VARIANCE or RMS map), sky, or auto"
     )
@@ -254,7 +260,7 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
         noise[name] = kind
     return by_end(config.image, "--image", "FILE", str), {
         "noise": noise,
-        "numbers": {"psf_fwhm": by_end(config.psf, "--psf", "ARCSEC", _arcsec), "zero_point": zero_points(config)},
+        "numbers": {"psf": by_end(config.psf, "--psf", "PSF", _psf), "zero_point": zero_points(config)},
         "maps": {role: by_end(getattr(config, role), f"--{role}", "FILE", str) for role in MAPS},
     }
 
@@ -264,8 +270,12 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
     images = {"lsst": by_band(config.lsst, config.lsst_bands, "--lsst")} if config.lsst else {}
     if config.euclid is not None:
         images["euclid"] = {"VIS": config.euclid}
-    lsst_psf = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf") if config.lsst_psf else {}
-    euclid_psf = {} if config.euclid_psf is None else {"VIS": config.euclid_psf}
+    psfs: dict[str, dict[str, str | float]] = {"lsst": {}, "euclid": {}}
+    if config.lsst_psf:
+        given = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf")
+        psfs["lsst"] = {band: _checked_psf(text, "--lsst-psf") for band, text in given.items()}
+    if config.euclid_psf is not None:
+        psfs["euclid"] = {"VIS": _checked_psf(config.euclid_psf, "--euclid-psf")}
     maps: dict[str, dict[str, dict[str, str]]] = {}
     for role, survey in (("rms", "euclid"), ("mask", "euclid"), ("mask", "lsst"), ("variance", "lsst")):
         given = getattr(config, f"{survey}_{role}")
@@ -275,7 +285,7 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
             maps.setdefault(role, {})[survey] = by_band(given, config.lsst_bands, f"--{survey}-{role}")
     return images, {
         "noise": {"lsst": config.lsst_noise, "euclid": config.euclid_noise},
-        "numbers": {"psf_fwhm": {"lsst": lsst_psf, "euclid": euclid_psf}, "zero_point": zero_points(config)},
+        "numbers": {"psf": psfs, "zero_point": zero_points(config)},
         "maps": maps,
     }
 
@@ -298,17 +308,41 @@ def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], 
         try:
             found[name][band] = convert(value)
         except ValueError:
-            raise RequestError(
-                f"{flag} {text}: expected NAME.BAND={what}, a number{' above 0' if convert is _arcsec else ''}"
-            ) from None
+            wanted = PSF_FORMS if convert is _psf else "a number"
+            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, {wanted}") from None
     return found
 
 
-def _arcsec(text: str) -> float:
-    value = float(text)
+PSF_FORMS = "a FWHM in arcsec above 0, gaussian:FWHM, moffat:FWHM,BETA, kolmogorov:FWHM or a FITS file"
+
+
+def _psf(text: str) -> str | float:
+    """Return a FWHM in arcsec, or the text of a profile or file; ValueError if it is none of them."""
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.fits_psf import PROFILE
+    from surveybridge.storage.psf import parse_psf
+
+    try:
+        value = float(text)
+    except ValueError:
+        if PROFILE.match(text):
+            try:
+                parse_psf(text)
+            except StorageError as error:
+                raise ValueError(str(error)) from None
+        elif "." not in text:  # no profile, and no name of a file
+            raise
+        return text
     if not 0 < value < float("inf"):
         raise ValueError(text)
     return value
+
+
+def _checked_psf(text: str, flag: str) -> str | float:
+    try:
+        return _psf(text)
+    except ValueError:
+        raise RequestError(f"{flag} {text}: expected {PSF_FORMS}") from None
 
 
 def by_band(values: Sequence[Value], bands: Sequence[str], flag: str) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from surveybridge.storage.grids import GridMapping, Positions, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
+from surveybridge.storage.psf import PsfImage
 from surveybridge.storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
 
 FOOTPRINT = {"BAD": 2, "SAT": 3, "NO_DATA": 2, "CLIPPED_EDGE": 2}
@@ -85,6 +86,7 @@ class Registration:
             wcs_header=target_wcs_header,
             pixel_scale=pixel_scale(target_wcs_header),
             noise_correlation=tuple(mapping.noise_correlation(r) for r in head.noise_correlation),
+            psf_model=tuple(psf.turned(mapping.axes) if isinstance(psf, PsfImage) else psf for psf in head.psf_model),
             provenance=head.provenance | told,
         )
         return cls(image, mapping, on_grid)

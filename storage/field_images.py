@@ -101,7 +101,7 @@ def open_field(
     onto: str | TargetGrid,
     *,
     noise: Mapping[str, Noise] | None = None,
-    numbers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    numbers: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     maps: Mapping[str, Images] | None = None,
     subtract_sky: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -118,8 +118,8 @@ def open_field(
         The endpoint whose grid, that of its first band, the others are brought onto; or the grid for all.
     noise : mapping of endpoint to "auto", "file" or "sky", optional
         As `open_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
-    numbers : mapping of "psf_fwhm" or "zero_point" to mapping of endpoint to mapping of band to float, optional
-        Arcsec, or AB magnitude of one count; they count instead of what the files say.
+    numbers : mapping of "psf" or "zero_point" to mapping of endpoint to mapping of band to value, optional
+        As `open_images`; they count instead of what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to such a mapping as `images`, optional
         Maps in files of their own.
     subtract_sky : bool
@@ -217,13 +217,20 @@ def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:
         return parts[0]
     bands = [band for part in parts for band in part.bands]
     order = [bands.index(band) for band in end["bands"]]
+
+    def of_bands(name: str) -> tuple[Any, ...]:
+        values = [value for part in parts for value in getattr(part, name)]
+        return tuple(values[k] for k in order)
+
     per_band = ("native_pixel_scale", "interpolation")
     return replace(
         parts[0],
         bands=tuple(end["bands"]),
-        psf_fwhm=tuple([width for part in parts for width in part.psf_fwhm][k] for k in order),
-        noise_correlation=tuple([value for part in parts for value in part.noise_correlation][k] for k in order),
-        readings=tuple([reading for part in parts for reading in part.readings][k] for k in order),
+        psf_fwhm=of_bands("psf_fwhm"),
+        psf_wing=of_bands("psf_wing"),
+        psf_model=of_bands("psf_model"),
+        noise_correlation=of_bands("noise_correlation"),
+        readings=of_bands("readings"),
         provenance={
             f"{part.bands[0]}.{key}" if key in per_band and part is not parts[0] else key: note
             for part in parts

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def open_images(
     paths: Mapping[str, str],
     *,
     noise: Noise = "auto",
-    numbers: Mapping[str, Mapping[str, float]] | None = None,
+    numbers: Mapping[str, Mapping[str, Any]] | None = None,
     maps: Mapping[str, Mapping[str, str]] | None = None,
     filters: Collection[str] = (),
     subtract_sky: bool = False,
@@ -79,8 +78,9 @@ def open_images(
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
         factor of `fits_planes.WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map
         marks as not covered stays unusable with all of them.
-    numbers : mapping of "psf_fwhm" or "zero_point" to mapping of band to float, optional
-        Arcsec, or AB magnitude of one count; they count instead of what the files say.
+    numbers : mapping of "psf" or "zero_point" to mapping of band to value, optional
+        FWHM in arcsec or a text as `fits_psf.given_psf` reads it, or AB magnitude of one count; they count instead of
+        what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
         Maps in files of their own, on the pixels of the image. They count instead of those in the image's file, for
         the noise unless `noise` is "sky". A weight is an inverse variance.
@@ -104,7 +104,7 @@ def open_images(
         image's; the sky of a flux is not subtracted (`fits_planes.MOST_SKY`); bands of one pixel scale differ in grid.
     """
     bands, numbers, maps = endpoint["bands"], numbers or {}, maps or {}
-    psf_fwhm, zero_points = numbers.get("psf_fwhm", {}), numbers.get("zero_point", {})
+    psfs, zero_points = numbers.get("psf", {}), numbers.get("zero_point", {})
     missing = [band for band in bands if band not in paths]
     if missing:
         raise StorageError(
@@ -113,7 +113,7 @@ def open_images(
         )
     for what, given in {
         "file": paths,
-        "PSF width": psf_fwhm,
+        "PSF": psfs,
         "zero point": zero_points,
         **{f"{role} map": maps.get(role, {}) for role in MAPS},
     }.items():
@@ -125,14 +125,12 @@ def open_images(
             )
     if zero_points and njy_per_unit(endpoint["unit"]) is None:
         raise StorageError(f"{endpoint['name']}: a zero point, but it is in {endpoint['unit']}, no flux; leave it out")
-    request = Request(endpoint, noise, frozenset({*bands, *filters}), zero_points, subtract_sky, storage_options)
+    names = frozenset({*bands, *filters})
+    request = Request(endpoint, noise, names, zero_points, subtract_sky, psfs, storage_options)
     planes = []
     for band in bands:
         beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}
         plane = read_plane(paths[band], band, beside, request)
-        if band in psf_fwhm:
-            told = replace(plane.reading, psf_fwhm=float(psf_fwhm[band]), psf_source="given by the user")
-            plane = replace(plane, reading=told)
         log.info("%s %s", endpoint["name"], plane.reading.line())
         planes.append(plane)
     scale = pixel_scale(planes[0].wcs_header)
@@ -187,6 +185,8 @@ def _assemble(endpoint: EndpointTable, planes: list[Plane]) -> LazyImage:
         unit=endpoint["unit"],
         extensive=endpoint["extensive"],
         readings=readings,
+        psf_wing=tuple(reading.psf_wing for reading in readings),
+        psf_model=tuple(plane.psf for plane in planes),
     )
     readers = [plane.read for plane in planes]
 

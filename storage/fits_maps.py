@@ -20,7 +20,6 @@ from surveybridge.storage.fits_noise import PRIORITY, NoiseMap, check_positive, 
 from surveybridge.storage.fits_selection import named_extension, partners, split_extension
 from surveybridge.storage.fits_units import ZERO_POINT_KEYWORDS
 from surveybridge.storage.grids import describe_footprint, pixel_to_pixel
-from surveybridge.storage.photometry import psf_stamp_fwhm
 
 MAPS: tuple[Role, ...] = ("mask", "variance", "rms", "weight")
 """Maps that may be given in files of their own."""
@@ -141,25 +140,6 @@ def noise_of(
             source = f"{these[0].name or f'HDU {these[0].number}'}{' of the file' if kind == 'variance' else ''}"
             return read_noise(these[0], where, source, flux.factor, flux.bunit), aside
     return None, aside
-
-
-def psf_of(flux: Flux, found: list[Extension], scale: float) -> tuple[float, str]:
-    """PSF FWHM in arcsec and where it was found; NaN if nowhere. `scale` is the pixel scale, arcsec."""
-    extension = flux.extension
-    stamps = [
-        ext for ext in found if ext.role == "psf" and (ext.stem, ext.version) == (extension.stem, extension.version)
-    ]
-    stamp = stamps[0] if len(stamps) == 1 and extension.stem and stamps[0].is_plane else None
-    stated = {
-        "PSFFWHM": next((header["PSFFWHM"] for header in flux.headers if "PSFFWHM" in header), None),
-        "FWHM": stamp.hdu.header.get("FWHM") if stamp else None,
-    }
-    for keyword, value in stated.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 10:
-            return float(value), f"{keyword} of the header"
-    if stamp is not None:
-        return psf_stamp_fwhm(stamp.pixels, scale), f"area above half maximum of {stamp.name}"
-    return float("nan"), "not stated"
 
 
 def grid_offset(first: str, second: str, shape: tuple[int, ...]) -> float:

@@ -26,14 +26,16 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
 from surveybridge.storage.fits_hdus import Extension, Role, by_header, extensions
-from surveybridge.storage.fits_maps import Flux, mask_of, noise_of, psf_of
+from surveybridge.storage.fits_maps import Flux, mask_of, noise_of
 from surveybridge.storage.fits_noise import NoiseMap
+from surveybridge.storage.fits_psf import PsfReading, given_psf, psf_beside
 from surveybridge.storage.fits_selection import flux_extension, split_extension, unclaimed
 from surveybridge.storage.fits_units import calibration, unit_factor
 from surveybridge.storage.grids import pixel_areas, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box
 from surveybridge.storage.photometry import NOTHING, ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
 from surveybridge.storage.problems import EndpointTable
+from surveybridge.storage.psf import Psf
 from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
 
@@ -64,6 +66,7 @@ class Request:
     filters: Collection[str]
     zero_points: Mapping[str, float]
     subtract_sky: bool
+    psfs: Mapping[str, str | float]
     storage_options: Mapping[str, Any] | None
 
     @property
@@ -84,6 +87,7 @@ class Plane:
     read: Callable[[Box], Planes]
     wcs_header: str
     noise_correlation: float
+    psf: Psf | None
     reading: BandReading
 
 
@@ -147,7 +151,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
         notes = tuple(f"HDU {other} is not used: nothing says what it is" for other in unclaimed(found, extension))
         notes += (f"noise: {aside}",) if aside else ()
-        psf, psf_note = psf_of(whole, found, pixel_scale(wcs_header))
+        psf = _psf(whole, found, pixel_scale(wcs_header), request.psfs.get(band), options)
         flux = extension.pixels * by_pixel
     filter_name = str(header.get("FILTER", "not stated")).strip()
     if _is_other_filter(filter_name, band, request.filters):
@@ -192,6 +196,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         read=read,
         wcs_header=wcs_header,
         noise_correlation=0.0 if exact else sky.correlation,
+        psf=psf.model,
         reading=BandReading(
             band=band,
             file=where,
@@ -200,8 +205,9 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             unit=unit,
             calibration=(units,),
             zero_point=zero_point,
-            psf_fwhm=psf,
-            psf_source=psf_note,
+            psf_fwhm=psf.fwhm,
+            psf_wing=psf.wing,
+            psf_source=psf.source,
             noise_source=noise_note,
             noise_sigma=float(np.sqrt(np.median(variance[usable]))),
             map_sigma=math.nan if noise_map is None else noise_map.sigma,
@@ -221,6 +227,20 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             notes=notes,
         ),
     )
+
+
+def _psf(
+    flux: Flux, found: list[Extension], scale: float, given: str | float | None, options: Mapping[str, Any] | None
+) -> PsfReading:
+    """What the user says of the PSF, else the file; `given` is a text for `given_psf`, or a FWHM in arcsec."""
+    if isinstance(given, str):
+        return given_psf(given, scale, options)
+    if given is not None:
+        return PsfReading(float(given), "given by the user")
+    try:
+        return psf_beside(flux.extension, flux.headers, found, scale)
+    except StorageError as error:
+        raise StorageError(f"{flux.where}: {error}") from None
 
 
 def _is_other_filter(filter_name: str, band: str, filters: Collection[str]) -> bool:

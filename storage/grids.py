@@ -254,6 +254,16 @@ class GridMapping:
             y, x = np.arange(first, last, dtype=np.float64), np.arange(self.shape[1], dtype=np.float64)
             yield slice(first - start, last - start), self.at(y, x)
 
+    @property
+    def axes(self) -> NDArray[np.float64]:
+        """Pixels of the input for a pixel of the output, at `centre`: float64 [2, 2], rows and columns are y and x."""
+        at = np.array([self.centre[0]]), np.array([self.centre[1]])
+        along_y, along_x = (
+            [float(spline(*at, dx=down, dy=1 - down)[0, 0]) for spline in (self.spline_y, self.spline_x)]
+            for down in (1, 0)
+        )
+        return np.array([along_y, along_x]).T
+
     def noise_correlation(self, input_correlation: float) -> float:
         """Lag-1 noise correlation on the output grid, mean over x and y, at `centre` and averaged over pixel phase.
 

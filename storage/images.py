@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.psf import Psf, psf_of
 from surveybridge.storage.readings import BandReading
 
 MASK_PLANES: dict[str, int] = {"BAD": 1, "SAT": 2, "NO_DATA": 4, "CLIPPED_EDGE": 8}
@@ -52,6 +54,11 @@ class SurveyImage:
         Whether values add up over pixels, as fluxes do: a finer grid then divides them.
     readings : tuple of BandReading
         What was understood of the file of each band; empty where the image was not read from FITS.
+    psf_wing : tuple of float
+        1 / beta per band, of the Moffat profile with the PSF's wings; 0 is a Gaussian, NaN unknown (all by default).
+    psf_model : tuple of Psf or None
+        Per band the PSF as it was given, by profile or image; None where no more than width and wings are known (all by
+        default).
 
     Raises
     ------
@@ -73,9 +80,14 @@ class SurveyImage:
     unit: str = "nJy"
     extensive: bool = True
     readings: tuple[BandReading, ...] = ()
+    psf_wing: tuple[float, ...] = ()
+    psf_model: tuple[Psf | None, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an image whose parts do not fit together."""
+        for name, unknown in (("psf_wing", math.nan), ("psf_model", None)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (unknown,) * len(self.bands))
         for name in ("flux", "variance", "mask"):
             shape = getattr(self, name).shape
             if len(shape) != 3 or shape != self.flux.shape or shape[0] != len(self.bands):
@@ -83,7 +95,7 @@ class SurveyImage:
                     f"{self.survey} image: {name} has shape {shape} but flux {self.flux.shape} with bands "
                     f"{','.join(self.bands)} is [C,H,W]; give one plane per band, all of one size"
                 )
-        for name in ("psf_fwhm", "noise_correlation"):
+        for name in ("psf_fwhm", "noise_correlation", "psf_wing", "psf_model"):
             if len(getattr(self, name)) != len(self.bands):
                 raise StorageError(
                     f"{self.survey} image: {name} has {len(getattr(self, name))} values for {len(self.bands)} bands; "
@@ -94,6 +106,10 @@ class SurveyImage:
     def wcs(self) -> WCS:
         """Celestial WCS of the grid."""
         return celestial_wcs(self.wcs_header)
+
+    def psf(self, band: int) -> Psf | None:
+        """PSF of a band by its number: as it was given, else the Moffat of its width and wings; None if unknown."""
+        return self.psf_model[band] or psf_of(self.psf_fwhm[band], self.psf_wing[band])
 
     @property
     def valid(self) -> NDArray[np.bool_]:

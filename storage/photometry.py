@@ -98,12 +98,6 @@ def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: 
     return Sky(level, sigma, float(np.clip(correlation, 0.0, 0.99)), int(sky.sum()))
 
 
-def psf_stamp_fwhm(stamp: NDArray[np.floating], pixel_scale: float, zoom: int = 8) -> float:
-    """FWHM in arcsec of a PSF stamp: diameter of the circle with the area above half of the maximum."""
-    fine = ndimage.zoom(np.asarray(stamp, np.float64), zoom, order=3, mode="nearest", grid_mode=True)
-    return float(2 * np.sqrt((fine > fine.max() / 2).sum() / np.pi) * pixel_scale / zoom)
-
-
 def zero_areas(flux: NDArray[np.floating], rows: int = 512, frequent: bool | None = None) -> NDArray[np.bool_]:
     """Find where an image is 0 over an area: nothing was observed there, whatever the rest of the file says.
 

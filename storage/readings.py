@@ -26,8 +26,9 @@ class BandReading:
         Key ("zero_point" or "unit") and words.
     zero_point : float
         AB zero point of the file; NaN where the pixels are no fluxes.
-    psf_fwhm, psf_source : float, str
-        arcsec, NaN where unknown, and where it was found.
+    psf_fwhm, psf_wing, psf_source : float, float, str
+        arcsec without the pixel, 1 / beta of the Moffat with its wings (0 is a Gaussian), NaN where unknown, and where
+        they were found.
     noise_source : str
         Where the variances come from.
     noise_sigma : float
@@ -64,6 +65,7 @@ class BandReading:
     calibration: tuple[tuple[str, str], ...]
     zero_point: float
     psf_fwhm: float
+    psf_wing: float
     psf_source: str
     noise_source: str
     noise_sigma: float
@@ -111,6 +113,14 @@ class BandReading:
         said = f"{self.sky_level:.4g} {self.unit}{ratio}".replace("+-", "-")
         return f"{said}, {'subtracted' if self.sky_subtracted else 'left as it is'}"
 
+    @property
+    def psf(self) -> str:
+        """Width and wings of the PSF in words."""
+        if not math.isfinite(self.psf_fwhm):
+            return "not stated"
+        wings = f", wings 1/beta {self.psf_wing:.2f}" if math.isfinite(self.psf_wing) else ", wings not stated"
+        return f'{self.psf_fwhm:.3g}"{wings} ({self.psf_source})'
+
     def facts(self) -> dict[str, str]:
         """Return what a person wants to know, in words, by what it is about; nothing about what the file lacks."""
         noise = f"{self.noise_sigma:.4g} {self.unit} ({self.noise_source})"
@@ -118,7 +128,7 @@ class BandReading:
         facts = {
             "HDU": self.hdu,
             **{key.replace("_", " "): text for key, text in self.calibration},
-            "PSF": f'{self.psf_fwhm:.3g}" ({self.psf_source})' if math.isfinite(self.psf_fwhm) else "not stated",
+            "PSF": self.psf,
             "noise": noise + (f"; {self.uncovered:.2%} not covered" if self.uncovered else ""),
             "correlation": self.noise_correlation,
             "sky": self.sky,

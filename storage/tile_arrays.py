@@ -1,15 +1,20 @@
-"""A tile as a Zarr v3 group: a group for each survey with `flux`, `variance` and `mask`, each one shard."""
+"""A tile as a Zarr v3 group: a group for each survey with `flux`, `variance` and `mask`, each one shard.
+
+Where images of the PSF are known, they are the array `psf`: [C, h, w], each in the middle of its plane, with 0 around
+those of fewer pixels and for bands without one.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
@@ -17,6 +22,7 @@ from surveybridge.storage.errors import DamagedData, StorageError
 from surveybridge.storage.grids import shifted_header
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.objectstore import Folder, check_name
+from surveybridge.storage.psf import Psf, PsfImage, parse_psf
 from surveybridge.storage.shards import SHARD_KEY, read_shard, write_shard
 from surveybridge.storage.units import squared_unit
 
@@ -24,6 +30,12 @@ CHUNK = 256
 """Side of a chunk inside the shard, pixels: what cutout services and viewers fetch; workers read whole shards."""
 
 _ARRAYS = ("flux", "variance", "mask")
+
+_PSF = "psf"
+"""The array of images of the PSF, which a survey need not have."""
+
+_IMAGE = "image"
+"""What the attribute `psf_model` says of a band whose PSF is an image."""
 
 _UNWRITTEN = np.uint8(255)
 """Fill value of masks: what a lost shard reads as elsewhere, and no ingest writes."""
@@ -73,9 +85,10 @@ def read_group(folder: Folder, group: str, tile_id: str) -> tuple[dict[str, Any]
     except KeyError as error:
         raise DamagedData(f"tile {tile_id} lacks {error} in its zarr.json; ingest the tile again") from error
     arrays = [path for survey in surveys for path in array_paths(survey)]
+    metadata = (head.get("consolidated_metadata") or {}).get("metadata")
+    arrays += [path for survey in surveys if (path := f"{survey}/{_PSF}") in (metadata or {})]
     # Whole shards even for a small halo: one request each, and the chunks' checksums are all looked at.
     wanted = [f"{group}/{path}/{SHARD_KEY}" for path in arrays]
-    metadata = (head.get("consolidated_metadata") or {}).get("metadata")
     if metadata is None:  # a store from before 0.2: the metadata lies with each array
         wanted += [f"{group}/{path}/zarr.json" for path in (*surveys, *arrays)]
     found = {path.removeprefix(f"{group}/"): data for path, data in folder.read_existing(wanted).items()}
@@ -104,6 +117,8 @@ def _write_image(tile_group: zarr.Group, image: SurveyImage) -> None:
     write_shard(survey, "flux", image.flux, np.float32(np.nan), CHUNK)
     write_shard(survey, "variance", image.variance, np.float32(np.nan), CHUNK)
     write_shard(survey, "mask", image.mask, _UNWRITTEN, CHUNK)
+    if any(isinstance(psf, PsfImage) for psf in image.psf_model):
+        write_shard(survey, _PSF, _psf_planes(image.psf_model), 0.0, CHUNK)
 
 
 def array_paths(survey: str) -> list[str]:
@@ -135,13 +150,8 @@ def read_image(
         if path not in metadata:
             raise DamagedData(f"tile {tile_id}: {path} is missing; ingest the tile again")
     for name, path in zip(_ARRAYS, array_paths(survey), strict=True):
-        if path not in shards:
-            raise DamagedData(f"tile {tile_id}: {path} has lost its data; ingest the tile again")
-        try:
-            arrays[name] = read_shard(metadata[path], shards[path])
-        except (ValueError, RuntimeError) as error:  # a checksum, a length, or Blosc's own complaint
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedData(f"tile {tile_id}: {path} cannot be read ({first_line}); ingest the tile again") from error
+        arrays[name] = _read_array(metadata, shards, path, tile_id)
+    planes = _read_array(metadata, shards, f"{survey}/{_PSF}", tile_id) if f"{survey}/{_PSF}" in metadata else None
     try:
         a: dict[str, Any] = dict(metadata[survey]["attributes"])
         image = SurveyImage(
@@ -155,6 +165,8 @@ def read_image(
             provenance={str(key): str(value) for key, value in a["provenance"].items()},
             unit=str(a["units"]["flux"]) if "units" in a else "nJy",
             extensive=bool(a.get("extensive", True)),
+            psf_wing=tuple(math.nan if value is None else float(value) for value in a.get("psf_wing", ())),
+            psf_model=_psf_models(a, planes),
             **arrays,
         )
     except KeyError as error:
@@ -167,6 +179,18 @@ def read_image(
                 "in this program; ingest the tile again"
             )
     return image
+
+
+def _read_array(
+    metadata: Mapping[str, Mapping[str, Any]], shards: Mapping[str, bytes], path: str, tile_id: str
+) -> NDArray[Any]:
+    if path not in shards:
+        raise DamagedData(f"tile {tile_id}: {path} has lost its data; ingest the tile again")
+    try:
+        return read_shard(metadata[path], shards[path])
+    except (ValueError, RuntimeError) as error:  # a checksum, a length, or Blosc's own complaint
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedData(f"tile {tile_id}: {path} cannot be read ({first_line}); ingest the tile again") from error
 
 
 def check_pixels(tile_id: str, image: SurveyImage) -> None:
@@ -211,4 +235,43 @@ def _image_attributes(image: SurveyImage) -> dict[str, Any]:
         "provenance": dict(image.provenance),
         "units": units,
     }
-    return attributes if image.extensive else attributes | {"extensive": False}
+    if not image.extensive:
+        attributes["extensive"] = False
+    if not all(map(math.isnan, image.psf_wing)):
+        attributes["psf_wing"] = [None if math.isnan(value) else value for value in map(float, image.psf_wing)]
+    if any(image.psf_model):
+        attributes["psf_model"] = [_IMAGE if isinstance(psf, PsfImage) else psf and str(psf) for psf in image.psf_model]
+        attributes["psf_pixel_scale"] = [
+            psf.pixel_scale if isinstance(psf, PsfImage) else None for psf in image.psf_model
+        ]
+    return attributes
+
+
+def _psf_planes(models: Sequence[Psf | None]) -> NDArray[np.float64]:
+    """Images of the PSF in planes of one size, each in the middle, where their shapes leave one."""
+    images = [psf.values if isinstance(psf, PsfImage) else np.zeros((1, 1)) for psf in models]
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    planes = np.zeros((len(images), height, width))
+    for plane, image in zip(planes, images, strict=True):
+        top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+        plane[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return planes
+
+
+def _psf_models(attributes: Mapping[str, Any], planes: NDArray[np.float64] | None) -> tuple[Psf | None, ...]:
+    """The PSF of each band as `_image_attributes` and `_psf_planes` keep it; () where nothing is said."""
+    said = attributes.get("psf_model", [])
+    models: list[Psf | None] = []
+    for band, text in enumerate(said):
+        if text == _IMAGE and planes is not None:
+            plane = planes[band]
+            models.append(PsfImage(_trimmed(plane), float(attributes["psf_pixel_scale"][band])))
+        else:
+            models.append(None if text is None else parse_psf(str(text)))
+    return tuple(models)
+
+
+def _trimmed(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A plane without the rows and columns of 0 around it."""
+    rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    return np.ascontiguousarray(plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

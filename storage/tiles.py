@@ -50,6 +50,7 @@ from surveybridge.storage.manifests import (
 from surveybridge.storage.mosaics import header_from
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.psf import PsfImage
 from surveybridge.storage.schema import MANIFEST, conform
 from surveybridge.storage.sky import healpix_29
 from surveybridge.storage.tile_arrays import check_pixels, crop_image, read_group, tile_files
@@ -437,11 +438,16 @@ def tile_place(tile: Tile) -> dict[str, Any]:
 
 
 def tile_content(tile: Tile) -> str:
-    """SHA-256 over the shapes and bytes of all arrays of a tile read whole, hexadecimal."""
+    """SHA-256 over the shapes and bytes of all arrays of a tile read whole, and its PSFs if their shape is known."""
     digest = hashlib.sha256()
     for array in _arrays(tile):
         digest.update(repr((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).data)
+    for image in tile.images.values():
+        known = [image.psf(band) for band in range(len(image.bands))]
+        if any(known):  # tiles of earlier versions keep their content
+            digest.update(repr([psf and str(psf) for psf in known]).encode())
+            digest.update(b"".join(psf.values.tobytes() for psf in known if isinstance(psf, PsfImage)))
     return digest.hexdigest()
 
 

@@ -65,7 +65,7 @@ BAD = {
     "an unknown end": (["--image", "lsst.g=a.fits", "hst.g=b.fits", "--onto", "lsst"], "has no endpoint 'hst'"),
     "an unknown grid": (["--image", "lsst.g=a.fits", "--onto", "hst"], "has no endpoint 'hst'"),
     "noise that is none": (["--image", "lsst.g=a.fits", "--noise", "lsst=none"], "lsst=none: expected NAME=auto"),
-    "a PSF that is none": (["--image", "lsst.g=a.fits", "--psf", "lsst.g=-1"], "lsst.g=-1: expected NAME.BAND=ARCSEC"),
+    "a PSF that is none": (["--image", "lsst.g=a.fits", "--psf", "lsst.g=-1"], "lsst.g=-1: expected NAME.BAND=PSF"),
     "no such problem": (["--problem", "hsc", "--image", "a.b=c.fits"], "problem hsc: No such file"),
 }  # fmt: skip
 

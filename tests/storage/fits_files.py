@@ -94,6 +94,6 @@ def read_mer(path: str, rms: str | None = None, psf_fwhm: float | None = None) -
         {"VIS": path},
         noise="file",
         maps={} if rms is None else {"rms": {"VIS": rms}},
-        numbers={} if psf_fwhm is None else {"psf_fwhm": {"VIS": psf_fwhm}},
+        numbers={} if psf_fwhm is None else {"psf": {"VIS": psf_fwhm}},
         filters=LSST["bands"],
     )

@@ -134,7 +134,7 @@ def test_mer_pixels_become_njy_by_magzero_and_bad_rms_is_masked(tmp_path, noise)
     assert image.variance[0, 5, 5] == pytest.approx((0.5 * factor) ** 2, rel=1e-5)
     assert image.mask[0, 0, 0] == MASK_PLANES["BAD"] and np.isfinite(image.variance[0, 0, 0])
     assert image.zero_point == 24.6
-    assert image.psf_fwhm[0] == pytest.approx(0.2, rel=0.06)
+    assert image.psf_fwhm[0] == pytest.approx(2.3548 * (0.085**2 - 0.1**2 / 12) ** 0.5, rel=0.02)
 
 
 def test_rms_map_may_be_a_file_of_its_own(tmp_path, noise):

@@ -41,7 +41,7 @@ def test_an_image_in_the_domain_is_described_with_everything_that_ingest_takes_f
     said = {key: text.strip() for key, text in lines.items()}
     assert said["HDU"].startswith("1 IMAGE (72 x 96 float32")
     assert said["zero point"].startswith("31.4 AB")
-    assert said["PSF"] == '0.17" (PSFFWHM of the header)'
+    assert said["PSF"] == '0.17", wings not stated (PSFFWHM of the header)'
     assert said["noise"] == "3 nJy (VARIANCE of the file)"
     assert "sigma, left as it is" in said["sky"]
     assert "BAD 12.50%" in said["mask"]

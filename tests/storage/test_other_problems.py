@@ -208,8 +208,8 @@ def test_what_is_asked_of_ends_that_are_none_is_refused(tmp_path):
     rubin_euclid, files = problem(tmp_path, "rubin-euclid"), rubin_euclid_files(tmp_path)
     with pytest.raises(StorageError, match="has no endpoint 'lsst'; it has rubin and euclid"):
         read_field(rubin_euclid, {"lsst": files["rubin"]}, "euclid")
-    with pytest.raises(StorageError, match="a PSF width for band K, which is not one of its bands VIS,Y,J,H"):
-        read_field(rubin_euclid, files, "euclid", numbers={"psf_fwhm": {"euclid": {"K": 0.3}}})
+    with pytest.raises(StorageError, match="a PSF for band K, which is not one of its bands VIS,Y,J,H"):
+        read_field(rubin_euclid, files, "euclid", numbers={"psf": {"euclid": {"K": 0.3}}})
     with pytest.raises(StorageError, match="euclid: no file for band J,H"):
         read_field(rubin_euclid, files | {"euclid": {b: files["euclid"][b] for b in ("VIS", "Y")}}, "euclid")
 

@@ -10,7 +10,6 @@ from surveybridge.storage.photometry import (
     flux_from_magnitude,
     magnitude_from_flux,
     njy_per_count,
-    psf_stamp_fwhm,
     sky_statistics,
 )
 from tests.storage.fits_files import gaussians
@@ -45,8 +44,3 @@ def test_noise_correlation_of_smoothed_sky_is_measured():
 
 def test_sky_without_usable_pixels_is_nan():
     assert np.isnan(sky_statistics(np.zeros((8, 8)), np.zeros((8, 8), bool)).sigma)
-
-
-def test_psf_width_of_a_coarse_stamp():
-    stamp = gaussians((21, 21), [(10, 10)], 2.0 / 2.3548)
-    assert psf_stamp_fwhm(stamp, 0.1) == pytest.approx(0.2, rel=0.05)
