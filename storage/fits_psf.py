@@ -68,7 +68,7 @@ def psf_beside(
     Raises
     ------
     StorageError
-        A kind that is none of these, or a beta that no Moffat has.
+        A beta that no Moffat has.
     """
     stamps = [
         ext for ext in found if ext.role == "psf" and (ext.stem, ext.version) == (extension.stem, extension.version)
@@ -122,10 +122,7 @@ def _profile(headers: Sequence[fits.Header], fwhm: float) -> tuple[Psf | None, s
     """The profile that headers state for a width, and where it was found."""
     beta, kind = _stated(headers, "PSFBETA"), str(_stated(headers, "PSFKIND") or "").strip().lower()
     if kind not in ("", "gaussian", "moffat", "kolmogorov"):
-        raise StorageError(
-            f"PSFKIND {kind} of the header: expected gaussian, moffat or kolmogorov; correct it, or take it out and "
-            "give the PSF apart"
-        )
+        return None, f"PSFFWHM of the header; no profile is known for its PSFKIND {kind}"
     if kind == "gaussian":
         return Gaussian(fwhm), "PSFFWHM and PSFKIND of the header"
     if kind == "kolmogorov":

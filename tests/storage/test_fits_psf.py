@@ -53,15 +53,17 @@ def test_headers_state_gaussian_moffat_and_kolmogorov(tmp_path):
 
 
 def test_a_width_alone_says_nothing_of_the_wings(tmp_path):
-    image = read_rubin(rubin_files(tmp_path, {"PSFFWHM": 0.8}, {"PSFFWHM": 0.7, "PSFKIND": "moffat"}, {}))
+    headers = {"PSFFWHM": 0.8, "PSFKIND": "optical"}, {"PSFFWHM": 0.7, "PSFKIND": "moffat"}, {}
+    image = read_rubin(rubin_files(tmp_path, *headers))
     assert image.psf_model == (None, None, None)
     assert np.isnan(image.psf_wing).all()
+    assert "no profile is known for its PSFKIND optical" in image.readings[0].line()
     assert "wings not stated" in image.readings[0].line() and "PSF not stated" in image.readings[2].line()
 
 
 @pytest.mark.parametrize(
     ("header", "complaint"),
-    [({"PSFBETA": 0.9}, "PSFBETA 0.9 of the header"), ({"PSFKIND": "airy"}, "PSFKIND airy of the header")],
+    [({"PSFBETA": 0.9}, "PSFBETA 0.9 of the header"), ({"PSFBETA": "steep"}, "PSFBETA steep of the header")],
 )
 def test_a_header_with_a_profile_that_there_is_not_is_refused_naming_the_file(tmp_path, header, complaint):
     with pytest.raises(StorageError, match=rf"r\.fits\[IMAGE\]: {complaint}"):
