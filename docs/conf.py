@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import surveybridge
 from surveybridge import __version__
 from surveybridge.jobs.registry import JOBS, help_of
-from surveybridge.storage import evaluation_schemas, schema
+from surveybridge.storage import evaluation_schemas, pair_labels, schema
 
 project, author, version = "SurveyBridge", "SurveyBridge developers", __version__
 copyright = f"2026, {author}"
@@ -64,13 +64,13 @@ def reference(thing: Any) -> list[str]:
 
 
 class Schema(SphinxDirective):
-    """The columns of a schema of `storage.schema` or `storage.evaluation_schemas`, with units and descriptions."""
+    """The columns of a schema of `storage.schema` and its neighbours, with units and descriptions."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         lines = ["| column | type | unit | UCD | is |", "|---|---|---|---|---|"]
-        columns = (vars(schema) | vars(evaluation_schemas))[self.arguments[0]]
+        columns = (vars(schema) | vars(evaluation_schemas) | vars(pair_labels))[self.arguments[0]]
         return self.parse_text_to_nodes("\n".join(lines + [row(field) for field in columns]))
 
 

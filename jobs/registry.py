@@ -14,6 +14,7 @@ JOBS = (
     "simulate",
     "inspect",
     "ingest",
+    "pairs",
     "train",
     "calibrate",
     "evaluate",

@@ -1,0 +1,1 @@
+"""Cutting pairs of windows out of a tile store, for training."""
