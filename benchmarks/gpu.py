@@ -230,9 +230,8 @@ def prepared(model: Model, batch: int, steps: list[int], device: torch.device) -
     bridge: Bridge = model.card.bridge
     start = boot(bridge, x1, steps[0], draw(noise, START, x1))
     how = Sampling()
-    trajectory = Trajectory(
-        model, x1, direction, steps, how.eta, how.order, renoise=how.from_end, precision=how.precision
-    )
+    predictor = model.predictor(x1, direction, steps, how.precision)
+    trajectory = Trajectory(model, x1, predictor, steps, how.eta, how.order, renoise=how.from_end)
     return trajectory, start, noise
 
 

@@ -125,9 +125,8 @@ def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, s
     # nothing to blend: a tile's corner lies on no grid of windows
     seen = look(model, direction, scene, how, [tile.origin])
     y0, y1, x0, x1 = tile.core
-    mean, variance = (
-        moment[0, :, y0:y1, x0:x1] for moment in window_moments(model, direction, seen.x1, seen.live, tile.origin, how)
-    )
+    moments = window_moments(model, direction, seen.x1, seen.live, tile.origin, how, seen.context)
+    mean, variance = (moment[0, :, y0:y1, x0:x1] for moment in moments)
     summary = direction.wanted.fitted.summary(mean, variance.sqrt(), direction.wanted.bands)
     return Posterior.of(*summary, seen.coverage, len(seen.live))
 

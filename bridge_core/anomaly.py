@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surveybridge.bridge_core.context import Views
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import unit_range
@@ -25,7 +26,7 @@ from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
 from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
 from surveybridge.bridge_core.settings import Scoring
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import START, Scene, observed_units, window_noise
+from surveybridge.bridge_core.translate import START, Scene, cut_context, observed_units, tell, window_noise
 from surveybridge.kernels.accumulate import accumulate
 
 MIN_VALID = 0.2
@@ -127,6 +128,7 @@ def score_sources(
     condition = observed_units(model, direction.observed, observed.flux, observed.valid)
     target = observed_units(model, direction.wanted, wanted.flux, wanted.valid)
     usable = (wanted.valid.all(0) & observed.valid.all(0))[None]
+    told = both_ways(model, direction, observed, wanted)
     half = how.size // 2
     corners = [(y - half, x - half) for y, x in centres]
     # whole batches, so that the grouping changes nothing but the memory
@@ -137,8 +139,27 @@ def score_sources(
     for first in range(0, len(corners), group):
         some = corners[first : first + group]
         x1, x0, valid = (cut(image, some, observed.origin, how.size) for image in (condition, target, usable))
-        parts.append(score_windows(model, Cutouts(x1, x0, valid, some), how))
+        views = cut_views(told, some, observed.origin, how.size)
+        parts.append(score_windows(model, Cutouts(x1, x0, valid, some, views), how))
     return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def both_ways(model: Model, direction: Direction, observed: Scene, wanted: Scene) -> Views | None:
+    """What the network is told of a tile in both directions; None if it is told nothing."""
+    there = tell(model, direction, observed, wanted.conditions)
+    back = tell(model, model.card.problem.to(direction.observed.name), wanted, observed.conditions)
+    if there is None or back is None:
+        return None
+    return Views(back, there) if direction.index else Views(there, back)
+
+
+def cut_views(views: Views | None, corners: list[tuple[int, int]], origin: tuple[int, int], size: int) -> Views | None:
+    """The views of windows of a tile."""
+    if views is None:
+        return None
+    first, second = (cut_context(view, corners, origin, size) for view in views)
+    assert first is not None and second is not None
+    return Views(first, second)
 
 
 def scored_direction(model: Model) -> Direction:
@@ -155,7 +176,7 @@ def scored_direction(model: Model) -> Direction:
 def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
     """Score the sources in the middle of some cutouts."""
     direction = scored_direction(model)
-    x1, x0, valid, corners = cutouts
+    x1, x0, valid, corners, _ = cutouts
     k, n = how.samples, len(corners)
     steps = reconstruction_steps(model, how)
     rows = [(i, j) for i in range(n) for j in range(k)]
@@ -177,6 +198,7 @@ def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
                 eta=how.eta,
                 order=how.order,
                 precision=how.precision,
+                context=cutouts.context(direction, index),
             )
         )
     samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)

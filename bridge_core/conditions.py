@@ -35,12 +35,15 @@ class Conditions:
         1 / beta of the Moffat profile with the PSF's FWHM and wings: 0 is a Gaussian, 0.4 a Moffat profile of beta 2.5.
     correlation
         Of the noise of neighbouring pixels (lag 1), 0 is white.
+    registration
+        Typical offset of this end's image from the other's, arcsec.
     """
 
     noise: tuple[float, ...]
     fwhm: tuple[float, ...]
     wing: tuple[float, ...]
     correlation: tuple[float, ...]
+    registration: float = math.nan
 
     @classmethod
     def unknown(cls, bands: int) -> Conditions:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.conditions import ConditionRanges
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for_bfloat16
@@ -129,15 +130,28 @@ class Model:
     network: UNet
     sha256: str
 
-    def predictor(self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision) -> Predictor:
+    def predictor(
+        self,
+        x1: Tensor,
+        direction: Direction,
+        times: Sequence[int],
+        precision: Precision,
+        context: Context | None = None,
+    ) -> Predictor:
         """The network on a batch x1 at some table indices; see `Predictor`."""
-        return Predictor(self.network, x1, direction.index, times, precision)
+        return Predictor(self.network, x1, direction.index, times, precision, context)
 
     def predict(
-        self, x_t: Tensor, x1: Tensor, t: int, direction: Direction, precision: Precision = "float32"
+        self,
+        x_t: Tensor,
+        x1: Tensor,
+        t: int,
+        direction: Direction,
+        precision: Precision = "float32",
+        context: Context | None = None,
     ) -> Tensor:
         """Network output of the wanted head, [N, C, H, W], at table index t."""
-        predictor = self.predictor(x1, direction, [t], precision)
+        predictor = self.predictor(x1, direction, [t], precision, context)
         u, v = self.card.objective.input_table(self.card.bridge)
         predictor.input.copy_(x_t * float(u[t]) + x1 * float(v[t]))
         return predictor(0, x_t)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surveybridge.bridge_core.context import MAPS, vector_size
 from surveybridge.bridge_core.errors import BridgeError
 
 Precision = Literal["bfloat16", "float32"]
@@ -34,11 +35,13 @@ class NetworkConfig:
     image_channels: int = 3
     stem: int = 1
     norm: str = "group"
+    conditions: bool = False
+    """Whether the network is told the observing conditions (`bridge_core.context`)."""
 
     @property
     def card(self) -> dict[str, Any]:
         """JSON form; `from_card` reads it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "conditions" or value}
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> NetworkConfig:
@@ -85,7 +88,8 @@ class UNet(nn.Module):
             nn.Linear(4 * config.time_dim, config.time_dim),
         )
         self.dir_embed = nn.Embedding(2, config.time_dim)
-        self.init_conv = nn.Conv2d(3 * c * config.stem**2, widths[0], 3, padding=1)
+        images = 3 * c + (MAPS * c if config.conditions else 0)
+        self.init_conv = nn.Conv2d(images * config.stem**2, widths[0], 3, padding=1)
 
         def stage(width_in: int, width: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -106,18 +110,28 @@ class UNet(nn.Module):
         self.upsamples = nn.ModuleList(Upsample(w) for w in upward[:-1])
         self.final_norm = make_norm(config.norm, widths[0])
         self.final_conv = nn.Conv2d(widths[0], 2 * c * config.stem**2, 3, padding=1)
+        if config.conditions:
+            last = nn.Linear(config.time_dim, config.time_dim)
+            # at first the conditions change nothing, so that training may begin with the weights of a network without
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            first = nn.Linear(vector_size(c), config.time_dim)
+            self.condition_embed = nn.Sequential(first, nn.SiLU(), last)
 
-    def forward(self, x: Tensor, t: Tensor, direction: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, direction: Tensor, told: Tensor | None = None) -> Tensor:
         """Predict both heads.
 
         Parameters
         ----------
         x
-            [N, 3C, H, W]: x_t, the slots of endpoints 0 and 1, the wanted endpoint's slot zero.
+            [N, 3C, H, W]: x_t, the slots of endpoints 0 and 1, the wanted endpoint's slot zero; and the maps of
+            `Context`, [N, 2C, H, W], if the network is told conditions.
         t
             [N], index into the bridge's table.
         direction
             int64 [N], index of the wanted endpoint.
+        told
+            The vector of `Context`, [N, V], if the network is told conditions.
 
         Returns
         -------
@@ -129,12 +143,12 @@ class UNet(nn.Module):
         BridgeError
             Where H or W is no multiple of the configuration's `window_multiple`.
         """
-        return self.given(x, self.embed(t, direction))
+        return self.given(x, self.embed(t, direction, told))
 
-    def embed(self, t: Tensor, direction: Tensor) -> Tensor:
-        """Return the embedding of step and direction for the blocks: [N], int64 [N] -> [N, time_dim]."""
+    def embed(self, t: Tensor, direction: Tensor, told: Tensor | None = None) -> Tensor:
+        """Return the embedding of step, direction and conditions: [N], int64 [N], [N, V] -> [N, time_dim]."""
         emb: Tensor = self.time_embed(t) + self.dir_embed(direction)
-        return emb
+        return emb if told is None else emb + self.condition_embed(told)
 
     def given(self, x: Tensor, emb: Tensor) -> Tensor:
         """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] if all share one step."""
@@ -162,11 +176,12 @@ class UNet(nn.Module):
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
 
 
-def network_input(scaled: Tensor, x1: Tensor, direction: Tensor) -> Tensor:
-    """Return [N, 3C, H, W]: scaled x_t and both slots; x1 fills the slot of the observed endpoint."""
+def network_input(scaled: Tensor, x1: Tensor, direction: Tensor, maps: Tensor | None = None) -> Tensor:
+    """Return [N, 3C, H, W]: scaled x_t and both slots; x1 fills the slot of the observed endpoint. Then any maps."""
     second_wanted = direction.view(-1, 1, 1, 1).bool()
     zero = torch.zeros_like(x1)
-    return torch.cat([scaled, torch.where(second_wanted, x1, zero), torch.where(second_wanted, zero, x1)], dim=1)
+    slots = [torch.where(second_wanted, x1, zero), torch.where(second_wanted, zero, x1)]
+    return torch.cat([scaled, *slots, *([] if maps is None else [maps])], dim=1)
 
 
 def through(blocks: nn.Module, h: Tensor, emb: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import Precision, UNet, network_input
 
@@ -30,6 +31,8 @@ class Predictor:
         Table indices of the steps.
     precision
         Of the network's arithmetic, by autocast.
+    context
+        What the network is told beside the pixels; if it is told anything, None is that nothing is known.
 
     Attributes
     ----------
@@ -43,7 +46,15 @@ class Predictor:
         If float32 is asked of weights that are rounded to bfloat16.
     """
 
-    def __init__(self, network: UNet, x1: Tensor, head: int, times: Sequence[int], precision: Precision) -> None:
+    def __init__(
+        self,
+        network: UNet,
+        x1: Tensor,
+        head: int,
+        times: Sequence[int],
+        precision: Precision,
+        context: Context | None = None,
+    ) -> None:
         weight = network.init_conv.weight
         if precision == "float32" and weight.dtype != torch.float32:
             raise BridgeError(f"precision is float32 but the weights are {weight.dtype}; load the checkpoint again")
@@ -53,13 +64,18 @@ class Predictor:
         # the memory format follows that of the weights
         layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        stacked = network_input(torch.zeros_like(x1), x1, direction)
+        if not network.config.conditions:
+            maps = told = None
+        else:
+            context = context or Context.blank(torch.ones_like(x1, dtype=torch.bool))
+            maps, told = context.maps, context.vector
+        stacked = network_input(torch.zeros_like(x1), x1, direction, maps)
         self._stacked = stacked.to(dtype).contiguous(memory_format=layout)
         self.input = self._stacked[:, :channels]
         self._head = slice(head * channels, (head + 1) * channels)
         with torch.inference_mode(), autocast(x1.device, precision):
-            embedded = network.embed(torch.tensor(list(times), device=x1.device), direction)
-        self._embedded = embedded.split(1)
+            embedded = network.embed(torch.tensor(list(times), device=x1.device), direction).split(1)
+            self._embedded = embedded if told is None else [row + network.condition_embed(told) for row in embedded]
 
     def __call__(self, step: int, x_t: Tensor) -> Tensor:
         """Output of the head at ``times[step]``, [N, C, H, W]; the state x_t is in the input already."""

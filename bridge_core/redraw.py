@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import Posterior, Scene, look, moments, window_samples
+from surveybridge.bridge_core.translate import Posterior, Scene, cut_context, look, moments, window_samples
 
 
 def redraw_tile(
-    model: Model, direction: Direction, scene: Scene, how: Sampling, region: tuple[int, int, int, int]
+    model: Model,
+    direction: Direction,
+    scene: Scene,
+    how: Sampling,
+    region: tuple[int, int, int, int],
+    wanted: Conditions | None = None,
 ) -> tuple[Posterior, Tensor]:
     """The samples that `translate_tile` took its moments of, over a part of the core.
 
@@ -22,7 +28,7 @@ def redraw_tile(
 
     Parameters
     ----------
-    model, direction, scene, how
+    model, direction, scene, how, wanted
         As `translate_tile` was given them.
     region
         (y0, y1, x0, x1) in array pixels, inside the core.
@@ -36,20 +42,21 @@ def redraw_tile(
         so that the mean over K is the posterior's. Where windows overlap their samples average, so that the scatter
         over K may lie below the posterior's `std`, which does not shrink.
     """
-    seen = look(model, direction, scene, how)
+    seen = look(model, direction, scene, how, wanted=wanted)
     (y0, y1, x0, x1), core, origin = region, scene.core, scene.origin
-    wanted = set(how.patches.windows((scene.valid.shape[1], scene.valid.shape[2]), origin, region))
+    touching = set(how.patches.windows((scene.valid.shape[1], scene.valid.shape[2]), origin, region))
     box = (origin[0] + y0, origin[0] + y1, origin[1] + x0, origin[1] + x1)
     coverage = seen.coverage[y0 - core[0] : y1 - core[0], x0 - core[2] : x1 - core[2]]
     corners: list[tuple[int, int]] = []
     drawn = []
     for i in range(0, len(seen.live), how.group):
         group = seen.live[i : i + how.group]
-        here = [p for p, corner in enumerate(group) if corner in wanted]
+        here = [p for p, corner in enumerate(group) if corner in touching]
         if here:
             corners += [group[p] for p in here]
-            windows = cut(seen.x1, group, origin, how.patches.size)
-            drawn.append(window_samples(model, direction, windows, group, how, only=here))
+            size = how.patches.size
+            windows, context = cut(seen.x1, group, origin, size), cut_context(seen.context, group, origin, size)
+            drawn.append(window_samples(model, direction, windows, group, how, only=here, context=context))
     bands, stretch = direction.wanted.bands, direction.wanted.fitted
     if not drawn:
         nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.context import Context, Views
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
@@ -52,13 +53,19 @@ class Cutouts(NamedTuple):
     """Both ends around N sources, in network units.
 
     x1, x0: float32 [N, C, H, W], the observed end and the one on which objects are found; valid: bool [N, 1, H, W],
-    usable in both; corners: global (y, x) of each cutout's first pixel, for the noise.
+    usable in both; corners: global (y, x) of each cutout's first pixel, for the noise; views: what the network is told
+    of them in each direction, if anything.
     """
 
     x1: Tensor
     x0: Tensor
     valid: Tensor
     corners: Sequence[tuple[int, int]]
+    views: Views | None = None
+
+    def context(self, direction: Direction, index: Sequence[int] | slice) -> Context | None:
+        """What the network is told of some of the cutouts in a direction."""
+        return None if self.views is None else self.views[direction.index].rows(index)
 
 
 def columns(problem: Problem) -> dict[str, list[int]]:
@@ -97,7 +104,8 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
                 rows = [(window, sample) for window in range(first, first + len(x0))]
                 noise = window_noise(asked.seed, RESIDUAL_STREAM, rows, corners, x0.device)
                 x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
-                residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision)
+                context = cutouts.context(direction, some)
+                residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision, context)
                 of_bands = from_channels(residual, wanted.planes).double()
                 smoothing = SMOOTHING_ARCSEC / wanted.pixel_scale
                 parts.append(ring_features(of_bands, valid[some], rings, smoothing).cpu())

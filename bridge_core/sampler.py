@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import Precision
+from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
@@ -38,6 +40,7 @@ def sample(
     order: int = 2,
     renoise: bool = False,
     precision: Precision = "float32",
+    context: Context | None = None,
     trajectory: list[Tensor] | None = None,
 ) -> Tensor:
     """Draw x0 given x1.
@@ -65,6 +68,8 @@ def sample(
         forgotten. For a start at the table's end and a long first step.
     precision
         Of the network (autocast); the state is always float32.
+    context
+        What the network is told beside x1; see `Predictor`.
     trajectory
         If given, the state after every step is appended.
 
@@ -73,35 +78,35 @@ def sample(
     Tensor
         float32 [N, C, H, W] in network units.
     """
-    trajectory_of = Trajectory(model, x1, direction, steps, eta, order, renoise=renoise, precision=precision)
-    return trajectory_of.run(start, noise, trajectory)
+    predictor = model.predictor(x1, direction, steps, precision, context)
+    return Trajectory(model, x1, predictor, steps, eta, order, renoise=renoise).run(start, noise, trajectory)
 
 
 class Trajectory:
     """The steps of a sampler, prepared for one batch: `run` does nothing but call the network and the update in turn.
 
     Coefficients and embeddings lie on the device, and states are written in place. On a GPU `run` neither waits for
-    the device nor copies anything to it, so that a CUDA graph can hold all of it. Arguments are those of `sample`.
+    the device nor copies anything to it, so that a CUDA graph can hold all of it. Arguments are those of `sample`, with
+    the `Model.predictor` of the same x1 and steps.
     """
 
     def __init__(
         self,
         model: Model,
         x1: Tensor,
-        direction: Direction,
+        predictor: Predictor,
         steps: Sequence[int],
         eta: float,
         order: int,
         *,
         renoise: bool,
-        precision: Precision,
     ) -> None:
         check_steps(model.card.bridge, steps)
         if order not in (1, 2):
             raise BridgeError(f"sampler order {order} is not 1 or 2")
         self.x1, self.clamp = x1, model.card.clamp
         self.table = StepTable.of(step_coefficients(model, steps, eta, order, renoise=renoise), x1.device)
-        self.predict = model.predictor(x1, direction, steps, precision)
+        self.predict = predictor
         u, v = model.card.objective.input_table(model.card.bridge)
         self.scale = float(u[steps[0]]), float(v[steps[0]])
 
@@ -162,10 +167,16 @@ def sample_heun(
 
 
 def denoise(
-    model: Model, x: Tensor, x1: Tensor, t: int, direction: Direction, precision: Precision = "float32"
+    model: Model,
+    x: Tensor,
+    x1: Tensor,
+    t: int,
+    direction: Direction,
+    precision: Precision = "float32",
+    context: Context | None = None,
 ) -> Tensor:
     """The network's E[x0 | x_t = x, x1], float32 [N, C, H, W], within the card's clamp."""
-    pred = model.predict(x, x1, t, direction, precision)
+    pred = model.predict(x, x1, t, direction, precision, context)
     p, q, r = (float(v[t]) for v in model.card.objective.table(model.card.bridge))
     x0 = p * (x + r * x1) + q * pred.float()
     return x0.clamp(*model.card.clamp) if model.card.clamp else x0

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import UNet, network_input
 from surveybridge.bridge_core.patches import fill_masked
@@ -74,10 +75,14 @@ def augment(ends: Ends, problem: Problem, generator: torch.Generator, *, roll: b
     """Apply the same random dihedral transform to each pair and, if asked, roll half of them around the window's edge.
 
     The stamps are centred on an object but a mosaic is not: rolling puts objects everywhere in the window. It needs
-    both ends on one grid. Angles, which are measured from an axis of the image, turn along with it.
+    both ends on one grid. Angles, which are measured from an axis of the image, turn along with it. Planes beyond the
+    problem's channels, such as maps of the noise, follow their image.
     """
     channels = ends[0].shape[1]
-    part = torch.cat([end.flips(channels) for end in problem.endpoints])
+    part = torch.zeros(2, channels, dtype=torch.long)
+    for row, end in zip(part, problem.endpoints, strict=True):
+        row[: problem.channels] = end.flips(problem.channels)
+    part = part.flatten()
     # a quarter turn adds pi / 2 to psi, so cos 2psi and sin 2psi change sign; a flip takes psi to -psi
     turned, flipped = (1.0 - 2.0 * sign[:, None, None] for sign in (part > 0, part == 2))
     axial = bool((part > 0).any())
@@ -112,6 +117,8 @@ class Batch:
         int64 [N], index into the bridge's tables.
     eps
         float32 [N, C, H, W], standard normal.
+    maps, vector
+        As `Context` has them, of no width where the network is told nothing: [N, 2C, H, W] and [N, V].
     """
 
     first: Tensor
@@ -120,15 +127,26 @@ class Batch:
     index: Tensor
     t: Tensor
     eps: Tensor
+    maps: Tensor
+    vector: Tensor
 
     @classmethod
-    def draw(cls, card: Card, ends: Ends, index: Tensor, generator: torch.Generator) -> Batch:
-        """Draw t and eps of these pairs from a CPU generator."""
+    def draw(
+        cls, card: Card, ends: Ends, index: Tensor, generator: torch.Generator, context: Context | None = None
+    ) -> Batch:
+        """Draw t and eps of these pairs from a CPU generator.
+
+        Without a context, a network that is told conditions is told only which pixels are known.
+        """
         first, second = ends
         known = torch.isfinite(torch.where(index.view(-1, 1, 1, 1).bool(), second, first))
         t = card.objective.draw_steps(card.bridge, len(index), generator)
         eps = torch.randn(first.shape, generator=generator)
-        return cls(filled(first), filled(second), known, index, t, eps)
+        maps, vector = first[:, :0], first.new_zeros(len(first), 0)
+        if card.network.conditions:
+            context = context or Context.blank(observed_pixels(ends, index))
+            maps, vector = context.maps, context.vector
+        return cls(filled(first), filled(second), known, index, t, eps, maps, vector)
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
@@ -141,6 +159,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.t)
+
+
+def observed_pixels(ends: Ends, index: Tensor) -> Tensor:
+    """Where the observed endpoint of each pair has data, bool [N, C, H, W]; index of the wanted one, int64 [N]."""
+    first, second = ends
+    return torch.isfinite(torch.where(index.view(-1, 1, 1, 1).bool(), first, second))
 
 
 def wanted_of(problem: Problem, count: int) -> Tensor:
@@ -163,9 +187,11 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: flo
     x_t = card.bridge.q_sample(x0, x1, t, batch.eps)
     target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, batch.eps)
     u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
-    inputs = network_input(u * x_t + v * x1, x1, batch.index).contiguous(memory_format=torch.channels_last)
+    told = card.network.conditions
+    inputs = network_input(u * x_t + v * x1, x1, batch.index, batch.maps if told else None)
     with torch.autocast(device.type, torch.bfloat16):
-        heads = network(inputs, t, batch.index)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        heads = network(inputs, t, batch.index, *([batch.vector] if told else []))
     pred = torch.where(second_wanted, heads[:, c:], heads[:, :c]).float()
     slopes = [bright_weight if end.kind == "asinh" else 0.0 for end in card.problem.endpoints]
     slope = slopes[0] if slopes[0] == slopes[1] else torch.tensor(slopes, device=device)[1 - batch.index]

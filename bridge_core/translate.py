@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
+from surveybridge.bridge_core.context import Context, context_of
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.problem import Direction, Endpoint
@@ -37,6 +39,10 @@ class Scene:
         (y0, y1, x0, x1) in array pixels: what the tile owns.
     psf_fwhm
         Pixels; over it the coverage is averaged.
+    sigma
+        float32 [B, H, W], noise of each pixel in the endpoint's unit; None where it is not known.
+    conditions
+        How the image was observed; None where that is not known.
     """
 
     flux: Tensor
@@ -44,6 +50,8 @@ class Scene:
     origin: tuple[int, int]
     core: tuple[int, int, int, int]
     psf_fwhm: float
+    sigma: Tensor | None = None
+    conditions: Conditions | None = None
 
     @property
     def core_box(self) -> tuple[int, int, int, int]:
@@ -84,6 +92,7 @@ def translate_tile(
     scene: Scene,
     how: Sampling = Sampling(),
     corners: Sequence[tuple[int, int]] | None = None,
+    wanted: Conditions | None = None,
 ) -> Posterior:
     """Posterior of the wanted endpoint over the core of a tile.
 
@@ -99,28 +108,45 @@ def translate_tile(
         Samples, steps, seed.
     corners
         Windows in the order to compute them; by default all that touch the core. The result does not depend on it.
+    wanted
+        How the wanted endpoint is to be observed; by default as those of the training typically were.
     """
     with span("prepare"):
-        seen = look(model, direction, scene, how, corners)
-    live, coverage, wanted = seen.live, seen.coverage, direction.wanted
+        seen = look(model, direction, scene, how, corners, wanted)
+    live, coverage, end = seen.live, seen.coverage, direction.wanted
     if not live:
-        mean = std = torch.full((len(wanted.bands), *coverage.shape), torch.nan)
+        mean = std = torch.full((len(end.bands), *coverage.shape), torch.nan)
         return Posterior.of(mean, std, coverage, 0)
     groups = [live[i : i + how.group] for i in range(0, len(live), how.group)]
-    parts = [window_moments(model, direction, seen.x1, group, scene.origin, how) for group in groups]
+    tile = (scene.origin, how, seen.context)
+    parts = [window_moments(model, direction, seen.x1, group, *tile) for group in groups]
     with span("blend"):
         blended = blend(live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box)
-        mean, std = (moment.cpu() for moment in wanted.fitted.summary(*blended, wanted.bands))
+        mean, std = (moment.cpu() for moment in end.fitted.summary(*blended, end.bands))
     return Posterior.of(mean, std, coverage, len(live))
 
 
 class Seen(NamedTuple):
-    """The network's view of a tile: input [C, H, W], windows with anything in them, coverage and box of the core."""
+    """The network's view of a tile.
+
+    x1: input [C, H, W]; context: of the same size, as one window, or None; live: windows with anything in them;
+    coverage and box of the core.
+    """
 
     x1: Tensor
+    context: Context | None
     live: list[tuple[int, int]]
     coverage: Tensor
     box: tuple[int, int, int, int]
+
+
+def cut_context(
+    context: Context | None, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int
+) -> Context | None:
+    """The context of windows of a tile; beyond the tile nothing is known."""
+    if context is None:
+        return None
+    return Context(cut(context.maps[0], corners, origin, size), context.vector)
 
 
 def look(
@@ -129,6 +155,7 @@ def look(
     scene: Scene,
     how: Sampling,
     corners: Sequence[tuple[int, int]] | None = None,
+    wanted: Conditions | None = None,
 ) -> Seen:
     """Prepare a tile for the network; the arguments are those of `translate_tile`."""
     x1 = observed_units(model, direction.observed, scene.flux, scene.valid)
@@ -138,7 +165,24 @@ def look(
     live = [corner for corner, any_valid in zip(corners, seen, strict=True) if any_valid]
     y0, y1, x0, x1_ = core
     coverage = local_coverage(scene.valid, scene.psf_fwhm)[y0:y1, x0:x1_].cpu()
-    return Seen(x1, live, coverage, scene.core_box)
+    return Seen(x1, tell(model, direction, scene, wanted), live, coverage, scene.core_box)
+
+
+def tell(model: Model, direction: Direction, scene: Scene, wanted: Conditions | None) -> Context | None:
+    """What the network is told of a tile, as one window of its size; None if it is told nothing.
+
+    Arguments are those of `translate_tile`.
+    """
+    card = model.card
+    if not card.network.conditions:
+        return None
+    nominal = card.conditions or ConditionRanges({})
+    observed, end = direction.observed, direction.wanted
+    ends = {
+        observed.name: scene.conditions or Conditions.unknown(len(observed.bands)),
+        end.name: wanted or nominal.nominal_of(end.name, end.bands),
+    }
+    return context_of(direction, card.network.image_channels, scene.sigma, scene.valid, ends)
 
 
 def observed_units(model: Model, observed: Endpoint, flux: Tensor, valid: Tensor) -> Tensor:
@@ -153,13 +197,16 @@ def window_moments(
     corners: Sequence[tuple[int, int]],
     origin: tuple[int, int],
     how: Sampling,
+    context: Context | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over K samples of some windows, each float32 [P, M, size, size].
+    """Mean and unbiased variance over K samples of some windows of a tile, each float32 [P, M, size, size].
 
-    They are those of what the wanted endpoint's stretch averages (`Stretch.averaged`): a flux itself.
+    They are those of what the wanted endpoint's stretch averages (`Stretch.averaged`): a flux itself. `context` is that
+    of the tile.
     """
-    windows = cut(x1, corners, origin, how.patches.size)
-    samples = window_samples(model, direction, windows, corners, how)
+    size = how.patches.size
+    windows, told = cut(x1, corners, origin, size), cut_context(context, corners, origin, size)
+    samples = window_samples(model, direction, windows, corners, how, context=told)
     return moments(direction.wanted.fitted.averaged(samples, direction.wanted.bands))
 
 
@@ -177,6 +224,7 @@ def window_samples(
     corners: Sequence[tuple[int, int]],
     how: Sampling,
     only: Collection[int] | None = None,
+    context: Context | None = None,
 ) -> Tensor:
     """K samples of the wanted endpoint in some windows.
 
@@ -188,6 +236,8 @@ def window_samples(
         Global (y, x) of each window's first pixel, for the noise.
     only
         Indices of the windows to return, by default all. The network sees the same batches, or none of a batch.
+    context
+        What the network is told of the windows.
 
     Returns
     -------
@@ -205,13 +255,14 @@ def window_samples(
         kept = [n for n, (p, _) in enumerate(part) if p in wanted]
         if not kept:
             continue
-        conditions = windows[[p for p, _ in part]]
+        index = [p for p, _ in part]
+        x1 = windows[index]
         noise = window_noise(how.seed, direction.index, part, corners, windows.device)
         with span("start"):
-            start = boot(model.card.bridge, conditions, steps[0], draw(noise, START, conditions))
+            start = boot(model.card.bridge, x1, steps[0], draw(noise, START, x1))
         u = sample(
             model,
-            conditions,
+            x1,
             direction,
             steps,
             start=start,
@@ -220,6 +271,7 @@ def window_samples(
             order=how.order,
             renoise=how.from_end,
             precision=how.precision,
+            context=context and context.rows(index),
         )
         flux = direction.wanted.inverse(u)
         draws.append(flux if len(kept) == len(part) else flux[kept])

@@ -26,7 +26,7 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 """Settings that may change between resumes; everything else makes another run."""
 
 
-LATER = {"problem": None, "to": None}
+LATER = {"problem": None, "to": None, "conditions": False}
 """Settings that earlier versions did not have, with the default that does what they did."""
 
 FIT_PAIRS = 256
@@ -62,6 +62,10 @@ class Config(JobConfig):
         2, ge=1, description="side of the pixel blocks that the network sees as one (space to depth); 1 as published"
     )
     norm: Literal["group", "pixel"] = Field("pixel", description="normalisation; group as published")
+    conditions: bool | None = Field(
+        None,
+        description="tell the network noise, PSF and masks of the images (default: if the store states them by pair)",
+    )
     objective: Literal["eps", "grad", "maxnll", "edm"] = Field("edm", description="what the network predicts")
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
     batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
@@ -108,13 +112,15 @@ def run(config: Config) -> int:
     from surveybridge.cluster.training import Scaling, fit
     from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
     from surveybridge.jobs.training.claim import FILE, check_folder, stated
+    from surveybridge.jobs.training.images import ranges_of
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
-    from surveybridge.storage.pairs import read_pairs
+    from surveybridge.storage.pairs import read_all_conditions, read_pairs, states_conditions
 
     _check(config)
     problem = asked_problem(config.problem, config.to, config.pairs)
-    probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table)
+    told = states_conditions(config.pairs) if config.conditions is None else config.conditions
+    probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table, conditions=told)
     available = min(probe.stored, config.limit or probe.stored)
     if available - config.validation < config.shards:
         raise RequestError(
@@ -123,6 +129,7 @@ def run(config: Config) -> int:
         )
     out = Folder.at(config.out)
     settings = config.model_dump() | {"pairs": Folder.at(config.pairs).url, "out": out.url, "available": available}
+    settings["conditions"] = told
     # a setting that is younger than a run is not in its name, where it is left at its default
     identity = {key: value for key, value in settings.items() if key not in FREE and LATER.get(key, ...) != value}
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
@@ -132,6 +139,9 @@ def run(config: Config) -> int:
         print(_summary(out, config.name, end))
         return 0
     card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
+    if told:
+        seen = read_all_conditions(config.pairs, config.grid, available, problem.table)
+        card = replace(card, conditions=ranges_of(card.problem, seen))
     check_folder(out, identity, card.name)
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)

@@ -90,7 +90,7 @@ def problem_said(store: PairStore) -> ProblemTable:
     bands = _band_names(store, list(numbers))
     endpoints = []
     for name in store.arrays:
-        scales = [_number_of(numbers, name, band, "pixel_arcsec") for band in bands[name]]
+        scales = [number_of(numbers, name, band, "pixel_arcsec") for band in bands[name]]
         scale = scales[0] if math.isfinite(scales[0]) else 0.0
         endpoints.append(
             {"name": name, "bands": bands[name], "pixel_scale": scale, "unit": units.get(name, "nJy")},
@@ -156,7 +156,7 @@ def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, flo
     table = store.attributes.get("bands")
     if store.stated:
         of = table if isinstance(table, Mapping) else {}
-        return {key: _number_of(of, end["name"], band, key) for key in ("pixel_arcsec", "sigma_noise")}
+        return {key: number_of(of, end["name"], band, key) for key in ("pixel_arcsec", "sigma_noise")}
     try:
         return {key: float(table[band][key]) for key in ("pixel_arcsec", "sigma_noise")}  # type: ignore[index]
     except (KeyError, TypeError, ValueError) as error:
@@ -166,7 +166,7 @@ def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, flo
         ) from error
 
 
-def _number_of(table: Mapping[str, Any], name: str, band: str, key: str) -> float:
+def number_of(table: Mapping[str, Any], name: str, band: str, key: str) -> float:
     """Return a number that `bands` states for a band; NaN if it does not."""
     entry = table.get(f"{name}.{band}", table.get(band))
     value = entry.get(key) if isinstance(entry, Mapping) else None

@@ -10,6 +10,11 @@ grid of the network; NaN is where there is no data. Its attributes:
     held_back   how many pairs at the end are for validation: no other shows their part of the sky
     name        of the store
 
+Arrays beside them say how each pair was observed (`storage.pair_conditions`): `<end>_noise`, `<end>_fwhm`,
+`<end>_wing`, `<end>_correlation` and `<end>_gain` [N, B], `<end>_sigma` [N, H, W, B], and `registration` [N]. What is
+the same for all pairs may be a number of its band instead: `psf_fwhm_arcsec`, `psf_wing`, `noise_correlation`,
+`gain_e_per_njy`.
+
 Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
 writes such stores.
 
@@ -32,6 +37,7 @@ from numpy.typing import NDArray
 from surveybridge.storage.coregister import resample_stamps
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.objectstore import Folder, zarr_store
+from surveybridge.storage.pair_conditions import StampConditions, on_finer_grid, read_conditions
 from surveybridge.storage.pair_store import (
     agreed,
     check_scales,
@@ -79,6 +85,8 @@ class Pairs:
         Name of the store.
     stored : int
         Pairs in the store, of which these may be a part.
+    conditions : StampConditions or None
+        How the stamps were observed, if that was asked for.
     """
 
     ends: Mapping[str, NDArray[np.float32]]
@@ -88,6 +96,7 @@ class Pairs:
     noise: Mapping[str, Mapping[str, float]]
     name: str
     stored: int
+    conditions: StampConditions | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.ends.values())))
@@ -102,6 +111,7 @@ def read_pairs(
     *,
     problem: ProblemTable | None = None,
     eight_bit: bool = False,
+    conditions: bool = False,
 ) -> Pairs:
     """Read pairs `start` to `stop` (exclusive) of a store and bring them onto a grid; other chunks are not touched.
 
@@ -120,6 +130,8 @@ def read_pairs(
         What the pairs are wanted for; by default what the store says itself.
     eight_bit : bool
         Take AS-Bridge's display values as well, with nominal fluxes.
+    conditions : bool
+        Read how the stamps were observed as well.
 
     Raises
     ------
@@ -153,6 +165,7 @@ def read_pairs(
         if bad:
             what = f"infinite values of {name}" if store.stated else "NaN or infinite flux"
             raise StorageError(f"{url}: pairs {start} to {start + len(values)} hold {what}; leave such stamps out")
+    read = len(next(iter(stamps.values())))
     pairs = Pairs(
         ends=stamps,
         bands={end["name"]: tuple(end["bands"]) for end in problem["endpoints"]},
@@ -161,6 +174,7 @@ def read_pairs(
         noise={name: {band: of["sigma_noise"] for band, of in bands.items()} for name, bands in numbers.items()},
         name=store.name,
         stored=store.count,
+        conditions=read_conditions(store, problem, start, start + read, storage_options) if conditions else None,
     )
     return on_mosaic_grid(pairs) if on_own_pixels else pairs
 
@@ -178,12 +192,37 @@ def on_mosaic_grid(pairs: Pairs) -> Pairs:
         name: {band: sigma / ratio**2 if name == coarse else sigma for band, sigma in bands.items()}
         for name, bands in pairs.noise.items()
     }
+    of_both = pairs.conditions
+    if of_both is not None:
+        resampled = on_finer_grid(of_both.ends[coarse], ratio, stamps.shape[1], there.shape[-1])
+        of_both = replace(of_both, ends={**of_both.ends, coarse: resampled})
     return replace(
         pairs,
+        conditions=of_both,
         ends={name: there if name == coarse else values for name, values in pairs.ends.items()},
         pixel_scale=dict.fromkeys(pairs.pixel_scale, pairs.pixel_scale[fine]),
         noise=noise,
     )
+
+
+def states_conditions(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a store states how each of its pairs was observed."""
+    group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
+    return any(f"{name}_noise" in group for name in open_store(url, storage_options).arrays)
+
+
+def read_all_conditions(url: str, grid: str, stop: int, problem: ProblemTable) -> StampConditions:
+    """Conditions of pairs 0 to `stop`, as `read_pairs` gives them, without the pixels and the noise of each."""
+    store = open_store(url, None)
+    found = read_conditions(store, agreed(store, problem), 0, min(stop, store.count), maps=False)
+    if store.stated or grid == "cutout":
+        return found
+    numbers = {end["name"]: [numbers_of(store, end, band) for band in end["bands"]] for end in problem["endpoints"]}
+    scales = {name: of[0]["pixel_arcsec"] for name, of in numbers.items()}
+    coarse, fine = sorted(scales, key=lambda name: -scales[name])
+    ratio = round(scales[coarse] / scales[fine])
+    there = on_finer_grid(found.ends[coarse], ratio, store.arrays[coarse].shape[1], store.arrays[fine].shape[1])
+    return replace(found, ends={**found.ends, coarse: there})
 
 
 def problem_of_pairs(url: str, storage_options: Mapping[str, Any] | None = None) -> ProblemTable:

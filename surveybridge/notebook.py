@@ -373,6 +373,7 @@ def translate(
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile
+    from surveybridge.jobs.translating.scene import wanted_conditions
     from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.tiles import Tile, core_header
     from surveybridge.version import __version__
@@ -393,7 +394,8 @@ def translate(
         scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
-    posterior = translate_tile(moved, direction, scene, how)
+    wanted = wanted_conditions(observed, direction) if isinstance(observed, Tile) else None
+    posterior = translate_tile(moved, direction, scene, how, wanted=wanted)
     made_by = {
         "code_version": __version__,
         "direction": str(direction),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.request import read_model, sampling_of, threads
-from surveybridge.jobs.translating.scene import check_tile, scene_of
+from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Model
@@ -88,7 +88,8 @@ def redraw(
         check_tile(model, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device)
-        posterior, drawn = redraw_tile(model, direction, scene, how, (y0 - top, y1 - top, x0 - left, x1 - left))
+        here = (y0 - top, y1 - top, x0 - left, x1 - left)
+        posterior, drawn = redraw_tile(model, direction, scene, how, here, wanted_conditions(tile, direction))
         there = (slice(y0 - region[0], y1 - region[0]), slice(x0 - region[2], x1 - region[2]))
         samples[:, :, *there] = drawn[:count].numpy()
         mean[:, *there], std[:, *there] = posterior.mean.numpy(), posterior.std.numpy()

@@ -58,7 +58,11 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         problem=problem,
         bridge=bridge,
         network=NetworkConfig(
-            base=config["base"], stem=config["stem"], norm=config["norm"], image_channels=problem.channels
+            base=config["base"],
+            stem=config["stem"],
+            norm=config["norm"],
+            image_channels=problem.channels,
+            conditions=config["conditions"],
         ),
         objective=fit_objective(config["objective"], problem, images),
         provenance={

@@ -24,20 +24,21 @@ from torch import Tensor
 from surveybridge.bridge_core.metrics import patch_energy_score
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import UNet, channels_last
-from surveybridge.bridge_core.problem import from_channels, to_channels
+from surveybridge.bridge_core.problem import from_channels
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import (
     Batch,
-    Ends,
     Recipe,
     TrainState,
     augment,
     bridge_loss,
     filled,
+    observed_pixels,
     step_generator,
     wanted_of,
 )
 from surveybridge.bridge_core.translate import window_samples
+from surveybridge.jobs.training.images import Images
 from surveybridge.storage.objectstore import configure
 from surveybridge.storage.pairs import read_pairs
 
@@ -160,31 +161,36 @@ class Interval:
 
 @dataclass
 class Shard:
-    """A range of the training pairs and its part of those kept for validation: planes [N, P, H, W] in network units."""
+    """A range of the training pairs, and its part of those kept for validation."""
 
     index: int
     seed: int
-    training: Ends
-    validation: Ends
+    training: Images
+    validation: Images
     _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def rows(self, step: int, count: int) -> Tensor:
         """Rows of one step, int64 [count]: endless epochs, each a permutation of its own."""
-        epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.training[0]))
+        epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.training))
         return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
 
     def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
         """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
-        rows = self.rows(step, count)
-        ends = channels_of(card, self.training, rows)
-        ends = augment(ends, card.problem, generator, roll=card.grid == "mosaic")
-        return Batch.draw(card, ends, wanted_of(card.problem, count), generator)
+        ends, told = self.training.rows(card, self.rows(step, count))
+        channels = card.network.image_channels
+        planes = ends if told is None else tuple(torch.cat(both, 1) for both in zip(ends, told.noise, strict=True))
+        first, second = augment((planes[0], planes[1]), card.problem, generator, roll=card.grid == "mosaic")
+        ends, wanted = (first[:, :channels], second[:, :channels]), wanted_of(card.problem, count)
+        if told is not None:
+            told = replace(told, noise=(first[:, channels:], second[:, channels:])).dropped(generator)
+        context = None if told is None else told.context(card.problem, wanted, observed_pixels(ends, wanted))
+        return Batch.draw(card, ends, wanted, generator, context)
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, self.index, int(epoch))).permutation(len(self.training[0]))
+            order = np.random.default_rng((self.seed, self.index, int(epoch))).permutation(len(self.training))
             self._order = int(epoch), order
         return self._order[1]
 
@@ -192,22 +198,14 @@ class Shard:
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
     """Read one shard and nothing else; the last pairs are kept for validation, and are divided in the same way."""
 
-    def read(start: int, stop: int) -> Ends:
+    def read(start: int, stop: int) -> Images:
         first, last = shard_range(start, stop, index, config["shards"])
-        pairs = read_pairs(config["pairs"], config["grid"], first, last, problem=card.problem.table)
-        first_end, second_end = (
-            end.fitted.forward(torch.from_numpy(pairs.ends[end.name]), end.bands) for end in card.problem.endpoints
-        )
-        return first_end, second_end
+        told = card.network.conditions
+        pairs = read_pairs(config["pairs"], config["grid"], first, last, problem=card.problem.table, conditions=told)
+        return Images.of(card, pairs)
 
     training = config["available"] - config["validation"]
     return Shard(index, config["seed"], read(0, training), read(training, config["available"]))
-
-
-def channels_of(card: Card, ends: Ends, rows: Tensor | slice) -> Ends:
-    """Some pairs of a shard in the channels of the network."""
-    first, second = (to_channels(end[rows], card.network.image_channels) for end in ends)
-    return first, second
 
 
 def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, int]:
@@ -227,11 +225,13 @@ def validation_loss(
     with torch.inference_mode():
         for shard in shards:
             generator = step_generator(VALIDATION_SEED, 0, shard.index)
-            for first in range(0, len(shard.validation[0]), VALIDATION_BATCH):
-                ends = channels_of(card, shard.validation, slice(first, first + VALIDATION_BATCH))
+            for first in range(0, len(shard.validation), VALIDATION_BATCH):
+                ends, told = shard.validation.rows(card, slice(first, first + VALIDATION_BATCH))
                 for direction in card.problem.directions:
                     ways = torch.full((len(ends[0]),), direction.index)
-                    batch = Batch.draw(card, ends, ways, generator).to(session.device)
+                    known = observed_pixels(ends, ways)
+                    context = None if told is None else told.context(card.problem, ways, known)
+                    batch = Batch.draw(card, ends, ways, generator, context).to(session.device)
                     loss += float(bridge_loss(network, card, batch, bright_weight)) * len(batch)
                     count += len(batch)
     loss, count = session.total([loss, count])
@@ -250,13 +250,16 @@ def validation_energy(
     score = count = 0.0
     for shard in shards:
         some = slice(0, max(1, ENERGY_PAIRS // of_all))
-        images = channels_of(card, shard.validation, some)
+        images, told = shard.validation.rows(card, some)
         size = images[0].shape[-1]
         corners = [(size * shard.index, size * k) for k in range(len(images[0]))]
         for direction in card.problem.directions if corners else ():
             wanted = direction.wanted
             observed = filled(images[1 - direction.index]).to(session.device)
-            values = window_samples(model, direction, observed, corners, how).cpu()
+            ways = torch.full((len(corners),), direction.index)
+            known = observed_pixels(images, ways)
+            context = None if told is None else told.context(card.problem, ways, known).to(session.device)
+            values = window_samples(model, direction, observed, corners, how, context=context).cpu()
             truth = from_channels(images[direction.index], wanted.planes)
             known = torch.isfinite(truth)
             drawn = wanted.fitted.forward(values.transpose(0, 1), wanted.bands).where(known, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from surveybridge.storage.images import seeing
@@ -9,13 +10,17 @@ from surveybridge.storage.images import seeing
 if TYPE_CHECKING:
     import torch
 
+    from surveybridge.bridge_core.conditions import Conditions
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.translate import Scene
+    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
 def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
     """Return one endpoint of a tile, core and halo, on a device."""
+    import numpy as np
     import torch
 
     from surveybridge.bridge_core.translate import Scene
@@ -27,7 +32,34 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
         origin=tile.origin,
         core=tile.core,
         psf_fwhm=seeing(image) / image.pixel_scale,
+        sigma=torch.from_numpy(np.sqrt(image.variance)).to(device),
+        conditions=conditions_of(image),
     )
+
+
+def conditions_of(image: SurveyImage) -> Conditions:
+    """How an image was observed, from what its tile states.
+
+    The noise is the median of its usable pixels, which show mostly sky, to two digits: so neighbouring tiles, which
+    share windows, mostly tell the network the same.
+    """
+    import numpy as np
+
+    from surveybridge.bridge_core.conditions import Conditions
+
+    usable = image.valid & (image.variance > 0)
+    noise = [
+        float(f"{np.sqrt(np.median(v[u])):.2g}") if u.any() else math.nan
+        for v, u in zip(image.variance, usable, strict=True)
+    ]
+    unknown = (math.nan,) * len(image.bands)
+    return Conditions(tuple(noise), image.psf_fwhm, unknown, image.noise_correlation)
+
+
+def wanted_conditions(tile: Tile, direction: Direction) -> Conditions | None:
+    """How the wanted end was observed where the tile has it; None where it has not."""
+    image = tile.images.get(direction.wanted.name)
+    return None if image is None else conditions_of(image)
 
 
 def check_tile(model: Model, tile: Tile) -> None:

@@ -14,7 +14,7 @@ from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
-from surveybridge.jobs.translating.scene import check_tile, scene_of
+from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class TileTranslator:
                 direction,
                 scene_of(tile, direction.observed.name, self.device),
                 self.sampling,
+                wanted=wanted_conditions(tile, direction),
             )
         start = time.monotonic()
         with span("candidates"):

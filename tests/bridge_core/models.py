@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet
 from surveybridge.bridge_core.objective import Objective
@@ -65,7 +66,12 @@ class AnalyticModel(Model):
     calls: list[int] = field(default_factory=list)
 
     def predictor(
-        self, x1: Tensor, direction: Direction, times: Sequence[int], precision: Precision
+        self,
+        x1: Tensor,
+        direction: Direction,
+        times: Sequence[int],
+        precision: Precision,
+        context: Context | None = None,
     ) -> AnalyticPredictor:
         return AnalyticPredictor(self, x1, direction, times)
 

@@ -21,7 +21,8 @@ RANGES = ConditionRanges(
 def seen(**values: tuple[float, ...]) -> Conditions:
     """Conditions of two bands, of which all others are unknown."""
     unknown = (math.nan, math.nan)
-    return Conditions(**({name: unknown for name in ("noise", "fwhm", "wing", "correlation")} | values))
+    noise, fwhm, wing, correlation = (values.get(n, unknown) for n in ("noise", "fwhm", "wing", "correlation"))
+    return Conditions(noise, fwhm, wing, correlation)
 
 
 def test_conditions_outside_of_the_training_are_named_with_both_numbers() -> None:

@@ -104,7 +104,7 @@ def test_masked_pixels_do_not_count_and_an_empty_ring_is_unknown():
 def test_residual_of_a_model_that_is_right_is_the_noise_it_cannot_know():
     """Both surveys alike up to 0.1 network units, and a model that knows it: the mean residual vanishes."""
     model = analytic_model(gaussian_denoiser(1.0, 0.0, 0.1))
-    lsst, _, valid, corners = windows(6)
+    lsst, _, valid, corners, _ = windows(6)
     euclid = lsst.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     measured = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 2, precision="float32"))
     assert measured.features.shape == (2, 6, 70)
@@ -114,7 +114,7 @@ def test_residual_of_a_model_that_is_right_is_the_noise_it_cannot_know():
 
 def test_light_that_only_euclid_shows_is_positive_there():
     model = analytic_model(gaussian_denoiser(1.0, 0.0, 0.05))
-    lsst, euclid, valid, corners = windows(1)
+    lsst, euclid, valid, corners, _ = windows(1)
     lsst, euclid = torch.zeros_like(lsst), torch.zeros_like(euclid)
     euclid += ring_masks((SIZE, SIZE), 0.1)[2].float()
     found = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 1, precision="float32")).features[0, 0]
@@ -128,7 +128,7 @@ def test_flux_and_colour_are_those_of_the_observed_survey():
     flux = torch.zeros(1, 3, SIZE, SIZE)
     flux[:, :, 32, 32] = torch.tensor([100.0, 200.0, 400.0])
     lsst = PROBLEM["lsst"].forward(flux, 3)
-    _, euclid, valid, corners = windows(1)
+    _, euclid, valid, corners, _ = windows(1)
     measured = measure(model, Cutouts(lsst, euclid, valid, corners), Asked(2.0, 1, precision="float32"))
     assert measured.flux[0] == pytest.approx(math.log10(400), abs=1e-3)
     assert measured.colour[0] == pytest.approx(2.5 * math.log10(4), abs=1e-3)
@@ -137,7 +137,7 @@ def test_flux_and_colour_are_those_of_the_observed_survey():
 def test_a_calibrated_checkpoint_scores_with_the_discriminant_and_keeps_the_published_score():
     card = make_card()
     plain, calibrated = random_model(card), random_model(replace(card, discriminant=discriminant()))
-    lsst, euclid, valid, corners = windows()
+    lsst, euclid, valid, corners, _ = windows()
     before, after = (score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW) for model in (plain, calibrated))
     assert torch.equal(before.score, before.published)
     assert before.false_alarm.isnan().all()
@@ -149,7 +149,7 @@ def test_a_calibrated_checkpoint_scores_with_the_discriminant_and_keeps_the_publ
 
 def test_lens_score_does_not_depend_on_batch_or_company():
     model = random_model(replace(make_card(), discriminant=discriminant()))
-    lsst, euclid, valid, corners = windows(5)
+    lsst, euclid, valid, corners, _ = windows(5)
     together = score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW)
     alone = score_windows(model, Cutouts(lsst[3:4], euclid[3:4], valid[3:4], corners[3:4]), replace(HOW, batch=1))
     assert float(alone.score[0]) == pytest.approx(float(together.score[3]), rel=1e-4)
@@ -157,7 +157,7 @@ def test_lens_score_does_not_depend_on_batch_or_company():
 
 def test_an_object_of_which_too_little_is_seen_has_no_score():
     model = random_model(replace(make_card(), discriminant=discriminant()))
-    lsst, euclid, valid, corners = windows(2)
+    lsst, euclid, valid, corners, _ = windows(2)
     valid[0, :, 8:] = False
     scores = score_windows(model, Cutouts(lsst, euclid, valid, corners), HOW)
     for number in (scores.score, scores.false_alarm, scores.published):

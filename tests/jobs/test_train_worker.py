@@ -14,6 +14,7 @@ from surveybridge.bridge_core.training import Recipe
 from surveybridge.cluster.training import Session
 from surveybridge.jobs.training import worker
 from surveybridge.jobs.training.card import asked_problem, make_card
+from surveybridge.jobs.training.images import Images
 from surveybridge.jobs.training.worker import Shard, out_of_patience, read_shard, shard_range
 from surveybridge.storage.pairs import read_pairs
 from tests import tiny
@@ -56,7 +57,7 @@ def test_ranks_own_every_shard_once(world):
 
 def make_shard(index: int = 0, count: int = 10, seed: int = 0) -> Shard:
     images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
-    return Shard(index, seed, (images, images), (images[:0], images[:0]))
+    return Shard(index, seed, Images((images, images)), Images((images[:0], images[:0])))
 
 
 @pytest.mark.parametrize("count", [2, 4, 32])
@@ -91,14 +92,14 @@ def test_a_worker_reads_its_own_rows_only(pairs, monkeypatch):
     monkeypatch.setattr(worker, "read_pairs", spy)
     shard = read_shard(config, card, 1)
     assert seen == [(4, 9), (20, 22)]  # of 18 for training, then of 9 for validation
-    assert [end.shape for end in shard.training] == [(5, 3, 64, 64), (5, 1, 64, 64)]
-    assert [len(end) for end in shard.validation] == [2, 2]
+    assert [end.shape for end in shard.training.planes] == [(5, 3, 64, 64), (5, 1, 64, 64)]
+    assert [len(end) for end in shard.validation.planes] == [2, 2]
 
 
 def test_fewer_held_out_pairs_than_shards_are_dealt_too(pairs):
     config = settings(pairs, validation=2)
     card = make_card(config, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), {})
-    assert [len(read_shard(config, card, index).validation[0]) for index in range(SHARDS)] == [0, 1, 0, 1]
+    assert [len(read_shard(config, card, index).validation) for index in range(SHARDS)] == [0, 1, 0, 1]
 
 
 # ---- ranks: processes of this machine that exchange over gloo as Ray Train's do

@@ -1,0 +1,104 @@
+"""Training images in memory: pairs in network units, and what is known of how they were observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.conditions import QUANTITIES, ConditionRanges
+from surveybridge.bridge_core.context import PairConditions, noise_map
+from surveybridge.bridge_core.model import Card
+from surveybridge.bridge_core.problem import Endpoint, Problem, to_channels
+from surveybridge.bridge_core.training import Ends
+from surveybridge.storage.pair_conditions import EndConditions, StampConditions
+from surveybridge.storage.pairs import Pairs
+
+EDGE = 0.002
+"""Share of the training images at each end of a range that does not count as having been seen."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pairs of a store.
+
+    Parameters
+    ----------
+    planes
+        By end: float32 [N, P, H, W] in network units, NaN where there is no data.
+    conditions
+        Of the stamps; None where the network is told nothing of them.
+    """
+
+    planes: Ends
+    conditions: StampConditions | None = None
+
+    def __len__(self) -> int:
+        return len(self.planes[0])
+
+    @classmethod
+    def of(cls, card: Card, pairs: Pairs) -> Images:
+        """Bring pairs to the network units of a card."""
+        first, second = (
+            end.fitted.forward(torch.from_numpy(pairs.ends[end.name]), end.bands) for end in card.problem.endpoints
+        )
+        return cls((first, second), pairs.conditions)
+
+    def rows(self, card: Card, rows: Tensor | slice) -> tuple[Ends, PairConditions | None]:
+        """Some pairs in the channels of the network, [N, C, H, W] each, and what is known of them."""
+        channels, ends = card.network.image_channels, card.problem.endpoints
+        planes = self.planes[0][rows], self.planes[1][rows]
+        first, second = (to_channels(some, channels) for some in planes)
+        if self.conditions is None:
+            return (first, second), None
+        index = rows if isinstance(rows, slice) else rows.numpy()
+        known = [self.conditions.ends[end.name] for end in ends]
+        one, other = (table(of, index) for of in known)
+        noise, other_noise = (
+            noise_of(end, some, of, index, channels) for end, some, of in zip(ends, planes, known, strict=True)
+        )
+        registration = torch.from_numpy(self.conditions.registration[index])
+        return (first, second), PairConditions((one, other), (noise, other_noise), registration)
+
+
+Index = slice | np.ndarray
+
+
+def table(conditions: EndConditions, index: Index) -> Tensor:
+    """Quantities of some stamps, float32 [N, Q, B] in the order of `QUANTITIES`."""
+    return torch.from_numpy(np.stack([getattr(conditions, name)[index] for name in QUANTITIES], 1))
+
+
+def noise_of(end: Endpoint, planes: Tensor, conditions: EndConditions, index: Index, channels: int) -> Tensor:
+    """What the network is told of the noise of each pixel, float32 [N, C, H, W]; 0 where it is not known.
+
+    That of the sky, and what the light of the observed image adds to it: never that of the image without noise, which
+    nobody knows.
+    """
+    sky = torch.from_numpy(conditions.noise[index])[:, :, None, None]
+    sigma = sky if conditions.sigma is None else torch.from_numpy(conditions.sigma[index])
+    gain = torch.from_numpy(conditions.gain[index])[:, :, None, None]
+    light = end.fitted.inverse(planes, end.bands).nan_to_num(0.0).clamp(min=0) / gain
+    return noise_map(end, (sigma**2 + light.where(torch.isfinite(light), 0.0)).sqrt(), channels)
+
+
+def ranges_of(problem: Problem, conditions: StampConditions) -> ConditionRanges:
+    """The conditions that training images cover, and the median of each."""
+    ranges: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    nominal: dict[str, dict[str, dict[str, float]]] = {}
+    for end in problem.endpoints:
+        of = conditions.ends[end.name]
+        by_quantity: Mapping[str, np.ndarray] = {name: getattr(of, name) for name in QUANTITIES}
+        ranges[end.name], nominal[end.name] = {}, {}
+        for name, values in by_quantity.items():
+            for band, column in zip(end.bands, values.T, strict=True):
+                seen = column[np.isfinite(column)]
+                if not len(seen):
+                    continue
+                low, middle, high = (float(f"{q:.4g}") for q in np.quantile(seen, [EDGE, 0.5, 1 - EDGE]))
+                ranges[end.name].setdefault(name, {})[band] = (low, high)
+                nominal[end.name].setdefault(name, {})[band] = middle
+    return ConditionRanges(ranges, nominal)
