@@ -52,8 +52,7 @@ def conditions_of(image: SurveyImage) -> Conditions:
         float(f"{np.sqrt(np.median(v[u])):.2g}") if u.any() else math.nan
         for v, u in zip(image.variance, usable, strict=True)
     ]
-    unknown = (math.nan,) * len(image.bands)
-    return Conditions(tuple(noise), image.psf_fwhm, unknown, image.noise_correlation)
+    return Conditions(tuple(noise), image.psf_fwhm, image.psf_wing, image.noise_correlation)
 
 
 def wanted_conditions(tile: Tile, direction: Direction) -> Conditions | None:
