@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -162,6 +162,39 @@ class Model:
         if precision == "bfloat16":
             for_bfloat16(self.network)
         return self
+
+
+def start_weights(model: Model, config: NetworkConfig) -> dict[str, Tensor]:
+    """The weights of a network that is to go on from a model: its own, and as initialised what it has not.
+
+    Parameters
+    ----------
+    model
+        Where to begin.
+    config
+        Of the new network: that of the model, but that it may be told conditions where the model is told none. It
+        then says at first what the model says, whatever it is told.
+
+    Raises
+    ------
+    BridgeError
+        If the networks differ otherwise.
+    """
+    if replace(config, conditions=model.card.network.conditions) != model.card.network or (
+        model.card.network.conditions and not config.conditions
+    ):
+        raise BridgeError(
+            f"the network is {config.card}, but that of checkpoint {model.card.name} {model.card.network.card}; go on "
+            "with the same, or leave the checkpoint out"
+        )
+    weights = UNet(config).state_dict()
+    for name, value in model.network.state_dict().items():
+        if weights[name].shape == value.shape:
+            weights[name] = value.float()
+        else:  # the first layer, whose last channels are the maps
+            weights[name] = torch.zeros_like(weights[name])
+            weights[name][:, : value.shape[1]] = value
+    return weights
 
 
 def make_model(card: Card, weights: dict[str, Tensor], sha256: str) -> Model:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
+surveybridge train --pairs pairs/mine.zarr --checkpoint mosaic-v2 --out runs/mine --steps 300
 surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
@@ -26,7 +27,7 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 """Settings that may change between resumes; everything else makes another run."""
 
 
-LATER = {"problem": None, "to": None, "conditions": False}
+LATER = {"problem": None, "to": None, "conditions": False, "checkpoint": None}
 """Settings that earlier versions did not have, with the default that does what they did."""
 
 FIT_PAIRS = 256
@@ -45,6 +46,11 @@ class Config(JobConfig):
     )
     to: str | None = Field(
         None, description="train one way only, to this endpoint (default: as the problem says, else both ways)"
+    )
+    checkpoint: str | None = Field(
+        None,
+        description="checkpoint path or shipped name whose weights training begins with; its problem, stretch, bridge, "
+        "network and objective are kept (default: none)",
     )
     name: str = Field("bridge", description="name of the checkpoint")
     grid: Literal["mosaic", "cutout"] = Field("mosaic", description="pixel grid on which the network works")
@@ -110,7 +116,7 @@ def run(config: Config) -> int:
     from surveybridge.bridge_core.training import TrainState
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.training import Scaling, fit
-    from surveybridge.jobs.training.card import asked_problem, make_card, plot_loss
+    from surveybridge.jobs.training.card import asked_problem, make_card, next_card, plot_loss, start_of
     from surveybridge.jobs.training.claim import FILE, check_folder, stated
     from surveybridge.jobs.training.images import ranges_of
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
@@ -118,8 +124,10 @@ def run(config: Config) -> int:
     from surveybridge.storage.pairs import read_all_conditions, read_pairs, states_conditions
 
     _check(config)
-    problem = asked_problem(config.problem, config.to, config.pairs)
+    start = start_of(config.checkpoint, config.model_dump(include=config.model_fields_set))
+    problem = asked_problem(config.problem, config.to, config.pairs) if start is None else start.card.problem
     told = states_conditions(config.pairs) if config.conditions is None else config.conditions
+    told = told or (start is not None and start.card.network.conditions)
     probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table, conditions=told)
     available = min(probe.stored, config.limit or probe.stored)
     if available - config.validation < config.shards:
@@ -130,6 +138,8 @@ def run(config: Config) -> int:
     out = Folder.at(config.out)
     settings = config.model_dump() | {"pairs": Folder.at(config.pairs).url, "out": out.url, "available": available}
     settings["conditions"] = told
+    if start is not None:
+        settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
     # a setting that is younger than a run is not in its name, where it is left at its default
     identity = {key: value for key, value in settings.items() if key not in FREE and LATER.get(key, ...) != value}
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
@@ -138,7 +148,8 @@ def run(config: Config) -> int:
     if (end := _finished(out, config.name, name)) is not None:
         print(_summary(out, config.name, end))
         return 0
-    card = make_card(settings, problem, probe, asdict(make_recipe(settings)))
+    recipe = asdict(make_recipe(settings))
+    card = next_card(settings, start, probe, recipe) if start else make_card(settings, problem, probe, recipe)
     if told:
         seen = read_all_conditions(config.pairs, config.grid, available, problem.table)
         card = replace(card, conditions=ranges_of(card.problem, seen))
@@ -150,7 +161,7 @@ def run(config: Config) -> int:
         checkpoint = fit(
             # credentials go along with the loop: Ray shows the settings in its dashboard
             functools.partial(train_loop, configured()),
-            settings | {"card": card.to_json()},
+            settings | {"card": card.to_json(), "start": config.checkpoint},
             storage_path=out.path("ray"),
             filesystem=None if out.is_local else out.filesystem,
             name=name,

@@ -5,14 +5,70 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.model import Card
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Problem
     from surveybridge.storage.pairs import Pairs
+
+
+SHAPE = ("base", "stem", "norm", "objective", "bridge", "problem", "to")
+"""Settings that a checkpoint brings along with its weights."""
+
+
+def start_of(checkpoint: str | None, asked: Mapping[str, Any]) -> Model | None:
+    """Return the checkpoint to begin with, refused if it does not fit what else is asked; None if none is named.
+
+    Parameters
+    ----------
+    checkpoint
+        Path or shipped name.
+    asked
+        The settings that were given, without those that were left at their defaults.
+    """
+    from surveybridge.jobs.config import RequestError
+    from surveybridge.jobs.translating.request import read_model
+
+    if checkpoint is None:
+        return None
+    also = [name for name in SHAPE if asked.get(name) is not None]
+    if also:
+        flags = ", ".join(f"--{name} {asked[name]}" for name in also)
+        raise RequestError(f"--checkpoint {checkpoint} brings its own problem and network, but {flags}; leave one out")
+    model = read_model(checkpoint)
+    if not model.card.physical:
+        raise RequestError(f"checkpoint {model.card.name} has no stretch, so it cannot take pairs; begin with another")
+    grid = asked.get("grid", "mosaic")
+    if model.card.grid != grid:
+        raise RequestError(
+            f"checkpoint {model.card.name} is for the {model.card.grid} grid, but --grid is {grid}; give "
+            f"--grid {model.card.grid} or another checkpoint"
+        )
+    return model
+
+
+def next_card(config: dict[str, Any], start: Model, pairs: Pairs, recipe: dict[str, Any]) -> Card:
+    """Return the card of a checkpoint that goes on from another: problem, stretches, bridge and objective are kept.
+
+    The lens score is not: it is calibrated for the weights. Parameters as `make_card`.
+    """
+    return replace(
+        start.card,
+        name=config["name"],
+        network=replace(start.card.network, conditions=config["conditions"]),
+        provenance={
+            "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
+            "pairs": pairs.name,
+            "recipe": recipe,
+            "from": {"name": start.card.name, "sha256": start.sha256, "pairs": start.card.provenance.get("pairs")},
+        },
+        discriminant=None,
+        conditions=None,
+    )
 
 
 def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: dict[str, Any]) -> Card:
@@ -62,7 +118,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             stem=config["stem"],
             norm=config["norm"],
             image_channels=problem.channels,
-            conditions=config["conditions"],
+            conditions=bool(config["conditions"]),
         ),
         objective=fit_objective(config["objective"], problem, images),
         provenance={

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.metrics import patch_energy_score
-from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.model import Card, Model, start_weights
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.problem import from_channels
 from surveybridge.bridge_core.settings import Sampling
@@ -39,6 +39,7 @@ from surveybridge.bridge_core.training import (
 )
 from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs.training.images import Images
+from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.objectstore import configure
 from surveybridge.storage.pairs import read_pairs
 
@@ -68,7 +69,10 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
     card, recipe = Card.from_json(config["card"]), make_recipe(config)
     shards = [read_shard(config, card, index) for index in session.shards(recipe.shards)]
     torch.manual_seed(config["seed"])
-    network = channels_last(UNet(card.network).to(session.device))
+    network = UNet(card.network)
+    if config.get("start") is not None:
+        network.load_state_dict(start_weights(read_model(config["start"]), card.network))
+    network = channels_last(network.to(session.device))
     state = TrainState(network, recipe)
     log: list[dict[str, Any]] = []
     with session.restore() as folder:
