@@ -86,7 +86,7 @@ class Discriminant:
 
     def standardise(self, features: Floats, flux: Floats, colour: Floats) -> Floats:
         """Return residuals [..., N, F] in standard deviations of ordinary objects of like flux and colour, clipped."""
-        expected = _terms(flux, colour, self.flux, self.colour) @ np.array(self.mean)
+        expected = quadratic_terms(flux, colour, self.flux, self.colour) @ np.array(self.mean)
         z = (features - expected) / np.array(self.scale)
         return np.asarray(np.nan_to_num(np.clip(z, -CLIP, CLIP), nan=0.0))
 
@@ -97,13 +97,18 @@ class Discriminant:
 
     def false_alarm(self, score: Floats) -> Floats:
         """Return the share of ordinary objects that score higher, by the table, and exponentially beyond its ends."""
-        rate = np.log10(TAIL)
-        slope = (rate[-1] - rate[-2]) / (self.tail[-1] - self.tail[-2])
-        inside = np.interp(score, self.tail, rate)
-        beyond = rate[-1] + slope * (score - self.tail[-1])
-        first = (rate[1] - rate[0]) / (self.tail[1] - self.tail[0])
-        below = np.minimum(rate[0] + first * (score - self.tail[0]), 0.0)
-        return np.asarray(10 ** np.where(score > self.tail[-1], beyond, np.where(score < self.tail[0], below, inside)))
+        return rate_above(score, self.tail)
+
+
+def rate_above(score: Floats, tail: Sequence[float], rates: Sequence[float] = TAIL) -> Floats:
+    """Return the share of objects above a score, from the scores `tail` at some `rates`, exponentially beyond them."""
+    rate = np.log10(rates)
+    slope = (rate[-1] - rate[-2]) / (tail[-1] - tail[-2])
+    inside = np.interp(score, tail, rate)
+    beyond = rate[-1] + slope * (score - tail[-1])
+    first = (rate[1] - rate[0]) / (tail[1] - tail[0])
+    below = np.minimum(rate[0] + first * (score - tail[0]), 0.0)
+    return np.asarray(10 ** np.where(score > tail[-1], beyond, np.where(score < tail[0], below, inside)))
 
 
 def fit(
@@ -151,7 +156,7 @@ def _fit(measured: Measured, anomalous: NDArray[np.bool_], sigma: float) -> Disc
         (float(np.quantile(values[regular], 0.002)), float(np.quantile(values[regular], 0.998)))
         for values in (measured.flux, measured.colour)
     )
-    terms = _terms(measured.flux, measured.colour, flux_range, colour_range)
+    terms = quadratic_terms(measured.flux, measured.colour, flux_range, colour_range)
     filled = np.where(np.isnan(features), np.nanmedian(features[regular], 0), features)
     mean = np.linalg.lstsq(terms[regular], filled[regular], rcond=None)[0]
     scale = (filled[regular] - terms[regular] @ mean).std(0)
@@ -197,7 +202,9 @@ def logistic_weights(z: Floats, anomalous: NDArray[np.bool_], strength: float = 
     return np.asarray(minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B").x[:-1])
 
 
-def _terms(flux: Floats, colour: Floats, flux_range: tuple[float, float], colour_range: tuple[float, float]) -> Floats:
+def quadratic_terms(
+    flux: Floats, colour: Floats, flux_range: tuple[float, float], colour_range: tuple[float, float]
+) -> Floats:
     """The six terms of a quadratic form in flux and colour, each scaled to -1..1 over its range; [N, 6]."""
     f, c = (
         2 * (np.clip(values, *edges) - edges[0]) / (edges[1] - edges[0]) - 1

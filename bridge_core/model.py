@@ -18,6 +18,7 @@ from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
+from surveybridge.bridge_core.recalibration import Recalibration
 from surveybridge.bridge_core.stretch import Stretch
 
 CARD_VERSION = 2
@@ -45,6 +46,8 @@ class Card:
     conditions
         Observing conditions of the training images, or None where they were not stated. Whether the network is told
         those of an image is said by `NetworkConfig.conditions`.
+    recalibration
+        Factors of standard deviations and rates of false alarms on a sky that it is used on; None where not measured.
     """
 
     name: str
@@ -57,11 +60,26 @@ class Card:
     provenance: dict[str, Any] = field(default_factory=dict)
     discriminant: Discriminant | None = None
     conditions: ConditionRanges | None = None
+    recalibration: Recalibration | None = None
 
     @property
     def physical(self) -> bool:
         """Return whether physical values can be used, that is, whether both ends have a stretch."""
         return all(end.stretch is not None for end in self.problem.endpoints)
+
+    def calibrated(self, direction: Direction) -> Recalibration:
+        """Return the recalibration; BridgeError where there is none, or none of a direction."""
+        if self.recalibration is None:
+            raise BridgeError(
+                f"checkpoint {self.name} has no recalibration; make one with `surveybridge calibrate --store TILES "
+                f"--checkpoint {self.name}`, or leave out --calibrated"
+            )
+        self.recalibration.scales(direction)  # refuses a direction that was not calibrated
+        return self.recalibration
+
+    def recalibration_of(self, direction: Direction) -> dict[str, Any]:
+        """What runs and mosaics say of the recalibration of a direction; BridgeError as `calibrated`."""
+        return self.calibrated(direction).summary(direction)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form of the card."""
@@ -77,6 +95,7 @@ class Card:
             "provenance": self.provenance,
             "discriminant": self.discriminant.card if self.discriminant else None,
             **({"conditions": self.conditions.card} if self.conditions else {}),
+            **({"recalibration": self.recalibration.card} if self.recalibration else {}),
         }
 
     @classmethod
@@ -98,6 +117,7 @@ class Card:
             provenance=card["provenance"],
             discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
             conditions=ConditionRanges.from_card(card["conditions"]) if card.get("conditions") else None,
+            recalibration=Recalibration.from_card(card["recalibration"]) if card.get("recalibration") else None,
         )
 
 

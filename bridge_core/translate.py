@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -124,6 +124,18 @@ def translate_tile(
         blended = blend(live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box)
         mean, std = (moment.cpu() for moment in end.fitted.summary(*blended, end.bands))
     return Posterior.of(mean, std, coverage, len(live))
+
+
+def recalibrated(model: Model, direction: Direction, posterior: Posterior) -> Posterior:
+    """Return a posterior with the standard deviations that the recalibration in the card gives; means stay.
+
+    Raises
+    ------
+    BridgeError
+        Where the card has none, or none of this direction.
+    """
+    factors = model.card.calibrated(direction).factors(posterior.mean.numpy(), direction)
+    return replace(posterior, std=(posterior.std.double() * torch.from_numpy(factors)).float())
 
 
 class Seen(NamedTuple):

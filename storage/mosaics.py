@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
@@ -45,6 +45,9 @@ class TileMosaic:
         The global pixel grid.
     unit : str
         Of mean and std, as FITS writes it.
+    recalibration : mapping, optional
+        What `std` was multiplied by, a function of the mean by band, and where that comes from; None: std is the
+        model's own.
     """
 
     tile_id: str
@@ -56,6 +59,7 @@ class TileMosaic:
     core_origin: tuple[int, int]
     grid_id: str
     unit: str = "nJy"
+    recalibration: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse planes that do not fit together."""
@@ -78,6 +82,7 @@ class MosaicHeader:
     shape: tuple[int, int]
     grid_id: str
     unit: str = "nJy"
+    recalibration: Mapping[str, Any] | None = None
 
 
 def encode(mosaic: TileMosaic, version: int = SCHEMA_VERSION) -> bytes:
@@ -112,6 +117,7 @@ def encode(mosaic: TileMosaic, version: int = SCHEMA_VERSION) -> bytes:
         "shape": [height, width],
         "grid_id": mosaic.grid_id,
         **({} if mosaic.unit == "nJy" else {"unit": mosaic.unit}),
+        **({} if mosaic.recalibration is None else {"recalibration": mosaic.recalibration}),
     }
     stated = {_FOOTER.decode(): json.dumps(footer, sort_keys=True), VERSION_KEY.decode(): str(version)}
     return parquet_bytes(table, stated)
@@ -135,6 +141,7 @@ def decode(data: bytes) -> TileMosaic:
         header.core_origin,
         header.grid_id,
         header.unit,
+        header.recalibration,
     )
 
 
@@ -152,6 +159,7 @@ def decode_header(file: IO[bytes]) -> MosaicHeader:
         (int(footer["shape"][0]), int(footer["shape"][1])),
         footer["grid_id"],
         footer.get("unit", "nJy"),
+        footer.get("recalibration"),
     )
 
 

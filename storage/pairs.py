@@ -64,6 +64,10 @@ NOMINAL = {
 """Numbers of the instruments that 8-bit stores do not state: about LSST's ten years and Euclid's wide survey."""
 
 
+DEFLECTOR_LIKE = "deflector_like"
+"""In the column `central_class` of the table beside a store: a galaxy such as those that are strong lenses."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Stamps of both endpoints on the grid of the network.

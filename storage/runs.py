@@ -70,6 +70,9 @@ its tiles, and which of them have changed is compared tile by tile (`pending`).
 LATER_KEYS = {"patch": 64}
 """Those of them that earlier runs do not state, and the values that held for such runs."""
 
+OPTIONAL_KEYS = {"calibrated": False}
+"""Further such settings, which a run states only where they differ from these values."""
+
 READ_TRIES = 20
 """Largest number of times that a reader looks for moved files; each compaction that overtakes it costs one."""
 
@@ -165,7 +168,7 @@ class RunFolder:
         missing = [key for key in FINGERPRINT_KEYS if key not in document]
         if missing:
             raise StorageError(f"run.json lacks {', '.join(missing)}; a run is known by {', '.join(FINGERPRINT_KEYS)}")
-        decisive = [key for key in (*FINGERPRINT_KEYS, "store_id") if key in document]
+        decisive = [key for key in (*FINGERPRINT_KEYS, *OPTIONAL_KEYS, "store_id") if key in document]
         document |= {"format": FORMAT, "fingerprint": {key: document[key] for key in decisive}}
         existing = _read_run_json(folder)
         if existing is None:
@@ -183,13 +186,15 @@ class RunFolder:
                 f"run folder {folder.url} has schema version {version} but this program writes "
                 f"{', '.join(map(str, RESUMED_VERSIONS))}: it is readable but cannot be resumed; give another --run URL"
             )
-        for key in FINGERPRINT_KEYS[1:]:  # a run keeps its version
+        defaults = LATER_KEYS | OPTIONAL_KEYS
+        for key in (*FINGERPRINT_KEYS[1:], *OPTIONAL_KEYS):  # a run keeps its version
             if key == "store":
                 continue
-            if (found := existing["fingerprint"].get(key, LATER_KEYS.get(key))) != wanted[key]:
+            found, asked = (stated.get(key, defaults.get(key)) for stated in (existing["fingerprint"], wanted))
+            if found != asked:
                 raise StorageError(
                     f"run folder {folder.url} has {key} {found!r} but this run has "
-                    f"{wanted[key]!r}; give another --run URL or the same {key}"
+                    f"{asked!r}; give another --run URL or the same {key}"
                 )
         return cls(folder, existing)
 

@@ -18,6 +18,7 @@ from surveybridge.bridge_core.ranking import (
     matched_auroc,
     precision_at,
 )
+from surveybridge.storage.pairs import DEFLECTOR_LIKE
 
 DRAWS = 400
 """Number of resamplings of the objects for an interval."""
@@ -27,7 +28,6 @@ PREVALENCE = 1e-3
 """Lenses among the objects that a search looks at: an assumption, for the expected inspection load alone."""
 COMPLETENESS = (0.1, 0.3, 0.5, 0.7, 0.9)
 BASELINES = ("score_asbridge", "central_flux", "total_flux", "inverse_flux", "smooth_residual")
-DEFLECTOR_LIKE = "deflector_like"
 
 Floats = NDArray[np.float64]
 Found = dict[str, Any]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.evaluation import LEVELS, PATCH_SCALES, PIXEL_SUMS, REGIONS, PixelMeasures
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.morphology import STATISTICS, wasserstein
-from surveybridge.jobs.evaluating.ranking import DEFLECTOR_LIKE, DRAWS, Floats, Found, floats, number, ranking
+from surveybridge.jobs.evaluating.ranking import DRAWS, Floats, Found, floats, number, ranking
+from surveybridge.storage.pairs import DEFLECTOR_LIKE
 
 
 def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, samples: int) -> Found:

@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Redrawn:
-    """Samples float32 [K, C, H, W], nJy, and how far their mean and std lie from those that the run stored, nJy."""
+    """Samples float32 [K, C, H, W], nJy, and how far their mean and std lie from those that the run stored, nJy.
+
+    Those of a calibrated run depart from their mean by the factors of its standard deviations.
+    """
 
     samples: NDArray[np.float32]
     largest_difference: float
@@ -63,6 +66,7 @@ def redraw(
 
     from surveybridge.bridge_core.redraw import redraw_tile
     from surveybridge.bridge_core.settings import DEFAULT_BATCH
+    from surveybridge.bridge_core.translate import recalibrated
     from surveybridge.storage.footprint import overlap
     from surveybridge.storage.tiles import TileStore
 
@@ -90,6 +94,9 @@ def redraw(
         scene = scene_of(tile, direction.observed.name, device)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)
         posterior, drawn = redraw_tile(model, direction, scene, how, here, wanted_conditions(tile, direction))
+        if facts.get("calibrated"):
+            raw, posterior = posterior, recalibrated(model, direction, posterior)
+            drawn = raw.mean + (drawn - raw.mean) * (posterior.std / raw.std)
         there = (slice(y0 - region[0], y1 - region[0]), slice(x0 - region[2], x1 - region[2]))
         samples[:, :, *there] = drawn[:count].numpy()
         mean[:, *there], std[:, *there] = posterior.mean.numpy(), posterior.std.numpy()

@@ -142,6 +142,7 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "sampling": f"{run_json.get('samples')} samples of {run_json.get('steps')} steps; scores from "
         f"{run_json.get('score_samples')} of {run_json.get('score_steps')}; {run_json.get('precision')}, "
         f"seed {run_json.get('seed')}",
+        **_recalibration(run_json),
         "rate": "–" if rate["overall"] is None else f"{rate['overall']:.3g} tiles a minute",
         "seconds a tile": ", ".join(
             f"{stage} {numbers['median']:.3g}" for stage, numbers in status["seconds"].items() if numbers["median"]
@@ -153,6 +154,21 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "tile store": str(status["store"]),
         "domain": say_domains(status["domains"]) or "–",
         "version": f"surveybridge {status['code_version']}",
+    }
+
+
+def _recalibration(run_json: Mapping[str, Any]) -> dict[str, str]:
+    """Say what a calibrated run was calibrated by; nothing of a run that is not."""
+    said = run_json.get("recalibration")
+    if said is None:
+        return {}
+    factors = "; ".join(
+        f"{band} by {min(scale['factor']):.2f} to {max(scale['factor']):.2f}" for band, scale in said["bands"].items()
+    )
+    rates = f", false-alarm rates by {said['objects']} objects" if said["false_alarms"] else ""
+    return {
+        "calibrated": f"std of {factors}{rates}: {said['tiles']} tiles of {said['store']} with {said['checkpoint']} "
+        f"({said['checkpoint_sha256'][:12]})"
     }
 
 

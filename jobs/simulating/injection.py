@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
-from surveybridge.jobs.simulating.lenses import RAY_SPACING, LensedImages, SourceRange, draw_images
+from surveybridge.jobs.simulating.lenses import RAY_SPACING, VIS_SIGMA, LensedImages, SourceRange, draw_images
 from surveybridge.jobs.simulating.sky import INSTRUMENTS, Instrument
 from surveybridge.storage.pairs import Pairs
 
@@ -23,6 +23,8 @@ THETA_E = (0.5, 2.1)
 """Einstein radii of injected lenses, arcsec."""
 SOURCES = SourceRange(mag_i=(23.3, 26.0), re=(0.1, 0.5), offset=(0.03, 0.6), min_snr=25.0, min_magnification=2.0)
 """Sources of injected lenses: a wide range, of which the arcs that VIS shows at S/N 25 are kept."""
+
+_GS = galsim.GSParams(folding_threshold=2e-3, maxk_threshold=3e-4, maximum_fft_size=16384)
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,60 @@ class InjectedLens:
     images: LensedImages
 
 
-def draw_lens(rng: np.random.Generator) -> InjectedLens:
-    """Draw a lens of random size, shape and source, with its mass centred on the galaxy that gets it."""
+@dataclass(frozen=True)
+class ArcView:
+    """How a band of an image sees light.
+
+    Attributes
+    ----------
+    band : str
+        One of `population.BANDS`.
+    pixel_scale : float
+        Of the image, arcsec.
+    native : float
+        Of the detector, arcsec: larger where the image is on a finer grid than it was taken on.
+    psf : galsim.GSObject
+        Without the pixel.
+    gain : float or None
+        Electrons per nJy; None adds no photon noise.
+    """
+
+    band: str
+    pixel_scale: float
+    native: float
+    psf: galsim.GSObject
+    gain: float | None
+
+    @classmethod
+    def of(cls, instrument: Instrument) -> ArcView:
+        """An instrument's own image."""
+        psf = moffat(instrument.psf_fwhm)
+        return cls(instrument.band, instrument.pixel_scale, instrument.pixel_scale, psf, instrument.gain)
+
+
+def moffat(fwhm: float, wing: float = 0.0) -> galsim.GSObject:
+    """A PSF of some FWHM, arcsec, with wings of 1 / beta: a Gaussian where that is next to 0, else a Moffat profile."""
+    if wing < 0.02:
+        return galsim.Gaussian(fwhm=fwhm, gsparams=_GS)
+    return galsim.Moffat(beta=max(1 / wing, 1.2), fwhm=fwhm, gsparams=_GS)
+
+
+def draw_lens(rng: np.random.Generator, sigma: float = VIS_SIGMA) -> InjectedLens:
+    """Draw a lens of random size, shape and source, with its mass centred on the galaxy that gets it.
+
+    `sigma` is the sky noise of VIS, nJy per pixel of 0.1 arcsec, by which arcs are bright enough.
+    """
     theta_e = float(np.clip(rng.lognormal(np.log(0.92), 0.31), *THETA_E))
     gamma, angle = 0.03 * np.sqrt(rng.exponential()), rng.uniform(0, np.pi)
     lens = {
         "theta_E": theta_e, "q": rng.uniform(0.6, 0.97), "angle": rng.uniform(0, np.pi),
         "gamma1": gamma * np.cos(2 * angle), "gamma2": gamma * np.sin(2 * angle),
     }  # fmt: skip
-    return InjectedLens(theta_e, draw_images(rng, lens, SOURCES))
+    return InjectedLens(theta_e, draw_images(rng, lens, SOURCES, sigma))
 
 
 def arc_stamp(
-    images: LensedImages, instrument: Instrument, size: int, offset: tuple[float, float], rng: np.random.Generator
+    images: LensedImages, view: ArcView, size: int, offset: tuple[float, float], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Arcs as a survey sees them, with their photon noise: [size, size] nJy.
 
@@ -54,15 +97,19 @@ def arc_stamp(
     offset
         (x, y) of the deflector from the middle of the stamp, pixels.
     """
-    gsparams = galsim.GSParams(folding_threshold=2e-3, maxk_threshold=3e-4, maximum_fft_size=16384)
     grid = galsim.Image(np.ascontiguousarray(images.shape), scale=RAY_SPACING)
-    light = galsim.InterpolatedImage(grid, normalization="flux", gsparams=gsparams) * images.flux[instrument.band]
-    seen = galsim.Convolve(light, galsim.Gaussian(fwhm=instrument.psf_fwhm, gsparams=gsparams))
-    image = galsim.ImageD(size, size, scale=instrument.pixel_scale)
-    seen.drawImage(image, offset=galsim.PositionD(*offset))
+    light = galsim.InterpolatedImage(grid, normalization="flux", gsparams=_GS) * images.flux[view.band]
+    image = galsim.ImageD(size, size, scale=view.pixel_scale)
+    if view.native > 1.01 * view.pixel_scale:  # what coarse pixels saw, on a finer grid
+        seen = galsim.Convolve(light, view.psf, galsim.Pixel(view.native, gsparams=_GS))
+        seen.drawImage(image, offset=galsim.PositionD(*offset), method="no_pixel")
+    else:
+        galsim.Convolve(light, view.psf).drawImage(image, offset=galsim.PositionD(*offset))
     # rounded as in `simulated_sky.render`: the last bits are not reproducible, and Poisson would make more of them
     expected = np.round(np.maximum(image.array, 0.0), 4)
-    return np.asarray(rng.poisson(expected * instrument.gain) / instrument.gain, np.float64)
+    if view.gain is None:
+        return np.asarray(expected, np.float64)
+    return np.asarray(rng.poisson(expected * view.gain) / view.gain, np.float64)
 
 
 def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[InjectedLens], list[int]]:
@@ -91,7 +138,9 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
     for row in progress(rows, "inject", unit="lenses"):
         lens = draw_lens(rng)
         size = {survey: pairs.ends[end].shape[-1] for survey, end in ends.items()}
-        stamps = {one.band: arc_stamp(lens.images, one, size[one.survey], (0.0, 0.0), rng) for one in INSTRUMENTS}
+        stamps = {
+            one.band: arc_stamp(lens.images, ArcView.of(one), size[one.survey], (0.0, 0.0), rng) for one in INSTRUMENTS
+        }
         if lens.images.snr < SOURCES.min_snr:
             continue
         lit = {

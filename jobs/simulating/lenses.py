@@ -170,7 +170,9 @@ def _draw_lens(rng: np.random.Generator, u: float, v: float) -> tuple[Catalogue,
     return columns("lens", arrays), Arc(u, v, images.shape, flux)
 
 
-def draw_images(rng: np.random.Generator, lens: dict[str, float], sources: SourceRange) -> LensedImages:
+def draw_images(
+    rng: np.random.Generator, lens: dict[str, float], sources: SourceRange, sigma: float = VIS_SIGMA
+) -> LensedImages:
     """Draw blue discs behind a lens until one makes arcs that are bright enough (the last of 200 tries, if none does).
 
     Parameters
@@ -179,6 +181,8 @@ def draw_images(rng: np.random.Generator, lens: dict[str, float], sources: Sourc
     lens : dict
         As `shoot` takes it.
     sources : SourceRange
+    sigma : float
+        Sky noise of VIS, nJy per pixel of 0.1 arcsec.
     """
     theta_e = lens["theta_E"]
     half_width = 2.2 * theta_e + 1.5
@@ -193,19 +197,19 @@ def draw_images(rng: np.random.Generator, lens: dict[str, float], sources: Sourc
         light = shoot(lens, source, half_width) * RAY_SPACING**2
         magnification = float(light.sum())
         flux = {band: float(nanojansky(mags[f"mag_{band}"])[0]) * magnification for band in BANDS}
-        snr = _arc_snr(light * flux["VIS"] / magnification)
+        snr = _arc_snr(light * flux["VIS"] / magnification, sigma)
         if snr >= sources.min_snr and magnification >= sources.min_magnification:
             break
     return LensedImages(source, light / magnification, flux, magnification, snr, float(z[0]))
 
 
-def _arc_snr(light: NDArray[np.float64]) -> float:
+def _arc_snr(light: NDArray[np.float64], sigma: float) -> float:
     """S/N of the pixels (0.1 arcsec) where the arcs exceed the sky noise of VIS."""
     block = round(0.1 / RAY_SPACING)
     n = len(light) // block * block
     pixels = light[:n, :n].reshape(n // block, block, n // block, block).sum((1, 3))
-    seen = pixels[pixels > VIS_SIGMA]
-    return float(seen.sum() / (VIS_SIGMA * np.sqrt(len(seen)))) if len(seen) else 0.0
+    seen = pixels[pixels > sigma]
+    return float(seen.sum() / (sigma * np.sqrt(len(seen)))) if len(seen) else 0.0
 
 
 def _count_images(lens: dict[str, float], source: dict[str, float]) -> float:

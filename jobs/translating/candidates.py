@@ -22,10 +22,11 @@ APERTURE_ARCSEC = 1.0
 
 
 class RunFacts(NamedTuple):
-    """What rows say of their run, and its schema version, on which the columns depend."""
+    """What rows say of their run, its schema version, on which the columns depend, and whether it is recalibrated."""
 
     run_id: str
     version: int = SCHEMA_VERSION
+    calibrated: bool = False
 
 
 def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> pa.Table:
@@ -38,6 +39,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
 
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.spans import span
+    from surveybridge.jobs.translating.rates import rate_inputs
     from surveybridge.jobs.translating.sources import find_sources
     from surveybridge.storage.problems import described
     from surveybridge.storage.schema import candidates_schema, stamps
@@ -90,6 +92,11 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
     heads = found_on.wcs.all_pix2world(found.head_x, found.head_y, 0)
     columns["system_id"] = [sky_name(r, d) for r, d in zip(*heads, strict=True)]
     columns |= found.columns | measured(tile, found, table, run.version)
+    rates = model.card.recalibration.false_alarms if model.card.recalibration else None
+    if run.calibrated and rates is not None:
+        inputs = rate_inputs(columns, tile, direction, table)
+        conditions = np.array([[inputs.conditions[name] for name in rates.conditions]] * len(sources))
+        columns["false_alarm"] = rates.rate(columns["score"], inputs.flux, inputs.colour, conditions)
     for end in problem.endpoints:
         thumbnail = f"thumbnail_{end.name}"
         columns[thumbnail] = stamps(thumbnail, thumbnails(tile.images[end.name], column, line), schema)

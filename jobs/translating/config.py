@@ -43,6 +43,10 @@ class TranslationConfig(JobConfig):
         "halo of 119 pixels",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
+    calibrated: bool = Field(
+        False,
+        description="give standard deviations and false-alarm rates by the recalibration in the checkpoint's card",
+    )
     retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after this many minutes; a rerun continues")
 

@@ -46,9 +46,11 @@ class Request:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Return what decides result and files: the fingerprint, and the problem if it is not the default."""
-        table = self.model.card.problem.table
-        return self.fingerprint | ({} if is_default(table) else {"problem": table})
+        """Return what run.json states: the fingerprint, a problem that is not the default, and the recalibration."""
+        card = self.model.card
+        problem = {} if is_default(card.problem.table) else {"problem": card.problem.table}
+        recalibration = {"recalibration": card.recalibration_of(self.direction)} if self.config.calibrated else {}
+        return self.fingerprint | problem | recalibration
 
     @property
     def run_id(self) -> str:
@@ -81,11 +83,15 @@ def check(config: Config) -> Request:
     direction = asked_direction(model, config)
     manifest = tiles_with(listed, direction.observed.name)
     check_request(model, store, listed, direction, config.patch)
+    recalibration = {"calibrated": True} if config.calibrated else {}
+    if config.calibrated:
+        model.card.calibrated(direction)  # refused where it is not
     config = config.model_copy(update={"to": None, "direction": str(direction)})
     fingerprint = {
         "checkpoint_sha256": model.sha256,
         "direction": str(direction),
         **decisions(config.sampling, config.scoring),
+        **recalibration,
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
@@ -238,6 +244,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         sampling=config.sampling,
         scoring=config.scoring,
         batch=config.batch,
+        calibrated=config.calibrated,
         run_id=request.run_id,
         version=request.version,
         threads=threads(config.workers),

@@ -41,6 +41,8 @@ class Settings:
     scoring: Scoring
     batch: int | None
     """Windows in one call of the network; None for as many as keep the device busy."""
+    calibrated: bool
+    """Whether the recalibration in the card is applied."""
     run_id: str
     version: int
     """Schema version of the run: what it keeps as candidates, and what it says of them."""
@@ -130,7 +132,7 @@ class TileTranslator:
 
     def translate(self, tile: Tile) -> Translation:
         """Do the same as a call, without its log context."""
-        from surveybridge.bridge_core.translate import translate_tile
+        from surveybridge.bridge_core.translate import recalibrated, translate_tile
         from surveybridge.storage.mosaics import TileMosaic
         from surveybridge.storage.tiles import core_header, tile_content, tile_place
 
@@ -145,9 +147,11 @@ class TileTranslator:
                 self.sampling,
                 wanted=wanted_conditions(tile, direction),
             )
+        if settings.calibrated:
+            posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()
         with span("candidates"):
-            facts = RunFacts(settings.run_id, settings.version)
+            facts = RunFacts(settings.run_id, settings.version, settings.calibrated)
             candidates = find_candidates(self.model, tile, self.scoring, facts, self.device)
         with span("digest of the pixels"):
             content = tile_content(tile)
@@ -165,6 +169,7 @@ class TileTranslator:
                 core_origin=tile.core_origin,
                 grid_id=tile.grid_id,
                 unit=direction.wanted.unit,
+                recalibration=self.model.card.recalibration_of(direction) if settings.calibrated else None,
             ),
             windows=posterior.windows,
             candidates=candidates,

@@ -13,7 +13,7 @@ from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.simulating import injection
-from surveybridge.jobs.simulating.injection import SOURCES, arc_stamp, draw_lens, inject
+from surveybridge.jobs.simulating.injection import SOURCES, ArcView, arc_stamp, draw_lens, inject
 from surveybridge.jobs.simulating.sky import INSTRUMENTS
 from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
@@ -49,7 +49,7 @@ def test_arcs_bring_the_flux_that_was_drawn_to_every_band():
     rng = np.random.default_rng(3)
     lens = draw_lens(rng)
     for instrument in INSTRUMENTS:
-        stamp = arc_stamp(lens.images, instrument, 128, (0.0, 0.0), rng)
+        stamp = arc_stamp(lens.images, ArcView.of(instrument), 128, (0.0, 0.0), rng)
         assert stamp.sum() == pytest.approx(lens.images.flux[instrument.band], rel=0.05)
         y, x = np.indices(stamp.shape)
         light = np.clip(stamp, 0, None)
@@ -64,7 +64,7 @@ def test_arcs_are_centred_where_they_are_put():
     ring = replace(images, shape=images.shape + images.shape[::-1] + images.shape[:, ::-1] + images.shape[::-1, ::-1])
     for instrument in INSTRUMENTS:
         offset = (0.8 / instrument.pixel_scale, -0.4 / instrument.pixel_scale)
-        stamp = arc_stamp(ring, instrument, 128, offset, rng)
+        stamp = arc_stamp(ring, ArcView.of(instrument), 128, offset, rng)
         y, x = np.indices(stamp.shape) - 63.5
         place = np.array([(stamp * axis).sum() for axis in (x, y)]) / stamp.sum() * instrument.pixel_scale
         assert place == pytest.approx([0.8, -0.4], abs=0.06)

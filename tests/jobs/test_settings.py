@@ -19,10 +19,10 @@ from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
 from tests import tiny
 from tests.conftest import ROOT
 
-# What says where and how fast, and decides no pixel; store and direction are keys of their own.
+# What says where and how fast, and decides no pixel; store, direction and calibrated are keys of their own.
 DECIDE_NOTHING = {
     "storage_options", "store", "checkpoint", "to", "direction", "workers", "min_workers", "executor", "batch",
-    "retry_failed", "minutes",
+    "retry_failed", "minutes", "calibrated",
 }  # fmt: skip
 OTHER = {
     "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": 128, "precision": "float32",

@@ -1,0 +1,113 @@
+"""The lens score of pairs: residuals of ordinary objects and of lenses made of some, and how it tells them apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from surveybridge.bridge_core.anomaly import scored_direction
+from surveybridge.bridge_core.discriminant import Discriminant, Floats, Measured, fit, surprise
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.problem import Problem
+from surveybridge.bridge_core.ranking import auroc, matched_auroc
+from surveybridge.bridge_core.residuals import Asked, Cutouts, columns, measure
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.simulating.injection import inject
+from surveybridge.storage.pairs import DEFLECTOR_LIKE, Pairs, on_mosaic_grid, read_ids, read_labels, read_pairs
+
+GROUP = 256
+"""Objects measured at a time."""
+FEWEST = 50
+"""Lenses and regular objects that a calibration needs."""
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Rows of a pair store: `limit` from `start` on, all that follow where it is None."""
+
+    url: str
+    start: int
+    limit: int | None
+
+    @property
+    def stop(self) -> int | None:
+        """The row after the last."""
+        return None if self.limit is None else self.start + self.limit
+
+
+def calibrate_on_pairs(model: Model, rows: PairRows, asked: Asked) -> Discriminant:
+    """Measure, learn, and print how well the score tells lenses apart."""
+    model.to("cpu", "bfloat16")
+    measured, lens, group = measure_all(model, rows, asked)
+    discriminant, held_out = fit(measured, lens, group, sigma=asked.sigma)
+    print_ranks(model.card.problem, measured, lens, group, held_out, asked.sigma)
+    return discriminant
+
+
+def measure_all(model: Model, rows: PairRows, asked: Asked) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
+    """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
+    pairs = read_pairs(rows.url, "cutout", rows.start, rows.stop, problem=model.card.problem.table)
+    labels, ids = read_labels(rows.url), read_ids(rows.url, rows.start, rows.stop)
+    deflectors = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == DEFLECTOR_LIKE]
+    if len(deflectors) < FEWEST or len(ids) - len(deflectors) < FEWEST:
+        raise RequestError(
+            f"{rows.url}: {len(deflectors)} of {len(ids)} pairs are {DEFLECTOR_LIKE} by the table beside the store, "
+            f"but a calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
+        )
+    lenses, _, origin = inject(pairs, deflectors, asked.seed)
+    parts = [measure_pairs(model, pairs, 0, asked), measure_pairs(model, lenses, len(ids), asked)]
+    measured = Measured.join(parts)
+    is_lens = np.repeat([False, True], [len(ids), len(origin)])
+    return measured, is_lens, np.concatenate([np.arange(len(ids)), np.array(origin)])
+
+
+def measure_pairs(model: Model, pairs: Pairs, first: int, asked: Asked) -> Measured:
+    """Residuals of pairs on their own pixels; `first` places them in the noise."""
+    if model.card.grid == "mosaic":
+        pairs = on_mosaic_grid(pairs)
+    direction, channels = scored_direction(model), model.card.network.image_channels
+    found = []
+    for begin in progress(range(0, len(pairs), GROUP), "measure", unit="groups"):
+        some = slice(begin, begin + GROUP)
+        x1, x0 = (
+            end.forward(torch.from_numpy(pairs.ends[end.name][some]), channels)
+            for end in (direction.observed, direction.wanted)
+        )
+        size = x0.shape[-1]
+        corners = [(0, size * (first + begin + k)) for k in range(len(x0))]
+        valid = torch.ones(len(x0), 1, size, size, dtype=torch.bool)
+        found.append(measure(model, Cutouts(x1, x0, valid, corners), asked))
+    return Measured.join(found)
+
+
+def print_ranks(
+    problem: Problem, measured: Measured, lens: NDArray[np.bool_], group: NDArray[np.int64], score: Floats, sigma: float
+) -> None:
+    """Print how well the held-out score, and each part of it alone, tells lenses from ordinary objects."""
+    regular = ~lens
+    alike = lens | np.isin(group, group[lens])
+    print(f"{lens.sum()} lenses made of {alike.sum() - lens.sum()} of {regular.sum()} regular objects; held-out folds:")
+    print("                                   AUROC  galaxies without arcs  matched flux  rank corr. with flux")
+
+    def line(name: str, values: Floats) -> None:
+        correlation = float(spearmanr(values[regular], measured.flux[regular]).statistic)
+        print(
+            f"  {name:32s} {auroc(values, lens):.3f}  {auroc(values[alike], lens[alike]):20.3f}  "
+            f"{matched_auroc(values, lens, measured.flux):12.3f}  {correlation:20.3f}"
+        )
+
+    line("the lens score", score)
+    kinds = columns(problem)
+    kinds |= {"signed and squared": kinds["signed"] + kinds["squared"]}
+    for name, some in kinds.items():
+        part = measured._replace(features=measured.features[..., some])
+        line(f"of it, {name} alone", fit(part, lens, group, sigma=sigma)[1])
+    line("no lens seen: Mahalanobis", surprise(measured, regular))
+    plain = measured._replace(features=measured.features[..., kinds["signed and squared"]])
+    line("the same, signed and squared", surprise(plain, regular))
+    line("central flux alone", measured.flux)

@@ -1,0 +1,298 @@
+"""Calibration on the sky of a tile store: which tiles, the work on them, and what follows from what they found."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from surveybridge.bridge_core.false_alarms import FEWEST, FalseAlarms, fit_false_alarms, held_out_rates
+from surveybridge.bridge_core.pulls import KNOTS, PullCounts, fit_scale, held_out_coverage
+from surveybridge.bridge_core.recalibration import Recalibration, StdScale
+from surveybridge.bridge_core.sampler import end_then_rho_steps
+from surveybridge.bridge_core.settings import Sampling, Scoring
+from surveybridge.jobs.calibrating.stages import Counts, Settings, calibration_stages, noise_of, parts, read_counts
+from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.translating.request import check_request
+from surveybridge.storage.manifests import store_id_of, tiles_with
+from surveybridge.storage.objectstore import Folder, configured
+from surveybridge.storage.parquet import read_parquet
+from surveybridge.storage.runs import without_secrets
+from surveybridge.storage.tiles import TileStore
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
+
+log = logging.getLogger(__name__)
+
+FALSE_ALARM = 0.01
+"""Rate at which the summary counts objects and lenses."""
+BANDS = ("g", "r", "i", "VIS")
+"""Bands in which arcs are simulated."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A calibration as it was asked for: `tiles` is the largest number, `lenses` that of arcs in a tile."""
+
+    store: str
+    checkpoint: str | None
+    out: str
+    to: str | None
+    tiles: int
+    lenses: int
+    sampling: Sampling
+    batch: int | None
+    executor: Literal["ray", "serial"]
+    workers: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What all tiles found: counts by direction and band, and the tables of ordinary objects and of lenses."""
+
+    counts: Counts
+    ordinary: pa.Table | None
+    lenses: pa.Table | None
+
+
+def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None, int]:
+    """Translate tiles, compare with what was observed, and print what follows.
+
+    Returns
+    -------
+    Recalibration or None
+        None if no tile could be done.
+    int
+        Number of tiles that failed, which are left out.
+    """
+    store = TileStore.open(asked.store)
+    manifest = store.manifest()
+    tiles, directions = check(model, store, manifest, asked)
+    settings = settings_of(model, store, tiles, directions, asked)
+    say_cost(model, manifest, tiles, settings)
+    out = Folder.at(asked.out)
+    failed = {one["tile_id"]: one["reason"] for one in _receipts(tiles, settings, asked) if one["status"] != "ok"}
+    for tile, reason in failed.items():
+        log.error("tile %s: %s", tile, reason)
+    done = [tile for tile in tiles if tile not in failed]
+    gathered = gather(out, done)
+    out.delete_many([file for tile in tiles for file in parts(tile).values()])
+    if not done:
+        return None, len(failed)
+    intervals = {
+        direction: {
+            band: fit_scale(counts, settings.noise[direction][band], settings.sampling.samples)
+            for band, counts in bands.items()
+        }
+        for direction, bands in gathered.counts.items()
+    }
+    for direction, bands in intervals.items():
+        for band, scale in bands.items():
+            print_scale(f"{direction} {band}", gathered.counts[direction][band], scale, settings.sampling.samples)
+    false_alarms = rates_of(gathered)
+    rows = manifest.filter(pc.is_in(manifest["tile_id"], pa.array(done, pa.string())))
+    provenance = {
+        "checkpoint": model.card.name,
+        "checkpoint_sha256": model.sha256,
+        "store": without_secrets(store.url),
+        "store_id": store_id_of(manifest),
+        "fields": sorted(rows["field"].unique().to_pylist()),
+        "tiles": len(done),
+        "samples": settings.sampling.samples,
+        "steps": settings.sampling.steps,
+        "seed": settings.sampling.seed,
+        "objects": false_alarms.objects if false_alarms else 0,
+    }
+    return Recalibration(intervals, false_alarms, provenance), len(failed)
+
+
+def check(model: Model, store: TileStore, manifest: pa.Table, asked: Asked) -> tuple[list[str], list[Direction]]:
+    """Tiles to look at, spread over the store, and directions; refuse what cannot be calibrated."""
+    problem = model.card.problem
+    directions = [problem.to(asked.to)] if asked.to else list(problem.directions)
+    for direction in directions:
+        check_request(model, store, manifest, direction, Sampling().patches.size)
+    first, second = (end.name for end in problem.endpoints)
+    both = tiles_with(tiles_with(manifest, first), second)
+    if both.num_rows == 0:
+        raise RequestError(
+            f"{store.url}: none of its {manifest.num_rows} tiles has both {first} and {second}, by which predictions "
+            "are judged; ingest both"
+        )
+    order = both.sort_by("_healpix_29")["tile_id"].to_pylist()
+    tiles = sorted({order[k] for k in np.linspace(0, len(order) - 1, asked.tiles).round().astype(int)})
+    if asked.lenses and problem.scored is not None and model.card.discriminant is not None:
+        _check_simulator()
+        others = [band for end in problem.endpoints for band in end.bands if band not in BANDS]
+        if others:
+            raise RequestError(
+                f"arcs are simulated in {', '.join(BANDS)}, but problem {problem.name} has {', '.join(others)}; give "
+                "--no-arcs"
+            )
+    return tiles, directions
+
+
+def _check_simulator() -> None:
+    """Refuse arcs where the simulator's packages lack."""
+    try:
+        import surveybridge.jobs.simulating.injection  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise RequestError(
+            f"arcs need the package {missing.name}, which is not installed; pip install 'surveybridge[sim]', or give "
+            "--no-arcs"
+        ) from None
+
+
+def settings_of(
+    model: Model, store: TileStore, tiles: Sequence[str], directions: Sequence[Direction], asked: Asked
+) -> Settings:
+    """The settings of the stages; the noise is that of the first tile."""
+    tile = store.read_tile(tiles[0], halo=0)
+    scored = model.card.problem.scored is not None and model.card.discriminant is not None
+    return Settings(
+        store=asked.store,
+        checkpoint=asked.checkpoint,
+        out=asked.out,
+        noise={str(one): noise_of(one.wanted, tile.images[one.wanted.name]) for one in directions},
+        sampling=asked.sampling,
+        # the catalog's other score, which nobody looks at here, is made with as little work as can be
+        scoring=Scoring(samples=2, steps=1, seed=asked.sampling.seed) if scored else None,
+        lenses=asked.lenses,
+        batch=asked.batch,
+        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
+        filesystems=configured(),
+    )
+
+
+def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: Settings) -> None:
+    """Log what the calibration will take, before it begins."""
+    how = settings.sampling
+    rows = manifest.filter(pc.is_in(manifest["tile_id"], pa.array(tiles, pa.string())))
+    windows = np.full(rows.num_rows, len(settings.noise), np.int64)
+    for axis, length in (("core_y0", "core_height"), ("core_x0", "core_width")):
+        begin = rows[axis].to_numpy()
+        first, last = how.patches.span(begin, begin + rows[length].to_numpy())
+        windows *= last - first + 1
+    steps = len(end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max))
+    scored = ""
+    if settings.scoring is not None and model.card.discriminant is not None:
+        each = 2 * model.card.discriminant.draws + settings.scoring.samples * settings.scoring.steps
+        scored = (
+            f", and {each} for each object, with arcs and without" if settings.lenses else f", and {each} an object"
+        )
+    log.info(
+        "%s: %d of %d tiles, %s: %d windows, %d network evaluations%s",
+        settings.store,
+        len(tiles),
+        manifest.num_rows,
+        " and ".join(settings.noise),
+        windows.sum(),
+        windows.sum() * how.samples * steps,
+        scored,
+    )
+
+
+def gather(out: Folder, tiles: Sequence[str]) -> Gathered:
+    """Add up what the tiles left, in their order."""
+    found = out.read_existing([file for tile in tiles for file in parts(tile).values()])
+    counts: Counts = {}
+    for tile in tiles:
+        for direction, bands in read_counts(found[parts(tile)["counts"]]).items():
+            whole = counts.setdefault(direction, {})
+            for band, part in bands.items():
+                whole[band] = whole.get(band, PullCounts.zero()) + part
+    tables = {}
+    for what in ("ordinary", "lenses"):
+        files = [found[name] for tile in tiles if (name := parts(tile)[what]) in found]
+        tables[what] = pa.concat_tables([read_parquet(data) for data in files]) if files else None
+    return Gathered(counts, tables["ordinary"], tables["lenses"])
+
+
+def print_scale(what: str, counts: PullCounts, scale: StdScale, samples: int) -> None:
+    """Print the factors of a band, and the coverage before and after by predicted S/N."""
+    before, after = counts.coverage(samples), held_out_coverage(counts, scale.noise, samples)
+    print(
+        f"{what}: share of observed pixels in the 68% interval; after: each half of the sky by the factors of the other"
+    )
+    print("  S/N predicted       before   after   pixels")
+    edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(KNOTS)]
+    for edge, one, other, pixels in zip(edges, before.shares, after.shares, before.pixels, strict=True):
+        if pixels:
+            print(f"  {edge:18} {one:7.1%} {other:7.1%} {int(pixels):8d}")
+    for name, low in (("all", KNOTS[0]), ("above 3", 3.0)):
+        shares = (one.between(low, KNOTS[-1]) for one in (before, after))
+        print("  {:18} {:7.1%} {:7.1%}".format(name, *shares))
+    knots = zip(scale.snr, scale.factor, scale.error, scale.blocks, strict=True)
+    print("  factor of std: " + ", ".join(f"{f:.3f} at {s:.3g} (±{e:.1%}, {b} blocks)" for s, f, e, b in knots))
+
+
+def rates_of(gathered: Gathered) -> FalseAlarms | None:
+    """Learn the rates of false alarms, and print them before and after; None where there are too few objects."""
+    if gathered.ordinary is None:
+        return None
+    table = gathered.ordinary
+    if table.num_rows < FEWEST:
+        log.warning(
+            "%d ordinary objects in these tiles, but rates of false alarms need %d; they stay as they are, give more "
+            "--tiles",
+            table.num_rows,
+            FEWEST,
+        )
+        return None
+    inputs, groups = _inputs(table), pc.dictionary_encode(table["system_id"]).combine_chunks().indices.to_numpy()
+    found = fit_false_alarms(*inputs, groups.astype(np.int64))
+    before = table["false_alarm"].to_numpy()
+    after = held_out_rates(*inputs, groups.astype(np.int64))
+    print(
+        f"{table.num_rows} ordinary objects: {(before < FALSE_ALARM).mean():.2%} of them have a rate of false alarms "
+        f"below {FALSE_ALARM:g}, {(after < FALSE_ALARM).mean():.2%} after calibration on others"
+    )
+    if gathered.lenses is not None:
+        score, flux, colour, conditions = _inputs(gathered.lenses)
+        lenses = found.rate(score, flux, colour, np.stack(list(conditions.values()), -1))
+        before = gathered.lenses["false_alarm"].to_numpy()
+        print(
+            f"{len(score)} of them with simulated arcs: {(before < FALSE_ALARM).mean():.1%} below {FALSE_ALARM:g}, "
+            f"{(lenses < FALSE_ALARM).mean():.1%} after"
+        )
+    return found
+
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def _inputs(table: pa.Table) -> tuple[Floats, Floats, Floats, dict[str, Floats]]:
+    """Score, flux, colour, and conditions by name."""
+    names = [name for name in table.column_names if name.endswith((" fwhm", " noise"))]
+    score, flux, colour = (table[name].to_numpy() for name in ("score", "flux", "colour"))
+    return score, flux, colour, {name: table[name].to_numpy() for name in names}
+
+
+def _receipts(tiles: Sequence[str], settings: Settings, asked: Asked) -> Iterator[dict[str, Any]]:
+    """Receipts of all tiles; each has left its files."""
+    from surveybridge.cluster.stages import serially
+
+    stages = calibration_stages(settings)
+    if asked.executor == "serial":
+        yield from progress(serially(tiles, stages), "calibrate", total=len(tiles))
+        return
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.stream import Stream
+
+    started = start_ray(asked.workers)
+    try:
+        stream = Stream(list(tiles), stages, workers=(1, asked.workers))
+        yield from progress(iter(stream), "calibrate", total=len(tiles))
+    finally:
+        if started:
+            stop_ray()
