@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
-from surveybridge.jobs.translating.rates import rate_inputs, sky_noise
+from surveybridge.jobs.translating.rates import rate_inputs
+from surveybridge.jobs.translating.scene import conditions_of
 from surveybridge.storage.flags import CUTS
 from surveybridge.storage.problems import described
 
@@ -110,7 +111,7 @@ def with_arcs(tile: Tile, places: NDArray[np.float64], table: ProblemTable, rng:
     from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens
 
     catalog = tile.images[str(table["catalog"])]
-    sigma = sky_noise(catalog.variance[0], catalog.valid[0]) * (0.1 / catalog.pixel_scale)
+    sigma = conditions_of(catalog).noise[0] * (0.1 / catalog.pixel_scale)
     drawn = [(place - (tile.origin[1], tile.origin[0]), draw_lens(rng, sigma).images) for place in places]
     images = {}
     for end in table["endpoints"]:
@@ -135,8 +136,8 @@ def views(image: SurveyImage, native: float) -> list[Any]:
 
     found = []
     for plane, band in enumerate(image.bands):
-        fwhm = image.psf_fwhm[plane]
-        psf = moffat(fwhm if np.isfinite(fwhm) and fwhm > 0 else 2 * image.pixel_scale)
+        fwhm, wing = image.psf_fwhm[plane], image.psf_wing[plane]
+        psf = moffat(fwhm if fwhm > 0 else 2 * image.pixel_scale, wing if wing > 0 else 0.0)  # NaN is unknown
         found.append(ArcView(band, image.pixel_scale, max(native, image.pixel_scale), psf, gain_of(image, plane)))
     return found
 
@@ -144,7 +145,7 @@ def views(image: SurveyImage, native: float) -> list[Any]:
 def gain_of(image: SurveyImage, plane: int) -> float | None:
     """Electrons per unit of flux, by how the variance grows with the flux; None where it does not."""
     flux, variance, valid = image.flux[plane], image.variance[plane], image.valid[plane]
-    sky = sky_noise(variance, valid)
+    sky = conditions_of(image).noise[plane]
     bright = valid & (flux > BRIGHT_SNR * sky)
     if not bright.any():
         return None

@@ -119,14 +119,19 @@ class TileMeasurer:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.jobs.calibrating.objects import measure_lenses, measure_objects
-        from surveybridge.jobs.translating.scene import check_tile, scene_of
+        from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 
         check_tile(self.model, tile)
         counts: Counts = {}
         for name, noise in self.settings.noise.items():
             direction = self.model.card.problem.direction(name)
-            scene = scene_of(tile, direction.observed.name, self.device)
-            posterior = translate_tile(self.model, direction, scene, self.sampling)
+            posterior = translate_tile(
+                self.model,
+                direction,
+                scene_of(tile, direction.observed.name, self.device),
+                self.sampling,
+                wanted=wanted_conditions(tile, direction),
+            )
             counts[name] = pulls_of(posterior, tile, direction, noise)
         if self.scoring is None:
             return Found(counts, None, None)
@@ -232,12 +237,11 @@ def noise_of(end: Endpoint, image: SurveyImage) -> dict[str, float]:
     """What predicted signals of each band are divided by: the noise of the sky, the typical value where that is 0."""
     import numpy as np
 
-    from surveybridge.jobs.translating.rates import sky_noise
+    from surveybridge.jobs.translating.scene import conditions_of
 
     found = {}
-    for plane, band in enumerate(end.bands):
+    for plane, (band, noise) in enumerate(zip(end.bands, conditions_of(image).noise, strict=True)):
         usable = image.valid[plane]
-        noise = sky_noise(image.variance[plane], usable)
         if not (np.isfinite(noise) and noise > 0):
             noise = float(np.median(np.abs(image.flux[plane][usable]))) if usable.any() else 0.0
         found[band] = float(f"{noise:.4g}") if np.isfinite(noise) and noise > 0 else 1.0

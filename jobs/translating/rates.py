@@ -42,6 +42,7 @@ def rate_inputs(columns: Mapping[str, Any], tile: Tile, scored: Direction, table
     table
         The problem, whose bands name the columns.
     """
+    from surveybridge.jobs.translating.scene import conditions_of
     from surveybridge.storage.problems import band_columns
 
     names, observed = band_columns(table), scored.observed
@@ -51,12 +52,7 @@ def rate_inputs(columns: Mapping[str, Any], tile: Tile, scored: Direction, table
     )
     conditions = {}
     for end, plane in ((observed, len(observed.bands) - 1), (scored.wanted, 0)):
-        image = tile.images[end.name]
-        conditions[f"{end.name} {end.bands[plane]} fwhm"] = float(image.psf_fwhm[plane])
-        conditions[f"{end.name} {end.bands[plane]} noise"] = sky_noise(image.variance[plane], image.valid[plane])
+        stated = conditions_of(tile.images[end.name])
+        conditions[f"{end.name} {end.bands[plane]} fwhm"] = float(stated.fwhm[plane])
+        conditions[f"{end.name} {end.bands[plane]} noise"] = float(stated.noise[plane])
     return RateInputs(np.log10(red), -2.5 * np.log10(blue / red), conditions)
-
-
-def sky_noise(variance: NDArray[np.float32], valid: NDArray[np.bool_]) -> float:
-    """Median noise of a plane's usable pixels, most of which are sky; NaN where none is usable."""
-    return float(np.sqrt(np.median(variance[valid]))) if valid.any() else float("nan")

@@ -206,7 +206,7 @@ def test_weights_stay_and_the_card_says_what_is_behind_it(work, calibrated):
     assert Path(f"{calibrated}.safetensors").read_bytes() == (work / "tiny.safetensors").read_bytes()
     assert found["version"] == 1
     scale = found["intervals"]["lsst->euclid"]["VIS"]
-    assert scale["noise"] == pytest.approx(tiny.SIGMA["VIS"], rel=1e-3)
+    assert scale["noise"] == pytest.approx(tiny.SIGMA["VIS"], rel=0.02)
     assert sum(scale["pixels"]) == pytest.approx(SIDE**2, rel=0.03)
     assert all(blocks >= 8 for blocks in scale["blocks"])
     assert found["provenance"]["samples"] == K
