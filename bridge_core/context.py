@@ -76,6 +76,10 @@ class Views(NamedTuple):
         """The contexts of some of the windows."""
         return Views(self.first.rows(index), self.second.rows(index))
 
+    def to(self, device: torch.device) -> Views:
+        """The same on a device."""
+        return Views(self.first.to(device), self.second.to(device))
+
 
 @dataclass(frozen=True)
 class PairConditions:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from surveybridge.bridge_core.context import Views
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Endpoint
     from surveybridge.bridge_core.settings import Sampling, Scoring
@@ -111,7 +112,7 @@ class BlockReader:
         which, first, stop = self.settings.rows(item)
         url = self.settings.url(which)
         ids = read_ids(url, first, stop)
-        pairs = read_pairs(url, self.settings.grid, first, stop, eight_bit=True)
+        pairs = read_pairs(url, self.settings.grid, first, stop, eight_bit=True, conditions=True)
         return Block(which, first, pairs, ids, [self.labels[which].get(name, {}) for name in ids])
 
 
@@ -157,13 +158,15 @@ class BlockJudge:
         settings, pairs = self.settings, block.pairs
         table = described(model.card.problem.table)
         schema = evaluated_images_schema(table)
+        views = self._views(block)
         image_rows, pixel_rows = [], []
         for direction in map(model.card.problem.direction, settings.directions):
             observed, wanted = direction.observed, direction.wanted
             bands, scale = wanted.bands, pairs.pixel_scale[wanted.name]
             truth = torch.from_numpy(pairs.ends[wanted.name])
             windows = self._units(observed, torch.from_numpy(pairs.ends[observed.name]))
-            drawn = window_samples(model, direction, windows, corners(block), settings.sampling)
+            context = views and views[direction.index]
+            drawn = window_samples(model, direction, windows, corners(block), settings.sampling, context=context)
             samples = drawn.cpu().transpose(0, 1).contiguous()
             display = settings.display[wanted.name]
             columns = image_scores(samples, truth, bands, display)
@@ -211,7 +214,8 @@ class BlockJudge:
         observed, wanted = (torch.from_numpy(pairs.ends[end.name]) for end in (direction.observed, direction.wanted))
         valid = torch.ones(len(wanted), 1, *wanted.shape[-2:], dtype=torch.bool, device=self.device)
         x1, x0 = self._units(direction.observed, observed), self._units(direction.wanted, wanted)
-        scores = score_windows(model, Cutouts(x1, x0, valid, corners(block)), settings.scoring)
+        cutouts = Cutouts(x1, x0, valid, corners(block), self._views(block))
+        scores = score_windows(model, cutouts, settings.scoring)
         columns = {
             "object_id": block.ids,
             "anomalous": [block.which == "anomalies"] * len(block.ids),
@@ -225,6 +229,13 @@ class BlockJudge:
         columns |= trivial_scores(observed, wanted, pairs.pixel_scale[direction.observed.name], noise)
         schema = evaluated_scores_schema(described(model.card.problem.table))
         return conform(_table(columns), schema, "anomaly scores")
+
+    def _views(self, block: Block) -> Views | None:
+        """What the network is told of the pairs, on its device."""
+        from surveybridge.jobs.training.images import views_of
+
+        views = views_of(self.model.card, block.pairs)
+        return None if views is None else views.to(self.device)
 
     def _units(self, end: Endpoint, images: Tensor) -> Tensor:
         """Stamps [N, B, H, W] of an end as the network sees them, on its device; nothing of them is masked."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, ConditionRanges
-from surveybridge.bridge_core.context import PairConditions, noise_map
+from surveybridge.bridge_core.context import Context, PairConditions, Views, noise_map
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.problem import Endpoint, Problem, to_channels
-from surveybridge.bridge_core.training import Ends
+from surveybridge.bridge_core.training import Ends, observed_pixels
 from surveybridge.storage.pair_conditions import EndConditions, StampConditions
 from surveybridge.storage.pairs import Pairs
 
@@ -62,6 +62,19 @@ class Images:
         )
         registration = torch.from_numpy(self.conditions.registration[index])
         return (first, second), PairConditions((one, other), (noise, other_noise), registration)
+
+
+def views_of(card: Card, pairs: Pairs) -> Views | None:
+    """What the network is told of pairs in both directions; None if it is told nothing."""
+    if not card.network.conditions:
+        return None
+    ends, known = Images.of(card, pairs).rows(card, slice(None))
+    contexts = []
+    for index in range(2):
+        wanted = torch.full((len(pairs),), index)
+        seen = observed_pixels(ends, wanted)
+        contexts.append(Context.blank(seen) if known is None else known.context(card.problem, wanted, seen))
+    return Views(*contexts)
 
 
 Index = slice | np.ndarray
