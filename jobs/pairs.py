@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from surveybridge.jobs.config import JobConfig
+from surveybridge.jobs.config import JobConfig, RequestError
 
 EXAMPLES = """\
 surveybridge pairs --store tiles --out pairs/mine.zarr
 surveybridge pairs --store s3://sky/tiles --out s3://sky/pairs/mine.zarr --count 20000 --hold-back 0.05
-surveybridge pairs --store tiles --out pairs/maps.zarr --problem clouds.toml --stride 32"""
+surveybridge pairs --store tiles --out pairs/maps.zarr --problem clouds.toml --stride 32
+surveybridge pairs --join pairs/one.zarr pairs/two.zarr --out pairs/both.zarr"""
 
 
 class Config(JobConfig):
@@ -22,7 +23,8 @@ class Config(JobConfig):
 
     writes = ("out",)
 
-    store: str = Field(description="tile store, local path or URL")
+    store: str | None = Field(None, description="tile store, local path or URL")
+    join: tuple[str, ...] = Field((), description="pair stores to join into one instead, on the mosaic grid")
     out: str = Field(description="pair store to write, NAME.zarr, local path or URL; its table is NAME.parquet")
     problem: str | None = Field(
         None, description="problem file (TOML) or shipped name (default: lsst-euclid, or what the tiles hold)"
@@ -49,12 +51,19 @@ class Config(JobConfig):
 def run(config: Config) -> int:
     """Write the pair store and its table, and say how many pairs they hold."""
     from surveybridge.jobs.cutting.cut import cut_pairs, open_source
+    from surveybridge.jobs.cutting.joining import join_pairs
     from surveybridge.jobs.cutting.windows import Cutting
     from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.held_back import HeldBack, order_of
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.pair_labels import labels_url
 
+    if (config.store is None) == (not config.join):
+        raise RequestError(f"give either --store or --join (store={config.store}, join={list(config.join)})")
+    if config.store is None:
+        count = join_pairs(config.join, config.out, lambda items, what, total: progress(items, what, total=total))
+        print(f"{Folder.at(config.out).url}: {count} pairs of {len(config.join)} stores")
+        return 0
     source = open_source(config.store, config.problem)
     order = config.hold_back_order or order_of(config.size * source.scale)
     how = Cutting(

@@ -53,7 +53,11 @@ def test_headers_state_gaussian_moffat_and_kolmogorov(tmp_path):
 
 
 def test_a_width_alone_says_nothing_of_the_wings(tmp_path):
-    headers = {"PSFFWHM": 0.8, "PSFKIND": "optical"}, {"PSFFWHM": 0.7, "PSFKIND": "moffat"}, {}
+    headers: list[dict[str, object]] = [
+        {"PSFFWHM": 0.8, "PSFKIND": "optical"},
+        {"PSFFWHM": 0.7, "PSFKIND": "moffat"},
+        {},
+    ]
     image = read_rubin(rubin_files(tmp_path, *headers))
     assert image.psf_model == (None, None, None)
     assert np.isnan(image.psf_wing).all()
