@@ -30,8 +30,9 @@ from matplotlib.figure import Figure
 from surveybridge.jobs import ingest, simulate, translate
 from surveybridge.jobs.simulating.injection import draw_lens
 from surveybridge.jobs.simulating.lenses import Arc
+from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.jobs.simulating.population import columns
-from surveybridge.jobs.simulating.sky import INSTRUMENTS, Frame, render
+from surveybridge.jobs.simulating.sky import Frame, render
 from surveybridge.storage.query import query
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "field"

@@ -133,7 +133,7 @@ def parse_config(
 
 def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
     """Read settings from a TOML or YAML file; RequestError unless it is a flat table of the model's own names."""
-    values = _read_table(path, "--config")
+    values = read_table(path, "--config")
     settings = {str(key).replace("-", "_"): value for key, value in values.items()}
     for name in settings:
         if name not in model.model_fields:
@@ -143,7 +143,7 @@ def read_config_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
 
 def read_storage_options(path: Path) -> dict[str, dict[str, Any]]:
     """Read fsspec's options by protocol from a TOML or YAML file; a RequestError about it quotes none of its values."""
-    options = _read_table(path, "--storage-options", secret=True)
+    options = read_table(path, "--storage-options", secret=True)
     for protocol, values in options.items():
         if not isinstance(values, dict):
             raise RequestError(
@@ -284,7 +284,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {_flag(nearest)}?" if nearest else f"; known: {', '.join(known)}"
 
 
-def _read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any]:
+def read_table(path: Path, flag: str, *, secret: bool = False) -> dict[str, Any]:
     """Read a TOML or YAML file that holds a table; errors do not quote the contents of a secret one."""
     try:
         values = _loads(path, path.read_text(encoding="utf-8-sig"))

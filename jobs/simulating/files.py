@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.io import fits
 
+    from surveybridge.jobs.simulating.observing import Instrument, Observing
     from surveybridge.jobs.simulating.population import Catalogue
-    from surveybridge.jobs.simulating.sky import Frame, Instrument, SkyPositions
+    from surveybridge.jobs.simulating.sky import Frame, SkyPositions
 
 
 def to_hdus(
@@ -21,6 +23,7 @@ def to_hdus(
     planes: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]],
     lenses: int,
     seed: int,
+    observing: Observing | None = None,
 ) -> fits.HDUList:
     """FITS of one band: primary header with the instrument, then IMAGE, VARIANCE and MASK, RICE-compressed.
 
@@ -34,8 +37,12 @@ def to_hdus(
         How many strong lenses were injected.
     seed : int
         Of everything that was drawn.
+    observing : Observing, optional
+        The conditions of the pair, which the header states, unless they are the ideal ones.
     """
     from astropy.io import fits
+
+    ideal = observing is None or observing.name == "ideal"
 
     primary = fits.PrimaryHDU()
     for key, value, comment in (
@@ -44,7 +51,7 @@ def to_hdus(
         ("BUNIT", "nJy", "per pixel"),
         ("MAGZERO", 31.4, "AB"),
         ("PIXSCALE", instrument.pixel_scale, "arcsec"),
-        ("PSFFWHM", instrument.psf_fwhm, "arcsec, Gaussian, without the pixel"),
+        ("PSFFWHM", instrument.psf_fwhm, f"arcsec, {instrument.psf_kind.capitalize()}, without the pixel"),
         ("SKYSIG", instrument.sky_sigma, "nJy per pixel"),
         ("GAIN", instrument.gain, "e- per nJy"),
         ("SATLEVEL", instrument.saturation, "nJy per pixel"),
@@ -53,6 +60,9 @@ def to_hdus(
         ("ORIGIN", "surveybridge simulate", "not an observation"),
     ):
         primary.header[key] = (value, comment)
+    if observing is not None and not ideal:
+        for key, value, comment in _conditions(instrument, observing):
+            primary.header[key] = (value, comment)
     hdus: list[fits.hdu.base._BaseHDU] = [primary]
     for name, data, unit in zip(("IMAGE", "VARIANCE", "MASK"), planes, ("nJy", "nJy2", None), strict=True):
         header = _wcs_cards(frame)
@@ -64,6 +74,8 @@ def to_hdus(
             header["MP_BAD"] = (0, "bit: bad column")
             header["MP_SAT"] = (1, "bit: saturated")
             header["MP_NODAT"] = (2, "bit: no data")
+            if not ideal:
+                header["MP_CR"] = (3, "bit: cosmic ray")
         hdus.append(
             fits.CompImageHDU(
                 data,
@@ -78,6 +90,26 @@ def to_hdus(
             )
         )
     return fits.HDUList(hdus)
+
+
+def _conditions(instrument: Instrument, observing: Observing) -> list[tuple[str, str | float, str]]:
+    """Cards that say under which conditions a band was observed."""
+    cards: list[tuple[str, str | float, str]] = [
+        ("SKYNAME", observing.name, "observing conditions"),
+        ("PSFKIND", instrument.psf_kind, ""),
+        ("SKYCORR", instrument.correlation, "noise correlation of neighbouring pixels"),
+        ("SKYLEVEL", instrument.sky_residual, "left by sky subtraction, in SKYSIG"),
+    ]
+    if math.isfinite(instrument.beta):
+        cards.append(("PSFBETA", instrument.beta, "Moffat beta of the wings"))
+    if instrument.survey == "LSST":
+        offset = observing.registration
+        cards += [
+            ("REGEAST", offset.east, "arcsec, objects stand off their WCS positions"),
+            ("REGNORTH", offset.north, "arcsec"),
+            ("REGROT", offset.rotation, "deg, north to east"),
+        ]
+    return cards
 
 
 def truth_table(catalogue: Catalogue, sky: SkyPositions, euclid: Frame, lsst: Frame) -> pa.Table:

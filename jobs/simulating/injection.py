@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.simulating.lenses import RAY_SPACING, VIS_SIGMA, LensedImages, SourceRange, draw_images
-from surveybridge.jobs.simulating.sky import INSTRUMENTS, Instrument
+from surveybridge.jobs.simulating.observing import INSTRUMENTS, Instrument
 from surveybridge.storage.pairs import Pairs
 
 THETA_E = (0.5, 2.1)

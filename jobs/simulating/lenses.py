@@ -23,6 +23,8 @@ from surveybridge.jobs.simulating.population import (
 
 MIN_ARC_SNR = 30.0
 """A lens is kept when its arcs reach this S/N in VIS: lenses that can be seen."""
+LENS_MARGIN = 10.0
+"""Lenses stay this far inside the Euclid frame, arcsec: clear of its edge and of the part without data."""
 VIS_SIGMA = 2.022
 RAY_SPACING = 0.025
 """Grid of the rays, arcsec: six a VIS seeing disc."""

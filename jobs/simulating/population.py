@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc
 
+from surveybridge.jobs.simulating.observing import FEW_STARS, StarCounts
+
 BANDS = ("g", "r", "i", "VIS")
 Catalogue = dict[str, NDArray[Any]]
 """One array a column, one element an object; `columns` lists them."""
 
 GALAXY_DENSITY = 40.0
 """Galaxies per square arcmin to i < 26."""
-STAR_DENSITY = 1.1
-"""Stars per square arcmin between i = 18.5 and 23.5 (a high galactic latitude)."""
 BRIGHT_STAR_CLEARANCE = 6.0
 """Bright stars stay this far from lenses, arcsec."""
 FAINT_LIMIT = 26.0
@@ -87,9 +87,13 @@ def draw_galaxies(rng: np.random.Generator, half_size: float) -> Catalogue:
 
 
 def draw_stars(
-    rng: np.random.Generator, half_size: float, bright_half_size: float, keep_clear: NDArray[np.float64]
+    rng: np.random.Generator,
+    half_size: float,
+    bright_half_size: float,
+    keep_clear: NDArray[np.float64],
+    counts: StarCounts = FEW_STARS,
 ) -> Catalogue:
-    """Stars: a power law of counts, and a few bright ones of which the brightest saturate.
+    """Stars: a power law of counts, and by default a few bright ones of which the brightest saturate.
 
     Parameters
     ----------
@@ -100,16 +104,18 @@ def draw_stars(
         Half the side of the square that holds the bright ones, arcsec, so that they are seen.
     keep_clear : ndarray [L, 2]
         Places (u, v) from which bright stars stay away: the lenses.
+    counts : StarCounts
 
     Returns
     -------
     Catalogue
         Columns of `columns`; sizes are NaN.
     """
-    n = int(rng.poisson(STAR_DENSITY * (2 * half_size / 60) ** 2))
-    faint = 23.5 + np.log10(1 - rng.random(n) * (1 - 10 ** (-0.15 * 5.0))) / 0.15  # counts proportional to 10^(0.15 i)
-    n_bright = 2 + int((2 * bright_half_size / 60) ** 2 / 4)
-    bright = np.concatenate([[14.0], rng.uniform(15.2, 17.6, n_bright - 1)])
+    n = int(rng.poisson(counts.density * (2 * half_size / 60) ** 2))
+    rarest = 10 ** (-counts.slope * (counts.faintest - counts.brightest))
+    faint = counts.faintest + np.log10(1 - rng.random(n) * (1 - rarest)) / counts.slope
+    n_bright = 2 + int((2 * bright_half_size / 60) ** 2 / 4) if counts.showpieces else 0
+    bright = np.concatenate([[14.0], rng.uniform(15.2, 17.6, n_bright - 1)]) if n_bright else np.zeros(0)
     mag_i = np.concatenate([bright, faint])
     u, v = rng.uniform(-1, 1, (2, len(mag_i))) * np.where(np.arange(len(mag_i)) < n_bright, bright_half_size, half_size)
     for k in range(n_bright):

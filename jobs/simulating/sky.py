@@ -1,7 +1,6 @@
 """From a catalogue of objects to the pixels of both surveys: grids, drawing, noise and defects.
 
-Galaxies are Sersic profiles convolved with the survey's Gaussian PSF and pixel by GalSim (Rowe et al. 2015); stars are
-the Gaussian integrated over the pixel, in closed form, since a Fourier drawing of a saturated star rings at many sigma.
+Galaxies are Sersic profiles convolved with the survey's PSF and pixel by GalSim (Rowe et al. 2015); stars are the PSF.
 """
 
 from __future__ import annotations
@@ -12,40 +11,20 @@ import galsim
 import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import NDArray
-from scipy.special import erf
 
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.simulating.lenses import RAY_SPACING, Arc
+from surveybridge.jobs.simulating.noise import correlated, cosmic_rays, trails
+from surveybridge.jobs.simulating.observing import Instrument, Registration
+from surveybridge.jobs.simulating.point_spread import GALAXY_PARAMETERS, draw, draw_star, profile_of, reach
 from surveybridge.jobs.simulating.population import Catalogue, bulge_fraction, nanojansky
 
 SkyPositions = tuple[NDArray[np.float64], NDArray[np.float64]]
 """ra and dec, [N] each, ICRS degrees."""
-BAD, SATURATED, NO_DATA = 1, 2, 4
+BAD, SATURATED, NO_DATA, COSMIC_RAY = 1, 2, 4, 8
 """Bits of the mask."""
 TRUNCATION = 8.0
 """Sersic profiles end at this many half-light radii, and hold their whole flux within."""
-_GS = galsim.GSParams(folding_threshold=2e-3, maxk_threshold=3e-4, kvalue_accuracy=1e-6, maximum_fft_size=16384)
-
-
-@dataclass(frozen=True)
-class Instrument:
-    """One band of one survey: pixel and PSF FWHM in arcsec, sky noise and saturation in nJy/pixel, gain in e-/nJy."""
-
-    survey: str
-    band: str
-    pixel_scale: float
-    psf_fwhm: float
-    sky_sigma: float
-    gain: float
-    saturation: float
-
-
-INSTRUMENTS = (
-    Instrument("LSST", "g", 0.2, 0.77, 1.312, 172.6, 115_850.0),
-    Instrument("LSST", "r", 0.2, 0.73, 1.347, 339.5, 135_490.0),
-    Instrument("LSST", "i", 0.2, 0.71, 2.123, 248.2, 185_310.0),
-    Instrument("Euclid", "VIS", 0.1, 0.16, 2.022, 12.1, 66_100.0),
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +71,20 @@ def lsst_frame(centre: tuple[float, float], size: int, rotation: float, offset: 
     return _tan_frame(shifted, 0.2, (n, n), rotation)
 
 
+def displaced(frame: Frame, registration: Registration) -> Frame:
+    """The grid as it really lies on the sky where the WCS of `frame` states it with an error of registration."""
+    ra, dec = frame.wcs.wcs.crval
+    dec_true = dec - registration.north / 3600
+    ra_true = ra - registration.east / 3600 / np.cos(np.deg2rad(dec))
+    cos, sin = np.cos(np.deg2rad(registration.rotation)), np.sin(np.deg2rad(registration.rotation))
+    wcs = frame.wcs.deepcopy()
+    wcs.wcs.crval = [ra_true, dec_true]
+    # rows are west-to-east and south-to-north; objects shown turned from north to east lie turned back
+    wcs.wcs.cd = np.array([[cos, -sin], [sin, cos]]) @ frame.wcs.wcs.cd
+    wcs.wcs.set()
+    return Frame(wcs, frame.shape)
+
+
 def sky_positions(frame: Frame, u: NDArray[np.float64], v: NDArray[np.float64]) -> SkyPositions:
     """ra, dec in degrees of offsets (u west, v north, arcsec) on the tangent plane of `frame`."""
     x, y = np.linalg.solve(frame.jacobian, np.stack([u, v])) + (frame.wcs.wcs.crpix - 1)[:, None]
@@ -125,7 +118,7 @@ def render(
         nJy per pixel.
     """
     image = np.zeros(frame.shape)
-    psf = galsim.Gaussian(fwhm=instrument.psf_fwhm, gsparams=_GS)
+    psf = profile_of(instrument)
     jacobian = galsim.JacobianWCS(*frame.jacobian.ravel())
     unit: dict[float, galsim.GSObject] = {}
     xs, ys = frame.pixels(*sky)
@@ -133,7 +126,7 @@ def render(
     bulges = bulge_fraction(catalogue, instrument.band)
     for k in progress(range(len(flux)), f"simulate {instrument.survey} {instrument.band}", unit="objects"):
         if catalogue["kind"][k] == "star":
-            _draw_star(image, xs[k], ys[k], flux[k], instrument)
+            draw_star(image, xs[k], ys[k], flux[k], instrument, jacobian)
             continue
         e = (1 - catalogue["q"][k]) / (1 + catalogue["q"][k])
         angle = catalogue["angle"][k]
@@ -145,13 +138,15 @@ def render(
             profile = profile.shear(g1=e * np.cos(2 * angle), g2=e * np.sin(2 * angle)) + bulge
         else:
             profile = profile.shear(g1=e * np.cos(2 * angle), g2=e * np.sin(2 * angle))
-        reach = TRUNCATION * catalogue["main_re"][k] / np.sqrt(catalogue["q"][k]) + 2 * instrument.psf_fwhm
-        _draw(image, galsim.Convolve(profile, psf), xs[k], ys[k], reach / instrument.pixel_scale, jacobian)
+        half = TRUNCATION * catalogue["main_re"][k] / np.sqrt(catalogue["q"][k]) + reach(instrument, flux[k])
+        draw(image, galsim.Convolve(profile, psf), xs[k], ys[k], half / instrument.pixel_scale, jacobian)
     for arc, x, y in zip(arcs, *frame.pixels(*arcs_sky), strict=True):
         grid = galsim.Image(np.ascontiguousarray(arc.shape), scale=RAY_SPACING)
-        light = galsim.InterpolatedImage(grid, normalization="flux", gsparams=_GS) * arc.flux[instrument.band]
-        reach = len(arc.shape) * RAY_SPACING * 0.75 + 2 * instrument.psf_fwhm
-        _draw(image, galsim.Convolve(light, psf), x, y, reach / instrument.pixel_scale, jacobian)
+        light = (
+            galsim.InterpolatedImage(grid, normalization="flux", gsparams=GALAXY_PARAMETERS) * arc.flux[instrument.band]
+        )
+        half = len(arc.shape) * RAY_SPACING * 0.75 + reach(instrument, arc.flux[instrument.band])
+        draw(image, galsim.Convolve(light, psf), x, y, half / instrument.pixel_scale, jacobian)
     # The Fourier drawing leaves -1e-4 here and there, and photons are not negative. Its last bits depend on where in
     # memory the arrays lie; rounding keeps that out of the Poisson draws, so that equal seeds give equal files.
     return np.asarray(np.round(np.maximum(image, 0.0), 4), np.float64)
@@ -160,7 +155,7 @@ def render(
 def observe(
     model: NDArray[np.float64], instrument: Instrument, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-    """Noise, saturation, bad columns and a part without data.
+    """Noise, saturation, bad columns, a part without data, and what else the instrument's conditions say.
 
     Parameters
     ----------
@@ -176,10 +171,14 @@ def observe(
     variance : ndarray [ny, nx] float32
         nJy^2: sky and the Poisson noise of the sources; NaN without data.
     mask : ndarray [ny, nx] uint8
-        `BAD`, `SATURATED`, `NO_DATA`.
+        `BAD`, `SATURATED`, `NO_DATA`, `COSMIC_RAY`.
     """
     electrons = rng.poisson(model * instrument.gain)
-    flux = (electrons / instrument.gain + instrument.sky_sigma * rng.normal(size=model.shape)).astype(np.float32)
+    exact = electrons / instrument.gain + instrument.sky_sigma * rng.normal(size=model.shape)
+    sigma = np.sqrt(instrument.sky_sigma**2 + model / instrument.gain)
+    if instrument.correlation > 0:  # of the noise in units of its own width, so that its width stays as it is
+        exact = model + sigma * correlated((exact - model) / sigma, instrument.correlation)
+    flux = (exact + instrument.sky_residual * instrument.sky_sigma).astype(np.float32)
     variance = (instrument.sky_sigma**2 + model / instrument.gain).astype(np.float32)
     mask = np.zeros(model.shape, np.uint8)
     saturated = model >= instrument.saturation
@@ -190,6 +189,14 @@ def observe(
         column = np.s_[:, start : start + width]
         flux[column] += (rng.uniform(20, 40) * instrument.sky_sigma * rng.uniform(0.5, 1.5, (ny, width))).astype("f4")
         mask[column] |= BAD
+    for marks, bit, draw_marks in (
+        (instrument.cosmic_rays, COSMIC_RAY, cosmic_rays),
+        (instrument.trails, BAD, trails),
+    ):
+        if marks.count > 0:
+            light, touched = draw_marks((ny, nx), instrument, rng)
+            flux += light.astype(np.float32)
+            mask[touched & marks.masked] |= bit
     missing = _missing(model.shape, instrument)
     flux[missing], variance[missing], mask[missing] = np.nan, np.nan, NO_DATA
     return flux, variance, mask
@@ -222,41 +229,5 @@ def _missing(shape: tuple[int, int], instrument: Instrument) -> NDArray[np.bool_
 def _sersic(unit: dict[float, galsim.GSObject], n: float) -> galsim.GSObject:
     """Sersic profile of half-light radius 1 and flux 1, kept by index: its lookup table is what costs."""
     if n not in unit:
-        unit[n] = galsim.Sersic(n=float(n), half_light_radius=1.0, trunc=TRUNCATION, gsparams=_GS)
+        unit[n] = galsim.Sersic(n=float(n), half_light_radius=1.0, trunc=TRUNCATION, gsparams=GALAXY_PARAMETERS)
     return unit[n]
-
-
-def _draw(
-    image: NDArray[np.float64], profile: galsim.GSObject, x: float, y: float, reach: float, jacobian: galsim.JacobianWCS
-) -> None:
-    """Add a profile to the image at pixel (x, y), in a stamp of half side `reach` pixels."""
-    ny, nx = image.shape
-    half = int(np.ceil(reach)) + 2
-    x0, y0 = int(np.floor(x)) - half, int(np.floor(y)) - half
-    if x0 + 2 * half < 0 or y0 + 2 * half < 0 or x0 >= nx or y0 >= ny:
-        return
-    bounds = galsim.BoundsI(x0, x0 + 2 * half, y0, y0 + 2 * half)
-    stamp = profile.drawImage(galsim.ImageD(bounds), wcs=jacobian, center=galsim.PositionD(x, y)).array
-    window, part = _overlap(image, stamp, x0, y0)
-    image[window] += stamp[part]
-
-
-def _draw_star(image: NDArray[np.float64], x: float, y: float, flux: float, instrument: Instrument) -> None:
-    """Add a Gaussian integrated over the pixels (the PSF is round, so a rotated grid does not matter)."""
-    sigma = instrument.psf_fwhm / 2.354820 / instrument.pixel_scale
-    half = int(np.ceil(8 * sigma)) + 2
-    x0, y0 = int(np.floor(x)) - half, int(np.floor(y)) - half
-    edges = np.arange(2 * half + 2) - 0.5
-    px, py = (np.diff(0.5 * erf((edges + start - at) / (np.sqrt(2) * sigma))) for start, at in ((x0, x), (y0, y)))
-    stamp = flux * np.outer(py, px)
-    window, part = _overlap(image, stamp, x0, y0)
-    image[window] += stamp[part]
-
-
-def _overlap(
-    image: NDArray[np.float64], stamp: NDArray[np.float64], x0: int, y0: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return where a stamp at (x0, y0) overlaps the image: slices of the image and of the stamp."""
-    ys, ye = np.clip([y0, y0 + stamp.shape[0]], 0, image.shape[0])
-    xs, xe = np.clip([x0, x0 + stamp.shape[1]], 0, image.shape[1])
-    return (slice(ys, ye), slice(xs, xe)), (slice(ys - y0, ye - y0), slice(xs - x0, xe - x0))

@@ -14,7 +14,7 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.simulating import injection
 from surveybridge.jobs.simulating.injection import SOURCES, ArcView, arc_stamp, draw_lens, inject
-from surveybridge.jobs.simulating.sky import INSTRUMENTS
+from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
 

@@ -11,13 +11,15 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.simulate import CENTRE, FILES, OFFSET, Config, run
+from surveybridge.jobs.simulate import FILES, Config, run
 from surveybridge.jobs.simulating import lenses as simulated_lenses
 from surveybridge.jobs.simulating import sky as simulated_sky
+from surveybridge.jobs.simulating.field import CENTRE, OFFSET
 from surveybridge.jobs.simulating.files import truth_table
+from surveybridge.jobs.simulating.observing import INSTRUMENTS, Instrument
 from surveybridge.jobs.simulating.population import columns, draw_galaxies
 
-BANDS = {instrument.band: instrument for instrument in simulated_sky.INSTRUMENTS}
+BANDS = {instrument.band: instrument for instrument in INSTRUMENTS}
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_half_light_radius_of_bulge_and_disc_holds_half_the_light():
     rows |= {"u": np.zeros(1), "v": np.zeros(1), "q": np.ones(1)}
     frame = simulated_sky.euclid_frame(CENTRE, 801)
     sky = simulated_sky.sky_positions(frame, rows["u"], rows["v"])
-    wide = simulated_sky.Instrument("Euclid", "i", 0.1, 0.16, 1.0, 1.0, 1e9)
+    wide = Instrument("Euclid", "i", 0.1, 0.16, 1.0, 1.0, 1e9)
     model = simulated_sky.render(frame, wide, columns("galaxy", rows), [], sky, (np.zeros(0), np.zeros(0)))
     y, x = np.mgrid[:801, :801] - 400
     assert rows["bulge_fraction"][0] > 0.3
