@@ -12,6 +12,7 @@ from surveybridge.jobs.config import JobConfig, RequestError, parse_config, pars
 JOBS = (
     "demo",
     "simulate",
+    "simulate-pairs",
     "inspect",
     "ingest",
     "pairs",
@@ -34,12 +35,12 @@ JOBS = (
 
 def available_jobs() -> dict[str, str]:
     """Map each job's name to the first line of its docstring, read without importing or parsing the job."""
-    return {name: _first_line(Path(__file__).with_name(f"{name}.py")) for name in JOBS}
+    return {name: _first_line(Path(__file__).with_name(f"{module_of(name)}.py")) for name in JOBS}
 
 
 def help_of(job: str) -> str:
     """Return the text that `surveybridge JOB --help` prints."""
-    module = importlib.import_module(f"surveybridge.jobs.{job}")
+    module = importlib.import_module(f"surveybridge.jobs.{module_of(job)}")
     return parser_of(module.Config, f"surveybridge {job}", module.__doc__ or "", module.EXAMPLES).format_help()
 
 
@@ -50,10 +51,15 @@ def parse_job(job: str, arguments: Sequence[str], prog: str) -> tuple[ModuleType
         raise RequestError(
             f"unknown job '{job}'; " + (f"did you mean {nearest}?" if nearest else f"known: {', '.join(JOBS)}")
         )
-    module = importlib.import_module(f"surveybridge.jobs.{job}")
+    module = importlib.import_module(f"surveybridge.jobs.{module_of(job)}")
     return module, parse_config(
         module.Config, arguments, prog=prog, about=module.__doc__ or "", examples=module.EXAMPLES
     )
+
+
+def module_of(job: str) -> str:
+    """Name of the module of a job, in `jobs`."""
+    return job.replace("-", "_")
 
 
 def _first_line(source: Path) -> str:

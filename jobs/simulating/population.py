@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammainc
 
 from surveybridge.jobs.simulating.observing import FEW_STARS, StarCounts
 
@@ -50,7 +49,7 @@ _BULGE_WEIGHT = {"g": 0.55, "r": 0.8, "i": 1.0, "VIS": 0.93}
 """Bulge fraction in each band relative to i: bulges are redder than their discs."""
 
 
-def draw_galaxies(rng: np.random.Generator, half_size: float) -> Catalogue:
+def draw_galaxies(rng: np.random.Generator, half_size: float, density: float = 1.0) -> Catalogue:
     """Galaxies to i < 26 over the square |u|, |v| < `half_size` arcsec.
 
     Parameters
@@ -58,13 +57,15 @@ def draw_galaxies(rng: np.random.Generator, half_size: float) -> Catalogue:
     rng : numpy.random.Generator
     half_size : float
         Half the side of the square, arcsec.
+    density : float
+        Their number, over that of `GALAXY_DENSITY`.
 
     Returns
     -------
     Catalogue
         Columns of `columns`; bright blue galaxies carry a bulge, and one in eight stands 0.4 to 2 arcsec from another.
     """
-    n = int(rng.poisson(GALAXY_DENSITY * (2 * half_size / 60) ** 2))
+    n = int(rng.poisson(density * GALAXY_DENSITY * (2 * half_size / 60) ** 2))
     mag_i = _draw_magnitudes(rng, n)
     z = _draw_redshifts(rng, mag_i)
     red = rng.random(n) < np.clip(0.40 - 0.06 * (mag_i - 20.5), 0.10, 0.6)
@@ -121,11 +122,22 @@ def draw_stars(
     for k in range(n_bright):
         while len(keep_clear) and np.hypot(*(keep_clear - [u[k], v[k]]).T).min() < BRIGHT_STAR_CLEARANCE:
             u[k], v[k] = rng.uniform(-bright_half_size, bright_half_size, 2)
+    # bright means near and sun-like, and saturated in g too
+    return columns("star", {"u": u, "v": v, **star_magnitudes(rng, mag_i, sunlike=n_bright)})
+
+
+def star_magnitudes(rng: np.random.Generator, mag_i: NDArray[np.float64], sunlike: int = 0) -> dict[str, NDArray[Any]]:
+    """AB magnitudes of stars in the four bands along the stellar locus; the first `sunlike` are of r-i = 0.1 to 0.3.
+
+    Returns
+    -------
+    dict of ndarray [N]
+        mag_g, mag_r, mag_i, mag_VIS.
+    """
     ri = np.clip(0.1 + rng.gamma(1.6, 0.28, len(mag_i)), 0.1, 1.9)
-    ri[:n_bright] = rng.uniform(0.1, 0.3, n_bright)  # bright means near and sun-like, and saturated in g too
+    ri[:sunlike] = rng.uniform(0.1, 0.3, sunlike)
     gr = np.clip(1.35 - 1.1 * np.exp(-ri / 0.45), 0.3, 1.35) + 0.04 * rng.normal(size=len(mag_i))
-    mags = {"mag_g": mag_i + ri + gr, "mag_r": mag_i + ri, "mag_i": mag_i, "mag_VIS": mag_i + 0.26 * ri}
-    return columns("star", {"u": u, "v": v, **mags})
+    return {"mag_g": mag_i + ri + gr, "mag_r": mag_i + ri, "mag_i": mag_i, "mag_VIS": mag_i + 0.26 * ri}
 
 
 def galaxy_magnitudes(
@@ -218,11 +230,20 @@ def _component_radii(
     low, high = half_light / 3, half_light * 3
     for _ in range(40):
         disc = (low + high) / 2
-        light = fraction * gammainc(8.0, 7.669 * (half_light / (0.3 * disc)) ** 0.25)
-        light += (1 - fraction) * gammainc(2.0, 1.678 * half_light / disc)
+        light = fraction * _gamma_share(8, 7.669 * (half_light / (0.3 * disc)) ** 0.25)
+        light += (1 - fraction) * _gamma_share(2, 1.678 * half_light / disc)
         low, high = np.where(light > 0.5, disc, low), np.where(light > 0.5, high, disc)
     disc = np.where(fraction > 0, (low + high) / 2, half_light)
     return disc, np.where(fraction > 0, 0.3 * disc, np.nan)
+
+
+def _gamma_share(order: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Regularised lower incomplete gamma function of a whole order: 1 - exp(-x) sum_k<order x^k / k!."""
+    term, total = np.ones_like(x), np.ones_like(x)
+    for k in range(1, order):
+        term = term * x / k
+        total = total + term
+    return np.asarray(1 - np.exp(-x) * total)
 
 
 def _pair_up(rng: np.random.Generator, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:

@@ -22,7 +22,7 @@ from surveybridge import __main__ as command
 from surveybridge import __version__
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.jobs.config import JobConfig, RequestError, SkyCircle, parse_config
-from surveybridge.jobs.registry import available_jobs
+from surveybridge.jobs.registry import available_jobs, module_of
 from surveybridge.jobs.running.progress import progress, setup_logging
 from surveybridge.storage.errors import StorageError
 
@@ -250,7 +250,7 @@ def test_command_without_a_job_lists_jobs(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
     for name in available_jobs():
-        first_line = (importlib.import_module(f"surveybridge.jobs.{name}").__doc__ or "").partition("\n")[0]
+        first_line = (importlib.import_module(f"surveybridge.jobs.{module_of(name)}").__doc__ or "").partition("\n")[0]
         assert re.search(rf"^  {name} +{re.escape(first_line)}$", shown, re.MULTILINE), name
 
 
@@ -315,7 +315,7 @@ def processor_seconds(commands: dict[str, list[str]], rounds: int = 3) -> dict[s
 def test_the_settings_of_every_job_can_be_validated():
     # `JobConfig` builds its validator late, so that importing the job does not show it.
     for job in available_jobs():
-        module = importlib.import_module(f"surveybridge.jobs.{job}")
+        module = importlib.import_module(f"surveybridge.jobs.{module_of(job)}")
         assert module.Config.model_rebuild(force=True), job
 
 
@@ -337,7 +337,7 @@ def run_python(*arguments: str, check: bool = True) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("job", available_jobs())
 def test_job_keeps_the_form_of_jobs(job):
-    module = importlib.import_module(f"surveybridge.jobs.{job}")
+    module = importlib.import_module(f"surveybridge.jobs.{module_of(job)}")
     assert issubclass(module.Config, JobConfig)
     assert callable(module.run)
     for name, field in module.Config.model_fields.items():
@@ -347,7 +347,10 @@ def test_job_keeps_the_form_of_jobs(job):
 
 def documented_commands() -> list[tuple[str, str]]:
     """Every `surveybridge JOB ...` line of the jobs' EXAMPLES and of the code blocks of README and docs (not notes)."""
-    texts = {f"jobs/{job}.py": importlib.import_module(f"surveybridge.jobs.{job}").EXAMPLES for job in available_jobs()}
+    texts = {
+        f"jobs/{module_of(job)}.py": importlib.import_module(f"surveybridge.jobs.{module_of(job)}").EXAMPLES
+        for job in available_jobs()
+    }
     pages = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "notes"]
     for path in [ROOT / "README.md", *pages]:
         texts[path.relative_to(ROOT).as_posix()] = "\n".join(
@@ -371,7 +374,7 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
     for where, line in commands:
         job, *argv = shlex.split(line, comments=True)
         assert ">" not in re.sub(r"'[^']*'|\"[^\"]*\"", "", line), f"{where}: unquoted > in: {line}"
-        module = importlib.import_module(f"surveybridge.jobs.{job}")
+        module = importlib.import_module(f"surveybridge.jobs.{module_of(job)}")
         try:
             parse_config(module.Config, [item for item in argv if item != "--help"], prog=f"surveybridge {job}")
         except RequestError as error:

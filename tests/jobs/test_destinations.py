@@ -30,6 +30,7 @@ WRITING = {
     "query": ("--run", "run", "--format", "csv", "--out"),
     "vet": ("--run", "run", "--export"),
     "simulate": ("--size", 400, "--out"),
+    "simulate-pairs": ("--count", 8, "--out"),
     "evaluate": ("--pairs", "pairs.zarr", "--out"),
     "calibrate": ("--pairs", "pairs.zarr", "--out"),
     "demo": ("--out",),

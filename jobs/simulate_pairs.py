@@ -1,0 +1,100 @@
+"""Simulate pairs for training under many observing conditions, and write them as a pair store.
+
+Scenes with galaxies and stars are observed by LSST and Euclid with other PSFs, depths, noise, registration and defects
+each; windows of 64 x 64 pixels are cut out of them. A share has the conditions of an ideal survey. The pairs follow
+from the seed, whichever number of workers draws them; run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from surveybridge.jobs.config import JobConfig, RequestError
+
+EXAMPLES = """\
+surveybridge simulate-pairs --out pairs/sky.zarr --count 40000
+surveybridge simulate-pairs --out pairs/more.zarr --count 100000 --seed 2 --workers 8
+surveybridge simulate-pairs --out s3://bucket/pairs/sky.zarr --count 512 --executor serial"""
+
+
+class Config(JobConfig):
+    """Settings of `surveybridge simulate-pairs`."""
+
+    writes = ("out",)
+
+    out: str = Field(description="pair store (Zarr group), local path or URL; a table of its pairs lies beside it")
+    count: int = Field(gt=0, description="number of pairs")
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    validation: int | None = Field(
+        None,
+        ge=0,
+        description="number of pairs at the end of the store that are stated to be for validation, whole scenes "
+        "(default: about a tenth, at most 256)",
+    )
+    executor: Literal["serial", "ray"] = Field("ray", description="draw in this process, or in Ray tasks")
+    workers: int = Field(1, ge=1, description="Ray tasks at a time, each of one CPU")
+
+
+def run(config: Config) -> int:
+    """Draw the pairs that are missing, then finish the store and write the table beside it.
+
+    Returns
+    -------
+    int
+        Exit code 0.
+    """
+    from surveybridge.jobs.running.progress import progress
+    from surveybridge.jobs.simulating.pair_blocks import SPEC, begin, finish, write_block
+
+    held_back = _held_back(config, SPEC.windows)
+    writer = begin(config.out, config.count, config.seed, held_back)
+    missing = writer.missing()
+    if writer.finished:
+        print(f"{writer.folder.url}: {config.count} pairs, there already")
+        return 0
+    started = time.perf_counter()
+    work = functools.partial(write_block, writer, config.seed)
+    pairs = sum(progress(_drawn(config, work, missing), "simulate-pairs", unit="blocks", total=len(missing)))
+    finish(writer)
+    seconds = time.perf_counter() - started
+    print(
+        f"{writer.folder.url}: {config.count} pairs, {pairs} of them drawn in {seconds:.0f} s ({pairs / seconds:.1f}/s)"
+    )
+    return 0
+
+
+def _held_back(config: Config, windows: int) -> int:
+    """Return how many pairs are for validation; the scene of none of them has others."""
+    if config.validation is None:
+        last = -(-(config.count - min(256, config.count // 10)) // windows) * windows
+        return max(0, config.count - last)
+    kept = config.count - config.validation
+    if kept <= 0 or kept % windows:
+        nearest = config.count - max(windows, round(kept / windows) * windows)
+        raise RequestError(
+            f"--validation {config.validation} of {config.count} pairs leaves {kept}, but {windows} pairs are of one "
+            f"scene; " + (f"give {nearest}" if nearest >= 0 else f"give a --count of at least {windows}")
+        )
+    return config.validation
+
+
+def _drawn(config: Config, work: Callable[[int], int], blocks: Sequence[int]) -> Iterator[int]:
+    """Yield the number of pairs of each block that has been written."""
+    if config.executor == "serial" or not blocks:
+        yield from map(work, blocks)
+        return
+    from surveybridge.cluster.connect import start_ray, stop_ray
+    from surveybridge.cluster.spread import spread
+    from surveybridge.storage.objectstore import configure, configured
+
+    started = start_ray(config.workers)
+    try:
+        yield from spread(work, blocks, at_once=config.workers, start=functools.partial(configure, configured()))
+    finally:
+        if started:
+            stop_ray()

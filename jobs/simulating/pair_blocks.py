@@ -1,0 +1,82 @@
+"""A pair store of simulated scenes, block by block, and the table of its pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from surveybridge.jobs.simulating.scenes import ScenePairs, SceneSpec, draw_pairs
+from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.parquet import parquet_bytes, read_parquet
+from surveybridge.storage.problems import default_problem
+
+SPEC = SceneSpec()
+STEP = 16
+"""Fluxes are rounded to this part of their noise, as those of the simulated pairs, which compresses them."""
+
+LABELS = "labels"
+"""Folder in an unfinished store with the tables of its blocks."""
+
+CLASSES = {
+    "system": "field_galaxy", "field": "field_galaxy", "bright": "bright_galaxy", "deflector": "deflector_like",
+    "star": "star", "sky": "none",
+}  # fmt: skip
+"""`central_class` of a window, by what it was centred on."""
+
+
+def begin(url: str, count: int, seed: int, held_back: int) -> PairWriter:
+    """Begin a store, or go on with it; StorageError if there is anything else."""
+    layout = PairLayout(
+        problem=default_problem(),
+        count=count,
+        shape=(SPEC.size, SPEC.size),
+        pixel_arcsec=0.1,
+        name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        held_back=held_back,
+        gain=("lsst", "euclid"),
+        registration=True,
+        attributes={"simulated": "surveybridge simulate-pairs", "seed": seed, "windows_of_a_scene": SPEC.windows},
+    )
+    return PairWriter.open(url, layout)
+
+
+def write_block(writer: PairWriter, seed: int, block: int) -> int:
+    """Draw the pairs of a block and write them with their labels; returns their number."""
+    rows = writer.layout.rows(block)
+    first, last = rows.start // SPEC.windows, -(-rows.stop // SPEC.windows)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over several threads differ in their last bits
+    try:
+        parts = [draw_pairs(SPEC, seed, number) for number in range(first, last)]
+    finally:
+        torch.set_num_threads(threads)
+    keep = slice(rows.start - first * SPEC.windows, rows.stop - first * SPEC.windows)
+    arrays = {name: torch.cat([part.conditions[name] for part in parts])[keep].numpy() for name in parts[0].conditions}
+    for end in ("lsst", "euclid"):
+        flux = torch.cat([getattr(part, end) for part in parts])[keep].permute(0, 2, 3, 1).numpy()
+        step = arrays[f"{end}_noise"][:, None, None] / STEP
+        arrays[end] = (np.round(flux / step) * step).astype(np.float32)
+    ids = [f"{row // SPEC.windows:06d}-{row % SPEC.windows}" for row in rows]
+    writer.folder.put(parquet_bytes(_table(ids, parts, keep)), LABELS, f"{block}.parquet")
+    writer.write(block, ids, arrays)
+    return len(rows)
+
+
+def finish(writer: PairWriter) -> None:
+    """Write the table beside the store, NAME.parquet of NAME.zarr, and finish the store."""
+    blocks = range(writer.layout.blocks)
+    tables = [read_parquet(writer.folder.read(LABELS, f"{block}.parquet")) for block in blocks]
+    folder, _, name = writer.folder.url.rpartition("/")
+    beside = Folder.at(folder or "/", writer.folder.storage_options)
+    beside.put(parquet_bytes(pa.concat_tables(tables)), f"{name.removesuffix('.zarr')}.parquet")
+    writer.finish()
+    writer.folder.delete_below(LABELS)
+
+
+def _table(ids: list[str], parts: list[ScenePairs], keep: slice) -> pa.Table:
+    """One row a pair: its scene, whether its conditions are nominal, and the object in its middle."""
+    labels = {name: np.concatenate([part.labels[name] for part in parts])[keep] for name in parts[0].labels}
+    classes = [CLASSES[str(role)] for role in labels.pop("role")]
+    return pa.table({"id": ids, "central_class": classes, **{name: pa.array(v) for name, v in labels.items()}})

@@ -1,0 +1,241 @@
+"""Pairs of windows for training, cut out of simulated scenes that both surveys observe.
+
+A scene is a square of sky with galaxies and stars (`galaxies`), drawn once for each survey (`drawing`) and observed
+under conditions of its own (`training_skies`, `exposures`). Everything follows from the seed and the scene's number; on
+a CPU to the last bit, with one thread. Only torch and numpy are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from surveybridge.jobs.simulating.components import Components, components_of
+from surveybridge.jobs.simulating.drawing import Grid, images, spectra
+from surveybridge.jobs.simulating.exposures import (
+    LSST_SCALE,
+    VIS_SCALE,
+    add_cosmic_rays,
+    add_trails,
+    expose,
+    lsst_windows,
+    vis_windows,
+)
+from surveybridge.jobs.simulating.galaxies import draw_objects
+from surveybridge.jobs.simulating.optics import transfer_functions
+from surveybridge.jobs.simulating.population import Catalogue
+from surveybridge.jobs.simulating.spirals import with_arms
+from surveybridge.jobs.simulating.training_skies import Observation, draw_crowd, draw_observation
+
+ROLES = {"system": 0.32, "deflector": 0.24, "bright": 0.07, "star": 0.12, "field": 0.07, "": 0.18}
+"""What windows are centred on, and how often; none is a random place."""
+
+MARGIN = 30
+"""VIS pixels that windows of a scene keep from its edge where the grids are turned: there, neighbours are not."""
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What is drawn.
+
+    Attributes
+    ----------
+    size : int
+        Side of a window, pixels.
+    windows : int
+        Windows of each scene.
+    side : float
+        Of a scene, arcsec: a power of 2 times 0.05.
+    """
+
+    size: int = 64
+    windows: int = 8
+    side: float = 51.2
+
+
+@dataclass(frozen=True)
+class ScenePairs:
+    """Windows of one or more scenes; conditions are those of `storage.pair_store`.
+
+    Attributes
+    ----------
+    lsst, euclid : Tensor [N, B, H, W] float32
+        nJy per pixel; NaN where masked.
+    conditions : dict of Tensor [N, B] float32
+        `<end>_noise`, `_fwhm`, `_wing`, `_correlation`, `_gain`; and `registration` [N].
+    labels : dict of ndarray [N]
+        `scene`, `role` and the magnitudes of the object in the middle (NaN without one), and `nominal`.
+    """
+
+    lsst: Tensor
+    euclid: Tensor
+    conditions: dict[str, Tensor]
+    labels: dict[str, NDArray[np.generic]]
+
+
+def draw_pairs(
+    spec: SceneSpec, seed: int, index: int | Sequence[int], device: torch.device | str = "cpu"
+) -> ScenePairs:
+    """Draw scenes and cut windows out of them.
+
+    Parameters
+    ----------
+    spec : SceneSpec
+    seed : int
+        Of all scenes.
+    index : int or sequence of int
+        Numbers of scenes; on a GPU dozens at a time are drawn fastest.
+    device : torch.device or str
+
+    Returns
+    -------
+    ScenePairs
+        `spec.windows` rows a scene, in the order of the numbers.
+    """
+    device = torch.device(device)
+    numbers = [index] if isinstance(index, int) else list(index)
+    at_once = 1 if device.type == "cpu" else len(numbers)  # so that not a bit depends on the company
+    parts: list[ScenePairs] = []
+    for first in range(0, len(numbers), at_once):
+        drawn = [_Scene.draw(spec, seed, number) for number in numbers[first : first + at_once]]
+        nodes = round(spec.side / VIS_SCALE * 2)
+        euclid = _render(drawn, Grid(len(drawn), nodes, VIS_SCALE / 2), slice(3, 4), device)
+        lsst = _render(drawn, Grid(len(drawn), nodes // 2, LSST_SCALE / 2), slice(0, 3), device)
+        parts += [scene.observe(spec, models, device) for scene, *models in zip(drawn, lsst, euclid, strict=True)]
+    return ScenePairs(
+        lsst=torch.cat([part.lsst for part in parts]),
+        euclid=torch.cat([part.euclid for part in parts]),
+        conditions={key: torch.cat([part.conditions[key] for part in parts]) for key in parts[0].conditions},
+        labels={key: np.concatenate([part.labels[key] for part in parts]) for key in parts[0].labels},
+    )
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene before it is drawn."""
+
+    number: int
+    observation: Observation
+    catalogue: Catalogue
+    components: Components
+    rng: np.random.Generator
+    noise_seed: int
+
+    @classmethod
+    def draw(cls, spec: SceneSpec, seed: int, number: int) -> _Scene:
+        rng = np.random.default_rng([seed, number])
+        observation = draw_observation(rng)
+        crowd = draw_crowd(rng, spec.side, nominal=observation.nominal)
+        catalogue, arms = with_arms(rng, draw_objects(rng, crowd), often=0.0 if observation.nominal else 0.6)
+        components = Components.join(components_of(catalogue), arms)
+        return cls(number, observation, catalogue, components, rng, int(rng.integers(2**62)))
+
+    def places(self, side: float, *, lsst: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres [N, 2] from the first pixel's centre, arcsec, and covariances [N, 3], on the grid of a survey."""
+        c, o = self.components, self.observation
+        at = np.stack([c.u, c.v], -1)
+        if not lsst:
+            return at, c.covariance
+        angle = o.turn + o.grid_turn
+        turned = (at - side / 2) @ _rotation(o.turn).T + o.offset
+        moved = turned @ _rotation(o.grid_turn).T + side / 2
+        moved -= np.array(o.grid_offset) + (LSST_SCALE - VIS_SCALE) / 2
+        turn = _rotation(angle)
+        full = np.stack([c.covariance[:, [0, 1]], c.covariance[:, [1, 2]]], 1)
+        full = turn @ full @ turn.T
+        return moved, np.stack([full[:, 0, 0], full[:, 0, 1], full[:, 1, 1]], -1)
+
+    def observe(self, spec: SceneSpec, models: Sequence[Tensor], device: torch.device) -> ScenePairs:
+        """Observe noise-free images of LSST and of VIS, and cut windows out."""
+        o, rng = self.observation, self.rng
+        noise = torch.Generator(device).manual_seed(self.noise_seed)
+        lsst = expose(models[0], slice(0, 3), o, rng, noise)
+        euclid = expose(models[1], slice(3, 4), o, rng, noise)
+        add_trails(lsst, o, rng)
+        add_cosmic_rays(euclid, o, rng)
+        starts, chosen = self._windows(spec)
+        vis, resampled = vis_windows(euclid, starts, spec.size), lsst_windows(lsst, starts, spec.size, o)
+        _cut_edges(rng, o.edges, resampled.flux, vis)
+        count = len(starts)
+        known = {
+            "fwhm": [p.fwhm for p in o.psfs], "wing": [p.wing for p in o.psfs],
+            "correlation": [*resampled.correlation, o.correlation[3]],
+        }  # fmt: skip
+        conditions = {
+            f"{end}_{quantity}": torch.tensor(values[bands], dtype=torch.float32, device=device).expand(count, -1)
+            for quantity, values in known.items()
+            for end, bands in (("lsst", slice(0, 3)), ("euclid", slice(3, 4)))
+        }
+        conditions |= {"lsst_noise": resampled.noise, "lsst_gain": resampled.gain}
+        for name, value in (("euclid_noise", o.sky[3]), ("euclid_gain", o.gain[3])):
+            conditions[name] = torch.full((count, 1), value, device=device)
+        conditions["registration"] = torch.full((count,), o.registration, device=device)
+        there = chosen >= 0
+        labels: dict[str, NDArray[np.generic]] = {
+            "scene": np.full(count, self.number),
+            "role": np.where(there, self.catalogue["role"][chosen], "sky"),
+            "nominal": np.full(count, o.nominal),
+        }
+        labels |= {
+            name: np.where(there, self.catalogue[name][chosen], np.nan)
+            for name in ("mag_g", "mag_r", "mag_i", "mag_VIS", "re", "sersic_n")
+        }
+        return ScenePairs(resampled.flux, vis, conditions, labels)
+
+    def _windows(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First pixels [W, 2] of the windows on the grid of VIS, and the objects in their middle (-1: none)."""
+        rng, size, n = self.rng, spec.size, round(spec.side / VIS_SCALE)
+        margin = MARGIN if self.observation.grid_turn else 0
+        at = np.stack([self.catalogue["u"], self.catalogue["v"]], -1) / VIS_SCALE - (size - 1) / 2
+        inside = ((at > margin + 3) & (at < n - size - margin - 3)).all(-1)
+        inside &= (self.catalogue["mag_i"] < 24.5) | (self.catalogue["role"] != "field")
+        starts, chosen = np.empty((spec.windows, 2), np.int64), np.full(spec.windows, -1)
+        left = {
+            role: list(rng.permutation(np.flatnonzero(inside & (self.catalogue["role"] == role)))) for role in ROLES
+        }
+        for k in range(spec.windows):
+            shares = np.array([share if left[role] or not role else 0.0 for role, share in ROLES.items()])
+            role = str(rng.choice(list(ROLES), p=shares / shares.sum()))
+            if left[role]:
+                chosen[k] = left[role].pop()
+                # most of them as in cutouts, centred to a pixel, the others anywhere near the middle
+                jitter = rng.uniform(-1, 1, 2) * (1.0 if rng.random() < 0.6 else 0.35 * size)
+                starts[k] = np.clip(np.round(at[chosen[k]] + jitter), margin, n - size - margin)
+            else:
+                starts[k] = rng.integers(margin, n - size - margin + 1, 2)
+        return starts, chosen
+
+
+def _render(drawn: list[_Scene], grid: Grid, bands: slice, device: torch.device) -> Tensor:
+    """Noise-free images [scenes, B, n, n] of a survey, on its own pixels, nJy per pixel."""
+    lsst = bands.start == 0
+    placed = [scene.places(grid.side, lsst=lsst) for scene in drawn]
+
+    def tensor(values: list[NDArray[np.float64]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(values)).float().to(device)
+
+    which = torch.from_numpy(np.repeat(np.arange(len(drawn)), [len(s.components) for s in drawn])).to(device)
+    flux = tensor([scene.components.flux[:, bands] for scene in drawn])
+    spectrum = spectra(grid, which, tensor([p[0] for p in placed]), tensor([p[1] for p in placed]), flux)
+    psfs = [psf for scene in drawn for psf in scene.observation.psfs[bands]]
+    transfer = transfer_functions(psfs, grid.nodes, grid.spacing, 2 * grid.spacing, device)
+    return images(spectrum, transfer.view(spectrum.shape), grid, every=2)
+
+
+def _rotation(angle: float) -> NDArray[np.float64]:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _cut_edges(rng: np.random.Generator, share: float, *ends: Tensor) -> None:
+    """Take a part of some windows away from one survey, in place: beyond the edge of its footprint."""
+    size = ends[0].shape[-1]
+    axis = torch.arange(size, device=ends[0].device) - (size - 1) / 2
+    for row in np.flatnonzero(rng.random(len(ends[0])) < share):
+        angle, end = rng.uniform(0, 2 * np.pi), int(rng.integers(2))
+        distance = axis * float(np.cos(angle)) + axis[:, None] * float(np.sin(angle))
+        ends[end][row, :, distance > float(rng.uniform(-0.1, 0.45)) * size] = torch.nan

@@ -1,0 +1,93 @@
+"""The job simulate-pairs: a pair store that follows from its seed alone, and that is gone on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from surveybridge.__main__ import main
+from surveybridge.jobs.simulating import pair_blocks, scenes
+from surveybridge.storage import pair_writer
+from surveybridge.storage.pairs import read_ids, read_labels, read_pairs
+from tests.jobs.test_bad_requests import refused
+
+
+def simulate(out, *more, count=40, seed=7):
+    return main(["simulate-pairs", "--out", str(out), "--count", str(count), "--seed", str(seed), *map(str, more)])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pairs") / "sky.zarr"
+    assert simulate(out, "--executor", "serial") == 0
+    return out
+
+
+def stored(store, name):
+    return np.asarray(zarr.open_array(store / name, mode="r")[...])
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_store_has_everything_that_a_training_is_told(store):
+    pairs = read_pairs(str(store))
+    assert {end: values.shape for end, values in pairs.ends.items()} == {
+        "lsst": (40, 3, 64, 64),
+        "euclid": (40, 1, 64, 64),
+    }
+    for end, bands in (("lsst", 3), ("euclid", 1)):
+        for name in ("noise", "fwhm", "wing", "correlation", "gain"):
+            values = stored(store, f"{end}_{name}")
+            assert values.shape == (40, bands) and np.isfinite(values).all()
+    assert stored(store, "lsst_fwhm").min() >= 0.45 and stored(store, "lsst_fwhm").max() <= 1.4
+    assert np.isfinite(stored(store, "registration")).all()
+    labels = read_labels(str(store))
+    assert list(labels) == read_ids(str(store))
+    assert {row["central_class"] for row in labels.values()} >= {"field_galaxy", "deflector_like", "none"}
+
+
+def test_a_store_goes_on_where_it_was_stopped_and_is_the_same(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pair_writer, "BLOCK", 16)
+    whole, broken = tmp_path / "whole.zarr", tmp_path / "other" / "whole.zarr"
+    assert simulate(whole, "--executor", "serial") == 0
+    draw: Any = scenes.draw_pairs
+    drawn: list[Any] = []
+
+    def stopping(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(pair_blocks, "draw_pairs", stopping)
+    assert simulate(broken, "--executor", "serial") == 130
+    capsys.readouterr()
+    assert simulate(broken, "--executor", "serial") == 0
+    assert "24 of them drawn" in capsys.readouterr().out
+    assert files(broken) == files(whole)
+    assert (broken.parent / "whole.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert simulate(broken, "--executor", "serial") == 0 and "there already" in capsys.readouterr().out
+
+
+def test_ray_tasks_write_the_same_bytes(store, tmp_path, ray_cluster):
+    other = tmp_path / "sky.zarr"
+    assert simulate(other, "--workers", 2) == 0
+    assert files(other) == files(store)
+
+
+def test_what_cannot_be_is_refused(store, tmp_path, capsys):
+    new = tmp_path / "new.zarr"
+    line = refused(capsys, "simulate-pairs", "--out", new, "--count", 40, "--validation", 39)
+    assert "39 of 40 pairs leaves 1" in line and "give 32" in line
+    line = refused(capsys, "simulate-pairs", "--out", new, "--count", 40, "--validation", 40)
+    assert "give 32" in line
+    line = refused(capsys, "simulate-pairs", "--out", store, "--count", 48, "--seed", 7)
+    assert "count 40" in line and "another place" in line
+    assert not new.exists()
+    pq.read_table(store.with_suffix(".parquet"))
