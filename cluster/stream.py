@@ -9,7 +9,7 @@ import pickle
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from surveybridge.cluster import metrics
 from surveybridge.cluster.attempts import Attempts, Orders, Worker
+from surveybridge.cluster.blocks import blocks_of
 from surveybridge.cluster.errors import ClusterError
 from surveybridge.cluster.stages import (
     MAX_KILLS,
@@ -64,6 +65,8 @@ class Stream:
     process `MAX_KILLS` times, become failures that the writer commits. An item may be done more than once (if a
     process or a node dies and takes its results with it), so writing again must overwrite.
 
+    However the iteration ends (all is done, drained, an exception, closed), none of its threads uses Ray afterwards.
+
     Parameters
     ----------
     items
@@ -101,8 +104,9 @@ class Stream:
         self.drain = drain or threading.Event()
         self.intervals = intervals
         self._attempts: Any = None
+        self._forwarding = threading.Lock()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Run the stream and yield the receipts."""
         todo = dict.fromkeys(self.items)
         if not todo:
@@ -112,26 +116,28 @@ class Stream:
         self._attempts = ray.remote(Attempts).options(**options).remote()
         job = _Job(ray.put(self.stages), self._attempts)
         finished = threading.Event()
-        threading.Thread(target=self._forward_drain, args=(finished,), daemon=True).start()
+        threading.Thread(target=self._forward_drain, args=(finished,), name="drain", daemon=True).start()
         try:
             # One pass does all items. A second one is needed only if the attempts actor has died together with a
             # reader: then groups may differ from those that others have already used.
             while todo and not self.drain.is_set():
                 before = len(todo)
-                for item, receipt, intervals in self._pass(list(todo), job):
-                    if item in todo:
-                        del todo[item]
-                        metrics.count_receipt(receipt, intervals)
-                        if self.intervals:
-                            receipt["intervals"] = {stage: asdict(interval) for stage, interval in intervals.items()}
-                        yield receipt
+                with contextlib.closing(self._pass(list(todo), job)) as finished_items:
+                    for item, receipt, intervals in finished_items:
+                        if item in todo:
+                            del todo[item]
+                            metrics.count_receipt(receipt, intervals)
+                            if self.intervals:
+                                receipt["intervals"] = {stage: asdict(span) for stage, span in intervals.items()}
+                            yield receipt
                 if (refusal := ray.get(self._attempts.refusal.remote())) is not None:
                     raise refusal
                 if len(todo) == before and not self.drain.is_set():
                     raise ClusterError(f"0 of {before} items came back from the cluster; see the workers' logs of Ray")
         finally:
             finished.set()
-            attempts, self._attempts = self._attempts, None
+            with self._forwarding:
+                attempts, self._attempts = self._attempts, None
             ray.kill(attempts)
 
     def in_flight(self) -> list[dict[str, Any]]:
@@ -142,7 +148,9 @@ class Stream:
         except ray.exceptions.RayActorError:  # the stream has ended meanwhile
             return []
 
-    def _pass(self, items: list[str], job: _Job) -> Iterator[tuple[str, dict[str, Any], Mapping[str, Any]]]:
+    def _pass(
+        self, items: list[str], job: _Job
+    ) -> Generator[tuple[str, dict[str, Any], Mapping[str, Interval]], None, None]:
         smallest, largest = (min(count, len(items)) for count in self.workers)
         source = _Source(items, job)
         io = TaskPoolStrategy(min(IO_PER_MODEL * largest, len(source.slices)))
@@ -175,20 +183,20 @@ class Stream:
                     **memory.get("write", {}),
                 )
             )
-            batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for batch in batches:
-            # a reader that drains yields an empty table
-            written = [entry for group in batch["group"] for entry in _unpacked(group)] if batch.num_rows else []
-            yield from written
-            if ray.get(job.attempts.received.remote([item for item, _, _ in written])):
-                return
+        with contextlib.closing(blocks_of(rows)) as blocks:
+            for block in blocks:
+                # a reader that drains yields an empty table
+                written = [entry for group in block["group"] for entry in _unpacked(group)] if block.num_rows else []
+                yield from written
+                if ray.get(job.attempts.received.remote([item for item, _, _ in written])):
+                    return
 
     def _forward_drain(self, finished: threading.Event) -> None:
         while not finished.is_set():
             if self.drain.wait(0.5):
-                attempts = self._attempts
-                if attempts is not None:
-                    attempts.drain.remote()
+                with self._forwarding:
+                    if self._attempts is not None:
+                        self._attempts.drain.remote()
                 return
 
 

@@ -9,6 +9,7 @@ and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of p
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import fields
@@ -232,9 +233,9 @@ def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
 
     started = start_ray(config.workers)
     try:
-        yield from progress(
-            iter(Stream(blocks, stages, workers=(1, config.workers))), "evaluate", total=len(blocks), unit="blocks"
-        )
+        # what ends the loop of the caller ends the stream before Ray
+        with contextlib.closing(iter(Stream(blocks, stages, workers=(1, config.workers)))) as receipts:
+            yield from progress(receipts, "evaluate", total=len(blocks), unit="blocks")
     finally:
         if started:
             stop_ray()

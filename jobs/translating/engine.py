@@ -214,9 +214,6 @@ def _cluster(request: Request, model_bytes: int) -> Iterator[dict[str, int]]:
         memory["model"] += model_bytes
         check_cluster(workers=config.min_workers, memory=memory)
         yield memory
-    except RuntimeError as error:  # as LeaseLost; Ray may end this process before its traceback is printed
-        log.error("%s: %s", type(error).__name__, error)
-        raise
     finally:
         if started:
             stop_ray()

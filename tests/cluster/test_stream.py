@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.data._internal.block_batching import util
 
 from surveybridge.cluster.connect import start_ray
 from surveybridge.cluster.stages import MAX_KILLS, Stages
@@ -113,6 +114,36 @@ def test_a_drained_stream_finishes_what_was_begun_and_begins_nothing_more(tmp_pa
     modelled = {item for stage, item in script.journal() if stage == "model"}
     assert {row["tile_id"] for row in rows} == modelled
     assert 1 <= len(rows) <= 10
+
+
+@pytest.mark.parametrize("end", ["drained", "closed", "interrupted"])
+def test_a_stream_that_ends_early_leaves_no_thread_that_uses_ray(end, tmp_path, monkeypatch):
+    """Such a thread of Ray Data ends the process with exit code 1 if Ray is shut down meanwhile."""
+    ended = threading.Event()
+
+    def late(refs, plain=util._calculate_ref_hits):
+        if ended.is_set():  # the thread that fetches blocks is not as fast as the one that takes them
+            time.sleep(0.7)
+        return plain(refs)
+
+    monkeypatch.setattr(util, "_calculate_ref_hits", late)
+    before = set(threading.enumerate())
+    drain = threading.Event()
+    script = Script(tmp_path, seconds={"model": 2.0 if end == "interrupted" else 0.05})
+    receipts = iter(Stream(names(120), script.stages(), drain=drain))
+    assert next(receipts)["status"] == "ok"
+    ended.set()
+    if end == "drained":
+        drain.set()
+        assert {receipt["status"] for receipt in receipts} <= {"ok"}
+    elif end == "closed":
+        receipts.close()
+    else:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(receipts)
+    # the stream's own thread may wait for another moment, but has nothing to tell any more
+    assert {thread.name for thread in set(threading.enumerate()) - before} <= {"drain"}
 
 
 @pytest.mark.parametrize("stage", ["read", "model", "write"])
