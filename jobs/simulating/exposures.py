@@ -25,10 +25,13 @@ class Exposure:
     ----------
     flux : Tensor [B, n, n] float32
         nJy per pixel; whatever is there where it is masked.
+    sigma : Tensor [B, n, n] float32
+        Noise of the sky, nJy.
     saturated, bad : Tensor [B, n, n] bool
     """
 
     flux: Tensor
+    sigma: Tensor
     saturated: Tensor
     bad: Tensor
 
@@ -56,15 +59,17 @@ def expose(
     def numbers(values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values[bands], dtype=torch.float32, device=device)[:, None, None]
 
-    sky, correlation = numbers(observation.sky), observation.correlation[bands]
+    beyond = _beyond(n, observation).to(device)
+    sigma = numbers(observation.sky) * torch.where(beyond, numbers(observation.step), 1.0)
+    correlation = observation.correlation[bands]
     deviates = torch.randn(model.shape, generator=noise, device=device)
     if any(correlation):
         deviates = _correlate(deviates, torch.tensor(correlation, dtype=torch.float32, device=device))
-    flux = model + torch.sqrt(sky**2 + model.clamp(min=0) / numbers(observation.gain)) * deviates
+    flux = model + torch.sqrt(sigma**2 + model.clamp(min=0) / numbers(observation.gain)) * deviates
     along = torch.linspace(-1, 1, n, device=device)
     slope = torch.tensor(observation.slope[bands], dtype=torch.float32, device=device)
     gradient = slope[:, 0, None, None] * along + slope[:, 1, None, None] * along[:, None]
-    flux += sky * (numbers(observation.level) + gradient)
+    flux += numbers(observation.sky) * (numbers(observation.level) + gradient)
     saturation = numbers(observation.saturation)
     saturated = flux >= saturation
     flux = torch.minimum(flux, saturation)
@@ -72,7 +77,14 @@ def expose(
     for _ in range(observation.bad_columns):
         band, column, width = int(rng.integers(len(model))), int(rng.integers(n)), int(rng.integers(1, 4))
         bad[band, :, column : column + width] = True
-    return Exposure(flux, saturated, bad)
+    return Exposure(flux, sigma, saturated, bad)
+
+
+def _beyond(n: int, observation: Observation) -> Tensor:
+    """Where an image is beyond the line at which its depth changes, bool [n, n]."""
+    axis = (torch.arange(n) + 0.5) / n
+    x, y = axis - observation.step_at[0], axis[:, None] - observation.step_at[1]
+    return x * math.cos(observation.step_angle) + y * math.sin(observation.step_angle) > 0
 
 
 def add_trails(exposure: Exposure, observation: Observation, rng: np.random.Generator) -> None:
@@ -107,22 +119,37 @@ def add_cosmic_rays(exposure: Exposure, observation: Observation, rng: np.random
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """Windows of LSST on the network's grid: flux [W, 3, size, size], noise and gain [W, 3], correlation [3]."""
+class Windows:
+    """Windows of a survey on the grid of the network.
+
+    Attributes
+    ----------
+    flux, sigma : Tensor [W, B, size, size] float32
+        nJy, NaN where masked; and the noise of the sky in each pixel.
+    gain : Tensor [W, B]
+        Electrons a nJy.
+    correlation : list of float
+        Of the noise of neighbouring pixels, by band.
+    """
 
     flux: Tensor
-    noise: Tensor
+    sigma: Tensor
     gain: Tensor
-    correlation: NDArray[np.float64]
+    correlation: list[float]
 
 
-def vis_windows(exposure: Exposure, starts: NDArray[np.int64], size: int) -> Tensor:
-    """Cut windows [W, 1, size, size] of VIS out; `starts` are their first pixels, x and y [W, 2]; NaN where masked."""
+def vis_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, observation: Observation) -> Windows:
+    """Cut windows of VIS out; `starts` are their first pixels, x and y [W, 2]."""
     flux = torch.where(exposure.saturated | exposure.bad, torch.nan, exposure.flux)
-    return torch.stack([flux[:, y : y + size, x : x + size] for x, y in starts.tolist()])
+    cut = [
+        torch.stack([plane[:, y : y + size, x : x + size] for x, y in starts.tolist()])
+        for plane in (flux, exposure.sigma)
+    ]
+    gain = torch.full((len(starts), 1), observation.gain[3], device=flux.device)
+    return Windows(cut[0], cut[1], gain, [observation.correlation[3]])
 
 
-def lsst_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, observation: Observation) -> Resampled:
+def lsst_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, observation: Observation) -> Windows:
     """Interpolate windows of LSST onto the pixels of VIS, as `storage.coregister` does.
 
     Parameters
@@ -135,23 +162,25 @@ def lsst_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, obser
     observation : Observation
         Where LSST's grid lies.
     """
-    device = exposure.flux.device
+    device, n = exposure.flux.device, exposure.flux.shape[-1]
     filled = _fill(exposure.flux, exposure.bad) if bool(exposure.bad.any()) else exposure.flux
-    x, y = (position.to(device) for position in _positions(starts, size, observation, exposure.flux.shape[-1]))
+    x, y = (position.to(device) for position in _positions(starts, size, observation, n))
     flux = _interpolate(_spline_coefficients(filled), x, y) / 4
     touched = _touched(exposure.bad, x, y, reach=2) | _touched(exposure.saturated, x, y, reach=3)
-    gains = torch.stack(
-        [torch.from_numpy(noise_gain(r)).float() for r in observation.correlation[:3]]
-    ).to(device)  # fmt: skip
+    gains = torch.stack([torch.from_numpy(noise_gain(r)).float() for r in observation.correlation[:3]]).to(device)
     share_x, share_y = (((p - torch.floor(p)) * (PHASES - 1)).round().to(torch.int64) for p in (x, y))
-    deviation = torch.sqrt(gains[:, share_x] * gains[:, share_y]) / 4
-    typical = deviation.flatten(2).median(-1).values.T  # [W, 3]
-    sky, gain = (torch.tensor(v[:3], dtype=torch.float32, device=device) for v in (observation.sky, observation.gain))
-    return Resampled(
+    deviation = (torch.sqrt(gains[:, share_x] * gains[:, share_y]) / 4).transpose(0, 1)
+    nearest = torch.remainder(torch.round(y).to(torch.int64), n) * n + torch.remainder(
+        torch.round(x).to(torch.int64), n
+    )
+    sigma = exposure.sigma.reshape(3, n * n)[:, nearest.flatten()].view(3, *x.shape).transpose(0, 1)
+    share = (deviation**2).flatten(2).mean(-1)  # of the variance of an LSST pixel, as is the photons' in the mean
+    gain = torch.tensor(observation.gain[:3], dtype=torch.float32, device=device)
+    return Windows(
         flux=torch.where(touched, torch.nan, flux).transpose(0, 1),
-        noise=typical * sky,
-        gain=gain / (4 * typical**2),
-        correlation=np.array([noise_correlation(r, observation.grid_turn) for r in observation.correlation[:3]]),
+        sigma=deviation * sigma,
+        gain=gain / (4 * share),
+        correlation=[noise_correlation(r, observation.grid_turn) for r in observation.correlation[:3]],
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from surveybridge.jobs.simulating.scenes import ScenePairs, SceneSpec, draw_pairs
+from surveybridge.jobs.simulating.scenes import PLANES, ScenePairs, SceneSpec, draw_pairs
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
@@ -15,6 +15,9 @@ from surveybridge.storage.problems import default_problem
 SPEC = SceneSpec()
 STEP = 16
 """Fluxes are rounded to this part of their noise, as those of the simulated pairs, which compresses them."""
+
+SIGMA_STEP = 0.005
+"""Noise maps are rounded to this share."""
 
 LABELS = "labels"
 """Folder in an unfinished store with the tables of its blocks."""
@@ -35,6 +38,7 @@ def begin(url: str, count: int, seed: int, held_back: int) -> PairWriter:
         pixel_arcsec=0.1,
         name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
         held_back=held_back,
+        sigma=("lsst", "euclid"),
         gain=("lsst", "euclid"),
         registration=True,
         attributes={"simulated": "surveybridge simulate-pairs", "seed": seed, "windows_of_a_scene": SPEC.windows},
@@ -54,10 +58,13 @@ def write_block(writer: PairWriter, seed: int, block: int) -> int:
         torch.set_num_threads(threads)
     keep = slice(rows.start - first * SPEC.windows, rows.stop - first * SPEC.windows)
     arrays = {name: torch.cat([part.conditions[name] for part in parts])[keep].numpy() for name in parts[0].conditions}
-    for end in ("lsst", "euclid"):
-        flux = torch.cat([getattr(part, end) for part in parts])[keep].permute(0, 2, 3, 1).numpy()
-        step = arrays[f"{end}_noise"][:, None, None] / STEP
-        arrays[end] = (np.round(flux / step) * step).astype(np.float32)
+    for name in PLANES:
+        plane = torch.cat([getattr(part, name) for part in parts])[keep].permute(0, 2, 3, 1).numpy()
+        if name.endswith("_sigma"):
+            arrays[name] = np.exp(np.round(np.log(plane) / SIGMA_STEP) * SIGMA_STEP).astype(np.float32)
+        else:
+            step = arrays[f"{name}_noise"][:, None, None] / STEP
+            arrays[name] = (np.round(plane / step) * step).astype(np.float32)
     ids = [f"{row // SPEC.windows:06d}-{row % SPEC.windows}" for row in rows]
     writer.folder.put(parquet_bytes(_table(ids, parts, keep)), LABELS, f"{block}.parquet")
     writer.write(block, ids, arrays)

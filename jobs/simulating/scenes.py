@@ -58,6 +58,10 @@ class SceneSpec:
     side: float = 51.2
 
 
+PLANES = ("lsst", "euclid", "lsst_sigma", "euclid_sigma")
+"""Arrays of pixels of `ScenePairs`."""
+
+
 @dataclass(frozen=True)
 class ScenePairs:
     """Windows of one or more scenes; conditions are those of `storage.pair_store`.
@@ -66,6 +70,8 @@ class ScenePairs:
     ----------
     lsst, euclid : Tensor [N, B, H, W] float32
         nJy per pixel; NaN where masked.
+    lsst_sigma, euclid_sigma : Tensor [N, B, H, W] float32
+        Noise of the sky in each pixel. LSST's depends on how near the centre of one of its own pixels is.
     conditions : dict of Tensor [N, B] float32
         `<end>_noise`, `_fwhm`, `_wing`, `_correlation`, `_gain`; and `registration` [N].
     labels : dict of ndarray [N]
@@ -74,6 +80,8 @@ class ScenePairs:
 
     lsst: Tensor
     euclid: Tensor
+    lsst_sigma: Tensor
+    euclid_sigma: Tensor
     conditions: dict[str, Tensor]
     labels: dict[str, NDArray[np.generic]]
 
@@ -102,21 +110,18 @@ def draw_pairs(
     at_once = 1 if device.type == "cpu" else len(numbers)  # so that not a bit depends on the company
     parts: list[ScenePairs] = []
     for first in range(0, len(numbers), at_once):
-        drawn = [_Scene.draw(spec, seed, number) for number in numbers[first : first + at_once]]
-        nodes = round(spec.side / VIS_SCALE * 2)
-        euclid = _render(drawn, Grid(len(drawn), nodes, VIS_SCALE / 2), slice(3, 4), device)
-        lsst = _render(drawn, Grid(len(drawn), nodes // 2, LSST_SCALE / 2), slice(0, 3), device)
+        drawn = [Scene.draw(spec, seed, number) for number in numbers[first : first + at_once]]
+        lsst, euclid = render(drawn, device)
         parts += [scene.observe(spec, models, device) for scene, *models in zip(drawn, lsst, euclid, strict=True)]
     return ScenePairs(
-        lsst=torch.cat([part.lsst for part in parts]),
-        euclid=torch.cat([part.euclid for part in parts]),
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in PLANES},
         conditions={key: torch.cat([part.conditions[key] for part in parts]) for key in parts[0].conditions},
         labels={key: np.concatenate([part.labels[key] for part in parts]) for key in parts[0].labels},
     )
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """A scene before it is drawn."""
 
     number: int
@@ -125,15 +130,17 @@ class _Scene:
     components: Components
     rng: np.random.Generator
     noise_seed: int
+    side: float = SceneSpec.side
 
     @classmethod
-    def draw(cls, spec: SceneSpec, seed: int, number: int) -> _Scene:
+    def draw(cls, spec: SceneSpec, seed: int, number: int) -> Scene:
+        """Draw conditions and objects."""
         rng = np.random.default_rng([seed, number])
         observation = draw_observation(rng)
         crowd = draw_crowd(rng, spec.side, nominal=observation.nominal)
         catalogue, arms = with_arms(rng, draw_objects(rng, crowd), often=0.0 if observation.nominal else 0.6)
         components = Components.join(components_of(catalogue), arms)
-        return cls(number, observation, catalogue, components, rng, int(rng.integers(2**62)))
+        return cls(number, observation, catalogue, components, rng, int(rng.integers(2**62)), spec.side)
 
     def places(self, side: float, *, lsst: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Centres [N, 2] from the first pixel's centre, arcsec, and covariances [N, 3], on the grid of a survey."""
@@ -159,22 +166,25 @@ class _Scene:
         add_trails(lsst, o, rng)
         add_cosmic_rays(euclid, o, rng)
         starts, chosen = self._windows(spec)
-        vis, resampled = vis_windows(euclid, starts, spec.size), lsst_windows(lsst, starts, spec.size, o)
-        _cut_edges(rng, o.edges, resampled.flux, vis)
-        count = len(starts)
-        known = {
-            "fwhm": [p.fwhm for p in o.psfs], "wing": [p.wing for p in o.psfs],
-            "correlation": [*resampled.correlation, o.correlation[3]],
-        }  # fmt: skip
-        conditions = {
-            f"{end}_{quantity}": torch.tensor(values[bands], dtype=torch.float32, device=device).expand(count, -1)
-            for quantity, values in known.items()
-            for end, bands in (("lsst", slice(0, 3)), ("euclid", slice(3, 4)))
+        ends = {
+            "lsst": lsst_windows(lsst, starts, spec.size, o),
+            "euclid": vis_windows(euclid, starts, spec.size, o),
         }
-        conditions |= {"lsst_noise": resampled.noise, "lsst_gain": resampled.gain}
-        for name, value in (("euclid_noise", o.sky[3]), ("euclid_gain", o.gain[3])):
-            conditions[name] = torch.full((count, 1), value, device=device)
-        conditions["registration"] = torch.full((count,), o.registration, device=device)
+        _cut_edges(rng, o.edges, *(windows.flux for windows in ends.values()))
+        count = len(starts)
+        conditions = {"registration": torch.full((count,), o.registration, device=device)}
+        for (end, windows), bands in zip(ends.items(), (slice(0, 3), slice(3, 4)), strict=True):
+            numbers = {
+                "fwhm": [p.fwhm for p in o.psfs[bands]],
+                "wing": [p.wing for p in o.psfs[bands]],
+                "correlation": windows.correlation,
+            }
+            conditions |= {
+                f"{end}_{name}": torch.tensor(values, dtype=torch.float32, device=device).repeat(count, 1)
+                for name, values in numbers.items()
+            }
+            conditions[f"{end}_gain"] = windows.gain
+            conditions[f"{end}_noise"] = windows.sigma.flatten(2).median(-1).values
         there = chosen >= 0
         labels: dict[str, NDArray[np.generic]] = {
             "scene": np.full(count, self.number),
@@ -185,7 +195,9 @@ class _Scene:
             name: np.where(there, self.catalogue[name][chosen], np.nan)
             for name in ("mag_g", "mag_r", "mag_i", "mag_VIS", "re", "sersic_n")
         }
-        return ScenePairs(resampled.flux, vis, conditions, labels)
+        return ScenePairs(
+            ends["lsst"].flux, ends["euclid"].flux, ends["lsst"].sigma, ends["euclid"].sigma, conditions, labels
+        )
 
     def _windows(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First pixels [W, 2] of the windows on the grid of VIS, and the objects in their middle (-1: none)."""
@@ -211,7 +223,16 @@ class _Scene:
         return starts, chosen
 
 
-def _render(drawn: list[_Scene], grid: Grid, bands: slice, device: torch.device) -> Tensor:
+def render(drawn: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Noise-free images [scenes, B, n, n] of LSST and of VIS, each on its own pixels, nJy per pixel."""
+    nodes = round(drawn[0].side / VIS_SCALE)
+    return (
+        _render(drawn, Grid(len(drawn), nodes, LSST_SCALE / 2), slice(0, 3), device),
+        _render(drawn, Grid(len(drawn), 2 * nodes, VIS_SCALE / 2), slice(3, 4), device),
+    )
+
+
+def _render(drawn: Sequence[Scene], grid: Grid, bands: slice, device: torch.device) -> Tensor:
     """Noise-free images [scenes, B, n, n] of a survey, on its own pixels, nJy per pixel."""
     lsst = bands.start == 0
     placed = [scene.places(grid.side, lsst=lsst) for scene in drawn]

@@ -65,6 +65,10 @@ class Observation:
         Satellite trails in LSST; bad columns of either survey.
     edges : float
         Share of windows of which one survey has a part only.
+    step : tuple of float
+        Sky noise beyond a line across the scene, over that before it: where there are more or fewer exposures.
+    step_at, step_angle : (float, float), float
+        A place on that line, as a share of the side of the scene, and its direction, rad.
     """
 
     nominal: bool
@@ -85,6 +89,9 @@ class Observation:
     trails: int
     bad_columns: int
     edges: float
+    step: tuple[float, ...] = (1.0,) * 4
+    step_at: tuple[float, float] = (0.5, 0.5)
+    step_angle: float = 0.0
 
 
 def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Observation:
@@ -97,7 +104,7 @@ def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Obse
         Keep LSST's pixels in line with Euclid's, two by two.
     """
     if rng.random() < NOMINAL_SHARE:
-        return _nominal(rng)
+        return nominal(rng)
     depth = np.exp(rng.uniform(*np.log(LSST_DEPTH))) * np.exp(0.12 * rng.normal(size=3))
     depth = np.append(np.clip(depth, *LSST_DEPTH), np.exp(rng.uniform(*np.log(EUCLID_DEPTH))))
     correlated = rng.random(2) < (0.7, 0.5)
@@ -109,6 +116,7 @@ def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Obse
     offset *= min(1.0, LONGEST_OFFSET / max(float(np.hypot(*offset)), 1e-9))
     turned = not aligned and rng.random() < 0.5
     shifted = not aligned and rng.random() < 0.8
+    stepped = rng.random() < 0.1
     return Observation(
         nominal=False,
         psfs=_psfs(rng),
@@ -129,6 +137,9 @@ def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Obse
         trails=int(rng.random() < 0.06),
         bad_columns=int(rng.random() < 0.12) * int(rng.integers(1, 4)),
         edges=0.05,
+        step=tuple(np.exp(rng.uniform(-0.4, 0.4, 4) * (rng.random(4) < 0.5)) if stepped else np.ones(4)),
+        step_at=tuple(rng.uniform(0.25, 0.75, 2)),
+        step_angle=float(rng.uniform(0, 2 * np.pi)),
     )
 
 
@@ -181,7 +192,7 @@ def _vis(rng: np.random.Generator) -> Psf:
     return Psf(fwhm, float(rng.uniform(0.15, 0.45)) if kind == "moffat" else 0.0, "moffat", ellipticity, angle)
 
 
-def _nominal(rng: np.random.Generator) -> Observation:
+def nominal(rng: np.random.Generator) -> Observation:
     """The conditions of the simulated pairs; LSST's pixel grid is in line with Euclid's more often than not."""
     nothing = (0.0,) * 4
     shifted = rng.random() < 0.3
