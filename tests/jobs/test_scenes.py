@@ -101,6 +101,18 @@ def test_stars_in_vis_are_those_of_galsim(fwhm: float) -> None:
 SPEC = SceneSpec(windows=4)
 
 
+@pytest.mark.parametrize("telescope", [0, 11, 20])
+def test_a_bright_star_has_no_ghosts_far_from_it(telescope: int) -> None:
+    """A transfer function that is interpolated badly repeats every star at the distance of its table's period."""
+    grid = Grid(1, 1024, 0.05)
+    psf = Psf(0.16, 0.5, "optical", telescope=telescope)
+    spectrum = spectra(grid, torch.zeros(1).long(), torch.full((1, 2), 25.6), torch.zeros(1, 3), torch.ones(1, 1))
+    transfer = transfer_functions([psf], grid.nodes, grid.spacing, 0.1, torch.device("cpu"))
+    image = images(spectrum, transfer.view(spectrum.shape), grid, every=2)[0, 0]
+    assert float(image.sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float(image.min()) > -2e-5 * float(image.max())
+
+
 def test_scenes_follow_from_their_numbers_and_not_from_their_company() -> None:
     alone, together = draw_pairs(SPEC, 5, 3), draw_pairs(SPEC, 5, [1, 3, 2])
     for end in ("lsst", "euclid"):
