@@ -7,6 +7,7 @@ registered; each number beside a flag that is 1 where it is known. The noise of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
+from surveybridge.bridge_core.patches import blur
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, to_channels
 from surveybridge.bridge_core.stretch import Stretch
 
@@ -25,6 +27,8 @@ NOISE_UNIT = 0.125
 """Noise in network units whose logarithm is told as 0: that to which a stretch is fitted (softening of two sigma)."""
 LIMIT = 4.0
 """No number that is told exceeds this."""
+NEAR = 1.5
+"""Standard deviation, pixels, of the surroundings of which the noise is told."""
 REGISTRATION_UNIT = 0.02
 """Registration error, arcsec, that is told as 0."""
 DROPPED = 0.1
@@ -155,7 +159,7 @@ def context_of(
     channels
         Of the network's images.
     sigma
-        float32 [B, H, W], noise of each pixel of the observed end in its unit; None where it is not known.
+        float32 [B, H, W], noise of each pixel of the observed end in its unit; None where that is not known.
     valid
         bool [B, H, W]; what `sigma` holds elsewhere is not read.
     ends
@@ -163,7 +167,9 @@ def context_of(
     """
     observed, wanted = direction.observed, direction.wanted
     known = to_channels(valid.repeat_interleave(observed.planes // len(observed.bands), 0).float(), channels)
-    noise = torch.zeros_like(known) if sigma is None else noise_map(observed, sigma, channels) * known
+    noise = torch.zeros_like(known)
+    if sigma is not None:
+        noise = noise_map(observed, sigma.where(valid, torch.nan)[None], channels)[0] * known
     in_order = (observed, wanted) if direction.index else (wanted, observed)
     vector = condition_vector(
         in_order,
@@ -215,27 +221,34 @@ def condition_vector(
 
 
 def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
-    """Logarithm of the noise of pixels as the network is told it.
+    """Logarithm of the noise around each pixel as the network is told it.
+
+    It is the mean variance of known pixels near by (a Gaussian of `NEAR` pixels): an image that was interpolated onto
+    the grid has a pattern of noisier and calmer pixels, which depends on where its own pixels lie and says nothing.
 
     Parameters
     ----------
     end
         With its fitted stretch.
     sigma
-        float32 [..., B, H, W] in the end's unit.
+        float32 [N, B, H, W] in the end's unit, of each pixel; NaN where it is not known.
     channels
         Of the network's images.
 
     Returns
     -------
     Tensor
-        float32 [..., C, H, W]; 0 where the noise is not a positive number, or the end's stretch knows no sky.
+        float32 [N, C, H, W]; 0 where no noise is known, or the end's stretch knows no sky.
     """
+    reach = torch.arange(-math.ceil(3 * NEAR), math.ceil(3 * NEAR) + 1, dtype=sigma.dtype, device=sigma.device)
+    line = torch.exp(-0.5 * (reach / NEAR) ** 2)
+    flat = sigma.flatten(0, 1)
+    known = torch.isfinite(flat) & (flat > 0)
+    variance = blur(torch.where(known, flat**2, 0.0), line) / blur(known.float(), line)
     slope = torch.tensor(slopes(end), dtype=sigma.dtype, device=sigma.device)[:, None, None]
-    told = (sigma * slope / NOISE_UNIT).log()
+    told = (variance.view_as(sigma).sqrt() * slope / NOISE_UNIT).log()
     told = told.where(torch.isfinite(told), 0.0).clamp(-LIMIT, LIMIT)
-    planes = told.repeat_interleave(end.planes // len(end.bands), -3)
-    return to_channels(planes, channels)
+    return to_channels(told.repeat_interleave(end.planes // len(end.bands), -3), channels)
 
 
 def slopes(end: Endpoint) -> list[float]:

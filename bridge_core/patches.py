@@ -67,8 +67,8 @@ def fill_masked(image: Tensor, valid: Tensor, width: float = 3.0) -> Tensor:
     reach = torch.arange(-FILL_REACH, FILL_REACH + 1, dtype=image.dtype, device=image.device)
     line = torch.exp(-0.5 * (reach / width) ** 2)
     known = torch.where(valid, image, torch.zeros_like(image))
-    weight = _blur(valid.to(image.dtype), line)
-    mean = _blur(known, line) / weight.clamp(min=1e-6)
+    weight = blur(valid.to(image.dtype), line)
+    mean = blur(known, line) / weight.clamp(min=1e-6)
     return torch.where(valid, image, torch.where(weight > 1e-6, mean, torch.zeros_like(mean)))
 
 
@@ -91,7 +91,7 @@ def local_coverage(valid: Tensor, fwhm: float) -> Tensor:
     reach = torch.arange(-FILL_REACH, FILL_REACH + 1, dtype=torch.float32)
     line = torch.exp(-0.5 * (reach / max(fwhm / 2.3548, 0.3)) ** 2).to(valid.device)
     # beyond the array nothing is observed: the padding counts as masked
-    return (observed * _blur(observed, line / line.sum()))[0].clamp(0, 1)
+    return (observed * blur(observed, line / line.sum()))[0].clamp(0, 1)
 
 
 def blend(
@@ -121,7 +121,7 @@ def blend(
     return blend_windows(mean, variance, corners, taper(grid), box, stride=grid.stride)
 
 
-def _blur(image: Tensor, line: Tensor) -> Tensor:
+def blur(image: Tensor, line: Tensor) -> Tensor:
     """Separable correlation of [C, H, W] with a line of odd length, zeros beyond the array."""
     reach = len(line) // 2
     x = F.conv2d(image[:, None], line.view(1, 1, -1, 1), padding=(reach, 0))

@@ -94,8 +94,9 @@ def noise_of(end: Endpoint, planes: Tensor, conditions: EndConditions, index: In
     sky = torch.from_numpy(conditions.noise[index])[:, :, None, None]
     sigma = sky if conditions.sigma is None else torch.from_numpy(conditions.sigma[index])
     gain = torch.from_numpy(conditions.gain[index])[:, :, None, None]
-    light = end.fitted.inverse(planes, end.bands).nan_to_num(0.0).clamp(min=0) / gain
-    return noise_map(end, (sigma**2 + light.where(torch.isfinite(light), 0.0)).sqrt(), channels)
+    flux = end.fitted.inverse(planes, end.bands)
+    light = (flux.clamp(min=0) / gain).nan_to_num(0.0)
+    return noise_map(end, (sigma**2 + light).sqrt().where(torch.isfinite(flux), torch.nan), channels)
 
 
 def ranges_of(problem: Problem, conditions: StampConditions) -> ConditionRanges:

@@ -48,20 +48,34 @@ def test_training_and_translation_tell_a_network_the_same(direction):
     sigma = {name: torch.rand(bands, 8, 8) + 0.2 for name, bands in sizes.items()}
     valid = torch.rand(sizes[direction.observed.name], 8, 8) > 0.3
     there = context_of(direction, C, sigma[direction.observed.name], valid, SEEN)
-    noise = [noise_map(end, sigma[end.name], C)[None] for end in PROBLEM.endpoints]
+    known = {direction.observed.name: valid}
+    noise = [
+        noise_map(end, sigma[end.name].where(known.get(end.name, torch.tensor(True)), math.nan)[None], C)
+        for end in PROBLEM.endpoints
+    ]
     pairs = PairConditions(
         (tables(SEEN[FIRST.name]), tables(SEEN[SECOND.name])), (noise[0], noise[1]), torch.tensor([0.03])
     )
     wanted = torch.tensor([direction.index])
-    known = valid.repeat_interleave(C // len(valid), 0)[None]
-    here = pairs.context(PROBLEM, wanted, known)
+    seen = valid.repeat_interleave(C // len(valid), 0)[None]
+    here = pairs.context(PROBLEM, wanted, seen)
     if direction is BACK:  # the registration is stated by the wanted end
         assert not torch.equal(here.vector, there.vector)
         pairs = replace(pairs, registration=torch.tensor([math.nan]))
-        here = pairs.context(PROBLEM, wanted, known)
+        here = pairs.context(PROBLEM, wanted, seen)
     assert torch.equal(here.maps, there.maps)
     assert torch.equal(here.vector, there.vector)
     assert there.vector.shape == (1, vector_size(C))
+
+
+def test_the_pattern_of_interpolation_is_no_noise():
+    """Pixels between those of the image are calmer; what is told is the noise around, whatever the phase."""
+    stripes = torch.full((1, 3, 32, 32), 0.4)
+    stripes[..., ::2] *= 0.6
+    told = noise_map(FIRST, stripes, C)[..., 6:-6, 6:-6]
+    expected = math.sqrt((0.4**2 + 0.24**2) / 2)
+    flat = noise_map(FIRST, torch.full_like(stripes, expected), C)[..., 6:-6, 6:-6]
+    torch.testing.assert_close(told, flat, rtol=0, atol=0.01)
 
 
 def test_unknown_conditions_are_flagged_and_masked_pixels_tell_no_noise():

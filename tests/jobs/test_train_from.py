@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from surveybridge.bridge_core.checkpoint import save_checkpoint
-from surveybridge.bridge_core.context import NOISE_UNIT, Context, slopes, vector_size
+from surveybridge.bridge_core.context import Context, noise_map, vector_size
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import make_model, start_weights
 from surveybridge.jobs.config import RequestError
@@ -111,9 +111,8 @@ def test_pairs_tell_the_network_what_they_state(told_pairs):
     # noise doubles from pair to pair, and VIS has that of its own light
     assert torch.allclose(known.noise[0][1] - known.noise[0][0], torch.tensor(math.log(2.0)), atol=1e-4)
     flux = torch.from_numpy(pairs.ends["euclid"][0, 0])
-    slope = slopes(card.problem["euclid"])[0] / NOISE_UNIT
-    expected = (slope * (4.0 + flux.clamp(min=0) / 12.0).sqrt()).log()
-    assert torch.allclose(known.noise[1][0, 0], expected, atol=1e-4)
+    expected = noise_map(card.problem["euclid"], (4.0 + flux.clamp(min=0) / 12.0).sqrt()[None, None], 3)
+    torch.testing.assert_close(known.noise[1][:1], expected, rtol=0, atol=1e-4)
     ranges = ranges_of(card.problem, read_all_conditions(told_pairs, "mosaic", COUNT, default_problem()))
     assert ranges.ranges["lsst"]["noise"]["g"] == pytest.approx((0.3, 1.2))
     assert "wing" not in ranges.ranges["lsst"]
