@@ -16,7 +16,7 @@ QUANTITIES = ("noise", "fwhm", "wing", "correlation")
 """The conditions of an end, in the order in which the network is told them."""
 
 WORDS = {"noise": "noise", "fwhm": "seeing", "wing": "PSF wings (1/beta)", "correlation": "noise correlation"}
-SLACK = {"noise": 0.1, "fwhm": 0.05, "wing": 0.05, "correlation": 0.1}
+SLACK = {"noise": 0.2, "fwhm": 0.05, "wing": 0.05, "correlation": 0.1}
 """How far beyond the range a value may be: a share of the limit (noise, fwhm), or in the quantity itself. By so much
 differ the PSFs that two pipelines state of one image, and the noise of pixels that were resampled from one image."""
 

@@ -1,8 +1,13 @@
-"""The size of sources against the point spread function: what tells stars from galaxies."""
+"""The size of sources against the point spread function: what tells stars from galaxies.
+
+A PSF with wings makes stars wider, under a weight, than a Gaussian of its FWHM is: `stellar_locus` says by how much.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +27,18 @@ LARGEST_STAR = 1.2
 """A source is point-like if its extent lies between 1 / 1.2 and 1.2."""
 LARGEST_ERROR = 0.1
 """And if the extent's standard error is at most this."""
+
+SAME_WIDTH = 0.1
+"""Share by which a star's extent may differ from that of the others, beyond its error: half-light radii of galaxies
+with such an extent are below 0.3 FWHM of the PSF."""
+WIDEST_WING = 1.35
+"""Extent of a star whose PSF is a Moffat of beta = 1.8, beyond which no sources are taken for stars unseen."""
+CERTAIN_SNR = 300.0
+"""Signal to noise from which what is as narrow as a star is one: galaxies as bright are wider."""
+EXTENDED = 0.4
+"""Share by which what is surely no star is wider than one."""
+ENOUGH_STARS = 3
+"""So many bright stars count more than the wings that somebody stated."""
 
 
 def extent(
@@ -94,3 +111,69 @@ def extent(
 def point_like(size: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which sources are stars by their extent, bool [N]; those of unknown or uncertain extent are not."""
     return np.asarray((size >= 1 / LARGEST_STAR) & (size <= LARGEST_STAR) & (error <= LARGEST_ERROR))
+
+
+class Locus(NamedTuple):
+    """Extent of point sources, and the share by which that of a star may differ from it, beyond its error."""
+
+    extent: float
+    tolerance: float
+
+
+def stellar_locus(
+    size: NDArray[np.floating], error: NDArray[np.floating], snr: NDArray[np.floating], wing: float = math.nan
+) -> Locus:
+    """Extent of the stars of an image: that of its bright ones, or that of a PSF with such wings.
+
+    Parameters
+    ----------
+    size, error
+        [N], from `extent`, of sources that are not saturated.
+    snr
+        [N], signal to noise.
+    wing
+        1 / beta of the Moffat profile (Moffat 1969) with the PSF's wings, 0 for a Gaussian, NaN where not known.
+
+    Returns
+    -------
+    Locus
+        With neither, the extent is 1, known to within `LARGEST_STAR`.
+    """
+    known = math.isfinite(wing)
+    low, high = 1 / LARGEST_STAR, WIDEST_WING
+    if known:
+        low, high = (wing_extent(wing) * factor for factor in (1 / LARGEST_STAR, LARGEST_STAR))
+    certain = (snr >= CERTAIN_SNR) & (error <= LARGEST_ERROR) & (size >= low) & (size <= high)
+    if certain.sum() >= (ENOUGH_STARS if known else 1):
+        return Locus(float(np.median(size[certain])), SAME_WIDTH)
+    return Locus(wing_extent(wing), SAME_WIDTH) if known else Locus(1.0, LARGEST_STAR - 1)
+
+
+def star_like(size: NDArray[np.floating], error: NDArray[np.floating], locus: Locus) -> NDArray[np.bool_]:
+    """Which sources are as wide as stars, bool [N]; those of unknown or uncertain extent are not."""
+    ratio, spread = size / locus.extent, error / locus.extent
+    with np.errstate(invalid="ignore"):
+        return np.asarray((np.abs(ratio - 1) <= locus.tolerance + spread) & (spread <= LARGEST_ERROR))
+
+
+def extended(size: NDArray[np.floating], error: NDArray[np.floating], locus: Locus) -> NDArray[np.bool_]:
+    """Which sources are wider than any star, by `EXTENDED` and by three standard errors, bool [N]."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(size - 3 * np.where(np.isfinite(error), error, 0) > (1 + EXTENDED) * locus.extent)
+
+
+@functools.cache
+def wing_extent(wing: float) -> float:
+    """Extent of a point source whose PSF is a Moffat of 1 / beta = `wing`, against a Gaussian of its FWHM.
+
+    The weighted second moment of `extent`, on a fine grid in units of the FWHM.
+    """
+    if wing <= 0:
+        return 1.0
+    width = (WEIGHT / FWHM_PER_SIGMA) ** 2
+    half = REACH * math.sqrt(width)
+    axis = np.linspace(-half, half, 401)
+    r2 = axis[:, None] ** 2 + axis**2
+    weighted = np.exp(-r2 / (2 * width)) * (1 + 4 * (2**wing - 1) * r2) ** (-1 / wing)
+    moment = float((weighted * r2).sum() / (2 * weighted.sum()))
+    return math.sqrt(moment / (1 - moment / width)) * FWHM_PER_SIGMA

@@ -8,6 +8,8 @@ with the reason. Exit code 0: all images can be read; 2: at least one is refused
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -15,7 +17,12 @@ from pydantic import Field
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Card
+    from surveybridge.storage.inspection import Inspection
     from surveybridge.storage.problems import ProblemTable
+
+SAME_PIXELS = 0.01
+"""Share by which pixels may be larger or smaller and are those of the grid, so that nothing is interpolated."""
 
 EXAMPLES = """
   surveybridge inspect vis.fits g.fits r.fits i.fits
@@ -44,9 +51,11 @@ def run(config: Config) -> int:
     from surveybridge.jobs.running.progress import quiet
     from surveybridge.storage.inspection import inspect_file
 
-    problem = problem_of(config)
+    problem, card = problem_and_card(config)
     with quiet("surveybridge.storage.fits_images"):  # what reading logs is what this prints
         found = [one for path in config.file for one in inspect_file(path, problem)]
+    if card is not None:
+        found = [compared(one, card) for one in found]
     if config.format == "json":
         print(json.dumps([one.document() for one in found], indent=1))
     else:
@@ -54,8 +63,8 @@ def run(config: Config) -> int:
     return 2 if any(one.refused for one in found) else 0
 
 
-def problem_of(config: Config) -> ProblemTable:
-    """Return the problem whose bands, units and pixel scales are expected."""
+def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:
+    """Return the problem whose bands, units and pixel scales are expected, and the card of the checkpoint, if asked."""
     from surveybridge.storage.problems import default_problem, described, read_problem
 
     if config.checkpoint is not None:
@@ -65,5 +74,33 @@ def problem_of(config: Config) -> ProblemTable:
             )
         from surveybridge.bridge_core.checkpoint import load_checkpoint
 
-        return described(load_checkpoint(config.checkpoint).card.problem.table)
-    return default_problem() if config.problem is None else read_problem(config.problem)
+        card = load_checkpoint(config.checkpoint).card
+        return described(card.problem.table), card
+    return (default_problem() if config.problem is None else read_problem(config.problem)), None
+
+
+def compared(one: Inspection, card: Card) -> Inspection:
+    """Add to the domain of an image what its seeing and noise, as they will be on the checkpoint's grid, say of it."""
+    from surveybridge.bridge_core.conditions import Conditions
+    from surveybridge.jobs.translating.domain import outside
+    from surveybridge.storage.domain import with_reasons
+    from surveybridge.storage.spline import noise_on_finer_pixels
+
+    if one.reading is None or not one.endpoint:
+        return one
+    end = card.problem[one.endpoint]
+    ratio = end.pixel_scale / one.pixel_scale if end.pixel_scale and one.pixel_scale else 1.0
+    ratio = 1.0 if abs(ratio - 1) < SAME_PIXELS else ratio
+    noise, correlation = noise_on_finer_pixels(one.reading.noise_sigma, one.noise_correlation, ratio)
+
+    def of_band(value: float) -> tuple[float, ...]:
+        return tuple(value if band == one.band else math.nan for band in end.bands)
+
+    seen = Conditions(
+        noise=of_band(noise),
+        fwhm=of_band(one.reading.psf_fwhm),
+        wing=of_band(one.reading.psf_wing),
+        correlation=of_band(correlation),
+    )
+    reasons = outside(card, {one.endpoint: seen})
+    return replace(one, domain=with_reasons(one.domain, reasons, known=card.conditions is not None) or "")

@@ -51,6 +51,7 @@ def plan(config: Config) -> Projection:
 
     from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
     from surveybridge.jobs.planning.rates import calibrate
+    from surveybridge.jobs.translating.domain import foreseen_domains
     from surveybridge.jobs.translating.memory import stage_memory
     from surveybridge.jobs.translating.request import check, settings_of, todo_of
     from surveybridge.storage.domain import count_domains
@@ -73,7 +74,8 @@ def plan(config: Config) -> Projection:
         tiles_done=done,
         cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
     )
-    return replace(projection, other_tiles=request.others, domains=count_domains(manifest))
+    domains = count_domains(foreseen_domains(request.model.card, request.store, manifest))
+    return replace(projection, other_tiles=request.others, domains=domains)
 
 
 def describe(found: Projection, config: Config) -> str:

@@ -54,11 +54,13 @@ def magnitudes(bands: Sequence[tuple[str, str, EndpointTable]]) -> list[pa.Field
     return found
 
 
-def conditions(bands: Sequence[tuple[str, str, EndpointTable]], catalog: EndpointTable) -> tuple[pa.Field, ...]:
-    """Columns to cut on: flags, masked share, extent."""
+def conditions(
+    bands: Sequence[tuple[str, str, EndpointTable]], catalog: EndpointTable, version: int
+) -> tuple[pa.Field, ...]:
+    """Columns to cut on: flags, masked share, extent, as runs of a schema version have them."""
     band = next(words for _, words, end in bands if end is catalog)
     return (
-        column_of("flags", I32, f"0 = ordinary, alone and whole; sum of: {legend()}", "", "meta.code"),
+        column_of("flags", I32, f"0 = ordinary, alone and whole; sum of: {legend(version)}", "", "meta.code"),
         column_of(
             "masked", F32, "Share of the aperture that is masked, in any band of either end", "", "stat.proportion"
         ),

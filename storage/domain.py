@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -41,6 +42,24 @@ def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyI
     return "out: " + "; ".join(reasons) if reasons else "in"
 
 
+def with_reasons(domain: str | None, reasons: Sequence[str], *, known: bool) -> str | None:
+    """Return what is said of a domain with more reasons why it is left.
+
+    Parameters
+    ----------
+    domain : str or None
+        "in", or "out: " and reasons; None where nothing is said.
+    reasons : sequence of str
+        None of them: it is not left by what they are about.
+    known : bool
+        Whether it is known what they are about; if not, and nothing is said, nothing is said.
+    """
+    if reasons:
+        before = [] if domain in (None, "in") else [str(domain).removeprefix("out: ")]
+        return "out: " + "; ".join([*before, *reasons])
+    return "in" if domain is None and known else domain
+
+
 def is_filter_of(filter_name: str, endpoint: str, band: str) -> bool:
     """Return whether a FILTER is a band of an endpoint: `g`, `lsst_g`, and Rubin's physical filters g_6, r_57, i_39."""
     return filter_name.lower().removeprefix(f"{endpoint.lower()}_").split("_")[0] == band.lower()
@@ -61,9 +80,36 @@ def count_domains(tiles: pa.Table) -> dict[str, int]:
 
 
 def say_domains(counts: Mapping[str, int]) -> str:
-    """Return in words how many tiles are out of the domain, and why; "" if none says."""
+    """Return in words how many tiles are out of the domain, and why; "" if none says.
+
+    Reasons that differ by their value alone are one, with the lowest and the highest value.
+    """
     out = {domain.removeprefix("out: "): tiles for domain, tiles in counts.items() if domain != "in"}
     if not out:
         return f"{sum(counts.values())} tiles in" if counts else ""
-    reasons = "; ".join(f"{tiles}: {reason}" for reason, tiles in out.items())
-    return f"{sum(out.values())} of {sum(counts.values())} tiles out ({reasons})"
+    tiles_of: dict[tuple[str, ...], int] = {}
+    values: dict[tuple[str, ...], list[str]] = {}
+    for domain, tiles in out.items():
+        for reason in domain.split("; "):
+            parts = _VALUE.fullmatch(reason)
+            key: tuple[str, ...] = (reason,)
+            if parts is not None:
+                key = (parts["what"], parts["unit"], parts["trained"])
+            tiles_of[key] = tiles_of.get(key, 0) + tiles
+            values.setdefault(key, []).append("" if parts is None else parts["value"])
+    said = []
+    for named, tiles in sorted(tiles_of.items(), key=lambda entry: -entry[1]):
+        if len(named) == 1:
+            said.append(f"{tiles}: {named[0]}")
+            continue
+        what, unit, trained = named
+        low, high = min(values[named], key=float), max(values[named], key=float)
+        span = f"{low}{unit}" if low == high else f"{low}{unit} to {high}{unit}"
+        said.append(f"{tiles}: {what} {span} {trained}")
+    return f"{sum(out.values())} of {sum(counts.values())} tiles out ({'; '.join(said)})"
+
+
+_VALUE = re.compile(
+    r"(?P<what>.+) (?P<value>-?[\d.]+(?:e[+-]?\d+)?)(?P<unit>\"| [^ ]+|) (?P<trained>\(trained on .+\))"
+)
+"""A reason as the ranges of a card give it: what, its value, its unit, and what it should be."""

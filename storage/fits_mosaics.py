@@ -18,6 +18,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import celestial_wcs
+from surveybridge.storage.domain import count_domains, say_domains
 from surveybridge.storage.mosaics import StitchedMosaic
 from surveybridge.storage.photometry import ab_zero_point
 from surveybridge.storage.problems import observed_and_wanted, stated_problem
@@ -98,7 +99,7 @@ def mosaic_hdus(
     run_json : mapping
         Of the run that made it.
     tiles : pyarrow.Table
-        Ledger rows of the tiles in it: tile_id, content, finished_at.
+        Ledger rows of the tiles in it: tile_id, content, finished_at, domain.
     samples : float32 [K, C, H, W], optional
         Posterior samples of the same pixels, in the mosaic's unit.
     sample_cards : sequence of (keyword, value, comment)
@@ -108,6 +109,8 @@ def mosaic_hdus(
     """
     last = max(tiles["finished_at"].to_pylist(), default=None)
     cards = provenance_cards(run_json, None if last is None else last.isoformat(timespec="seconds"))
+    if said := say_domains(count_domains(tiles)):
+        cards.append(("SB_DOMN", _ascii(said), ""))
     primary = fits.PrimaryHDU()
     primary.header.extend(fits.Card(*card) for card in cards)
     for line in textwrap.wrap(about(run_json), LINE):
@@ -172,13 +175,16 @@ def _value_cards(unit: str, band: str, what: str) -> list[Card]:
 
 def _tile_table(tiles: pa.Table) -> fits.BinTableHDU:
     """Return a table of the inputs of each tile, by tile id."""
-    texts = {name: [_ascii(value or "") for value in tiles[name].to_pylist()] for name in ("tile_id", "content")}
+    names = [name for name in ("tile_id", "content", "domain") if name in tiles.column_names]
+    texts = {name: [_ascii(value or "") for value in tiles[name].to_pylist()] for name in names}
     columns = [
         fits.Column(name, f"{max([1, *map(len, values)])}A", array=np.array(values, np.str_))
         for name, values in texts.items()
     ]
     hdu = fits.BinTableHDU.from_columns(columns, name="TILES")
-    hdu.header["TCOMM1"], hdu.header["TCOMM2"] = "tile", "SHA-256 of the pixels that were translated"
+    for place, comment in enumerate(("tile", "SHA-256 of the pixels that were translated", "checkpoint's domain"), 1):
+        if place <= len(columns):
+            hdu.header[f"TCOMM{place}"] = comment
     return hdu
 
 

@@ -2,7 +2,7 @@
 
 The bits up to 128 are those of SEP (Barbary 2016), which takes the first four from SExtractor; those above are our own.
 `flags = 0` is an ordinary object alone, whole, and with all its pixels; `flags & CUTS = 0` also accepts objects that
-were told apart from a neighbour.
+were told apart from a neighbour, and images that are out of the checkpoint's domain.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ BRIGHT_STAR_SNR = 1000.0
 
 
 class Flag(NamedTuple):
-    """What a bit says: a name, a word or two for a page, a sentence, and whether it only informs."""
+    """What a bit says: a name, a word or two for a page, a sentence, whether it only informs, and since which version.
+
+    The version is that of `storage.schema`: runs that an earlier one began do not set it.
+    """
 
     name: str
     words: str
     meaning: str
     informs: bool = False
+    since: int = 4
 
 
 FLAGS: Mapping[int, Flag] = {
@@ -40,6 +44,20 @@ FLAGS: Mapping[int, Flag] = {
         "BRIGHT_STAR",
         "near a bright star",
         f'within {NEAR_ARCSEC:g}" of a saturated pixel, or of a star of signal to noise {BRIGHT_STAR_SNR:g} or more',
+    ),
+    2048: Flag(
+        "OUT_OF_DOMAIN",
+        "out of domain",
+        "the images here are not such as the checkpoint was trained on; the column domain says why",
+        informs=True,
+        since=5,
+    ),
+    4096: Flag("STAR", "star", "a star by its shape, or by the list of stars that was given", since=5),
+    8192: Flag(
+        "STAR_HALO",
+        "in a star's wings",
+        "in the wings or spikes of a bright or saturated star, and a piece of them",
+        since=5,
     ),
 }
 """By bit."""
@@ -60,6 +78,6 @@ def in_words(bits: int | None) -> str:
     return ", ".join([*named, *([f"others ({other})"] if other else [])]) or "none"
 
 
-def legend() -> str:
-    """All bits in one line, as the description of the column has them."""
-    return ", ".join(f"{bit} {flag.words}" for bit, flag in FLAGS.items())
+def legend(version: int) -> str:
+    """All bits of a schema version in one line, as the description of the column has them."""
+    return ", ".join(f"{bit} {flag.words}" for bit, flag in FLAGS.items() if flag.since <= version)

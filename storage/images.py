@@ -170,6 +170,36 @@ def without_pixels(image: SurveyImage) -> SurveyImage:
     return replace(image, flux=image.flux[none], variance=image.variance[none], mask=image.mask[none])
 
 
+LEAST_SKY = 50
+"""Pixels of the sky from which they say its noise."""
+
+SKY_SIGMA = 3.0
+"""A pixel is of the sky if its flux is below so many standard deviations of its noise."""
+
+
+def sky_noise(image: SurveyImage, box: tuple[slice, slice] = np.s_[:, :]) -> tuple[float, ...]:
+    """Typical standard deviation of the noise of a pixel of the sky, by band, in the image's unit, to two digits.
+
+    Two digits, so that neighbouring tiles mostly say the same. Where there is no sky, all usable pixels count; NaN
+    where there are none.
+
+    Parameters
+    ----------
+    image : SurveyImage
+        Its variances count, not the scatter of its pixels.
+    box : (rows, columns)
+        The part that is looked at.
+    """
+    found = []
+    for flux, variance, mask in zip(image.flux, image.variance, image.mask, strict=True):
+        values, squared, usable = flux[box], variance[box], mask[box] == 0
+        with np.errstate(invalid="ignore"):
+            sky = squared[usable & (np.abs(values) < SKY_SIGMA * np.sqrt(squared))]
+        known = sky if sky.size >= LEAST_SKY else squared[usable & (squared > 0)]
+        found.append(float(f"{np.sqrt(np.median(known)):.2g}") if known.size else math.nan)
+    return tuple(found)
+
+
 def seeing(image: SurveyImage) -> float:
     """Widest PSF FWHM of the bands, arcsec; the pixel scale where no band's is known."""
     known = [fwhm for fwhm in image.psf_fwhm if fwhm == fwhm]  # NaN is unknown

@@ -42,6 +42,8 @@ class Inspection:
         What was understood; None if it is refused.
     wcs : str
         Projection, frame, footprint and orientation, in words.
+    pixel_scale, noise_correlation : float
+        arcsec, and correlation of the noise of neighbouring pixels.
     domain : str
         "in", or "out: " and why, by what the models of the problem are trained on.
     refused : str
@@ -55,6 +57,8 @@ class Inspection:
     band: str
     reading: BandReading | None = None
     wcs: str = ""
+    pixel_scale: float = math.nan
+    noise_correlation: float = math.nan
     domain: str = ""
     refused: str = ""
     hdus: str = ""
@@ -140,7 +144,9 @@ def _inspected(
     else:
         wanted = ", ".join(f"{end['name']}.{band}" for end in problem["endpoints"] for band in end["bands"])
         domain = f"not known: is it one of {wanted}? Say so by NAME.BAND={path}"
-    return Inspection(path, name, band, image.head.readings[0], describe_wcs(image), domain)
+    head = image.head
+    numbers = float(head.pixel_scale), float(head.noise_correlation[0])
+    return Inspection(path, name, band, head.readings[0], describe_wcs(image), *numbers, domain)
 
 
 def describe_wcs(image: LazyImage) -> str:

@@ -48,6 +48,8 @@ class TileMosaic:
     recalibration : mapping, optional
         What `std` was multiplied by, a function of the mean by band, and where that comes from; None: std is the
         model's own.
+    domain : str or None
+        Whether the images were such as the checkpoint was trained on: "in", or "out: " and why; None where not stated.
     """
 
     tile_id: str
@@ -60,6 +62,7 @@ class TileMosaic:
     grid_id: str
     unit: str = "nJy"
     recalibration: Mapping[str, Any] | None = None
+    domain: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse planes that do not fit together."""
@@ -83,6 +86,7 @@ class MosaicHeader:
     grid_id: str
     unit: str = "nJy"
     recalibration: Mapping[str, Any] | None = None
+    domain: str | None = None
 
 
 def encode(mosaic: TileMosaic, version: int = SCHEMA_VERSION) -> bytes:
@@ -118,6 +122,7 @@ def encode(mosaic: TileMosaic, version: int = SCHEMA_VERSION) -> bytes:
         "grid_id": mosaic.grid_id,
         **({} if mosaic.unit == "nJy" else {"unit": mosaic.unit}),
         **({} if mosaic.recalibration is None else {"recalibration": mosaic.recalibration}),
+        **({} if mosaic.domain is None else {"domain": mosaic.domain}),
     }
     stated = {_FOOTER.decode(): json.dumps(footer, sort_keys=True), VERSION_KEY.decode(): str(version)}
     return parquet_bytes(table, stated)
@@ -142,6 +147,7 @@ def decode(data: bytes) -> TileMosaic:
         header.grid_id,
         header.unit,
         header.recalibration,
+        header.domain,
     )
 
 
@@ -160,6 +166,7 @@ def decode_header(file: IO[bytes]) -> MosaicHeader:
         footer["grid_id"],
         footer.get("unit", "nJy"),
         footer.get("recalibration"),
+        footer.get("domain"),
     )
 
 

@@ -25,7 +25,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.problems import EndpointTable, ProblemTable, band_columns, default_problem, other
 from surveybridge.storage.units import vo_unit
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the runs that are started now. Raised when a column or a file changes its meaning; files of every version that was
 ever released stay readable.
 
@@ -34,10 +34,12 @@ rows and candidates of many tiles may lie in one segment. 3: a candidate's score
 has one, with its false-alarm rate beside it, and AS-Bridge's has a column of its own. 4: rows say which field they are
 of and whether their images lie in the checkpoint's domain, a ledger row says which part of the sky the tile owns;
 candidates are at least `bridge_core.detection.SIGNIFICANCE` above the noise, whose correlation their signal to noise
-knows, and have systems, kinds, magnitudes, extents and more flags.
+knows, and have systems, kinds, magnitudes, extents and more flags. 5: what is no lens for sure (stars, what lies in
+their wings, saturated and largely masked sources) has no score; the domain is that of the checkpoint's card too, and
+there are flags for it, for stars and for what is sharper than they are.
 """
 
-RESUMED_VERSIONS = (3, 4)
+RESUMED_VERSIONS = (3, 4, 5)
 """Versions whose runs are resumed; the rows of a run all have the columns of its own version."""
 
 VERSION_KEY = b"surveybridge.schema_version"
@@ -133,7 +135,9 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
             column_of(
                 "score",
                 F64,
-                "Anomaly score: larger = harder to reconcile; NaN where too much is masked",
+                "Anomaly score: larger = harder to reconcile; "
+                + ("null for stars and the like, " if version >= 5 else "")
+                + "NaN where too much is masked",
                 "",
                 "stat.value",
             ),
@@ -150,7 +154,7 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
                 for column, band, _ in bands
             ),
             *(magnitudes(bands) if since_4 else ()),
-            *(conditions(bands, catalog) if since_4 else (FLAGS_BEFORE_4,)),
+            *(conditions(bands, catalog, version) if since_4 else (FLAGS_BEFORE_4,)),
             column_of("x", F64, "Column of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.x"),
             column_of("y", F64, "Row of the centre in the global pixel grid, 0-based", "pix", "pos.cartesian.y"),
             column_of("a", F32, "Semi-major axis (rms)", "pix", "phys.size.smajAxis"),

@@ -61,6 +61,22 @@ def noise_covariance(lag: float, correlation: float = 0.0, phases: int = 32) -> 
     return float(np.einsum("pi,ij,pj->p", first, shared, second).mean())
 
 
+def noise_on_finer_pixels(sigma: float, correlation: float, ratio: float) -> tuple[float, float]:
+    """Noise of fluxes that are interpolated onto pixels along the same axes, and the correlation of neighbours there.
+
+    Parameters
+    ----------
+    sigma, correlation
+        Of a pixel, and of neighbours, before.
+    ratio
+        Side of the new pixels over that of the old ones; 1: nothing is interpolated.
+    """
+    if ratio == 1:
+        return sigma, correlation
+    gain = noise_covariance(0.0, correlation)
+    return sigma * ratio**2 * gain, noise_covariance(ratio, correlation) / gain
+
+
 @cache
 def _tap_polynomials() -> NDArray[np.float64]:
     """Coefficients [4 powers, len(TAPS)] of the weights on [0, 1), from four exact samples."""

@@ -298,6 +298,21 @@ class TileStore:
         (y0, y1, x0, x1), (height, width) = tile.core, tile.shape
         return tile.crop((max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width)))
 
+    def stated(self, tile_ids: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Attributes of the images by tile and survey, without any pixel: one request a tile, many at a time.
+
+        Tiles that cannot be read, and those of a store from before 0.2, whose attributes lie elsewhere, are left out.
+        """
+        places = self._listed() or {}
+        paths = {f"{places[tile].group}/zarr.json": tile for tile in tile_ids if tile in places}
+        found = {}
+        for path, data in self.folder.read_existing(list(paths)).items():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                head = json.loads(data)
+                metadata = head["consolidated_metadata"]["metadata"]
+                found[paths[path]] = {name: metadata[name]["attributes"] for name in head["attributes"]["surveys"]}
+        return found
+
     def _listed(self) -> dict[str, Place] | None:
         """Where the tiles are, as the manifest said when this object first asked; None where there is none yet."""
         if self._places is None:

@@ -40,7 +40,7 @@ BRIGHT_SNR = 10.0
 
 def measure_objects(model: Model, tile: Tile, how: Scoring, device: torch.device) -> pa.Table:
     """Ordinary objects of a tile's core: columns of `KEPT`, flux, colour, and the tile's conditions by name."""
-    found = find_candidates(model, tile, how, RunFacts("calibration"), device)
+    found = find_candidates(model, tile, how, RunFacts("calibration"), device).rows
     scored = model.card.problem.scored
     if scored is None or found.num_rows == 0:
         return pa.table({})

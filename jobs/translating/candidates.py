@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.settings import Scoring
     from surveybridge.jobs.translating.sources import Found
     from surveybridge.storage.problems import ProblemTable
+    from surveybridge.storage.star_lists import StarList
     from surveybridge.storage.tiles import Tile
 
 APERTURE_ARCSEC = 1.0
@@ -22,25 +23,39 @@ APERTURE_ARCSEC = 1.0
 
 
 class RunFacts(NamedTuple):
-    """What rows say of their run, its schema version, on which the columns depend, and whether it is recalibrated."""
+    """What rows say of their run, its schema version, on which the columns depend, and what it was asked.
+
+    calibrated: false-alarm rates are those of the recalibration; stars: those that are known.
+    """
 
     run_id: str
     version: int = SCHEMA_VERSION
     calibrated: bool = False
+    stars: StarList | None = None
 
 
-def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> pa.Table:
+class Candidates(NamedTuple):
+    """Rows of the catalog, and of the list of stars: those in the core, those matched, and those too wide for stars."""
+
+    rows: pa.Table
+    listed: tuple[int, int, int] = (0, 0, 0)
+
+
+def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> Candidates:
     """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows.
 
-    Empty where a tile lacks one of the ends, or the problem makes maps only.
+    Empty where a tile lacks one of the ends, or the problem makes maps only. What cannot be a lens, such as a star, has
+    a row without scores.
     """
     import numpy as np
     import pyarrow as pa
 
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.spans import span
+    from surveybridge.jobs.translating.domain import object_domains
     from surveybridge.jobs.translating.rates import rate_inputs
-    from surveybridge.jobs.translating.sources import find_sources
+    from surveybridge.jobs.translating.sources import find_sources, may_be_lenses
+    from surveybridge.storage.flags import BITS
     from surveybridge.storage.problems import described
     from surveybridge.storage.schema import candidates_schema, stamps
     from surveybridge.storage.sky import healpix_29, rounded_sky_name, sky_name
@@ -49,36 +64,58 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
     problem = model.card.problem
     direction = problem.scored
     if direction is None:
-        return _no_candidates()
+        return Candidates(_no_candidates())
     table = described(problem.table)
     schema = candidates_schema(table, run.version)
     if not is_scored(model, tile):
-        return schema.empty_table()
+        return Candidates(schema.empty_table())
     found_on = tile.images[direction.wanted.name]
     with span("detection"):
-        found = find_sources(found_on, tile.core, run.version)
+        found = find_sources(found_on, tile.core, run.version, run.stars)
     sources = found.sources
     if len(sources) == 0:
-        return schema.empty_table()
+        return Candidates(schema.empty_table(), found.listed)
     column, line = np.floor(sources.x + 0.5).astype(int), np.floor(sources.y + 0.5).astype(int)
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
+    columns = found.columns | measured(tile, found, table, run.version)
+    asked = np.ones(len(sources), np.bool_)
+    domains: list[str | None] = [found_on.provenance.get("domain")] * len(sources)
+    if run.version >= 5:
+        asked = may_be_lenses(found, columns["masked"], columns["flags"])
+        domains = object_domains(model.card, tile, sources.x, sources.y)
+        out = np.array([domain is not None and domain != "in" for domain in domains])
+        columns["flags"] = columns["flags"] | BITS["OUT_OF_DOMAIN"] * out.astype(np.int32)
     with span("scoring"):
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
-        scores = score_sources(model, observed, wanted, centres, how)
+        some = [centre for centre, is_asked in zip(centres, asked, strict=True) if is_asked]
+        scores = score_sources(model, observed, wanted, some, how)
     ra, dec = found_on.wcs.all_pix2world(sources.x, sources.y, 0)
     name = sky_name if run.version >= 4 else rounded_sky_name
-    columns: dict[str, Any] = {
+
+    def filled(values: torch.Tensor) -> pa.Array:
+        """Return scores for all objects, null for those that have none."""
+        whole = np.full(len(asked), np.nan)
+        whole[asked] = values.numpy()
+        return pa.array(whole, mask=~asked, from_pandas=False)  # NaN is not null
+
+    def stamped(name: str, images: torch.Tensor) -> pa.Array:
+        """Return thumbnails for all objects, NaN for those that have none."""
+        whole = np.full((len(asked), *images.shape[1:]), np.nan, np.float32)
+        whole[asked] = images.numpy()
+        return stamps(name, whole, schema)
+
+    columns |= {
         "object_id": [name(r, d) for r, d in zip(ra, dec, strict=True)],
         "ra": ra,
         "dec": dec,
         "_healpix_29": healpix_29(ra, dec),
         "field": [tile.field] * len(sources),
         "tile_id": [tile.tile_id] * len(sources),
-        "domain": [found_on.provenance.get("domain")] * len(sources),
-        "score": scores.score.numpy(),
-        "score_std": scores.score_std.numpy(),
-        "false_alarm": scores.false_alarm.numpy(),
-        "score_asbridge": scores.published.numpy(),
+        "domain": domains,
+        "score": filled(scores.score),
+        "score_std": filled(scores.score_std),
+        "false_alarm": filled(scores.false_alarm),
+        "score_asbridge": filled(scores.published),
         "x": tile.origin[1] + sources.x,
         "y": tile.origin[0] + sources.y,
         "a": sources.a,
@@ -86,21 +123,22 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
         "theta": sources.theta,
         "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(sources),
         "run_id": [run.run_id] * len(sources),
-        "thumbnail_mean": stamps("thumbnail_mean", scores.mean.numpy(), schema),
-        "thumbnail_error": stamps("thumbnail_error", scores.error.numpy(), schema),
+        "thumbnail_mean": stamped("thumbnail_mean", scores.mean),
+        "thumbnail_error": stamped("thumbnail_error", scores.error),
     }
     heads = found_on.wcs.all_pix2world(found.head_x, found.head_y, 0)
     columns["system_id"] = [sky_name(r, d) for r, d in zip(*heads, strict=True)]
-    columns |= found.columns | measured(tile, found, table, run.version)
     rates = model.card.recalibration.false_alarms if model.card.recalibration else None
     if run.calibrated and rates is not None:
         inputs = rate_inputs(columns, tile, direction, table)
         conditions = np.array([[inputs.conditions[name] for name in rates.conditions]] * len(sources))
-        columns["false_alarm"] = rates.rate(columns["score"], inputs.flux, inputs.colour, conditions)
+        rate = rates.rate(columns["score"].to_numpy(zero_copy_only=False), inputs.flux, inputs.colour, conditions)
+        columns["false_alarm"] = pa.array(np.asarray(rate, np.float64), mask=~asked, from_pandas=False)
     for end in problem.endpoints:
         thumbnail = f"thumbnail_{end.name}"
         columns[thumbnail] = stamps(thumbnail, thumbnails(tile.images[end.name], column, line), schema)
-    return pa.table({name: columns[name] for name in schema.names if name in columns})
+    rows = pa.table({name: columns[name] for name in schema.names if name in columns})
+    return Candidates(rows, found.listed)
 
 
 def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dict[str, Any]:
@@ -109,6 +147,7 @@ def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dic
 
     from surveybridge.bridge_core.detection import aperture_flux
     from surveybridge.jobs.translating.sources import conditions
+    from surveybridge.storage.flags import BITS
     from surveybridge.storage.photometry import magnitude_error, magnitude_from_flux
     from surveybridge.storage.problems import band_columns
     from surveybridge.storage.units import njy_per_unit
@@ -134,6 +173,10 @@ def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dic
                 columns[f"mag_err_{column}"] = magnitude_error(flux, error)
     flags, masked = conditions(tile, found, APERTURE_ARCSEC)
     columns["flags"] = found.sources.flags | detected | flags if version >= 4 else found.sources.flags
+    if version >= 5:
+        kind = np.array(found.columns["kind"], dtype=str)
+        columns["flags"] |= BITS["STAR"] * (kind == "star").astype(np.int32)
+        columns["flags"] |= BITS["STAR_HALO"] * found.in_wings.astype(np.int32)
     columns["masked"] = masked
     return columns
 

@@ -47,6 +47,12 @@ class TranslationConfig(JobConfig):
         False,
         description="give standard deviations and false-alarm rates by the recalibration in the checkpoint's card",
     )
+    stars: str | None = Field(
+        None,
+        description="table of known stars, such as Gaia's, with ra, dec and perhaps a magnitude (CSV, ECSV, FITS, "
+        "VOTable or Parquet): what matches is no lens",
+    )
+    stars_radius: float = Field(0.5, gt=0, le=5, description="arcsec within which an object is a star of --stars")
     retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after this many minutes; a rerun continues")
 

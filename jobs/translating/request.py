@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.star_lists import StarList
     from surveybridge.storage.tiles import Tile, TileStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Request:
     fingerprint: dict[str, Any]
     begun_as: str | None = None
     """Id of the run that is resumed."""
+    stars: StarList | None = None
+    """Known stars in and around the tiles."""
 
     @property
     def direction(self) -> Direction:
@@ -97,12 +103,39 @@ def check(config: Config) -> Request:
         "store": store.url,
         "store_id": store_id_of(listed),
     }
-    request = Request(config, model, store, manifest, listed.num_rows - manifest.num_rows, fingerprint)
+    stars, known_by = known_stars(config, manifest)
+    fingerprint |= known_by
+    request = Request(config, model, store, manifest, listed.num_rows - manifest.num_rows, fingerprint, stars=stars)
     if Folder.at(config.run).exists("run.json"):
         run = RunFolder.open(config.run)
         left_of(request, run, run.ledger())  # refuses what cannot be resumed
         request = replace(request, begun_as=run.run_json.get("run_id"))
     return request
+
+
+def known_stars(config: Config, manifest: pa.Table) -> tuple[StarList | None, dict[str, str]]:
+    """Read the list of stars that was asked for; those in and around the tiles, and the fingerprint of all.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read.
+    RequestError
+        If none of the stars is there.
+    """
+    if config.stars is None:
+        return None, {}
+    from surveybridge.storage.star_lists import read_stars
+
+    listed = read_stars(config.stars, config.stars_radius)
+    near = listed.near(manifest)
+    log.info("%s: %d of %d stars lie in or around the tiles", config.stars, len(near), len(listed))
+    if not len(near):
+        raise RequestError(
+            f"--stars {config.stars}: 0 of {len(listed)} stars lie in or around the {manifest.num_rows} tiles; give a "
+            "list of this part of the sky, in ICRS degrees, or leave it out"
+        )
+    return near, {"stars": listed.digest}
 
 
 DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
@@ -249,6 +282,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         version=request.version,
         threads=threads(config.workers),
         attempts=attempts,
+        stars=request.stars,
         filesystems=configured(),
     )
 

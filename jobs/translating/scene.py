@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from surveybridge.storage.images import seeing
+from surveybridge.storage.images import seeing, sky_noise
 
 if TYPE_CHECKING:
     import torch
@@ -38,21 +37,10 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
 
 
 def conditions_of(image: SurveyImage) -> Conditions:
-    """How an image was observed, from what its tile states.
-
-    The noise is the median of its usable pixels, which show mostly sky, to two digits: so neighbouring tiles, which
-    share windows, mostly tell the network the same.
-    """
-    import numpy as np
-
+    """How an image was observed, from what its tile states."""
     from surveybridge.bridge_core.conditions import Conditions
 
-    usable = image.valid & (image.variance > 0)
-    noise = [
-        float(f"{np.sqrt(np.median(v[u])):.2g}") if u.any() else math.nan
-        for v, u in zip(image.variance, usable, strict=True)
-    ]
-    return Conditions(tuple(noise), image.psf_fwhm, image.psf_wing, image.noise_correlation)
+    return Conditions(sky_noise(image), image.psf_fwhm, image.psf_wing, image.noise_correlation)
 
 
 def wanted_conditions(tile: Tile, direction: Direction) -> Conditions | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.mosaics import TileMosaic
+    from surveybridge.storage.star_lists import StarList
     from surveybridge.storage.tiles import Tile
 
 Around = Callable[[str], AbstractContextManager[None]]
@@ -48,6 +49,8 @@ class Settings:
     """Schema version of the run: what it keeps as candidates, and what it says of them."""
     threads: int
     attempts: Mapping[str, int]
+    stars: StarList | None = field(repr=False)
+    """Known stars in and around the tiles."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
 
@@ -63,6 +66,8 @@ class Translation:
     windows: int
     candidates: pa.Table
     seconds_score: float
+    stars: tuple[int, int, int] = (0, 0, 0)
+    """Of the list of stars: those in the tile, those matched, and those of them that are too wide for stars."""
 
 
 def tile_stages(settings: Settings) -> Stages:
@@ -133,6 +138,7 @@ class TileTranslator:
     def translate(self, tile: Tile) -> Translation:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import recalibrated, translate_tile
+        from surveybridge.jobs.translating.domain import tile_domain
         from surveybridge.storage.mosaics import TileMosaic
         from surveybridge.storage.tiles import core_header, tile_content, tile_place
 
@@ -151,14 +157,17 @@ class TileTranslator:
             posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()
         with span("candidates"):
-            facts = RunFacts(settings.run_id, settings.version, settings.calibrated)
-            candidates = find_candidates(self.model, tile, self.scoring, facts, self.device)
+            facts = RunFacts(settings.run_id, settings.version, settings.calibrated, settings.stars)
+            candidates, stars = find_candidates(self.model, tile, self.scoring, facts, self.device)
         with span("digest of the pixels"):
             content = tile_content(tile)
+        place = tile_place(tile)
+        if settings.version >= 5:
+            place["domain"] = tile_domain(self.model.card, tile)
         return Translation(
             tile_id=tile.tile_id,
             content=content,
-            place=tile_place(tile) | catalogued_part(self.model, tile),
+            place=place | catalogued_part(self.model, tile),
             mosaic=TileMosaic(
                 tile_id=tile.tile_id,
                 wcs_header=core_header(tile),
@@ -170,10 +179,12 @@ class TileTranslator:
                 grid_id=tile.grid_id,
                 unit=direction.wanted.unit,
                 recalibration=self.model.card.recalibration_of(direction) if settings.calibrated else None,
+                domain=place["domain"] if settings.version >= 5 else None,
             ),
             windows=posterior.windows,
             candidates=candidates,
             seconds_score=time.monotonic() - start,
+            stars=stars,
         )
 
 
@@ -216,6 +227,8 @@ class TileWriter:
                 }
             with span("ledger row"):
                 self.folder.commit(row)
+        if outcome.failure is None and self.settings.stars is not None:
+            row["stars"] = outcome.value.stars
         return row
 
     def _write(self, done: Translation) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     candidates: int = 0
     patches: int = 0
+    stars: Counter[str] = field(default_factory=Counter)  # of the list that was given: in the tiles, matched, wide
     wall: float = 0.0
     first: float = 0.0  # time.monotonic() of the first receipt and of the last
     last: float = 0.0
@@ -44,6 +45,7 @@ class Tally:
         self.statuses[receipt["status"]] += 1
         self.candidates += receipt.get("n_candidates") or 0
         self.patches += receipt.get("n_patches") or 0
+        self.stars.update(dict(zip(("listed", "matched", "wide"), receipt.get("stars", ()), strict=False)))
         for stage in STAGES:
             self.seconds[stage] += receipt.get(f"seconds_{stage}") or 0.0
         if receipt.get("full"):
@@ -92,6 +94,11 @@ def summary(url: str, tally: Tally) -> str:
     left = tally.manifest - done - failed
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in tally.seconds.items())
     lines = [f"{url}: {done} of {tally.manifest} tiles ok, {failed} failed; {tally.candidates} sources scored"]
+    if tally.stars["listed"]:
+        lines.append(
+            f"stars: {tally.stars['matched']} objects matched the {tally.stars['listed']} listed stars in these tiles; "
+            f"{tally.stars['wide']} of them are too wide for stars and are scored"
+        )
     if left:
         why = tally.drained or f"{tally.statuses['lost']} could not be committed"
         lines.append(f"{left} tiles are left ({why}): run the same command again")

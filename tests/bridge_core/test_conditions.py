@@ -63,8 +63,8 @@ def test_the_nominal_value_of_a_single_one_seen_in_training_is_that_one() -> Non
 @pytest.mark.parametrize("value", [0.729, 0.733, 0.7, 0.766])
 def test_a_single_value_is_matched_within_a_twentieth(value: float) -> None:
     single = ConditionRanges({"sky": {"fwhm": {"u": (0.73, 0.73)}, "noise": {"u": (0.6, 0.6)}}})
-    assert single.outside({"sky": seen(fwhm=(value, 1.0), noise=(0.65, 1.0))}, BANDS, UNITS) == []
-    assert single.outside({"sky": seen(fwhm=(0.81, 1.0), noise=(0.5, 1.0))}, BANDS, UNITS) == [
-        "sky u noise 0.5 nJy (trained on 0.6 nJy)",
+    assert single.outside({"sky": seen(fwhm=(value, 1.0), noise=(0.7, 1.0))}, BANDS, UNITS) == []
+    assert single.outside({"sky": seen(fwhm=(0.81, 1.0), noise=(0.4, 1.0))}, BANDS, UNITS) == [
+        "sky u noise 0.4 nJy (trained on 0.6 nJy)",
         'sky u seeing 0.81" (trained on 0.73")',
     ]

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import erf
 
 from surveybridge.bridge_core.detection import Sources, detect, significance
-from surveybridge.bridge_core.extent import extent, point_like
+from surveybridge.bridge_core.extent import Locus, extended, extent, point_like, star_like, stellar_locus, wing_extent
 
 FWHM = 1.7
 """Of the PSF, pixels: undersampled, as VIS is."""
@@ -100,3 +100,51 @@ def test_beside_masked_pixels_and_at_the_edge_the_extent_is_not_known():
     part = detect(image[window], np.ones_like(image[window]), valid[window] | True)
     first, _ = extent(image[window], np.ones_like(image[window]), valid[window] | True, part, FWHM)
     assert np.isnan(first[part.y < 3]).all() and np.isfinite(first[part.y > 9]).all()
+
+
+# ---- stars under a PSF with wings
+
+
+def moffats(places, fwhm: float, beta: float, flux: float, side: int = 240, over: int = 5) -> np.ndarray:
+    """Point sources (y, x) under a Moffat PSF (FWHM in pixels), averaged over `over` x `over` points of each pixel."""
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
+    grid = (np.arange(side * over) + 0.5) / over - 0.5
+    fine = sum((1 + ((grid[:, None] - y) ** 2 + (grid - x) ** 2) / alpha2) ** -beta for y, x in places) * (
+        (beta - 1) / (np.pi * alpha2)
+    )
+    return flux * fine.reshape(side, over, side, over).mean((1, 3))
+
+
+@pytest.mark.parametrize("beta", [2.3, 3.0, 4.5])
+@pytest.mark.parametrize("fwhm", [1.7, 3.3])
+def test_stars_with_wings_are_as_wide_as_the_moffat_says(beta, fwhm):
+    places = [(60.2, 60.4), (61.4, 180.1), (179.8, 58.7), (180.0, 181.5)]
+    rng = np.random.default_rng(3)
+    flux = (moffats(places, fwhm, beta, 6e4) + rng.normal(0, 1.0, (240, 240))).astype(np.float32)
+    ones = np.ones_like(flux)
+    sources = detect(flux, ones, ones > 0, clean=False)
+    near = [int(np.hypot(sources.y - y, sources.x - x).argmin()) for y, x in places]
+    size, error = extent(flux, ones, ones > 0, sources, fwhm)
+    assert size[near] == pytest.approx(wing_extent(1 / beta), rel=0.015)
+    assert not point_like(size[near], error[near]).any() or beta > 2.5
+    for wing in (1 / beta, np.nan):  # told, or seen in the bright ones
+        locus = stellar_locus(size, error, np.full(len(size), 900.0), wing)
+        assert star_like(size, error, locus)[near].all()
+
+
+def test_the_locus_is_that_of_the_bright_narrow_ones_else_of_the_stated_wings_else_of_a_gaussian():
+    size = np.array([1.22, 1.24, 1.23, 1.9, 1.0, 1.3])
+    error = np.array([0.001, 0.002, 0.001, 0.001, 0.05, 0.3])
+    snr = np.array([2000.0, 900.0, 500.0, 5000.0, 40.0, 400.0])
+    assert stellar_locus(size, error, snr) == Locus(1.23, 0.1)
+    assert stellar_locus(size, error, snr, 0.5).extent == pytest.approx(1.23)  # three stars count more than a header
+    assert stellar_locus(size[:2], error[:2], snr[:2], 0.5).extent == pytest.approx(wing_extent(0.5))
+    assert stellar_locus(size[3:5], error[3:5], snr[3:5]) == pytest.approx((1.0, 0.2))
+    assert wing_extent(0.0) == 1.0 and 1.1 < wing_extent(0.21) < 1.12
+
+
+def test_what_is_wider_than_a_star_beyond_its_error_is_extended():
+    locus = Locus(1.2, 0.1)
+    size, error = np.array([1.2, 1.75, 1.75, np.inf, np.nan]), np.array([0.01, 0.01, 0.2, np.inf, np.nan])
+    assert extended(size, error, locus).tolist() == [False, True, False, True, False]
+    assert star_like(size, error, locus).tolist() == [True, False, False, False, False]

@@ -121,7 +121,7 @@ def catalogued(whole, tmp_path_factory):
     side = whole.shape[0]
     tile = ingest.cut_tile(whole, ingest.TileBox("t0", (0, side, 0, side), (0, side, 0, side)))
     how = Scoring(samples=2, steps=1)
-    found = find_candidates(model, tile, how, RunFacts("field"), torch.device("cpu"))
+    found = find_candidates(model, tile, how, RunFacts("field"), torch.device("cpu")).rows
     run = RunFolder.open_or_create(tmp_path_factory.mktemp("catalogued") / "run", RUN | {"run_id": "field"})
     nothing = np.zeros((1, side, side), np.float32)
     run.write_mosaic(TileMosaic("t0", core_header(tile), ("VIS",), nothing, nothing, nothing[0], (0, 0), tile.grid_id))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from surveybridge.jobs.translating.sources import conditions, find_sources
+from surveybridge.jobs.translating.sources import conditions, find_sources, may_be_lenses
 from surveybridge.storage.flags import BITS, CUTS, in_words
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.tiles import Tile
@@ -39,7 +39,7 @@ def image_of(objects, *, side: int = SIDE, seed: int = 1, survey: str = "euclid"
 def flagged(image: SurveyImage, core=CORE, **others: SurveyImage):
     """What was found, its flags beside those of its shape, and masked shares."""
     tile = Tile("t", {image.survey: image, **others}, core, (0, 0), "grid")
-    found = find_sources(image, core, 4)
+    found = find_sources(image, core, 5)
     flags, masked = conditions(tile, found, 1.0)
     return found, found.sources.flags | flags, masked
 
@@ -134,7 +134,7 @@ def test_a_system_across_a_border_has_one_name_from_both_sides():
     for x0, x1 in ((0, 200), (200, 400)):
         box = (0, SIDE, max(x0 - 64, 0), min(x1 + 64, SIDE))
         part = Tile("t", {"euclid": image}, CORE, (0, 0), "grid").crop(box).images["euclid"]
-        found = find_sources(part, (0, SIDE, x0 - box[2], x1 - box[2]), 4)
+        found = find_sources(part, (0, SIDE, x0 - box[2], x1 - box[2]), 5)
         for x, y, column, line in zip(found.sources.x, found.sources.y, found.head_x, found.head_y, strict=True):
             heads[round(float(x) + box[2]), round(float(y))] = (column + box[2], line)
     assert len(heads) == 5
@@ -159,3 +159,75 @@ def test_a_field_of_noise_has_no_candidates_and_a_run_of_the_third_version_keeps
         image = replace(image, flux=flux, noise_correlation=(sky_statistics(flux[0], known).correlation,))
     assert len(find_sources(image, (0, 1024, 0, 1024), 4).sources) == 0
     assert len(find_sources(image, (0, 1024, 0, 1024), 3).sources) > (100 if correlated else 0)
+
+
+def star_field(beta: float, seed: int):
+    """(x, y, kind) of stars of magnitude 16 to 24 under a Moffat PSF, discs and compact galaxies, and their image."""
+    rng = np.random.default_rng(seed)
+    side = 640
+    flux = np.zeros((side, side))
+    alpha2 = (1.6 / 2) ** 2 / (2 ** (1 / beta) - 1)
+    truth = []
+    for place in range(36):
+        x, y = (80 + 96 * n + rng.uniform(-9, 9) for n in (place % 6, place // 6))
+        kind = ("star", "disc", "compact")[place % 3]
+        total = 10 ** ((31.4 - np.linspace(16, 24, 12)[place // 3]) / 2.5) if kind == "star" else 4000.0
+        half = 75
+        first = round(y) - half, round(x) - half
+        fine = (np.arange((2 * half + 1) * 5) + 0.5) / 5 - 0.5
+        rows, columns = fine[:, None] + first[0] - y, fine + first[1] - x
+        width = {"star": 0.0, "disc": 2.5, "compact": 0.8}[kind]
+        if kind == "star":
+            profile = (beta - 1) / (np.pi * alpha2) * (1 + (rows**2 + columns**2) / alpha2) ** -beta
+        else:  # of the convolved profile only the width matters
+            s2 = width**2 + (1.6 / 2.3548) ** 2
+            profile = np.exp(-(rows**2 + columns**2) / (2 * s2)) / (2 * np.pi * s2)
+        stamp = total * profile.reshape(2 * half + 1, 5, 2 * half + 1, 5).mean((1, 3))
+        y0, x0 = max(first[0], 0), max(first[1], 0)
+        part = flux[y0 : first[0] + 2 * half + 1, x0 : first[1] + 2 * half + 1]
+        part += stamp[y0 - first[0] : y0 - first[0] + part.shape[0], x0 - first[1] : x0 - first[1] + part.shape[1]]
+        truth.append((x, y, kind))
+    variance = SIGMA**2 + flux / 12.1
+    seen = flux + np.sqrt(variance) * rng.normal(size=flux.shape)
+    image = image_of([], side=side)
+    planes = {"flux": seen[None].astype(np.float32), "variance": variance[None].astype(np.float32)}
+    return truth, replace(image, **planes)
+
+
+@pytest.mark.parametrize(("beta", "wing"), [(2.5, 0.4), (2.5, np.nan), (3.4, np.nan), (3.4, 1 / 3.4)])
+def test_no_star_of_magnitude_16_to_24_is_scored_under_a_psf_with_wings_and_every_galaxy_is(beta, wing):
+    truth, image = star_field(beta, 4)
+    image = replace(image, psf_wing=(wing,))
+    tile = Tile("t", {"euclid": image}, (0, 640, 0, 640), (0, 0), "grid")
+    found = find_sources(image, tile.core, 5)
+    flags, masked = conditions(tile, found, 1.0)
+    scored = may_be_lenses(found, masked, flags)
+    for x, y, kind in truth:
+        assert scored[at(found, x, y)] == (kind != "star"), (x, y, kind)
+    assert scored.sum() <= 24  # nothing else is made of their wings
+
+
+def test_largely_masked_and_saturated_sources_are_not_scored_and_a_bad_column_costs_nothing():
+    image = image_of(
+        [(60, 60, 3, 80), (200, 60, 3, 80), (60, 200, 3, 80), (200, 200, 3, 80)], SAT=[(199, 202, 199, 202)]
+    )
+    # a bad column of the other end, as wide as its kernel makes it, and one half and almost all of an aperture
+    other = image_of([], survey="lsst", seed=2, BAD=[(0, 400, 56, 66), (55, 75, 190, 210), (190, 210, 52, 57)])
+    tile = Tile("t", {"euclid": image, "lsst": other}, CORE, (0, 0), "grid")
+    found = find_sources(image, CORE, 5)
+    flags, masked = conditions(tile, found, 1.0)
+    scored = may_be_lenses(found, masked, flags)
+    of_places = {place: bool(scored[at(found, *place)]) for place in ((60, 60), (200, 60), (60, 200))}
+    assert of_places == {(60, 60): True, (200, 60): False, (60, 200): False}
+    assert 0.55 < masked[at(found, 60, 60)] < 2 / 3 < masked[at(found, 200, 60)]
+    assert not scored[np.hypot(found.sources.x - 200, found.sources.y - 200) < 8].any()
+
+
+def test_a_star_is_a_system_of_its_own_and_what_lies_near_is_none_of_it():
+    image = image_of([(200, 200, STAR, 900), (214, 205, 3, 60), (230, 205, 3, 40)])
+    found, _, _ = flagged(image)
+    star, near, other = (at(found, *place) for place in ((200, 200), (214, 205), (230, 205)))
+    assert found.columns["kind"][star] == "star"
+    assert np.hypot(found.head_x[star] - 200, found.head_y[star] - 200) < 1
+    for one in (near, other):
+        assert np.hypot(found.head_x[one] - 214, found.head_y[one] - 205) < 1

@@ -149,12 +149,14 @@ def test_the_best_of_a_catalog_are_the_rows_of_its_systems(tmp_path):
 def test_flags_in_words_name_every_bit_once_and_only_blending_merely_informs():
     assert in_words(0) == "none" and in_words(None) == "–"
     assert (
-        in_words(BITS["SATURATED"] | BITS["EDGE"]) == "saturated, near the edge" and in_words(4096) == "others (4096)"
+        in_words(BITS["SATURATED"] | BITS["EDGE"]) == "saturated, near the edge" and in_words(32768) == "others (32768)"
     )
     assert len({flag.words for flag in FLAGS.values()}) == len(FLAGS) and all(bit & (bit - 1) == 0 for bit in FLAGS)
-    assert sum(FLAGS) - 1 == CUTS
+    assert sum(FLAGS) - 1 - 2048 == CUTS
     described = candidates_schema(default_problem()).field("flags").metadata[b"description"].decode()
     assert all(f"{bit} {flag.words}" in described for bit, flag in FLAGS.items())
+    earlier = candidates_schema(default_problem(), 4).field("flags").metadata[b"description"].decode()
+    assert described.startswith(earlier) and earlier.endswith("1024 near a bright star")
 
 
 def test_the_documentation_has_every_flag():

@@ -1,0 +1,99 @@
+"""Whether a tile, and each object in it, lies in the domain of a checkpoint: filters, pixels, and observing conditions.
+
+What an ingest knows, filters and pixel scales, stands in the tile; what the checkpoint has seen in training stands in
+its card. Both are put together here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from surveybridge.bridge_core.conditions import Conditions
+from surveybridge.jobs.translating.scene import conditions_of
+from surveybridge.storage.domain import with_reasons
+from surveybridge.storage.flags import NEAR_ARCSEC
+from surveybridge.storage.images import sky_noise
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Card
+    from surveybridge.storage.tiles import Tile, TileStore
+
+
+def stated_conditions(attributes: Mapping[str, Any]) -> Conditions:
+    """Return how an image of a store was observed, from its attributes; earlier versions did not state the noise."""
+    bands = len(attributes["bands"])
+    noise, fwhm, wing, correlation = (
+        tuple(math.nan if value is None else float(value) for value in attributes.get(name) or (None,) * bands)
+        for name in ("sky_noise", "psf_fwhm", "psf_wing", "noise_correlation")
+    )
+    return Conditions(noise, fwhm, wing, correlation)
+
+
+def outside(card: Card, conditions: Mapping[str, Conditions]) -> list[str]:
+    """Return why conditions, by endpoint, lie outside of those that a card states; nothing where it states none."""
+    if card.conditions is None:
+        return []
+    bands = {end.name: end.bands for end in card.problem.endpoints}
+    units = {end.name: end.unit for end in card.problem.endpoints}
+    return card.conditions.outside(conditions, bands, units)
+
+
+def tile_domain(card: Card, tile: Tile) -> str | None:
+    """Return "in", or "out: " and the reasons, of a tile and a checkpoint; None where neither says anything."""
+    reasons = outside(card, {name: conditions_of(image) for name, image in tile.images.items()})
+    return with_reasons(tile.domain, reasons, known=card.conditions is not None)
+
+
+def foreseen_domains(card: Card, store: TileStore, manifest: pa.Table) -> pa.Table:
+    """Return the rows of a manifest with what `tile_domain` will say, from the attributes of the tiles, not the pixels.
+
+    Of tiles that an earlier version ingested the noise is not known before they are read.
+    """
+    if card.conditions is None:
+        return manifest
+    tiles = manifest["tile_id"].to_pylist()
+    stated = store.stated(tiles)
+    said = [
+        with_reasons(
+            domain, outside(card, {end: stated_conditions(of) for end, of in stated.get(tile, {}).items()}), known=True
+        )
+        for tile, domain in zip(tiles, manifest["domain"].to_pylist(), strict=True)
+    ]
+    place = manifest.column_names.index("domain")
+    return manifest.set_column(place, manifest.schema.field("domain"), pa.array(said, pa.string()))
+
+
+def object_domains(card: Card, tile: Tile, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[str | None]:
+    """Return the same of objects: that of the tile, but with the noise around each.
+
+    Parameters
+    ----------
+    card
+        Of the checkpoint.
+    tile
+        Core and halo.
+    x, y
+        float64 [N], array pixels.
+    """
+    if card.conditions is None:
+        return [tile.domain] * len(x)
+    whole = {name: conditions_of(image) for name, image in tile.images.items()}
+    found: list[str | None] = []
+    for column, line in zip(np.floor(x + 0.5).astype(int), np.floor(y + 0.5).astype(int), strict=True):
+        here = {}
+        for name, image in tile.images.items():
+            half = round(NEAR_ARCSEC / image.pixel_scale)
+            box = (slice(max(line - half, 0), line + half + 1), slice(max(column - half, 0), column + half + 1))
+            around = sky_noise(image, box)
+            noise = tuple(
+                of_tile if math.isnan(near) else near for near, of_tile in zip(around, whole[name].noise, strict=True)
+            )
+            here[name] = Conditions(noise, image.psf_fwhm, whole[name].wing, image.noise_correlation)
+        found.append(with_reasons(tile.domain, outside(card, here), known=True))
+    return found
