@@ -12,8 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 QUANTITIES = ("noise", "fwhm", "wing", "correlation")
 """The conditions of an end, in the order in which the network is told them."""
+
+EDGE = 0.002
+"""Share of the training images at each end of a range that does not count as having been seen."""
 
 WORDS = {"noise": "noise", "fwhm": "seeing", "wing": "PSF wings (1/beta)", "correlation": "noise correlation"}
 SLACK = {"noise": 0.2, "fwhm": 0.05, "wing": 0.05, "correlation": 0.1}
@@ -71,6 +77,32 @@ class ConditionRanges:
 
     ranges: Mapping[str, Mapping[str, Mapping[str, Range]]]
     nominal: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def covering(
+        cls, values: Mapping[str, Mapping[str, NDArray[np.floating]]], bands: Mapping[str, tuple[str, ...]]
+    ) -> ConditionRanges:
+        """The ranges and the medians of the conditions of training images.
+
+        Parameters
+        ----------
+        values
+            By endpoint and quantity: [N, B] of all images, NaN where unknown. The outermost `EDGE` at each end count as
+            never seen.
+        bands
+            Of each endpoint.
+        """
+        ranges: dict[str, dict[str, dict[str, Range]]] = {end: {} for end in values}
+        nominal: dict[str, dict[str, dict[str, float]]] = {end: {} for end in values}
+        for end, quantities in values.items():
+            for quantity, columns in quantities.items():
+                for band, column in zip(bands[end], columns.T, strict=True):
+                    seen = column[np.isfinite(column)]
+                    if len(seen):
+                        low, middle, high = (float(f"{v:.4g}") for v in np.quantile(seen, [EDGE, 0.5, 1 - EDGE]))
+                        ranges[end].setdefault(quantity, {})[band] = (low, high)
+                        nominal[end].setdefault(quantity, {})[band] = middle
+        return cls(ranges, nominal)
 
     @property
     def card(self) -> dict[str, Any]:

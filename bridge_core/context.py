@@ -106,8 +106,9 @@ class PairConditions:
     def dropped(self, generator: torch.Generator) -> PairConditions:
         """The same, of which some is forgotten (`DROPPED`, `DROPPED_ALL`), so that a network learns to do without."""
         n, q = len(self.registration), len(QUANTITIES)
-        kept = torch.rand(n, 2 * q + 1, generator=generator) >= DROPPED
-        kept &= torch.rand(n, 1, generator=generator) >= DROPPED_ALL
+        device = generator.device
+        kept = torch.rand(n, 2 * q + 1, generator=generator, device=device) >= DROPPED
+        kept &= torch.rand(n, 1, generator=generator, device=device) >= DROPPED_ALL
         first, second = (
             table.masked_fill(~kept[:, end * q : (end + 1) * q, None], torch.nan)
             for end, table in enumerate(self.tables)
@@ -210,7 +211,7 @@ def condition_vector(
     parts = []
     for index, (end, table) in enumerate(zip(ends, tables, strict=True)):
         values = _features(end, table)
-        in_maps = torch.zeros(len(table)).masked_fill(~noise_known, torch.nan)[:, None]
+        in_maps = torch.zeros_like(registration).masked_fill(~noise_known, torch.nan)[:, None]
         values[:, _NOISE] = values[:, _NOISE].where((wanted == index)[:, None], in_maps)
         of_channels = [k * len(end.bands) // channels for k in range(channels)]
         parts.append(values[:, :, of_channels].flatten(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +15,6 @@ from surveybridge.bridge_core.problem import Endpoint, Problem, to_channels
 from surveybridge.bridge_core.training import Ends, observed_pixels
 from surveybridge.storage.pair_conditions import EndConditions, StampConditions
 from surveybridge.storage.pairs import Pairs
-
-EDGE = 0.002
-"""Share of the training images at each end of a range that does not count as having been seen."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +97,7 @@ def noise_of(end: Endpoint, planes: Tensor, conditions: EndConditions, index: In
 
 def ranges_of(problem: Problem, conditions: StampConditions) -> ConditionRanges:
     """The conditions that training images cover, and the median of each."""
-    ranges: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    nominal: dict[str, dict[str, dict[str, float]]] = {}
-    for end in problem.endpoints:
-        of = conditions.ends[end.name]
-        by_quantity: Mapping[str, np.ndarray] = {name: getattr(of, name) for name in QUANTITIES}
-        ranges[end.name], nominal[end.name] = {}, {}
-        for name, values in by_quantity.items():
-            for band, column in zip(end.bands, values.T, strict=True):
-                seen = column[np.isfinite(column)]
-                if not len(seen):
-                    continue
-                low, middle, high = (float(f"{q:.4g}") for q in np.quantile(seen, [EDGE, 0.5, 1 - EDGE]))
-                ranges[end.name].setdefault(name, {})[band] = (low, high)
-                nominal[end.name].setdefault(name, {})[band] = middle
-    return ConditionRanges(ranges, nominal)
+    values = {
+        end.name: {name: getattr(conditions.ends[end.name], name) for name in QUANTITIES} for end in problem.endpoints
+    }
+    return ConditionRanges.covering(values, {end.name: end.bands for end in problem.endpoints})
