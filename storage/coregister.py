@@ -231,20 +231,25 @@ class _Block:
 
 
 def fill_unknown(
-    planes: Sequence[NDArray[np.floating]], known: NDArray[np.bool_], sigma: float = 1.0
+    planes: Sequence[NDArray[np.floating]], known: NDArray[np.bool_], sigma: float = 1.0, far: float | None = None
 ) -> list[NDArray[np.float64]]:
-    """Replace unknown pixels by the Gaussian mean of their known neighbours, far from any by the nearest; float64."""
+    """Replace unknown pixels by the Gaussian mean of their known neighbours, far from any by the nearest; float64.
+
+    With a value `far` that stands there instead, and no pixel more than 4 sigma away counts.
+    """
     filled = [np.where(known, values, 0.0).astype(np.float64) for values in planes]
     if known.all() or not known.any():
         return filled
     weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
-    nearest = tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))
+    if far is None:
+        nearest = tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))
     return [
         np.where(
             known,
             values,
             np.where(
-                weight > 1e-3, ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12), values[nearest]
+                weight > 1e-3, ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12),
+                values[nearest] if far is None else far,
             ),
         )
         for values in filled
