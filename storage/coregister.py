@@ -248,7 +248,8 @@ def fill_unknown(
             known,
             values,
             np.where(
-                weight > 1e-3, ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12),
+                weight > 1e-3,
+                ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12),
                 values[nearest] if far is None else far,
             ),
         )

@@ -1,10 +1,10 @@
-"""Homogenisation: the bands of an image brought from their PSFs to wanted ones, with variance, correlation and masks."""
+"""Homogenisation: bands brought from their PSFs to wanted ones, with variance, correlation and masks."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +18,8 @@ from surveybridge.storage.psf_matching import NOISE_BOUND, Matching, agree, matc
 from surveybridge.storage.spline import noise_covariance
 
 GROWTH = {"BAD": 0.1, "SAT": 0.01, "NO_DATA": 0.1, "CLIPPED_EDGE": 0.1}
-"""Unusable pixels reach so far that beyond lies this share of a kernel's squared weight: what stands in for them then has
-this share of the noise of a usable pixel. Nobody knows the flux of a saturated one: those reach farther."""
+"""Unusable pixels reach so far that beyond lies this share of a kernel's squared weight, and so of the variance that what
+stands in for them can add. Nobody knows the flux of a saturated one: those reach farther."""
 
 FILL_SIGMA = 2.0
 """Pixels: width of the Gaussian mean of known neighbours that stands in for an unusable pixel."""
@@ -29,6 +29,10 @@ FILL_REACH = math.ceil(4 * FILL_SIGMA)
 
 LAGS = 16
 """Pixels to which the noise of an interpolated image is correlated."""
+
+
+SAID = "homogenised"
+"""Key, after band and dot, under which the provenance of an image says what was done."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class BandPlan:
     matching : Matching or None
         None where the band stays as it is.
     said : str
-        What is done, or why nothing, in words.
+        What is done, or why nothing, in words; "" where nothing is to be done.
     """
 
     band: str
@@ -72,18 +76,18 @@ def plan_bands(
 def _plan_band(image: SurveyImage, band: int, target: Psf | None, bound: float, halo: int | None) -> BandPlan:
     name, fwhm = image.bands[band], image.psf_fwhm[band]
     if target is None:
-        return BandPlan(name, None, "no PSF is wanted")
+        return BandPlan(name, None, "")
     source = image.psf(band) or psf_of(fwhm, target.wing)
     if source is None:
-        return BandPlan(name, None, "its PSF is not known")
-    assumed = "" if image.psf(band) else ", wings taken to be those"
+        return BandPlan(name, None, "as it is: its PSF is not known")
+    assumed = "" if image.psf(band) else ", its wings taken to be those"
     if agree(source, target):
-        return BandPlan(name, None, f'has the PSF of {target.fwhm:.3g}"{assumed}')
+        return BandPlan(name, None, "")
     found = matching(source, target, image.pixel_scale, noise_lags(image, band), bound)
-    way = f'{_words(source)} to {_words(target)}{assumed}'
+    way = f"{_words(source)} to {_words(target)}{assumed}"
     if halo is not None and found.reach + FILL_REACH > halo:
         need = found.reach + FILL_REACH
-        return BandPlan(name, None, f"{way}: not done, it needs {need} pixels around a tile and there are {halo}")
+        return BandPlan(name, None, f"as it is: {way} needs {need} pixels around a tile and there are {halo}")
     short = f", but only {_words(found.reached)} is reached" if found.limited else ""
     return BandPlan(name, found, f"{way}{short}, noise x {found.noise:.2f}, over {found.reach} pixels")
 
@@ -99,7 +103,7 @@ def homogenise(image: SurveyImage, plans: Iterable[BandPlan]) -> SurveyImage:
     Parameters
     ----------
     image : SurveyImage
-        Unusable pixels are filled from their neighbours, and stay unusable. What lies around the image counts as unknown.
+        Unusable pixels are filled from their neighbours, and stay unusable. What lies around the image is unknown.
     plans : iterable of BandPlan
         From `plan_bands`, in the order of the bands.
 
@@ -107,16 +111,22 @@ def homogenise(image: SurveyImage, plans: Iterable[BandPlan]) -> SurveyImage:
     -------
     SurveyImage
         Flux is conserved. The variance is that of each single pixel, correlation of the input included, and
-        `noise_correlation` that after. A pixel is unusable where too much of its kernel was (`GROWTH`), by the planes of
-        the cause; near what has no data, and the edges of the image, it is CLIPPED_EDGE. The same image with more or
-        fewer pixels around it has the same values, if these are at least the kernel and `FILL_REACH` away.
+        `noise_correlation` that after. A pixel is unusable where too much of its kernel was (`GROWTH`), by the planes
+        of the cause; near what has no data, and the edges of the image, it is CLIPPED_EDGE. The same image with more
+        or fewer pixels around it has the same values, if these are at least the kernel and `FILL_REACH` away.
     """
-    flux, variance, mask = image.flux.copy(), image.variance.copy(), image.mask.copy()
+    plans = list(plans)
+    if any(plan.matching for plan in plans):
+        flux, variance, mask = image.flux.copy(), image.variance.copy(), image.mask.copy()
+    else:
+        flux, variance, mask = image.flux, image.variance, image.mask
     changed: dict[str, list[object]] = {
         name: list(getattr(image, name)) for name in ("psf_fwhm", "psf_wing", "psf_model", "noise_correlation")
     }
     said = {}
     for band, plan in enumerate(plans):
+        if plan.said:
+            said[f"{plan.band}.{SAID}"] = plan.said
         if plan.matching is None:
             continue
         flux[band], variance[band], mask[band] = _convolved(image, band, plan.matching)
@@ -124,9 +134,6 @@ def homogenise(image: SurveyImage, plans: Iterable[BandPlan]) -> SurveyImage:
         after = (reached.fwhm, reached.wing, reached, plan.matching.correlation)
         for name, value in zip(changed, after, strict=True):
             changed[name][band] = value
-        said[f"{plan.band}.homogenised"] = plan.said
-    if not said:
-        return image
     return replace(
         image,
         flux=flux,
@@ -202,5 +209,9 @@ def _interpolated_lags(step: float, correlation: float) -> tuple[float, ...]:
     most = 0.9
     before = 0.0
     if lag(1, 0.0) < correlation:
-        before = most if lag(1, most) < correlation else optimize.brentq(lambda r: lag(1, r) - correlation, 0, most, xtol=1e-2)
+        before = (
+            most
+            if lag(1, most) < correlation
+            else optimize.brentq(lambda r: lag(1, r) - correlation, 0, most, xtol=1e-2)
+        )
     return tuple(lag(number, before) for number in range(LAGS))

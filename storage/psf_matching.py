@@ -1,13 +1,14 @@
-"""The kernel that brings an image from its PSF to another one, and as far as the noise allows.
+"""The kernel that brings an image from its PSF to another one, as far as the noise allows.
 
 It is the kernel k of a given support, with sum 1, that makes
 
     sum over frequencies of |T_s K - T_t|^2 P^2 / sum of |T_t P|^2  +  mu * (variance of a pixel after / before)
 
 smallest (Alard & Lupton 1998 with pixels as the basis, and a Wiener filter's term for the noise): T are the transfer
-functions of the two PSFs, P that of the pixel. In Fourier space it would be conj(T_s) T_t / (|T_s|^2 + mu N / P^2) with the
-power spectrum N of the noise, which rings as far as the image goes. mu is as large as an exact result allows; where the
-noise would then grow by more than a bound, mu is so large that it grows by just that, and the PSF that is reached is wider.
+functions of the two PSFs, P that of the pixel. In Fourier space it would be conj(T_s) T_t / (|T_s|^2 + mu N / P^2) with
+the power spectrum N of the noise, which rings as far as the image goes. mu is as large as an exact result allows; where
+the noise would then grow by more than a bound, mu is so large that it grows by just that, and the PSF that is reached
+is wider.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ LEAST_MU, MOST_MU = 1e-6, 1.0
 """Of the term for the noise."""
 
 WHITE_FLOOR = 0.3
-"""Share of white noise in the power spectrum, so that nothing is made up at frequencies that the image does not have."""
+"""Share of white noise in the power spectrum, so that nothing is made up at frequencies that an image does not have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +181,8 @@ class _LeastSquares:
         def normal(spectrum: NDArray[np.float64]) -> NDArray[np.float64]:
             """Sum over the pixels of two unknowns of a covariance that depends on their distance."""
             values = np.fft.ifft2(spectrum).real[y[first][:, None] - y, x[first][:, None] - x]
-            summed = np.zeros((len(first), len(first)))
-            for row, line in zip(summed, values, strict=True):
-                row += np.bincount(unknown, line, len(first))
-            return summed * count[:, None]
+            summed = [np.bincount(unknown, line, len(first)) for line in values]
+            return np.asarray(np.stack(summed) * count[:, None], np.float64)
 
         cross = np.fft.ifft2(target * np.conj(source) / scale).real[y, x]
         return cls(
@@ -191,7 +190,7 @@ class _LeastSquares:
             unknown,
             normal(np.abs(source) ** 2 / scale),
             normal(power + WHITE_FLOOR),
-            np.bincount(unknown, cross, len(first)),
+            np.asarray(np.bincount(unknown, cross, len(first)), np.float64),
             count.astype(np.float64),
         )
 

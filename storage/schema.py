@@ -244,6 +244,7 @@ _LEDGER_SINCE_4 = (
     "catalogued",
     "covered_cells",
     "domain",
+    "psf",
 )
 
 LEDGER: pa.Schema = pa.schema(
@@ -283,6 +284,13 @@ LEDGER: pa.Schema = pa.schema(
             "meta.code",
         ),
         _DOMAIN,
+        column_of(
+            "psf",
+            TEXT,
+            "What was done to the PSFs of the observed images, by band; null: nothing, as they are those of training",
+            "",
+            "meta.note",
+        ),
     ],
     metadata=_stated(SCHEMA_VERSION),
 )

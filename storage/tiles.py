@@ -20,6 +20,7 @@ has another, so that the previous manifest stays true until it is replaced.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -81,6 +82,8 @@ class Tile:
         The global pixel grid.
     field : str
         The field of the store that it belongs to; by default named after its grid.
+    seen : mapping of str to SurveyImage
+        What a network is shown instead of the image of that survey, such as a homogenised one; never stored.
     """
 
     tile_id: str
@@ -89,6 +92,7 @@ class Tile:
     origin: tuple[int, int]
     grid_id: str
     field: str = ""
+    seen: Mapping[str, SurveyImage] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a tile whose parts do not fit together."""
@@ -160,6 +164,7 @@ class Tile:
         return replace(
             self,
             images={name: crop_image(image, box) for name, image in self.images.items()},
+            seen={name: crop_image(image, box) for name, image in self.seen.items()},
             core=(core[0] - y0, core[1] - y0, core[2] - x0, core[3] - x0),
             origin=(self.origin[0] + y0, self.origin[1] + x0),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import os
@@ -314,6 +314,7 @@ def translate(
     samples: int = 8,
     steps: int = 6,
     seed: int = 0,
+    homogenise: Literal["auto", "off"] = "auto",
 ) -> PosteriorMap:
     """Translate a tile, or arrays of the observed end, as `surveybridge translate` does, in this process.
 
@@ -336,6 +337,8 @@ def translate(
         Network evaluations for each sample.
     seed : int
         Key of the noise.
+    homogenise : "auto" or "off"
+        Whether a tile is brought to the PSF of the training images, as `surveybridge translate` does.
 
     Returns
     -------
@@ -373,6 +376,8 @@ def translate(
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile
+    from surveybridge.jobs.translating.config import NOISE_BOUND
+    from surveybridge.jobs.translating.homogenising import Homogenisation
     from surveybridge.jobs.translating.scene import wanted_conditions
     from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.tiles import Tile, core_header
@@ -389,6 +394,8 @@ def translate(
     if isinstance(observed, Tile):
         if valid is not None:
             raise BridgeError(f"tile {observed.tile_id} has a mask of its own; give valid with arrays only")
+        how_seen = None if homogenise == "off" else Homogenisation.of_card(card, NOISE_BOUND)
+        observed = observed if how_seen is None else how_seen.applied(observed)
         scene, wcs = _scene_of_tile(model, observed, direction, device), celestial_wcs(core_header(observed))
     else:
         scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import read_model, sampling_of, threads
 from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 
@@ -75,7 +76,8 @@ def redraw(
         raise RequestError(f"--samples {count}, but run {run.url} drew {facts['samples']}; give at most as many")
     model = _model_of(run, checkpoint)
     store = TileStore.open(store_url or run.store_url)
-    contents = _contents(run)
+    contents, run_fields = _contents(run), run.fields()
+    homogenisation = Homogenisation.of_document(facts.get("homogenise"))
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,6 +91,8 @@ def redraw(
         if part is None:
             continue
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
+        if homogenisation is not None:
+            tile = homogenisation.applied(tile, run_fields.get(tile.grid_id))
         check_tile(model, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device)

@@ -11,6 +11,9 @@ from surveybridge.jobs.config import JobConfig
 if TYPE_CHECKING:
     from surveybridge.bridge_core.settings import Sampling, Scoring
 
+NOISE_BOUND = 1.5
+"""As `storage.psf_matching.NOISE_BOUND`, which is not imported for `--help`."""
+
 PATCHES = (64, 128)
 """Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first is the default."""
 
@@ -53,6 +56,17 @@ class TranslationConfig(JobConfig):
         "VOTable or Parquet): what matches is no lens",
     )
     stars_radius: float = Field(0.5, gt=0, le=5, description="arcsec within which an object is a star of --stars")
+    homogenise: Literal["auto", "off"] | None = Field(
+        None,
+        description="bring images to the PSF of the training images where the checkpoint's card states it and it is "
+        "another (auto), or not (off) (default: auto; of a run that goes on, what it began with)",
+    )
+    psf_noise: float = Field(
+        NOISE_BOUND,
+        gt=1,
+        le=10,
+        description="factor by which that may enlarge the noise of a pixel; where it would, the PSF comes only as near",
+    )
     retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after this many minutes; a rerun continues")
 

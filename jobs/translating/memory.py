@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surveybridge.cluster.stages import GROUP_BYTES
+from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import asked_direction
 
 if TYPE_CHECKING:
@@ -64,13 +65,15 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     tile, pixels, core = (_largest(manifest, *names) for names in (("bytes",), ("height", "width"), _CORE))
     direction = asked_direction(model, config)
     wanted = direction.wanted.planes
-    tile = max(tile, GROUP_BYTES)
+    seen = pixels * _HOMOGENISED_BYTES * _homogenised_bands(model.card, config)
+    reading = pixels * _CONVOLVING_BYTES if seen else 0
+    tile = max(tile + seen, GROUP_BYTES)
     row = candidate_bytes(model.card.problem)
     catalog = core * SOURCES_PER_PIXEL * row
     result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
     arrays = _arrays_bytes(pixels, core, direction, model.card, config)
     return {
-        "read": PROCESS_BYTES + round(READ_COPIES * tile),
+        "read": PROCESS_BYTES + round(READ_COPIES * tile + reading),
         "model": PROCESS_BYTES
         + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
         + network_bytes(model, config)
@@ -113,6 +116,19 @@ def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, conf
     catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
     scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
     return max(translating, scoring)
+
+
+_HOMOGENISED_BYTES = 9
+"""A pixel of a band, beside the image itself: flux, variance and mask."""
+
+_CONVOLVING_BYTES = 96
+"""Of a pixel while a band is convolved: a dozen planes of float64, padded."""
+
+
+def _homogenised_bands(card: Card, config: Config) -> int:
+    """Largest number of bands of an end that are homogenised."""
+    how = None if config.homogenise == "off" else Homogenisation.of_card(card, config.psf_noise)
+    return max(map(len, how.psfs.values())) if how else 0
 
 
 _CORE = ("core_height", "core_width")

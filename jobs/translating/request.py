@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig
+from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
 from surveybridge.storage.problems import is_default
@@ -93,11 +94,14 @@ def check(config: Config) -> Request:
     if config.calibrated:
         model.card.calibrated(direction)  # refused where it is not
     config = config.model_copy(update={"to": None, "direction": str(direction)})
+    begun = RunFolder.open(config.run) if Folder.at(config.run).exists("run.json") else None
+    homogenisation = asked_homogenisation(model, config, begun)
     fingerprint = {
         "checkpoint_sha256": model.sha256,
         "direction": str(direction),
         **decisions(config.sampling, config.scoring),
         **recalibration,
+        **({"homogenise": homogenisation.document} if homogenisation else {}),
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
@@ -106,10 +110,9 @@ def check(config: Config) -> Request:
     stars, known_by = known_stars(config, manifest)
     fingerprint |= known_by
     request = Request(config, model, store, manifest, listed.num_rows - manifest.num_rows, fingerprint, stars=stars)
-    if Folder.at(config.run).exists("run.json"):
-        run = RunFolder.open(config.run)
-        left_of(request, run, run.ledger())  # refuses what cannot be resumed
-        request = replace(request, begun_as=run.run_json.get("run_id"))
+    if begun is not None:
+        left_of(request, begun, begun.ledger())  # refuses what cannot be resumed
+        request = replace(request, begun_as=begun.run_json.get("run_id"))
     return request
 
 
@@ -136,6 +139,15 @@ def known_stars(config: Config, manifest: pa.Table) -> tuple[StarList | None, di
             "list of this part of the sky, in ICRS degrees, or leave it out"
         )
     return near, {"stars": listed.digest}
+
+
+def asked_homogenisation(model: Model, config: TranslationConfig, begun: RunFolder | None) -> Homogenisation | None:
+    """Return what is done to the PSFs: as asked for, else as a run has begun, else as the checkpoint calls for."""
+    if config.homogenise is None and begun is not None:
+        return Homogenisation.of_document(begun.run_json.get("homogenise"))
+    if config.homogenise == "off":
+        return None
+    return Homogenisation.of_card(model.card, config.psf_noise)
 
 
 DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
@@ -276,6 +288,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         observed=request.direction.observed.name,
         sampling=config.sampling,
         scoring=config.scoring,
+        homogenisation=Homogenisation.of_document(request.fingerprint.get("homogenise")),
         batch=config.batch,
         calibrated=config.calibrated,
         run_id=request.run_id,

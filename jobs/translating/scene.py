@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
-    """Return one endpoint of a tile, core and halo, on a device."""
+    """Return one endpoint of a tile, core and halo, as a network is shown it, on a device."""
     import numpy as np
     import torch
 
     from surveybridge.bridge_core.translate import Scene
 
-    image = tile.images[endpoint]
+    image = tile.seen.get(endpoint, tile.images[endpoint])
     return Scene(
         torch.from_numpy(image.flux).to(device),
         torch.from_numpy(image.valid).to(device),

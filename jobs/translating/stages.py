@@ -14,6 +14,7 @@ from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
+from surveybridge.jobs.translating.homogenising import Homogenisation, words
 from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 from surveybridge.storage.errors import StorageUnavailable
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.settings import Sampling, Scoring
+    from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.mosaics import TileMosaic
     from surveybridge.storage.star_lists import StarList
     from surveybridge.storage.tiles import Tile
@@ -40,6 +42,8 @@ class Settings:
     observed: str
     sampling: Sampling
     scoring: Scoring
+    homogenisation: Homogenisation | None
+    """The PSFs to which images are brought; None for none."""
     batch: int | None
     """Windows in one call of the network; None for as many as keep the device busy."""
     calibrated: bool
@@ -108,7 +112,18 @@ class TileReader:
                 raise RequestError(
                     f"tile {tile_id}: 0 of {usable.size} {observed} pixels are usable in all of {','.join(image.bands)}"
                 )
-            return tile
+            how = self.settings.homogenisation
+            if how is None:
+                return tile
+            with span("homogenisation"):
+                return how.applied(tile, self._fields.get(tile.field))
+
+    @functools.cached_property
+    def _fields(self) -> dict[str, FieldGrid]:
+        """The fields of the store, which say how far the tiles reach beyond their cores."""
+        from surveybridge.storage.manifests import fields_of
+
+        return fields_of(self.store.manifest())
 
 
 class TileTranslator:
@@ -167,7 +182,7 @@ class TileTranslator:
         return Translation(
             tile_id=tile.tile_id,
             content=content,
-            place=place | catalogued_part(self.model, tile),
+            place=place | catalogued_part(self.model, tile) | {"psf": words(tile)},
             mosaic=TileMosaic(
                 tile_id=tile.tile_id,
                 wcs_header=core_header(tile),

@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 DECIDE_NOTHING = {
     "storage_options", "store", "checkpoint", "to", "direction", "workers", "min_workers", "executor", "batch",
     "retry_failed", "minutes", "calibrated",
+    "homogenise", "psf_noise",  # by what they ask for: `test_homogenised_runs`
 }  # fmt: skip
 OTHER = {
     "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": 128, "precision": "float32",

@@ -1,0 +1,110 @@
+"""Which PSFs a run brings its images to, and how it does so: those of the training images, where the card states them.
+
+The end with the wider PSF is homogenised, such as LSST: what a network sees of the sharper one is blurred by it anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from surveybridge.storage.psf import Psf, parse_psf, psf_of
+from surveybridge.storage.psf_matching import SAME_WIDTH, SAME_WING
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Card
+    from surveybridge.storage.fields import FieldGrid
+    from surveybridge.storage.homogenise import BandPlan
+    from surveybridge.storage.images import SurveyImage
+    from surveybridge.storage.tiles import Tile
+
+
+@dataclass(frozen=True)
+class Homogenisation:
+    """The PSFs to which an end is brought.
+
+    Parameters
+    ----------
+    psfs
+        By endpoint and band: a profile, as `psf.parse_psf` reads it.
+    noise
+        Factor by which the noise of a pixel may grow.
+    """
+
+    psfs: Mapping[str, Mapping[str, str]]
+    noise: float
+
+    @classmethod
+    def of_card(cls, card: Card, noise: float) -> Homogenisation | None:
+        """What a checkpoint calls for; None where its card states no PSF, or it was trained on a range of them."""
+        known = {end.name: trained_psfs(card, end.name) for end in card.problem.endpoints}
+        widths = {name: max(psf.fwhm for psf in psfs.values()) for name, psfs in known.items() if psfs}
+        if not widths:
+            return None
+        name = max(widths, key=lambda name: widths[name])
+        return cls({name: {band: str(psf) for band, psf in known[name].items()}}, noise)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The form in run.json; `of_document` reads it."""
+        return {"psfs": {end: dict(bands) for end, bands in self.psfs.items()}, "noise": self.noise}
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any] | None) -> Homogenisation | None:
+        """What a run states; None where it states nothing."""
+        return None if document is None else cls(document["psfs"], float(document["noise"]))
+
+    def targets(self, image: SurveyImage) -> list[Psf | None]:
+        """The PSFs for the bands of an image; None where there is none."""
+        wanted = self.psfs.get(image.survey, {})
+        return [parse_psf(wanted[band]) if band in wanted else None for band in image.bands]
+
+    def plans(self, image: SurveyImage, halo: int | None) -> list[BandPlan]:
+        """What is done to an image with so many pixels around its core; None where none are missing."""
+        from surveybridge.storage.homogenise import plan_bands
+
+        return plan_bands(image, self.targets(image), self.noise, halo)
+
+    def applied(self, tile: Tile, field: FieldGrid | None = None) -> Tile:
+        """The tile whose `seen` images are homogenised; `field` is what the store says of its field."""
+        from surveybridge.storage.homogenise import homogenise
+
+        halo = halo_of(tile, field)
+        seen = {
+            name: homogenise(image, self.plans(image, halo)) for name, image in tile.images.items() if name in self.psfs
+        }
+        return replace(tile, seen=seen)
+
+
+def trained_psfs(card: Card, end: str) -> dict[str, Psf]:
+    """The PSFs of the images that a model was trained on, by band; only where there was one of each band."""
+    stated = {} if card.conditions is None else card.conditions.ranges.get(end, {})
+    found: dict[str, Psf] = {}
+    for band, (narrow, wide) in stated.get("fwhm", {}).items():
+        low, high = stated.get("wing", {}).get(band, (float("nan"),) * 2)
+        psf = psf_of((narrow + wide) / 2, (low + high) / 2)
+        if psf is not None and wide / narrow - 1 <= SAME_WIDTH and high - low <= SAME_WING:
+            found[band] = psf
+    return found
+
+
+def halo_of(tile: Tile, field: FieldGrid | None) -> int | None:
+    """Pixels that a tile has around its core, where it has neighbours; None where it is all of its field."""
+    (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
+    if field is None:
+        return max(y0, height - y1, x0, width - x1) or None
+    return None if tile.core_shape == tuple(field.shape) else field.halo
+
+
+def words(tile: Tile) -> str | None:
+    """What was done to the PSFs of a tile, for its row of the ledger; None where nothing was to be done."""
+    from surveybridge.storage.homogenise import SAID
+
+    said = [
+        f"{name} {band} {image.provenance[key]}"
+        for name, image in tile.seen.items()
+        for band in image.bands
+        if (key := f"{band}.{SAID}") in image.provenance
+    ]
+    return "; ".join(said) or None
