@@ -18,8 +18,8 @@ from surveybridge.storage.psf_matching import NOISE_BOUND, Matching, agree, matc
 from surveybridge.storage.spline import noise_covariance
 
 GROWTH = {"BAD": 0.1, "SAT": 0.01, "NO_DATA": 0.1, "CLIPPED_EDGE": 0.1}
-"""Unusable pixels reach so far that beyond lies this share of a kernel's squared weight, and so of the variance that what
-stands in for them can add. Nobody knows the flux of a saturated one: those reach farther."""
+"""Unusable pixels reach so far that beyond lies this share of a kernel's squared weight, and so of the variance that
+what stands in for them can add. Nobody knows the flux of a saturated one: those reach farther."""
 
 FILL_SIGMA = 2.0
 """Pixels: width of the Gaussian mean of known neighbours that stands in for an unusable pixel."""
