@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,25 @@ def measure_objects(model: Model, tile: Tile, how: Scoring, device: torch.device
 
 
 def measure_lenses(
-    model: Model, tile: Tile, ordinary: pa.Table, how: Scoring, device: torch.device, *, number: int, seed: int
+    model: Model,
+    tile: Tile,
+    ordinary: pa.Table,
+    how: Scoring,
+    device: torch.device,
+    *,
+    number: int,
+    seed: int,
+    shown: Callable[[Tile], Tile] = lambda tile: tile,
 ) -> pa.Table:
-    """Up to `number` of a tile's brighter objects with arcs around them, as `measure_objects`; one row a lens found."""
+    """Up to `number` of a tile's brighter objects with arcs around them, as `measure_objects`; one row a lens found.
+
+    `shown` makes of a tile what a network is shown.
+    """
     places = hosts(ordinary, tile, number)
     if not len(places):
         return ordinary.slice(0, 0)
     lit = with_arcs(tile, places, described(model.card.problem.table), np.random.default_rng([seed, *tile.origin]))
-    found = measure_objects(model, lit, how, device)
+    found = measure_objects(model, shown(lit), how, device)
     if found.num_rows == 0:
         return ordinary.slice(0, 0)
     scale = next(iter(tile.images.values())).pixel_scale
@@ -127,7 +139,7 @@ def with_arcs(tile: Tile, places: NDArray[np.float64], table: ProblemTable, rng:
                 if view.gain is not None:
                     variance[plane][here] += (light[part] / view.gain).astype(np.float32)
         images[end["name"]] = replace(image, flux=flux, variance=variance)
-    return replace(tile, images=images)
+    return replace(tile, images=images, seen={})
 
 
 def views(image: SurveyImage, native: float) -> list[Any]:

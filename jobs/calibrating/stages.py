@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.running.progress import log_context, start_worker
+from surveybridge.jobs.translating.homogenising import Homogenisation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,8 @@ class Settings:
     sampling: Sampling
     scoring: Scoring | None
     """How objects are scored; None leaves the rates of false alarms as they are."""
+    homogenisation: Homogenisation | None
+    """The PSFs to which images are brought, as `translate` does by itself."""
     lenses: int
     """Objects of a tile that get arcs."""
     batch: int | None
@@ -122,20 +125,21 @@ class TileMeasurer:
         from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
 
         check_tile(self.model, tile)
+        shown = self.shown(tile)
         counts: Counts = {}
         for name, noise in self.settings.noise.items():
             direction = self.model.card.problem.direction(name)
             posterior = translate_tile(
                 self.model,
                 direction,
-                scene_of(tile, direction.observed.name, self.device),
+                scene_of(shown, direction.observed.name, self.device),
                 self.sampling,
                 wanted=wanted_conditions(tile, direction),
             )
             counts[name] = pulls_of(posterior, tile, direction, noise)
         if self.scoring is None:
             return Found(counts, None, None)
-        ordinary = measure_objects(self.model, tile, self.scoring, self.device)
+        ordinary = measure_objects(self.model, shown, self.scoring, self.device)
         lenses = None
         if self.settings.lenses and ordinary.num_rows:
             lenses = measure_lenses(
@@ -146,8 +150,14 @@ class TileMeasurer:
                 self.device,
                 number=self.settings.lenses,
                 seed=self.sampling.seed,
+                shown=self.shown,
             )
         return Found(counts, ordinary, lenses)
+
+    def shown(self, tile: Tile) -> Tile:
+        """The tile as a network is shown it."""
+        how = self.settings.homogenisation
+        return tile if how is None else how.applied(tile)
 
 
 class TileWriter:

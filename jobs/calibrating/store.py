@@ -21,6 +21,8 @@ from surveybridge.bridge_core.settings import Sampling, Scoring
 from surveybridge.jobs.calibrating.stages import Counts, Settings, calibration_stages, noise_of, parts, read_counts
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.translating.config import NOISE_BOUND
+from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import check_request
 from surveybridge.storage.manifests import store_id_of, tiles_with
 from surveybridge.storage.objectstore import Folder, configured
@@ -167,6 +169,7 @@ def settings_of(
         sampling=asked.sampling,
         # the catalog's other score, which nobody looks at here, is made with as little work as can be
         scoring=Scoring(samples=2, steps=1, seed=asked.sampling.seed) if scored else None,
+        homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
         lenses=asked.lenses,
         batch=asked.batch,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),

@@ -20,6 +20,7 @@ from surveybridge.jobs.reporting.sky import Mapped, finest_pixel, sky_plot
 from surveybridge.jobs.reporting.state import run_manifest, run_status
 from surveybridge.jobs.reporting.timeline import timeline_plot
 from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
+from surveybridge.jobs.translating.homogenising import say_words
 from surveybridge.storage.catalog_sources import run_id, run_of
 from surveybridge.storage.domain import say_domains
 from surveybridge.storage.orientation import RunGrids
@@ -153,6 +154,7 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "run": f"{status['run']} ({status['run_id']})",
         "tile store": str(status["store"]),
         "domain": say_domains(status["domains"]) or "–",
+        "PSF": say_words(status["psfs"]) or "–",
         "version": f"surveybridge {status['code_version']}",
     }
 

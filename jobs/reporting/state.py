@@ -38,6 +38,7 @@ SLOWEST = 5
 
 def run_status(run: RunFolder) -> dict[str, Any]:
     """Return everything that the command prints, for JSON; seconds, tiles per minute, times in UTC."""
+    from surveybridge.jobs.translating.homogenising import count_words
     from surveybridge.storage.domain import count_domains
     from surveybridge.storage.lease import read_holder
     from surveybridge.storage.published import standing_rows
@@ -78,6 +79,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         "candidates": _sum(rows["n_candidates"]),
         "fields": len(rows["grid_id"].drop_null().unique()),
         "domains": count_domains(rows),
+        "psfs": count_words(rows),
         "tiles_per_minute": rate,
         "eta_seconds": _eta(left, progress, rate) if holder is not None else None,
         "seconds": {
@@ -230,6 +232,7 @@ def _utc(seconds: float) -> str:
 
 def text(status: dict[str, Any]) -> str:
     """The status in lines."""
+    from surveybridge.jobs.translating.homogenising import say_words
     from surveybridge.storage.domain import say_domains
 
     tiles, rate, holder = status["tiles"], status["tiles_per_minute"], status["holder"]
@@ -246,6 +249,7 @@ def text(status: dict[str, Any]) -> str:
         f"{status['candidates']} sources scored"
         + (f" in {status['fields']} fields, where these overlap in each" if status["fields"] > 1 else ""),
         *([f"domain    {said}"] if (said := say_domains(status["domains"])) else []),
+        *([f"PSF       {said}"] if (said := say_words(status["psfs"])) else []),
         (
             f"rate      {_number(rate['recent'])} tiles/min over the last minutes, {_number(rate['overall'])} overall"
             if any(value is not None for value in rate.values())

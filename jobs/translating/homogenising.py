@@ -13,6 +13,8 @@ from surveybridge.storage.psf import Psf, parse_psf, psf_of
 from surveybridge.storage.psf_matching import SAME_WIDTH, SAME_WING
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from surveybridge.bridge_core.model import Card
     from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.homogenise import BandPlan
@@ -95,6 +97,25 @@ def halo_of(tile: Tile, field: FieldGrid | None) -> int | None:
     if field is None:
         return max(y0, height - y1, x0, width - x1) or None
     return None if tile.core_shape == tuple(field.shape) else field.halo
+
+
+def count_words(ledger: pa.Table) -> dict[str, int]:
+    """Number of tiles by what was done to their PSFs, most first; ledgers of earlier versions say nothing."""
+    if "psf" not in ledger.column_names:
+        return {}
+    counts = {entry["values"]: entry["counts"] for entry in ledger["psf"].drop_null().value_counts().to_pylist()}
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def say_words(counts: Mapping[str, int]) -> str:
+    """Say what was done to the PSFs of how many tiles; "" if nothing was."""
+    said = [f"{tiles} tile{'s' * (tiles != 1)}: {text}" for text, tiles in counts.items()]
+    others = len(said) - MOST_SAID
+    return "; ".join(said[:MOST_SAID]) + (f"; and {others} others" if others > 0 else "")
+
+
+MOST_SAID = 3
+"""Ways of homogenising that are listed; fields may differ in each."""
 
 
 def words(tile: Tile) -> str | None:
