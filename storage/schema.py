@@ -36,7 +36,7 @@ of and whether their images lie in the checkpoint's domain, a ledger row says wh
 candidates are at least `bridge_core.detection.SIGNIFICANCE` above the noise, whose correlation their signal to noise
 knows, and have systems, kinds, magnitudes, extents and more flags. 5: what is no lens for sure (stars, what lies in
 their wings, saturated and largely masked sources) has no score; the domain is that of the checkpoint's card too, and
-there are flags for it, for stars and for what is sharper than they are.
+there are flags for it, for stars and for what is sharper than they are; a ledger row says what was done to the PSFs.
 """
 
 RESUMED_VERSIONS = (3, 4, 5)
@@ -223,7 +223,7 @@ CATALOG: pa.Schema = catalog_schema(default_problem())
 
 def ledger_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     """Ledger rows of a run of some schema version."""
-    later = () if version >= 4 else _LEDGER_SINCE_4
+    later = (() if version >= 4 else _LEDGER_SINCE_4) + (() if version >= 5 else _LEDGER_SINCE_5)
     return pa.schema([field for field in LEDGER if field.name not in later], metadata=_stated(version))
 
 
@@ -244,8 +244,8 @@ _LEDGER_SINCE_4 = (
     "catalogued",
     "covered_cells",
     "domain",
-    "psf",
 )
+_LEDGER_SINCE_5 = ("psf",)
 
 LEDGER: pa.Schema = pa.schema(
     [

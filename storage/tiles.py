@@ -122,6 +122,11 @@ class Tile:
             )
 
     @property
+    def shown(self) -> dict[str, SurveyImage]:
+        """The images by survey, as a network is shown them."""
+        return {**self.images, **self.seen}
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the arrays: core and halo."""
         height, width = next(iter(self.images.values())).flux.shape[1:]

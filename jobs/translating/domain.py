@@ -45,8 +45,11 @@ def outside(card: Card, conditions: Mapping[str, Conditions]) -> list[str]:
 
 
 def tile_domain(card: Card, tile: Tile) -> str | None:
-    """Return "in", or "out: " and the reasons, of a tile and a checkpoint; None where neither says anything."""
-    reasons = outside(card, {name: conditions_of(image) for name, image in tile.images.items()})
+    """Return "in", or "out: " and the reasons, of a tile and a checkpoint; None where neither says anything.
+
+    Homogenised images count as the network is shown them.
+    """
+    reasons = outside(card, {name: conditions_of(image) for name, image in tile.shown.items()})
     return with_reasons(tile.domain, reasons, known=card.conditions is not None)
 
 
@@ -83,11 +86,11 @@ def object_domains(card: Card, tile: Tile, x: NDArray[np.float64], y: NDArray[np
     """
     if card.conditions is None:
         return [tile.domain] * len(x)
-    whole = {name: conditions_of(image) for name, image in tile.images.items()}
+    whole = {name: conditions_of(image) for name, image in tile.shown.items()}
     found: list[str | None] = []
     for column, line in zip(np.floor(x + 0.5).astype(int), np.floor(y + 0.5).astype(int), strict=True):
         here = {}
-        for name, image in tile.images.items():
+        for name, image in tile.shown.items():
             half = round(NEAR_ARCSEC / image.pixel_scale)
             box = (slice(max(line - half, 0), line + half + 1), slice(max(column - half, 0), column + half + 1))
             around = sky_noise(image, box)

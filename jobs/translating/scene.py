@@ -24,7 +24,7 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
 
     from surveybridge.bridge_core.translate import Scene
 
-    image = tile.seen.get(endpoint, tile.images[endpoint])
+    image = tile.shown[endpoint]
     return Scene(
         torch.from_numpy(image.flux).to(device),
         torch.from_numpy(image.valid).to(device),
