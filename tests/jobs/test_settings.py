@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 DECIDE_NOTHING = {
     "storage_options", "store", "checkpoint", "to", "direction", "workers", "min_workers", "executor", "batch",
     "retry_failed", "minutes", "calibrated",
+    "stars", "stars_radius",  # by the digest of the list
     "homogenise", "psf_noise",  # by what they ask for: `test_homogenised_runs`
 }  # fmt: skip
 OTHER = {
