@@ -47,7 +47,8 @@ class Psf:
     kind : str
         moffat, kolmogorov or optical.
     ellipticity, angle : float
-        (1 - q) / (1 + q), and the direction of the major axis in rad.
+        (1 - q) / (1 + q), and the direction of the major axis in rad; that of an optical PSF is the nearer axis of the
+        grid.
     telescope : int
         Of an optical PSF, which of the `TELESCOPES`.
     """
@@ -97,7 +98,7 @@ def transfer_functions(psfs: list[Psf], nodes: int, spacing: float, pixel: float
         values = values.to(torch.complex64)
         chosen = torch.nonzero(which)[:, 0]
         numbers = [psfs[int(k)] for k in chosen]
-        values[chosen] = _optical(numbers, along[chosen], across[chosen])
+        values[chosen] = _optical(numbers, kx, ky[:, 0])
     return values * torch.sinc(kx * pixel) * torch.sinc(ky * pixel)
 
 
@@ -125,36 +126,36 @@ def _round_profiles(psfs: list[Psf], k: Tensor, fwhm: Tensor, wing: Tensor) -> T
     return torch.where(is_kolmogorov, kolmogorov, torch.where(is_moffat, moffat, gaussian))
 
 
-def _optical(psfs: list[Psf], along: Tensor, across: Tensor) -> Tensor:
-    """Transfer functions of telescopes at frequencies, scaled to the wanted FWHM: [P, H, W] complex64."""
+def _optical(psfs: list[Psf], kx: Tensor, ky: Tensor) -> Tensor:
+    """Transfer functions of telescopes at frequencies kx [W] and ky [H], scaled to the wanted FWHM: [P, H, W] complex.
+
+    They are splines of fourth order, because what is wrong in a transfer function between its nodes is a ghost of every
+    star at the distance of the table's period; a bicubic kernel leaves 7e-4 of its peak there.
+    """
     tables, measured = _telescopes()
     spacing = DIAMETER / WAVELENGTHS.mean() / 206264.806 / _PUPIL
-    chosen = torch.from_numpy(tables[[p.telescope for p in psfs]]).to(along.device)
-    scale = torch.tensor([p.fwhm / measured[p.telescope][0] for p in psfs], device=along.device)[:, None, None]
-    x, y = (axis.float() * scale / spacing for axis in (along, across))
-    return torch.complex(*_spline(chosen, x, y).unbind(1))
+    coefficients = torch.from_numpy(tables[[p.telescope for p in psfs]]).to(kx.device)
+    numbers = []
+    for p in psfs:
+        stretch = math.sqrt((1 + p.ellipticity) / (1 - p.ellipticity))
+        along_x = stretch if abs(math.cos(p.angle)) > math.sqrt(0.5) else 1 / stretch
+        scale = p.fwhm / measured[p.telescope][0] / spacing
+        numbers.append([scale * along_x, scale / along_x])
+    of_x, of_y = torch.tensor(numbers, dtype=torch.float32, device=kx.device).unbind(1)
+    rows = _spline_matrix(coefficients.shape[-1], ky * of_y[:, None])
+    columns = _spline_matrix(coefficients.shape[-1], kx * of_x[:, None])
+    return torch.complex(*(rows[:, None] @ coefficients @ columns[:, None].mT).unbind(1))
 
 
-def _spline(coefficients: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Cubic splines [P, 2, H, W] at places [P, H, W], counted from the middle of [P, 2, n, n]; 0 outside.
-
-    A spline of fourth order, because what is wrong in a transfer function between its nodes is a ghost of every star at
-    the distance of the table's period; a bicubic kernel leaves 7e-4 of its peak there.
-    """
-    planes, _, n, _ = coefficients.shape
-    half = n // 2
-    inside = (x.abs() < half - 2) & (y.abs() < half - 2)
-    below = [torch.floor(torch.where(inside, place, 0.0)) for place in (x, y)]
-    weights = [_cubic(torch.where(inside, place, 0.0) - b) for place, b in zip((x, y), below, strict=True)]
-    columns, rows = (b.to(torch.int64) + half for b in below)
-    flat = coefficients.flatten(2)
-    total = torch.zeros(planes, 2, *x.shape[1:], device=x.device)
-    for j in range(4):
-        for i in range(4):
-            places = (rows + j - 1) * n + columns + i - 1
-            taken = flat.gather(2, places.flatten(1)[:, None].expand(-1, 2, -1)).view_as(total)
-            total += (weights[1][j] * weights[0][i] * inside)[:, None] * taken
-    return total
+def _spline_matrix(nodes: int, at: Tensor) -> Tensor:
+    """Weights [P, K, nodes] of B-splines at places [P, K] counted from the middle node; 0 outside."""
+    half = nodes // 2
+    inside = at.abs() < half - 2
+    place = torch.where(inside, at, 0.0)
+    below = torch.floor(place)
+    weights = torch.stack(_cubic(place - below), -1) * inside[..., None]
+    columns = below.to(torch.int64)[..., None] + half - 1 + torch.arange(4, device=at.device)
+    return torch.zeros(*at.shape, nodes, device=at.device).scatter_(-1, columns, weights)
 
 
 def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,9 +190,9 @@ def _telescope(rng: np.random.Generator) -> NDArray[np.complex128]:
     size = 256
     y, x = (np.mgrid[:size, :size] - size // 2) / (_PUPIL / 2)
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    open_pupil = (radius < 1) & (radius > OBSCURATION)
+    open_pupil, first = (radius < 1) & (radius > OBSCURATION), rng.uniform(0, 2 * np.pi)
     for turn in range(3):
-        direction = 2 * np.pi * turn / 3 + 0.3
+        direction = 2 * np.pi * turn / 3 + first
         along, across = x * np.cos(direction) + y * np.sin(direction), y * np.cos(direction) - x * np.sin(direction)
         open_pupil &= ~((along > 0) & (np.abs(across) < 0.022))
     waves = 0.03 * rng.normal() * np.sqrt(3) * (2 * radius**2 - 1)  # of defocus, astigmatism, coma and trefoil

@@ -13,6 +13,9 @@ from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.problems import default_problem
 
 SPEC = SceneSpec()
+EDITION = 2
+"""Of what a seed draws: a store that was begun by another edition is not gone on with."""
+
 STEP = 16
 """Fluxes are rounded to this part of their noise, as those of the simulated pairs, which compresses them."""
 
@@ -41,7 +44,12 @@ def begin(url: str, count: int, seed: int, held_back: int) -> PairWriter:
         sigma=("lsst", "euclid"),
         gain=("lsst", "euclid"),
         registration=True,
-        attributes={"simulated": "surveybridge simulate-pairs", "seed": seed, "windows_of_a_scene": SPEC.windows},
+        attributes={
+            "simulated": "surveybridge simulate-pairs",
+            "seed": seed,
+            "edition": EDITION,
+            "windows_of_a_scene": SPEC.windows,
+        },
     )
     return PairWriter.open(url, layout)
 

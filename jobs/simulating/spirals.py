@@ -62,14 +62,14 @@ def with_arms(rng: np.random.Generator, catalogue: Catalogue, often: float) -> t
 def _spiral(rng: np.random.Generator) -> tuple[Values, Values, Values, Values]:
     """Two to four logarithmic arms of lumps: places and widths in half-light radii, and shares of the light."""
     arms, pitch = int(rng.choice([2, 2, 2, 3, 4])), np.deg2rad(rng.uniform(10, 32))
-    per_arm, turns = int(rng.integers(30, 60)), rng.uniform(0.6, 1.4)
+    per_arm, turns = int(rng.integers(50, 110)), rng.uniform(0.6, 1.4)
     winding = np.repeat(rng.uniform(0, 2 * np.pi * turns, per_arm)[None], arms, 0)
     winding = winding + 0.12 * rng.normal(size=winding.shape)
     radius = rng.uniform(0.25, 0.45) * np.exp(np.tan(pitch) * winding)
     radius = radius * np.exp(0.07 * rng.normal(size=radius.shape))
     angle = rng.choice([-1.0, 1.0]) * winding + 2 * np.pi * np.arange(arms)[:, None] / arms
-    weight = np.exp(-radius / 0.6) * rng.exponential(1.0, radius.shape) ** 1.3 * radius
-    width = 0.07 * np.exp(0.4 * rng.normal(size=radius.shape)) * np.sqrt(radius / 0.6)
+    weight = np.exp(-radius / 0.6) * rng.exponential(1.0, radius.shape) * radius
+    width = 0.09 * np.exp(0.35 * rng.normal(size=radius.shape)) * np.sqrt(radius / 0.6)
     keep = radius < 3.2
     radius, angle, weight, width = (values[keep] for values in (radius, angle, weight, width))
     return radius * np.cos(angle), radius * np.sin(angle), width, weight / weight.sum()
