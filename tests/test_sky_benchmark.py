@@ -15,6 +15,7 @@ from surveybridge.bridge_core.settings import PatchGrid
 pytest.importorskip("galsim", reason="needs the sim extra: galsim")
 
 from benchmarks import skies, sky_measures  # the sim extra first
+from surveybridge.jobs.simulating.shipped_skies import shipped
 
 SIGMA = 2.0
 
@@ -122,7 +123,7 @@ def test_fields_are_joined_with_their_lenses_and_systems_apart():
 def test_conditions_share_their_images_where_they_may(monkeypatch):
     monkeypatch.setattr(skies, "SIZE", 320)
     monkeypatch.setattr(skies, "LENSES", 0)
-    every = skies.shipped()
+    every = shipped()
     args = {name: (7, every[name].band("r"), every[name].registration, None) for name in every}
     drawn = {name: skies.images(*args[name]) for name in ("training", "lsst-noise-3", "lsst-correlated-0.6")}
     assert drawn["training"] is drawn["lsst-noise-3"] is drawn["lsst-correlated-0.6"]
@@ -137,4 +138,4 @@ def test_a_run_goes_on_where_it_was_stopped_and_begins_anew_with_other_settings(
     assert skies.earlier(path, {"seed": 2})["skies"] == {}
     with pytest.raises(SystemExit, match="seeing-9"):
         skies.chosen("training,seeing-9")
-    assert set(skies.chosen(None)) == set(skies.shipped()) - {"ideal"}
+    assert set(skies.chosen(None)) == set(shipped()) - {"ideal"}
