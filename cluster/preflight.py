@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -36,6 +36,30 @@ def check_cluster(
         "writer": {"CPU": IO_CPUS, "memory": heap.get("write", 0)},
     }
     processes = [*([need["model"]] * workers), need["reader"], need["writer"]]
+    _wait_for_room(processes, wait, lambda: _refusal(workers, need, processes))
+
+
+def check_memory(workers: int, memory: int, wait: float = 10.0) -> None:
+    """Refuse a cluster whose nodes cannot hold so many workers of a training, of `memory` bytes each.
+
+    An autoscaling cluster is asked to make room, and waited for.
+    """
+    processes: list[Resources] = [{"memory": memory}] * workers
+
+    def refusal() -> str:
+        nodes = "; ".join(f"{count} of {size}" for size, count in Counter(map(_text, _nodes())).items())
+        free = ray.available_resources().get("memory", 0)
+        return (
+            f"{workers} worker{'s' * (workers != 1)} of this training need {memory / 1e9:.1f} GB each, which makes "
+            f"{workers * memory / 1e9:.1f} GB, but the cluster has {free / 1e9:.1f} GB free (its nodes: {nodes}); take "
+            "fewer pairs with --limit, more workers on more nodes, or --accumulate"
+        )
+
+    _wait_for_room(processes, wait, refusal)
+
+
+def _wait_for_room(processes: Sequence[Resources], wait: float, refusal: Callable[[], str]) -> None:
+    """Return when there is room; ClusterError with the refusal if there is none after so many seconds."""
     if _room(processes):
         return
     request_resources(bundles=[{name: amount for name, amount in process.items() if amount} for process in processes])
@@ -43,7 +67,7 @@ def check_cluster(
     try:
         while not _room(processes):
             if time.monotonic() > deadline:
-                raise ClusterError(_refusal(workers, need, processes))
+                raise ClusterError(refusal())
             time.sleep(0.2)
     finally:
         request_resources(bundles=[])

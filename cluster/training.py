@@ -101,11 +101,15 @@ class Scaling:
         Of each.
     gpu
         Whether each has one.
+    memory
+        Bytes that each needs at most, where there are as few as there may be: a cluster that cannot hold the smallest
+        number of workers is refused.
     """
 
     workers: tuple[int, int] = (1, 1)
     cpus: float = 1
     gpu: bool = False
+    memory: int = 0
 
 
 def fit(
@@ -135,7 +139,15 @@ def fit(
         How many workers, and what each has.
     max_failures
         Number of restarts of the workers before the run fails.
+
+    Raises
+    ------
+    ClusterError
+        If the workers' memory is not there.
     """
+    from surveybridge.cluster.preflight import check_memory  # Ray Data, which the workers need not load
+
+    check_memory(scaling.workers[0], scaling.memory)
 
     def worker(worker_config: dict[str, Any]) -> None:
         context = ray.train.get_context()

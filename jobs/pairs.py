@@ -57,6 +57,7 @@ def run(config: Config) -> int:
     from surveybridge.storage.held_back import HeldBack, order_of
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.pair_labels import labels_url
+    from surveybridge.storage.problems import read_problem
 
     if (config.store is None) == (not config.join):
         raise RequestError(f"give either --store or --join (store={config.store}, join={list(config.join)})")
@@ -64,7 +65,7 @@ def run(config: Config) -> int:
         count = join_pairs(config.join, config.out, lambda items, what, total: progress(items, what, total=total))
         print(f"{Folder.at(config.out).url}: {count} pairs of {len(config.join)} stores")
         return 0
-    source = open_source(config.store, config.problem)
+    source = open_source(config.store, None if config.problem is None else read_problem(config.problem))
     order = config.hold_back_order or order_of(config.size * source.scale)
     how = Cutting(
         held_back=HeldBack(config.hold_back, order, config.seed),
@@ -76,7 +77,7 @@ def run(config: Config) -> int:
         complete=config.complete,
         seed=config.seed,
     )
-    found = cut_pairs(source, config.out, how, lambda items, what, count: progress(items, what, unit="parts"))
+    found = cut_pairs(source, config.out, how, watch=lambda items, what, _: progress(items, what, unit="parts"))
     url = Folder.at(config.out).url
     print(f"{url}: {found.pairs} pairs, {found.held_back} of them held back for validation")
     print(labels_url(url))

@@ -1,4 +1,4 @@
-"""Train a bridge on a pair store, on Ray Train; resumes from its last checkpoint when run again."""
+"""Train a bridge on a pair store or a tile store, on Ray Train; resumes from its last checkpoint when run again."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Model
+    from surveybridge.jobs.cutting.cut import Source
     from surveybridge.storage.objectstore import Folder
 
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
-surveybridge train --pairs pairs/mine.zarr --checkpoint mosaic-v2 --out runs/mine --steps 300
+surveybridge train --store tiles --out runs/mine --minutes 90
+surveybridge train --store tiles --checkpoint mosaic-v2 --limit 2000 --out runs/tuned --steps 300
 surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
@@ -27,11 +30,20 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 """Settings that may change between resumes; everything else makes another run."""
 
 
-LATER = {"problem": None, "to": None, "conditions": False, "checkpoint": None}
+LATER: dict[str, Any] = {
+    **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
+    **{"store": None, "hold_back": 0.1, "hold_back_order": None},
+}
 """Settings that earlier versions did not have, with the default that does what they did."""
 
 FIT_PAIRS = 256
 """Pairs to which stretch and objective are fitted."""
+
+RATE, FURTHER_RATE = 4e-4, 1e-4
+"""Peak learning rate from random weights, and from those of a checkpoint (docs/notes/2026-11-28-own-model.md)."""
+
+PAIRS = "pairs.zarr"
+"""Pair store below `out`, where pairs are cut from a tile store."""
 
 
 class Config(JobConfig):
@@ -39,10 +51,13 @@ class Config(JobConfig):
 
     writes = ("out",)
 
-    pairs: str = Field(description="pair store (Zarr group), local path or URL")
     out: str = Field(description="folder or s3:// URL for the checkpoint, loss.csv, loss.png and the run's own state")
+    pairs: str | None = Field(None, description="pair store (Zarr group), local path or URL; or give --store")
+    store: str | None = Field(
+        None, description="tile store, local path or URL, from which pairs are cut into OUT/pairs.zarr first"
+    )
     problem: str | None = Field(
-        None, description="problem file (TOML) or shipped name (default: the endpoints that the pair store states)"
+        None, description="problem file (TOML) or shipped name (default: the endpoints that the store states)"
     )
     to: str | None = Field(
         None, description="train one way only, to this endpoint (default: as the problem says, else both ways)"
@@ -81,15 +96,24 @@ class Config(JobConfig):
     accumulate: int = Field(
         1, ge=1, description="passes in which a single worker takes a batch, to save memory; must divide --shards"
     )
-    learning_rate: float = Field(4e-4, gt=0, description="peak learning rate")
+    learning_rate: float | None = Field(
+        None, gt=0, description=f"peak learning rate (default: {RATE:g}, with --checkpoint {FURTHER_RATE:g})"
+    )
     bright_weight: float = Field(
         4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
     )
-    validation: int = Field(
-        128, ge=1, description="number of pairs at the end of the store that are kept for validation"
+    validation: int | None = Field(
+        None,
+        ge=1,
+        description="number of pairs kept for validation: of those that the store holds back, else from its end "
+        "(default: 128, or as many as are held back)",
     )
     limit: int | None = Field(
-        None, ge=4, description="number of pairs to use, from the start of the store (default: all)"
+        None, ge=4, description="number of pairs to use, those for validation included (default: all)"
+    )
+    hold_back: float = Field(0.1, gt=0, lt=1, description="share of the sky that --store holds back for validation")
+    hold_back_order: int | None = Field(
+        None, ge=2, le=27, description="HEALPix order of its cells (default: of cells 8 to 16 windows wide)"
     )
     report_seconds: float = Field(120.0, gt=0, description="seconds between checkpoints")
     report_steps: int | None = Field(
@@ -118,42 +142,57 @@ def run(config: Config) -> int:
     from surveybridge.cluster.training import Scaling, fit
     from surveybridge.jobs.training.card import asked_problem, make_card, next_card, plot_loss, start_of
     from surveybridge.jobs.training.claim import FILE, check_folder, stated
-    from surveybridge.jobs.training.images import ranges_of
+    from surveybridge.jobs.training.data import check_start, split_of
+    from surveybridge.jobs.training.images import joined_ranges, ranges_of
+    from surveybridge.jobs.training.memory import worker_bytes
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import read_all_conditions, read_pairs, states_conditions
 
     _check(config)
     start = start_of(config.checkpoint, config.model_dump(include=config.model_fields_set))
-    problem = asked_problem(config.problem, config.to, config.pairs) if start is None else start.card.problem
-    told = states_conditions(config.pairs) if config.conditions is None else config.conditions
-    told = told or (start is not None and start.card.network.conditions)
-    probe = read_pairs(config.pairs, config.grid, stop=FIT_PAIRS, problem=problem.table, conditions=told)
-    available = min(probe.stored, config.limit or probe.stored)
-    if available - config.validation < config.shards:
-        raise RequestError(
-            f"{config.pairs}: {available} pairs to use, but {config.validation} are kept for validation and each of "
-            f"{config.shards} shards needs one; give a smaller --validation or more pairs"
-        )
     out = Folder.at(config.out)
-    settings = config.model_dump() | {"pairs": Folder.at(config.pairs).url, "out": out.url, "available": available}
-    settings["conditions"] = told
+    settings = config.model_dump() | {"out": out.url}
+    settings["learning_rate"] = config.learning_rate or (RATE if start is None else FURTHER_RATE)
     if start is not None:
         settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
+    source = None if config.store is None else _source(config, start)
+    url = out.file_url(PAIRS) if source is not None else Folder.at(str(config.pairs)).url
+    # pairs that are cut here state the conditions of each
+    told = (source is not None or states_conditions(url)) if config.conditions is None else config.conditions
+    told = told or (start is not None and start.card.network.conditions)
+    settings |= {"pairs": url, "conditions": told}
+    if source is None:
+        settings |= split_of(url, config.limit, config.validation, config.shards)
     # a setting that is younger than a run is not in its name, where it is left at its default
     identity = {key: value for key, value in settings.items() if key not in FREE and LATER.get(key, ...) != value}
+    if source is not None:
+        # which pairs these are follows from the tiles and the settings
+        identity = {key: value for key, value in identity.items() if key != "pairs"} | source.identity
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
     if (end := _finished(out, config.name, name)) is not None:
         print(_summary(out, config.name, end))
         return 0
+    check_folder(out, identity, config.name)
+    if source is not None:
+        _cut(config, source, url)
+        settings |= split_of(url, None, config.validation, config.shards)
+    problem = asked_problem(config.problem, config.to, url) if start is None else start.card.problem
+    available = settings["available"]
+    probe = read_pairs(url, config.grid, stop=min(FIT_PAIRS, available), problem=problem.table, conditions=told)
     recipe = asdict(make_recipe(settings))
-    card = next_card(settings, start, probe, recipe) if start else make_card(settings, problem, probe, recipe)
+    if start is None:
+        card = make_card(settings, problem, probe, recipe)
+    else:
+        check_start(start, probe)
+        card = next_card(settings, start, probe, recipe)
     if told:
-        seen = read_all_conditions(config.pairs, config.grid, available, problem.table)
-        card = replace(card, conditions=ranges_of(card.problem, seen))
-    check_folder(out, identity, card.name)
+        seen = ranges_of(card.problem, read_all_conditions(url, config.grid, available, problem.table))
+        # a network that was told them before still knows the others
+        before = start.card.conditions if start is not None and start.card.network.conditions else None
+        card = replace(card, conditions=joined_ranges(before, seen))
     workers = (min(config.workers), max(config.workers))
     started = start_ray(workers[1] * config.threads)
     try:
@@ -165,7 +204,12 @@ def run(config: Config) -> int:
             storage_path=out.path("ray"),
             filesystem=None if out.is_local else out.filesystem,
             name=name,
-            scaling=Scaling(workers, config.threads, torch.cuda.is_available()),
+            scaling=Scaling(
+                workers,
+                config.threads,
+                torch.cuda.is_available(),
+                memory=worker_bytes(card, settings, probe.ends[problem.endpoints[0].name].shape[-1], workers[0]),
+            ),
         )
         if checkpoint is None:
             raise RuntimeError(f"training left no checkpoint under {out.file_url('ray', name)}")
@@ -187,6 +231,34 @@ def run(config: Config) -> int:
     return 0
 
 
+def _source(config: Config, start: Model | None) -> Source:
+    """Open the tile store to train on; refuse one that does not fit the problem or the checkpoint."""
+    from surveybridge.jobs.cutting.cut import open_source
+    from surveybridge.storage.problems import read_problem
+
+    if config.grid != "mosaic":
+        raise RequestError(f"--grid is {config.grid}, but {config.store} holds tiles of the mosaic grid; give that")
+    if start is None:
+        return open_source(str(config.store), None if config.problem is None else read_problem(config.problem))
+    source = open_source(str(config.store), start.card.problem.table)
+    for end in start.card.problem.endpoints:
+        end.check(end.bands, end.unit, source.scale, what=source.store.url, model=start.card.name)
+    return source
+
+
+def _cut(config: Config, source: Source, url: str) -> None:
+    """Cut the pairs of a training."""
+    from surveybridge.jobs.cutting.cut import cut_pairs
+    from surveybridge.jobs.cutting.windows import Cutting
+    from surveybridge.jobs.running.progress import progress
+    from surveybridge.storage.held_back import HeldBack, order_of
+
+    order = config.hold_back_order or order_of(Cutting.size * source.scale)
+    how = Cutting(HeldBack(config.hold_back, order, config.seed), count=config.limit, seed=config.seed)
+    least = config.shards, config.validation or 1
+    cut_pairs(source, url, how, least, lambda items, what, _: progress(items, what, unit="parts"))
+
+
 def _finished(out: Folder, checkpoint: str, run: str) -> dict[str, str] | None:
     """Return the last row of the log of a run whose results are all in `out`; None if something is left to do."""
     results = (f"{checkpoint}.safetensors", f"{checkpoint}.json", "loss.csv", "loss.png")
@@ -206,6 +278,8 @@ def _summary(out: Folder, checkpoint: str, end: Mapping[str, str]) -> str:
 
 def _check(config: Config) -> None:
     """Refuse settings that contradict each other."""
+    if (config.pairs is None) == (config.store is None):
+        raise RequestError(f"give either --pairs or --store (pairs={config.pairs}, store={config.store})")
     if (config.minutes is None) == (config.steps is None):
         raise RequestError(f"give either --minutes or --steps (minutes={config.minutes}, steps={config.steps})")
     fewest, most = config.workers[0], config.workers[-1]

@@ -117,6 +117,16 @@ def _band_names(store: PairStore, keys: list[str]) -> dict[str, list[str]]:
     return own
 
 
+def held_back_of(store: PairStore) -> int:
+    """Return how many pairs at the end of a store are for validation, on sky that no other shows; 0 if none are."""
+    said = store.attributes.get("held_back", 0)
+    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said < max(store.count, 1):
+        raise StorageError(
+            f"{store.url}: the attribute held_back is {said!r}, but the store has {store.count} pairs; correct it"
+        )
+    return said
+
+
 def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
     """Return the problem; StorageError if the store is of another one."""
     if set(end_names(problem)) != set(store.arrays):

@@ -38,7 +38,7 @@ from surveybridge.storage.pair_labels import (
     write_pair_labels,
 )
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
-from surveybridge.storage.problems import ProblemTable, complete_problem, default_problem, end_names, read_problem
+from surveybridge.storage.problems import ProblemTable, complete_problem, default_problem, end_names
 
 if TYPE_CHECKING:
     from surveybridge.jobs.cutting.windows import Cutting
@@ -100,15 +100,15 @@ Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Wrapped around tiles and blocks with what they are called and how many there are: a progress bar."""
 
 
-def open_source(url: str, asked: str | None) -> Source:
+def open_source(url: str, asked: ProblemTable | None) -> Source:
     """Open a tile store to cut from.
 
     Parameters
     ----------
     url : str
         Of the tile store.
-    asked : str or None
-        Problem file or name; by default LSST and Euclid if the images are theirs, else what the tiles say.
+    asked : ProblemTable or None
+        What the images are to be of; by default LSST and Euclid if they are theirs, else what the tiles say.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def open_source(url: str, asked: str | None) -> Source:
     listed = store.manifest()
     surveys = sorted({name for row in listed["surveys"].to_pylist() for name in row or []})
     if asked is not None:
-        names = list(end_names(read_problem(asked)))
+        names = list(end_names(asked))
     elif len(surveys) == 2:
         names = surveys
     else:
@@ -132,14 +132,16 @@ def open_source(url: str, asked: str | None) -> Source:
     manifest = functools.reduce(tiles_with, names, listed)
     if manifest.num_rows == 0:
         raise RequestError(
-            f"{store.url}: 0 of its {listed.num_rows} tiles have both {' and '.join(names)}; ingest fields in which "
-            "both are"
+            f"{store.url}: 0 of its {listed.num_rows} tiles, which are of {' and '.join(surveys) or 'nothing'}, have "
+            f"both {' and '.join(names)}; ingest fields in which both are"
         )
     tile = _first_readable(store, manifest["tile_id"].to_pylist())
     return Source(store, manifest, _problem_of(tile, asked, store.url), next(iter(tile.images.values())).pixel_scale)
 
 
-def cut_pairs(source: Source, out: str, how: Cutting, watch: Watch = lambda items, *_: items) -> Cut:
+def cut_pairs(
+    source: Source, out: str, how: Cutting, least: tuple[int, int] = (1, 1), watch: Watch = lambda items, *_: items
+) -> Cut:
     """Cut a pair store and write its table beside it; goes on with what a stopped cutting left.
 
     Parameters
@@ -150,6 +152,8 @@ def cut_pairs(source: Source, out: str, how: Cutting, watch: Watch = lambda item
         URL of the pair store, NAME.zarr; the table is NAME.parquet.
     how : Cutting
         Which windows.
+    least : (int, int)
+        Pairs that are needed for training, and on sky that is held back.
     watch : callable
         A progress bar.
 
@@ -162,7 +166,9 @@ def cut_pairs(source: Source, out: str, how: Cutting, watch: Watch = lambda item
     table = read_pair_labels(out, cut)
     if table is None:
         table = _planned(source, how, watch)
+        _check_split(table, source.store.url, how, least)
         write_pair_labels(out, table, cut)
+    _check_split(table, source.store.url, how, least)
     found = Cut(table.num_rows, pc.sum(table["held_back"]).as_py(), failed_tiles(table))
     layout = PairLayout(
         problem=source.problem,
@@ -183,8 +189,8 @@ def cut_pairs(source: Source, out: str, how: Cutting, watch: Watch = lambda item
     return found
 
 
-def _problem_of(tile: Tile, asked: str | None, url: str) -> ProblemTable:
-    """The problem of a tile's images, as asked for; StorageError if they are of another one."""
+def _problem_of(tile: Tile, asked: ProblemTable | None, url: str) -> ProblemTable:
+    """The problem of a tile's images, as asked for; RequestError if they are of another one."""
     ends = [
         {"name": name, "bands": list(image.bands), "pixel_scale": image.pixel_scale, "unit": image.unit}
         | {"extensive": image.extensive}
@@ -194,15 +200,17 @@ def _problem_of(tile: Tile, asked: str | None, url: str) -> ProblemTable:
     if asked is None:
         default = default_problem()
         return default if _ends(said) == _ends(default) else said
-    problem = read_problem(asked)
-    if _ends(said) != _ends(problem):
-        there, here = ("; ".join(" ".join(map(str, end)) for end in _ends(one)) for one in (said, problem))
-        raise RequestError(f"{url} holds {there}, but problem {problem['name']} is of {here}; give its problem file")
-    return problem
+    if _ends(said) != _ends(asked):
+        there, here = ("; ".join(" ".join(end) for end in _ends(one)) for one in (said, asked))
+        raise RequestError(
+            f"{url} holds {there}, but problem {asked['name']} is of {here}; give the problem of these images"
+        )
+    return asked
 
 
 def _ends(problem: ProblemTable) -> list[tuple[str, str, str]]:
-    return [(end["name"], ",".join(end["bands"]), end["unit"]) for end in problem["endpoints"]]
+    """Names, bands and units of the ends, by name."""
+    return sorted((end["name"], ",".join(end["bands"]), end["unit"]) for end in problem["endpoints"])
 
 
 def _planned(source: Source, how: Cutting, watch: Watch) -> pa.Table:
@@ -268,14 +276,21 @@ def _chosen(table: pa.Table, url: str, how: Cutting) -> pa.Table:
         objects, lattice = objects[:few], lattice[: how.count - few]
     table = table.take(pa.array(np.sort(np.concatenate([objects, lattice]))))
     held = table["held_back"].to_numpy(zero_copy_only=False).astype(bool)
-    if (not held.any() and how.held_back.share) or held.all():
-        side = cell_arcsec(how.held_back.order)
-        raise RequestError(
-            f"{url}: {int(held.sum())} of {len(held)} windows lie on the {how.held_back.share:.0%} of the sky that are "
-            f'held back for validation, in cells of {side:.0f}"; give a larger --hold-back, or --hold-back-order '
-            f'{how.held_back.order + 1} for cells of {side / 2:.0f}"'
-        )
     return table.take(pa.array(np.argsort(held, kind="stable")))
+
+
+def _check_split(table: pa.Table, url: str, how: Cutting, least: tuple[int, int]) -> None:
+    """Refuse too few windows on either side."""
+    held = int(np.count_nonzero(table["held_back"].to_numpy(zero_copy_only=False)))
+    free = table.num_rows - held
+    if free >= least[0] and (held >= least[1] or not how.held_back.share):
+        return
+    order, side = how.held_back.order, cell_arcsec(how.held_back.order)
+    raise RequestError(
+        f"{url}: {held} of {table.num_rows} windows lie on the {how.held_back.share:.0%} of the sky that are held back "
+        f'for validation, in cells of {side:.0f}", but {least[0]} for training and {least[1]} for validation are '
+        f'needed; give another --hold-back, or --hold-back-order {order + 1} for cells of {side / 2:.0f}"'
+    )
 
 
 class _Reader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,3 +101,19 @@ def ranges_of(problem: Problem, conditions: StampConditions) -> ConditionRanges:
         end.name: {name: getattr(conditions.ends[end.name], name) for name in QUANTITIES} for end in problem.endpoints
     }
     return ConditionRanges.covering(values, {end.name: end.bands for end in problem.endpoints})
+
+
+def joined_ranges(old: ConditionRanges | None, new: ConditionRanges) -> ConditionRanges:
+    """Conditions that either training has seen; the typical ones are those of the new one."""
+    if old is None:
+        return new
+    ranges: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
+        end: {quantity: dict(of) for quantity, of in quantities.items()} for end, quantities in old.ranges.items()
+    }
+    for end, quantities in new.ranges.items():
+        for quantity, bands in quantities.items():
+            known = ranges.setdefault(end, {}).setdefault(quantity, {})
+            for band, (low, high) in bands.items():
+                before = known.get(band, (low, high))
+                known[band] = min(low, before[0]), max(high, before[1])
+    return replace(new, ranges=ranges)

@@ -56,6 +56,9 @@ LOSS_COLUMNS = (
 belong; ``validation_energy``: energy score of patches, network units; ``data_seconds``: waiting for data since the row
 before, mean of the workers."""
 
+FURTHER_WARMUP = 30
+"""Steps in which the learning rate rises where a training goes on from a checkpoint, instead of `Recipe`'s."""
+
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 64
 ENERGY_PAIRS = 8
@@ -200,7 +203,7 @@ class Shard:
 
 
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
-    """Read one shard and nothing else; the last pairs are kept for validation, and are divided in the same way."""
+    """Read one shard and nothing else; the pairs kept for validation are divided in the same way."""
 
     def read(start: int, stop: int) -> Images:
         first, last = shard_range(start, stop, index, config["shards"])
@@ -209,7 +212,8 @@ def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
         return Images.of(card, pairs)
 
     training = config["available"] - config["validation"]
-    return Shard(index, config["seed"], read(0, training), read(training, config["available"]))
+    validation = config.get("validation_start", training)
+    return Shard(index, config["seed"], read(0, training), read(validation, validation + config["validation"]))
 
 
 def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, int]:
@@ -288,4 +292,5 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 def make_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe that the arguments ask for."""
     names = ("learning_rate", "batch_size", "shards", "bright_weight", "seed")
-    return Recipe(**{name: config[name] for name in names})
+    recipe = Recipe(**{name: config[name] for name in names})
+    return recipe if config.get("checkpoint") is None else replace(recipe, warmup_steps=FURTHER_WARMUP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from surveybridge.cluster.errors import ClusterError
-from surveybridge.cluster.preflight import check_cluster
+from surveybridge.cluster.preflight import check_cluster, check_memory
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # of 4 CPUs
 
@@ -26,3 +26,10 @@ def test_what_fits_passes():
 def test_what_does_not_fit_is_refused_with_both_numbers(request_, message):
     with pytest.raises(ClusterError, match=message):
         check_cluster(**request_, wait=0)
+
+
+def test_a_training_whose_workers_have_no_room_is_refused_with_both_numbers():
+    check_memory(2, 10_000_000)
+    message = r"3 workers of this training need 900000\.0 GB each, .* 2700000\.0 GB, but the cluster has .* GB free .*"
+    with pytest.raises(ClusterError, match=message + "--limit"):
+        check_memory(3, 9 * 10**14, wait=0)

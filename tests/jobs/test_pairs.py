@@ -190,7 +190,7 @@ def test_a_count_is_met_with_its_share_on_objects(tiles, tmp_path, share, centre
     [
         (["--count", "100000"], r"100000 windows are wanted, but there are \d+ of the lattice and \d+ on objects"),
         (["--hold-back-order", "6"], r"windows lie on the 20% of the sky that are held back"),
-        (["--problem", "{clouds}"], "0 of its 18 tiles have both column and density"),
+        (["--problem", "{clouds}"], "0 of its 18 tiles, which are of euclid and lsst, have both column and density"),
         (["--store", "{nowhere}"], "is not a tile store"),
         (["--out", "{other}"], "is the table of pairs with cutting .*, but these would have cutting"),
     ],
