@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
-from surveybridge.bridge_core.patches import blur
+from surveybridge.bridge_core.correlate import blur
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, to_channels
 from surveybridge.bridge_core.stretch import Stretch
 

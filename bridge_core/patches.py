@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surveybridge.bridge_core.correlate import blur
 from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.blend import blend as blend_windows
 
@@ -119,10 +120,3 @@ def blend(
         matter: they are added in the order of their corners, in float64.
     """
     return blend_windows(mean, variance, corners, taper(grid), box, stride=grid.stride)
-
-
-def blur(image: Tensor, line: Tensor) -> Tensor:
-    """Separable correlation of [C, H, W] with a line of odd length, zeros beyond the array."""
-    reach = len(line) // 2
-    x = F.conv2d(image[:, None], line.view(1, 1, -1, 1), padding=(reach, 0))
-    return F.conv2d(x, line.view(1, 1, 1, -1), padding=(0, reach))[:, 0]

@@ -401,7 +401,7 @@ def translate(
         scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
-    wanted = wanted_conditions(observed, direction) if isinstance(observed, Tile) else None
+    wanted = wanted_conditions(card, observed, direction) if isinstance(observed, Tile) else None
     posterior = translate_tile(moved, direction, scene, how, wanted=wanted)
     made_by = {
         "code_version": __version__,

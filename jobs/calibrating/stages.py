@@ -134,7 +134,7 @@ class TileMeasurer:
                 direction,
                 scene_of(shown, direction.observed.name, self.device),
                 self.sampling,
-                wanted=wanted_conditions(tile, direction),
+                wanted=wanted_conditions(self.model.card, tile, direction),
             )
             counts[name] = pulls_of(posterior, tile, direction, noise)
         if self.scoring is None:

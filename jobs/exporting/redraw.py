@@ -15,6 +15,7 @@ from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import read_model, sampling_of, threads
 from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
+from surveybridge.jobs.translating.wishes import Wishes
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Model
@@ -78,6 +79,7 @@ def redraw(
     store = TileStore.open(store_url or run.store_url)
     contents, run_fields = _contents(run), run.fields()
     homogenisation = Homogenisation.of_document(facts.get("homogenise"))
+    wishes = Wishes.of_document(facts.get("wanted"))
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,7 +99,9 @@ def redraw(
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)
-        posterior, drawn = redraw_tile(model, direction, scene, how, here, wanted_conditions(tile, direction))
+        posterior, drawn = redraw_tile(
+            model, direction, scene, how, here, wanted_conditions(model.card, tile, direction, wishes)
+        )
         if facts.get("calibrated"):
             raw, posterior = posterior, recalibrated(model, direction, posterior)
             drawn = raw.mean + (drawn - raw.mean) * (posterior.std / raw.std)

@@ -67,6 +67,14 @@ class TranslationConfig(JobConfig):
         le=10,
         description="factor by which that may enlarge the noise of a pixel; where it would, the PSF comes only as near",
     )
+    wanted_noise: tuple[str, ...] = Field(
+        (),
+        description="depth that is asked of the wanted endpoint: BAND=STD of its sky noise per pixel, in its unit "
+        "(default: that of its own image in the tile, else the typical one of the training images)",
+    )
+    wanted_psf: tuple[str, ...] = Field(
+        (), description="PSF that is asked of the wanted endpoint: BAND=gaussian:FWHM or BAND=moffat:FWHM,BETA, arcsec"
+    )
     retry_failed: bool = Field(False, description="repeat tiles that failed or were quarantined before")
     minutes: float | None = Field(None, gt=0, description="begin no tile after this many minutes; a rerun continues")
 

@@ -14,6 +14,7 @@ from surveybridge.jobs.translating.config import PATCHES, Config, TranslationCon
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
+from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.problems import is_default
 
 if TYPE_CHECKING:
@@ -96,12 +97,14 @@ def check(config: Config) -> Request:
     config = config.model_copy(update={"to": None, "direction": str(direction)})
     begun = RunFolder.open(config.run) if Folder.at(config.run).exists("run.json") else None
     homogenisation = asked_homogenisation(model, config, begun)
+    wishes = Wishes.read(model.card, direction, config.wanted_noise, config.wanted_psf)
     fingerprint = {
         "checkpoint_sha256": model.sha256,
         "direction": str(direction),
         **decisions(config.sampling, config.scoring),
         **recalibration,
         **({"homogenise": homogenisation.document} if homogenisation else {}),
+        **({"wanted": wishes.document} if wishes else {}),
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
@@ -289,6 +292,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         sampling=config.sampling,
         scoring=config.scoring,
         homogenisation=Homogenisation.of_document(request.fingerprint.get("homogenise")),
+        wishes=Wishes.of_document(request.fingerprint.get("wanted")),
         batch=config.batch,
         calibrated=config.calibrated,
         run_id=request.run_id,

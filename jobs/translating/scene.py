@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     import torch
 
     from surveybridge.bridge_core.conditions import Conditions
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.translate import Scene
+    from surveybridge.jobs.translating.wishes import Wishes
     from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
@@ -43,10 +44,20 @@ def conditions_of(image: SurveyImage) -> Conditions:
     return Conditions(sky_noise(image), image.psf_fwhm, image.psf_wing, image.noise_correlation)
 
 
-def wanted_conditions(tile: Tile, direction: Direction) -> Conditions | None:
-    """How the wanted end was observed where the tile has it; None where it has not."""
-    image = tile.images.get(direction.wanted.name)
-    return None if image is None else conditions_of(image)
+def wanted_conditions(card: Card, tile: Tile, direction: Direction, wishes: Wishes | None = None) -> Conditions | None:
+    """How the wanted end is to be observed.
+
+    As is asked; else as it was observed where the tile has it; else as those of the training typically were. None where
+    nothing of that is known.
+    """
+    image, end = tile.images.get(direction.wanted.name), direction.wanted
+    if image is not None:
+        known = conditions_of(image)
+    elif card.conditions is not None:
+        known = card.conditions.nominal_of(end.name, end.bands)
+    else:
+        return None
+    return known if wishes is None else wishes.applied(end.bands, known)
 
 
 def check_tile(model: Model, tile: Tile) -> None:

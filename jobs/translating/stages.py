@@ -16,6 +16,7 @@ from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
 from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
+from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Settings:
     scoring: Scoring
     homogenisation: Homogenisation | None
     """The PSFs to which images are brought; None for none."""
+    wishes: Wishes | None
+    """What is asked of the wanted end."""
     batch: int | None
     """Windows in one call of the network; None for as many as keep the device busy."""
     calibrated: bool
@@ -166,7 +169,7 @@ class TileTranslator:
                 direction,
                 scene_of(tile, direction.observed.name, self.device),
                 self.sampling,
-                wanted=wanted_conditions(tile, direction),
+                wanted=wanted_conditions(self.model.card, tile, direction, settings.wishes),
             )
         if settings.calibrated:
             posterior = recalibrated(self.model, direction, posterior)
