@@ -108,7 +108,7 @@ def measure_field(model: Model, sky: Observing, seed: int) -> Sums:
         tile = observed_tile(Path(folder), sky, seed)
     check_tile(model, tile)
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))
-    table = rows.select(["system_id", "score", "false_alarm", "kind", "x", "y"]).to_pandas()
+    table = rows.rows.select(["system_id", "score", "false_alarm", "kind", "x", "y"]).to_pandas()
     truth = images(seed, sky.band("VIS"), sky.registration, sky.stars)
     return measure(model, tile, drawn, truth, table)
 

@@ -145,7 +145,7 @@ def translate_windows(model: Model, tile: Tile, centres: NDArray[np.int64]) -> N
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     half = how.patches.size // 2
     corners = [(int(y) - half, int(x) - half) for y, x in centres]
-    seen = look(model, direction, scene, how, corners, wanted_conditions(tile, direction))
+    seen = look(model, direction, scene, how, corners, wanted_conditions(model.card, tile, direction))
     if len(seen.live) != len(corners):
         raise ValueError(f"{len(corners) - len(seen.live)} windows show nothing, but hold objects that are known")
     windows = cut(seen.x1, corners, scene.origin, how.patches.size)
@@ -227,7 +227,7 @@ def summary(sums: Sums, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     rows = sums.candidates
     objects = rows[(rows.kind == "object") & (rows.lens < 0)]
-    false = (objects.false_alarm < FALSE_ALARM).to_numpy(float) * 1000
+    false = np.asarray(objects.false_alarm < FALSE_ALARM, np.float64) * 1000
     found, star_share = lenses_first(rows, sums.lenses)
     stars = {
         f"{low}-{low + 1}": _boot(
