@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.translating.config import NOISE_BOUND
 
 if TYPE_CHECKING:
+    from surveybridge.storage.homogenise import WantedPsfs
     from surveybridge.storage.ingest import Foreseen
     from surveybridge.storage.problems import ProblemTable
     from surveybridge.storage.target_grids import TargetGrid
@@ -49,7 +51,7 @@ class Config(JobConfig):
 
     writes = ("store",)
 
-    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", *MAPS)
+    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", "homogenise", *MAPS)
 
     store: str = Field(description="tile store, local path or s3:// URL: new, or one to which the field is added")
     field: str | None = Field(
@@ -94,6 +96,15 @@ class Config(JobConfig):
     rms: tuple[str, ...] = Field((), description="RMS maps in separate files, as NAME.BAND=FILE")
     weight: tuple[str, ...] = Field(
         (), description="weight maps (inverse variance, 0 = no coverage) in separate files, as NAME.BAND=FILE"
+    )
+    homogenise: tuple[str, ...] = Field(
+        (),
+        description="bring images to other PSFs: those that a checkpoint was trained on (its path or name), or "
+        "NAME.BAND=PSF, a FWHM in arcsec (a Gaussian), gaussian:FWHM, moffat:FWHM,BETA or kolmogorov:FWHM; by default "
+        "`translate` does so by itself",
+    )
+    psf_noise: float = Field(
+        NOISE_BOUND, gt=1, le=10, description="factor by which --homogenise may enlarge the noise of a pixel"
     )
     dry_run: bool = Field(False, description="read everything, say what would be written, and write nothing")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another ingest into the store to end")
@@ -158,6 +169,7 @@ def run(config: Config) -> int:
         "halo": config.halo,
         "slot": Slot(config.field, config.wait),
         "subtract_sky": config.subtract_sky,
+        "wanted_psfs": wanted_psfs(config),
     }
     onto = target_grid(config, problem, images)
     if config.dry_run:
@@ -176,6 +188,36 @@ def run(config: Config) -> int:
         time.monotonic() - start,
     )
     return 0
+
+
+def wanted_psfs(config: Config) -> WantedPsfs | None:
+    """Return the PSFs to which images are to be brought, by name of a checkpoint or one by one; None for none."""
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.homogenise import WantedPsfs
+    from surveybridge.storage.psf import Gaussian, parse_psf
+
+    if not config.homogenise:
+        return None
+    if len(config.homogenise) == 1 and "=" not in config.homogenise[0]:
+        from surveybridge.bridge_core.checkpoint import load_checkpoint
+        from surveybridge.jobs.translating.homogenising import Homogenisation
+
+        card = load_checkpoint(config.homogenise[0]).card
+        found = Homogenisation.of_card(card, config.psf_noise)
+        if found is None:
+            raise RequestError(
+                f"--homogenise {card.name}: its card states no single PSF of its training images; give NAME.BAND=PSF"
+            )
+        return found
+
+    def profile(text: str) -> str:
+        value = _psf(text)
+        try:
+            return str(Gaussian(value) if isinstance(value, float) else parse_psf(value))
+        except StorageError as error:
+            raise ValueError(str(error)) from None
+
+    return WantedPsfs(by_end(config.homogenise, "--homogenise", "PSF", profile), config.psf_noise)
 
 
 def describe(found: Foreseen, store: str) -> str:
@@ -308,7 +350,7 @@ def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], 
         try:
             found[name][band] = convert(value)
         except ValueError:
-            wanted = PSF_FORMS if convert is _psf else "a number"
+            wanted = PSF_FORMS if what == "PSF" else "a number"
             raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, {wanted}") from None
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from surveybridge.storage.fields import grid_id_of
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.fits_planes import Noise
 from surveybridge.storage.grids import describe_footprint, overlap_fraction
+from surveybridge.storage.homogenise import FILL_REACH, WantedPsfs, homogenise
 from surveybridge.storage.images import LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
 from surveybridge.storage.target_grids import TargetGrid
@@ -72,19 +74,51 @@ class OpenField:
         Of these endpoints.
     notes : mapping of str to str
         What the provenance of all images says besides.
+    wanted : WantedPsfs, optional
+        PSFs to which they are brought on the grid.
     """
 
     grid: TargetGrid
     parts: Mapping[str, Sequence[LazyImage | Registration]]
     ends: Mapping[str, EndpointTable]
     notes: Mapping[str, str]
+    wanted: WantedPsfs | None = None
+
+    def homogenised(self, wanted: WantedPsfs) -> OpenField:
+        """The same brought to other PSFs; StorageError if that of a band is not known."""
+        for name, psfs in wanted.psfs.items():
+            end = self.ends.get(name)
+            if end is None or not set(psfs) <= set(end["bands"]):
+                raise StorageError(
+                    f"PSFs are wanted for {name} {','.join(psfs)}, which is not given; there is "
+                    + "; ".join(f"{other} {','.join(of['bands'])}" for other, of in self.ends.items())
+                )
+            head = self._joined(name, 0, 0)
+            for band, fwhm in zip(head.bands, head.psf_fwhm, strict=True):
+                if band in psfs and math.isnan(fwhm):
+                    raise StorageError(
+                        f"{name} {band}: its PSF is not known, so it cannot be brought to {psfs[band]}; give it as "
+                        f"--psf {name}.{band}=PSF"
+                    )
+        return replace(self, wanted=wanted)
+
+    def _joined(self, name: str, start: int, stop: int) -> SurveyImage:
+        return _joined(self.ends[name], [part.strip(start, stop) for part in self.parts[name]])
+
+    def _image(self, name: str, start: int, stop: int) -> SurveyImage:
+        """Rows of an endpoint, with those around them that homogenisation needs."""
+        if self.wanted is None or name not in self.wanted.psfs:
+            return self._joined(name, start, stop)
+        plans = self.wanted.plans(self._joined(name, 0, 0))
+        margin = max((plan.matching.reach for plan in plans if plan.matching), default=0) + FILL_REACH
+        first, last = max(start - margin, 0), min(stop + margin, self.grid.shape[0])
+        image = homogenise(self._joined(name, first, last), plans)
+        rows = np.s_[:, start - first : stop - first]
+        return replace(image, flux=image.flux[rows], variance=image.variance[rows], mask=image.mask[rows])
 
     def strip(self, start: int, stop: int) -> Field:
         """Rows start..stop of the grid."""
-        images = {
-            name: _joined(self.ends[name], [part.strip(start, stop) for part in parts])
-            for name, parts in self.parts.items()
-        }
+        images = {name: self._image(name, start, stop) for name in self.parts}
         told = {name: replace(image, provenance={**image.provenance, **self.notes}) for name, image in images.items()}
         return Field(told, self.grid.endpoint, start)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import ndimage, optimize, signal
 
 from surveybridge.storage.coregister import fill_unknown
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
-from surveybridge.storage.psf import Psf, psf_of
+from surveybridge.storage.psf import Psf, parse_psf, psf_of
 from surveybridge.storage.psf_matching import NOISE_BOUND, Matching, agree, matching
 from surveybridge.storage.spline import noise_covariance
 
@@ -51,6 +51,31 @@ class BandPlan:
     band: str
     matching: Matching | None
     said: str
+
+
+@dataclass(frozen=True)
+class WantedPsfs:
+    """The PSFs to which images are brought.
+
+    Parameters
+    ----------
+    psfs : mapping of str to mapping of str to str
+        By endpoint and band: a profile, as `psf.parse_psf` reads it.
+    noise : float
+        Factor by which the noise of a pixel may grow.
+    """
+
+    psfs: Mapping[str, Mapping[str, str]]
+    noise: float = NOISE_BOUND
+
+    def targets(self, image: SurveyImage) -> list[Psf | None]:
+        """The PSFs for the bands of an image; None where there is none."""
+        wanted = self.psfs.get(image.survey, {})
+        return [parse_psf(wanted[band]) if band in wanted else None for band in image.bands]
+
+    def plans(self, image: SurveyImage, halo: int | None = None) -> list[BandPlan]:
+        """What is done to an image, as `plan_bands`."""
+        return plan_bands(image, self.targets(image), self.noise, halo)
 
 
 def plan_bands(

@@ -71,7 +71,8 @@ def ingest_field(
     watch : callable (tiles, total) -> tiles, optional
         Wrapped around the tiles as they are written: a progress bar.
     **how
-        Passed to `open_field`; `storage_options` hold for the store too.
+        Passed to `open_field`, but for `wanted_psfs` (`homogenise.WantedPsfs`): PSFs to which the images are brought.
+        `storage_options` hold for the store too.
 
     Returns
     -------
@@ -138,7 +139,11 @@ def _opened(
 ) -> tuple[FieldGrid, _Strips]:
     """The field, still without a name, and its tiles; `tiling` is the size of a core and the halo."""
     check_tiling(*tiling)
-    opened = open_field(problem, images, onto, **how)
+    given = dict(how)
+    wanted = given.pop("wanted_psfs", None)
+    opened = open_field(problem, images, onto, **given)
+    if wanted is not None:
+        opened = opened.homogenised(wanted)
     grid = opened.grid
     strips = _Strips.of(opened, list(tile_boxes(grid.shape, *tiling)))
     if len(opened.parts) > 1:

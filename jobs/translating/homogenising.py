@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from surveybridge.storage.psf import Psf, parse_psf, psf_of
+from surveybridge.storage.homogenise import SAID, WantedPsfs, homogenise
+from surveybridge.storage.psf import Psf, psf_of
 from surveybridge.storage.psf_matching import SAME_WIDTH, SAME_WING
 
 if TYPE_CHECKING:
@@ -17,25 +18,12 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.model import Card
     from surveybridge.storage.fields import FieldGrid
-    from surveybridge.storage.homogenise import BandPlan
-    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
 @dataclass(frozen=True)
-class Homogenisation:
-    """The PSFs to which an end is brought.
-
-    Parameters
-    ----------
-    psfs
-        By endpoint and band: a profile, as `psf.parse_psf` reads it.
-    noise
-        Factor by which the noise of a pixel may grow.
-    """
-
-    psfs: Mapping[str, Mapping[str, str]]
-    noise: float
+class Homogenisation(WantedPsfs):
+    """The PSFs to which the ends of a run are brought."""
 
     @classmethod
     def of_card(cls, card: Card, noise: float) -> Homogenisation | None:
@@ -57,21 +45,8 @@ class Homogenisation:
         """What a run states; None where it states nothing."""
         return None if document is None else cls(document["psfs"], float(document["noise"]))
 
-    def targets(self, image: SurveyImage) -> list[Psf | None]:
-        """The PSFs for the bands of an image; None where there is none."""
-        wanted = self.psfs.get(image.survey, {})
-        return [parse_psf(wanted[band]) if band in wanted else None for band in image.bands]
-
-    def plans(self, image: SurveyImage, halo: int | None) -> list[BandPlan]:
-        """What is done to an image with so many pixels around its core; None where none are missing."""
-        from surveybridge.storage.homogenise import plan_bands
-
-        return plan_bands(image, self.targets(image), self.noise, halo)
-
     def applied(self, tile: Tile, field: FieldGrid | None = None) -> Tile:
         """The tile whose `seen` images are homogenised; `field` is what the store says of its field."""
-        from surveybridge.storage.homogenise import homogenise
-
         halo = halo_of(tile, field)
         seen = {
             name: homogenise(image, self.plans(image, halo)) for name, image in tile.images.items() if name in self.psfs
@@ -120,8 +95,6 @@ MOST_SAID = 3
 
 def words(tile: Tile) -> str | None:
     """What was done to the PSFs of a tile, for its row of the ledger; None where nothing was to be done."""
-    from surveybridge.storage.homogenise import SAID
-
     said = [
         f"{name} {band} {image.provenance[key]}"
         for name, image in tile.seen.items()
