@@ -26,9 +26,18 @@ def files(tmp_path_factory) -> list[str]:
         mask = np.zeros(SHAPE, np.int32)
         mask[:, 110] = 1
         header = {"BUNIT": "nJy", "PSFFWHM": fwhm, "PSFKIND": "gaussian", "FILTER": band}
-        planes = {"variance": np.full(SHAPE, 0.01), "mask": mask, "mask_header": {"MP_BAD": 0}}
         path = folder / f"{band}.fits"
-        found.append(write_survey_file(path, image, tan_wcs(SHAPE, 0.1), header=header, **planes))
+        found.append(
+            write_survey_file(
+                path,
+                image,
+                tan_wcs(SHAPE, 0.1),
+                header=header,
+                variance=np.full(SHAPE, 0.01),
+                mask=mask,
+                mask_header={"MP_BAD": 0},
+            )
+        )
     return found
 
 
@@ -79,8 +88,7 @@ def test_images_that_are_read_in_strips_give_the_tiles_of_the_whole(files, tmp_p
 )
 def test_psfs_that_cannot_be_reached_are_refused_before_anything_is_written(files, tmp_path, capsys, asked, complaint):
     assert main(request(files, tmp_path / "tiles", *asked)) == 2
-    error = capsys.readouterr().err
-    assert complaint in error and error.rstrip().count("\n") == 0
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "tiles").exists()
 
 
