@@ -35,12 +35,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.lanes import LANES, lane_of, may_hold
 from tests.processor import PerTest
+
+if TYPE_CHECKING:
+    from surveybridge.storage.ingest import Field
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +56,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared test data in ../shared/data, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_field_files(shared_data: Path) -> dict[str, dict[str, str]]:
+    """Images of the shared field, by survey and band."""
+    folder = shared_data / "field"
+    lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
+    return {"lsst": lsst, "euclid": {"VIS": str(folder / "field_euclid_vis.fits")}}
+
+
+@pytest.fixture(scope="session")
+def shared_field(shared_field_files: dict[str, dict[str, str]]) -> Field:
+    """The shared field as `ingest` reads it, both surveys on Euclid's grid; that takes 8 s."""
+    from surveybridge.storage.ingest import read_field
+    from surveybridge.storage.problems import default_problem
+
+    return read_field(default_problem(), shared_field_files, "euclid")
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,15 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
 A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
-is in one lane. Two lanes that start clusters, servers and browsers run side by side, and what only computes fills the
-cores while they wait: three that wait make each other miss their deadlines on two cores. The lane `alone` measures time
-or memory, and comes last. What follows -- goes to pytest.
+is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
+the cores while they wait: three that wait make each other miss their deadlines on two cores. The lane `alone` measures
+time or memory, and comes last. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -44,8 +45,11 @@ LANES = {
     "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
     "ray": Lane("on a Ray cluster that is there already", after=("drills",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
+    "long": Lane("above 20 s, but they start nothing that they wait for", niceness=4),
     "fast": Lane("all others, which share nothing", workers=2, niceness=5),
-    "alone": Lane("of time and memory, with nothing beside them", after=("slow", "drills", "ray", "lint", "fast")),
+    "alone": Lane(
+        "of time and memory, with nothing beside them", after=("slow", "drills", "ray", "lint", "long", "fast")
+    ),
 }
 
 
@@ -58,7 +62,7 @@ def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -
     elif "ray_cluster" in fixtures:
         lane = "ray"
     else:
-        lane = "slow" if "slow" in markers else "fast"
+        lane = next((lane for lane in ("slow", "long") if lane in markers), "fast")
     return lane if may_hold(lane, file, text) else "fast"
 
 
@@ -67,7 +71,7 @@ def may_hold(lane: str, file: Path, text: str) -> bool:
 
     To import all of them takes a process 15 s.
     """
-    sign = {"alone": "mark.alone", "ray": "ray_cluster", "slow": "mark.slow"}.get(lane)
+    sign = {"alone": "mark.alone", "ray": "ray_cluster", "slow": "mark.slow", "long": "mark.long"}.get(lane)
     return sign in text if sign else lane == "fast" or (lane == "drills" and file.parent.name == "drills")
 
 
@@ -120,8 +124,12 @@ def start(lane: str, more: Sequence[str], folder: Path, counted: bool) -> Run:
     arguments = command(lane, str(folder / f"{lane}.xml"), more)
     if LANES[lane].niceness:
         arguments = ["nice", "-n", str(LANES[lane].niceness), *arguments]
+    # Hundreds of processes start, and none of them should have to compile what it imports.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with open(folder / f"{lane}.log", "wb") as log:
-        process = subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     return Run(lane, folder, process, Group(lane, process.pid) if counted else None)
 
 

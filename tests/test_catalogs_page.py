@@ -15,7 +15,7 @@ SL2SJ0212-0555,33.1,-5.92,-,galaxy,probable,https://example.org
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_block_of_the_page_runs_and_prints_what_it_shows(tmp_path):
     make_run(tmp_path / "runs/north", side=4, rows=25, centre=(53.1, -28.0))
     make_run(tmp_path / "runs/south", side=3, rows=25, centre=(53.1, -28.0 - 5 * TILE_DEG), seed=1)

@@ -20,7 +20,7 @@ PAGES = [
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_site_builds_without_a_warning_and_has_every_command_and_column(tmp_path):
     pytest.importorskip("sphinx", reason="needs the docs extra")
     done = subprocess.run(

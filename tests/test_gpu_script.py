@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow  # a process that runs all of it
+@pytest.mark.long  # a process that runs all of it
 def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--out", str(tmp_path)],

@@ -17,6 +17,7 @@ FILES = {
     "one/test_fast.py": "def test_fast(): ...",
     "one/test_ray.py": "def test_ray(ray_cluster): ...",
     "one/test_slow.py": "import pytest\n@pytest.mark.slow\ndef test_slow(): ...\ndef test_fast_too(): ...",
+    "one/test_long.py": "import pytest\n@pytest.mark.long\ndef test_long(): ...",
     "one/test_alone.py": "import pytest\npytestmark = pytest.mark.alone\n@pytest.mark.slow\ndef test_alone(): ...",
     "one/test_hidden.py": "import pytest\n@getattr(pytest.mark, 'slow')\ndef test_hidden(): ...",  # is not lost
     "Makefile": "lint:\n\t@echo all is neat",
@@ -40,6 +41,8 @@ def pytest_runtest_call(item):
     [
         ("jobs", set(), ("tmp_path",), "fast"),
         ("jobs", {"slow"}, ("tmp_path",), "slow"),
+        ("jobs", {"long"}, ("tmp_path",), "long"),
+        ("jobs", {"slow", "long"}, ("tmp_path",), "slow"),
         ("jobs", set(), ("ray_cluster",), "ray"),
         ("jobs", {"slow"}, ("ray_cluster",), "ray"),
         ("drills", {"slow"}, ("scene",), "drills"),
@@ -62,7 +65,7 @@ def elsewhere(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "ran").mkdir()
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  alone\n  gpu\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  alone\n  gpu\n")
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     return tmp_path
 
@@ -76,12 +79,13 @@ def rows(printed: str) -> dict[str, list[int]]:
 def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    passed = {"drills": 1, "ray": 1, "slow": 1, "fast": 3, "alone": 1, "lint": 0}
+    passed = {"drills": 1, "ray": 1, "slow": 1, "long": 1, "fast": 3, "alone": 1, "lint": 0}
     assert rows(printed) == {lane: [0, count, 0, 0, 0] for lane, count in passed.items()}
     assert "all is neat" in printed
     ran = sorted(path.name.split()[0] for path in (elsewhere / "ran").iterdir())
-    assert ran == ["test_alone", "test_drill", "test_fast", "test_fast_too", "test_hidden", "test_ray", "test_slow"]
-    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 7 passed"
+    wanted = ["alone", "drill", "fast", "fast_too", "hidden", "long", "ray", "slow"]
+    assert ran == [f"test_{name}" for name in wanted]
+    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 8 passed"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_a_lane_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quick"])
     assert caught.value.code == 2
-    assert "no lane quick: there are slow, drills, ray, lint, fast, alone" in capsys.readouterr().err
+    assert "no lane quick: there are slow, drills, ray, lint, long, fast, alone" in capsys.readouterr().err
 
 
 def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhere, capsys):

@@ -231,7 +231,7 @@ def test_the_examples_of_the_docstrings_hold(made, monkeypatch):
     assert done.attempted > 20 and done.failed == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_on_python_runs_and_prints_what_it_shows(made, tmp_path):
     for name in ("tiles", "runs", "catalog"):
         (tmp_path / name).symlink_to(made.folder / name)

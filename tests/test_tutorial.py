@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.pages import run_page, shows
 
 
-@pytest.mark.slow  # simulates, ingests and translates a field
+@pytest.mark.long  # simulates, ingests and translates a field
 def test_the_tutorial_runs_and_prints_what_it_shows():
     pytest.importorskip("galsim", reason="needs the sim extra")
     folder = Path(tempfile.mkdtemp(prefix="tut", dir="/tmp"))  # Ray's sockets need a short path

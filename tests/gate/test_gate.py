@@ -9,7 +9,7 @@ import pytest
 from tests.gate.run import PROCESSORS, RECORDED, digests, processor
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_tiny_run_makes_the_same_bits_as_before(tmp_path):
     pytest.importorskip("galsim", reason="needs the sim extra: galsim")
     wanted, found = json.loads(RECORDED.read_text()), digests(tmp_path / "gate")

@@ -18,7 +18,7 @@ from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
 
-COUNT = 120
+COUNT = 100
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_it_says_how_well_it_does_on_what_it_had_not_seen(store, calibrated, tmp
     command = ["calibrate", "--pairs", store, "--checkpoint", calibrated[0], "--out", str(tmp_path), "--draws", "2"]
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "60 lenses made of 60 of 120 regular objects" in text
+    assert "50 lenses made of 50 of 100 regular objects" in text
     assert "no lens seen: Mahalanobis" in text
     assert load_checkpoint(tmp_path / "tiny").card.discriminant == load_checkpoint(calibrated[1]).card.discriminant
 

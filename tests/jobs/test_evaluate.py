@@ -369,7 +369,7 @@ def published(shared_data: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_data, tmp_path):
     """On these weights and pairs, 2M with 8 steps from sigma 3 gave 6.77 (K = 5, all of 64 pairs) with other noise."""
     pairs = str(shared_data / "pairs" / "test_regular.zarr")
@@ -379,7 +379,7 @@ def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_
     assert score["interval"][0] < 6.77 < score["interval"][1] + 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_weights_score_alike_on_eight_bit_stamps(shared_data, tmp_path):
     """Their own data sets hold what their display shows, rounded to 1/255 of its range."""
     pairs = eight_bit_copy(str(shared_data / "pairs" / "test_regular.zarr"), tmp_path / "bytes.zarr")

@@ -20,14 +20,13 @@ from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
 from surveybridge.storage import ingest
 from surveybridge.storage.flags import BITS, CUTS
 from surveybridge.storage.mosaics import TileMosaic
-from surveybridge.storage.problems import default_problem
 from surveybridge.storage.query import EVERY_ROW, Listing, query
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore, core_header
 from tests.storage.test_runs import RUN
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(DEFAULT_CHECKPOINT not in shipped_checkpoints(), reason="no checkpoint ships with this tree"),
 ]
 
@@ -38,14 +37,9 @@ HALO = 64
 
 
 @pytest.fixture(scope="module")
-def whole(shared_data):
+def whole(shared_field):
     """The field, both surveys on one grid."""
-    folder = shared_data / "field"
-    images = {
-        "lsst": {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"},
-        "euclid": {"VIS": str(folder / "field_euclid_vis.fits")},
-    }
-    return ingest.read_field(default_problem(), images, "euclid")
+    return shared_field
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def agreed(ratios: list[float]) -> bool:
     return sum(ratio == pytest.approx(1.0, rel=0.25) for ratio in ratios) == 2
 
 
-@pytest.mark.slow  # calibrations and runs that are long enough to be measured
+@pytest.mark.long  # calibrations and runs that are long enough to be measured
 def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
     ratios = []
     for number in range(3):

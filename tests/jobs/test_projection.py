@@ -201,7 +201,7 @@ def test_memory_grows_with_what_is_held():
     assert of(direction=str(TO_LSST))["write"] > of()["write"]
 
 
-@pytest.mark.slow  # four processes that import torch and Ray
+@pytest.mark.long  # four processes that import torch and Ray
 @pytest.mark.parametrize("direction", ["lsst->euclid", "euclid->lsst"])
 def test_no_stage_is_larger_than_projected(tmp_path, direction):
     checkpoint = memory.small_checkpoint(tmp_path / "small")

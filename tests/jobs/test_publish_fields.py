@@ -1,6 +1,7 @@
 """Acceptance of a published catalog by its readers: on the shared field, and on 64 simulated tiles across RA 0.
 
-Both go through ingest and translate as commands; the network has random weights, since a catalog is one of any scores.
+Both go through translate as a command, the simulated ones through ingest, too; the network has random weights, since a
+catalog is one of any scores.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from astropy.table import QTable, Table, vstack
 from surveybridge.__main__ import main
 from surveybridge.storage import hats
 from surveybridge.storage.catalogs import Catalog
+from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CATALOG, THUMBNAILS
 from surveybridge.storage.sky import healpix_29
+from surveybridge.storage.tiles import TileStore
 from tests import tiny
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore"),  # of hats, lsdb and dask
 ]
 
@@ -68,16 +71,14 @@ class Published:
 def published(request, tmp_path_factory) -> Published:
     """One of the two runs, published in small partitions."""
     folder = tmp_path_factory.mktemp("accepted")
+    store, run = str(folder / "tiles"), str(folder / "run")
     if request.param == "shared field":
-        field = request.getfixturevalue("shared_data") / "field"
-        euclid, lsst = field / "field_euclid_vis.fits", [field / f"field_lsst_{band}.fits" for band in "gri"]
-        truth, tiles = field / "field_truth.parquet", 512
+        truth = request.getfixturevalue("shared_data") / "field" / "field_truth.parquet"
+        write_tiles(request.getfixturevalue("shared_field"), store)
     else:
         euclid, lsst, truth = simulated_across_ra_zero(folder / "sky")
-        tiles = 120
-    store, run = str(folder / "tiles"), str(folder / "run")
-    images = ["--euclid", str(euclid), "--lsst", *map(str, lsst)]
-    assert main(["ingest", *images, "--store", store, "--tile-size", str(tiles)]) == 0
+        images = ["--euclid", str(euclid), "--lsst", *map(str, lsst)]
+        assert main(["ingest", *images, "--store", store, "--tile-size", "120"]) == 0
     checkpoint = tiny.write_checkpoint(folder)
     assert main(["translate", "--store", store, "--run", run, "--checkpoint", checkpoint, *QUICK]) == 0
     opened = RunFolder.open(run)
@@ -87,6 +88,12 @@ def published(request, tmp_path_factory) -> Published:
     assert main(["publish", "--run", run, "--out", catalog, *small]) == 0
     assert main(["publish", "--run", run, "--out", str(folder / "again"), *small]) == 0
     return Published(opened, catalog, rows, pd.read_parquet(truth))
+
+
+def write_tiles(field: Field, url: str) -> None:
+    """Write a store of a field that has been read already."""
+    store = TileStore.create(url)
+    store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, 512, 64)])
 
 
 def simulated_across_ra_zero(folder: Path) -> tuple[Path, list[Path], Path]:

@@ -119,7 +119,7 @@ def alone(tmp_path_factory, pairs) -> Callable[[int], list[dict[str, float]]]:
     return curve
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, SHARDS)])
 def test_any_number_of_ranks_has_the_curve_of_one(tmp_path, pairs, alone, world, accumulate):
     curve = train(world, tmp_path / "run", settings(pairs, accumulate=accumulate, validation=FEW))
@@ -129,7 +129,7 @@ def test_any_number_of_ranks_has_the_curve_of_one(tmp_path, pairs, alone, world,
     assert difference < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resume_on_another_number_of_ranks_goes_on_with_the_curve(tmp_path, pairs, alone):
     config = settings(pairs, accumulate=SHARDS, validation=FEW)
     train(1, tmp_path / "run", config)
@@ -142,10 +142,12 @@ def test_a_resume_on_another_number_of_ranks_goes_on_with_the_curve(tmp_path, pa
     assert largest_difference(alone(SHARDS), curve) < TOLERANCE
 
 
+@pytest.mark.long
 def test_passes_change_nothing_but_rounding(tmp_path, pairs, alone):
     assert largest_difference(alone(1), alone(SHARDS)) < TOLERANCE
 
 
+@pytest.mark.long
 def test_reports_hold_throughput_and_the_wait_for_data(alone):
     for row in alone(1):
         assert row["pairs"] == 8 * row["step"]

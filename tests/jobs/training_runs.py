@@ -85,7 +85,7 @@ def wait_for(what: Callable[[], Any], driver: subprocess.Popen[bytes], name: str
         if found := what():
             return found
         assert driver.poll() is None, f"the driver ended before its {name}"
-        time.sleep(0.05)
+        time.sleep(0.3)  # a look at object storage takes 50 ms of a core
     raise AssertionError(f"no {name} within {seconds:.0f} s")
 
 

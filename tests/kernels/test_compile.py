@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 ROOT = Path(__file__).parents[2]
 
 # A process that compiles everything three times.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 TARGETS = ("sm_80", "sm_90", "sm_100")

@@ -112,7 +112,7 @@ def test_key_and_counter_are_seed_pixel_step_sample_and_stream(impl):
         assert z[i_n, :, y, x].numpy().tobytes() == expected.tobytes(), (i_n, y, x)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # by inductor's imports

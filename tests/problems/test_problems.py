@@ -29,7 +29,7 @@ from tests.storage.fits_files import tan_wcs, write_survey_file
 from tests.storage.problem_files import SKY_EYE
 from tests.tiny import files_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 FAST = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--executor", "serial"]
 SHORT = ["--steps", "3", "--base", "8", "--batch-size", "8", "--shards", "2", "--validation", "4"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from surveybridge.storage.images import MASK_PLANES
-from surveybridge.storage.ingest import ingest_field, read_field
+from surveybridge.storage.ingest import ingest_field
 from surveybridge.storage.photometry import flux_from_magnitude
 from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import TileStore
@@ -15,6 +15,8 @@ from tests.storage.fits_files import read_mer, read_rubin
 
 sep = pytest.importorskip("sep")
 galsim = pytest.importorskip("galsim")
+
+pytestmark = pytest.mark.long  # where the shared field has been read already
 
 RADIUS = 2.0
 """Aperture radius, arcsec."""
@@ -28,14 +30,13 @@ def folder(shared_data):
 
 
 @pytest.fixture(scope="module")
-def paths(folder):
-    lsst = {band: str(folder / f"field_lsst_{band}.fits") for band in "gri"}
-    return {"lsst": lsst, "euclid": {"VIS": str(folder / "field_euclid_vis.fits")}}
+def paths(shared_field_files):
+    return shared_field_files
 
 
 @pytest.fixture(scope="module")
-def field(paths):
-    return read_field(default_problem(), paths, "euclid")
+def field(shared_field):
+    return shared_field
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,6 @@ def test_masks_and_noise_of_the_field_are_carried(field, native):
     assert field.images["lsst"].provenance["domain"] == "in"
 
 
-@pytest.mark.slow
 def test_the_field_becomes_a_tile_store(paths, field, tmp_path):
     rows = ingest_field(default_problem(), paths, "euclid", str(tmp_path / "store"))
     assert [row["tile_id"] for row in rows] == [f"t{n:04d}" for n in range(16)]

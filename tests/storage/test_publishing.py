@@ -387,7 +387,7 @@ def test_hats_reads_the_map_of_counts(catalog):
     assert counts.sum() == opened.catalog_info.total_rows == SIDE * SIDE * ROWS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_lsdb_cones_hold_what_astropy_measures(catalog, truth):
     import lsdb
@@ -410,7 +410,7 @@ def test_lsdb_cones_hold_what_astropy_measures(catalog, truth):
     assert hits > 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_lsdb_matches_across_partitions_what_astropy_matches(catalog, truth):
     import lsdb

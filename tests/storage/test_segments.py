@@ -173,7 +173,7 @@ def test_segments_end_at_the_limit_of_their_candidates(run, monkeypatch):
     assert_each_once(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_at_any_point_of_a_compaction_is_not_seen_and_is_tidied_up(run, tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "FAN_IN", 2)
     run.compact("ab")
@@ -191,7 +191,7 @@ def test_a_kill_at_any_point_of_a_compaction_is_not_seen_and_is_tidied_up(run, t
         assert_each_once(again)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_at_any_point_of_tidying_up_is_not_seen_and_the_next_one_finishes(run, tmp_path, monkeypatch):
     run.compact("abc")
     run.compact("def")
