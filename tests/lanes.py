@@ -1,9 +1,9 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
 A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
-is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
-the cores while they wait: three that wait make each other miss their deadlines on two cores. The lane `alone` measures
-time or memory, and comes last. What follows -- goes to pytest.
+is in one lane. Two lanes that start clusters, servers and browsers run side by side, with Slurm, which sleeps most of
+the time, and those that only compute fill the cores while they wait: three that start so much make each other miss
+their deadlines on two cores. The lane `alone` measures time or memory, and comes last. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
@@ -43,20 +43,22 @@ class Lane:
 LANES = {
     "slow": Lane("above 20 s: processes, clusters of their own, browsers"),
     "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
+    "slurm": Lane("on a Slurm of their own: they wait for leases to end, and for jobs to be queued again"),
     "ray": Lane("on a Ray cluster that is there already", after=("drills",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
     "long": Lane("above 20 s, but they start nothing that they wait for", niceness=4),
     "fast": Lane("all others, which share nothing", workers=2, niceness=5),
     "alone": Lane(
-        "of time and memory, with nothing beside them", after=("slow", "drills", "ray", "lint", "long", "fast")
+        "of time and memory, with nothing beside them",
+        after=("slow", "drills", "slurm", "ray", "lint", "long", "fast"),
     ),
 }
 
 
 def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -> str:
     """The lane of a test, by its file, its markers and the fixtures that it uses."""
-    if "alone" in markers:
-        lane = "alone"
+    if marked := [lane for lane in ("alone", "slurm") if lane in markers]:
+        lane = marked[0]
     elif file.parent.name == "drills":
         lane = "drills"
     elif "ray_cluster" in fixtures:
@@ -71,7 +73,8 @@ def may_hold(lane: str, file: Path, text: str) -> bool:
 
     To import all of them takes a process 15 s.
     """
-    sign = {"alone": "mark.alone", "ray": "ray_cluster", "slow": "mark.slow", "long": "mark.long"}.get(lane)
+    signs = {name: f"mark.{name}" for name in ("alone", "slurm", "slow", "long")} | {"ray": "ray_cluster"}
+    sign = signs.get(lane)
     return sign in text if sign else lane == "fast" or (lane == "drills" and file.parent.name == "drills")
 
 

@@ -18,6 +18,7 @@ FILES = {
     "one/test_ray.py": "def test_ray(ray_cluster): ...",
     "one/test_slow.py": "import pytest\n@pytest.mark.slow\ndef test_slow(): ...\ndef test_fast_too(): ...",
     "one/test_long.py": "import pytest\n@pytest.mark.long\ndef test_long(): ...",
+    "one/test_slurm.py": "import pytest\n@pytest.mark.slurm\ndef test_slurm(): ...",
     "one/test_alone.py": "import pytest\npytestmark = pytest.mark.alone\n@pytest.mark.slow\ndef test_alone(): ...",
     "one/test_hidden.py": "import pytest\n@getattr(pytest.mark, 'slow')\ndef test_hidden(): ...",  # is not lost
     "Makefile": "lint:\n\t@echo all is neat",
@@ -46,6 +47,7 @@ def pytest_runtest_call(item):
         ("jobs", set(), ("ray_cluster",), "ray"),
         ("jobs", {"slow"}, ("ray_cluster",), "ray"),
         ("drills", {"slow"}, ("scene",), "drills"),
+        ("drills", {"slurm"}, ("site",), "slurm"),
         ("cluster", {"slow", "alone"}, ("ray_cluster",), "alone"),
     ],
 )
@@ -65,7 +67,7 @@ def elsewhere(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "ran").mkdir()
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  alone\n  gpu\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  alone\n  gpu\n")
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     return tmp_path
 
@@ -79,13 +81,13 @@ def rows(printed: str) -> dict[str, list[int]]:
 def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    passed = {"drills": 1, "ray": 1, "slow": 1, "long": 1, "fast": 3, "alone": 1, "lint": 0}
+    passed = {"drills": 1, "slurm": 1, "ray": 1, "slow": 1, "long": 1, "fast": 3, "alone": 1, "lint": 0}
     assert rows(printed) == {lane: [0, count, 0, 0, 0] for lane, count in passed.items()}
     assert "all is neat" in printed
     ran = sorted(path.name.split()[0] for path in (elsewhere / "ran").iterdir())
-    wanted = ["alone", "drill", "fast", "fast_too", "hidden", "long", "ray", "slow"]
+    wanted = ["alone", "drill", "fast", "fast_too", "hidden", "long", "ray", "slow", "slurm"]
     assert ran == [f"test_{name}" for name in wanted]
-    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 8 passed"
+    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 9 passed"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_lane_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quick"])
     assert caught.value.code == 2
-    assert "no lane quick: there are slow, drills, ray, lint, long, fast, alone" in capsys.readouterr().err
+    assert "no lane quick: there are slow, drills, slurm, ray, lint, long, fast, alone" in capsys.readouterr().err
 
 
 def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhere, capsys):

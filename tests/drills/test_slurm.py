@@ -17,7 +17,7 @@ from tests.drills.drill import results
 from tests.drills.scene import ROOT, Tile
 from tests.drills.slurm import Site, slurm_site, why_not
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 SETTINGS = ["--samples", "8", "--steps", "12", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
 SMALL = ["--gpus-per-node=1", "--cpus-per-task=2", "--mem=6G", "--time=30"]

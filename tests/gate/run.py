@@ -75,7 +75,7 @@ def digests(folder: Path) -> dict[str, str]:
 def make(folder: Path) -> dict[str, str]:
     """Run every job in this process, whose environment is plain, and hash what each has made."""
     from surveybridge.__main__ import main
-    from tests.jobs.training_runs import without_ray
+    from tests.jobs.training_runs import quick_energies, without_ray
     from tests.tiny import write_pairs
 
     def job(*arguments: str) -> None:
@@ -89,7 +89,7 @@ def make(folder: Path) -> dict[str, str]:
     images = ["--euclid", "sky/euclid_vis.fits", "--lsst", *lsst]
     job("ingest", *images, "--store", "tiles", "--tile-size", "192", "--halo", "32")
     pairs = write_pairs(folder / "pairs.zarr", 24)
-    with without_ray():
+    with without_ray(), quick_energies():  # loss.csv has no digest
         job(
             *("train", "--pairs", pairs, "--out", "trained", "--steps", "3", "--base", "8", "--batch-size", "8"),
             *("--shards", "2", "--validation", "4", "--report-steps", "2"),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from surveybridge.cluster.training import Session
 from surveybridge.jobs.train import Config
+from surveybridge.jobs.training import worker
 from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.jobs.training.worker import make_recipe, train_loop
 from surveybridge.storage.objectstore import Folder
@@ -135,13 +136,22 @@ class LocalSession(Session):
             save(target)
 
 
+@contextmanager
+def quick_energies() -> Iterator[None]:
+    """Let the energy scores of reports, which take longer than a small training, come from two samples of one step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "ENERGY_SAMPLING", replace(worker.ENERGY_SAMPLING, samples=2, steps=1))
+        yield
+
+
 def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if world > 1:
         meeting = folder.with_name(f"{folder.name}.meeting{world}")
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
-        train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
+        with quick_energies():
+            train_loop({}, LocalSession(rank, world, torch.device("cpu"), folder), config)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
