@@ -30,7 +30,7 @@ def blocks_of(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
     threads: list[threading.Thread] = []
     tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
-        with contextlib.closing(iter(tables)) as blocks:  # type: ignore[type-var]  # it is a generator
+        with contextlib.closing(iter(tables)) as blocks:  # it is a generator
             for block in blocks:
                 threads = threads or _executing(before)  # all of them begin before the first block is here
                 yield block

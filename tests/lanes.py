@@ -57,8 +57,10 @@ LANES = {
 
 def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -> str:
     """The lane of a test, by its file, its markers and the fixtures that it uses."""
-    if marked := [lane for lane in ("alone", "slurm") if lane in markers]:
-        lane = marked[0]
+    if "alone" in markers:
+        lane = "alone"
+    elif "slurm" in markers:
+        lane = "slurm"
     elif file.parent.name == "drills":
         lane = "drills"
     elif "ray_cluster" in fixtures:

@@ -67,7 +67,9 @@ def elsewhere(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "ran").mkdir()
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  alone\n  gpu\n")
+    (tmp_path / "pytest.ini").write_text(
+        f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  alone\n  gpu\n"
+    )
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     return tmp_path
 
