@@ -19,6 +19,7 @@ from surveybridge.jobs.config import JobConfig, RequestError
 EXAMPLES = """\
 surveybridge simulate-pairs --out pairs/sky.zarr --count 40000
 surveybridge simulate-pairs --out pairs/more.zarr --count 100000 --seed 2 --workers 8
+surveybridge simulate-pairs --out pairs/stamps.zarr --count 8000 --grid cutout
 surveybridge simulate-pairs --out s3://bucket/pairs/sky.zarr --count 512 --executor serial"""
 
 
@@ -29,6 +30,10 @@ class Config(JobConfig):
 
     out: str = Field(description="pair store (Zarr group), local path or URL; a table of its pairs lies beside it")
     count: int = Field(gt=0, description="number of pairs")
+    grid: Literal["mosaic", "cutout"] = Field(
+        "mosaic",
+        description="mosaic: both surveys on Euclid's pixels, with masks; cutout: complete stamps on their own pixels",
+    )
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     validation: int | None = Field(
         None,
@@ -49,16 +54,17 @@ def run(config: Config) -> int:
         Exit code 0.
     """
     from surveybridge.jobs.running.progress import progress
-    from surveybridge.jobs.simulating.pair_blocks import SPEC, begin, finish, write_block
+    from surveybridge.jobs.simulating.pair_blocks import SPECS, begin, finish, write_block
 
-    held_back = _held_back(config, SPEC.windows)
-    writer = begin(config.out, config.count, config.seed, held_back)
+    spec = SPECS[config.grid]
+    held_back = _held_back(config, spec.windows)
+    writer = begin(config.out, config.count, config.seed, held_back, spec)
     missing = writer.missing()
     if writer.finished:
         print(f"{writer.folder.url}: {config.count} pairs, there already")
         return 0
     started = time.perf_counter()
-    work = functools.partial(write_block, writer, config.seed)
+    work = functools.partial(write_block, writer, config.seed, spec)
     pairs = sum(progress(_drawn(config, work, missing), "simulate-pairs", unit="blocks", total=len(missing)))
     finish(writer)
     seconds = time.perf_counter() - started

@@ -59,6 +59,8 @@ class PairLayout:
         Whether there is an array of offsets between the ends.
     attributes : mapping
         Further attributes of the store, JSON-like: where its pairs come from. A store with others is another store.
+    own_pixels : mapping of str to float
+        Pixel scale of each end, arcsec, where they have stamps on their own pixels: complete ones of LSST and Euclid.
     """
 
     problem: ProblemTable
@@ -71,6 +73,7 @@ class PairLayout:
     gain: tuple[str, ...] = ()
     registration: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    own_pixels: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, tuple[int, ...]]:
@@ -78,7 +81,7 @@ class PairLayout:
         found: dict[str, tuple[int, ...]] = {}
         for name in end_names(self.problem):
             bands = len(endpoint(self.problem, name)["bands"])
-            found[name] = (*self.shape, bands)
+            found[name] = self.shape if self.own_pixels and bands == 1 else (*self.shape, bands)
             found |= {f"{name}_{quantity}": (bands,) for quantity in QUANTITIES}
             if name in self.sigma:
                 found[f"{name}_sigma"] = (*self.shape, bands)
@@ -98,6 +101,8 @@ class PairLayout:
     def document(self) -> dict[str, Any]:
         """Everything, JSON-like."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.own_pixels:  # earlier stores are of one grid, and do not say so
+            del document["own_pixels"]
         return document
 
 
@@ -224,14 +229,18 @@ class PairWriter:
             for k, band in enumerate(endpoint(layout.problem, name)["bands"]):
                 known = noise[np.isfinite(noise[:, k]), k]
                 sigma = {"sigma_noise": float(np.median(known))} if len(known) else {}
-                bands[f"{name}.{band}"] = {"pixel_arcsec": layout.pixel_arcsec, **sigma}
+                scale = layout.own_pixels.get(name, layout.pixel_arcsec)
+                bands[band if layout.own_pixels else f"{name}.{band}"] = {"pixel_arcsec": scale, **sigma}
+        one_grid = {
+            "endpoints": list(end_names(layout.problem)),
+            "units": {end["name"]: end["unit"] for end in layout.problem["endpoints"]},
+            "problem": layout.problem,
+        }
         return {
             **layout.attributes,
             "name": layout.name,
-            "endpoints": list(end_names(layout.problem)),
+            **({} if layout.own_pixels else one_grid),
             "bands": bands,
-            "units": {end["name"]: end["unit"] for end in layout.problem["endpoints"]},
-            "problem": layout.problem,
             "held_back": layout.held_back,
             "layout": layout.document(),
         }

@@ -138,15 +138,17 @@ class Windows:
     correlation: list[float]
 
 
-def vis_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, observation: Observation) -> Windows:
-    """Cut windows of VIS out; `starts` are their first pixels, x and y [W, 2]."""
+def own_windows(
+    exposure: Exposure, starts: NDArray[np.int64], size: int, bands: slice, observation: Observation
+) -> Windows:
+    """Cut windows on a survey's own pixels out; `starts` are their first pixels, x and y [W, 2]."""
     flux = torch.where(exposure.saturated | exposure.bad, torch.nan, exposure.flux)
     cut = [
         torch.stack([plane[:, y : y + size, x : x + size] for x, y in starts.tolist()])
         for plane in (flux, exposure.sigma)
     ]
-    gain = torch.full((len(starts), 1), observation.gain[3], device=flux.device)
-    return Windows(cut[0], cut[1], gain, [observation.correlation[3]])
+    gain = torch.tensor(observation.gain[bands], dtype=torch.float32, device=flux.device).repeat(len(starts), 1)
+    return Windows(cut[0], cut[1], gain, list(observation.correlation[bands]))
 
 
 def lsst_windows(exposure: Exposure, starts: NDArray[np.int64], size: int, observation: Observation) -> Windows:

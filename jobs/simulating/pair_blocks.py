@@ -12,7 +12,8 @@ from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.problems import default_problem
 
-SPEC = SceneSpec()
+SPECS: dict[str, SceneSpec] = {"mosaic": SceneSpec(), "cutout": SceneSpec(grid="cutout")}
+"""What is drawn, by grid."""
 EDITION = 2
 """Of what a seed draws: a store that was begun by another edition is not gone on with."""
 
@@ -32,48 +33,50 @@ CLASSES = {
 """`central_class` of a window, by what it was centred on."""
 
 
-def begin(url: str, count: int, seed: int, held_back: int) -> PairWriter:
+def begin(url: str, count: int, seed: int, held_back: int, spec: SceneSpec) -> PairWriter:
     """Begin a store, or go on with it; StorageError if there is anything else."""
+    mosaic = spec.grid == "mosaic"
     layout = PairLayout(
         problem=default_problem(),
         count=count,
-        shape=(SPEC.size, SPEC.size),
-        pixel_arcsec=0.1,
+        shape=(spec.size, spec.size),
+        pixel_arcsec=0.1 if mosaic else 0.0,
         name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
         held_back=held_back,
-        sigma=("lsst", "euclid"),
+        sigma=("lsst", "euclid") if mosaic else (),
         gain=("lsst", "euclid"),
         registration=True,
         attributes={
             "simulated": "surveybridge simulate-pairs",
             "seed": seed,
             "edition": EDITION,
-            "windows_of_a_scene": SPEC.windows,
+            "windows_of_a_scene": spec.windows,
         },
+        own_pixels={} if mosaic else {"lsst": 0.2, "euclid": 0.1},
     )
     return PairWriter.open(url, layout)
 
 
-def write_block(writer: PairWriter, seed: int, block: int) -> int:
+def write_block(writer: PairWriter, seed: int, spec: SceneSpec, block: int) -> int:
     """Draw the pairs of a block and write them with their labels; returns their number."""
     rows = writer.layout.rows(block)
-    first, last = rows.start // SPEC.windows, -(-rows.stop // SPEC.windows)
+    first, last = rows.start // spec.windows, -(-rows.stop // spec.windows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads differ in their last bits
     try:
-        parts = [draw_pairs(SPEC, seed, number) for number in range(first, last)]
+        parts = [draw_pairs(spec, seed, number) for number in range(first, last)]
     finally:
         torch.set_num_threads(threads)
-    keep = slice(rows.start - first * SPEC.windows, rows.stop - first * SPEC.windows)
+    keep = slice(rows.start - first * spec.windows, rows.stop - first * spec.windows)
     arrays = {name: torch.cat([part.conditions[name] for part in parts])[keep].numpy() for name in parts[0].conditions}
-    for name in PLANES:
+    for name in (plane for plane in PLANES if plane in writer.layout.arrays):
         plane = torch.cat([getattr(part, name) for part in parts])[keep].permute(0, 2, 3, 1).numpy()
         if name.endswith("_sigma"):
             arrays[name] = np.exp(np.round(np.log(plane) / SIGMA_STEP) * SIGMA_STEP).astype(np.float32)
         else:
             step = arrays[f"{name}_noise"][:, None, None] / STEP
-            arrays[name] = (np.round(plane / step) * step).astype(np.float32)
-    ids = [f"{row // SPEC.windows:06d}-{row % SPEC.windows}" for row in rows]
+            arrays[name] = (np.round(plane / step) * step).astype(np.float32).reshape(-1, *writer.layout.arrays[name])
+    ids = [f"{row // spec.windows:06d}-{row % spec.windows}" for row in rows]
     writer.folder.put(parquet_bytes(_table(ids, parts, keep)), LABELS, f"{block}.parquet")
     writer.write(block, ids, arrays)
     return len(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ from surveybridge.jobs.simulating.exposures import (
     add_trails,
     expose,
     lsst_windows,
-    vis_windows,
+    own_windows,
 )
 from surveybridge.jobs.simulating.galaxies import draw_objects
 from surveybridge.jobs.simulating.optics import transfer_functions
 from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.simulating.spirals import with_arms
-from surveybridge.jobs.simulating.training_skies import Observation, draw_crowd, draw_observation
+from surveybridge.jobs.simulating.training_skies import Observation, draw_crowd, draw_observation, for_stamps
 
 ROLES = {"system": 0.32, "deflector": 0.24, "bright": 0.07, "star": 0.12, "field": 0.07, "": 0.18}
 """What windows are centred on, and how often; none is a random place."""
@@ -51,12 +52,18 @@ class SceneSpec:
         Windows of each scene.
     side : float
         Of a scene, arcsec: a power of 2 times 0.05.
+    grid : str
+        ``mosaic``: windows of both on the pixels of VIS; ``cutout``: complete stamps on each survey's own pixels.
     """
 
     size: int = 64
     windows: int = 8
     side: float = 51.2
+    grid: Literal["mosaic", "cutout"] = "mosaic"
 
+
+LSST, VIS = slice(0, 3), slice(3, 4)
+"""Which of `population.BANDS` are theirs."""
 
 PLANES = ("lsst", "euclid", "lsst_sigma", "euclid_sigma")
 """Arrays of pixels of `ScenePairs`."""
@@ -137,6 +144,8 @@ class Scene:
         """Draw conditions and objects."""
         rng = np.random.default_rng([seed, number])
         observation = draw_observation(rng)
+        if spec.grid == "cutout":
+            observation = for_stamps(observation)
         crowd = draw_crowd(rng, spec.side, nominal=observation.nominal)
         catalogue, arms = with_arms(rng, draw_objects(rng, crowd), often=0.0 if observation.nominal else 0.6)
         components = Components.join(components_of(catalogue), arms)
@@ -161,19 +170,21 @@ class Scene:
         """Observe noise-free images of LSST and of VIS, and cut windows out."""
         o, rng = self.observation, self.rng
         noise = torch.Generator(device).manual_seed(self.noise_seed)
-        lsst = expose(models[0], slice(0, 3), o, rng, noise)
-        euclid = expose(models[1], slice(3, 4), o, rng, noise)
+        lsst = expose(models[0], LSST, o, rng, noise)
+        euclid = expose(models[1], VIS, o, rng, noise)
         add_trails(lsst, o, rng)
         add_cosmic_rays(euclid, o, rng)
-        starts, chosen = self._windows(spec)
-        ends = {
-            "lsst": lsst_windows(lsst, starts, spec.size, o),
-            "euclid": vis_windows(euclid, starts, spec.size, o),
-        }
-        _cut_edges(rng, o.edges, *(windows.flux for windows in ends.values()))
+        starts, chosen = self._stamps(spec) if spec.grid == "cutout" else self._windows(spec)
+        ends = {"euclid": own_windows(euclid, starts, spec.size, VIS, o)}
+        if spec.grid == "cutout":  # of twice the side, about the same place
+            ends["lsst"] = own_windows(lsst, starts // 2 - spec.size // 4, spec.size, LSST, o)
+        else:
+            ends["lsst"] = lsst_windows(lsst, starts, spec.size, o)
+        _cut_edges(rng, o.edges, ends["lsst"].flux, ends["euclid"].flux)
         count = len(starts)
         conditions = {"registration": torch.full((count,), o.registration, device=device)}
-        for (end, windows), bands in zip(ends.items(), (slice(0, 3), slice(3, 4)), strict=True):
+        for end, bands in (("lsst", LSST), ("euclid", VIS)):
+            windows = ends[end]
             numbers = {
                 "fwhm": [p.fwhm for p in o.psfs[bands]],
                 "wing": [p.wing for p in o.psfs[bands]],
@@ -198,6 +209,21 @@ class Scene:
         return ScenePairs(
             ends["lsst"].flux, ends["euclid"].flux, ends["lsst"].sigma, ends["euclid"].sigma, conditions, labels
         )
+
+    def _stamps(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `_windows`, each about an object as well as LSST's pixels allow; first pixels are even."""
+        rng, size, n = self.rng, spec.size, round(spec.side / VIS_SCALE)
+        role = self.catalogue["role"]
+        shares = np.array([ROLES[str(name)] for name in role])
+        shares /= np.array([(role == name).sum() for name in role])
+        at = np.stack([self.catalogue["u"], self.catalogue["v"]], -1) / VIS_SCALE - (size - 1) / 2
+        starts = 2 * np.round(at / 2).astype(np.int64)
+        inside = ((starts >= size // 2) & (starts <= n - size - size // 2)).all(-1)
+        shares *= inside & (self.catalogue["mag_i"] < np.where(role == "star", 26.0, 24.5))
+        # a scene has dozens of objects; one that has fewer than are wanted shows some of them again
+        few = bool(np.count_nonzero(shares) < spec.windows)
+        chosen = rng.choice(len(role), spec.windows, replace=few, p=shares / shares.sum())
+        return starts[chosen], chosen
 
     def _windows(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First pixels [W, 2] of the windows on the grid of VIS, and the objects in their middle (-1: none)."""
@@ -227,8 +253,8 @@ def render(drawn: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor
     """Noise-free images [scenes, B, n, n] of LSST and of VIS, each on its own pixels, nJy per pixel."""
     nodes = round(drawn[0].side / VIS_SCALE)
     return (
-        _render(drawn, Grid(len(drawn), nodes, LSST_SCALE / 2), slice(0, 3), device),
-        _render(drawn, Grid(len(drawn), 2 * nodes, VIS_SCALE / 2), slice(3, 4), device),
+        _render(drawn, Grid(len(drawn), nodes, LSST_SCALE / 2), LSST, device),
+        _render(drawn, Grid(len(drawn), 2 * nodes, VIS_SCALE / 2), VIS, device),
     )
 
 

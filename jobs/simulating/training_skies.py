@@ -7,7 +7,7 @@ The others range from LSST's first to its tenth year and from Euclid's wide to i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -94,15 +94,8 @@ class Observation:
     step_angle: float = 0.0
 
 
-def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Observation:
-    """Draw the conditions of a scene.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    aligned : bool
-        Keep LSST's pixels in line with Euclid's, two by two.
-    """
+def draw_observation(rng: np.random.Generator) -> Observation:
+    """Draw the conditions of a scene."""
     if rng.random() < NOMINAL_SHARE:
         return nominal(rng)
     depth = np.exp(rng.uniform(*np.log(LSST_DEPTH))) * np.exp(0.12 * rng.normal(size=3))
@@ -114,8 +107,8 @@ def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Obse
     registration = float(np.exp(rng.uniform(*np.log(REGISTRATION))))
     offset = registration * rng.normal(size=2)
     offset *= min(1.0, LONGEST_OFFSET / max(float(np.hypot(*offset)), 1e-9))
-    turned = not aligned and rng.random() < 0.5
-    shifted = not aligned and rng.random() < 0.8
+    turned = rng.random() < 0.5
+    shifted = rng.random() < 0.8
     stepped = rng.random() < 0.1
     return Observation(
         nominal=False,
@@ -141,6 +134,14 @@ def draw_observation(rng: np.random.Generator, *, aligned: bool = False) -> Obse
         step_at=tuple(rng.uniform(0.25, 0.75, 2)),
         step_angle=float(rng.uniform(0, 2 * np.pi)),
     )
+
+
+def for_stamps(observation: Observation) -> Observation:
+    """The same conditions for stamps on the surveys' own pixels: with these two by two in line, and nothing masked."""
+    return replace(
+        observation, grid_offset=(0.0, 0.0), grid_turn=0.0, saturation=(math.inf,) * 4, cosmic_rays=0.0, trails=0,
+        bad_columns=0, edges=0.0, step=(1.0,) * 4,
+    )  # fmt: skip
 
 
 def draw_crowd(rng: np.random.Generator, side: float, *, nominal: bool) -> Crowd:

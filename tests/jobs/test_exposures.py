@@ -13,9 +13,9 @@ import torch
 from surveybridge.jobs.simulating.components import components_of
 from surveybridge.jobs.simulating.exposures import Exposure, expose, lsst_windows
 from surveybridge.jobs.simulating.population import columns
-from surveybridge.jobs.simulating.scenes import Scene, render
+from surveybridge.jobs.simulating.scenes import Scene, SceneSpec, draw_pairs, render
 from surveybridge.jobs.simulating.training_skies import Observation, nominal
-from surveybridge.storage.coregister import coregister
+from surveybridge.storage.coregister import coregister, resample_stamps
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 
 N = 256
@@ -162,3 +162,18 @@ def test_a_source_is_in_both_surveys_where_registration_says(changes: dict[str, 
 def centroid(image: torch.Tensor) -> np.ndarray:
     x = torch.arange(64.0, dtype=torch.float64)
     return np.array([float((image.sum(axis) * x).sum() / image.sum()) for axis in (0, 1)])
+
+
+def test_stamps_on_own_pixels_are_complete_and_of_the_same_place() -> None:
+    spec = SceneSpec(grid="cutout")
+    drawn = draw_pairs(spec, 2, [0, 1, 2, 5])
+    assert bool(torch.isfinite(drawn.lsst).all()) and bool(torch.isfinite(drawn.euclid).all())
+    assert (drawn.labels["role"] != "sky").all()
+    finer = torch.from_numpy(resample_stamps(drawn.lsst.permute(0, 2, 3, 1).numpy()))
+    near = np.s_[:, 0, 26:38, 26:38]
+    red, vis = finer[:, 2:3][near].flatten(1), drawn.euclid[near].flatten(1)
+    bright = (drawn.labels["mag_i"].astype(float) < 22) & (drawn.conditions["lsst_fwhm"][:, 2].numpy() < 1.0)
+    assert bright.sum() >= 8
+    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(red[bright].numpy(), vis[bright].numpy(), strict=True)]
+    assert np.median(alike) > 0.6
+    np.testing.assert_allclose(drawn.lsst_sigma[:, 0, 0, 0], drawn.conditions["lsst_noise"][:, 0])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from surveybridge.jobs.simulating.components import components_of
+from surveybridge.jobs.simulating.components import Components, components_of
 from surveybridge.jobs.simulating.drawing import Grid, images, spectra
+from surveybridge.jobs.simulating.galaxies import COSMOS_DENSITY, Crowd, draw_objects
 from surveybridge.jobs.simulating.optics import KOLMOGOROV_WING, Psf, transfer_functions
 from surveybridge.jobs.simulating.population import columns
-from surveybridge.jobs.simulating.scenes import SceneSpec, draw_pairs
+from surveybridge.jobs.simulating.scenes import Scene, SceneSpec, draw_pairs, render
+from surveybridge.jobs.simulating.spirals import with_arms
 
 galsim = pytest.importorskip("galsim")
 
@@ -120,3 +124,36 @@ def test_scenes_follow_from_their_numbers_and_not_from_their_company() -> None:
         np.testing.assert_array_equal(mine, theirs)
     assert all(torch.equal(values, together.conditions[name][4:8]) for name, values in alone.conditions.items())
     assert not np.array_equal(draw_pairs(SPEC, 6, 3).euclid.numpy(), alone.euclid.numpy())
+
+
+def test_galaxies_are_as_many_and_of_such_shapes_as_asked() -> None:
+    rng = np.random.default_rng(8)
+    crowd = Crowd(240.0, nominal=0.0, cosmos=1.0, systems=0, deflectors=0, bright=0, stars=300.0)
+    drawn = draw_objects(rng, crowd)
+    galaxy = drawn["kind"] == "galaxy"
+    assert (galaxy & (drawn["mag_i"] < 26)).sum() == pytest.approx(COSMOS_DENSITY * 16, rel=0.1)
+    assert (drawn["kind"] == "star").sum() == pytest.approx(300, rel=0.2)
+    assert drawn["mag_i"][galaxy].max() > 27 and not np.isfinite(drawn["theta_E"]).any()
+    shown = draw_objects(rng, replace(crowd, cosmos=0.0, systems=40, deflectors=30, bright=5, stars=0.0))
+    roles = {role: int((shown["role"] == role).sum()) for role in ("system", "deflector", "bright")}
+    assert roles == {"system": 40, "deflector": 30, "bright": 5}
+    red = (shown["mag_g"] - shown["mag_i"])[shown["role"] == "deflector"]
+    assert np.median(red) > np.median((drawn["mag_g"] - drawn["mag_i"])[galaxy]) + 0.4
+
+
+def test_arms_take_their_light_from_the_disc() -> None:
+    rng = np.random.default_rng(2)
+    disc = catalogue(mag_i=19.5, main_re=2.0, re=2.0)
+    with_arms_, arms = with_arms(rng, disc, often=1.0)
+    whole = Components.join(components_of(with_arms_), arms)
+    assert len(arms) >= 3 and arms.flux.sum() > 0.05 * whole.flux.sum()
+    np.testing.assert_allclose(whole.flux.sum(0), components_of(disc).flux.sum(0), rtol=1e-6)
+    assert arms.flux[:, 0].sum() / arms.flux[:, 2].sum() > whole.flux[:, 0].sum() / whole.flux[:, 2].sum()
+
+
+def test_several_scenes_together_are_the_same_but_for_rounding() -> None:
+    drawn = [Scene.draw(SPEC, 4, number) for number in range(3)]
+    together = render(drawn, torch.device("cpu"))
+    for k, scene in enumerate(drawn):
+        for one, of_three in zip(render([scene], torch.device("cpu")), together, strict=True):
+            assert float((one[0] - of_three[k]).abs().max()) < 2e-6 * float(one.abs().max()) + 1e-3

@@ -91,3 +91,18 @@ def test_what_cannot_be_is_refused(store, tmp_path, capsys):
     assert "count 40" in line and "another place" in line
     assert not new.exists()
     pq.read_table(store.with_suffix(".parquet"))
+
+
+def test_stamps_on_own_pixels_are_read_on_both_grids(tmp_path):
+    out = tmp_path / "stamps.zarr"
+    assert simulate(out, "--executor", "serial", "--grid", "cutout", count=24) == 0
+    own, finer = (read_pairs(str(out), grid, conditions=True) for grid in ("cutout", "mosaic"))
+    assert own.pixel_scale == {"lsst": 0.2, "euclid": 0.1} and finer.pixel_scale == {"lsst": 0.1, "euclid": 0.1}
+    for pairs in (own, finer):
+        assert {end: values.shape[1:] for end, values in pairs.ends.items()} == {
+            "lsst": (3, 64, 64), "euclid": (1, 64, 64),
+        }  # fmt: skip
+    before, after = (pairs.conditions.ends["lsst"] for pairs in (own, finer) if pairs.conditions is not None)
+    assert np.isfinite([before.noise, before.gain, after.noise, after.gain]).all() and before.noise.shape == (24, 3)
+    assert (after.noise < before.noise / 3.9).all() and (after.gain > 3.9 * before.gain).all()
+    assert {row["central_class"] for row in read_labels(str(out)).values()} >= {"field_galaxy", "deflector_like"}
