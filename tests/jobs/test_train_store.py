@@ -105,7 +105,7 @@ def interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_object_storage_stopped_while_it_cuts_and_while_it_trains_it_ends_with_the_same_bits(
     trained, tiles, bucket, tmp_path, monkeypatch, capsys
 ):
