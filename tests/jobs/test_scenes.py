@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from surveybridge.jobs.simulating.optics import KOLMOGOROV_WING, Psf, transfer_f
 from surveybridge.jobs.simulating.population import columns
 from surveybridge.jobs.simulating.scenes import Scene, SceneSpec, draw_pairs, render
 from surveybridge.jobs.simulating.spirals import with_arms
+from tests.conftest import ROOT
 
 galsim = pytest.importorskip("galsim")
 
@@ -157,3 +160,23 @@ def test_several_scenes_together_are_the_same_but_for_rounding() -> None:
     for k, scene in enumerate(drawn):
         for one, of_three in zip(render([scene], torch.device("cpu")), together, strict=True):
             assert float((one[0] - of_three[k]).abs().max()) < 2e-6 * float(one.abs().max()) + 1e-3
+
+
+def test_drawing_needs_torch_and_numpy_only() -> None:
+    seen: set[str] = set()
+    wanted = ["surveybridge.jobs.simulating.scenes"]
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if not name.startswith("surveybridge."):
+            continue
+        source = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py").read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                wanted.append(str(node.module))
+            elif isinstance(node, ast.Import):
+                wanted += [alias.name for alias in node.names]
+    packages = {name.split(".")[0] for name in seen} - set(sys.stdlib_module_names)
+    assert packages == {"surveybridge", "torch", "numpy"}
