@@ -17,11 +17,12 @@ from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.model import Card, Model
-from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet
+from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.sampler import boot, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.settings import Precision
 
 GAIN = 0.5
 SHAPE = (64, 3, 32, 32)

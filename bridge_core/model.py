@@ -14,11 +14,12 @@ from surveybridge.bridge_core.conditions import ConditionRanges
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet, for_bfloat16
+from surveybridge.bridge_core.network import NetworkConfig, UNet, for_bfloat16
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.recalibration import Recalibration
+from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.stretch import Stretch
 
 CARD_VERSION = 2

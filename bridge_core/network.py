@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 
 from surveybridge.bridge_core.context import MAPS, vector_size
 from surveybridge.bridge_core.errors import BridgeError
-
-Precision = Literal["bfloat16", "float32"]
-"""Arithmetic of the network."""
 
 
 @dataclass(frozen=True)

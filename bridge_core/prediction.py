@@ -10,7 +10,8 @@ from torch import Tensor
 
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.network import Precision, UNet, network_input
+from surveybridge.bridge_core.network import UNet, network_input
+from surveybridge.bridge_core.settings import Precision
 
 
 class Predictor:

@@ -21,9 +21,9 @@ from surveybridge.bridge_core.context import Context, Views
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.problem import Direction, Problem, from_channels
 from surveybridge.bridge_core.sampler import denoise, draw, step_at
+from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.translate import window_noise
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)

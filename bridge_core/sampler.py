@@ -18,9 +18,9 @@ from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.network import Precision
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction
+from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surveybridge.bridge_core.errors import BridgeError
 
-if TYPE_CHECKING:
-    from surveybridge.bridge_core.network import Precision
+Precision = Literal["bfloat16", "float32"]
+"""Arithmetic of the network."""
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
 """Numbers of windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""

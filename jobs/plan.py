@@ -74,7 +74,7 @@ def plan(config: Config) -> Projection:
         tiles_done=done,
         cpus=None if os.environ.get("RAY_ADDRESS") else os.cpu_count(),
     )
-    domains = count_domains(foreseen_domains(request.model.card, request.store, manifest))
+    domains = count_domains(foreseen_domains(request.model.card, request.store, manifest, settings.homogenisation))
     return replace(projection, other_tiles=request.others, domains=domains)
 
 

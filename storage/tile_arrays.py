@@ -154,21 +154,7 @@ def read_image(
     planes = _read_array(metadata, shards, f"{survey}/{_PSF}", tile_id) if f"{survey}/{_PSF}" in metadata else None
     try:
         a: dict[str, Any] = dict(metadata[survey]["attributes"])
-        image = SurveyImage(
-            survey=survey,
-            bands=tuple(str(band) for band in a["bands"]),
-            wcs_header=str(a["wcs"]),
-            pixel_scale=float(a["pixel_scale"]),
-            psf_fwhm=tuple(math.nan if value is None else float(value) for value in a["psf_fwhm"]),
-            zero_point=math.nan if a["zero_point"] is None else float(a["zero_point"]),
-            noise_correlation=tuple(float(value) for value in a["noise_correlation"]),
-            provenance={str(key): str(value) for key, value in a["provenance"].items()},
-            unit=str(a["units"]["flux"]) if "units" in a else "nJy",
-            extensive=bool(a.get("extensive", True)),
-            psf_wing=tuple(math.nan if value is None else float(value) for value in a.get("psf_wing", ())),
-            psf_model=_psf_models(a, planes),
-            **arrays,
-        )
+        image = image_of(survey, a, arrays, planes)
     except KeyError as error:
         raise DamagedData(f"tile {tile_id}: {survey} lacks the attribute {error}; ingest the tile again") from error
     check_pixels(tile_id, image)
@@ -179,6 +165,42 @@ def read_image(
                 "in this program; ingest the tile again"
             )
     return image
+
+
+def image_of(
+    survey: str,
+    attributes: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+    planes: NDArray[np.float64] | None = None,
+) -> SurveyImage:
+    """An image from its attributes; without `arrays` it has no pixels, and without `planes` no images of the PSF."""
+    a, none = attributes, np.zeros((len(attributes["bands"]), 0, 0), np.float32)
+    pixels: dict[str, Any] = dict(arrays or {"flux": none, "variance": none, "mask": none.astype(np.uint8)})
+    return SurveyImage(
+        survey=survey,
+        bands=tuple(str(band) for band in a["bands"]),
+        wcs_header=str(a["wcs"]),
+        pixel_scale=float(a["pixel_scale"]),
+        psf_fwhm=_numbers(a["psf_fwhm"]),
+        zero_point=math.nan if a["zero_point"] is None else float(a["zero_point"]),
+        noise_correlation=tuple(float(value) for value in a["noise_correlation"]),
+        provenance={str(key): str(value) for key, value in a["provenance"].items()},
+        unit=str(a["units"]["flux"]) if "units" in a else "nJy",
+        extensive=bool(a.get("extensive", True)),
+        psf_wing=_numbers(a.get("psf_wing", ())),
+        psf_model=_psf_models(a, planes),
+        **pixels,
+    )
+
+
+def stated_noise(attributes: Mapping[str, Any]) -> tuple[float, ...]:
+    """`images.sky_noise` of an image as its attributes state it; NaN where an earlier version did not."""
+    return _numbers(attributes.get("sky_noise") or (None,) * len(attributes["bands"]))
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Numbers of JSON, in which null stands for NaN."""
+    return tuple(math.nan if value is None else float(value) for value in values)
 
 
 def _read_array(
@@ -264,9 +286,9 @@ def _psf_models(attributes: Mapping[str, Any], planes: NDArray[np.float64] | Non
     said = attributes.get("psf_model", [])
     models: list[Psf | None] = []
     for band, text in enumerate(said):
-        if text == _IMAGE and planes is not None:
-            plane = planes[band]
-            models.append(PsfImage(_trimmed(plane), float(attributes["psf_pixel_scale"][band])))
+        if text == _IMAGE:
+            scale = float(attributes["psf_pixel_scale"][band])
+            models.append(None if planes is None else PsfImage(_trimmed(planes[band]), scale))
         else:
             models.append(None if text is None else parse_psf(str(text)))
     return tuple(models)

@@ -54,7 +54,14 @@ from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.psf import PsfImage
 from surveybridge.storage.schema import MANIFEST, conform
 from surveybridge.storage.sky import healpix_29
-from surveybridge.storage.tile_arrays import check_pixels, crop_image, read_group, tile_files
+from surveybridge.storage.tile_arrays import (
+    check_pixels,
+    crop_image,
+    image_of,
+    read_group,
+    stated_noise,
+    tile_files,
+)
 
 FORMAT = "surveybridge-tiles"
 FORMAT_VERSION = 2
@@ -308,8 +315,8 @@ class TileStore:
         (y0, y1, x0, x1), (height, width) = tile.core, tile.shape
         return tile.crop((max(y0 - halo, 0), min(y1 + halo, height), max(x0 - halo, 0), min(x1 + halo, width)))
 
-    def stated(self, tile_ids: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-        """Attributes of the images by tile and survey, without any pixel: one request a tile, many at a time.
+    def stated(self, tile_ids: Sequence[str]) -> dict[str, dict[str, tuple[SurveyImage, tuple[float, ...]]]]:
+        """The images by tile and survey without pixels, and their noise: one request a tile, many at a time.
 
         Tiles that cannot be read, and those of a store from before 0.2, whose attributes lie elsewhere, are left out.
         """
@@ -320,7 +327,8 @@ class TileStore:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 head = json.loads(data)
                 metadata = head["consolidated_metadata"]["metadata"]
-                found[paths[path]] = {name: metadata[name]["attributes"] for name in head["attributes"]["surveys"]}
+                stated = {name: metadata[name]["attributes"] for name in head["attributes"]["surveys"]}
+                found[paths[path]] = {name: (image_of(name, a), stated_noise(a)) for name, a in stated.items()}
         return found
 
     def _listed(self) -> dict[str, Place] | None:

@@ -7,8 +7,8 @@ its card. Both are put together here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +22,31 @@ from surveybridge.storage.images import sky_noise
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Card
+    from surveybridge.jobs.translating.homogenising import Homogenisation
+    from surveybridge.storage.homogenise import BandPlan
+    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile, TileStore
 
 
-def stated_conditions(attributes: Mapping[str, Any]) -> Conditions:
-    """Return how an image of a store was observed, from its attributes; earlier versions did not state the noise."""
-    bands = len(attributes["bands"])
-    noise, fwhm, wing, correlation = (
-        tuple(math.nan if value is None else float(value) for value in attributes.get(name) or (None,) * bands)
-        for name in ("sky_noise", "psf_fwhm", "psf_wing", "noise_correlation")
-    )
-    return Conditions(noise, fwhm, wing, correlation)
+def foreseen_conditions(image: SurveyImage, noise: tuple[float, ...], plans: Sequence[BandPlan]) -> Conditions:
+    """Return how an image will be shown to the network: as it was observed, or homogenised.
+
+    Parameters
+    ----------
+    image
+        Needs no pixels.
+    noise
+        Of a pixel, by band.
+    plans
+        What is done to its PSFs, by band; none: nothing.
+    """
+    as_it_is = zip(noise, image.psf_fwhm, image.psf_wing, image.noise_correlation, strict=True)
+    bands = list(as_it_is)
+    for band, plan in enumerate(plans):
+        if (how := plan.matching) is not None:
+            bands[band] = (noise[band] * how.noise, how.reached.fwhm, how.reached.wing, how.correlation)
+    sigma, fwhm, wing, correlation = (tuple(float(value) for value in of) for of in zip(*bands, strict=True))
+    return Conditions(sigma, fwhm, wing, correlation)
 
 
 def outside(card: Card, conditions: Mapping[str, Conditions]) -> list[str]:
@@ -53,21 +67,30 @@ def tile_domain(card: Card, tile: Tile) -> str | None:
     return with_reasons(tile.domain, reasons, known=card.conditions is not None)
 
 
-def foreseen_domains(card: Card, store: TileStore, manifest: pa.Table) -> pa.Table:
+def foreseen_domains(
+    card: Card, store: TileStore, manifest: pa.Table, homogenisation: Homogenisation | None
+) -> pa.Table:
     """Return the rows of a manifest with what `tile_domain` will say, from the attributes of the tiles, not the pixels.
 
     Of tiles that an earlier version ingested the noise is not known before they are read.
     """
     if card.conditions is None:
         return manifest
-    tiles = manifest["tile_id"].to_pylist()
-    stated = store.stated(tiles)
-    said = [
-        with_reasons(
-            domain, outside(card, {end: stated_conditions(of) for end, of in stated.get(tile, {}).items()}), known=True
-        )
-        for tile, domain in zip(tiles, manifest["domain"].to_pylist(), strict=True)
-    ]
+    from surveybridge.storage.manifests import fields_of
+
+    rows = manifest.select(["tile_id", "field", "core_height", "core_width", "domain"]).to_pylist()
+    stated, fields = store.stated([row["tile_id"] for row in rows]), fields_of(manifest)
+    said = []
+    for row in rows:
+        field = fields.get(row["field"])
+        alone = field is not None and (row["core_height"], row["core_width"]) == tuple(field.shape)
+        halo = None if field is None or alone else field.halo
+        seen = {}
+        for end, (image, noise) in stated.get(row["tile_id"], {}).items():
+            changed = homogenisation is not None and end in homogenisation.psfs
+            plans = homogenisation.plans(image, halo) if changed and homogenisation is not None else []
+            seen[end] = foreseen_conditions(image, noise, plans)
+        said.append(with_reasons(row["domain"], outside(card, seen), known=True))
     place = manifest.column_names.index("domain")
     return manifest.set_column(place, manifest.schema.field("domain"), pa.array(said, pa.string()))
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Card, Model
-from surveybridge.bridge_core.network import NetworkConfig, Precision, UNet
+from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
+from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.stretch import Stretch
 
 SOFTENING = {"g": 0.7, "r": 0.8, "i": 1.1, "VIS": 4.0}
