@@ -1,0 +1,43 @@
+"""docs/howto/own-model.md: from FITS files to a model of one's own, by the commands of the page."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.storage.runs import RunFolder
+from tests.conftest import ROOT
+from tests.pages import run_page
+
+LESS = {
+    "--steps 300 --batch-size 32": "--steps 2 --batch-size 16 --validation 4 --report-seconds 1e6",
+    "--to euclid --calibrated": "--to euclid --calibrated --samples 2 --steps 1 --score-samples 2 --score-steps 1",
+}
+"""What the page says, and what takes less time here."""
+
+
+@pytest.mark.slow  # simulates, trains on Ray and translates
+def test_the_commands_of_the_page_make_a_model_and_translate_with_it():
+    pytest.importorskip("galsim", reason="needs the sim extra")
+    folder = Path(tempfile.mkdtemp(prefix="own", dir="/tmp"))  # Ray's sockets need a short path
+    try:
+        text = (ROOT / "docs" / "howto" / "own-model.md").read_text()
+        for said, less in LESS.items():
+            assert said in text
+            text = text.replace(said, less)
+        page = folder / "own-model.md"
+        page.write_text(text)
+        run_page(page, folder, "--executor serial")
+        card = load_checkpoint(folder / "models" / "mine").card
+        assert card.provenance["from"]["name"] == "mosaic-v2" and card.network.conditions
+        assert card.conditions is not None
+        low, high = card.conditions.ranges["lsst"]["fwhm"]["i"]
+        assert 0.85 < low <= high < 1.0  # of these images, not of those that the checkpoint was trained on
+        run = RunFolder.open(str(folder / "runs" / "next"))
+        assert set(run.ledger()["status"].to_pylist()) == {"ok"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
