@@ -33,7 +33,7 @@ RADIUS = 5.0
 """Pixels: 0.5 arcsec."""
 BLOCK = 64
 HOLD_BACK = ["--hold-back", "0.25", "--hold-back-order", "13"]
-"""Share of the first field that is kept from training, for validation and for the calibration."""
+"""Share of the first field that is kept from training, for validation."""
 
 
 def main() -> None:
@@ -106,12 +106,11 @@ def field(folder: Path, sky: str, name: str, side: int, seed: int) -> str:
 
 
 def calibrated(folder: Path, store: str, checkpoint: str, name: str) -> str:
-    """Calibrate on the held-back sky of the first field; the new checkpoint."""
+    """Calibrate on the first field; the new checkpoint."""
     out = folder / f"calibrated-{name}"
     stem = Path(checkpoint).name
     if not (out / f"{stem}.json").exists():
-        work("calibrate", "--store", store, "--checkpoint", checkpoint, "--to", "euclid", "--out", out, "--no-arcs",
-             *HOLD_BACK)  # fmt: skip
+        work("calibrate", "--store", store, "--checkpoint", checkpoint, "--to", "euclid", "--out", out, "--no-arcs")
     return str(out / stem)
 
 
