@@ -141,7 +141,7 @@ def test_a_stream_that_ends_early_leaves_no_thread_that_uses_ray(end, tmp_path, 
     else:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            next(receipts)
+            list(receipts)  # how many come before depends on how busy the machine is
     # the stream's own thread may wait for another moment, but has nothing to tell any more
     assert {thread.name for thread in set(threading.enumerate()) - before} <= {"drain"}
 
