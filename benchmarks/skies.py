@@ -2,12 +2,14 @@
 
     python -m benchmarks.skies                                  # all conditions, some 40 minutes of one core
     python -m benchmarks.skies --only training,seeing-0.9       # some
+    python -m benchmarks.skies --homogenise off                 # images with the PSFs that they have
     python -m benchmarks.skies --checkpoint mosaic-v2 --seed 9
 
 The same fields, from seeds, are simulated under each of the shipped skies (`simulate --sky`), written as FITS, read,
 co-registered, translated and scored with the product's own functions; only the windows with a galaxy to i = 24.5 or a
-star to i = 23 are translated. Conditions that are in the results already, with the same settings, are left out, so that
-a run may be stopped and goes on.
+star to i = 23 are translated. As in a run, a model is told the conditions where its card takes them, and images are
+brought to the PSF of training where its card states one. Conditions that are in the results already, with the same
+settings, are left out, so that a run may be stopped and goes on.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from surveybridge.jobs.simulating.population import concatenate
 from surveybridge.jobs.simulating.shipped_skies import shipped
 from surveybridge.jobs.simulating.sky import observe
 from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
+from surveybridge.jobs.translating.config import NOISE_BOUND
+from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.storage.field_images import read_field
 from surveybridge.storage.ingest import TileBox, cut_tile
@@ -56,14 +60,18 @@ def main() -> None:
     parser.add_argument("--only", help="names of skies, joined by commas (default: all that ship)")
     parser.add_argument("--seed", type=int, default=100, help="of the first field; the others follow")
     parser.add_argument("--fields", type=int, default=FIELDS)
-    parser.add_argument("--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT.json)")
+    parser.add_argument("--homogenise", choices=("auto", "off"), default="auto", help="as of `translate`")
+    parser.add_argument("--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT[-off].json)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
-    out = arguments.out or Path(__file__).with_name("results") / f"skies-{model.card.name}.json"
+    homogenisation = Homogenisation.of_card(model.card, NOISE_BOUND) if arguments.homogenise == "auto" else None
+    file = f"skies-{model.card.name}{'-off' if arguments.homogenise == 'off' else ''}.json"
+    out = arguments.out or Path(__file__).with_name("results") / file
     settings = {
         "checkpoint_sha256": model.sha256, "seed": arguments.seed, "fields": arguments.fields, "size": SIZE,
         "lenses_a_field": LENSES, "samples": SAMPLES,
+        "homogenisation": homogenisation and homogenisation.document,
     }  # fmt: skip
     report = earlier(out, settings)
     skies = chosen(arguments.only)
@@ -71,7 +79,9 @@ def main() -> None:
         if name in report["skies"]:
             continue
         started = time.process_time()
-        sums = Sums.joined([measure_field(model, sky, arguments.seed + k) for k in range(arguments.fields)])
+        sums = Sums.joined(
+            [measure_field(model, homogenisation, sky, arguments.seed + k) for k in range(arguments.fields)]
+        )
         report["skies"][name] = summary(sums) | {"processor_seconds": round(time.process_time() - started, 1)}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(rounded(report), indent=1) + "\n")
@@ -101,12 +111,14 @@ def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "skies": {}}
 
 
-def measure_field(model: Model, sky: Observing, seed: int) -> Sums:
+def measure_field(model: Model, homogenisation: Homogenisation | None, sky: Observing, seed: int) -> Sums:
     """Simulate, read, translate, score and measure one field."""
     drawn = field(seed, sky.stars)
     with tempfile.TemporaryDirectory() as folder:
         tile = observed_tile(Path(folder), sky, seed)
     check_tile(model, tile)
+    if homogenisation is not None:
+        tile = homogenisation.applied(tile)
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))
     table = rows.rows.select(["system_id", "score", "false_alarm", "kind", "x", "y"]).to_pandas()
     truth = images(seed, sky.band("VIS"), sky.registration, sky.stars)

@@ -110,7 +110,7 @@ def measure(model: Model, tile: Tile, field: SimulatedField, truth: Floats, rows
     rows : DataFrame
         Candidates of the tile.
     """
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.images.values()])
+    known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
     places = {
         kind: _places(objects, kind, field, known)
         for kind, objects in (("galaxy", field.galaxies), ("star", field.stars))
