@@ -135,7 +135,9 @@ def observed_tile(folder: Path, sky: Observing, seed: int) -> Tile:
         paths[instrument.band] = str(folder / f"{instrument.band}.fits")
         to_hdus(drawn.frame(instrument), instrument, planes, LENSES, seed, sky).writeto(paths[instrument.band])
     files = {"lsst": {band: paths[band] for band in "gri"}, "euclid": {"VIS": paths["VIS"]}}
-    read = read_field(default_problem(), files, "euclid")
+    # a PSF that no profile describes is given as an image
+    stamps = {"VIS": f"{paths['VIS']}[PSF]"} if sky.band("VIS").psf_kind == "optical" else {}
+    read = read_field(default_problem(), files, "euclid", numbers={"psf": {"euclid": stamps}})
     whole = (0, SIZE, 0, SIZE)
     return cut_tile(read, TileBox("t0000", whole, whole))
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+PSF_PIXELS = 41
+"""Side of the image of a PSF."""
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.io import fits
@@ -89,6 +92,8 @@ def to_hdus(
                 dither_seed=1 + seed % 10_000,
             )
         )
+    if not ideal and math.isnan(instrument.beta):
+        hdus.append(_psf_hdu(instrument))
     return fits.HDUList(hdus)
 
 
@@ -110,6 +115,21 @@ def _conditions(instrument: Instrument, observing: Observing) -> list[tuple[str,
             ("REGROT", offset.rotation, "deg, north to east"),
         ]
     return cards
+
+
+def _psf_hdu(instrument: Instrument) -> fits.ImageHDU:
+    """Image of a PSF that no profile describes, seen through the pixels."""
+    import galsim
+    from astropy.io import fits
+
+    from surveybridge.jobs.simulating.point_spread import profile_of
+
+    stamp = galsim.ImageD(PSF_PIXELS, PSF_PIXELS, scale=instrument.pixel_scale)
+    # rounded, since the last bits of a Fourier drawing depend on where in memory it lies
+    values = np.round(profile_of(instrument).drawImage(stamp).array, 9).astype(np.float32)
+    hdu = fits.ImageHDU(values, name="PSF")
+    hdu.header["PIXSCALE"] = (instrument.pixel_scale, "arcsec")
+    return hdu
 
 
 def truth_table(catalogue: Catalogue, sky: SkyPositions, euclid: Frame, lsst: Frame) -> pa.Table:

@@ -208,6 +208,9 @@ def test_ingest_reads_the_conditions_and_the_objects_stand_off(own_sky):
     field = read_field(default_problem(), images, "euclid")
     assert field.images["lsst"].psf_fwhm[0] == 1.23
     assert field.images["euclid"].noise_correlation[0] == pytest.approx(0.23, abs=0.06)
+    told = {"psf": {"euclid": {"VIS": f"{folder / FILES['VIS']}[PSF]"}}}
+    seen = read_field(default_problem(), images, "euclid", numbers=told).images["euclid"]
+    assert seen.psf_fwhm[0] == pytest.approx(0.19, rel=0.05) and 0 < seen.psf_wing[0] < 1
     truth = pq.read_table(folder / "truth.parquet").to_pandas()
     stars = truth[(truth.kind == "star") & truth.x_vis.between(40, 470) & truth.y_vis.between(40, 470)]
     for survey, off in (("lsst", (0.5, -0.4)), ("euclid", (0.0, 0.0))):
