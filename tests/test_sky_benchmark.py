@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.settings import PatchGrid
+from surveybridge.jobs.simulating.observing import StarCounts
+from surveybridge.jobs.translating.config import NOISE_BOUND
+from surveybridge.jobs.translating.homogenising import Homogenisation
 
 pytest.importorskip("galsim", reason="needs the sim extra: galsim")
 
@@ -139,3 +144,17 @@ def test_a_run_goes_on_where_it_was_stopped_and_begins_anew_with_other_settings(
     with pytest.raises(SystemExit, match="seeing-9"):
         skies.chosen("training,seeing-9")
     assert set(skies.chosen(None)) == set(shipped()) - {"ideal"}
+
+
+def test_a_field_is_measured_from_its_files_on(monkeypatch):
+    monkeypatch.setattr(skies, "SIZE", 400)
+    monkeypatch.setattr(skies, "LENSES", 1)
+    model = load_checkpoint("mosaic-v2").to("cpu", "bfloat16")
+    sky = shipped()["stars-wings"]
+    sky = replace(sky, stars=StarCounts(density=60.0, brightest=18.0, faintest=22.0, showpieces=False))
+    homogenisation = Homogenisation.of_card(model.card, NOISE_BOUND)
+    as_it_is, matched = (skies.measure_field(model, how, sky, 3) for how in (None, homogenisation))
+    assert as_it_is.lenses == 1 and (as_it_is.candidates.lens == 0).any() and as_it_is.candidates.star.any()
+    assert len(as_it_is.galaxies) >= 3 and as_it_is.windows[:, 0].sum() > 100
+    # wings take flux away from the middle, and homogenisation puts it back
+    assert np.median(as_it_is.galaxies) < np.median(matched.galaxies)
