@@ -154,7 +154,7 @@ def test_a_field_is_measured_from_its_files_on(monkeypatch):
     sky = replace(sky, stars=StarCounts(density=60.0, brightest=18.0, faintest=22.0, showpieces=False))
     homogenisation = Homogenisation.of_card(model.card, NOISE_BOUND)
     as_it_is, matched = (skies.measure_field(model, how, sky, 3) for how in (None, homogenisation))
-    assert as_it_is.lenses == 1 and (as_it_is.candidates.lens == 0).any() and as_it_is.candidates.star.any()
+    assert as_it_is.lenses == 1 and as_it_is.candidates.star.any() and len(as_it_is.stars) >= 3
     assert len(as_it_is.galaxies) >= 3 and as_it_is.windows[:, 0].sum() > 100
     # wings take flux away from the middle, and homogenisation puts it back
     assert np.median(as_it_is.galaxies) < np.median(matched.galaxies)
