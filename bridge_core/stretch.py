@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
@@ -203,6 +204,16 @@ class AxialStretch:
 
 
 AnyStretch = Stretch | Log10Stretch | AxialStretch
+
+Difference = TypeVar("Difference", Tensor, NDArray[Any])
+
+
+def departure(stretch: AnyStretch | None, difference: Difference) -> Difference:
+    """Return differences of values; those of angles, which repeat after half a turn, by the shorter way."""
+    if not isinstance(stretch, AxialStretch):
+        return difference
+    period = math.pi / stretch.radians
+    return (difference + period / 2) % period - period / 2
 
 
 def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:

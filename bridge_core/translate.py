@@ -17,6 +17,7 @@ from surveybridge.bridge_core.problem import Direction, Endpoint
 from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.spans import span
+from surveybridge.bridge_core.stretch import departure
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.sky_noise import SkyNoise
 
@@ -136,6 +137,13 @@ def recalibrated(model: Model, direction: Direction, posterior: Posterior) -> Po
     """
     factors = model.card.calibrated(direction).factors(posterior.mean.numpy(), direction)
     return replace(posterior, std=(posterior.std.double() * torch.from_numpy(factors)).float())
+
+
+def recalibrated_samples(model: Model, direction: Direction, mean: Tensor, samples: Tensor) -> Tensor:
+    """Return samples [K, B, H, W] that depart from their mean [B, H, W] by the factors of their standard deviation."""
+    factors = torch.from_numpy(model.card.calibrated(direction).factors(mean.numpy(), direction)).float()
+    stretch = direction.wanted.stretch
+    return mean + departure(stretch, factors * departure(stretch, samples - mean))
 
 
 class Seen(NamedTuple):

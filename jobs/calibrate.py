@@ -31,7 +31,7 @@ surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --o
 
 ONLY = {
     "pairs": ("start", "limit", "sigma", "draws"),
-    "store": ("tiles", "to", "samples", "steps", "arcs", "executor", "workers"),
+    "store": ("tiles", "to", "samples", "steps", "arcs", "hold_back", "hold_back_order", "executor", "workers"),
 }
 """Settings that mean something with one of both only."""
 
@@ -61,7 +61,17 @@ class Config(JobConfig):
     arcs: bool = Field(True, description="with --store: also put arcs around its galaxies, and say how many are found")
     executor: Literal["ray", "serial"] = Field("serial", description="with --store: serial in this process, or ray")
     workers: int = Field(1, ge=1, description="with --store: largest number of actors at a time, on Ray")
-    seed: int = Field(0, ge=0, description="seed of lenses and noise")
+    hold_back: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="with --store: use only the share of the sky that a training with the same --hold-back and --seed "
+        "held back (default: all that the tiles show)",
+    )
+    hold_back_order: int | None = Field(
+        None, ge=2, le=27, description="with --hold-back: HEALPix order of its cells, as in the training"
+    )
+    seed: int = Field(0, ge=0, description="seed of lenses and noise, and of the cells of --hold-back")
     batch: int | None = Field(
         None, ge=1, description="stamps or patches in one network call (default: 16 on a CPU, 512 on a GPU)"
     )
@@ -72,7 +82,9 @@ class Config(JobConfig):
             raise ValueError("give --pairs for the lens score, or --store for intervals and false-alarm rates")
         other = "store" if self.store is None else "pairs"
         if strange := [name for name in ONLY[other] if name in self.model_fields_set]:
-            raise ValueError(f"--{strange[0]} is for --{other}; leave it out")
+            raise ValueError(f"--{strange[0].replace('_', '-')} is for --{other}; leave it out")
+        if self.hold_back_order is not None and self.hold_back is None:
+            raise ValueError(f"--hold-back-order {self.hold_back_order} says nothing without --hold-back; give both")
         return self
 
 
@@ -144,6 +156,8 @@ def store_request(config: Config) -> Asked:
         to=config.to,
         tiles=config.tiles,
         lenses=ARCS_A_TILE if config.arcs else 0,
+        hold_back=config.hold_back,
+        hold_back_order=config.hold_back_order,
         sampling=Sampling(samples=config.samples, steps=config.steps, seed=config.seed),
         batch=config.batch,
         executor=config.executor,

@@ -79,6 +79,9 @@ class Config(JobConfig):
     seed: int = Field(0, ge=0, description="key of the noise")
     batch: int = Field(16, ge=1, description="stamps in one network call")
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
+    calibrated: bool = Field(
+        False, description="stretch samples by the recalibration in the checkpoint's card; without it for a comparison"
+    )
     executor: Literal["ray", "serial"] = Field("serial", description="serial in this process, or ray for large sets")
     workers: int = Field(1, ge=1, description="largest number of actors at a time, on Ray")
 
@@ -161,6 +164,9 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     published, grid = not model.card.physical, model.card.grid  # AS-Bridge's sees the display, not fluxes
     problem = model.card.problem
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
+    wanted = problem.directions if config.direction == "both" else [problem.direction(config.direction)]
+    for direction in wanted if config.calibrated else ():
+        model.card.calibrated(direction)  # refused where it is not
     scored_direction(model)  # an evaluation looks at objects: refused where the problem makes maps only
     probes = {
         which: read_pairs(url, grid, stop=1, problem=problem.table, eight_bit=published)
@@ -200,9 +206,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         pairs=Folder.at(config.pairs).url,
         anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
         grid=grid,
-        directions=tuple(
-            map(str, problem.directions if config.direction == "both" else [problem.direction(config.direction)])
-        ),
+        directions=tuple(map(str, wanted)),
         out=out.url,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
         start=config.start,
@@ -211,6 +215,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         },
         block=BLOCK,
         display=display,
+        calibrated=config.calibrated,
         filesystems=configured(),
     )
     stated = {band: sigma for bands in probes["pairs"].noise.values() for band, sigma in bands.items()}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from surveybridge.storage.problems import ProblemTable
     from surveybridge.storage.tiles import Tile
 
-KEPT = ("object_id", "system_id", "x", "y", "kind", "flags", "score", "false_alarm")
+KEPT = ("object_id", "system_id", "ra", "dec", "x", "y", "kind", "flags", "score", "false_alarm")
 """Columns of the catalog that are kept."""
 HOSTS = 1 / 3
 """The brightest share of a tile's ordinary objects, which get arcs: what could be a deflector."""
@@ -37,6 +37,8 @@ NEAR_ARCSEC = 0.5
 """An object so near to a host is the host with its arcs."""
 BRIGHT_SNR = 10.0
 """S/N of pixels by which the gain of an image is told from its variance."""
+LEAST_SHARE = 0.01
+"""Share of the sky's variance that sources must add in such pixels for a gain to be known."""
 
 
 def measure_objects(model: Model, tile: Tile, how: Scoring, device: torch.device) -> pa.Table:
@@ -157,12 +159,12 @@ def views(image: SurveyImage, native: float) -> list[Any]:
 def gain_of(image: SurveyImage, plane: int) -> float | None:
     """Electrons per unit of flux, by how the variance grows with the flux; None where it does not."""
     flux, variance, valid = image.flux[plane], image.variance[plane], image.valid[plane]
-    sky = conditions_of(image).noise[plane]
-    bright = valid & (flux > BRIGHT_SNR * sky)
+    sky = float(np.median(variance[valid])) if valid.any() else np.nan
+    bright = valid & (flux > BRIGHT_SNR * np.sqrt(sky))
     if not bright.any():
         return None
-    slope = float(np.median((variance[bright] - sky**2) / flux[bright]))
-    return 1 / slope if slope > 1e-3 * sky**2 / float(flux[bright].max()) else None
+    slope = float(np.median((variance[bright] - sky) / flux[bright]))
+    return 1 / slope if slope * float(np.median(flux[bright])) > LEAST_SHARE * sky else None
 
 
 def _overlap(shape: tuple[int, ...], y: int, x: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.pulls import PullCounts
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.translate import Posterior
+    from surveybridge.storage.held_back import HeldBack
     from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
@@ -49,6 +50,8 @@ class Settings:
     """The PSFs to which images are brought, as `translate` does by itself."""
     lenses: int
     """Objects of a tile that get arcs."""
+    held_back: HeldBack | None
+    """Of the sky, the part that counts; None for all."""
     batch: int | None
     threads: int
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
@@ -126,6 +129,7 @@ class TileMeasurer:
 
         check_tile(self.model, tile)
         shown = self.shown(tile)
+        held = held_pixels(tile, self.settings.held_back)
         counts: Counts = {}
         for name, noise in self.settings.noise.items():
             direction = self.model.card.problem.direction(name)
@@ -136,10 +140,14 @@ class TileMeasurer:
                 self.sampling,
                 wanted=wanted_conditions(self.model.card, tile, direction),
             )
-            counts[name] = pulls_of(posterior, tile, direction, noise)
+            counts[name] = pulls_of(posterior, tile, direction, noise, held)
         if self.scoring is None:
             return Found(counts, None, None)
         ordinary = measure_objects(self.model, shown, self.scoring, self.device)
+        if self.settings.held_back is not None and ordinary.num_rows:
+            ordinary = ordinary.filter(
+                self.settings.held_back.at(ordinary["ra"].to_numpy(), ordinary["dec"].to_numpy())
+            )
         lenses = None
         if self.settings.lenses and ordinary.num_rows:
             lenses = measure_lenses(
@@ -210,37 +218,42 @@ def read_counts(data: bytes) -> Counts:
 
 
 def pulls_of(
-    posterior: Posterior, tile: Tile, direction: Direction, noise: Mapping[str, float]
+    posterior: Posterior,
+    tile: Tile,
+    direction: Direction,
+    noise: Mapping[str, float],
+    counted: NDArray[np.bool_] | bool = True,
 ) -> dict[str, PullCounts]:
     """Counts of a tile's core by wanted band: where both ends are usable, and enough of the input around is."""
     import numpy as np
 
     from surveybridge.bridge_core.pulls import PullCounts
+    from surveybridge.bridge_core.stretch import departure
 
     wanted, image = direction.wanted, tile.images[direction.wanted.name]
     y0, y1, x0, x1 = tile.core
-    covered = posterior.coverage.numpy() >= MIN_COVERAGE
+    covered = (posterior.coverage.numpy() >= MIN_COVERAGE) & counted
     observed, valid = image.flux[:, y0:y1, x0:x1], image.valid[:, y0:y1, x0:x1]
     found = {}
     for plane, band in enumerate(wanted.bands):
         mean, std = posterior.mean[plane].numpy(), posterior.std[plane].numpy()
         with np.errstate(divide="ignore", invalid="ignore"):
-            pull = departure(wanted, observed[plane] - mean) / std
+            pull = departure(wanted.stretch, observed[plane] - mean) / std
         snr = np.zeros_like(mean) if wanted.kind == "axial" else mean / noise[band]
         found[band] = PullCounts.of(snr, pull, valid[plane] & covered, tile.core_origin)
     return found
 
 
-def departure(end: Endpoint, difference: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Return differences of values; those of angles, which repeat after half a turn, by the shorter way."""
+def held_pixels(tile: Tile, held_back: HeldBack | None) -> NDArray[np.bool_] | bool:
+    """Pixels of a tile's core that count, bool [H, W]; True for all."""
     import numpy as np
 
-    from surveybridge.bridge_core.stretch import AxialStretch
-
-    if not isinstance(end.stretch, AxialStretch):
-        return difference
-    period = np.pi / end.stretch.radians
-    return (difference + period / 2) % period - period / 2
+    if held_back is None:
+        return True
+    y0, y1, x0, x1 = tile.core
+    y, x = np.mgrid[y0:y1, x0:x1]
+    ra, dec = next(iter(tile.images.values())).wcs.all_pix2world(x.ravel(), y.ravel(), 0)
+    return held_back.at(ra, dec).reshape(y.shape)
 
 
 def noise_of(end: Endpoint, image: SurveyImage) -> dict[str, float]:

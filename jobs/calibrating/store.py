@@ -6,12 +6,13 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from surveybridge.bridge_core.false_alarms import FEWEST, FalseAlarms, fit_false_alarms, held_out_rates
 from surveybridge.bridge_core.pulls import KNOTS, PullCounts, fit_scale, held_out_coverage
@@ -24,7 +25,9 @@ from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import check_request
-from surveybridge.storage.manifests import store_id_of, tiles_with
+from surveybridge.storage.celestial import celestial_wcs
+from surveybridge.storage.held_back import HeldBack, cell_arcsec, order_of
+from surveybridge.storage.manifests import fields_of, store_id_of, tiles_with
 from surveybridge.storage.objectstore import Folder, configured
 from surveybridge.storage.parquet import read_parquet
 from surveybridge.storage.runs import without_secrets
@@ -38,13 +41,18 @@ log = logging.getLogger(__name__)
 
 FALSE_ALARM = 0.01
 """Rate at which the summary counts objects and lenses."""
+SAMPLED = 16
+"""Pixels between the positions by which a tile is taken to show sky that is held back."""
 BANDS = ("g", "r", "i", "VIS")
 """Bands in which arcs are simulated."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A calibration as it was asked for: `tiles` is the largest number, `lenses` that of arcs in a tile."""
+    """A calibration as it was asked for: `tiles` is the largest number, `lenses` that of arcs in a tile.
+
+    With `hold_back` only sky counts that a training with this share held back.
+    """
 
     store: str
     checkpoint: str | None
@@ -52,6 +60,8 @@ class Asked:
     to: str | None
     tiles: int
     lenses: int
+    hold_back: float | None
+    hold_back_order: int | None
     sampling: Sampling
     batch: int | None
     executor: Literal["ray", "serial"]
@@ -79,8 +89,10 @@ def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None
     """
     store = TileStore.open(asked.store)
     manifest = store.manifest()
-    tiles, directions = check(model, store, manifest, asked)
+    held_back = None if asked.hold_back is None else held_back_of(model, asked)
+    tiles, directions = check(model, store, manifest, held_back, asked)
     settings = settings_of(model, store, tiles, directions, asked)
+    settings = replace(settings, held_back=held_back)
     say_cost(model, manifest, tiles, settings)
     out = Folder.at(asked.out)
     failed = {one["tile_id"]: one["reason"] for one in _receipts(tiles, settings, asked) if one["status"] != "ok"}
@@ -113,12 +125,22 @@ def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None
         "samples": settings.sampling.samples,
         "steps": settings.sampling.steps,
         "seed": settings.sampling.seed,
+        "held_back": None if held_back is None else held_back.document,
         "objects": false_alarms.objects if false_alarms else 0,
     }
     return Recalibration(intervals, false_alarms, provenance), len(failed)
 
 
-def check(model: Model, store: TileStore, manifest: pa.Table, asked: Asked) -> tuple[list[str], list[Direction]]:
+def held_back_of(model: Model, asked: Asked) -> HeldBack:
+    """Return the part of the sky that a training holds back, by the width of its windows where no order is given."""
+    scale = model.card.problem.endpoints[0].pixel_scale
+    order = asked.hold_back_order or order_of(Sampling().patches.size * scale)
+    return HeldBack(float(asked.hold_back or 0), order, asked.sampling.seed)
+
+
+def check(
+    model: Model, store: TileStore, manifest: pa.Table, held_back: HeldBack | None, asked: Asked
+) -> tuple[list[str], list[Direction]]:
     """Tiles to look at, spread over the store, and directions; refuse what cannot be calibrated."""
     problem = model.card.problem
     directions = [problem.to(asked.to)] if asked.to else list(problem.directions)
@@ -131,6 +153,14 @@ def check(model: Model, store: TileStore, manifest: pa.Table, asked: Asked) -> t
             f"{store.url}: none of its {manifest.num_rows} tiles has both {first} and {second}, by which predictions "
             "are judged; ingest both"
         )
+    if held_back is not None:
+        both = both.filter(pa.array(has_held_sky(both, held_back)))
+        if both.num_rows == 0:
+            raise RequestError(
+                f"{store.url}: none of its tiles shows any of the {held_back.share:.0%} of the sky that are held back "
+                f'in cells of {cell_arcsec(held_back.order):.0f}"; give --hold-back and --hold-back-order as in the '
+                "training, or leave them out"
+            )
     order = both.sort_by("_healpix_29")["tile_id"].to_pylist()
     tiles = sorted({order[k] for k in np.linspace(0, len(order) - 1, asked.tiles).round().astype(int)})
     if asked.lenses and problem.scored is not None and model.card.discriminant is not None:
@@ -142,6 +172,17 @@ def check(model: Model, store: TileStore, manifest: pa.Table, asked: Asked) -> t
                 "--no-arcs"
             )
     return tiles, directions
+
+
+def has_held_sky(tiles: pa.Table, held_back: HeldBack) -> NDArray[np.bool_]:
+    """Return whether tiles show sky that is held back, by positions `SAMPLED` pixels apart in their cores."""
+    grids = {name: celestial_wcs(field.wcs_header) for name, field in fields_of(tiles).items()}
+    found = []
+    for row in tiles.select(["field", "core_y0", "core_x0", "core_height", "core_width"]).to_pylist():
+        y, x = np.mgrid[0 : row["core_height"] : SAMPLED, 0 : row["core_width"] : SAMPLED]
+        ra, dec = grids[row["field"]].all_pix2world(x.ravel() + row["core_x0"], y.ravel() + row["core_y0"], 0)
+        found.append(bool(held_back.at(ra, dec).any()))
+    return np.array(found, bool)
 
 
 def _check_simulator() -> None:
@@ -171,6 +212,7 @@ def settings_of(
         scoring=Scoring(samples=2, steps=1, seed=asked.sampling.seed) if scored else None,
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
         lenses=asked.lenses,
+        held_back=None,
         batch=asked.batch,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
         filesystems=configured(),

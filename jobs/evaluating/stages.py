@@ -50,6 +50,8 @@ class Settings:
     """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
     display: Mapping[str, Stretch]
     """AS-Bridge's display of the pairs, in which energy scores are taken and its checkpoints see the world."""
+    calibrated: bool
+    """Whether samples are stretched by the recalibration in the card."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
     def blocks(self) -> list[str]:
@@ -150,7 +152,7 @@ class BlockJudge:
             morphology,
             photometry,
         )
-        from surveybridge.bridge_core.translate import window_samples
+        from surveybridge.bridge_core.translate import recalibrated_samples, window_samples
         from surveybridge.storage.evaluation_schemas import EVALUATED_PIXELS, evaluated_images_schema
         from surveybridge.storage.problems import described
         from surveybridge.storage.schema import conform
@@ -168,6 +170,10 @@ class BlockJudge:
             context = views and views[direction.index]
             drawn = window_samples(model, direction, windows, corners(block), settings.sampling, context=context)
             samples = drawn.cpu().transpose(0, 1).contiguous()
+            if settings.calibrated:
+                samples = torch.stack(
+                    [recalibrated_samples(model, direction, one.mean(0), one) for one in samples.unbind(1)], 1
+                )
             display = settings.display[wanted.name]
             columns = image_scores(samples, truth, bands, display)
             columns |= named_columns(photometry(samples, truth, bands, scale), table, wanted.name)

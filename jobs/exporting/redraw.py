@@ -68,7 +68,7 @@ def redraw(
 
     from surveybridge.bridge_core.redraw import redraw_tile
     from surveybridge.bridge_core.settings import DEFAULT_BATCH
-    from surveybridge.bridge_core.translate import recalibrated
+    from surveybridge.bridge_core.translate import recalibrated, recalibrated_samples
     from surveybridge.storage.footprint import overlap
     from surveybridge.storage.tiles import TileStore
 
@@ -103,8 +103,8 @@ def redraw(
             model, direction, scene, how, here, wanted_conditions(model.card, tile, direction, wishes)
         )
         if facts.get("calibrated"):
-            raw, posterior = posterior, recalibrated(model, direction, posterior)
-            drawn = raw.mean + (drawn - raw.mean) * (posterior.std / raw.std)
+            posterior = recalibrated(model, direction, posterior)
+            drawn = recalibrated_samples(model, direction, posterior.mean, drawn)
         there = (slice(y0 - region[0], y1 - region[0]), slice(x0 - region[2], x1 - region[2]))
         samples[:, :, *there] = drawn[:count].numpy()
         mean[:, *there], std[:, *there] = posterior.mean.numpy(), posterior.std.numpy()
