@@ -1,9 +1,9 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
 A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
-is in one lane. Two lanes that start clusters, servers and browsers run side by side, with Slurm, which sleeps most of
-the time, and those that only compute fill the cores while they wait: three that start so much make each other miss
-their deadlines on two cores. The lane `alone` measures time or memory, and comes last. What follows -- goes to pytest.
+is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
+the cores while they wait: three that start so much make each other miss their deadlines on two cores, Slurm included,
+though it sleeps most of the time. The lane `alone` measures time or memory, and comes last. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Lane:
 LANES = {
     "slow": Lane("above 20 s: processes, clusters of their own, browsers"),
     "drills": Lane("workers, drivers, nodes and storage that fail: tests/drills"),
-    "slurm": Lane("on a Slurm of their own: they wait for leases to end, and for jobs to be queued again"),
-    "ray": Lane("on a Ray cluster that is there already", after=("drills",)),
+    "slurm": Lane(
+        "on a Slurm of their own: they wait for leases to end, and for jobs to be queued again", after=("drills",)
+    ),
+    "ray": Lane("on a Ray cluster that is there already", after=("slow",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
     "long": Lane("above 20 s, but they start nothing that they wait for", niceness=4),
     "fast": Lane("all others, which share nothing", workers=2, niceness=5),
