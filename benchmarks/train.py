@@ -31,7 +31,7 @@ from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.training import Batch, TrainState, bridge_loss
 from surveybridge.cluster.training import Session
 from surveybridge.jobs.diagnosing.machine import described_machine
-from surveybridge.jobs.train import FIT_PAIRS, Config
+from surveybridge.jobs.train import FIT_PAIRS, RATE, Config
 from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.jobs.training.worker import Shard, make_recipe, read_shard, validation_energy, validation_loss
 from surveybridge.storage.pairs import read_pairs
@@ -110,7 +110,7 @@ def main() -> None:
 
 def settings_of(pairs: str, **changes: Any) -> dict[str, Any]:
     """Return what `surveybridge train` hands its workers by default, with some changes."""
-    settings = Config(pairs=pairs, out="unused", steps=1, **changes).model_dump()
+    settings = Config(pairs=pairs, out="unused", steps=1, **({"learning_rate": RATE} | changes)).model_dump()
     problem = asked_problem(settings["problem"], settings["to"], pairs)
     probe = read_pairs(pairs, settings["grid"], stop=FIT_PAIRS, problem=problem.table)
     card = make_card(settings, problem, probe, asdict(make_recipe(settings)))

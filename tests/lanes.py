@@ -3,7 +3,8 @@
 A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
 is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
 the cores while they wait: three that start so much make each other miss their deadlines on two cores, Slurm included,
-though it sleeps most of the time. The lane `alone` measures time or memory, and comes last. What follows -- goes to pytest.
+though it sleeps most of the time. The lane `alone` measures time or memory, and comes last. What follows -- goes to
+pytest.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def test_drivers_drained_and_killed_one_after_another_have_done_no_harm(scene):
     assert 6 <= done < len(scene.tiles), drained.output
     assert "run the same command again" in drained.output
 
-    early = drill.start("--executor", "serial")
+    early = drill.start("--executor", "serial", seconds=0.3)  # so that it is killed early on a busy machine too
     early.until(lambda begun: any(one.stage == "read" for one in begun[ends[1] :]))
     assert early.kill(signal.SIGKILL) == -signal.SIGKILL
     ends.append(len(drill.begun()))
