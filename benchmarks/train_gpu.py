@@ -21,10 +21,10 @@ from torch import Tensor
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
 from surveybridge.bridge_core.conditions import QUANTITIES, ConditionRanges
-from surveybridge.bridge_core.context import PairConditions, noise_map
+from surveybridge.bridge_core.context import PairConditions, observed_noise
 from surveybridge.bridge_core.model import Card, Model, start_weights
 from surveybridge.bridge_core.network import UNet, channels_last
-from surveybridge.bridge_core.problem import Endpoint, to_channels
+from surveybridge.bridge_core.problem import to_channels
 from surveybridge.bridge_core.training import (
     Batch,
     Ends,
@@ -191,16 +191,10 @@ def to_network(card: Card, drawn: ScenePairs) -> Pairs:
         flux = getattr(drawn, end.name)
         planes.append(to_channels(end.fitted.forward(flux, end.bands), channels))
         tables.append(torch.stack([drawn.conditions[f"{end.name}_{name}"] for name in QUANTITIES], 1))
-        noise.append(noise_of(end, flux, getattr(drawn, f"{end.name}_sigma"), drawn, channels))
+        sigma, gain = getattr(drawn, f"{end.name}_sigma"), drawn.conditions[f"{end.name}_gain"]
+        noise.append(observed_noise(end, flux, sigma, gain, channels))
     registration = drawn.conditions["registration"]
     return Pairs((planes[0], planes[1]), PairConditions((tables[0], tables[1]), (noise[0], noise[1]), registration))
-
-
-def noise_of(end: Endpoint, flux: Tensor, sigma: Tensor, drawn: ScenePairs, channels: int) -> Tensor:
-    """Return what the network is told of the noise: that of the sky, and of the light that was observed."""
-    gain = drawn.conditions[f"{end.name}_gain"][:, :, None, None]
-    light = (flux.clamp(min=0) / gain).nan_to_num(0.0)
-    return noise_map(end, (sigma**2 + light).sqrt().where(torch.isfinite(flux), torch.nan), channels)
 
 
 class Reservoir:

@@ -252,6 +252,28 @@ def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
     return to_channels(told.repeat_interleave(end.planes // len(end.bands), -3), channels)
 
 
+def observed_noise(end: Endpoint, flux: Tensor, sigma: Tensor, gain: Tensor, channels: int) -> Tensor:
+    """`noise_map` of training images: the noise of the sky, and what the light of the observed image adds to it.
+
+    It is never that of the image without noise, which nobody knows.
+
+    Parameters
+    ----------
+    end
+        With its fitted stretch.
+    flux
+        float32 [N, B, H, W] as observed, in the end's unit; NaN where there is no data.
+    sigma
+        float32, shape as `flux` or [N, B, 1, 1]: noise of the sky.
+    gain
+        float32 [N, B], electrons per unit; NaN where sources add no noise.
+    channels
+        Of the network's images.
+    """
+    light = (flux.clamp(min=0) / gain[:, :, None, None]).nan_to_num(0.0)
+    return noise_map(end, (sigma**2 + light).sqrt().where(torch.isfinite(flux), torch.nan), channels)
+
+
 def slopes(end: Endpoint) -> list[float]:
     """Network units of one unit of a band above an empty sky, by band; NaN where the stretch knows no sky."""
     stretch = end.stretch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.conditions import ConditionRanges
+from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
@@ -81,6 +81,15 @@ class Card:
     def recalibration_of(self, direction: Direction) -> dict[str, Any]:
         """What runs and mosaics say of the recalibration of a direction; BridgeError as `calibrated`."""
         return self.calibrated(direction).summary(direction)
+
+    def outside(self, conditions: Mapping[str, Conditions]) -> list[str]:
+        """Return why conditions, by endpoint, lie outside of the training's; nothing where these are not stated."""
+        if self.conditions is None:
+            return []
+        ends = self.problem.endpoints
+        return self.conditions.outside(
+            conditions, {end.name: end.bands for end in ends}, {end.name: end.unit for end in ends}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON form of the card."""

@@ -82,7 +82,6 @@ def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:
 def compared(one: Inspection, card: Card) -> Inspection:
     """Add to the domain of an image what its seeing and noise, as they will be on the checkpoint's grid, say of it."""
     from surveybridge.bridge_core.conditions import Conditions
-    from surveybridge.jobs.translating.domain import outside
     from surveybridge.storage.domain import with_reasons
     from surveybridge.storage.spline import noise_on_finer_pixels
 
@@ -102,5 +101,5 @@ def compared(one: Inspection, card: Card) -> Inspection:
         wing=of_band(one.reading.psf_wing),
         correlation=of_band(correlation),
     )
-    reasons = outside(card, {one.endpoint: seen})
+    reasons = card.outside({one.endpoint: seen})
     return replace(one, domain=with_reasons(one.domain, reasons, known=card.conditions is not None) or "")

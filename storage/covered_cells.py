@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from surveybridge.storage.images import MASK_PLANES, Box, SurveyImage
 from surveybridge.storage.schema import CELL
 
 EVERYWHERE, PARTLY, NOWHERE = 2, 1, 0
@@ -41,6 +43,13 @@ class CoveredCells(NamedTuple):
         cell = row * -(-(x1 - x0) // CELL) + np.clip(column - x0, 0, x1 - x0 - 1) // CELL
         coverage[stated] = self.values[self.first[tiles[stated]] + cell]
         return coverage
+
+
+def core_coverage(images: Iterable[SurveyImage], core: Box) -> list[int] | None:
+    """State which cells of a tile's core have data in all bands of its images, as `cell_coverage`."""
+    y0, y1, x0, x1 = core
+    lacking = [(image.mask[:, y0:y1, x0:x1] & MASK_PLANES["NO_DATA"] != 0).any(0) for image in images]
+    return cell_coverage(~np.logical_or.reduce(lacking))
 
 
 def cell_coverage(usable: NDArray[np.bool_]) -> list[int] | None:

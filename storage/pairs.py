@@ -188,21 +188,17 @@ def on_mosaic_grid(pairs: Pairs) -> Pairs:
 
     The coarser pixels are a multiple of the finer ones.
     """
-    coarse, fine = sorted(pairs.ends, key=lambda name: -pairs.pixel_scale[name])
-    ratio = round(pairs.pixel_scale[coarse] / pairs.pixel_scale[fine])
+    coarse, fine, ratio = _coarse_and_fine(pairs.pixel_scale)
     stamps = pairs.ends[coarse].transpose(0, 2, 3, 1)
     there = resample_stamps(stamps, scale=ratio, out=pairs.ends[fine].shape[-1])
     noise = {
         name: {band: sigma / ratio**2 if name == coarse else sigma for band, sigma in bands.items()}
         for name, bands in pairs.noise.items()
     }
-    of_both = pairs.conditions
-    if of_both is not None:
-        resampled = on_finer_grid(of_both.ends[coarse], ratio, stamps.shape[1], there.shape[-1])
-        of_both = replace(of_both, ends={**of_both.ends, coarse: resampled})
+    sides = {name: values.shape[-1] for name, values in pairs.ends.items()}
     return replace(
         pairs,
-        conditions=of_both,
+        conditions=None if pairs.conditions is None else _on_mosaic_grid(pairs.conditions, pairs.pixel_scale, sides),
         ends={name: there if name == coarse else values for name, values in pairs.ends.items()},
         pixel_scale=dict.fromkeys(pairs.pixel_scale, pairs.pixel_scale[fine]),
         noise=noise,
@@ -221,12 +217,26 @@ def read_all_conditions(url: str, grid: str, stop: int, problem: ProblemTable) -
     found = read_conditions(store, agreed(store, problem), 0, min(stop, store.count), maps=False)
     if store.stated or grid == "cutout":
         return found
-    numbers = {end["name"]: [numbers_of(store, end, band) for band in end["bands"]] for end in problem["endpoints"]}
-    scales = {name: of[0]["pixel_arcsec"] for name, of in numbers.items()}
+    scales = {
+        end["name"]: pixel_scale_of(store, end["name"], {band: numbers_of(store, end, band) for band in end["bands"]})
+        for end in problem["endpoints"]
+    }
+    return _on_mosaic_grid(found, scales, {name: array.shape[1] for name, array in store.arrays.items()})
+
+
+def _coarse_and_fine(scales: Mapping[str, float]) -> tuple[str, str, int]:
+    """The end of coarser pixels, that of finer ones, and how many times finer they are."""
     coarse, fine = sorted(scales, key=lambda name: -scales[name])
-    ratio = round(scales[coarse] / scales[fine])
-    there = on_finer_grid(found.ends[coarse], ratio, store.arrays[coarse].shape[1], store.arrays[fine].shape[1])
-    return replace(found, ends={**found.ends, coarse: there})
+    return coarse, fine, round(scales[coarse] / scales[fine])
+
+
+def _on_mosaic_grid(
+    conditions: StampConditions, scales: Mapping[str, float], sides: Mapping[str, int]
+) -> StampConditions:
+    """Conditions of stamps on their own pixels, of some sides, after `on_mosaic_grid`."""
+    coarse, fine, ratio = _coarse_and_fine(scales)
+    there = on_finer_grid(conditions.ends[coarse], ratio, sides[coarse], sides[fine])
+    return replace(conditions, ends={**conditions.ends, coarse: there})
 
 
 def problem_of_pairs(url: str, storage_options: Mapping[str, Any] | None = None) -> ProblemTable:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -91,8 +91,7 @@ def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None
     manifest = store.manifest()
     held_back = None if asked.hold_back is None else held_back_of(model, asked)
     tiles, directions = check(model, store, manifest, held_back, asked)
-    settings = settings_of(model, store, tiles, directions, asked)
-    settings = replace(settings, held_back=held_back)
+    settings = settings_of(model, store, tiles, directions, held_back, asked)
     say_cost(model, manifest, tiles, settings)
     out = Folder.at(asked.out)
     failed = {one["tile_id"]: one["reason"] for one in _receipts(tiles, settings, asked) if one["status"] != "ok"}
@@ -197,7 +196,12 @@ def _check_simulator() -> None:
 
 
 def settings_of(
-    model: Model, store: TileStore, tiles: Sequence[str], directions: Sequence[Direction], asked: Asked
+    model: Model,
+    store: TileStore,
+    tiles: Sequence[str],
+    directions: Sequence[Direction],
+    held_back: HeldBack | None,
+    asked: Asked,
 ) -> Settings:
     """The settings of the stages; the noise is that of the first tile."""
     tile = store.read_tile(tiles[0], halo=0)
@@ -212,7 +216,7 @@ def settings_of(
         scoring=Scoring(samples=2, steps=1, seed=asked.sampling.seed) if scored else None,
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
         lenses=asked.lenses,
-        held_back=None,
+        held_back=held_back,
         batch=asked.batch,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
         filesystems=configured(),

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.cutting.stamps import stamps_of
 from surveybridge.jobs.cutting.windows import windows_of
-from surveybridge.storage.covered_cells import cell_coverage
+from surveybridge.storage.covered_cells import core_coverage
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.field_cores import Grid
 from surveybridge.storage.held_back import cell_arcsec
-from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.manifests import content_digest, fields_of, store_id_of, tiles_with
 from surveybridge.storage.ownership import Cores, Ownership
 from surveybridge.storage.pair_labels import (
@@ -231,17 +230,10 @@ def _planned(source: Source, how: Cutting, watch: Watch) -> pa.Table:
             failed.append(tile_id)
             continue
         parts.append(windows_of(tile, source.problem, how))
-        cells[tile_id] = _covered(tile)
+        cells[tile_id] = core_coverage(tile.images.values(), tile.core)
     table = pa.concat_tables(parts) if parts else pair_labels_schema(source.problem).empty_table()
     table = _chosen(table.filter(pa.array(_owned(source, table, cells))), source.store.url, how)
     return with_failed_tiles(table, failed)
-
-
-def _covered(tile: Tile) -> list[int] | None:
-    """Which cells of a tile's core have data of both ends."""
-    y0, y1, x0, x1 = tile.core
-    lacking = [(image.mask[:, y0:y1, x0:x1] & MASK_PLANES["NO_DATA"] != 0).any(0) for image in tile.images.values()]
-    return cell_coverage(~np.logical_or.reduce(lacking))
 
 
 def _owned(source: Source, table: pa.Table, cells: Mapping[str, list[int] | None]) -> NDArray[np.bool_]:

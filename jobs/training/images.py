@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, ConditionRanges
-from surveybridge.bridge_core.context import Context, PairConditions, Views, noise_map
+from surveybridge.bridge_core.context import Context, PairConditions, Views, observed_noise
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.problem import Endpoint, Problem, to_channels
 from surveybridge.bridge_core.training import Ends, observed_pixels
@@ -82,17 +82,10 @@ def table(conditions: EndConditions, index: Index) -> Tensor:
 
 
 def noise_of(end: Endpoint, planes: Tensor, conditions: EndConditions, index: Index, channels: int) -> Tensor:
-    """What the network is told of the noise of each pixel, float32 [N, C, H, W]; 0 where it is not known.
-
-    That of the sky, and what the light of the observed image adds to it: never that of the image without noise, which
-    nobody knows.
-    """
-    sky = torch.from_numpy(conditions.noise[index])[:, :, None, None]
-    sigma = sky if conditions.sigma is None else torch.from_numpy(conditions.sigma[index])
-    gain = torch.from_numpy(conditions.gain[index])[:, :, None, None]
-    flux = end.fitted.inverse(planes, end.bands)
-    light = (flux.clamp(min=0) / gain).nan_to_num(0.0)
-    return noise_map(end, (sigma**2 + light).sqrt().where(torch.isfinite(flux), torch.nan), channels)
+    """What the network is told of the noise of each pixel, float32 [N, C, H, W]; 0 where it is not known."""
+    sky = conditions.noise[index][:, :, None, None] if conditions.sigma is None else conditions.sigma[index]
+    flux, gain = end.fitted.inverse(planes, end.bands), torch.from_numpy(conditions.gain[index])
+    return observed_noise(end, flux, torch.from_numpy(sky), gain, channels)
 
 
 def ranges_of(problem: Problem, conditions: StampConditions) -> ConditionRanges:

@@ -189,17 +189,11 @@ def is_scored(model: Model, tile: Tile) -> bool:
 
 def catalogued_part(model: Model, tile: Tile) -> dict[str, Any]:
     """Return the columns of the ledger that say where in its core a tile has a catalog: where both ends have data."""
-    import numpy as np
-
-    from surveybridge.storage.covered_cells import cell_coverage
-    from surveybridge.storage.images import MASK_PLANES
+    from surveybridge.storage.covered_cells import core_coverage
 
     if not is_scored(model, tile):
         return {"catalogued": False, "covered_cells": None}
-    y0, y1, x0, x1 = tile.core
-    masks = [image.mask[:, y0:y1, x0:x1] for image in tile.images.values()]
-    lacking = np.logical_or.reduce([mask & MASK_PLANES["NO_DATA"] != 0 for mask in np.concatenate(masks)])
-    return {"catalogued": True, "covered_cells": cell_coverage(~lacking)}
+    return {"catalogued": True, "covered_cells": core_coverage(tile.images.values(), tile.core)}
 
 
 def _no_candidates() -> pa.Table:

@@ -7,7 +7,7 @@ its card. Both are put together here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,21 +49,12 @@ def foreseen_conditions(image: SurveyImage, noise: tuple[float, ...], plans: Seq
     return Conditions(sigma, fwhm, wing, correlation)
 
 
-def outside(card: Card, conditions: Mapping[str, Conditions]) -> list[str]:
-    """Return why conditions, by endpoint, lie outside of those that a card states; nothing where it states none."""
-    if card.conditions is None:
-        return []
-    bands = {end.name: end.bands for end in card.problem.endpoints}
-    units = {end.name: end.unit for end in card.problem.endpoints}
-    return card.conditions.outside(conditions, bands, units)
-
-
 def tile_domain(card: Card, tile: Tile) -> str | None:
     """Return "in", or "out: " and the reasons, of a tile and a checkpoint; None where neither says anything.
 
     Homogenised images count as the network is shown them.
     """
-    reasons = outside(card, {name: conditions_of(image) for name, image in tile.shown.items()})
+    reasons = card.outside({name: conditions_of(image) for name, image in tile.shown.items()})
     return with_reasons(tile.domain, reasons, known=card.conditions is not None)
 
 
@@ -90,7 +81,7 @@ def foreseen_domains(
             changed = homogenisation is not None and end in homogenisation.psfs
             plans = homogenisation.plans(image, halo) if changed and homogenisation is not None else []
             seen[end] = foreseen_conditions(image, noise, plans)
-        said.append(with_reasons(row["domain"], outside(card, seen), known=True))
+        said.append(with_reasons(row["domain"], card.outside(seen), known=True))
     place = manifest.column_names.index("domain")
     return manifest.set_column(place, manifest.schema.field("domain"), pa.array(said, pa.string()))
 
@@ -121,5 +112,5 @@ def object_domains(card: Card, tile: Tile, x: NDArray[np.float64], y: NDArray[np
                 of_tile if math.isnan(near) else near for near, of_tile in zip(around, whole[name].noise, strict=True)
             )
             here[name] = Conditions(noise, image.psf_fwhm, whole[name].wing, image.noise_correlation)
-        found.append(with_reasons(tile.domain, outside(card, here), known=True))
+        found.append(with_reasons(tile.domain, card.outside(here), known=True))
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
+from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.jobs.config import RequestError
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.psf import parse_psf
@@ -56,8 +56,7 @@ class Wishes:
             {band: _psf(text) for band, text in _by_band(psf, "--wanted-psf", bands)},
         )
         asked = wishes.applied(bands, Conditions.unknown(len(bands)))
-        ranges = card.conditions or ConditionRanges({})
-        reasons = ranges.outside({end.name: asked}, {end.name: bands}, {end.name: end.unit})
+        reasons = card.outside({end.name: asked})
         if reasons:
             raise RequestError(
                 f"checkpoint {card.name} cannot give {'; '.join(reasons)}; ask for what it was trained on"
