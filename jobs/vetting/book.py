@@ -6,7 +6,7 @@ import datetime
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -123,7 +123,7 @@ class Book:
 
     def counts(self, grader: str) -> dict[str, int]:
         """Count how often a grader has given each grade."""
-        return dict(Counter(row["grade"] for row in self.of(grader).values() if row["grade"]))
+        return count_grades(self.of(grader))
 
     def latest(self) -> pa.Table:
         """The entries that count, of all graders, from the run folders as they are now."""
@@ -141,6 +141,11 @@ class Book:
         rows = self._rows.setdefault(row["grader"], {}).setdefault(row["object_id"], [])
         rows.append(row)
         rows.sort(key=lambda row: (row["graded_at"], row["entry"]))
+
+
+def count_grades(opinions: Mapping[str, Row]) -> dict[str, int]:
+    """Count each grade among what `Book.of` gave."""
+    return dict(Counter(row["grade"] for row in opinions.values() if row["grade"]))
 
 
 def _last(rows: list[Row], at: datetime.datetime | None) -> Row | None:

@@ -9,6 +9,11 @@ export async function ask(path, options = {}) {
   return answer;
 }
 
+/** The last of some entries that is of an object. */
+export function lastOf(objectId, entries) {
+  return entries.filter((entry) => entry.object_id === objectId).sort((a, b) => a.made - b.made).at(-1);
+}
+
 /** Entries that are not safe yet, oldest first. Each has a key of its own in localStorage, so that tabs do not disturb
     each other; one sent twice counts once, by its name. */
 export class Queue {
@@ -33,12 +38,6 @@ export class Queue {
     try { localStorage.setItem(key, JSON.stringify(entry)); } catch { /* as above */ }
     this.told.changed();
     this.send();
-  }
-
-  /** What is not safe yet of an object: its last entry. */
-  pending(objectId) {
-    return [...this.entries.values()].filter((entry) => entry.object_id === objectId)
-      .sort((a, b) => a.made - b.made).at(-1);
   }
 
   async send() {

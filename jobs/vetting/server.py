@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from surveybridge.jobs.drawing.archives import links
 from surveybridge.jobs.drawing.overlay import overlay
 from surveybridge.jobs.drawing.rendering import channels, end_headings, views, wide_views
-from surveybridge.jobs.vetting.book import Book, Row
+from surveybridge.jobs.vetting.book import Book, Row, count_grades
 from surveybridge.jobs.vetting.guard import guard
 from surveybridge.jobs.vetting.listing import Candidates, ListRequest
 from surveybridge.jobs.vetting.pictures import Look, Object, Pictures
@@ -259,7 +259,7 @@ async def _candidates(request: web.Request) -> web.Response:
             "at": list_request.at,
             "total": len(order),
             "graded": session.candidates.count(order, graded),
-            "counts": session.book.counts(grader),
+            "counts": count_grades(mine),
             "rows": rows,
         }
 

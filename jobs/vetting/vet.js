@@ -1,6 +1,6 @@
 // The grading page: a list of candidates, one of them current, as a mosaic or alone.
 
-import { Queue, ask, newName } from "./grades.js";
+import { Queue, ask, lastOf, newName } from "./grades.js";
 import * as draw from "./draw.js";
 import { listen } from "./hands.js";
 
@@ -87,6 +87,7 @@ async function load(index, { keepAt = false } = {}) {
   if (page.reveal) query.set("reveal", "true");
   const begin = Math.floor(index / PAGE) * PAGE;
   query.set("offset", begin);
+  const unsaved = [...page.queue.entries.values()]; // they may be saved after the server read the grades for its answer
   let found;
   page.loading = true;
   try {
@@ -100,7 +101,7 @@ async function load(index, { keepAt = false } = {}) {
   Object.assign(page, { at: found.at, total: found.total, graded: found.graded, counts: found.counts, start: begin, rows: found.rows });
   page.index = Math.max(0, Math.min(index, page.total - 1));
   for (const row of page.rows) {
-    const pending = page.queue.pending(row.object_id); // the server does not know it yet
+    const pending = lastOf(row.object_id, [...unsaved, ...page.queue.entries.values()]);
     if (pending) {
       count(row.mine?.grade ?? null, pending.grade);
       row.mine = { ...row.mine, grade: pending.grade, comment: pending.comment };

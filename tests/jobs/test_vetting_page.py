@@ -293,6 +293,33 @@ def test_two_graders_at_once_keep_what_is_theirs(run, opened):
         wait_until_saved(ann)
 
 
+def test_a_grade_saved_while_the_list_is_read_is_not_lost_from_sight(run, opened):
+    """The server answers with what it knew before the grade came, and the page hears of it after the grade is safe."""
+    held: dict[str, Any] = {}
+
+    def hold_list(route: Any) -> None:
+        if "reveal" in route.request.url and "list" not in held:
+            held["list"] = route, route.fetch()
+        else:
+            route.continue_()
+
+    with in_thread(open_session(Config(run=run.url), None)) as url:
+        page = opened(url, grader="ann")
+        page.route("**/api/grades", lambda route: held.setdefault("grade", route))
+        page.route("**/api/candidates?*", hold_list)
+        page.keyboard.press("b")
+        page.keyboard.press("o")
+        while not {"grade", "list"} <= held.keys():
+            page.wait_for_timeout(20)
+        held["grade"].continue_()
+        wait_until_saved(page)
+        route, response = held["list"]
+        assert response.json()["graded"] == 0
+        route.fulfill(response=response)
+        page.locator(".badge", has_text="B").wait_for()
+        assert "1 of 75 in this list · all my grades: A 0 B 1" in page.locator("#counts").text_content()
+
+
 def test_a_foreign_page_can_neither_grade_nor_look(run, opened, troubles):
     with in_thread(open_session(Config(run=run.url), "ann")) as url:
         script = f"""<img src="{url}/api/picture?object=SB+J0-00"><script>
