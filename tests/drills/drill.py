@@ -176,6 +176,12 @@ def count(stage: str, n: int) -> Callable[[list[Begun]], bool]:
     return lambda begun: len({one.tile for one in begun if one.stage == stage}) >= n
 
 
+def ahead(begun: list[Begun]) -> int:
+    """By how many tiles the models are ahead of the writers."""
+    model, write = ({one.tile for one in begun if one.stage == stage} for stage in ("model", "write"))
+    return len(model - write)
+
+
 def results(run: RunFolder) -> dict[str, Tile]:
     """Everything that a run says, by tile."""
     rows = {row["tile_id"]: row for row in run.ledger().to_pylist() if row["status"] == "ok"}
