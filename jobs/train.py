@@ -13,9 +13,10 @@ from pydantic import Field
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.jobs.cutting.cut import Source
     from surveybridge.storage.objectstore import Folder
+    from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
@@ -33,6 +34,7 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
+    **{"scales": (), "crop": None},
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
 
@@ -101,6 +103,17 @@ class Config(JobConfig):
     )
     bright_weight: float = Field(
         4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
+    )
+    scales: tuple[int, ...] = Field(
+        (),
+        description="sides in pixels of squares whose summed errors are in the loss too, such as 4,8, against wrong "
+        "fluxes of objects (default: none)",
+    )
+    crop: int | None = Field(
+        None,
+        ge=16,
+        description="side in pixels of the part of a pair that a step sees, such as 32: more objects a second where "
+        "most of a pair is sky (default: all of it)",
     )
     validation: int | None = Field(
         None,
@@ -182,12 +195,13 @@ def run(config: Config) -> int:
     problem = asked_problem(config.problem, config.to, url) if start is None else start.card.problem
     available = settings["available"]
     probe = read_pairs(url, config.grid, stop=min(FIT_PAIRS, available), problem=problem.table, conditions=told)
-    recipe = asdict(make_recipe(settings))
+    recipe = {key: value for key, value in asdict(make_recipe(settings)).items() if LATER.get(key, ...) != value}
     if start is None:
         card = make_card(settings, problem, probe, recipe)
     else:
         check_start(start, probe)
         card = next_card(settings, start, probe, recipe)
+    _check_sides(config, card, probe)
     if told:
         seen = ranges_of(card.problem, read_all_conditions(url, config.grid, available, problem.table))
         # a network that was told them before still knows the others
@@ -229,6 +243,21 @@ def run(config: Config) -> int:
             stop_ray()
     print(_summary(out, config.name, rows[-1]))
     return 0
+
+
+def _check_sides(config: Config, card: Card, probe: Pairs) -> None:
+    """Refuse a part of a pair, or squares of it, that the pairs do not have."""
+    side = min(length for stamps in probe.ends.values() for length in stamps.shape[-2:])
+    multiple = card.network.window_multiple
+    if config.crop is not None and (config.crop > side or config.crop % multiple):
+        raise RequestError(
+            f"--crop {config.crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
+        )
+    wrong = [scale for scale in config.scales if not 2 <= scale <= (config.crop or side)]
+    if wrong:
+        raise RequestError(
+            f"--scales {wrong[0]}: give sides of 2 to {config.crop or side} pixels, what a step sees of a pair"
+        )
 
 
 def _source(config: Config, start: Model | None) -> Source:

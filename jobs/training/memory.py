@@ -35,5 +35,6 @@ def worker_bytes(card: Card, config: dict[str, Any], size: int, workers: int) ->
     share = config["available"] / config["shards"]
     weights = 4 * sum(p.numel() for p in UNet(card.network).parameters())
     passes = config["batch_size"] / config["accumulate"] / workers
-    activations = passes * (size // card.network.stem) ** 2 * 4 * card.network.base * ALIVE
+    seen = config.get("crop") or size
+    activations = passes * (seen // card.network.stem) ** 2 * 4 * card.network.base * ALIVE
     return int(PROCESS_BYTES + share * pair * (shards + READ_COPIES) + WEIGHT_COPIES * weights + activations)

@@ -108,7 +108,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 with session.gather(model, last=index == len(passes) - 1):
                     # workers may own unequal numbers of shards; the exchange takes the mean over workers
                     share = len(batch) * session.world_size / recipe.batch_size
-                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight)
+                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight, recipe.scales)
                     loss.backward()
                 since.loss += float(loss.detach())
             norm = state.update(progress())
@@ -188,7 +188,9 @@ class Shard:
         ends, told = self.training.rows(card, self.rows(step, count))
         channels = card.network.image_channels
         planes = ends if told is None else tuple(torch.cat(both, 1) for both in zip(ends, told.noise, strict=True))
-        first, second = augment((planes[0], planes[1]), card.problem, generator, roll=card.grid == "mosaic")
+        first, second = augment(
+            (planes[0], planes[1]), card.problem, generator, roll=card.grid == "mosaic", crop=recipe.crop
+        )
         ends, wanted = (first[:, :channels], second[:, :channels]), wanted_of(card.problem, count)
         if told is not None:
             told = replace(told, noise=(first[:, channels:], second[:, channels:])).dropped(generator)
@@ -291,6 +293,6 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 
 def make_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe that the arguments ask for."""
-    names = ("learning_rate", "batch_size", "shards", "bright_weight", "seed")
-    recipe = Recipe(**{name: config[name] for name in names})
+    names = ("learning_rate", "batch_size", "shards", "bright_weight", "crop", "seed")
+    recipe = Recipe(**{name: config[name] for name in names}, scales=tuple(config["scales"]))
     return recipe if config.get("checkpoint") is None else replace(recipe, warmup_steps=FURTHER_WARMUP)
