@@ -1,0 +1,1 @@
+"""Molecular clouds: isothermal magnetohydrodynamics in a periodic box, and maps of what is seen of it."""
