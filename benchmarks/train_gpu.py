@@ -119,7 +119,7 @@ def train(
     while (progress := (time.monotonic() - began) / (60 * minutes)) < 1 or not rows:
         reservoir.refill(state.step * sizes.batch)
         batch = make_batch(card, reservoir.draw(generator), generator, on_device, train=True)
-        step_loss = bridge_loss(state.network, card, batch, recipe.bright_weight, recipe.scales)
+        step_loss = bridge_loss(state.network, card, batch, recipe.bright_weight)
         step_loss.backward()  # type: ignore[no-untyped-call]
         state.update(progress)
         loss += step_loss.detach()

@@ -84,14 +84,6 @@ class Stretch:
         u = u - self.offset if self.offset else u
         return self._column(self.softening, bands, u) * torch.sinh(u / self._column(self.scale, bands, u))
 
-    def steepness(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
-        """Return the flux that one network unit is worth at u [..., C, H, W], over what it is worth in the sky.
-
-        At most a thousand, which is the contrast of a peak to its wings.
-        """
-        scaled = (u - self.offset) / self._column(self.scale, bands, u)
-        return torch.cosh(scaled.clamp(-7.6, 7.6))
-
     def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
         """Return what posterior moments are taken of: the values themselves."""
         return values

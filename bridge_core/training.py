@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,8 +20,7 @@ from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import UNet, network_input
 from surveybridge.bridge_core.patches import fill_masked
-from surveybridge.bridge_core.problem import Endpoint, Problem, from_channels
-from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,6 @@ class Recipe:
         Weight of a pixel in the loss: 1 + so much per network unit of the observed endpoint's brightest band. The
         optimum E[x0 | x_t, x1] does not move, because the weight depends on x1 alone; bright pixels are few and need
         the help.
-    scales
-        Sides in pixels of squares whose summed errors are in the loss beside those of the pixels (`square_errors`):
-        an error of the flux of an object is spread over many pixels, in each of which noise hides it.
     crop
         Side in pixels of the part of each pair that a step sees, anywhere in a pair that was rolled and near the middle
         of one that was not; None for all of it. Most of a stamp is sky, and of that less is enough.
@@ -59,7 +54,6 @@ class Recipe:
     gradient_clip: float = 1.0
     weight_decay: float = 0.0
     bright_weight: float = 4.0
-    scales: tuple[int, ...] = ()
     crop: int | None = None
     ema_widths: tuple[float, ...] = (0.02, 0.05, 0.1)
     seed: int = 0
@@ -194,9 +188,7 @@ def wanted_of(problem: Problem, count: int) -> Tensor:
     return (torch.arange(count) < count // 2).long()
 
 
-def bridge_loss(
-    network: nn.Module, card: Card, batch: Batch, bright_weight: float = 0.0, scales: Sequence[int] = ()
-) -> Tensor:
+def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: float = 0.0) -> Tensor:
     """Mean of the weighted squared error over a batch, a scalar; `network` may be a data-parallel wrapper.
 
     Pixels in which the wanted endpoint has no data are left out.
@@ -216,47 +208,8 @@ def bridge_loss(
     pred = torch.where(second_wanted, heads[:, c:], heads[:, :c]).float()
     slopes = [bright_weight if end.kind == "asinh" else 0.0 for end in card.problem.endpoints]
     slope = slopes[0] if slopes[0] == slopes[1] else torch.tensor(slopes, device=device)[1 - batch.index]
-    weight = weight * brightness_weight(x1, slope)
-    error = (weight * (pred - target) ** 2 * batch.known).sum() / batch.known.sum().clamp(min=1)
-    if not scales:
-        return error
-    known = batch.known.float()
-    first, second = (steepness(end, x1) for end in card.problem.endpoints)
-    slope = torch.where(second_wanted, first, second) * known
-    squares = [square_errors(pred - target, slope, weight * known, side) for side in scales]
-    return (error + torch.stack(squares).sum()) / (1 + len(scales))
-
-
-def steepness(observed: Endpoint, x1: Tensor) -> Tensor:
-    """`Stretch.steepness` of the steepest band, [N, 1, H, W]; 1 of what is no flux, or of an unknown stretch."""
-    if not isinstance(observed.fitted, Stretch):
-        return torch.ones_like(x1[:, :1])
-    return observed.fitted.steepness(from_channels(x1, observed.planes), observed.bands).amax(1, keepdim=True)
-
-
-def square_errors(residual: Tensor, slope: Tensor, weight: Tensor, side: int) -> Tensor:
-    """Mean squared error of sums over squares, each in units of the noise that white residuals would give it.
-
-    With residuals r of the pixels of a square and g, the flux that one network unit is worth there, it is
-    (sum g r)^2 / sum g^2: white noise of variance v gives v at every scale, and an error that all pixels share as many
-    times more as there are pixels. g and the weights depend on the observed image alone, so that the optimum is the
-    posterior mean, as for any positive quadratic form of the residuals.
-
-    Parameters
-    ----------
-    residual
-        float32 [N, C, H, W].
-    slope
-        g, [N, C, H, W]; 0 where the truth is not known.
-    weight
-        Of pixels, [N, C, H, W], averaged over the square.
-    side
-        Of the squares, pixels; they overlap by half.
-    """
-    total, norm, weight = (
-        F.avg_pool2d(planes, side, max(1, side // 2)) for planes in (slope * residual, slope**2, weight)
-    )
-    return (side**2 * total**2 / norm.clamp(min=1e-6) * weight).mean()
+    error = weight * brightness_weight(x1, slope) * (pred - target) ** 2
+    return (error * batch.known).sum() / batch.known.sum().clamp(min=1)
 
 
 def filled(images: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
-    **{"scales": (), "crop": None},
+    "crop": None,
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
 
@@ -103,11 +103,6 @@ class Config(JobConfig):
     )
     bright_weight: float = Field(
         4.0, ge=0, description="extra weight in the loss of a pixel one network unit above the sky; 0 as published"
-    )
-    scales: tuple[int, ...] = Field(
-        (),
-        description="sides in pixels of squares whose summed errors are in the loss too, such as 4,8, against wrong "
-        "fluxes of objects (default: none)",
     )
     crop: int | None = Field(
         None,
@@ -201,7 +196,7 @@ def run(config: Config) -> int:
     else:
         check_start(start, probe)
         card = next_card(settings, start, probe, recipe)
-    _check_sides(config, card, probe)
+    _check_crop(config, card, probe)
     if told:
         seen = ranges_of(card.problem, read_all_conditions(url, config.grid, available, problem.table))
         # a network that was told them before still knows the others
@@ -245,18 +240,13 @@ def run(config: Config) -> int:
     return 0
 
 
-def _check_sides(config: Config, card: Card, probe: Pairs) -> None:
-    """Refuse a part of a pair, or squares of it, that the pairs do not have."""
+def _check_crop(config: Config, card: Card, probe: Pairs) -> None:
+    """Refuse a part of a pair that the pairs do not have, or that the network cannot halve."""
     side = min(length for stamps in probe.ends.values() for length in stamps.shape[-2:])
     multiple = card.network.window_multiple
     if config.crop is not None and (config.crop > side or config.crop % multiple):
         raise RequestError(
             f"--crop {config.crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
-        )
-    wrong = [scale for scale in config.scales if not 2 <= scale <= (config.crop or side)]
-    if wrong:
-        raise RequestError(
-            f"--scales {wrong[0]}: give sides of 2 to {config.crop or side} pixels, what a step sees of a pair"
         )
 
 

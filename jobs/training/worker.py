@@ -108,7 +108,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 with session.gather(model, last=index == len(passes) - 1):
                     # workers may own unequal numbers of shards; the exchange takes the mean over workers
                     share = len(batch) * session.world_size / recipe.batch_size
-                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight, recipe.scales)
+                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight)
                     loss.backward()
                 since.loss += float(loss.detach())
             norm = state.update(progress())
@@ -294,5 +294,5 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 def make_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe that the arguments ask for."""
     names = ("learning_rate", "batch_size", "shards", "bright_weight", "crop", "seed")
-    recipe = Recipe(**{name: config[name] for name in names}, scales=tuple(config["scales"]))
+    recipe = Recipe(**{name: config[name] for name in names})
     return recipe if config.get("checkpoint") is None else replace(recipe, warmup_steps=FURTHER_WARMUP)

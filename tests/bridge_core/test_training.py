@@ -21,7 +21,6 @@ from surveybridge.bridge_core.training import (
     bridge_loss,
     brightness_weight,
     power_of_width,
-    square_errors,
     step_generator,
     wanted_of,
 )
@@ -329,7 +328,7 @@ def test_no_pair_is_rolled_where_the_surveys_have_pixels_of_their_own():
     assert not torch.equal(rolled, images)
 
 
-# ---- parts of pairs, and errors of whole squares
+# ---- parts of pairs
 
 
 def test_a_part_of_a_pair_is_the_same_part_of_both_ends():
@@ -359,57 +358,6 @@ def test_a_pair_of_which_all_is_seen_is_augmented_as_ever():
     plain = augment((images, images), PROBLEM, step_generator(3, 0, 0), roll=True)
     whole = augment((images, images), PROBLEM, step_generator(3, 0, 0), roll=True, crop=16)
     assert torch.equal(plain[0], whole[0])
-
-
-def test_white_noise_counts_alike_at_all_scales_and_a_shared_error_by_the_number_of_pixels():
-    generator = torch.Generator().manual_seed(5)
-    noise = 0.3 * torch.randn(8, 3, 64, 64, generator=generator)
-    slope = torch.cosh(2 * torch.rand(8, 3, 64, 64, generator=generator))
-    ones = torch.ones_like(noise)
-    for side in (2, 4, 8):
-        assert float(square_errors(noise, slope, ones, side)) == pytest.approx(0.09, rel=0.06)
-        assert float(square_errors(0.1 * ones, ones, ones, side)) == pytest.approx(0.01 * side**2, rel=1e-5)
-        assert float(square_errors(0.1 * ones, ones, 3 * ones, side)) == pytest.approx(0.03 * side**2, rel=1e-5)
-
-
-def test_what_is_not_known_enters_no_square():
-    residual, slope = torch.randn(2, 3, 16, 16), 1 + torch.rand(2, 3, 16, 16)
-    known = (torch.rand(2, 3, 16, 16) > 0.3).float()
-    other = torch.where(known > 0, residual, 99.0)
-    one, two = (square_errors(r, slope * known, known, 4) for r in (residual, other))
-    assert float(one) == float(two)
-
-
-def test_the_loss_with_squares_is_least_at_the_posterior_mean():
-    """Of two truths that look alike, the best guess is their mean, whatever the weights and scales."""
-    card = make_card(objective="edm")
-    x1 = torch.rand(1, 3, 16, 16)
-    truths = 0.3 + 0.2 * torch.randn(2, 3, 16, 16)
-    t = torch.full((2,), 500)
-    index = torch.ones(2, dtype=torch.long)
-    known = torch.ones(2, 3, 16, 16, dtype=torch.bool)
-    clean = card.bridge.q_sample(truths.mean(0, keepdim=True), x1, t[:1], torch.zeros(1, 3, 16, 16))
-    a, s = (float(table[500]) for table in (card.bridge.a, card.bridge.s))
-    eps = (clean - card.bridge.q_sample(truths, x1.expand(2, -1, -1, -1), t, torch.zeros_like(truths))) / s
-    blank = torch.zeros(2, 0)
-    batch = Batch(x1.expand(2, -1, -1, -1), truths, known, index, t, eps, truths[:, :0], blank)
-
-    def loss_of(guess: Tensor) -> float:
-        p, q, r = (float(table[500]) for table in card.objective.table(card.bridge))
-        pred = (guess - p * (clean + r * x1)) / q
-
-        class Fixed(torch.nn.Module):
-            def forward(self, x: Tensor, *_: Tensor) -> Tensor:
-                return pred.expand(2, -1, -1, -1).repeat(1, 2, 1, 1)
-
-        return float(bridge_loss(Fixed(), card, batch, 4.0, (2, 4)))
-
-    best = truths.mean(0, keepdim=True)
-    assert a > 0
-    around = [loss_of(best + 0.02 * torch.randn_like(best)) for _ in range(20)] + [
-        loss_of(best + d) for d in (-0.02, 0.02)
-    ]
-    assert loss_of(best) < min(around)
 
 
 # ---- pairs with missing pixels, and problems that go one way

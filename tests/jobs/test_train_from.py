@@ -15,9 +15,10 @@ from surveybridge.bridge_core.context import Context, noise_map, vector_size
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import make_model, start_weights
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.train import Config, run
 from surveybridge.jobs.training.card import asked_problem, next_card, start_of
 from surveybridge.jobs.training.images import Images, ranges_of
-from surveybridge.jobs.training.worker import read_shard
+from surveybridge.jobs.training.worker import make_recipe, read_shard
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.pairs import read_all_conditions, read_pairs, states_conditions
@@ -149,6 +150,24 @@ def test_training_goes_on_from_the_weights_of_a_checkpoint(tmp_path, told_pairs)
         if "condition_embed" not in name:
             torch.testing.assert_close(after[f"network.{name}"], value, rtol=0, atol=1e-7)
     assert read_shard(config | {"card": card.to_json()}, card, 0).training.conditions is not None
+
+
+def test_a_step_sees_the_part_that_is_asked_for_with_what_is_told_of_it(told_pairs):
+    card = make_card(network=TOLD)
+    config = settings_of(told_pairs, COUNT, **SIZES) | {"conditions": True, "crop": 32}
+    recipe = make_recipe(config)
+    assert recipe.crop == 32
+    batch = read_shard(config | {"card": card.to_json()}, card, 0).draw(card, recipe, 0)
+    assert batch.first.shape == batch.known.shape == (4, 3, 32, 32)
+    assert batch.maps.shape == (4, 2 * 3, 32, 32)
+
+
+@pytest.mark.parametrize(("crop", "message"), [(72, "up to 64"), (36, "a multiple of 8")])
+def test_a_part_that_pairs_do_not_have_or_the_network_cannot_halve_is_refused(tmp_path, told_pairs, crop, message):
+    config = Config(pairs=told_pairs, out=str(tmp_path), steps=1, crop=crop, validation=8)
+    with pytest.raises(RequestError, match=rf"--crop {crop}: .*{message}"):
+        run(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_problem_of_the_pairs_is_trained_where_no_checkpoint_is_named(told_pairs):
