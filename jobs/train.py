@@ -242,9 +242,15 @@ def run(config: Config) -> int:
 
 def _check_crop(config: Config, card: Card, probe: Pairs) -> None:
     """Refuse a part of a pair that the pairs do not have, or that the network cannot halve."""
+    if config.crop is None:
+        return
+    if config.grid == "cutout":
+        raise RequestError(
+            f"--crop {config.crop}: pairs of the cutout grid have no part that is the same sky; leave it out"
+        )
     side = min(length for stamps in probe.ends.values() for length in stamps.shape[-2:])
     multiple = card.network.window_multiple
-    if config.crop is not None and (config.crop > side or config.crop % multiple):
+    if config.crop > side or config.crop % multiple:
         raise RequestError(
             f"--crop {config.crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
         )

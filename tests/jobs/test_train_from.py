@@ -162,9 +162,14 @@ def test_a_step_sees_the_part_that_is_asked_for_with_what_is_told_of_it(told_pai
     assert batch.maps.shape == (4, 2 * 3, 32, 32)
 
 
-@pytest.mark.parametrize(("crop", "message"), [(72, "up to 64"), (36, "a multiple of 8")])
-def test_a_part_that_pairs_do_not_have_or_the_network_cannot_halve_is_refused(tmp_path, told_pairs, crop, message):
-    config = Config(pairs=told_pairs, out=str(tmp_path), steps=1, crop=crop, validation=8)
+@pytest.mark.parametrize(
+    ("crop", "grid", "message"),
+    [(72, "mosaic", "up to 64"), (36, "mosaic", "a multiple of 8"), (32, "cutout", "no part that is the same sky")],
+)
+def test_a_part_that_pairs_do_not_have_or_the_network_cannot_halve_is_refused(
+    tmp_path, told_pairs, crop, grid, message
+):
+    config = Config(pairs=told_pairs, out=str(tmp_path), steps=1, crop=crop, grid=grid, validation=8, conditions=False)
     with pytest.raises(RequestError, match=rf"--crop {crop}: .*{message}"):
         run(config)
     assert not list(tmp_path.iterdir())
