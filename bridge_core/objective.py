@@ -1,9 +1,10 @@
 """Objectives: the quantity that the network predicts, and how x0 follows from it.
 
 Every objective is linear: x0 = P (x_t + R x1) + Q pred, so one fused kernel serves all. The target and its weight in
-the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `edm` is the preconditioning
-of Karras et al. 2022 (table 1) in the bridge's own noise level sigma = s / a, which exists for every bridge because
-zeta = (x_t - b x1) / a = x0 + sigma eps.
+the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `i2sb` is that of Astro-DSB and
+of the image-to-image Schrodinger bridge (Liu et al. 2023), (x_t - x0) over the forward noise level s / sqrt(a) = sigma_t
+of a Schrodinger bridge; `edm` is the preconditioning of Karras et al. 2022 (table 1) in the bridge's own noise level
+sigma = s / a, which exists for every bridge because zeta = (x_t - b x1) / a = x0 + sigma eps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.errors import BridgeError
 
-OBJECTIVES = ("eps", "grad", "maxnll", "edm")
+OBJECTIVES = ("eps", "grad", "maxnll", "i2sb", "edm")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Objective:
     Parameters
     ----------
     name
-        ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2) or ``edm``.
+        ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2), ``i2sb`` (x_t - x0
+        over the forward noise level) or ``edm``.
     sigma_data
         Standard deviation of x0 in network units.
     log_sigma_mean, log_sigma_std
@@ -55,6 +57,8 @@ class Objective:
         a, b, s = bridge.a, bridge.b, bridge.s
         if self.name == "grad":
             return torch.ones_like(a), -torch.ones_like(a), torch.zeros_like(a)
+        if self.name == "i2sb":
+            return torch.ones_like(a), -s / a.sqrt(), torch.zeros_like(a)
         if self.name == "edm":
             variance = bridge.sigma**2 + self.sigma_data**2
             c_skip, c_out = self.sigma_data**2 / variance, bridge.sigma * self.sigma_data / variance.sqrt()

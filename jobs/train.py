@@ -89,7 +89,7 @@ class Config(JobConfig):
         None,
         description="tell the network noise, PSF and masks of the images (default: if the store states them by pair)",
     )
-    objective: Literal["eps", "grad", "maxnll", "edm"] = Field("edm", description="what the network predicts")
+    objective: Literal["eps", "grad", "maxnll", "i2sb", "edm"] = Field("edm", description="what the network predicts")
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
     batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
     shards: int = Field(

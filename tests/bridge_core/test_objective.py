@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -54,7 +55,35 @@ def test_targets_are_the_papers(batch, kind):
     assert torch.equal(target("grad")[0], x_t - x0)
     assert torch.equal(target("maxnll")[0], eps)
     torch.testing.assert_close(target("maxnll")[1].double(), column(bridge.s**4), rtol=1e-6, atol=0)
-    assert all((target(name)[1] == 1).all() for name in ("eps", "grad", "edm"))
+    assert all((target(name)[1] == 1).all() for name in ("eps", "grad", "i2sb", "edm"))
+
+
+def test_i2sb_is_the_distance_to_x0_over_the_forward_noise_of_astro_dsb(batch):
+    """Forward and backward variances are sums of the betas, both with that of t: 500 of I2SB's, and their mirror image."""
+    (x0, x1, eps), bridge = batch, Bridge.schrodinger(1000, 0.3, 0.1)
+    half = torch.linspace(math.sqrt(0.1 / 1000), math.sqrt(0.3 / 1000), 1000, dtype=torch.float64)[:500] ** 2
+    betas = torch.cat([half, half.flip(0)])
+    forward = betas.cumsum(0).sqrt()
+    assert float(forward[0]) == pytest.approx(0.01, rel=1e-6) and float(forward[-1]) == pytest.approx(0.37554, abs=1e-5)
+    assert float(bridge.s.max()) == pytest.approx(0.18789, abs=1e-5)
+    assert float(bridge.a[0]) == pytest.approx(0.999291, abs=1e-6)
+    x_t = bridge.q_sample(x0, x1, TIMES, eps)
+    target, _ = Objective("i2sb").target(bridge, TIMES, x_t, x0, x1, eps)
+    torch.testing.assert_close(target, (x_t - x0) / column(forward), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "p"), [(999, 900), (600, 1), (500, 499), (2, 1)])
+def test_a_step_with_all_noise_is_that_of_astro_dsb(batch, n, p):
+    """x_p = (delta^2 x0 + sigma_p^2 x_n) / sigma_n^2 and a standard deviation of sigma_p delta / sigma_n."""
+    bridge = Bridge.schrodinger(1000, 0.3, 0.1)
+    forward = bridge.s / bridge.a.sqrt()
+    step = bridge.transition(n, p, eta=1.0)
+    variance_n, variance_p = float(forward[n] ** 2), float(forward[p] ** 2)
+    delta = variance_n - variance_p
+    x0, x_n = batch[0], batch[2]
+    mean = step.k * x_n + step.p * x0 + step.q * batch[1]
+    torch.testing.assert_close(mean, (delta * x0 + variance_p * x_n) / variance_n, rtol=1e-6, atol=1e-8)
+    assert step.w == pytest.approx(math.sqrt(variance_p * delta / variance_n), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", sorted(BRIDGES))
@@ -82,14 +111,14 @@ def test_edm_keeps_input_and_target_at_unit_variance():
         assert float((u[t] * x_t).var()) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["eps", "grad", "maxnll"])
+@pytest.mark.parametrize("name", ["eps", "grad", "maxnll", "i2sb"])
 def test_published_objectives_leave_the_input_as_it_is(name):
     u, v = Objective(name).input_table(Bridge.brownian())
     assert (u == 1).all()
     assert (v == 0).all()
 
 
-@pytest.mark.parametrize("name", ["eps", "grad", "maxnll"])
+@pytest.mark.parametrize("name", ["eps", "grad", "maxnll", "i2sb"])
 def test_published_objectives_draw_every_step_alike(name):
     t = Objective(name).draw_steps(Bridge.brownian(), 100_000, torch.Generator().manual_seed(1))
     counts = torch.bincount(t, minlength=1000).float()

@@ -155,7 +155,7 @@ def test_more_steps_converge_at_the_order_asked_for():
     assert second[0] / second[1] > 12  # 16 but for steps that snap to the table
 
 
-@pytest.mark.parametrize("objective", ["eps", "grad", "maxnll", "edm"])
+@pytest.mark.parametrize("objective", ["eps", "grad", "maxnll", "i2sb", "edm"])
 def test_objective_is_a_choice_of_words_only(objective):
     model = make(objective=objective)
     steps, start = [900, 500, 100, 0], at(make(), 900)

@@ -78,7 +78,9 @@ def evaluate(state: TrainState, card: Card) -> float:
         return float(bridge_loss(state.network, card, both_ways(card, *toy_pairs(), step_generator(99, 0, 0))))
 
 
-@pytest.mark.parametrize(("objective", "share"), [("eps", 0.92), ("grad", 0.85), ("maxnll", 0.93), ("edm", 0.85)])
+@pytest.mark.parametrize(
+    ("objective", "share"), [("eps", 0.92), ("grad", 0.85), ("maxnll", 0.93), ("i2sb", 0.9), ("edm", 0.85)]
+)
 def test_loss_falls_on_a_toy_problem(objective, share):
     state, card = make_state(), make_card(objective=objective)
     before = evaluate(state, card)
