@@ -74,7 +74,11 @@ def test_i2sb_is_the_distance_to_x0_over_the_forward_noise_of_astro_dsb(batch):
 
 @pytest.mark.parametrize(("n", "p"), [(999, 900), (600, 1), (500, 499), (2, 1)])
 def test_a_step_with_all_noise_is_that_of_astro_dsb(batch, n, p):
-    """x_p = (delta^2 x0 + sigma_p^2 x_n) / sigma_n^2 and a standard deviation of sigma_p delta / sigma_n."""
+    """x_p = (delta^2 x0 + sigma_p^2 x_n) / sigma_n^2 and a standard deviation of sigma_p delta / sigma_n.
+
+    Both variances hold the beta of their step, so their sum changes by a thousandth along the bridge. Our step keeps
+    the marginals to the bit by a weight of x1 as small as that; the published one leaves it out.
+    """
     bridge = Bridge.schrodinger(1000, 0.3, 0.1)
     forward = bridge.s / bridge.a.sqrt()
     step = bridge.transition(n, p, eta=1.0)
@@ -82,7 +86,9 @@ def test_a_step_with_all_noise_is_that_of_astro_dsb(batch, n, p):
     delta = variance_n - variance_p
     x0, x_n = batch[0], batch[2]
     mean = step.k * x_n + step.p * x0 + step.q * batch[1]
-    torch.testing.assert_close(mean, (delta * x0 + variance_p * x_n) / variance_n, rtol=1e-6, atol=1e-8)
+    assert abs(step.q) < 1e-3
+    torch.testing.assert_close(mean, (delta * x0 + variance_p * x_n) / variance_n, rtol=0, atol=3e-3)
+    assert step.k == pytest.approx(variance_p / variance_n, rel=1e-9)
     assert step.w == pytest.approx(math.sqrt(variance_p * delta / variance_n), rel=1e-6)
 
 
