@@ -77,7 +77,7 @@ def test_a_step_with_all_noise_is_that_of_astro_dsb(batch, n, p):
     """x_p = (delta^2 x0 + sigma_p^2 x_n) / sigma_n^2 and a standard deviation of sigma_p delta / sigma_n.
 
     Both variances hold the beta of their step, so their sum changes by a thousandth along the bridge. Our step keeps
-    the marginals to the bit by a weight of x1 as small as that; the published one leaves it out.
+    the marginals exactly, by a weight of x1 as small as that; the published one leaves it out.
     """
     bridge = Bridge.schrodinger(1000, 0.3, 0.1)
     forward = bridge.s / bridge.a.sqrt()
@@ -89,7 +89,7 @@ def test_a_step_with_all_noise_is_that_of_astro_dsb(batch, n, p):
     assert abs(step.q) < 1e-3
     torch.testing.assert_close(mean, (delta * x0 + variance_p * x_n) / variance_n, rtol=0, atol=3e-3)
     assert step.k == pytest.approx(variance_p / variance_n, rel=1e-9)
-    assert step.w == pytest.approx(math.sqrt(variance_p * delta / variance_n), rel=1e-6)
+    assert step.w == pytest.approx(math.sqrt(variance_p * delta / variance_n), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", sorted(BRIDGES))
