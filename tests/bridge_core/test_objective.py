@@ -59,7 +59,7 @@ def test_targets_are_the_papers(batch, kind):
 
 
 def test_i2sb_is_the_distance_to_x0_over_the_forward_noise_of_astro_dsb(batch):
-    """Forward and backward variances are sums of the betas, both with that of t: 500 of I2SB's, and their mirror image."""
+    """Variances are sums of the betas forward and backward, both with that of t; I2SB's 500, and mirrored."""
     (x0, x1, eps), bridge = batch, Bridge.schrodinger(1000, 0.3, 0.1)
     half = torch.linspace(math.sqrt(0.1 / 1000), math.sqrt(0.3 / 1000), 1000, dtype=torch.float64)[:500] ** 2
     betas = torch.cat([half, half.flip(0)])
