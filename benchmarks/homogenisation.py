@@ -63,7 +63,9 @@ def main() -> None:
     rows = []
     for name in arguments.skies:
         start = time.monotonic()
-        pairs = [(tile, how.applied(tile), places) for tile, places in fields(name, arguments.seeds, arguments.size)]
+        pairs = [
+            (tile, how.applied(tile, None), places) for tile, places in fields(name, arguments.seeds, arguments.size)
+        ]
         row: dict[str, Any] = {"sky": name, "did": words(pairs[0][1])}
         for what, which in (("as it is", 0), ("homogenised", 1)):
             parts = [measured(model, pair[which], pair[1], pair[2], arguments.samples) for pair in pairs]

@@ -118,7 +118,7 @@ def measure_field(model: Model, homogenisation: Homogenisation | None, sky: Obse
         tile = observed_tile(Path(folder), sky, seed)
     check_tile(model, tile)
     if homogenisation is not None:
-        tile = homogenisation.applied(tile)
+        tile = homogenisation.applied(tile, None)
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))
     table = rows.rows.select(["system_id", "score", "false_alarm", "kind", "x", "y"]).to_pandas()
     truth = images(seed, sky.band("VIS"), sky.registration, sky.stars)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,13 @@ class EndConditions:
     gain: Values
     sigma: Values | None = None
 
+    def rows(self, index: slice | Sequence[int]) -> EndConditions:
+        """Those of some of the stamps."""
+        return EndConditions(
+            **{name: getattr(self, name)[index] for name in (*QUANTITIES, "gain")},
+            sigma=None if self.sigma is None else self.sigma[index],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class StampConditions:
@@ -58,6 +65,10 @@ class StampConditions:
 
     ends: Mapping[str, EndConditions]
     registration: Values
+
+    def rows(self, index: slice | Sequence[int]) -> StampConditions:
+        """Those of some of the stamps."""
+        return StampConditions({name: end.rows(index) for name, end in self.ends.items()}, self.registration[index])
 
 
 def read_conditions(

@@ -26,7 +26,7 @@ into the same values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(next(iter(self.ends.values())))
+
+    def rows(self, index: slice | Sequence[int]) -> Pairs:
+        """Some of the pairs."""
+        conditions = None if self.conditions is None else self.conditions.rows(index)
+        return replace(self, ends={name: stamps[index] for name, stamps in self.ends.items()}, conditions=conditions)
 
 
 def read_pairs(
@@ -186,9 +191,11 @@ def read_pairs(
 def on_mosaic_grid(pairs: Pairs) -> Pairs:
     """Pairs on their own pixels -> the central part of the coarser endpoint on the pixels of the finer one.
 
-    The coarser pixels are a multiple of the finer ones.
+    The coarser pixels are a multiple of the finer ones; pairs on one grid stay as they are.
     """
     coarse, fine, ratio = _coarse_and_fine(pairs.pixel_scale)
+    if ratio == 1:
+        return pairs
     stamps = pairs.ends[coarse].transpose(0, 2, 3, 1)
     there = resample_stamps(stamps, scale=ratio, out=pairs.ends[fine].shape[-1])
     noise = {

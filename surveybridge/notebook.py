@@ -395,7 +395,7 @@ def translate(
         if valid is not None:
             raise BridgeError(f"tile {observed.tile_id} has a mask of its own; give valid with arrays only")
         how_seen = None if homogenise == "off" else Homogenisation.of_card(card, NOISE_BOUND)
-        observed = observed if how_seen is None else how_seen.applied(observed)
+        observed = observed if how_seen is None else how_seen.applied(observed, None)
         scene, wcs = _scene_of_tile(model, observed, direction, device), celestial_wcs(core_header(observed))
     else:
         scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None

@@ -14,8 +14,9 @@ from surveybridge.bridge_core.discriminant import Discriminant, Floats, Measured
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.ranking import auroc, matched_auroc
-from surveybridge.bridge_core.residuals import Asked, Cutouts, columns, measure
+from surveybridge.bridge_core.residuals import Asked, columns, measure
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.evaluating.cutouts import pair_cutouts
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.simulating.injection import inject
 from surveybridge.storage.pairs import DEFLECTOR_LIKE, Pairs, on_mosaic_grid, read_ids, read_labels, read_pairs
@@ -51,7 +52,7 @@ def calibrate_on_pairs(model: Model, rows: PairRows, asked: Asked) -> Discrimina
 
 def measure_all(model: Model, rows: PairRows, asked: Asked) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
     """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
-    pairs = read_pairs(rows.url, "cutout", rows.start, rows.stop, problem=model.card.problem.table)
+    pairs = read_pairs(rows.url, "cutout", rows.start, rows.stop, problem=model.card.problem.table, conditions=True)
     labels, ids = read_labels(rows.url), read_ids(rows.url, rows.start, rows.stop)
     deflectors = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == DEFLECTOR_LIKE]
     if len(deflectors) < FEWEST or len(ids) - len(deflectors) < FEWEST:
@@ -70,18 +71,12 @@ def measure_pairs(model: Model, pairs: Pairs, first: int, asked: Asked) -> Measu
     """Residuals of pairs on their own pixels; `first` places them in the noise."""
     if model.card.grid == "mosaic":
         pairs = on_mosaic_grid(pairs)
-    direction, channels = scored_direction(model), model.card.network.image_channels
+    size = pairs.ends[scored_direction(model).wanted.name].shape[-1]
     found = []
     for begin in progress(range(0, len(pairs), GROUP), "measure", unit="groups"):
-        some = slice(begin, begin + GROUP)
-        x1, x0 = (
-            end.forward(torch.from_numpy(pairs.ends[end.name][some]), channels)
-            for end in (direction.observed, direction.wanted)
-        )
-        size = x0.shape[-1]
-        corners = [(0, size * (first + begin + k)) for k in range(len(x0))]
-        valid = torch.ones(len(x0), 1, size, size, dtype=torch.bool)
-        found.append(measure(model, Cutouts(x1, x0, valid, corners), asked))
+        some = pairs.rows(slice(begin, begin + GROUP))
+        corners = [(0, size * (first + begin + k)) for k in range(len(some))]
+        found.append(measure(model, pair_cutouts(model, some, corners, torch.device("cpu")), asked))
     return Measured.join(found)
 
 

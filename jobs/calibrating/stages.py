@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.pulls import PullCounts
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.translate import Posterior
+    from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.held_back import HeldBack
     from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
@@ -54,6 +55,8 @@ class Settings:
     """Of the sky, the part that counts; None for all."""
     batch: int | None
     threads: int
+    fields: Mapping[str, FieldGrid] = field(repr=False)
+    """The fields of the store, which say how far its tiles reach beyond their cores."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
 
 
@@ -165,7 +168,7 @@ class TileMeasurer:
     def shown(self, tile: Tile) -> Tile:
         """The tile as a network is shown it."""
         how = self.settings.homogenisation
-        return tile if how is None else how.applied(tile)
+        return tile if how is None else how.applied(tile, self.settings.fields.get(tile.field))
 
 
 class TileWriter:

@@ -219,6 +219,7 @@ def settings_of(
         held_back=held_back,
         batch=asked.batch,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
+        fields=fields_of(store.manifest()),
         filesystems=configured(),
     )
 

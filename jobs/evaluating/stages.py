@@ -14,11 +14,8 @@ from surveybridge.jobs.translating.request import read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
 
-    from surveybridge.bridge_core.context import Views
     from surveybridge.bridge_core.model import Model
-    from surveybridge.bridge_core.problem import Endpoint
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
@@ -153,6 +150,7 @@ class BlockJudge:
             photometry,
         )
         from surveybridge.bridge_core.translate import recalibrated_samples, window_samples
+        from surveybridge.jobs.evaluating.cutouts import pair_views, stamp_units, stamps_of
         from surveybridge.storage.evaluation_schemas import EVALUATED_PIXELS, evaluated_images_schema
         from surveybridge.storage.problems import described
         from surveybridge.storage.schema import conform
@@ -160,13 +158,13 @@ class BlockJudge:
         settings, pairs = self.settings, block.pairs
         table = described(model.card.problem.table)
         schema = evaluated_images_schema(table)
-        views = self._views(block)
+        views = pair_views(model, pairs, self.device)
         image_rows, pixel_rows = [], []
         for direction in map(model.card.problem.direction, settings.directions):
             observed, wanted = direction.observed, direction.wanted
             bands, scale = wanted.bands, pairs.pixel_scale[wanted.name]
             truth = torch.from_numpy(pairs.ends[wanted.name])
-            windows = self._units(observed, torch.from_numpy(pairs.ends[observed.name]))
+            windows = stamp_units(model, observed, stamps_of(pairs, observed, self.device))
             context = views and views[direction.index]
             drawn = window_samples(model, direction, windows, corners(block), settings.sampling, context=context)
             samples = drawn.cpu().transpose(0, 1).contiguous()
@@ -210,7 +208,7 @@ class BlockJudge:
 
         from surveybridge.bridge_core.anomaly import score_windows, scored_direction
         from surveybridge.bridge_core.evaluation import trivial_scores
-        from surveybridge.bridge_core.residuals import Cutouts
+        from surveybridge.jobs.evaluating.cutouts import pair_cutouts
         from surveybridge.storage.evaluation_schemas import evaluated_scores_schema
         from surveybridge.storage.problems import described
         from surveybridge.storage.schema import conform
@@ -218,10 +216,7 @@ class BlockJudge:
         settings, pairs = self.settings, block.pairs
         direction = scored_direction(model)
         observed, wanted = (torch.from_numpy(pairs.ends[end.name]) for end in (direction.observed, direction.wanted))
-        valid = torch.ones(len(wanted), 1, *wanted.shape[-2:], dtype=torch.bool, device=self.device)
-        x1, x0 = self._units(direction.observed, observed), self._units(direction.wanted, wanted)
-        cutouts = Cutouts(x1, x0, valid, corners(block), self._views(block))
-        scores = score_windows(model, cutouts, settings.scoring)
+        scores = score_windows(model, pair_cutouts(model, pairs, corners(block), self.device), settings.scoring)
         columns = {
             "object_id": block.ids,
             "anomalous": [block.which == "anomalies"] * len(block.ids),
@@ -235,23 +230,6 @@ class BlockJudge:
         columns |= trivial_scores(observed, wanted, pairs.pixel_scale[direction.observed.name], noise)
         schema = evaluated_scores_schema(described(model.card.problem.table))
         return conform(_table(columns), schema, "anomaly scores")
-
-    def _views(self, block: Block) -> Views | None:
-        """What the network is told of the pairs, on its device."""
-        from surveybridge.jobs.training.images import views_of
-
-        views = views_of(self.model.card, block.pairs)
-        return None if views is None else views.to(self.device)
-
-    def _units(self, end: Endpoint, images: Tensor) -> Tensor:
-        """Stamps [N, B, H, W] of an end as the network sees them, on its device; nothing of them is masked."""
-        import torch
-
-        from surveybridge.bridge_core.translate import observed_units
-
-        flux = images.to(self.device)
-        valid = torch.ones_like(flux[0], dtype=torch.bool)
-        return torch.stack([observed_units(self.model, end, stamp, valid) for stamp in flux])
 
 
 class BlockWriter:

@@ -113,7 +113,9 @@ def arc_stamp(
 
 
 def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[InjectedLens], list[int]]:
-    """Copies of some pairs, on their own pixels, with arcs around the galaxy in the middle.
+    """Copies of some pairs with arcs around the galaxy in the middle.
+
+    Arcs are seen as each pair was observed where that is stated, else through the simulator's instruments.
 
     Returns
     -------
@@ -123,24 +125,23 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
     Raises
     ------
     RequestError
-        Where all do, or where the stamps have other pixels than the simulator's instruments.
+        Where all do, or where the stamps have larger pixels than the simulator's instruments.
     """
-    ends = {one.survey: one.survey.lower() for one in INSTRUMENTS}
     for one in INSTRUMENTS:
-        scale = pairs.pixel_scale[ends[one.survey]]
-        if abs(scale / one.pixel_scale - 1) > 0.01:
+        scale = pairs.pixel_scale[one.survey.lower()]
+        if scale > 1.01 * one.pixel_scale:
             raise RequestError(
                 f'{pairs.name}: {one.band} has pixels of {scale:.3f}", but arcs are drawn for the '
-                f"{one.pixel_scale:.3f}\" of {one.survey}; give stamps on the surveys' own pixels"
+                f"{one.pixel_scale:.3f}\" of {one.survey}; give stamps on the surveys' own pixels, or on finer ones"
             )
     rng = np.random.default_rng(seed)
     found: list[tuple[int, InjectedLens, dict[str, NDArray[np.float32]]]] = []
     for row in progress(rows, "inject", unit="lenses"):
-        lens = draw_lens(rng)
-        size = {survey: pairs.ends[end].shape[-1] for survey, end in ends.items()}
-        stamps = {
-            one.band: arc_stamp(lens.images, ArcView.of(one), size[one.survey], (0.0, 0.0), rng) for one in INSTRUMENTS
-        }
+        lens = draw_lens(rng, vis_noise(pairs, row))
+        stamps = {}
+        for one in INSTRUMENTS:
+            size = pairs.ends[one.survey.lower()].shape[-1]
+            stamps[one.band] = arc_stamp(lens.images, pair_view(pairs, row, one), size, (0.0, 0.0), rng)
         if lens.images.snr < SOURCES.min_snr:
             continue
         lit = {
@@ -150,5 +151,29 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
         found.append((row, lens, lit))
     if not found:
         raise RequestError(f"no arcs of {len(rows)} draws reach S/N {SOURCES.min_snr:g}; give more galaxies")
-    copies = replace(pairs, ends={end: np.stack([lit[end] for _, _, lit in found]) for end in pairs.ends})
-    return copies, [f[1] for f in found], [f[0] for f in found]
+    origin = [row for row, _, _ in found]
+    copies = replace(pairs.rows(origin), ends={end: np.stack([lit[end] for _, _, lit in found]) for end in pairs.ends})
+    return copies, [lens for _, lens, _ in found], origin
+
+
+def pair_view(pairs: Pairs, row: int, instrument: Instrument) -> ArcView:
+    """How a band of a pair sees light: as the pair was observed where that is known, else as the instrument does."""
+    plain, end = ArcView.of(instrument), instrument.survey.lower()
+    view = replace(plain, pixel_scale=pairs.pixel_scale[end], native=max(plain.native, pairs.pixel_scale[end]))
+    if pairs.conditions is None:
+        return view
+    known, plane = pairs.conditions.ends[end], pairs.bands[end].index(instrument.band)
+    fwhm, wing, gain = (float(values[row, plane]) for values in (known.fwhm, known.wing, known.gain))
+    if fwhm > 0:  # NaN is unknown
+        view = replace(view, psf=moffat(fwhm, wing if wing > 0 else 0.0))
+    return replace(view, gain=gain if gain > 0 else None)
+
+
+def vis_noise(pairs: Pairs, row: int) -> float:
+    """Sky noise of VIS in a pair, nJy per pixel of 0.1 arcsec; the simulator's where that is not known."""
+    (instrument,) = (one for one in INSTRUMENTS if one.band == "VIS")
+    if pairs.conditions is None:
+        return VIS_SIGMA
+    end = instrument.survey.lower()
+    noise = float(pairs.conditions.ends[end].noise[row, pairs.bands[end].index("VIS")])
+    return noise * instrument.pixel_scale / pairs.pixel_scale[end] if noise > 0 else VIS_SIGMA

@@ -45,8 +45,8 @@ class Homogenisation(WantedPsfs):
         """What a run states; None where it states nothing."""
         return None if document is None else cls(document["psfs"], float(document["noise"]))
 
-    def applied(self, tile: Tile, field: FieldGrid | None = None) -> Tile:
-        """The tile whose `seen` images are homogenised; `field` is what the store says of its field."""
+    def applied(self, tile: Tile, field: FieldGrid | None) -> Tile:
+        """The tile whose `seen` images are homogenised; `field` is what its store says of its field, None without."""
         halo = halo_of(tile, field)
         seen = {
             name: homogenise(image, self.plans(image, halo)) for name, image in tile.images.items() if name in self.psfs

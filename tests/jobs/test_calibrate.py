@@ -90,8 +90,9 @@ def test_injection_is_the_same_again_and_leaves_out_what_is_too_faint(store, mon
     monkeypatch.setattr(injection, "SOURCES", replace(SOURCES, mag_i=(25.9, 26.0), min_snr=300.0))
     with pytest.raises(RequestError, match="no arcs"):
         inject(pairs, rows[:1], seed=5)
-    with pytest.raises(RequestError, match=r'g has pixels of 0\.100", but arcs are drawn for the 0\.200" of LSST'):
-        inject(on_mosaic_grid(pairs), rows[:1], seed=5)
+    coarse = replace(pairs, pixel_scale={"lsst": 0.3, "euclid": 0.1})
+    with pytest.raises(RequestError, match=r'g has pixels of 0\.300", but arcs are drawn for the 0\.200" of LSST'):
+        inject(coarse, rows[:1], seed=5)
 
 
 def test_mosaic_grid_of_stamps_is_that_of_the_reader(store):

@@ -1,0 +1,156 @@
+"""Calibrate a network that is told conditions: its lens score is that of what each pair, and each tile, is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from surveybridge.bridge_core.context import Context
+from surveybridge.bridge_core.network import UNet
+from surveybridge.bridge_core.residuals import Asked
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.jobs.calibrating.pairs import measure_pairs
+from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
+from surveybridge.jobs.evaluating.cutouts import pair_cutouts
+from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, pair_view, vis_noise
+from surveybridge.jobs.simulating.observing import INSTRUMENTS
+from surveybridge.jobs.training.images import views_of
+from surveybridge.jobs.translating.homogenising import Homogenisation, words
+from surveybridge.storage.manifests import fields_of
+from surveybridge.storage.pairs import Pairs, on_mosaic_grid, read_pairs
+from surveybridge.storage.tiles import Tile, TileStore
+from tests import tiny
+from tests.bridge_core.models import TINY, AnalyticModel, gaussian_denoiser, make_card
+
+ASKED = Asked(2.0, 1, batch=4, precision="float32")
+SEEING = (0.5, 0.7, 0.9, 1.1, 1.3, 0.6)
+
+
+@dataclass(frozen=True, eq=False)
+class Listening(AnalyticModel):
+    """A model that keeps what it is told, by direction."""
+
+    told: dict[int, list[Context | None]] = field(default_factory=dict)
+
+    def predictor(self, x1, direction, times, precision, context=None) -> Any:
+        self.told.setdefault(direction.index, []).append(context)
+        assert torch.isfinite(x1).all()
+        return super().predictor(x1, direction, times, precision)
+
+
+def listening() -> Listening:
+    network = replace(TINY, conditions=True)
+    return Listening(make_card(network=network), UNet(network), "0" * 64, gaussian_denoiser(0.7, 0.1, 0.5))
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Pairs:
+    """Six pairs on their own pixels, of other seeing, noise and gain each."""
+    path = tiny.write_pairs(tmp_path / "told.zarr", len(SEEING))
+    group = zarr.open_group(path, mode="a")
+    seeing = np.array(SEEING, np.float32)[:, None]
+    group.create_array("lsst_fwhm", data=np.repeat(seeing, 3, 1))
+    group.create_array("lsst_gain", data=np.full((len(SEEING), 3), 200.0, np.float32))
+    group.create_array("euclid_noise", data=2 * seeing)
+    group.create_array("euclid_wing", data=np.full((len(SEEING), 1), 0.3, np.float32))
+    return read_pairs(path, "cutout", conditions=True)
+
+
+def same(one: list[Context | None], other: Context) -> bool:
+    maps, vector = (torch.cat([getattr(part, name) for part in one]) for name in ("maps", "vector"))
+    return torch.equal(maps, other.maps) and torch.equal(vector, other.vector)
+
+
+# -- pairs --
+
+
+def test_ordinary_pairs_and_those_with_arcs_are_measured_with_what_they_are_told(pairs):
+    lenses, _, origin = inject(pairs, [4, 1, 3], seed=2)
+    assert lenses.conditions is not None
+    assert lenses.conditions.ends["lsst"].fwhm[:, 0] == pytest.approx([SEEING[row] for row in origin])
+    for some in (pairs, lenses):
+        model = listening()
+        measure_pairs(model, some, 0, ASKED)
+        expected = views_of(model.card, on_mosaic_grid(some))
+        assert expected is not None
+        for index in (0, 1):
+            assert same(model.told[index], expected[index])
+        assert len(torch.unique(expected.second.vector, dim=0)) == len(some)  # each is told something of its own
+
+
+def test_pixels_without_data_are_filled_said_and_left_out(pairs):
+    holes = {name: stamps.copy() for name, stamps in on_mosaic_grid(pairs).ends.items()}
+    holes["lsst"][2, 1, :, 40:44] = np.nan
+    holes["euclid"][5, 0, 10] = np.nan
+    masked = replace(on_mosaic_grid(pairs), ends=holes)
+    model = listening()
+    found = pair_cutouts(model, masked, [(0, 64 * k) for k in range(len(masked))], torch.device("cpu"))
+    assert (~found.valid).sum((1, 2, 3)).tolist() == [0, 0, 64 * 4, 0, 0, 64]
+    assert torch.isfinite(found.x1).all() and torch.isfinite(found.x0).all()
+    assert found.views is not None
+    known = found.views.second.maps[:, 3:]  # of LSST
+    assert known[2, 1].min() == 0 and known[2, 0].min() == 1
+    measured = measure_pairs(model, masked, 0, ASKED)
+    assert np.isfinite(measured.features).all() and np.isfinite(measured.flux).all()
+
+
+def test_arcs_are_seen_as_each_pair_was_observed(pairs):
+    rng, band = np.random.default_rng(8), INSTRUMENTS[2]
+    images, width = draw_lens(rng).images, []
+    for row in (0, 4):
+        view = pair_view(pairs, row, band)
+        assert view.gain == 200.0
+        stamp = arc_stamp(images, replace(view, gain=None), 120, (0.0, 0.0), rng)
+        assert stamp.sum() == pytest.approx(images.flux["i"], rel=0.03)
+        width.append((stamp**2).sum())
+    assert width[0] > 1.5 * width[1]
+    assert vis_noise(pairs, 3) == pytest.approx(2 * SEEING[3])
+    assert pair_view(replace(pairs, conditions=None), 4, band).gain == band.gain
+
+
+def test_arcs_on_finer_pixels_bring_the_same_flux(pairs):
+    fine = on_mosaic_grid(pairs)
+    lenses, drawn, origin = inject(fine, range(6), seed=3)
+    for k, row in enumerate(origin):
+        for end, bands in fine.bands.items():
+            added = (lenses.ends[end][k] - fine.ends[end][row]).sum((1, 2))
+            assert added == pytest.approx([drawn[k].images.flux[band] for band in bands], rel=0.1)
+
+
+# -- tiles --
+
+
+def test_a_calibration_is_shown_the_tiles_that_a_translation_is_shown(tmp_path):
+    """How far the tiles of a field reach is said by the store; the last ones by themselves seem to reach farther."""
+    how = Homogenisation({"lsst": dict.fromkeys("gri", "gaussian:0.75")}, 3.0)
+
+    def sharp(tile: Tile) -> Tile:
+        return tiny.with_images(tile, lsst=replace(tile.images["lsst"], psf_fwhm=(0.6,) * 3, psf_wing=(0.0,) * 3))
+
+    store = TileStore.open(tiny.write_store(tmp_path / "tiles", tile_size=tiny.SIDE - 4, halo=64, edit=sharp))
+    manifest = store.manifest()
+    settings = Settings(
+        store=store.url,
+        checkpoint=tiny.write_checkpoint(tmp_path),
+        out=str(tmp_path / "out"),
+        noise={},
+        sampling=Sampling(samples=2, steps=1),
+        scoring=None,
+        homogenisation=how,
+        lenses=0,
+        held_back=None,
+        batch=None,
+        threads=1,
+        fields=fields_of(manifest),
+        filesystems={},
+    )
+    for tile_id in manifest["tile_id"].to_pylist():
+        tile = store.read_tile(tile_id)
+        shown = TileMeasurer(settings).shown(tile)
+        assert words(shown) == words(how.applied(tile, fields_of(manifest)[tile.field]))
+    assert "as it is" in str(words(shown)) and "as it is" not in str(words(how.applied(tile, None)))
