@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from surveybridge.bridge_core.anomaly import scored_direction
+from surveybridge.bridge_core.anomaly import MIN_VALID, scored_direction
+from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.discriminant import Discriminant, Floats, Measured, fit, surprise
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Problem
@@ -19,10 +22,16 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.simulating.injection import inject
+from surveybridge.jobs.translating.candidates import APERTURE_ARCSEC
+from surveybridge.jobs.translating.sources import MOSTLY_MASKED
 from surveybridge.storage.pairs import DEFLECTOR_LIKE, Pairs, on_mosaic_grid, read_ids, read_labels, read_pairs
 
 GROUP = 256
 """Objects measured at a time."""
+CENTRED_ARCSEC = 0.35
+"""An object so near to the middle of its stamp is in the middle."""
+NO_GALAXY = ("star", "none")
+"""`central_class` of stamps that no lens is looked for in: stars, which have no score, and empty sky."""
 FEWEST = 50
 """Lenses and regular objects that a calibration needs."""
 
@@ -54,17 +63,47 @@ def measure_all(model: Model, rows: PairRows, asked: Asked) -> tuple[Measured, N
     """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
     pairs = read_pairs(rows.url, "cutout", rows.start, rows.stop, problem=model.card.problem.table, conditions=True)
     labels, ids = read_labels(rows.url), read_ids(rows.url, rows.start, rows.stop)
-    deflectors = [k for k, name in enumerate(ids) if labels.get(name, {}).get("central_class") == DEFLECTOR_LIKE]
-    if len(deflectors) < FEWEST or len(ids) - len(deflectors) < FEWEST:
+    classes = [labels.get(name, {}).get("central_class") for name in ids]
+    kept = objects_in_the_middle(pairs, classes, str(model.card.problem.catalog))
+    if len(kept) < len(ids):
+        print(f"{len(kept)} of {len(ids)} pairs have a galaxy in their middle, with data; the others are left out")
+        pairs, classes = pairs.rows(kept), [classes[k] for k in kept]
+    deflectors = [k for k, what in enumerate(classes) if what == DEFLECTOR_LIKE]
+    if len(deflectors) < FEWEST or len(kept) - len(deflectors) < FEWEST:
         raise RequestError(
-            f"{rows.url}: {len(deflectors)} of {len(ids)} pairs are {DEFLECTOR_LIKE} by the table beside the store, "
+            f"{rows.url}: {len(deflectors)} of {len(kept)} pairs are {DEFLECTOR_LIKE} by the table beside the store, "
             f"but a calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
         )
     lenses, _, origin = inject(pairs, deflectors, asked.seed)
-    parts = [measure_pairs(model, pairs, 0, asked), measure_pairs(model, lenses, len(ids), asked)]
+    parts = [measure_pairs(model, pairs, 0, asked), measure_pairs(model, lenses, len(pairs), asked)]
     measured = Measured.join(parts)
-    is_lens = np.repeat([False, True], [len(ids), len(origin)])
-    return measured, is_lens, np.concatenate([np.arange(len(ids)), np.array(origin)])
+    is_lens = np.repeat([False, True], [len(pairs), len(origin)])
+    return measured, is_lens, np.concatenate([np.arange(len(pairs)), np.array(origin)])
+
+
+def objects_in_the_middle(pairs: Pairs, classes: Sequence[str | None], catalog: str) -> list[int]:
+    """Pairs with an object in their middle that a catalog would have scores of, by their number.
+
+    Left out are those that the table calls a star or empty sky, those around whose middle nothing is detected on the
+    end with the catalog, and those whose middle is mostly masked.
+    """
+    return [k for k, what in enumerate(classes) if what not in NO_GALAXY and is_centred(pairs, k, catalog)]
+
+
+def is_centred(pairs: Pairs, row: int, catalog: str) -> bool:
+    """Return whether a pair has data, and something detected on an end, in its middle."""
+    for name, stamps in pairs.ends.items():
+        known = np.isfinite(stamps[row]).all(0)
+        inside = aperture(known.shape, APERTURE_ARCSEC / pairs.pixel_scale[name]).numpy()
+        if known.mean() < MIN_VALID or (inside * ~known).sum() >= MOSTLY_MASKED * inside.sum():
+            return False
+    flux, scale = pairs.ends[catalog][row, 0], pairs.pixel_scale[catalog]
+    noise = pairs.noise[catalog][pairs.bands[catalog][0]]
+    if pairs.conditions is not None and pairs.conditions.ends[catalog].noise[row, 0] > 0:  # NaN is unknown
+        noise = float(pairs.conditions.ends[catalog].noise[row, 0])
+    found = detect(np.nan_to_num(flux), np.full(flux.shape, noise**2, np.float32), np.isfinite(flux))
+    middle_y, middle_x = (np.array(flux.shape) - 1) / 2
+    return bool((np.hypot(found.y - middle_y, found.x - middle_x) * scale <= CENTRED_ARCSEC).any())
 
 
 def measure_pairs(model: Model, pairs: Pairs, first: int, asked: Asked) -> Measured:

@@ -14,7 +14,7 @@ from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.network import UNet
 from surveybridge.bridge_core.residuals import Asked
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.jobs.calibrating.pairs import measure_pairs
+from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle
 from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
 from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, pair_view, vis_noise
@@ -120,6 +120,19 @@ def test_arcs_on_finer_pixels_bring_the_same_flux(pairs):
         for end, bands in fine.bands.items():
             added = (lenses.ends[end][k] - fine.ends[end][row]).sum((1, 2))
             assert added == pytest.approx([drawn[k].images.flux[band] for band in bands], rel=0.1)
+
+
+def test_only_galaxies_that_a_catalog_would_have_scores_of_are_ordinary(pairs):
+    """Not stars, empty sky or objects off the middle, nor those that are masked; a hole beside one is no harm."""
+    stamps = {name: one.copy() for name, one in on_mosaic_grid(pairs).ends.items()}
+    stamps["euclid"][1] = np.roll(stamps["euclid"][1], 9, -1)  # 0.9" beside the middle
+    stamps["lsst"][2, 0, 20:44, 26:] = np.nan
+    stamps["euclid"][3, 0, 4:10] = np.nan
+    stamps["lsst"][4, :, :, :53] = np.nan
+    shown = replace(on_mosaic_grid(pairs), ends=stamps)
+    classes = ["deflector_like", "field_galaxy", "field_galaxy", None, "field_galaxy", "star"]
+    assert objects_in_the_middle(shown, classes, "euclid") == [0, 3]
+    assert objects_in_the_middle(pairs, ["none", *[None] * 5], "euclid") == [1, 2, 3, 4, 5]
 
 
 # -- tiles --
