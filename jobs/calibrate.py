@@ -31,7 +31,10 @@ surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --o
 
 ONLY = {
     "pairs": ("start", "limit", "sigma", "draws"),
-    "store": ("tiles", "to", "samples", "steps", "arcs", "hold_back", "hold_back_order", "executor", "workers"),
+    "store": (
+        *("tiles", "to", "samples", "steps", "arcs", "hold_back", "hold_back_order"),
+        *("known_lenses", "known_lenses_radius", "executor", "workers"),
+    ),
 }
 """Settings that mean something with one of both only."""
 
@@ -59,6 +62,14 @@ class Config(JobConfig):
     samples: int = Field(8, ge=2, description="with --store: posterior samples K of each patch")
     steps: int = Field(6, ge=1, description="with --store: network evaluations per sample")
     arcs: bool = Field(True, description="with --store: also put arcs around its galaxies, and say how many are found")
+    known_lenses: str | None = Field(
+        None,
+        description="with --store: table of known lenses with ra and dec (CSV, ECSV, FITS, VOTable, Parquet), path or "
+        "URL: they are no ordinary objects",
+    )
+    known_lenses_radius: float = Field(
+        3.0, gt=0, le=30, description="with --known-lenses: arcsec within which an object is one of them, or its arcs"
+    )
     executor: Literal["ray", "serial"] = Field("serial", description="with --store: serial in this process, or ray")
     workers: int = Field(1, ge=1, description="with --store: largest number of actors at a time, on Ray")
     hold_back: float | None = Field(
@@ -85,6 +96,10 @@ class Config(JobConfig):
             raise ValueError(f"--{strange[0].replace('_', '-')} is for --{other}; leave it out")
         if self.hold_back_order is not None and self.hold_back is None:
             raise ValueError(f"--hold-back-order {self.hold_back_order} says nothing without --hold-back; give both")
+        if "known_lenses_radius" in self.model_fields_set and self.known_lenses is None:
+            raise ValueError(
+                f"--known-lenses-radius {self.known_lenses_radius:g} says nothing without --known-lenses; give both"
+            )
         return self
 
 
@@ -158,6 +173,8 @@ def store_request(config: Config) -> Asked:
         lenses=ARCS_A_TILE if config.arcs else 0,
         hold_back=config.hold_back,
         hold_back_order=config.hold_back_order,
+        known_lenses=config.known_lenses,
+        known_lenses_radius=config.known_lenses_radius,
         sampling=Sampling(samples=config.samples, steps=config.steps, seed=config.seed),
         batch=config.batch,
         executor=config.executor,

@@ -75,15 +75,7 @@ class StarList:
 
     def near(self, manifest: pa.Table) -> StarList:
         """Return the stars in or beside the tiles of a manifest, in order of position."""
-        fields = fields_of(manifest)
-        scale = max((pixel_scale(field.wcs_header) for field in fields.values()), default=1.0)
-        sides = np.hypot(*(manifest[name].to_numpy().astype(np.float64) for name in ("height", "width")))
-        reach = (0.5 * sides.max(initial=0.0) + 1) * scale / 3600
-        tiles = cKDTree(_directions(manifest["ra"].to_numpy(), manifest["dec"].to_numpy()))
-        distance, _ = tiles.query(
-            _directions(self.ra, self.dec), distance_upper_bound=2 * math.sin(math.radians(reach) / 2)
-        )
-        return self._select(np.isfinite(distance))
+        return self._select(near_tiles(manifest, self.ra, self.dec))
 
     def match(
         self, wcs: WCS, x: NDArray[np.float64], y: NDArray[np.float64], core: tuple[int, int, int, int]
@@ -155,6 +147,16 @@ def read_stars(
         magnitude = column.cast(pa.float64()).to_numpy().astype(np.float64)
     order = np.lexsort((targets.ra, targets.dec))
     return StarList(targets.ra[order], targets.dec[order], magnitude[order], radius)
+
+
+def near_tiles(manifest: pa.Table, ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which positions, in degrees, lie in or beside the tiles of a manifest, bool [N]."""
+    scale = max((pixel_scale(field.wcs_header) for field in fields_of(manifest).values()), default=1.0)
+    sides = np.hypot(*(manifest[name].to_numpy().astype(np.float64) for name in ("height", "width")))
+    reach = (0.5 * sides.max(initial=0.0) + 1) * scale / 3600
+    tiles = cKDTree(_directions(manifest["ra"].to_numpy(), manifest["dec"].to_numpy()))
+    distance, _ = tiles.query(_directions(ra, dec), distance_upper_bound=2 * math.sin(math.radians(reach) / 2))
+    return np.asarray(np.isfinite(distance))
 
 
 def _directions(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.pulls import PullCounts
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.translate import Posterior
+    from surveybridge.storage.crossmatch import Targets
     from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.held_back import HeldBack
     from surveybridge.storage.images import SurveyImage
@@ -53,6 +54,8 @@ class Settings:
     """Objects of a tile that get arcs."""
     held_back: HeldBack | None
     """Of the sky, the part that counts; None for all."""
+    known_lenses: Targets | None = field(repr=False)
+    """Objects near these are not ordinary."""
     batch: int | None
     threads: int
     fields: Mapping[str, FieldGrid] = field(repr=False)
@@ -151,6 +154,7 @@ class TileMeasurer:
             ordinary = ordinary.filter(
                 self.settings.held_back.at(ordinary["ra"].to_numpy(), ordinary["dec"].to_numpy())
             )
+        ordinary = without_known(ordinary, self.settings.known_lenses)
         lenses = None
         if self.settings.lenses and ordinary.num_rows:
             lenses = measure_lenses(
@@ -245,6 +249,18 @@ def pulls_of(
         snr = np.zeros_like(mean) if wanted.kind == "axial" else mean / noise[band]
         found[band] = PullCounts.of(snr, pull, valid[plane] & covered, tile.core_origin)
     return found
+
+
+def without_known(objects: pa.Table, lenses: Targets | None) -> pa.Table:
+    """Objects that are not near a known lens."""
+    import pyarrow.compute as pc
+
+    from surveybridge.storage.crossmatch import match
+
+    if lenses is None or not objects.num_rows:
+        return objects
+    near = match(objects, lenses)["object_id"]
+    return objects.filter(pc.invert(pc.is_in(objects["object_id"], near)))
 
 
 def held_pixels(tile: Tile, held_back: HeldBack | None) -> NDArray[np.bool_] | bool:

@@ -26,11 +26,13 @@ from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import check_request
 from surveybridge.storage.celestial import celestial_wcs
+from surveybridge.storage.crossmatch import Targets, read_targets
 from surveybridge.storage.held_back import HeldBack, cell_arcsec, order_of
 from surveybridge.storage.manifests import fields_of, store_id_of, tiles_with
 from surveybridge.storage.objectstore import Folder, configured
 from surveybridge.storage.parquet import read_parquet
 from surveybridge.storage.runs import without_secrets
+from surveybridge.storage.star_lists import near_tiles
 from surveybridge.storage.tiles import TileStore
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ BANDS = ("g", "r", "i", "VIS")
 class Asked:
     """A calibration as it was asked for: `tiles` is the largest number, `lenses` that of arcs in a tile.
 
-    With `hold_back` only sky counts that a training with this share held back.
+    With `hold_back` only sky counts that a training with this share held back. Objects within `known_lenses_radius`
+    arcsec of what the table `known_lenses` lists are no ordinary ones.
     """
 
     store: str
@@ -62,6 +65,8 @@ class Asked:
     lenses: int
     hold_back: float | None
     hold_back_order: int | None
+    known_lenses: str | None
+    known_lenses_radius: float
     sampling: Sampling
     batch: int | None
     executor: Literal["ray", "serial"]
@@ -126,6 +131,7 @@ def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None
         "seed": settings.sampling.seed,
         "held_back": None if held_back is None else held_back.document,
         "objects": false_alarms.objects if false_alarms else 0,
+        "known_lenses": 0 if settings.known_lenses is None else len(settings.known_lenses.ra),
     }
     return Recalibration(intervals, false_alarms, provenance), len(failed)
 
@@ -217,11 +223,27 @@ def settings_of(
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
         lenses=asked.lenses,
         held_back=held_back,
+        known_lenses=known_lenses_of(store.manifest(), asked),
         batch=asked.batch,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
         fields=fields_of(store.manifest()),
         filesystems=configured(),
     )
+
+
+def known_lenses_of(manifest: pa.Table, asked: Asked) -> Targets | None:
+    """Known lenses in or around the tiles of a store; RequestError if a table is given, and none of its rows is."""
+    if asked.known_lenses is None:
+        return None
+    listed = read_targets(asked.known_lenses, asked.known_lenses_radius)
+    near = near_tiles(manifest, listed.ra, listed.dec) if len(listed.ra) else np.zeros(0, np.bool_)
+    if not near.any():
+        raise RequestError(
+            f"--known-lenses {asked.known_lenses}: 0 of {len(near)} lenses lie in or around the {manifest.num_rows} "
+            "tiles; give a table of this part of the sky, in degrees, or leave it out"
+        )
+    log.info("%s: %d of %d lenses lie in or around the tiles", asked.known_lenses, near.sum(), len(near))
+    return Targets(listed.ra[near], listed.dec[near], pa.table({}), listed.radius)
 
 
 def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: Settings) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.residuals import columns
 from surveybridge.jobs.calibrating.objects import gain_of, views, with_arcs
+from surveybridge.jobs.calibrating.stages import without_known
+from surveybridge.storage.crossmatch import Targets
 from surveybridge.storage.held_back import HeldBack
 from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
 from surveybridge.storage.problems import default_problem
@@ -129,6 +132,39 @@ def test_without_arcs_the_rates_are_the_same(work, calibrated, tmp_path, capsys)
     assert main(["calibrate", *where, *QUICK, "--no-arcs"]) == 0
     assert "simulated arcs" not in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "tiny").card.recalibration == load_checkpoint(calibrated[0]).card.recalibration
+
+
+def test_known_lenses_are_no_ordinary_objects_and_get_no_arcs(work, calibrated, tmp_path, capsys):
+    """Nine of the galaxies are in a table of lenses, as is one on the other side of the sky."""
+    places = np.random.default_rng(1).uniform(10, SIDE - 10, (PLACES, 2))[-9:]  # the brightest of `make_field`
+    ra, dec = make_field(1).images["euclid"].wcs.all_pix2world(places[:, 1], places[:, 0], 0)
+    table, far = tmp_path / "lenses.csv", tmp_path / "far.csv"
+    rows = [f"{a:.7f},{d:.7f}" for a, d in zip(ra, dec, strict=True)]
+    opposite = f"{(ra[0] + 180) % 360:.5f},{-dec[0]:.5f}"
+    table.write_text("\n".join(["ra,dec", *rows, opposite]) + "\n")
+    far.write_text(f"ra,dec\n{opposite}\n")
+    where = ["calibrate", "--store", str(work / "here"), "--checkpoint", str(work / "tiny"), *QUICK]
+    out = ["--out", str(tmp_path / "out"), "--known-lenses-radius", "0.6"]
+    assert main([*where, *out, "--known-lenses", str(table)]) == 0
+    said = capsys.readouterr().out
+    found, before = (load_checkpoint(path).card.recalibration for path in (tmp_path / "out" / "tiny", calibrated[0]))
+    assert found is not None and before is not None
+    assert found.provenance["known_lenses"] == 9 and before.provenance["known_lenses"] == 0
+    assert 4 <= before.provenance["objects"] - found.provenance["objects"] <= 9  # some lie in one object
+    assert "of them with simulated arcs" in said
+    assert main([*where, *out, "--known-lenses", str(far)]) == 2
+    assert "0 of 1 lenses lie in or around the 4 tiles" in capsys.readouterr().err
+    assert main([*where, *out]) == 2
+    assert "--known-lenses-radius 0.6 says nothing without --known-lenses" in capsys.readouterr().err
+
+
+def test_objects_near_a_known_lens_are_left_out_to_the_arcsec():
+    away = np.array([0.0, 2.4, 2.6, 40.0, 362.4]) / 3600
+    objects = pa.table({"object_id": list("abcde"), "ra": 10 + away / np.cos(np.radians(-30)), "dec": [-30.0] * 5})
+    lenses = Targets(np.array([10.0, 10 + 365 / 3600 / np.cos(np.radians(-30))]), np.full(2, -30.0), pa.table({}), 2.5)
+    assert without_known(objects, lenses)["object_id"].to_pylist() == ["c", "d", "e"]
+    assert without_known(objects, replace(lenses, radius=2.7))["object_id"].to_pylist() == ["d"]
+    assert without_known(objects, None) is objects
 
 
 def test_only_sky_that_a_training_held_back_counts(work, tmp_path, capsys, caplog):

@@ -157,6 +157,7 @@ def test_a_calibration_is_shown_the_tiles_that_a_translation_is_shown(tmp_path):
         homogenisation=how,
         lenses=0,
         held_back=None,
+        known_lenses=None,
         batch=None,
         threads=1,
         fields=fields_of(manifest),
