@@ -45,6 +45,7 @@ from tests.processor import PerTest
 
 if TYPE_CHECKING:
     from surveybridge.storage.ingest import Field
+    from surveybridge.storage.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +74,41 @@ def shared_field(shared_field_files: dict[str, dict[str, str]]) -> Field:
     from surveybridge.storage.problems import default_problem
 
     return read_field(default_problem(), shared_field_files, "euclid")
+
+
+@pytest.fixture(scope="session")
+def shared_field_run(shared_field: Field, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of 16 tiles with the candidates of the shared field, scored by the shipped checkpoint, and empty mosaics.
+
+    What reads candidates asks for no more, and to score takes half a minute.
+    """
+    import torch
+
+    from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, shipped_checkpoints
+    from surveybridge.bridge_core.settings import Scoring
+    from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
+    from surveybridge.storage.ingest import cut_tile, tile_boxes
+    from surveybridge.storage.mosaics import TileMosaic
+    from surveybridge.storage.runs import RunFolder
+    from surveybridge.storage.tiles import core_header
+    from tests.storage.test_runs import RUN
+
+    if DEFAULT_CHECKPOINT not in shipped_checkpoints():
+        pytest.skip("no checkpoint ships with this tree")
+    model, how, cpu = load_checkpoint(None), Scoring(samples=2, steps=1), torch.device("cpu")
+    run = RunFolder.open_or_create(tmp_path_factory.mktemp("shared") / "run", RUN | {"run_id": "field"})
+    for box in tile_boxes(shared_field.shape, 512, 64):
+        tile = cut_tile(shared_field, box)
+        rows = find_candidates(model, tile, how, RunFacts("field"), cpu).rows
+        nothing = np.zeros((1, *tile.core_shape), np.float32)
+        header = core_header(tile)
+        empty = TileMosaic(
+            tile.tile_id, header, ("VIS",), nothing, nothing, nothing[0], (box.core[0], box.core[2]), tile.grid_id
+        )
+        run.write_mosaic(empty)
+        run.write_candidates(tile.tile_id, rows)
+        run.commit({"tile_id": tile.tile_id, "status": "ok", "n_candidates": rows.num_rows})
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +145,10 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "IO_PER_MODEL", 1)
         yield
+    processes = [info.process for infos in ray._private.worker._global_node.all_processes.values() for info in infos]
     ray.shutdown()
+    for process in processes:  # Ray kills them, and on a busy machine forgets some before they have ended
+        process.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
 
 

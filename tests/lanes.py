@@ -49,8 +49,8 @@ LANES = {
     ),
     "ray": Lane("on a Ray cluster that is there already", after=("slow",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
-    "long": Lane("above 20 s, but they start nothing that they wait for", niceness=4),
-    "fast": Lane("all others, which share nothing", workers=2, niceness=5),
+    "long": Lane("files that compute for more than 5 s, and start nothing that they wait for", niceness=4),
+    "fast": Lane("all others, which share nothing", workers=2, niceness=7),
     "alone": Lane(
         "of time and memory, with nothing beside them",
         after=("slow", "drills", "slurm", "ray", "lint", "long", "fast"),

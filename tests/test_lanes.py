@@ -80,6 +80,7 @@ def rows(printed: str) -> dict[str, list[int]]:
     return {lane: [int(code), *map(int, counts[:4])] for lane, code, _, _, *counts in map(str.split, lines)}
 
 
+@pytest.mark.long
 def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
@@ -122,6 +123,7 @@ def test_a_lane_that_is_none_is_refused(capsys):
     assert "no lane quick: there are slow, drills, slurm, ray, lint, long, fast, alone" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhere, capsys):
     try:
         Group("probe", os.getpid()).close()

@@ -18,6 +18,8 @@ from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
 
+pytestmark = pytest.mark.long  # arcs are drawn and scored
+
 COUNT = 100
 
 

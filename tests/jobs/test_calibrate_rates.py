@@ -26,6 +26,8 @@ from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
 from tests.storage.fits_files import gaussians
 
+pytestmark = pytest.mark.long  # arcs are drawn and scored
+
 SIDE = 320
 QUICK = ("--samples", "2", "--steps", "1", "--to", "euclid")
 PLACES = 90

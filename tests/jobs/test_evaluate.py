@@ -26,6 +26,8 @@ from surveybridge.storage.pairs import NOMINAL, WHITE, read_pairs
 from surveybridge.storage.schema import conform
 from tests import tiny
 
+pytestmark = pytest.mark.long  # two dozen evaluations
+
 QUICK = ["--samples", "3", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
 PLOTS = ["anomalies.png", "calibration.png", "photometry.png"]
 FILES = ["images.parquet", "metrics.json", "pixels.parquet", "scores.parquet", *PLOTS]
@@ -369,7 +371,6 @@ def published(shared_data: Path) -> list[str]:
     ]
 
 
-@pytest.mark.long
 def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_data, tmp_path):
     """On these weights and pairs, 2M with 8 steps from sigma 3 gave 6.77 (K = 5, all of 64 pairs) with other noise."""
     pairs = str(shared_data / "pairs" / "test_regular.zarr")
@@ -379,7 +380,6 @@ def test_published_weights_have_the_energy_score_that_was_found_for_them(shared_
     assert score["interval"][0] < 6.77 < score["interval"][1] + 0.5
 
 
-@pytest.mark.long
 def test_published_weights_score_alike_on_eight_bit_stamps(shared_data, tmp_path):
     """Their own data sets hold what their display shows, rounded to 1/255 of its range."""
     pairs = eight_bit_copy(str(shared_data / "pairs" / "test_regular.zarr"), tmp_path / "bytes.zarr")

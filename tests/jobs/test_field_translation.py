@@ -10,20 +10,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, isolated_galaxies, read_field
-from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, shipped_checkpoints
-from surveybridge.bridge_core.settings import Scoring
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
 from surveybridge.jobs import translate
-from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
 from surveybridge.storage import ingest
 from surveybridge.storage.flags import BITS, CUTS
-from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.query import EVERY_ROW, Listing, query
-from surveybridge.storage.runs import RunFolder
-from surveybridge.storage.tiles import TileStore, core_header
-from tests.storage.test_runs import RUN
+from surveybridge.storage.tiles import TileStore
 
 pytestmark = [
     pytest.mark.long,
@@ -109,19 +103,9 @@ def test_share_of_bright_pixels_within_1_std_is_plausible(translated):
 
 
 @pytest.fixture(scope="module")
-def catalogued(whole, tmp_path_factory):
-    """A run with the candidates of the whole field and an empty mosaic: the lens score asks for no more."""
-    model = load_checkpoint(None)
-    side = whole.shape[0]
-    tile = ingest.cut_tile(whole, ingest.TileBox("t0", (0, side, 0, side), (0, side, 0, side)))
-    how = Scoring(samples=2, steps=1)
-    found = find_candidates(model, tile, how, RunFacts("field"), torch.device("cpu")).rows
-    run = RunFolder.open_or_create(tmp_path_factory.mktemp("catalogued") / "run", RUN | {"run_id": "field"})
-    nothing = np.zeros((1, side, side), np.float32)
-    run.write_mosaic(TileMosaic("t0", core_header(tile), ("VIS",), nothing, nothing, nothing[0], (0, 0), tile.grid_id))
-    run.write_candidates("t0", found)
-    run.commit({"tile_id": "t0", "status": "ok", "n_candidates": found.num_rows})
-    return run.url
+def catalogued(shared_field_run):
+    """A run with the candidates of the whole field."""
+    return shared_field_run.url
 
 
 def near(rows, truth, arcsec):

@@ -24,6 +24,8 @@ from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.kept.make import HERE, MADE_IN
 
+pytestmark = pytest.mark.long  # a dozen translations
+
 QUICK = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
 
 

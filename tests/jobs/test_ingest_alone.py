@@ -19,6 +19,8 @@ from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.storage.fits_files import EUCLID, gaussians, tan_wcs, write_survey_file
 
+pytestmark = pytest.mark.long  # images are read again and again
+
 QUICK = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
 SHAPE, COARSE = (170, 200), (130, 180)
 PLACES = np.array([[40.0, 50.0], [120.0, 150.0], [95.0, 60.0], [60.0, 140.0]])

@@ -27,6 +27,8 @@ from tests import tiny
 from tests.storage.fits_files import gaussians
 from tests.storage.overlaps import Field as Footprint
 
+pytestmark = pytest.mark.long  # four translations
+
 SIDE, TILE, HALO = tiny.SIDE, tiny.SIDE // 2, 32
 NORTH = Footprint("north", 210.0, -5.0, 25.0, side=2, tile=TILE)
 SOUTH = Footprint("south", 210.0012, -5.0032, 20.0, side=2, tile=TILE)

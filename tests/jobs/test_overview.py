@@ -52,6 +52,7 @@ def test_tiles_give_the_means_of_blocks_that_the_whole_has(end, side):
     assert difference.max() <= 1  # float32 sums
 
 
+@pytest.mark.long
 def test_a_folder_of_tiles_needs_the_memory_of_a_tile_not_of_the_mosaic(tmp_path):
     run = RunFolder.open_or_create(tmp_path / "run", RUN)
     side, across = 256, 4

@@ -157,21 +157,6 @@ def test_the_table_says_where_all_of_the_time_went(profiled):
     ]
 
 
-@pytest.mark.slow  # Ray's actors import torch
-def test_workers_on_ray_send_their_part_of_the_profile(tmp_path, store, checkpoint, plain, ray_cluster, capsys):
-    more = ["--workers", "2", "--profile", str(tmp_path / "profile")]
-    assert translate(store, tmp_path / "run", checkpoint, *more, executor="ray") == 3
-    assert results(tmp_path / "run") == results(plain)
-    found, trace = (document(tmp_path / "profile", f"{name}.json") for name in ("profile", "trace"))
-    check_trace(trace)
-    # two workers share three tiles, and may share them in any way
-    check_table(found, tiles=found["tiles"])
-    models = {e["pid"] for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] == "model"}
-    others = {e["pid"] for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "write")}
-    assert models and others and not models & others  # processes of their own
-    assert f"profile of worker {found['worker']}" in capsys.readouterr().out
-
-
 def test_a_profile_goes_to_object_storage_like_everything_else(tmp_path, store, checkpoint, monkeypatch):
     pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
     from surveybridge.storage.objectstore import Folder

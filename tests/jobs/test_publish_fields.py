@@ -1,7 +1,7 @@
 """Acceptance of a published catalog by its readers: on the shared field, and on 64 simulated tiles across RA 0.
 
-Both go through translate as a command, the simulated ones through ingest, too; the network has random weights, since a
-catalog is one of any scores.
+The simulated ones go through ingest and translate as commands, with a network of random weights, since a catalog is
+one of any scores; the shared field has the scores of the shipped one (`shared_field_run`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from astropy.table import QTable, Table, vstack
 from surveybridge.__main__ import main
 from surveybridge.storage import hats
 from surveybridge.storage.catalogs import Catalog
-from surveybridge.storage.ingest import Field, cut_tile, tile_boxes
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import CATALOG, THUMBNAILS
 from surveybridge.storage.sky import healpix_29
-from surveybridge.storage.tiles import TileStore
 from tests import tiny
 
 pytestmark = [
@@ -71,16 +69,16 @@ class Published:
 def published(request, tmp_path_factory) -> Published:
     """One of the two runs, published in small partitions."""
     folder = tmp_path_factory.mktemp("accepted")
-    store, run = str(folder / "tiles"), str(folder / "run")
     if request.param == "shared field":
         truth = request.getfixturevalue("shared_data") / "field" / "field_truth.parquet"
-        write_tiles(request.getfixturevalue("shared_field"), store)
+        run = request.getfixturevalue("shared_field_run").url
     else:
+        store, run = str(folder / "tiles"), str(folder / "run")
         euclid, lsst, truth = simulated_across_ra_zero(folder / "sky")
         images = ["--euclid", str(euclid), "--lsst", *map(str, lsst)]
         assert main(["ingest", *images, "--store", store, "--tile-size", "120"]) == 0
-    checkpoint = tiny.write_checkpoint(folder)
-    assert main(["translate", "--store", store, "--run", run, "--checkpoint", checkpoint, *QUICK]) == 0
+        checkpoint = tiny.write_checkpoint(folder)
+        assert main(["translate", "--store", store, "--run", run, "--checkpoint", checkpoint, *QUICK]) == 0
     opened = RunFolder.open(run)
     rows = pa.concat_tables([opened.read_candidates(tile).drop_columns(THUMBNAILS) for tile in opened.ok_tiles()])
     catalog = str(folder / "catalog")
@@ -88,12 +86,6 @@ def published(request, tmp_path_factory) -> Published:
     assert main(["publish", "--run", run, "--out", catalog, *small]) == 0
     assert main(["publish", "--run", run, "--out", str(folder / "again"), *small]) == 0
     return Published(opened, catalog, rows, pd.read_parquet(truth))
-
-
-def write_tiles(field: Field, url: str) -> None:
-    """Write a store of a field that has been read already."""
-    store = TileStore.create(url)
-    store.write_manifest([store.write_tile(cut_tile(field, box)) for box in tile_boxes(field.shape, 512, 64)])
 
 
 def simulated_across_ra_zero(folder: Path) -> tuple[Path, list[Path], Path]:

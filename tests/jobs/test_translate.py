@@ -23,6 +23,7 @@ from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import THUMBNAILS, WALL_CLOCK
 from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
+from tests.jobs.test_profile import check_table, check_trace, document
 
 QUICK = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--precision", "float32"]
 
@@ -97,16 +98,25 @@ def assert_close(one, other, leave_out=()):
 
 
 @pytest.mark.slow  # Ray's actors import torch
-def test_ray_writes_the_same_bytes_as_serial(tmp_path, store, checkpoint, ray_cluster):
-    how = ["--batch", "4"]
+def test_ray_writes_the_same_bytes_as_serial(tmp_path, store, checkpoint, ray_cluster, capsys):
+    """With two workers and a profile of one of them, which the serial run does without."""
+    how, profile = ["--batch", "4"], tmp_path / "profile"
     assert translate(store, tmp_path / "serial", checkpoint, *how) == 0
-    assert translate(store, tmp_path / "ray", checkpoint, *how, "--workers", "2", executor="ray") == 0
+    on_ray = ["--workers", "2", "--profile", str(profile)]
+    assert translate(store, tmp_path / "ray", checkpoint, *how, *on_ray, executor="ray") == 0
     serial, ray = results(tmp_path / "serial"), results(tmp_path / "ray")
     assert len(serial) == 8
     assert serial == ray
     assert {tile: row["n_patches"] for tile, row in ledger(tmp_path / "ray").items()} == {
         tile: row["n_patches"] for tile, row in ledger(tmp_path / "serial").items()
     }
+    found, trace = (document(profile, f"{name}.json") for name in ("profile", "trace"))
+    check_trace(trace)
+    check_table(found, tiles=found["tiles"])  # two workers may share the tiles in any way
+    models = {e["pid"] for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] == "model"}
+    others = {e["pid"] for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "write")}
+    assert models and others and not models & others  # processes of their own
+    assert f"profile of worker {found['worker']}" in capsys.readouterr().out
 
 
 def test_batch_size_does_not_matter(tmp_path, store, checkpoint, reference):

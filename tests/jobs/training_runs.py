@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import time
@@ -159,11 +160,14 @@ def run_rank(rank: int, world: int, folder: Path, config: dict[str, Any]) -> Non
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Let `surveybridge train` take its steps in this process: all of it but Ray Train, which needs 20 s to begin."""
+    """Let `surveybridge train` take its steps in this process: all of it but Ray Train, which needs 20 s to begin.
+
+    The worker is given what has travelled, as a worker of Ray Train is.
+    """
 
     def fit(loop: Callable[..., None], config: dict[str, Any], *, storage_path: str, name: str, **_: Any) -> Checkpoint:
         folder = Path(storage_path, name)
-        loop(LocalSession(0, 1, torch.device("cpu"), folder), config)
+        loop(LocalSession(0, 1, torch.device("cpu"), folder), pickle.loads(pickle.dumps(config)))
         return Checkpoint.from_directory(str(max(folder.glob("*"))))
 
     with pytest.MonkeyPatch.context() as patch:

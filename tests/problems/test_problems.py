@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ PROBLEMS = {"hsc-hst": (HSC_HST, 0.05), "rubin-euclid": (RUBIN_EUCLID, 0.1)}
 
 
 @pytest.fixture(scope="module", params=PROBLEMS)
-def run(request, tmp_path_factory, ray_cluster):
+def run(request, tmp_path_factory):
     """A run of the problem, with what it was made of: problem, folder, end of the catalog and the other one."""
     folder = tmp_path_factory.mktemp(request.param)
     file = HERE / f"{request.param}.toml"
@@ -75,8 +74,7 @@ def run(request, tmp_path_factory, ray_cluster):
     noise = {band: seen.noise * (pixel / seen.pixel) ** 2 for (_, band), seen in bands.items()}
     pairs = write_pairs(folder / "pairs.zarr", problem, blob_pairs(problem, noise), noise, pixel)
     trained = ["train", "--problem", str(file), "--pairs", pairs, "--out", str(checkpoint.parent), *SHORT]
-    # Ray Train takes one of the problems to its workers, and that is enough of it.
-    with nullcontext() if request.param == "rubin-euclid" else without_ray():
+    with without_ray():
         assert main(trained) == 0
     translate = ["translate", "--store", str(store), "--checkpoint", str(checkpoint), *FAST]
     assert main([*translate, "--to", wanted, "--run", str(folder / "run")]) == 0
