@@ -2,8 +2,8 @@
 
 Every objective is linear: x0 = P (x_t + R x1) + Q pred, so one fused kernel serves all. The target and its weight in
 the loss follow from the same three numbers. `eps`, `grad` and `maxnll` are AS-Bridge's; `i2sb` is that of Astro-DSB and
-of the image-to-image Schrodinger bridge (Liu et al. 2023), (x_t - x0) over the forward noise level s / sqrt(a) = sigma_t
-of a Schrodinger bridge; `edm` is the preconditioning of Karras et al. 2022 (table 1) in the bridge's own noise level
+of the image-to-image Schrodinger bridge (Liu et al. 2023), x_t - x0 over the forward noise level s / sqrt(a) of a
+Schrodinger bridge; `edm` is the preconditioning of Karras et al. 2022 (table 1) in the bridge's own noise level
 sigma = s / a, which exists for every bridge because zeta = (x_t - b x1) / a = x0 + sigma eps.
 """
 
@@ -29,8 +29,8 @@ class Objective:
     Parameters
     ----------
     name
-        ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2), ``i2sb`` (x_t - x0
-        over the forward noise level) or ``edm``.
+        ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2), ``i2sb``
+        (x_t - x0 over the forward noise level) or ``edm``.
     sigma_data
         Standard deviation of x0 in network units.
     log_sigma_mean, log_sigma_std
