@@ -13,7 +13,12 @@ Result = TypeVar("Result")
 
 
 def spread(
-    function: Callable[[Item], Result], items: Iterable[Item], *, at_once: int, start: Callable[[], None] | None = None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    at_once: int,
+    start: Callable[[], None] | None = None,
+    gpus: float = 0,
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item, in order, like `map`; Ray tasks compute the results.
 
@@ -27,9 +32,11 @@ def spread(
         Number of tasks in flight, each of which has one CPU; at most as many results wait in the object store.
     start : callable, optional
         Called in the worker before each item (to set credentials, say).
+    gpus : float
+        GPUs of each task; without, it sees none.
     """
 
-    @ray.remote(num_cpus=1, max_retries=3)
+    @ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)
     def call(item: Any) -> Any:
         if start is not None:
             start()

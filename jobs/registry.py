@@ -13,6 +13,7 @@ JOBS = (
     "demo",
     "simulate",
     "simulate-pairs",
+    "simulate-clouds",
     "inspect",
     "ingest",
     "pairs",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -53,8 +52,10 @@ def run(config: Config) -> int:
     int
         Exit code 0.
     """
+    from surveybridge.jobs.running.blocks import written
     from surveybridge.jobs.running.progress import progress
-    from surveybridge.jobs.simulating.pair_blocks import SPECS, begin, finish, write_block
+    from surveybridge.jobs.simulating.pair_blocks import SPECS, begin, write_block
+    from surveybridge.storage.block_labels import finish_with_labels
 
     spec = SPECS[config.grid]
     held_back = _held_back(config, spec.windows)
@@ -65,8 +66,9 @@ def run(config: Config) -> int:
         return 0
     started = time.perf_counter()
     work = functools.partial(write_block, writer, config.seed, spec)
-    pairs = sum(progress(_drawn(config, work, missing), "simulate-pairs", unit="blocks", total=len(missing)))
-    finish(writer)
+    drawn = written(work, missing, executor=config.executor, workers=config.workers)
+    pairs = sum(progress(drawn, "simulate-pairs", unit="blocks", total=len(missing)))
+    finish_with_labels(writer)
     seconds = time.perf_counter() - started
     print(
         f"{writer.folder.url}: {config.count} pairs, {pairs} of them drawn in {seconds:.0f} s ({pairs / seconds:.1f}/s)"
@@ -87,20 +89,3 @@ def _held_back(config: Config, windows: int) -> int:
             f"scene; " + (f"give {nearest}" if nearest >= 0 else f"give a --count of at least {windows}")
         )
     return config.validation
-
-
-def _drawn(config: Config, work: Callable[[int], int], blocks: Sequence[int]) -> Iterator[int]:
-    """Yield the number of pairs of each block that has been written."""
-    if config.executor == "serial" or not blocks:
-        yield from map(work, blocks)
-        return
-    from surveybridge.cluster.connect import start_ray, stop_ray
-    from surveybridge.cluster.spread import spread
-    from surveybridge.storage.objectstore import configure, configured
-
-    started = start_ray(config.workers)
-    try:
-        yield from spread(work, blocks, at_once=config.workers, start=functools.partial(configure, configured()))
-    finally:
-        if started:
-            stop_ray()

@@ -1,4 +1,4 @@
-"""Writing of pair stores (layout: `storage.pairs`): blocks of 256 rows, in any order and by any number of processes.
+"""Writing of pair stores (layout: `storage.pairs`): blocks of rows, in any order and by any number of processes.
 
 A block counts once its names are there, which are written last; a writer that is started again writes the blocks that
 are left. The store itself counts once `finish` has written the attributes of its group: until then nobody reads it.
@@ -23,10 +23,13 @@ from surveybridge.storage.objectstore import Folder, json_bytes, zarr_store
 from surveybridge.storage.problems import ProblemTable, end_names, endpoint
 
 BLOCK = 256
-"""Rows that are written at a time: a chunk of each array."""
+"""Rows that are written at a time, where a layout does not say: a chunk of each array."""
 
 QUANTITIES = ("noise", "fwhm", "wing", "correlation")
 """Conditions of an end, float32 [N, B]: arrays `<end>_<quantity>`."""
+
+LATER: Mapping[str, Any] = {"own_pixels": {}, "maps": {}, "conditions": True, "simulations": False, "block": 0}
+"""Fields of `PairLayout` that earlier layouts do not state, and what they were."""
 
 UNFINISHED = "unfinished.json"
 """What a store that is being written is to hold."""
@@ -61,6 +64,14 @@ class PairLayout:
         Further attributes of the store, JSON-like: where its pairs come from. A store with others is another store.
     own_pixels : mapping of str to float
         Pixel scale of each end, arcsec, where they have stamps on their own pixels: complete ones of LSST and Euclid.
+    maps : mapping of str to str
+        Further maps of each pair on the same grid, arrays [N, H, W], and their units.
+    conditions : bool
+        Whether there are the arrays of `QUANTITIES`.
+    simulations : bool
+        Whether there is an array `simulation`, the name of the simulation of each pair.
+    block : int
+        Rows that are written at a time; 0 for `BLOCK`.
     """
 
     problem: ProblemTable
@@ -74,6 +85,10 @@ class PairLayout:
     registration: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
     own_pixels: Mapping[str, float] = field(default_factory=dict)
+    maps: Mapping[str, str] = field(default_factory=dict)
+    conditions: bool = True
+    simulations: bool = False
+    block: int = 0
 
     @property
     def arrays(self) -> dict[str, tuple[int, ...]]:
@@ -82,27 +97,40 @@ class PairLayout:
         for name in end_names(self.problem):
             bands = len(endpoint(self.problem, name)["bands"])
             found[name] = self.shape if self.own_pixels and bands == 1 else (*self.shape, bands)
-            found |= {f"{name}_{quantity}": (bands,) for quantity in QUANTITIES}
+            if self.conditions:
+                found |= {f"{name}_{quantity}": (bands,) for quantity in QUANTITIES}
             if name in self.sigma:
                 found[f"{name}_sigma"] = (*self.shape, bands)
             if name in self.gain:
                 found[f"{name}_gain"] = (bands,)
+        found |= dict.fromkeys(self.maps, self.shape)
         return found | ({"registration": ()} if self.registration else {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arrays of text, a name of each pair; the last is written last."""
+        return ("simulation", "id") if self.simulations else ("id",)
+
+    @property
+    def rows_of_a_block(self) -> int:
+        """Rows that are written at a time."""
+        return self.block or BLOCK
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return -(-self.count // BLOCK)
+        return -(-self.count // self.rows_of_a_block)
 
     def rows(self, block: int) -> range:
         """Rows of a block."""
-        return range(block * BLOCK, min((block + 1) * BLOCK, self.count))
+        return range(block * self.rows_of_a_block, min((block + 1) * self.rows_of_a_block, self.count))
 
     def document(self) -> dict[str, Any]:
         """Everything, JSON-like."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if not self.own_pixels:  # earlier stores are of one grid, and do not say so
-            del document["own_pixels"]
+        for name, usual in LATER.items():
+            if document[name] == usual:  # earlier stores do not say so
+                del document[name]
         return document
 
 
@@ -160,7 +188,7 @@ class PairWriter:
         there = set(self.folder.names("id", "c"))
         return [block for block in range(self.layout.blocks) if str(block) not in there]
 
-    def write(self, block: int, ids: Sequence[str], rows: Rows) -> None:
+    def write(self, block: int, ids: Sequence[str], rows: Rows, simulations: Sequence[str] = ()) -> None:
         """Write a block; it replaces what is there.
 
         Parameters
@@ -171,6 +199,8 @@ class PairWriter:
             Names of its pairs.
         rows : mapping of str to float array
             All of `PairLayout.arrays` by name, a row for each pair: NaN is no data in fluxes, and else not known.
+        simulations : sequence of str
+            The simulation of each, if the layout has them.
 
         Raises
         ------
@@ -180,6 +210,11 @@ class PairWriter:
         wanted = self.layout.rows(block)
         shapes = {name: (len(wanted), *shape) for name, shape in self.layout.arrays.items()}
         found = {name: np.shape(values) for name, values in rows.items()}
+        if len(simulations) != (len(wanted) if self.layout.simulations else 0):
+            raise StorageError(
+                f"{self.folder.url}: block {block} has {len(simulations)} simulations for {len(wanted)} pairs; give "
+                + ("one for each" if self.layout.simulations else "none, or a layout with simulations")
+            )
         if found != shapes or len(ids) != len(wanted):
             wrong = [
                 f"{name} {found.get(name, 'missing')} instead of {shapes.get(name, 'none')}"
@@ -200,7 +235,8 @@ class PairWriter:
         some = slice(wanted.start, wanted.stop)
         for name, values in rows.items():
             zarr.open_array(store, path=name, mode="r+")[some] = np.asarray(values, np.float32)
-        zarr.open_array(store, path="id", mode="r+")[some] = np.array(list(ids), dtype=object)
+        for name, texts in zip(self.layout.names, ([simulations] if simulations else []) + [ids], strict=True):
+            zarr.open_array(store, path=name, mode="r+")[some] = np.array(list(texts), dtype=object)
 
     def finish(self) -> None:
         """Write what makes it a pair store: from then on it can be read.
@@ -225,7 +261,9 @@ class PairWriter:
         """The attributes of the finished store."""
         layout, bands = self.layout, {}
         for name in end_names(layout.problem):
-            noise = np.asarray(zarr.open_array(zarr_store(self.folder), path=f"{name}_noise", mode="r")[...])
+            noise = np.full((1, len(endpoint(layout.problem, name)["bands"])), np.nan)
+            if layout.conditions:
+                noise = np.asarray(zarr.open_array(zarr_store(self.folder), path=f"{name}_noise", mode="r")[...])
             for k, band in enumerate(endpoint(layout.problem, name)["bands"]):
                 known = noise[np.isfinite(noise[:, k]), k]
                 sigma = {"sigma_noise": float(np.median(known))} if len(known) else {}
@@ -233,7 +271,7 @@ class PairWriter:
                 bands[band if layout.own_pixels else f"{name}.{band}"] = {"pixel_arcsec": scale, **sigma}
         one_grid = {
             "endpoints": list(end_names(layout.problem)),
-            "units": {end["name"]: end["unit"] for end in layout.problem["endpoints"]},
+            "units": {**{end["name"]: end["unit"] for end in layout.problem["endpoints"]}, **layout.maps},
             "problem": layout.problem,
         }
         return {
@@ -249,17 +287,19 @@ class PairWriter:
         """The zarr.json of all arrays, by path."""
         contents: dict[str, Buffer] = {}
         group, count = zarr.create_group(MemoryStore(contents)), self.layout.count
+        rows = self.layout.rows_of_a_block
         zstd = ZstdCodec(level=3)
         for name, shape in self.layout.arrays.items():
             group.create_array(
                 name,
                 shape=(count, *shape),
-                chunks=(BLOCK, *shape),
+                chunks=(rows, *shape),
                 dtype=np.float32,
                 fill_value=np.nan,
                 compressors=zstd,
             )
-        group.create_array("id", shape=(count,), chunks=(BLOCK,), dtype=str, compressors=zstd)
+        for name in self.layout.names:
+            group.create_array(name, shape=(count,), chunks=(rows,), dtype=str, compressors=zstd)
         return {path: data.to_bytes() for path, data in contents.items() if path != "zarr.json"}
 
 

@@ -7,9 +7,8 @@ import pyarrow as pa
 import torch
 
 from surveybridge.jobs.simulating.scenes import PLANES, ScenePairs, SceneSpec, draw_pairs
-from surveybridge.storage.objectstore import Folder
+from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
-from surveybridge.storage.parquet import parquet_bytes, read_parquet
 from surveybridge.storage.problems import default_problem
 
 SPECS: dict[str, SceneSpec] = {"mosaic": SceneSpec(), "cutout": SceneSpec(grid="cutout")}
@@ -22,9 +21,6 @@ STEP = 16
 
 SIGMA_STEP = 0.005
 """Noise maps are rounded to this share."""
-
-LABELS = "labels"
-"""Folder in an unfinished store with the tables of its blocks."""
 
 CLASSES = {
     "system": "field_galaxy", "field": "field_galaxy", "bright": "bright_galaxy", "deflector": "deflector_like",
@@ -77,20 +73,9 @@ def write_block(writer: PairWriter, seed: int, spec: SceneSpec, block: int) -> i
             step = arrays[f"{name}_noise"][:, None, None] / STEP
             arrays[name] = (np.round(plane / step) * step).astype(np.float32).reshape(-1, *writer.layout.arrays[name])
     ids = [f"{row // spec.windows:06d}-{row % spec.windows}" for row in rows]
-    writer.folder.put(parquet_bytes(_table(ids, parts, keep)), LABELS, f"{block}.parquet")
+    write_block_labels(writer, block, _table(ids, parts, keep))
     writer.write(block, ids, arrays)
     return len(rows)
-
-
-def finish(writer: PairWriter) -> None:
-    """Write the table beside the store, NAME.parquet of NAME.zarr, and finish the store."""
-    blocks = range(writer.layout.blocks)
-    tables = [read_parquet(writer.folder.read(LABELS, f"{block}.parquet")) for block in blocks]
-    folder, _, name = writer.folder.url.rpartition("/")
-    beside = Folder.at(folder or "/", writer.folder.storage_options)
-    beside.put(parquet_bytes(pa.concat_tables(tables)), f"{name.removesuffix('.zarr')}.parquet")
-    writer.finish()
-    writer.folder.delete_below(LABELS)
 
 
 def _table(ids: list[str], parts: list[ScenePairs], keep: slice) -> pa.Table:

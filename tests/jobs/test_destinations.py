@@ -31,6 +31,7 @@ WRITING = {
     "vet": ("--run", "run", "--export"),
     "simulate": ("--size", 400, "--out"),
     "simulate-pairs": ("--count", 8, "--out"),
+    "simulate-clouds": ("--suite", "null", "--out"),
     "evaluate": ("--pairs", "pairs.zarr", "--out"),
     "calibrate": ("--pairs", "pairs.zarr", "--out"),
     "demo": ("--out",),

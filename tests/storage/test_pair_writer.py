@@ -85,6 +85,35 @@ def test_a_stopped_writer_goes_on_with_the_blocks_that_are_left(tmp_path):
     assert PairWriter.open(url, layout).missing() == []  # a finished one is left as it is
 
 
+def test_maps_of_simulations_have_their_units_and_names(tmp_path):
+    table = problem(tmp_path, "clouds")
+    layout = layout_of(
+        table, 9, maps={"psi": "rad"}, conditions=False, simulations=True, block=3, sigma=(), registration=False
+    )
+    assert list(layout.arrays) == ["column", "density", "psi"] and layout.blocks == 3
+    url = str(tmp_path / "some.zarr")
+    writer = PairWriter.open(url, layout)
+    for block in (2, 0):
+        writer.write(block, names_of(layout, block), rows_of(layout, block), [f"run {block}"] * 3)
+    with pytest.raises(StorageError, match="block 1 has 0 simulations for 3 pairs; give one for each"):
+        writer.write(1, names_of(layout, 1), rows_of(layout, 1))
+    assert PairWriter.open(url, layout).missing() == [1]
+    writer.write(1, names_of(layout, 1), rows_of(layout, 1), ["run 1"] * 3)
+    writer.finish()
+    group: Any = zarr.open_group(url, mode="r")
+    assert [str(name) for name in group["simulation"][...]] == [f"run {k // 3}" for k in range(9)]
+    assert group["psi"].shape == (9, 8, 6) and group["psi"].chunks[0] == 3
+    assert group.attrs["units"] == {"column": "cm-2", "density": "cm-3", "psi": "rad"}
+    np.testing.assert_array_equal(read_pairs(url).ends["column"][3:6, 0], rows_of(layout, 1)["column"][..., 0])
+
+
+def test_a_layout_without_simulations_takes_none(tmp_path):
+    layout = layout_of(default_problem())
+    writer = PairWriter.open(str(tmp_path / "some.zarr"), layout)
+    with pytest.raises(StorageError, match="7 simulations for 7 pairs; give none"):
+        writer.write(1, names_of(layout, 1), rows_of(layout, 1), ["run"] * 7)
+
+
 def test_a_block_whose_names_are_not_there_does_not_count(tmp_path):
     layout, url = layout_of(default_problem()), str(tmp_path / "pairs.zarr")
     writer = write(layout, url, 0, 1)
