@@ -25,6 +25,7 @@ from surveybridge.bridge_core.translate import cut_context, look, window_samples
 from surveybridge.jobs.simulating.field import SimulatedField
 from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.translating.scene import scene_of, wanted_conditions
+from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.pairs import WHITE
 from surveybridge.storage.tiles import Tile
 
@@ -138,14 +139,16 @@ def covering(places: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return windows * grid.stride + grid.size // 2, owner.reshape(-1)
 
 
-def translate_windows(model: Model, tile: Tile, centres: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Samples of VIS in windows by their middles (y, x), [W, K, S, S] nJy: as a run translates its windows."""
+def translate_windows(
+    model: Model, tile: Tile, centres: NDArray[np.int64], wishes: Wishes | None = None
+) -> NDArray[np.float32]:
+    """Samples of VIS in windows by their middles (y, x), [W, K, S, S] nJy: as a run with `wishes` translates them."""
     how = Sampling(samples=SAMPLES)
     direction = model.card.problem.to("euclid")
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
     half = how.patches.size // 2
     corners = [(int(y) - half, int(x) - half) for y, x in centres]
-    seen = look(model, direction, scene, how, corners, wanted_conditions(model.card, tile, direction))
+    seen = look(model, direction, scene, how, corners, wanted_conditions(model.card, tile, direction, wishes))
     if len(seen.live) != len(corners):
         raise ValueError(f"{len(corners) - len(seen.live)} windows show nothing, but hold objects that are known")
     windows = cut(seen.x1, corners, scene.origin, how.patches.size)

@@ -12,8 +12,10 @@ from scipy.stats import spearmanr
 
 from surveybridge.bridge_core.anomaly import MIN_VALID, scored_direction
 from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.conditions import QUANTITIES
 from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.discriminant import Discriminant, Floats, Measured, fit, surprise
+from surveybridge.bridge_core.false_alarms import VARIES
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.ranking import auroc, matched_auroc
@@ -32,6 +34,8 @@ CENTRED_ARCSEC = 0.35
 """An object so near to the middle of its stamp is in the middle."""
 NO_GALAXY = ("star", "none")
 """`central_class` of stamps that no lens is looked for in: stars, which have no score, and empty sky."""
+SAID = (0.05, 0.02)
+"""Rates of false alarms that are compared under other conditions."""
 FEWEST = 50
 """Lenses and regular objects that a calibration needs."""
 
@@ -53,14 +57,16 @@ class PairRows:
 def calibrate_on_pairs(model: Model, rows: PairRows, asked: Asked) -> Discriminant:
     """Measure, learn, and print how well the score tells lenses apart."""
     model.to("cpu", "bfloat16")
-    measured, lens, group = measure_all(model, rows, asked)
+    pairs, deflectors = ordinary_pairs(model, rows)
+    measured, lens, group = measure_all(model, pairs, deflectors, asked)
     discriminant, held_out = fit(measured, lens, group, sigma=asked.sigma)
     print_ranks(model.card.problem, measured, lens, group, held_out, asked.sigma)
+    print_thirds(pairs, held_out[~lens])
     return discriminant
 
 
-def measure_all(model: Model, rows: PairRows, asked: Asked) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
-    """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
+def ordinary_pairs(model: Model, rows: PairRows) -> tuple[Pairs, list[int]]:
+    """Pairs with a galaxy in their middle; and which of these are like deflectors, by their number."""
     pairs = read_pairs(rows.url, "cutout", rows.start, rows.stop, problem=model.card.problem.table, conditions=True)
     labels, ids = read_labels(rows.url), read_ids(rows.url, rows.start, rows.stop)
     classes = [labels.get(name, {}).get("central_class") for name in ids]
@@ -74,6 +80,13 @@ def measure_all(model: Model, rows: PairRows, asked: Asked) -> tuple[Measured, N
             f"{rows.url}: {len(deflectors)} of {len(kept)} pairs are {DEFLECTOR_LIKE} by the table beside the store, "
             f"but a calibration needs {FEWEST} of them and as many others; give more pairs, or a store with its table"
         )
+    return pairs, deflectors
+
+
+def measure_all(
+    model: Model, pairs: Pairs, deflectors: Sequence[int], asked: Asked
+) -> tuple[Measured, NDArray[np.bool_], NDArray[np.int64]]:
+    """Residuals of regular objects and of lenses made of some; which are lenses; the row each comes from."""
     lenses, _, origin = inject(pairs, deflectors, asked.seed)
     parts = [measure_pairs(model, pairs, 0, asked), measure_pairs(model, lenses, len(pairs), asked)]
     measured = Measured.join(parts)
@@ -145,3 +158,34 @@ def print_ranks(
     plain = measured._replace(features=measured.features[..., kinds["signed and squared"]])
     line("the same, signed and squared", surprise(plain, regular))
     line("central flux alone", measured.flux)
+
+
+def print_thirds(pairs: Pairs, score: Floats) -> None:
+    """Print how many ordinary objects lie beyond the scores of two rates, by thirds of each condition that varies."""
+    shares = thirds(pairs, score)
+    if shares:
+        print("ordinary objects beyond the scores of the rates " + " and ".join(f"{rate:.0%}" for rate in SAID))
+        print("                           in the lowest, middle and highest third of pairs")
+    for name, found in shares.items():
+        print(f"  {name:24s} " + "   ".join(" ".join(f"{share:5.1%}" for share in third) for third in found))
+
+
+def thirds(pairs: Pairs, score: Floats) -> dict[str, list[list[float]]]:
+    """By condition: share of pairs beyond the scores of the rates `SAID` among thirds of them, lowest first.
+
+    A condition that is not known of all pairs, or varies by less than `VARIES`, is left out.
+    """
+    if pairs.conditions is None:
+        return {}
+    values = {"registration": pairs.conditions.registration}
+    for end, of in pairs.conditions.ends.items():
+        for name in QUANTITIES:
+            for plane, band in enumerate(pairs.bands[end]):
+                values[f"{end} {band} {name}"] = getattr(of, name)[:, plane]
+    levels = np.quantile(score, 1 - np.array(SAID))
+    found = {}
+    for name, of_pairs in values.items():
+        if np.isfinite(of_pairs).all() and np.ptp(of_pairs) > VARIES * np.abs(of_pairs).max():
+            parts = np.array_split(np.argsort(of_pairs, kind="stable"), 3)
+            found[name] = [[float((score[part] > level).mean()) for level in levels] for part in parts]
+    return found

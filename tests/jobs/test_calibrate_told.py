@@ -14,7 +14,7 @@ from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.network import UNet
 from surveybridge.bridge_core.residuals import Asked
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle
+from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle, thirds
 from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
 from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, pair_view, vis_noise
@@ -133,6 +133,18 @@ def test_only_galaxies_that_a_catalog_would_have_scores_of_are_ordinary(pairs):
     classes = ["deflector_like", "field_galaxy", "field_galaxy", None, "field_galaxy", "star"]
     assert objects_in_the_middle(shown, classes, "euclid") == [0, 3]
     assert objects_in_the_middle(pairs, ["none", *[None] * 5], "euclid") == [1, 2, 3, 4, 5]
+
+
+def test_rates_are_compared_by_thirds_of_what_varies(pairs):
+    rng = np.random.default_rng(4)
+    many = pairs.rows(list(rng.integers(0, 6, 600)))
+    assert many.conditions is not None
+    seeing = many.conditions.ends["lsst"].fwhm[:, 2]
+    found = thirds(many, rng.normal(size=600) + 3.0 * (seeing > 1.0))
+    assert set(found) == {"lsst g fwhm", "lsst r fwhm", "lsst i fwhm", "euclid VIS noise"}  # nothing else varies
+    lowest, _, highest = found["lsst i fwhm"]
+    assert lowest == [0.0, 0.0] and highest == pytest.approx([0.15, 0.06], abs=0.02)
+    assert thirds(replace(many, conditions=None), rng.normal(size=600)) == {}
 
 
 # -- tiles --
