@@ -24,6 +24,9 @@ THETA_E = (0.5, 2.1)
 SOURCES = SourceRange(mag_i=(23.3, 26.0), re=(0.1, 0.5), offset=(0.03, 0.6), min_snr=25.0, min_magnification=2.0)
 """Sources of injected lenses: a wide range, of which the arcs that VIS shows at S/N 25 are kept."""
 
+FARTHEST = 20.0
+"""Radius, in FWHM, at which a Moffat profile with very wide wings ends."""
+
 _GS = galsim.GSParams(folding_threshold=2e-3, maxk_threshold=3e-4, maximum_fft_size=16384)
 
 
@@ -67,10 +70,15 @@ class ArcView:
 
 
 def moffat(fwhm: float, wing: float = 0.0) -> galsim.GSObject:
-    """A PSF of some FWHM, arcsec, with wings of 1 / beta: a Gaussian where that is next to 0, else a Moffat profile."""
+    """A PSF of some FWHM, arcsec, with wings of 1 / beta: a Gaussian where that is next to 0, else a Moffat profile.
+
+    A telescope's spikes may have the light of a Moffat profile with next to all of its flux infinitely far out; such a
+    profile ends at `FARTHEST` FWHM.
+    """
     if wing < 0.02:
         return galsim.Gaussian(fwhm=fwhm, gsparams=_GS)
-    return galsim.Moffat(beta=max(1 / wing, 1.2), fwhm=fwhm, gsparams=_GS)
+    beta = max(1 / wing, 1.2)
+    return galsim.Moffat(beta=beta, fwhm=fwhm, trunc=FARTHEST * fwhm if beta < 2 else 0.0, gsparams=_GS)
 
 
 def draw_lens(rng: np.random.Generator, sigma: float = VIS_SIGMA) -> InjectedLens:

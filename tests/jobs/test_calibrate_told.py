@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import galsim
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from surveybridge.bridge_core.settings import Sampling
 from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle, thirds
 from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
-from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, pair_view, vis_noise
+from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, moffat, pair_view, vis_noise
 from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.jobs.training.images import views_of
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
@@ -111,6 +112,14 @@ def test_arcs_are_seen_as_each_pair_was_observed(pairs):
     assert width[0] > 1.5 * width[1]
     assert vis_noise(pairs, 3) == pytest.approx(2 * SEEING[3])
     assert pair_view(replace(pairs, conditions=None), 4, band).gain == band.gain
+
+
+def test_arcs_can_be_seen_through_the_widest_wings_of_a_telescope():
+    """An endless Moffat profile of beta 1.25 would need an image of 10^5 pixels a side."""
+    psf = moffat(0.17, 0.8)
+    assert psf.fwhm == pytest.approx(0.17, rel=1e-6)
+    stamp = galsim.Convolve(psf, galsim.Gaussian(fwhm=0.3)).drawImage(galsim.ImageD(64, 64, scale=0.1)).array
+    assert float(stamp.sum()) == pytest.approx(1, abs=0.01)
 
 
 def test_arcs_on_finer_pixels_bring_the_same_flux(pairs):
