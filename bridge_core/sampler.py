@@ -38,7 +38,7 @@ def sample(
     noise: NoiseSource | None = None,
     eta: float = 0.0,
     order: int = 2,
-    renoise: bool = False,
+    renoise: int = 0,
     precision: Precision = "float32",
     context: Context | None = None,
     trajectory: list[Tensor] | None = None,
@@ -64,8 +64,9 @@ def sample(
     order
         1, or 2 for the multistep correction from the x0 of the step before.
     renoise
-        Take the first transition with eta 1, whatever `eta` is: what stood for the unknown x0 in the start is then
-        forgotten. For a start at the table's end and a long first step.
+        Number of first transitions, up to 2, in which what stood for the unknown x0 in the start is forgotten, for a
+        start at the table's end: the last of them, a long step, with eta 1, whatever `eta` is; before it one that
+        begins anew, with all noise, around the network's first estimate.
     precision
         Of the network (autocast); the state is always float32.
     context
@@ -99,7 +100,7 @@ class Trajectory:
         eta: float,
         order: int,
         *,
-        renoise: bool,
+        renoise: int,
     ) -> None:
         check_steps(model.card.bridge, steps)
         if order not in (1, 2):
@@ -194,7 +195,7 @@ def draw(noise: SkyNoise, step: int, like: Tensor) -> Tensor:
 
 
 def step_coefficients(
-    model: Model, steps: Sequence[int], eta: float, order: int, *, renoise: bool = False
+    model: Model, steps: Sequence[int], eta: float, order: int, *, renoise: int = 0
 ) -> Iterator[StepCoefficients]:
     """Coefficients of the fused update after each network evaluation, as `bridge_step` takes them."""
     bridge = model.card.bridge
@@ -209,9 +210,12 @@ def step_coefficients(
         s = steps[i + 1]
         correction = 0.0
         # the last update is of first order, as DPM-Solver++ does it: extrapolating over it adds variance
-        if order == 2 and 0 < i < len(steps) - 2:
+        if order == 2 and max(1, renoise) <= i < len(steps) - 2:
             correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
-        k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if renoise and i == 0 else eta)
+        if i + 1 < renoise:
+            k, p_x0, q_x1, w = 0.0, *(float(column[s]) for column in (bridge.a, bridge.b, bridge.s))
+        else:
+            k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if i < renoise else eta)
         u, v = (float(column[s]) for column in scale)
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w, u=u, v=v)
 
@@ -258,15 +262,17 @@ def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7
     return sorted({step_at(bridge, sigma) for sigma in grid.tolist()}, reverse=True)
 
 
-def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0) -> list[int]:
+def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, *, twice: bool = False) -> list[int]:
     """The table's end, where the state is all noise, then `rho_steps`: `count` network evaluations in all.
 
-    At the end it matters little what stands for the unknown x0 in `boot`, and with `renoise` not at all; begun at
-    sigma_max the difference between the surveys would survive in part (10% of the flux, docs/notes/).
+    At the end it matters little what stands for the unknown x0 in `boot`, and with `renoise` less still; begun at
+    sigma_max the difference between the surveys would survive in part (10% of the flux, docs/notes/). A network that
+    has learnt to see an object through all that noise is asked twice there, one evaluation more: first of the observed
+    image's, then of its own estimate.
     """
-    if count == 1:
-        return [bridge.num_steps - 1]
-    return sorted({bridge.num_steps - 1, *rho_steps(bridge, count - 1, sigma_max)}, reverse=True)
+    last = bridge.num_steps - 1
+    end = {last, last - 1} if twice else {last}
+    return sorted({*end, *(rho_steps(bridge, count - 1, sigma_max) if count > 1 else [])}, reverse=True)
 
 
 def check_steps(bridge: Bridge, steps: Sequence[int]) -> None:

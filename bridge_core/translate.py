@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context, context_of
-from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.problem import Direction, Endpoint
 from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
@@ -267,8 +267,7 @@ def window_samples(
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
     wanted = set(range(len(corners)) if only is None else only)
     draws = []
-    grid = end_then_rho_steps if how.from_end else rho_steps
-    steps = grid(model.card.bridge, how.steps, how.sigma_max)
+    steps, renoise = sampler_steps(model.card, how)
     batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
@@ -289,13 +288,25 @@ def window_samples(
             noise=noise,
             eta=how.eta,
             order=how.order,
-            renoise=how.from_end,
+            renoise=renoise,
             precision=how.precision,
             context=context and context.rows(index),
         )
         flux = direction.wanted.inverse(u)
         draws.append(flux if len(kept) == len(part) else flux[kept])
     return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
+
+
+def sampler_steps(card: Card, how: Sampling) -> tuple[list[int], int]:
+    """Table indices of the network evaluations of a sample, and how many of the first transitions are renoised.
+
+    A network that is told conditions has seen many skies, and finds an object in the table's last noise; so what stood
+    for the unknown image is forgotten twice (`benchmarks.starts`).
+    """
+    if not how.from_end:
+        return rho_steps(card.bridge, how.steps, how.sigma_max), 0
+    twice = card.network.conditions
+    return end_then_rho_steps(card.bridge, how.steps, how.sigma_max, twice=twice), 1 + twice
 
 
 def window_noise(

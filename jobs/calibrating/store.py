@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.false_alarms import FEWEST, FalseAlarms, fit_false_alarms, held_out_rates
 from surveybridge.bridge_core.pulls import KNOTS, PullCounts, fit_scale, held_out_coverage
 from surveybridge.bridge_core.recalibration import Recalibration, StdScale
-from surveybridge.bridge_core.sampler import end_then_rho_steps
 from surveybridge.bridge_core.settings import Sampling, Scoring
+from surveybridge.bridge_core.translate import sampler_steps
 from surveybridge.jobs.calibrating.stages import Counts, Settings, calibration_stages, noise_of, parts, read_counts
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
@@ -255,7 +255,7 @@ def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: S
         begin = rows[axis].to_numpy()
         first, last = how.patches.span(begin, begin + rows[length].to_numpy())
         windows *= last - first + 1
-    steps = len(end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max))
+    steps = len(sampler_steps(model.card, how)[0])
     scored = ""
     if settings.scoring is not None and model.card.discriminant is not None:
         each = 2 * model.card.discriminant.draws + settings.scoring.samples * settings.scoring.steps

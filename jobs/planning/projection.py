@@ -108,11 +108,11 @@ def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGri
 def steps_of(model: Model, config: Config) -> dict[str, int]:
     """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
     from surveybridge.bridge_core.anomaly import reconstruction_steps
-    from surveybridge.bridge_core.sampler import end_then_rho_steps
+    from surveybridge.bridge_core.translate import sampler_steps
 
     sampling, scoring = config.sampling, config.scoring
     return {
-        "translate": len(end_then_rho_steps(model.card.bridge, sampling.steps, sampling.sigma_max)),
+        "translate": len(sampler_steps(model.card, sampling)[0]),
         "score": scoring.samples * len(reconstruction_steps(model, scoring))
         + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
     }

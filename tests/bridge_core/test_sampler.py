@@ -16,6 +16,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import (
     boot,
     bridge_steps,
@@ -454,13 +455,35 @@ def test_noise_in_the_first_step_forgets_what_stood_for_the_unknown_image():
     steps = end_then_rho_steps(card.bridge, 8, 0.8)
     x1 = observed()
     means = []
-    for renoise in (False, True):
+    for renoise in (0, 1):
         start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
         x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=renoise)
         means.append(abs(float(x.mean())) / 0.1)
         assert float(x.var()) / 0.01 == pytest.approx(1.05, abs=0.06)
     assert means[0] > 0.03
     assert means[1] < 0.012
+
+
+def test_a_second_look_at_the_end_forgets_what_the_network_still_sees_there():
+    """A denoiser that still answers to a tenth of what stands for x0: of x1 a tenth of that is left the second time."""
+    card = make_card(Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"), "edm")
+    answers = 0.1
+
+    def seen(zeta: Tensor, sigma: float, x1: Tensor, direction: Direction) -> Tensor:
+        exact = zeta * 0.01 / (0.01 + sigma**2)
+        return exact + answers * zeta.mean((1, 2, 3), keepdim=True) if sigma > 5 else exact
+
+    model = analytic_model(seen, card)
+    x1 = 3 + torch.zeros(SHAPE)
+    means = []
+    for twice in (False, True):
+        steps = end_then_rho_steps(card.bridge, 8, 0.8, twice=twice)
+        assert len(steps) == 8 + twice and steps[: 1 + twice] == [999, 998][: 1 + twice]
+        start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
+        x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=1 + twice)
+        means.append(abs(float(x.mean())) / 0.1)
+        assert float(x.var()) / 0.01 == pytest.approx(1.05, abs=0.06)
+    assert means[1] < 0.3 * means[0]
 
 
 # ---- what runs between two calls of the network
