@@ -18,10 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import observed_units, window_samples
+from surveybridge.bridge_core.translate import window_samples
+from surveybridge.jobs.evaluating.cutouts import stamp_units
 from surveybridge.jobs.training.images import views_of
+from surveybridge.storage.pair_labels import labels_url
 from surveybridge.storage.pairs import Pairs, read_ids, read_pairs
 
 EDGES = (0.0, 0.2, 0.5, 1.0)
@@ -46,10 +50,9 @@ def main() -> None:
         raise SystemExit(f"{model.card.name} works on the {model.card.grid} grid; give a checkpoint of the mosaic grid")
     first, stop = arguments.start, arguments.start + arguments.count
     pairs = read_pairs(arguments.pairs, "mosaic", first, stop, problem=model.card.problem.table, conditions=True)
-    labels = pd.read_parquet(arguments.pairs.removesuffix(".zarr") + ".parquet").set_index("id")
+    labels = pd.read_parquet(labels_url(arguments.pairs)).set_index("id")
     known = labels.loc[read_ids(arguments.pairs, first, stop)]
-    complete = np.logical_and.reduce([np.isfinite(images).all((1, 2, 3)) for images in pairs.ends.values()])
-    rows = np.flatnonzero(complete & known["mag_i"].between(*MAGNITUDES).to_numpy())
+    rows = np.flatnonzero(complete(pairs) & known["mag_i"].between(*MAGNITUDES).to_numpy())
     if not len(rows):
         raise SystemExit(f"{arguments.pairs}: none of pairs {first} to {stop} is complete with an object that counts")
     translated = translations(model, pairs, rows, arguments.samples)
@@ -60,16 +63,25 @@ def main() -> None:
 def translations(model: Model, pairs: Pairs, rows: NDArray[np.int64], samples: int) -> NDArray[np.float32]:
     """Mean translation to VIS of some pairs, [N, H, W] nJy."""
     direction = model.card.problem.to("euclid")
-    observed = direction.observed
-    stamps = torch.from_numpy(pairs.ends[observed.name][rows])
-    windows = torch.stack(
-        [observed_units(model, observed, one, torch.ones_like(one, dtype=torch.bool)) for one in stamps]
-    )
-    views = views_of(model.card, pairs)
-    told = None if views is None else views[direction.index].rows(torch.from_numpy(rows))
+    windows, told = seen(model, direction, pairs, rows)
     corners = [(0, windows.shape[-1] * int(row)) for row in rows]
     drawn = window_samples(model, direction, windows, corners, Sampling(samples=samples), context=told)
     return np.asarray(drawn[:, :, 0].mean(1).numpy())
+
+
+def seen(
+    model: Model, direction: Direction, pairs: Pairs, rows: NDArray[np.int64]
+) -> tuple[torch.Tensor, Context | None]:
+    """The observed images of some complete pairs, [N, C, H, W] network units, and what the network is told of them."""
+    stamps = torch.from_numpy(pairs.ends[direction.observed.name][rows])
+    windows = stamp_units(model, direction.observed, stamps)
+    views = views_of(model.card, pairs)
+    return windows, None if views is None else views[direction.index].rows(torch.from_numpy(rows))
+
+
+def complete(pairs: Pairs) -> NDArray[np.bool_]:
+    """Which pairs have no masked pixels, bool [N]."""
+    return np.logical_and.reduce([np.isfinite(images).all((1, 2, 3)) for images in pairs.ends.values()])
 
 
 def table(

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rings import complete, seen
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, to_channels
-from surveybridge.bridge_core.translate import observed_units
-from surveybridge.jobs.training.images import views_of
+from surveybridge.bridge_core.sampler import denoise
 from surveybridge.storage.pairs import Pairs, read_pairs
 
 BRIGHT = (0.1, 0.3, 0.6)
@@ -49,13 +49,10 @@ def main() -> None:
 def table(model: Model, pairs: Pairs, generator: torch.Generator) -> list[str]:
     """Markdown: a line for each start."""
     direction = model.card.problem.to("euclid")
-    rows = np.flatnonzero(np.logical_and.reduce([np.isfinite(end).all((1, 2, 3)) for end in pairs.ends.values()]))
-    observed, wanted = (torch.from_numpy(pairs.ends[end.name][rows]) for end in (direction.observed, direction.wanted))
-    known = torch.ones(observed.shape[1:], dtype=torch.bool)
-    x1 = torch.stack([observed_units(model, direction.observed, one, known) for one in observed])
+    rows = np.flatnonzero(complete(pairs))
+    x1, told = seen(model, direction, pairs, rows)
+    wanted = torch.from_numpy(pairs.ends[direction.wanted.name][rows])
     x0 = to_channels(direction.wanted.fitted.forward(wanted, direction.wanted.bands), x1.shape[1])
-    views = views_of(model.card, pairs)
-    told = None if views is None else views[direction.index].rows(torch.from_numpy(rows))
 
     def estimate(stand_in: Tensor) -> Tensor:
         noise = torch.randn(x1.shape, generator=generator)
@@ -83,17 +80,14 @@ def estimated(
     model: Model, direction: Direction, stand_in: Tensor, x1: Tensor, noise: Tensor, told: Context | None
 ) -> Tensor:
     """The network's estimate of x0 at the bridge's end, [N, C, H, W], with something in the place of x0."""
-    card = model.card
-    last = card.bridge.num_steps - 1
-    p, q, r = (float(column[last]) for column in card.objective.table(card.bridge))
-    times = torch.full((len(x1),), last)
-    x_t = card.bridge.q_sample(stand_in, x1, times, noise)
+    bridge = model.card.bridge
+    last = bridge.num_steps - 1
+    x_t = bridge.q_sample(stand_in, x1, torch.full((len(x1),), last), noise)
     parts = []
     for first in range(0, len(x1), BATCH):
         part = slice(first, first + BATCH)
         context = None if told is None else told.rows(torch.arange(len(x1))[part])
-        predicted = model.predict(x_t[part], x1[part], last, direction, "bfloat16", context).float()
-        parts.append(p * (x_t[part] + r * x1[part]) + q * predicted)
+        parts.append(denoise(model, x_t[part], x1[part], last, direction, "bfloat16", context))
     return torch.cat(parts)
 
 
