@@ -27,14 +27,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import kernels, sampler
-from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
-from surveybridge.bridge_core.sampler import Trajectory, boot, draw, end_then_rho_steps
+from surveybridge.bridge_core.sampler import Trajectory, begin, draw
 from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
-from surveybridge.bridge_core.translate import START, Scene, translate_tile, window_noise
+from surveybridge.bridge_core.translate import START, Scene, sampler_steps, translate_tile, window_noise
 
 SIDE = 64
 ROOT = Path(__file__).parents[1]
@@ -201,7 +200,7 @@ def model_stage(bench: Bench) -> dict[str, Any]:
 def graph(bench: Bench) -> list[dict[str, Any]]:
     """Time a trajectory as it is and as one CUDA graph; on a GPU, anything that waits for the device is an error."""
     model, how = load_checkpoint().to(bench.device, "bfloat16"), Sampling()
-    steps = end_then_rho_steps(model.card.bridge, how.steps, how.sigma_max)
+    steps = sampler_steps(model.card, how)
     rows = []
     for batch in bench.batches:
         trajectory, start, noise = prepared(model, batch, steps, bench.device)
@@ -227,8 +226,7 @@ def prepared(model: Model, batch: int, steps: list[int], device: torch.device) -
     x1 = torch.randn(batch, 3, SIDE, SIDE, device=device)
     direction, windows = model.card.problem.directions[-1], range(batch)
     noise = window_noise(0, direction.index, [(w, 0) for w in windows], [(SIDE * w, 0) for w in windows], device)
-    bridge: Bridge = model.card.bridge
-    start = boot(bridge, x1, steps[0], draw(noise, START, x1))
+    start = begin(model.card, x1, steps[0], draw(noise, START, x1))
     how = Sampling()
     predictor = model.predictor(x1, direction, steps, how.precision)
     trajectory = Trajectory(model, x1, predictor, steps, how.eta, how.order, renoise=how.from_end)

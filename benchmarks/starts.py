@@ -3,9 +3,10 @@
     python -m benchmarks.starts --pairs ../shared/data/pairs/test_regular.zarr --checkpoint mosaic-v2
     python -m benchmarks.starts --pairs runs/fresh.zarr --checkpoint mosaic-v3
 
-The sampler begins at the highest noise level with the observed image in the place of the wanted one, and takes the
-network's estimate from there. Noise hides the difference of the two in a pixel, but not in all pixels of an object
-together. Means over pixels in which the observed image is bright, LSST to VIS, in network units, less the truth's.
+The sampler begins at the highest noise level with the observed image in the place of the wanted one, or with nothing
+where the network has learnt that, and takes the network's estimate from there. Noise hides the difference of the two
+images in a pixel, but not in all pixels of an object together. Means over pixels in which the observed image is bright,
+LSST to VIS, in network units, less the truth's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, to_channels
-from surveybridge.bridge_core.sampler import denoise
+from surveybridge.bridge_core.sampler import denoise, starts_without_x0
 from surveybridge.storage.pairs import Pairs, read_pairs
 
 BRIGHT = (0.1, 0.3, 0.6)
@@ -58,12 +59,15 @@ def table(model: Model, pairs: Pairs, generator: torch.Generator) -> list[str]:
         noise = torch.randn(x1.shape, generator=generator)
         return estimated(model, direction, stand_in, x1, noise, told)
 
-    first = estimate(x1)
-    found = {
-        "the true image": estimate(x0),
-        "the observed image": first,
-        "the estimate from the observed image": estimate(first),
-    }
+    if starts_without_x0(model.card, model.card.bridge.num_steps - 1):
+        found = {"nothing": estimate(torch.zeros_like(x1))}
+    else:
+        first = estimate(x1)
+        found = {
+            "the true image": estimate(x0),
+            "the observed image": first,
+            "the estimate from the observed image": estimate(first),
+        }
     brightness = x1.amax(1, keepdim=True).expand_as(x1)
     edges = [*BRIGHT, float("inf")]
     bins = [(low, high, (brightness >= low) & (brightness < high)) for low, high in itertools.pairwise(edges)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ class Card:
             "problem": self.problem.card,
             "bridge": self.bridge.card,
             "network": self.network.card,
-            "objective": asdict(self.objective),
+            "objective": self.objective.card,
             "clamp": list(self.clamp) if self.clamp else None,
             "provenance": self.provenance,
             "discriminant": self.discriminant.card if self.discriminant else None,

@@ -10,7 +10,7 @@ sigma = s / a, which exists for every bridge because zeta = (x_t - b x1) / a = x
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -35,21 +35,36 @@ class Objective:
         Standard deviation of x0 in network units.
     log_sigma_mean, log_sigma_std
         Mean and standard deviation of ln sigma when training with `edm`; the others draw t uniformly.
+    end_share
+        Share of the states in training that lie at the table's end and have nothing of x0 in them: b x1 + s eps. What
+        the network says there is E[x0 | x1], and a sampler may begin with it (`sampler.begin`). With 0 the states of
+        the end are as all others; only `edm` can do without x0.
     """
 
     name: str = "eps"
     sigma_data: float = 0.5
     log_sigma_mean: float = -1.0
     log_sigma_std: float = 1.4
+    end_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown name."""
+        """Refuse an unknown name, and a share that is none."""
         if self.name not in OBJECTIVES:
             raise BridgeError(f"objective {self.name!r} is not one of {OBJECTIVES}")
+        if not 0 <= self.end_share < 1 or (self.end_share and self.name != "edm"):
+            raise BridgeError(
+                f"objective {self.name!r}, share of states at the bridge's end {self.end_share:g}: give a share from 0 "
+                "to below 1 with edm, 0 with others"
+            )
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form; `from_card` reads it."""
+        return {name: value for name, value in asdict(self).items() if name != "end_share" or value}
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Objective:
-        """Read ``dataclasses.asdict``."""
+        """Read what `card` wrote."""
         return cls(**card)
 
     def table(self, bridge: Bridge) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +101,10 @@ class Objective:
         p, q, r = (v.to(x0.device, x0.dtype)[t][:, None, None, None] for v in self.table(bridge))
         return (x0 - p * (x_t + r * x1)) / q, one
 
+    def without_x0(self, bridge: Bridge, t: Tensor) -> Tensor:
+        """Which training states have nothing of x0 in them, bool of the shape of the steps t."""
+        return (t == bridge.num_steps - 1) & (self.end_share > 0)
+
     def draw_steps(self, bridge: Bridge, count: int, generator: torch.Generator) -> Tensor:
         """Training steps t, int64 [count]: uniform, or for `edm` log-normal in sigma."""
         if self.name != "edm":
@@ -95,4 +114,6 @@ class Objective:
         # each table entry stands for the interval of ln sigma around it; normal density times width
         width = torch.gradient(log_sigma)[0]
         density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) * width
+        if self.end_share:
+            density[-1] = density[:-1].sum() * self.end_share / (1 - self.end_share)
         return torch.multinomial(density, count, replacement=True, generator=generator)

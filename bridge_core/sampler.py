@@ -17,7 +17,7 @@ from torch import Tensor
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.settings import Precision
@@ -38,7 +38,7 @@ def sample(
     noise: NoiseSource | None = None,
     eta: float = 0.0,
     order: int = 2,
-    renoise: int = 0,
+    renoise: bool = False,
     precision: Precision = "float32",
     context: Context | None = None,
     trajectory: list[Tensor] | None = None,
@@ -56,7 +56,7 @@ def sample(
     steps
         Strictly decreasing table indices; one network evaluation each. After the last, x0 itself is returned.
     start
-        float32 [N, C, H, W], the state at steps[0]: x1 (as published), `boot`, or `Bridge.q_sample` of a midpoint.
+        float32 [N, C, H, W], the state at steps[0]: x1 (as published), `begin`, or `Bridge.q_sample` of a midpoint.
     noise
         z of the update after step i, as ``noise(i)`` or as the sky's own with step number i; needed where eta > 0.
     eta
@@ -64,9 +64,8 @@ def sample(
     order
         1, or 2 for the multistep correction from the x0 of the step before.
     renoise
-        Number of first transitions, up to 2, in which what stood for the unknown x0 in the start is forgotten, for a
-        start at the table's end: the last of them, a long step, with eta 1, whatever `eta` is; before it one that
-        begins anew, with all noise, around the network's first estimate.
+        Forget what stood for the unknown x0 in the start: the first transition, a long step from the table's end, has
+        eta 1, whatever `eta` is. Where the start had nothing of x0 (`Objective.end_share`) it has new noise alone.
     precision
         Of the network (autocast); the state is always float32.
     context
@@ -100,7 +99,7 @@ class Trajectory:
         eta: float,
         order: int,
         *,
-        renoise: int,
+        renoise: bool,
     ) -> None:
         check_steps(model.card.bridge, steps)
         if order not in (1, 2):
@@ -183,6 +182,21 @@ def denoise(
     return x0.clamp(*model.card.clamp) if model.card.clamp else x0
 
 
+def begin(card: Card, x1: Tensor, t: int, z: Tensor) -> Tensor:
+    """State at the first step, t: `boot`, or with nothing in the place of x0 where the network has learnt to see none.
+
+    Arguments as for `boot`, with the card of the network instead of its bridge.
+    """
+    if not starts_without_x0(card, t):
+        return boot(card.bridge, x1, t, z)
+    return float(card.bridge.b[t]) * x1 + float(card.bridge.s[t]) * z
+
+
+def starts_without_x0(card: Card, t: int) -> bool:
+    """Whether states at step t had nothing of x0 in training."""
+    return bool(card.objective.without_x0(card.bridge, torch.tensor(t)))
+
+
 def boot(bridge: Bridge, x1: Tensor, t: int, z: Tensor) -> Tensor:
     """State at a high noise level without a network call: q_sample with x1 in the place of the unknown x0."""
     a, b, s = (float(v[t]) for v in (bridge.a, bridge.b, bridge.s))
@@ -195,7 +209,7 @@ def draw(noise: SkyNoise, step: int, like: Tensor) -> Tensor:
 
 
 def step_coefficients(
-    model: Model, steps: Sequence[int], eta: float, order: int, *, renoise: int = 0
+    model: Model, steps: Sequence[int], eta: float, order: int, *, renoise: bool = False
 ) -> Iterator[StepCoefficients]:
     """Coefficients of the fused update after each network evaluation, as `bridge_step` takes them."""
     bridge = model.card.bridge
@@ -210,12 +224,12 @@ def step_coefficients(
         s = steps[i + 1]
         correction = 0.0
         # the last update is of first order, as DPM-Solver++ does it: extrapolating over it adds variance
-        if order == 2 and max(1, renoise) <= i < len(steps) - 2:
+        if order == 2 and 0 < i < len(steps) - 2:
             correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
-        if i + 1 < renoise:
+        if starts_without_x0(model.card, t):
             k, p_x0, q_x1, w = 0.0, *(float(column[s]) for column in (bridge.a, bridge.b, bridge.s))
         else:
-            k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if i < renoise else eta)
+            k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if renoise and i == 0 else eta)
         u, v = (float(column[s]) for column in scale)
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w, u=u, v=v)
 
@@ -262,17 +276,14 @@ def rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, rho: float = 7
     return sorted({step_at(bridge, sigma) for sigma in grid.tolist()}, reverse=True)
 
 
-def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0, *, twice: bool = False) -> list[int]:
+def end_then_rho_steps(bridge: Bridge, count: int, sigma_max: float = 5.0) -> list[int]:
     """The table's end, where the state is all noise, then `rho_steps`: `count` network evaluations in all.
 
     At the end it matters little what stands for the unknown x0 in `boot`, and with `renoise` less still; begun at
-    sigma_max the difference between the surveys would survive in part (10% of the flux, docs/notes/). A network that
-    has learnt to see an object through all that noise is asked twice there, one evaluation more: first of the observed
-    image's, then of its own estimate.
+    sigma_max the difference between the surveys would survive in part (10% of the flux, docs/notes/).
     """
     last = bridge.num_steps - 1
-    end = {last, last - 1} if twice else {last}
-    return sorted({*end, *(rho_steps(bridge, count - 1, sigma_max) if count > 1 else [])}, reverse=True)
+    return sorted({last, *(rho_steps(bridge, count - 1, sigma_max) if count > 1 else [])}, reverse=True)
 
 
 def check_steps(bridge: Bridge, steps: Sequence[int]) -> None:

@@ -197,7 +197,8 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: flo
     second_wanted = batch.index.view(-1, 1, 1, 1).bool()
     x0 = torch.where(second_wanted, batch.second, batch.first)
     x1 = torch.where(second_wanted, batch.first, batch.second)
-    x_t = card.bridge.q_sample(x0, x1, t, batch.eps)
+    without = card.objective.without_x0(card.bridge, t).view(-1, 1, 1, 1)
+    x_t = card.bridge.q_sample(x0.masked_fill(without, 0.0), x1, t, batch.eps)
     target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, batch.eps)
     u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
     told = card.network.conditions

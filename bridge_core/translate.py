@@ -14,7 +14,7 @@ from surveybridge.bridge_core.context import Context, context_of
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.problem import Direction, Endpoint
-from surveybridge.bridge_core.sampler import boot, draw, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.sampler import begin, draw, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import departure
@@ -267,7 +267,7 @@ def window_samples(
     rows = [(p, k) for p in range(len(corners)) for k in range(how.samples)]
     wanted = set(range(len(corners)) if only is None else only)
     draws = []
-    steps, renoise = sampler_steps(model.card, how)
+    steps = sampler_steps(model.card, how)
     batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
@@ -278,7 +278,7 @@ def window_samples(
         x1 = windows[index]
         noise = window_noise(how.seed, direction.index, part, corners, windows.device)
         with span("start"):
-            start = boot(model.card.bridge, x1, steps[0], draw(noise, START, x1))
+            start = begin(model.card, x1, steps[0], draw(noise, START, x1))
         u = sample(
             model,
             x1,
@@ -288,7 +288,7 @@ def window_samples(
             noise=noise,
             eta=how.eta,
             order=how.order,
-            renoise=renoise,
+            renoise=how.from_end,
             precision=how.precision,
             context=context and context.rows(index),
         )
@@ -297,16 +297,9 @@ def window_samples(
     return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
 
 
-def sampler_steps(card: Card, how: Sampling) -> tuple[list[int], int]:
-    """Table indices of the network evaluations of a sample, and how many of the first transitions are renoised.
-
-    A network that is told conditions has seen many skies, and finds an object in the table's last noise; so what stood
-    for the unknown image is forgotten twice (`benchmarks.starts`).
-    """
-    if not how.from_end:
-        return rho_steps(card.bridge, how.steps, how.sigma_max), 0
-    twice = card.network.conditions
-    return end_then_rho_steps(card.bridge, how.steps, how.sigma_max, twice=twice), 1 + twice
+def sampler_steps(card: Card, how: Sampling) -> list[int]:
+    """Table indices of the network evaluations of a sample."""
+    return (end_then_rho_steps if how.from_end else rho_steps)(card.bridge, how.steps, how.sigma_max)
 
 
 def window_noise(

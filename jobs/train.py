@@ -35,6 +35,7 @@ LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
     "crop": None,
+    "end_share": 0.0,
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
 
@@ -91,6 +92,14 @@ class Config(JobConfig):
     )
     objective: Literal["eps", "grad", "maxnll", "i2sb", "edm"] = Field("edm", description="what the network predicts")
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
+    end_share: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the states that lie at the bridge's end with nothing of the wanted image in them, where "
+        "samples then begin; edm only (default: that of --checkpoint, else 0.1 of a network that is told conditions, "
+        "0 of others)",
+    )
     batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
     shards: int = Field(
         8, ge=1, description="parts into which the data are divided for the workers; also the largest number of workers"
@@ -148,7 +157,7 @@ def run(config: Config) -> int:
     from surveybridge.bridge_core.training import TrainState
     from surveybridge.cluster.connect import start_ray, stop_ray
     from surveybridge.cluster.training import Scaling, fit
-    from surveybridge.jobs.training.card import asked_problem, make_card, next_card, plot_loss, start_of
+    from surveybridge.jobs.training.card import asked_problem, end_share_of, make_card, next_card, plot_loss, start_of
     from surveybridge.jobs.training.claim import FILE, check_folder, stated
     from surveybridge.jobs.training.data import check_start, split_of
     from surveybridge.jobs.training.images import joined_ranges, ranges_of
@@ -169,7 +178,11 @@ def run(config: Config) -> int:
     # pairs that are cut here state the conditions of each
     told = (source is not None or states_conditions(url)) if config.conditions is None else config.conditions
     told = told or (start is not None and start.card.network.conditions)
-    settings |= {"pairs": url, "conditions": told}
+    settings |= {
+        "pairs": url,
+        "conditions": told,
+        "end_share": end_share_of(config.end_share, config.objective, start, told=told),
+    }
     if source is None:
         settings |= split_of(url, config.limit, config.validation, config.shards)
     # a setting that is younger than a run is not in its name, where it is left at its default

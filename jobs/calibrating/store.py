@@ -255,7 +255,7 @@ def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: S
         begin = rows[axis].to_numpy()
         first, last = how.patches.span(begin, begin + rows[length].to_numpy())
         windows *= last - first + 1
-    steps = len(sampler_steps(model.card, how)[0])
+    steps = len(sampler_steps(model.card, how))
     scored = ""
     if settings.scoring is not None and model.card.discriminant is not None:
         each = 2 * model.card.discriminant.draws + settings.scoring.samples * settings.scoring.steps

@@ -112,7 +112,7 @@ def steps_of(model: Model, config: Config) -> dict[str, int]:
 
     sampling, scoring = config.sampling, config.scoring
     return {
-        "translate": len(sampler_steps(model.card, sampling)[0]),
+        "translate": len(sampler_steps(model.card, sampling)),
         "score": scoring.samples * len(reconstruction_steps(model, scoring))
         + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
     }

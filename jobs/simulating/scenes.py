@@ -33,7 +33,7 @@ from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.simulating.spirals import with_arms
 from surveybridge.jobs.simulating.training_skies import Observation, draw_crowd, draw_observation, for_stamps
 
-ROLES = {"system": 0.32, "deflector": 0.24, "bright": 0.07, "star": 0.12, "field": 0.07, "": 0.18}
+ROLES = {"system": 0.36, "deflector": 0.1, "bright": 0.08, "star": 0.14, "field": 0.1, "": 0.22}
 """What windows are centred on, and how often; none is a random place."""
 
 MARGIN = 30

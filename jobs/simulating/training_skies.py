@@ -155,7 +155,7 @@ def draw_crowd(rng: np.random.Generator, side: float, *, nominal: bool) -> Crowd
         nominal=density * share,
         cosmos=density * (1 - share),
         systems=int(rng.integers(4, 9)),
-        deflectors=int(rng.integers(3, 7)),
+        deflectors=int(rng.integers(1, 4)),
         bright=int(rng.random() < 0.3),
         stars=float(np.exp(rng.uniform(np.log(1.5), np.log(12.0)))),
     )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from surveybridge.storage.pairs import Pairs
 
 
+END_SHARE = 0.1
+"""Share of the states at the bridge's end in trainings of networks that are told conditions."""
+
 SHAPE = ("base", "stem", "norm", "objective", "bridge", "problem", "to")
 """Settings that a checkpoint brings along with its weights."""
 
@@ -51,6 +54,31 @@ def start_of(checkpoint: str | None, asked: Mapping[str, Any]) -> Model | None:
     return model
 
 
+def end_share_of(asked: float | None, objective: str, start: Model | None, *, told: bool) -> float:
+    """Return the share of the training states at the bridge's end; refused where the objective cannot do without x0.
+
+    Parameters
+    ----------
+    asked
+        The share that was asked for, None where none was.
+    objective
+        Of a new checkpoint; one that goes on from another keeps that of `start`.
+    start
+        The checkpoint to begin with, or None.
+    told
+        Whether the network is told conditions.
+    """
+    from surveybridge.jobs.config import RequestError
+
+    objective = objective if start is None else start.card.objective.name
+    if asked is None:
+        before = 0.0 if start is None else start.card.objective.end_share
+        return before or (END_SHARE if told and objective == "edm" else 0.0)
+    if asked and objective != "edm":
+        raise RequestError(f"--end-share {asked:g} needs the objective edm, but it is {objective}; give 0")
+    return asked
+
+
 def next_card(config: dict[str, Any], start: Model, pairs: Pairs, recipe: dict[str, Any]) -> Card:
     """Return the card of a checkpoint that goes on from another: problem, stretches, bridge and objective are kept.
 
@@ -60,6 +88,7 @@ def next_card(config: dict[str, Any], start: Model, pairs: Pairs, recipe: dict[s
         start.card,
         name=config["name"],
         network=replace(start.card.network, conditions=config["conditions"]),
+        objective=replace(start.card.objective, end_share=config["end_share"]),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,
@@ -120,7 +149,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             image_channels=problem.channels,
             conditions=bool(config["conditions"]),
         ),
-        objective=fit_objective(config["objective"], problem, images),
+        objective=replace(fit_objective(config["objective"], problem, images), end_share=config["end_share"]),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -145,6 +144,25 @@ def test_edm_draws_sigma_log_normally(kind):
     assert float((log_sigma < 0.5).double().mean()) == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_share_of_the_states_lies_at_the_end_and_has_nothing_of_x0():
+    bridge = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
+    objective = Objective("edm", log_sigma_mean=-1.4, log_sigma_std=1.5, end_share=0.2)
+    t = objective.draw_steps(bridge, 100_000, torch.Generator().manual_seed(1))
+    assert float(objective.without_x0(bridge, t).double().mean()) == pytest.approx(0.2, abs=0.005)
+    others = bridge.sigma.log()[t[t < 999]]
+    assert float((others < -1.4).double().mean()) == pytest.approx(0.5, abs=0.02)
+    assert not Objective("edm").without_x0(bridge, t).any()
+
+
+def test_a_share_at_the_end_is_in_the_card_where_there_is_one():
+    objective = Objective("edm", end_share=0.1)
+    assert Objective.from_card(json.loads(json.dumps(objective.card))) == objective
+    assert "end_share" not in Objective("edm").card
+    for name, share in (("eps", 0.1), ("edm", 1.0), ("edm", -0.1)):
+        with pytest.raises(BridgeError, match=rf"{share:g}: give a share"):
+            Objective(name, end_share=share)
+
+
 def test_drawing_depends_on_the_generator_only():
     def draw(seed):
         return Objective("edm").draw_steps(Bridge.brownian(), 50, torch.Generator().manual_seed(seed))
@@ -155,6 +173,6 @@ def test_drawing_depends_on_the_generator_only():
 
 def test_card_round_trip_and_unknown_name():
     objective = Objective("edm", 0.4, -0.7, 1.1)
-    assert Objective.from_card(json.loads(json.dumps(asdict(objective)))) == objective
+    assert Objective.from_card(json.loads(json.dumps(objective.card))) == objective
     with pytest.raises(BridgeError, match=r"'v'.*eps"):
         Objective("v")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import (
+    begin,
     boot,
     bridge_steps,
     draw,
@@ -464,26 +466,38 @@ def test_noise_in_the_first_step_forgets_what_stood_for_the_unknown_image():
     assert means[1] < 0.012
 
 
-def test_a_second_look_at_the_end_forgets_what_the_network_still_sees_there():
-    """A denoiser that still answers to a tenth of what stands for x0: of x1 a tenth of that is left the second time."""
-    card = make_card(Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"), "edm")
+def test_a_network_that_learnt_to_begin_with_nothing_forgets_what_it_still_sees_at_the_end():
+    """A denoiser that still answers to a tenth of what stands for x0: of x1 nothing is left where nothing stood."""
+    bridge = Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit")
     answers = 0.1
 
     def seen(zeta: Tensor, sigma: float, x1: Tensor, direction: Direction) -> Tensor:
         exact = zeta * 0.01 / (0.01 + sigma**2)
         return exact + answers * zeta.mean((1, 2, 3), keepdim=True) if sigma > 5 else exact
 
-    model = analytic_model(seen, card)
     x1 = 3 + torch.zeros(SHAPE)
     means = []
-    for twice in (False, True):
-        steps = end_then_rho_steps(card.bridge, 8, 0.8, twice=twice)
-        assert len(steps) == 8 + twice and steps[: 1 + twice] == [999, 998][: 1 + twice]
-        start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
-        x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=1 + twice)
+    for share in (0.0, 0.1):
+        card = make_card(bridge, "edm")
+        card = replace(card, objective=replace(card.objective, end_share=share))
+        model = analytic_model(seen, card)
+        steps = end_then_rho_steps(bridge, 8, 0.8)
+        start = begin(card, x1, steps[0], torch.randn(SHAPE))
+        x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=True)
         means.append(abs(float(x.mean())) / 0.1)
         assert float(x.var()) / 0.01 == pytest.approx(1.05, abs=0.06)
-    assert means[1] < 0.3 * means[0]
+    assert means[0] > 0.03
+    assert means[1] < 0.012
+
+
+def test_the_state_at_the_end_has_nothing_of_x0_where_the_network_learnt_so():
+    card = make_card(Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"), "edm")
+    without = replace(card, objective=replace(card.objective, end_share=0.2))
+    x1, z = observed(), torch.randn(SHAPE)
+    a, b, s = (float(column[-1]) for column in (card.bridge.a, card.bridge.b, card.bridge.s))
+    torch.testing.assert_close(begin(card, x1, 999, z), (a + b) * x1 + s * z)
+    torch.testing.assert_close(begin(without, x1, 999, z), b * x1 + s * z)
+    torch.testing.assert_close(begin(without, x1, 998, z), begin(card, x1, 998, z))
 
 
 # ---- what runs between two calls of the network

@@ -72,6 +72,31 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # ---- learning
 
 
+def test_what_the_network_sees_at_the_end_does_not_depend_on_x0_where_the_objective_says_so():
+    """The loss of a network that answers 0 is that of its targets: there x0 itself, with no part of it in the state."""
+    card = make_card(Bridge.brownian(m_min=2e-5, m_max=0.98, spacing="logit"), "edm")
+    card = replace(card, objective=replace(card.objective, end_share=0.5))
+    seen: list[Tensor] = []
+
+    class Listener(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, direction: Tensor) -> Tensor:
+            seen.append(x[:, :3])
+            return torch.zeros(len(x), 6, *x.shape[2:])
+
+    lsst, euclid = toy_pairs(8)
+    last = torch.full((8,), card.bridge.num_steps - 1)
+    losses = []
+    for brighter in (1.0, 5.0):
+        batch = replace(both_ways(card, lsst, brighter * euclid, step_generator(1, 0, 0)), t=last)
+        batch = replace(batch, index=torch.ones(8, dtype=torch.long))
+        losses.append(float(bridge_loss(Listener(), card, batch)))
+    torch.testing.assert_close(seen[0], seen[1])
+    p, q, r = (float(column[-1]) for column in card.objective.table(card.bridge))
+    b, s = float(card.bridge.b[-1]), float(card.bridge.s[-1])
+    expected = ((5 * euclid - p * ((b + r) * lsst + s * batch.eps)) / q) ** 2
+    assert losses[1] == pytest.approx(float(expected.mean()), rel=1e-3)
+
+
 def evaluate(state: TrainState, card: Card) -> float:
     """Loss on all pairs with noise that is the same at every call."""
     with torch.no_grad():

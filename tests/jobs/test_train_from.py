@@ -16,7 +16,7 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import make_model, start_weights
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.train import Config, run
-from surveybridge.jobs.training.card import asked_problem, next_card, start_of
+from surveybridge.jobs.training.card import asked_problem, end_share_of, next_card, start_of
 from surveybridge.jobs.training.images import Images, ranges_of
 from surveybridge.jobs.training.worker import make_recipe, read_shard
 from surveybridge.storage.objectstore import Folder
@@ -173,6 +173,19 @@ def test_a_part_that_pairs_do_not_have_or_the_network_cannot_halve_is_refused(
     with pytest.raises(RequestError, match=rf"--crop {crop}: .*{message}"):
         run(config)
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_are_told_conditions_learn_to_begin_with_nothing():
+    assert end_share_of(None, "edm", None, told=True) == 0.1
+    assert end_share_of(None, "edm", None, told=False) == end_share_of(None, "eps", None, told=True) == 0.0
+    assert end_share_of(0.3, "edm", None, told=False) == 0.3
+    assert end_share_of(0.0, "edm", None, told=True) == 0.0
+    card = make_card()
+    start = random_model(replace(card, objective=replace(card.objective, end_share=0.2)))
+    assert end_share_of(None, "edm", start, told=True) == 0.2
+    assert end_share_of(None, "eps", random_model(make_card()), told=True) == 0.1  # a checkpoint brings its objective
+    with pytest.raises(RequestError, match=r"--end-share 0\.1 needs the objective edm, but it is eps"):
+        end_share_of(0.1, "eps", None, told=False)
 
 
 def test_the_problem_of_the_pairs_is_trained_where_no_checkpoint_is_named(told_pairs):
