@@ -457,7 +457,7 @@ def test_noise_in_the_first_step_forgets_what_stood_for_the_unknown_image():
     steps = end_then_rho_steps(card.bridge, 8, 0.8)
     x1 = observed()
     means = []
-    for renoise in (0, 1):
+    for renoise in (False, True):
         start = boot(card.bridge, x1, steps[0], torch.randn(SHAPE))
         x = sample(model, x1, TO_EUCLID, steps, start=start, noise=fresh, eta=0.0, order=2, renoise=renoise)
         means.append(abs(float(x.mean())) / 0.1)
