@@ -167,7 +167,7 @@ def context_of(
         Conditions by endpoint; the registration is that of the wanted one.
     """
     observed, wanted = direction.observed, direction.wanted
-    known = to_channels(valid.repeat_interleave(observed.planes // len(observed.bands), 0).float(), channels)
+    known = to_channels(valid[observed.band_of].float(), channels)
     noise = torch.zeros_like(known)
     if sigma is not None:
         noise = noise_map(observed, sigma.where(valid, torch.nan)[None], channels)[0] * known
@@ -249,7 +249,7 @@ def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
     slope = torch.tensor(slopes(end), dtype=sigma.dtype, device=sigma.device)[:, None, None]
     told = (variance.view_as(sigma).sqrt() * slope / NOISE_UNIT).log()
     told = told.where(torch.isfinite(told), 0.0).clamp(-LIMIT, LIMIT)
-    return to_channels(told.repeat_interleave(end.planes // len(end.bands), -3), channels)
+    return to_channels(told[..., end.band_of, :, :], channels)
 
 
 def observed_noise(end: Endpoint, flux: Tensor, sigma: Tensor, gain: Tensor, channels: int) -> Tensor:

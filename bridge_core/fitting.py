@@ -15,7 +15,7 @@ from torch import Tensor
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Endpoint, Problem
-from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, Stretch
+from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, MixedStretch, Stretch
 
 SOFTENING_SIGMAS = 2.0
 """A flux stretch turns from linear to logarithmic at this many standard deviations of the sky."""
@@ -43,6 +43,10 @@ def fit_endpoint(end: Endpoint, values: Tensor, noise: Mapping[str, float]) -> E
     BridgeError
         If the data do not fit the stretch: no value is positive, an angle is in a unit that is none, all is one value.
     """
+    if end.kind == "mixed":
+        parts = zip(end.quantities, values.split(1, 1), strict=True)
+        fitted = {one.bands[0]: fit_endpoint(one, part, noise).fitted for one, part in parts}
+        return replace(end, stretch=MixedStretch(fitted))
     by_band = {band: values[:, b][torch.isfinite(values[:, b])].double() for b, band in enumerate(end.bands)}
     for band, seen in by_band.items():
         if seen.numel() == 0:

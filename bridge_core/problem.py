@@ -34,17 +34,19 @@ class Endpoint:
         Arcsec per pixel: in a problem file those of its own images, in a checkpoint those that the network sees. 0 is a
         grid that does not lie on the sky.
     unit
-        Of the values, as astropy writes it.
+        Of the values, as astropy writes it; empty where `units` has one for each band.
     extensive
         Whether values add up over pixels, as a flux does; a density or an angle does not.
     kind
-        Name of the stretch: ``asinh``, ``log10`` or ``axial``.
+        Name of the stretch: ``asinh``, ``log10`` or ``axial``; ``mixed`` where `kinds` has one for each band.
     title
         How figures and pages call it; the name where it is empty.
     rgb
         Bands that are shown as red, green and blue, or None where it is shown in grey.
     stretch
         Fitted to the data by training, None before.
+    units, kinds
+        Unit and stretch of each band, where these are several quantities; such an endpoint is only observed.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Endpoint:
     title: str = ""
     rgb: tuple[str, str, str] | None = None
     stretch: AnyStretch | None = None
+    units: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an endpoint without bands, or with a band twice."""
@@ -64,6 +68,11 @@ class Endpoint:
         twice = [band for band, count in Counter(self.bands).items() if count > 1]
         if twice:
             raise BridgeError(f"endpoint {self.name} has the band {twice[0]} twice; give each band once")
+        if self.kind == "mixed" and not len(self.units) == len(self.kinds) == len(self.bands):
+            raise BridgeError(
+                f"endpoint {self.name} has {len(self.bands)} bands, {len(self.units)} units and {len(self.kinds)} "
+                "stretches; give one of each for every band"
+            )
 
     def check(self, bands: Sequence[str], unit: str, pixel_scale: float, *, what: str, model: str) -> None:
         """Refuse an image that does not match the data on which a model was trained.
@@ -92,9 +101,23 @@ class Endpoint:
             )
 
     @property
+    def quantities(self) -> tuple[Endpoint, ...]:
+        """Each band as an endpoint of its own, without a fitted stretch."""
+        units = self.units or (self.unit,) * len(self.bands)
+        return tuple(
+            replace(self, bands=(band,), unit=unit, kind=kind, stretch=None, rgb=None, units=(), kinds=())
+            for band, unit, kind in zip(self.bands, units, self._kinds, strict=True)
+        )
+
+    @property
+    def band_of(self) -> list[int]:
+        """Index of the band of each plane in network units: one plane per band, two per angle."""
+        return [band for band, kind in enumerate(self._kinds) for _ in range(2 if kind == "axial" else 1)]
+
+    @property
     def planes(self) -> int:
-        """The number of planes in network units: one per band, two per angle."""
-        return len(self.bands) * (2 if self.kind == "axial" else 1)
+        """The number of planes in network units."""
+        return len(self.band_of)
 
     @property
     def fitted(self) -> AnyStretch:
@@ -115,16 +138,21 @@ class Endpoint:
 
     def flips(self, channels: int) -> Tensor:
         """Tell which channels hold an angle's cos 2psi (1) and sin 2psi (2), int64 [channels]; 0 for all others."""
-        part = [1 + plane % 2 if self.kind == "axial" else 0 for plane in range(self.planes)]
+        part = [value for kind in self._kinds for value in ((1, 2) if kind == "axial" else (0,))]
         return torch.tensor([part[k * self.planes // channels] for k in range(channels)])
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """Stretch of each band."""
+        return self.kinds or (self.kind,) * len(self.bands)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Endpoint:
         """Read an endpoint of a problem's table."""
-        rgb = table.get("rgb")
+        rgb, bands = table.get("rgb"), tuple(table["bands"])
         return cls(
             name=table["name"],
-            bands=tuple(table["bands"]),
+            bands=bands,
             pixel_scale=float(table["pixel_scale"]),
             unit=table.get("unit", "nJy"),
             extensive=table.get("extensive", True),
@@ -132,6 +160,8 @@ class Endpoint:
             title=table.get("title", ""),
             rgb=(rgb[0], rgb[1], rgb[2]) if rgb else None,
             stretch=stretch_from_card(table["fitted"]) if table.get("fitted") else None,
+            units=tuple(table["units"][band] for band in bands) if "units" in table else (),
+            kinds=tuple(table["stretches"][band] for band in bands) if "units" in table else (),
         )
 
     @property
@@ -146,6 +176,8 @@ class Endpoint:
             "stretch": self.kind,
             "title": self.title or self.name,
             "rgb": list(self.rgb) if self.rgb else None,
+            **({"units": dict(zip(self.bands, self.units, strict=True))} if self.units else {}),
+            **({"stretches": dict(zip(self.bands, self.kinds, strict=True))} if self.kinds else {}),
         }
 
 

@@ -3,7 +3,7 @@
 Fluxes take asinh (Lupton et al. 1999): u = scale asinh(f / softening) + offset, softening in units of a band's noise.
 In our checkpoints the sky is 0 in network units, so that zero padding and a zeroed channel mean empty sky; AS-Bridge
 has it at -1. Densities, which span orders of magnitude, take log10. Angles with period pi, as a polarisation angle,
-are shown as cos 2psi and sin 2psi, which have no seam.
+are shown as cos 2psi and sin 2psi, which have no seam. An endpoint of several quantities has a stretch for each.
 """
 
 from __future__ import annotations
@@ -203,7 +203,55 @@ class AxialStretch:
         return self.inverse(mean, bands), 0.5 * (-2 * length.log()).sqrt() / self.radians
 
 
-AnyStretch = Stretch | Log10Stretch | AxialStretch
+@dataclass(frozen=True)
+class MixedStretch:
+    """A stretch for each band, where the bands of an endpoint are several quantities; planes in the order of the bands.
+
+    Parameters
+    ----------
+    of
+        Stretch of each band.
+    """
+
+    of: dict[str, AnyStretch]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"kind": "mixed", "of": {band: stretch.card for band, stretch in self.of.items()}}
+
+    def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Map values [..., B, H, W] to network units [..., P, H, W]."""
+        parts = zip(bands, values.split(1, -3), strict=True)
+        return torch.cat([self._of(band).forward(part, (band,)) for band, part in parts], -3)
+
+    def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Map network units [..., P, H, W] to values [..., B, H, W]."""
+        parts = zip(bands, u.split([self._planes(band) for band in bands], -3), strict=True)
+        return torch.cat([self._of(band).inverse(part, (band,)) for band, part in parts], -3)
+
+    def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Return what posterior moments are taken of, [..., P, H, W]."""
+        parts = zip(bands, values.split(1, -3), strict=True)
+        return torch.cat([self._of(band).averaged(part, (band,)) for band, part in parts], -3)
+
+    def summary(self, mean: Tensor, std: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Bring mean and standard deviation of `averaged` back to the units of the bands."""
+        sizes = [self._planes(band) for band in bands]
+        parts = zip(bands, mean.split(sizes, -3), std.split(sizes, -3), strict=True)
+        found = [self._of(band).summary(one, other, (band,)) for band, one, other in parts]
+        return torch.cat([one for one, _ in found], -3), torch.cat([other for _, other in found], -3)
+
+    def _of(self, band: str) -> AnyStretch:
+        if band not in self.of:
+            raise BridgeError(f"band {band} is not in this checkpoint's stretch, which knows {sorted(self.of)}")
+        return self.of[band]
+
+    def _planes(self, band: str) -> int:
+        return 2 if isinstance(self._of(band), AxialStretch) else 1
+
+
+AnyStretch = Stretch | Log10Stretch | AxialStretch | MixedStretch
 
 Difference = TypeVar("Difference", Tensor, NDArray[Any])
 
@@ -222,8 +270,10 @@ def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:
     kind = card.get("kind", "asinh")
     if kind == "asinh":
         return Stretch.from_card(values)
+    if kind == "mixed":
+        return MixedStretch({band: stretch_from_card(one) for band, one in card["of"].items()})
     if kind not in ("log10", "axial"):
-        raise BridgeError(f"stretch {kind!r} is not one of asinh, log10, axial; use a newer surveybridge")
+        raise BridgeError(f"stretch {kind!r} is not one of asinh, log10, axial, mixed; use a newer surveybridge")
     return Log10Stretch(**values) if kind == "log10" else AxialStretch(**values)
 
 

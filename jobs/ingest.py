@@ -158,11 +158,11 @@ def run(config: Config) -> int:
     from surveybridge.jobs.running.progress import progress
     from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import foresee_field, ingest_field
-    from surveybridge.storage.problems import default_problem, read_problem
+    from surveybridge.storage.problems import default_problem, of_images, read_problem
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
-    problem = default_problem() if config.problem is None else read_problem(config.problem)
+    problem = default_problem() if config.problem is None else of_images(read_problem(config.problem))
     images, how = named_images(config) if config.image else lsst_and_euclid(config)
     how |= {
         "tile_size": config.tile_size,

@@ -13,8 +13,42 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
 from surveybridge.storage.objectstore import Folder, zarr_store
-from surveybridge.storage.problems import EndpointTable, ProblemTable, complete_problem, default_problem, end_names
+from surveybridge.storage.problems import (
+    EndpointTable,
+    ProblemTable,
+    complete_problem,
+    default_problem,
+    end_names,
+    unit_of,
+)
 from surveybridge.storage.units import fits_unit
+
+
+@dataclass(frozen=True)
+class MapStack:
+    """Maps of single quantities, arrays [N, H, W] or [N, H, W, 1], read as the one array [N, H, W, B] of an endpoint.
+
+    Parameters
+    ----------
+    maps : mapping of str to array
+        By band of the endpoint, in their order, of one shape.
+    """
+
+    maps: Mapping[str, zarr.Array[Any]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array that they make."""
+        return (*next(iter(self.maps.values())).shape[:3], len(self.maps))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values."""
+        return np.result_type(*(array.dtype for array in self.maps.values()))
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Read some rows, [n, H, W, B]."""
+        return np.stack([np.asarray(array[rows]).reshape(-1, *self.shape[1:3]) for array in self.maps.values()], -1)
 
 
 @dataclass(frozen=True)
@@ -22,7 +56,7 @@ class PairStore:
     """An open store: its arrays by endpoint, its attributes, and whether it states its endpoints."""
 
     url: str
-    arrays: Mapping[str, zarr.Array[Any]]
+    arrays: Mapping[str, zarr.Array[Any] | MapStack]
     attributes: Mapping[str, Any]
     stated: bool
 
@@ -42,8 +76,11 @@ class PairStore:
         return int(shape[3]) if len(shape) == 4 else 1
 
 
-def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore:
-    """Open a pair store: its arrays and attributes."""
+def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: ProblemTable | None = None) -> PairStore:
+    """Open a pair store: its attributes, and the arrays of its endpoints or, where it has these, those of a problem.
+
+    An endpoint of a problem is the array of its name or, where there is none, the maps that are named as its bands.
+    """
     names: Sequence[str] = end_names(default_problem())
     try:
         group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
@@ -53,7 +90,10 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
             names = [str(name) for name in stated] if isinstance(stated, list) else []
             if len(set(names)) != 2:
                 raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
-        members = {name: group[name] for name in names}
+        members: dict[str, Any] = {name: group[name] for name in names}
+        if stated is not None and problem is not None and set(names) != set(end_names(problem)):
+            members = _members_of(group, problem) or members
+            names = list(members)
     except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(error, StorageError):
             raise
@@ -62,7 +102,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
         ) from error
     first, second = names
     shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in members.values()]
-    arrays = {name: array for name, array in members.items() if isinstance(array, zarr.Array)}
+    arrays = {name: array for name, array in members.items() if isinstance(array, zarr.Array | MapStack)}
     wrong = len(arrays) < 2 or shapes[0][:1] != shapes[1][:1]
     if stated is None and (wrong or [len(s) for s in shapes] != [4, 3] or shapes[0][-1] != 3):
         raise StorageError(
@@ -75,6 +115,23 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None) -> PairStore
             "one N and one grid"
         )
     return PairStore(url, arrays, attributes, stated is not None)
+
+
+def _members_of(group: zarr.Group, problem: ProblemTable) -> dict[str, Any] | None:
+    """Return what a store has for each endpoint of a problem; None where it has not all."""
+    found: dict[str, Any] = {}
+    for end in problem["endpoints"]:
+        if isinstance(own := group.get(end["name"]), zarr.Array):
+            found[end["name"]] = own
+            continue
+        maps = {band: group.get(band) for band in end["bands"]}
+        arrays = {band: array for band, array in maps.items() if isinstance(array, zarr.Array)}
+        grids = {array.shape[:3] for array in arrays.values()}
+        flat = all(array.ndim == 3 or array.shape[3:] == (1,) for array in arrays.values())
+        if len(arrays) < len(maps) or len(grids) != 1 or not flat:
+            return None
+        found[end["name"]] = MapStack(arrays)
+    return found
 
 
 def problem_said(store: PairStore) -> ProblemTable:
@@ -132,9 +189,8 @@ def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
     if set(end_names(problem)) != set(store.arrays):
         raise StorageError(
             f"{store.url}: a store of {' and '.join(store.arrays)} but problem {problem['name']} is of "
-            f"{' and '.join(end_names(problem))}; give pairs of that problem"
+            f"{' and '.join(end_names(problem))}{_maps_wanted(problem)}; give pairs of that problem"
         )
-    units = store.attributes.get("units") or {}
     for end in problem["endpoints"]:
         name, count = end["name"], store.bands_of(end["name"])
         if count != len(end["bands"]):
@@ -142,13 +198,32 @@ def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
                 f"{store.url}: {name} has {count} planes but problem {problem['name']} gives it {len(end['bands'])} "
                 f"bands ({','.join(end['bands'])}); give pairs of that problem"
             )
-        unit = _spelt(store, units.get(name, "nJy") if isinstance(units, Mapping) else "nJy")
-        if unit != end["unit"]:
-            raise StorageError(
-                f"{store.url}: {name} is in {unit} but problem {problem['name']} has it in {end['unit']}; convert the "
-                f"stamps, or state units.{name}"
-            )
+        for band in end["bands"]:
+            array, stated = _unit_stated(store, name, band)
+            unit = _spelt(store, stated)
+            if unit != unit_of(end, band):
+                raise StorageError(
+                    f"{store.url}: {array} is in {unit} but problem {problem['name']} has it in {unit_of(end, band)}; "
+                    f"convert the stamps, or state units.{array}"
+                )
     return problem
+
+
+def _maps_wanted(problem: ProblemTable) -> str:
+    """Return of which maps the endpoints of a problem may be made, for a message; nothing where they are fluxes."""
+    mixed = [end for end in problem["endpoints"] if "units" in end]
+    return "".join(f" ({end['name']} an array, or the maps {', '.join(end['bands'])})" for end in mixed)
+
+
+def _unit_stated(store: PairStore, name: str, band: str) -> tuple[str, Any]:
+    """Return the array that holds a band of an endpoint, and its unit as the attribute `units` has it."""
+    units = store.attributes.get("units") or {}
+    if not isinstance(units, Mapping):
+        return name, "nJy"
+    if isinstance(store.arrays[name], MapStack):
+        return band, units.get(band, "nJy")
+    of = units.get(name, "nJy")
+    return (f"{name}.{band}", of.get(band, "nJy")) if isinstance(of, Mapping) else (name, of)
 
 
 def _spelt(store: PairStore, unit: Any) -> str:

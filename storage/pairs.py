@@ -5,7 +5,7 @@ grid of the network; NaN is where there is no data. Its attributes:
 
     endpoints   names of the two arrays, in the order of the problem
     bands       by band (or `<endpoint>.<band>`) `pixel_arcsec` and `sigma_noise`, the sky noise in the endpoint's unit
-    units       by endpoint, where that is not nJy
+    units       by endpoint, where that is not nJy, and by map; of an endpoint of several quantities a table by band
     problem     the problem as a whole, with its catalog and its titles, where it is known
     held_back   how many pairs at the end are for validation: no other shows their part of the sky
     name        of the store
@@ -14,6 +14,9 @@ Arrays beside them say how each pair was observed (`storage.pair_conditions`): `
 `<end>_wing`, `<end>_correlation` and `<end>_gain` [N, B], `<end>_sigma` [N, H, W, B], and `registration` [N]. What is
 the same for all pairs may be a number of its band instead: `psf_fwhm_arcsec`, `psf_wing`, `noise_correlation`,
 `gain_e_per_njy`.
+
+Further maps on the same grid, [N, H, W] or [N, H, W, 1], may be the bands of an endpoint that a problem has and the
+store does not state: an endpoint without an array of its name is made of the maps that are named as its bands.
 
 Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
 writes such stores.
@@ -149,7 +152,7 @@ def read_pairs(
     """
     if grid not in GRIDS:
         raise StorageError(f"grid {grid!r} is not one of {GRIDS}")
-    store = open_store(url, storage_options)
+    store = open_store(url, storage_options, problem)
     problem = problem_said(store) if problem is None else agreed(store, problem)
     display = not store.stated and all(array.dtype == np.uint8 for array in store.arrays.values())
     if display and not eight_bit:
@@ -220,7 +223,7 @@ def states_conditions(url: str, storage_options: Mapping[str, Any] | None = None
 
 def read_all_conditions(url: str, grid: str, stop: int, problem: ProblemTable) -> StampConditions:
     """Conditions of pairs 0 to `stop`, as `read_pairs` gives them, without the pixels and the noise of each."""
-    store = open_store(url, None)
+    store = open_store(url, None, problem)
     found = read_conditions(store, agreed(store, problem), 0, min(stop, store.count), maps=False)
     if store.stated or grid == "cutout":
         return found

@@ -1,34 +1,39 @@
 """Problems: the two ends that a bridge joins, read from TOML files of ten lines, checked, and completed.
 
 A problem is a table of plain values, the form in which files, run.json and checkpoints hold it. Its two endpoints are
-observations or physical fields: planes (bands) of one unit on one pixel grid. Units are written as in FITS.
+observations or physical fields: planes (bands) on one pixel grid. Units are written as in FITS. The bands of an
+endpoint have one unit, but for one that is only observed, whose bands may be several quantities.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
-import math
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.units import fits_unit, stretches_of
+from surveybridge.storage.problem_parts import (
+    check_keys,
+    is_number,
+    named_bands,
+    quantities,
+    shown_colours,
+    twice_in,
+)
 
-STRETCHES = ("asinh", "log10", "axial")
-"""How the values of an endpoint enter the network: `axial` is for angles that repeat after half a turn."""
+MIXED = "mixed"
+"""What an endpoint of several quantities states as its stretch: each band has its own."""
 
 DEFAULT = "lsst-euclid"
 
 SHIPPED = Path(__file__).parent / "problems"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_BAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RESERVED = ("mean", "error", "residual", "id", "simulation")
 """Names that thumbnails, pictures and pair stores use for something else."""
@@ -50,6 +55,10 @@ class EndpointTable(TypedDict):
     title: str
     rgb: list[str] | None
     """Bands that are shown as red, green and blue; None for grey."""
+    units: NotRequired[dict[str, str]]
+    """By band, where they are several quantities; `unit` then is empty, and `stretch` is `MIXED`."""
+    stretches: NotRequired[dict[str, str]]
+    """By band, where `units` is."""
 
 
 class ObjectiveTable(TypedDict):
@@ -148,7 +157,7 @@ def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
     StorageError
         If it is no problem; one line that says why.
     """
-    _check_keys(table, ProblemTable.__annotations__, where)
+    check_keys(table, ProblemTable.__annotations__, where)
     name = table.get("name")
     if not isinstance(name, str) or not _TITLE.fullmatch(name):
         raise StorageError(f"{where}: name {name!r}; give letters, digits and any of . _ + -")
@@ -172,8 +181,14 @@ def complete_problem(table: Mapping[str, Any], where: str) -> ProblemTable:
         endpoints=[first, second],
         objective=_objective(table.get("objective"), where),
     )
+    for end, opposite in ((first, second), (second, first)):
+        if is_mixed(end) and problem["wanted"] != opposite["name"]:
+            raise StorageError(
+                f"{where}: endpoint {end['name']} has bands of several quantities, which are observed and never "
+                f'predicted; give wanted = "{opposite["name"]}", or one unit and one stretch'
+            )
     columns = list(band_columns(problem).values())
-    twice = _twice(columns)
+    twice = twice_in(columns)
     if twice:
         raise StorageError(f"{where}: two bands would both be the column flux_{twice}; rename one of them")
     return problem
@@ -185,6 +200,27 @@ def endpoint(problem: ProblemTable, name: str) -> EndpointTable:
         if end["name"] == name:
             return end
     raise StorageError(f"problem {problem['name']} has no endpoint {name!r}; it has {' and '.join(end_names(problem))}")
+
+
+def is_mixed(end: EndpointTable) -> bool:
+    """Return whether the bands of an endpoint are several quantities."""
+    return "units" in end
+
+
+def of_images(problem: ProblemTable) -> ProblemTable:
+    """Return a problem whose images a tile store can hold; StorageError where an endpoint is several quantities."""
+    for end in problem["endpoints"]:
+        if is_mixed(end):
+            raise StorageError(
+                f"problem {problem['name']}: {end['name']} is {', '.join(end['units'].values())}, but an image in a "
+                "tile store has one unit; give a pair store of such maps to `train --pairs`"
+            )
+    return problem
+
+
+def unit_of(end: EndpointTable, band: str) -> str:
+    """Return the unit of a band of an endpoint."""
+    return end["units"][band] if "units" in end else end["unit"]
 
 
 def other(problem: ProblemTable, name: str) -> EndpointTable:
@@ -260,28 +296,25 @@ def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTabl
     if name.lower() in _RESERVED:
         raise StorageError(f"{where}: an endpoint cannot be called {name}, which has another meaning; rename it")
     what = f"{where}: endpoint {name}"
-    _check_keys(table, EndpointTable.__annotations__, what)
-    bands = _bands(table.get("bands"), what)
+    check_keys(table, EndpointTable.__annotations__, what)
+    bands = named_bands(table.get("bands"), what)
     if "pixel_scale" not in table:
         raise StorageError(f"{what} has no pixel_scale; give arcsec, or 0 for a grid without a sky")
     scale = table["pixel_scale"]
-    if not _is_number(scale) or scale < 0:
+    if not is_number(scale) or scale < 0:
         raise StorageError(f"{what}: pixel_scale {scale!r}; give arcsec above 0, or 0 for a grid without a sky")
-    unit, stretches = _unit(table.get("unit", "nJy"), what)
-    stretch = table.get("stretch") or stretches[0]
-    if stretch not in STRETCHES:
-        raise StorageError(f"{what}: stretch {stretch!r} is not known; give {', '.join(STRETCHES)}")
-    if stretch not in stretches:
-        raise StorageError(f"{what}: stretch {stretch} does not fit the unit {unit}; give {' or '.join(stretches)}")
+    units, stretches = quantities(table, bands, what)
+    mixed = len(set(zip(units, stretches, strict=True))) > 1
+    unit, stretch = ("", MIXED) if mixed else (units[0], stretches[0])
     extensive = table.get("extensive", stretch == "asinh")
     if not isinstance(extensive, bool):
         raise StorageError(f"{what}: extensive {extensive!r}; give true or false")
-    if extensive and stretch == "axial":
+    if extensive and "axial" in stretches:
         raise StorageError(f"{what}: extensive = true, but angles do not add up over pixels; give false")
     title = table.get("title", name)
     if not isinstance(title, str) or not title.strip() or not title.isprintable():
         raise StorageError(f"{what}: title {title!r}; give a word for headings")
-    return EndpointTable(
+    found = EndpointTable(
         name=name,
         bands=bands,
         pixel_scale=float(scale),
@@ -289,45 +322,12 @@ def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTabl
         extensive=extensive,
         stretch=stretch,
         title=title,
-        rgb=_rgb(table.get("rgb"), bands, what),
+        rgb=shown_colours(table.get("rgb"), bands, what),
     )
-
-
-def _bands(bands: Any, what: str) -> list[str]:
-    if not isinstance(bands, list | tuple) or not bands:
-        raise StorageError(f"{what} has no bands; name its planes, such as bands = ['g', 'r']")
-    for band in bands:
-        if not isinstance(band, str) or not _BAND.fullmatch(band):
-            raise StorageError(f"{what}: band {band!r}; give letters, digits and _")
-    twice = _twice(bands)
-    if twice:
-        raise StorageError(f"{what}: band {twice} is given twice (case does not count); name each band once")
-    return list(bands)
-
-
-def _unit(text: Any, what: str) -> tuple[str, tuple[str, ...]]:
-    """Return the unit in one spelling, and the stretches that fit it."""
-    try:
-        if not isinstance(text, str):
-            raise ValueError(f"it is a {type(text).__name__}")
-        stretches = stretches_of(text)
-        if stretches:
-            return fits_unit(text), stretches
-    except ValueError as error:
-        said = " ".join(str(error).split())
-        raise StorageError(f"{what}: unit {text!r} cannot be used ({said}); give one in the FITS spelling") from error
-    raise StorageError(f"{what}: no stretch fits the unit {text}, which is a logarithm; give linear values")
-
-
-def _rgb(rgb: Any, bands: Collection[str], what: str) -> list[str] | None:
-    if rgb is None:
-        return None
-    if not isinstance(rgb, list | tuple) or len(rgb) != 3:
-        raise StorageError(f"{what}: rgb {rgb!r}; give three bands, for red, green and blue")
-    for band in rgb:
-        if band not in bands:
-            raise StorageError(f"{what}: rgb band {band!r} is not one of its bands {','.join(bands)}")
-    return list(rgb)
+    if mixed:
+        found["units"] = dict(zip(bands, units, strict=True))
+        found["stretches"] = dict(zip(bands, stretches, strict=True))
+    return found
 
 
 def _objective(table: Any, where: str) -> ObjectiveTable | None:
@@ -336,9 +336,9 @@ def _objective(table: Any, where: str) -> ObjectiveTable | None:
     what = f"{where}: objective"
     if not isinstance(table, Mapping):
         raise StorageError(f"{what} {table!r}; give a table of {', '.join(_OBJECTIVE)}")
-    _check_keys(table, _OBJECTIVE, what)
+    check_keys(table, _OBJECTIVE, what)
     for key in _OBJECTIVE:
-        if not _is_number(table.get(key)) or (key != "log_sigma_mean" and table[key] <= 0):
+        if not is_number(table.get(key)) or (key != "log_sigma_mean" and table[key] <= 0):
             kind = "a number" if key == "log_sigma_mean" else "a number above 0"
             raise StorageError(
                 f"{what}: {key} {table.get(key)!r}; give {kind}, or leave out the objective, so that it is measured"
@@ -348,26 +348,3 @@ def _objective(table: Any, where: str) -> ObjectiveTable | None:
         log_sigma_mean=float(table["log_sigma_mean"]),
         log_sigma_std=float(table["log_sigma_std"]),
     )
-
-
-def _check_keys(table: Mapping[str, Any], known: Iterable[str], what: str) -> None:
-    known = list(known)
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise StorageError(f"{what}: unknown key '{key}'; {hint}")
-
-
-def _twice(names: Iterable[str]) -> str | None:
-    """Return a name that occurs twice, whatever its case; None if there is none."""
-    seen: set[str] = set()
-    for name in names:
-        if name.lower() in seen:
-            return name
-        seen.add(name.lower())
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

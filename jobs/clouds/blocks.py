@@ -10,19 +10,17 @@ from surveybridge.jobs.clouds.suites import MAPS, SUITES, VIEWS, plan_of
 from surveybridge.jobs.clouds.units import BOX
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
-from surveybridge.storage.problems import ProblemTable, complete_problem
+from surveybridge.storage.problems import ProblemTable, read_problem
 
 EDITION = 1
 """Of what a seed makes: a store that was begun by another edition is not gone on with."""
 
 
 def clouds_problem() -> ProblemTable:
-    """Volume density from column density, one way, on a grid of parsecs."""
-    ends = [
-        {"name": name, "title": title, "bands": [band], "pixel_scale": 0, "unit": MAPS[name]}
-        for name, title, band in (("column", "Column density", "N"), ("density", "Volume density", "n"))
-    ]
-    return complete_problem({"name": "clouds", "wanted": "density", "endpoints": ends}, "problem clouds")
+    """Volume density from column density, one way, on a grid of parsecs: that of `clouds-density`."""
+    problem = read_problem("clouds-density")
+    problem["name"] = "clouds"  # as stores of before there was a file say
+    return problem
 
 
 def begin(url: str, suite: str, simulations: int, cells: int, seed: int, device: str) -> PairWriter:

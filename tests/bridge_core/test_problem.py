@@ -13,7 +13,7 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.fitting import fit_endpoint, fit_objective
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Endpoint, Problem, from_channels, to_channels
-from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, Stretch, stretch_from_card
+from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, MixedStretch, Stretch, stretch_from_card
 from surveybridge.bridge_core.training import augment
 
 SKY = Endpoint("sky", ("u", "w"), 0.25)
@@ -136,6 +136,110 @@ def test_augmentation_turns_angles_with_the_image(seed):
     first, second = augment(ends, problem, torch.Generator().manual_seed(seed), roll=False)
     expected = ANGLE.forward(angle_of(first[0, 0])[None], 2)
     torch.testing.assert_close(second[0][:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], rtol=0, atol=1e-3)
+
+
+# ---- ends of several quantities
+
+SEEN = Endpoint(
+    "seen",
+    ("N", "psi", "width"),
+    0.0,
+    "",
+    False,
+    "mixed",
+    units=("cm-2", "rad", "km s-1"),
+    kinds=("log10", "axial", "log10"),
+)
+MAGNET = Endpoint("magnet", ("B",), 0.0, "uG", False, "log10")
+
+
+def maps_of(generator: torch.Generator, count: int = 24, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns, angles and widths [N, 3, H, W] of very different values, and field strengths [N, 1, H, W]."""
+    draw = torch.randn(count, 4, size, size, generator=generator)
+    seen = torch.stack([10 ** (21.5 + 0.4 * draw[:, 0]), draw[:, 1], 10 ** (0.3 * draw[:, 2])], 1)
+    return seen, 10 ** (1.2 + 0.2 * draw[:, 3:])
+
+
+@pytest.fixture
+def dust() -> tuple[Problem, torch.Tensor, torch.Tensor]:
+    """A fitted problem with its maps, in which pixels are missing."""
+    seen, magnet = maps_of(torch.Generator().manual_seed(3))
+    seen[0, 1, 2, 2] = torch.nan
+    ends = (fit_endpoint(SEEN, seen, {}), fit_endpoint(MAGNET, magnet, {}))
+    return Problem("dust", ends, wanted="magnet"), seen, magnet
+
+
+def test_each_quantity_has_its_own_stretch_and_comes_back(dust):
+    problem, seen, magnet = dust
+    first, second = problem.endpoints
+    assert (first.planes, second.planes, problem.channels) == (4, 1, 4)
+    assert first.band_of == [0, 1, 1, 2]
+    u = first.forward(seen, 4)
+    for band, alone in enumerate(SEEN.quantities):
+        part = fit_endpoint(alone, seen[:, band : band + 1], {})
+        planes = [plane for plane, of in enumerate(first.band_of) if of == band]
+        assert torch.equal(u[:, planes].nan_to_num(7.0), part.forward(seen[:, [band]], len(planes)).nan_to_num(7.0))
+    assert all(float(u[1:, plane].std()) == pytest.approx(0.5, abs=0.2) for plane in range(4))
+    psi = torch.remainder(seen[:, 1], math.pi)
+    again = first.inverse(u)
+    torch.testing.assert_close(again[1:, ::2], seen[1:, ::2], rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.remainder(again[1:, 1], math.pi), psi[1:], rtol=0, atol=1e-5)
+    assert bool(torch.isnan(again[0, 1, 2, 2])) and torch.isfinite(again[0, ::2]).all()
+    # the wanted end is shown in as many channels, and comes back as their mean
+    spread = second.forward(magnet, 4)
+    assert all(torch.equal(spread[:, k], spread[:, 0]) for k in range(4))
+    torch.testing.assert_close(second.inverse(spread), magnet, rtol=1e-4, atol=0)
+
+
+def test_moments_of_each_quantity_are_those_of_its_stretch(dust):
+    problem, seen, _ = dust
+    stretch, bands = problem["seen"].fitted, SEEN.bands
+    within = stretch.averaged(seen[1:], bands)
+    mean, std = stretch.summary(within.mean(0), within.std(0), bands)
+    for band, alone in enumerate(SEEN.quantities):
+        own = fit_endpoint(alone, seen[:, [band]], {}).fitted
+        part = own.averaged(seen[1:, [band]], alone.bands)
+        expected = own.summary(part.mean(0), part.std(0), alone.bands)
+        torch.testing.assert_close(mean[[band]], expected[0])
+        torch.testing.assert_close(std[[band]], expected[1])
+
+
+def test_its_card_and_table_say_units_and_stretches_by_band_and_others_do_not(dust):
+    problem, _, _ = dust
+    table = problem.table["endpoints"]
+    assert table[0]["units"] == {"N": "cm-2", "psi": "rad", "width": "km s-1"}
+    assert table[0]["stretches"] == {"N": "log10", "psi": "axial", "width": "log10"}
+    assert "units" not in table[1] and "stretches" not in table[1]
+    again = Problem.from_table(json.loads(json.dumps(problem.card)))
+    assert [end.stretch for end in again.endpoints] == [end.stretch for end in problem.endpoints]
+    assert again["seen"].flips(4).tolist() == [0, 1, 2, 0] and again.channels == 4
+    with pytest.raises(BridgeError, match="3 bands, 1 units and 0 stretches; give one of each"):
+        Endpoint("seen", SEEN.bands, 0.0, "", False, "mixed", units=("cm-2",))
+    with pytest.raises(BridgeError, match="band width is not in this checkpoint's stretch"):
+        MixedStretch({"N": DEX}).forward(torch.ones(1, 2, 2), ("width",))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_augmentation_turns_only_the_angle_of_an_end_of_several_quantities(seed, dust):
+    """Maps of a vector field, turned: the angle follows, all other bands are only moved, whatever the turn."""
+    problem, _, _ = dust
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij")
+    field = x**2 + 0.3 * x * y + 0.1 * y**3 + 0.7 * y
+
+    def maps(image):
+        dy, dx = torch.gradient(image)
+        steepness = (dx**2 + dy**2).sqrt() + 0.01
+        return torch.stack([10 ** (21 + image), torch.atan2(dy, dx), steepness]), 10 * steepness[None]
+
+    seen, magnet = maps(field)
+    ends = (problem["seen"].forward(seen[None], 4), problem["magnet"].forward(magnet[None], 4))
+    first, second = augment(ends, problem, torch.Generator().manual_seed(seed), roll=False)
+    # what the bands should be follows from the turned image alone
+    turned = problem["seen"].inverse(first)[0, 0].log10() - 21
+    seen, magnet = maps(turned)
+    inner = (..., slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(first[0][inner], problem["seen"].forward(seen, 4)[inner], rtol=0, atol=2e-3)
+    torch.testing.assert_close(second[0][inner], problem["magnet"].forward(magnet, 4)[inner], rtol=0, atol=2e-3)
 
 
 # ---- what training takes from the data

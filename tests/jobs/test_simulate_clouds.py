@@ -13,6 +13,7 @@ from surveybridge.__main__ import main
 from surveybridge.jobs.clouds import blocks, simulation
 from surveybridge.jobs.clouds.suites import MAPS
 from surveybridge.storage.pairs import problem_of_pairs, read_ids, read_pairs, states_conditions
+from surveybridge.storage.problems import read_problem, unit_of
 from tests.jobs.test_bad_requests import refused
 from tests.tiny import files_of
 
@@ -51,6 +52,22 @@ def test_the_store_is_a_pair_store_with_all_maps_and_their_units(store):
     # the observed maps are of the same clouds
     true, observed = (np.log10(np.asarray(group[name][...])).ravel() for name in ("column", "column_observed"))
     assert np.corrcoef(true[np.isfinite(observed)], observed[np.isfinite(observed)])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["clouds-density", "clouds-density-observed", "clouds-field", "clouds-field-observed"])
+def test_the_problems_that_ship_read_their_ends_from_its_maps(store, name):
+    problem = read_problem(name)
+    pairs = read_pairs(str(store), problem=problem)
+    group: Any = zarr.open_group(store, mode="r")
+    observed, wanted = problem["endpoints"]
+    assert problem["wanted"] == wanted["name"] and problem["catalog"] is None
+    assert all(band.endswith("_observed") for band in observed["bands"] if observed["name"] == "observed")
+    for end in problem["endpoints"]:
+        maps = [end["name"]] if end["name"] in MAPS else end["bands"]
+        for plane, one in enumerate(maps):
+            there = np.asarray(group[one][...]).reshape(COUNT, CELLS, CELLS)
+            np.testing.assert_array_equal(pairs.ends[end["name"]][:, plane], there)
+            assert unit_of(end, end["bands"][plane]) == MAPS[one]
 
 
 def test_each_pair_says_which_simulation_it_is_of(store):

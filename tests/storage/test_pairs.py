@@ -13,7 +13,7 @@ import zarr
 
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.pairs import problem_of_pairs, read_ids, read_labels, read_pairs
-from surveybridge.storage.problems import default_problem
+from surveybridge.storage.problems import complete_problem, default_problem
 from tests.storage.problem_files import problem
 from tests.tiny import SIGMA, write_pairs
 
@@ -325,6 +325,72 @@ def test_pairs_of_lsst_and_euclid_are_none_of_another_problem(tmp_path, store):
     assert len(read_pairs(store, problem=default_problem())) == 6
     with pytest.raises(StorageError, match="a store of lsst and euclid but problem hsc-hst"):
         read_pairs(store, problem=problem(tmp_path, "hsc-hst"))
+
+
+# -- ends that are made of maps
+
+
+QUANTITIES: dict[str, Any] = {
+    "name": "dust",
+    "wanted": "magnet",
+    "endpoints": [
+        {"name": "seen", "bands": ["gas", "psi"], "pixel_scale": 0, "units": {"gas": "cm-2", "psi": "rad"}},
+        {"name": "magnet", "bands": ["B"], "pixel_scale": 0, "unit": "uG"},
+    ],
+}
+UNITS = {"gas": "1/cm2", "psi": "rad", "magnet": "uG", "column": "cm-2", "density": "cm-3"}
+
+
+def maps_store(path: Path, units: dict[str, Any] = UNITS, **changed: Any) -> str:
+    """A store of column and density with three maps beside them, one of which is written [N, H, W, 1]."""
+    arrays = {name: np.exp(stamps(5, 8, 12, seed=k)) for k, name in enumerate(("column", "density"))}
+    more = {"gas": stamps(5, 8, 12, 1, seed=7), "psi": stamps(5, 8, 12, seed=8), "magnet": stamps(5, 8, 12, seed=9)}
+    every = {name: values for name, values in (arrays | more | changed).items() if values is not None}
+    return write_store(path / "maps.zarr", every, endpoints=["column", "density"], units=units)
+
+
+def test_an_end_of_a_problem_is_made_of_the_maps_that_are_its_bands(tmp_path):
+    url = maps_store(tmp_path)
+    group: Any = zarr.open_group(url, mode="a")
+    group["psi"][2, 3, 4] = np.nan
+    pairs = read_pairs(url, problem=complete_problem(QUANTITIES, "here"), start=1, stop=4)
+    assert {name: values.shape for name, values in pairs.ends.items()} == {
+        "seen": (3, 2, 8, 12),
+        "magnet": (3, 1, 8, 12),
+    }
+    np.testing.assert_array_equal(pairs.ends["seen"][:, 0], group["gas"][1:4, ..., 0])
+    np.testing.assert_array_equal(pairs.ends["seen"][:, 1], group["psi"][1:4])
+    assert np.isnan(pairs.ends["seen"]).sum() == 1 and pairs.ends["seen"].dtype == np.float32
+    np.testing.assert_array_equal(pairs.ends["magnet"][:, 0], group["magnet"][1:4])
+    assert pairs.stored == 5 and pairs.pixel_scale == {"seen": 0.0, "magnet": 0.0}
+    # what the store says itself is read as ever
+    assert list(read_pairs(url).ends) == ["column", "density"]
+
+
+def test_an_array_of_the_ends_own_name_goes_before_maps(tmp_path):
+    own = stamps(5, 8, 12, 2, seed=11)
+    units = UNITS | {"seen": {"gas": "cm-2", "psi": "rad"}}
+    pairs = read_pairs(maps_store(tmp_path, units, seen=own), problem=complete_problem(QUANTITIES, "here"))
+    np.testing.assert_array_equal(pairs.ends["seen"].transpose(0, 2, 3, 1), own)
+
+
+@pytest.mark.parametrize(
+    ("units", "changed", "said"),
+    [
+        (UNITS, {"psi": None}, r"a store of column and density but problem dust .* or the maps gas, psi\)"),
+        (UNITS, {"psi": stamps(4, 8, 12)}, "or the maps gas, psi"),
+        (UNITS, {"psi": stamps(5, 8, 12, 2)}, "or the maps gas, psi"),
+        (UNITS, {"magnet": stamps(5, 8, 8)}, r"seen is \(5, 8, 12, 2\) and magnet \(5, 8, 8\)"),
+        (UNITS | {"psi": "deg"}, {}, "psi is in deg but problem dust has it in rad; .* state units.psi"),
+        ({"gas": "cm-2"}, {}, "psi is in nJy but problem dust has it in rad"),
+        (UNITS | {"seen": {"gas": "cm-2"}}, {"seen": stamps(5, 8, 12, 2)}, "seen.psi is in nJy but problem dust"),
+        (UNITS, {"seen": stamps(5, 8, 12)}, "seen has 1 planes"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused_in_one_line(tmp_path, units, changed, said):
+    with pytest.raises(StorageError, match=said) as caught:
+        read_pairs(maps_store(tmp_path, units, **changed), problem=complete_problem(QUANTITIES, "here"))
+    assert "\n" not in str(caught.value)
 
 
 def test_names_are_the_stores_own_or_its_simulations_or_count(tmp_path, store, hsc_hst):

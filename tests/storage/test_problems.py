@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import tomllib
+from typing import Any
 
 import pytest
 
@@ -14,10 +17,12 @@ from surveybridge.storage.problems import (
     default_problem,
     endpoint,
     observed_and_wanted,
+    of_images,
     other,
     read_problem,
     shipped_problems,
     shown_ends,
+    unit_of,
 )
 from tests.storage.problem_files import HSC_HST, SKY_EYE, TEXTS, problem, write_problem
 
@@ -73,6 +78,71 @@ def test_the_stretch_follows_from_the_unit_which_has_one_spelling(unit, spelt, s
     table["endpoints"][0]["unit"] = unit
     end = complete_problem(table, "here")["endpoints"][0]
     assert (end["unit"], end["stretch"], end["extensive"]) == (spelt, stretch, extensive)
+
+
+POLARIMETRY: dict[str, Any] = {
+    "name": "dust",
+    "wanted": "magnet",
+    "endpoints": [
+        {
+            "name": "seen", "bands": ["N", "psi", "width"], "pixel_scale": 6.0,
+            "units": {"N": "1/cm2", "psi": "deg", "width": "km/s"}, "stretches": {"width": "log10"},
+        },
+        {"name": "magnet", "bands": ["B"], "pixel_scale": 6.0, "unit": "uG", "stretch": "log10"},
+    ],
+}  # fmt: skip
+
+
+def test_bands_of_an_observed_end_may_be_several_quantities():
+    found = complete_problem(POLARIMETRY, "here")
+    seen, magnet = found["endpoints"]
+    assert seen["units"] == {"N": "cm-2", "psi": "deg", "width": "km s-1"}
+    assert seen["stretches"] == {"N": "log10", "psi": "axial", "width": "log10"}
+    assert (seen["unit"], seen["stretch"], seen["extensive"]) == ("", "mixed", False)
+    assert [unit_of(seen, band) for band in seen["bands"]] == ["cm-2", "deg", "km s-1"]
+    assert "units" not in magnet and unit_of(magnet, "B") == "uG"
+    assert complete_problem(json.loads(json.dumps(found)), "again") == found
+
+
+def test_bands_that_are_one_quantity_after_all_are_written_as_one():
+    table = copy.deepcopy(POLARIMETRY)
+    table["endpoints"][0] |= {"units": dict.fromkeys(["N", "width"], "1/cm2"), "stretches": {}, "unit": "cm-2"}
+    assert complete_problem(table, "here")["endpoints"][0] == {
+        "name": "seen", "bands": ["N", "psi", "width"], "pixel_scale": 6.0, "unit": "cm-2", "extensive": False,
+        "stretch": "log10", "title": "seen", "rgb": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"units": "cm-2"}, "units 'cm-2'; give a table by band"),
+        ({"units": {"N": "cm-2", "phi": "rad"}}, "units: unknown key 'phi'; did you mean psi"),
+        ({"units": {"N": "cm-2", "psi": "furlong"}}, "band psi: unit 'furlong' cannot be used"),
+        ({"stretches": {"psi": "log10"}}, "band psi: stretch log10 does not fit the unit deg"),
+        ({"stretches": {"N": "sqrt"}}, "band N: stretch 'sqrt' is not known"),
+        ({"units": {"psi": "deg"}, "unit": "cm-2", "stretch": "mixed"}, "stretch 'mixed' is not known"),
+        ({"extensive": True}, "angles do not add up"),
+    ],
+)
+def test_quantities_that_do_not_fit_are_refused_with_their_band(changes, said):
+    table = copy.deepcopy(POLARIMETRY)
+    table["endpoints"][0] |= changes
+    with pytest.raises(StorageError, match=said) as caught:
+        complete_problem(table, "here")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", [None, "seen"])
+def test_an_end_of_several_quantities_is_never_predicted(wanted):
+    with pytest.raises(StorageError, match=r'seen has bands of several quantities, .* give wanted = "magnet"'):
+        complete_problem(POLARIMETRY | {"wanted": wanted}, "here")
+
+
+def test_a_tile_store_takes_no_end_of_several_quantities(tmp_path):
+    assert of_images(problem(tmp_path, "clouds")) == problem(tmp_path, "clouds")
+    with pytest.raises(StorageError, match="seen is cm-2, deg, km s-1, but an image in a tile store has one unit"):
+        of_images(complete_problem(POLARIMETRY, "here"))
 
 
 def test_bands_that_both_ends_have_carry_the_name_of_their_end_whatever_the_case(tmp_path):
