@@ -39,7 +39,7 @@ from surveybridge.jobs.simulating.sky import observe
 from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
 from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
-from surveybridge.jobs.translating.scene import check_tile
+from surveybridge.jobs.translating.scene import prepared
 from surveybridge.storage.field_images import read_field
 from surveybridge.storage.ingest import TileBox, cut_tile
 from surveybridge.storage.problems import default_problem
@@ -116,7 +116,7 @@ def measure_field(model: Model, homogenisation: Homogenisation | None, sky: Obse
     drawn = field(seed, sky.stars)
     with tempfile.TemporaryDirectory() as folder:
         tile = observed_tile(Path(folder), sky, seed)
-    check_tile(model, tile)
+    tile = prepared(model, tile)
     if homogenisation is not None:
         tile = homogenisation.applied(tile, None)
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))

@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,9 @@ class Tile:
         The field of the store that it belongs to; by default named after its grid.
     seen : mapping of str to SurveyImage
         What a network is shown instead of the image of that survey, such as a homogenised one; never stored.
+    registration : float
+        Typical offset between the surveys along one axis, arcsec, as measured for a network; NaN where it was not;
+        never stored.
     """
 
     tile_id: str
@@ -100,6 +104,7 @@ class Tile:
     grid_id: str
     field: str = ""
     seen: Mapping[str, SurveyImage] = dataclasses.field(default_factory=dict)
+    registration: float = math.nan
 
     def __post_init__(self) -> None:
         """Refuse a tile whose parts do not fit together."""

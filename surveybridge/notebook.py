@@ -448,14 +448,14 @@ def _header(made_by: Mapping[str, Any]) -> Header:
 def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) -> Scene:
     """Return the observed end of a tile; refuse it if it is absent, or if the model was trained on other data."""
     from surveybridge.bridge_core.errors import BridgeError
-    from surveybridge.jobs.translating.scene import check_tile, scene_of
+    from surveybridge.jobs.translating.scene import prepared, scene_of
 
     name = direction.observed.name
     if name not in tile.images:
         raise BridgeError(
             f"tile {tile.tile_id} has {', '.join(tile.images)} but no {name}, which {direction} needs; choose another"
         )
-    check_tile(model, tile)
+    tile = prepared(model, tile)
     return scene_of(tile, name, device)
 
 

@@ -131,9 +131,9 @@ class TileMeasurer:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.jobs.calibrating.objects import measure_lenses, measure_objects
-        from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
+        from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 
-        check_tile(self.model, tile)
+        tile = prepared(self.model, tile)
         shown = self.shown(tile)
         held = held_pixels(tile, self.settings.held_back)
         counts: Counts = {}

@@ -14,7 +14,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import read_model, sampling_of, threads
-from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
+from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def redraw(
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
         if homogenisation is not None:
             tile = homogenisation.applied(tile, run_fields.get(tile.grid_id))
-        check_tile(model, tile)
+        tile = prepared(model, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from surveybridge.jobs.translating.registration import with_registration
 from surveybridge.storage.images import seeing, sky_noise
 
 if TYPE_CHECKING:
@@ -33,15 +35,15 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
         core=tile.core,
         psf_fwhm=seeing(image) / image.pixel_scale,
         sigma=torch.from_numpy(np.sqrt(image.variance)).to(device),
-        conditions=conditions_of(image),
+        conditions=conditions_of(image, tile.registration),
     )
 
 
-def conditions_of(image: SurveyImage) -> Conditions:
-    """How an image was observed, from what its tile states."""
+def conditions_of(image: SurveyImage, registration: float = math.nan) -> Conditions:
+    """How an image was observed, from what its tile states, and how it lies on the other's, arcsec."""
     from surveybridge.bridge_core.conditions import Conditions
 
-    return Conditions(sky_noise(image), image.psf_fwhm, image.psf_wing, image.noise_correlation)
+    return Conditions(sky_noise(image), image.psf_fwhm, image.psf_wing, image.noise_correlation, registration)
 
 
 def wanted_conditions(card: Card, tile: Tile, direction: Direction, wishes: Wishes | None = None) -> Conditions | None:
@@ -52,12 +54,21 @@ def wanted_conditions(card: Card, tile: Tile, direction: Direction, wishes: Wish
     """
     image, end = tile.images.get(direction.wanted.name), direction.wanted
     if image is not None:
-        known = conditions_of(image)
+        known = conditions_of(image, tile.registration)
     elif card.conditions is not None:
         known = card.conditions.nominal_of(end.name, end.bands)
     else:
         return None
     return known if wishes is None else wishes.applied(end.bands, known)
+
+
+def prepared(model: Model, tile: Tile) -> Tile:
+    """Return a tile as the model needs it; refused where an image does not match the data on which it was trained.
+
+    For a model that is told conditions it is measured how the surveys lie on each other.
+    """
+    check_tile(model, tile)
+    return with_registration(tile) if model.card.network.conditions else tile
 
 
 def check_tile(model: Model, tile: Tile) -> None:

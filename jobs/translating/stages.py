@@ -15,7 +15,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
-from surveybridge.jobs.translating.scene import check_tile, scene_of, wanted_conditions
+from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.errors import StorageUnavailable
 
@@ -162,7 +162,7 @@ class TileTranslator:
 
         settings = self.settings
         direction = self.model.card.problem.direction(settings.direction)
-        check_tile(self.model, tile)
+        tile = prepared(self.model, tile)
         with span("translate"):
             posterior = translate_tile(
                 self.model,
