@@ -254,7 +254,7 @@ def make_batch(
     eps = torch.randn(ends[0].shape, generator=on_device, device=device)
     told = told.dropped(on_device) if train else told
     context = told.context(card.problem, wanted, observed_pixels(ends, wanted))
-    return Batch(filled(ends[0]), filled(ends[1]), known, wanted, t, eps, context.maps, context.vector)
+    return Batch(filled(ends[0]), filled(ends[1]), known, wanted, t, eps, context.maps, context.vector, ends[0][:, :0])
 
 
 def turned(planes: Ends, generator: torch.Generator) -> Ends:

@@ -47,7 +47,7 @@ def energy_score(
 
 
 def patch_energy_score(
-    samples: Tensor, truth: Tensor, scales: Sequence[int] = (1, 2, 4, 8), patch: int = 8
+    samples: Tensor, truth: Tensor, scales: Sequence[int] | None = None, patch: int = 8
 ) -> list[Tensor]:
     """Fair energy score of patches at several scales: structure that a score of single pixels does not see.
 
@@ -58,7 +58,8 @@ def patch_energy_score(
     truth
         [N, C, H, W].
     scales
-        The images are averaged over so many pixels first; H and W are multiples of ``scale * patch``.
+        The images are averaged over so many pixels first; what is less than ``scale * patch`` at their ends is left
+        out. By default 1, 2, 4 and 8, as far as the images hold a patch.
     patch
         Side of a patch in averaged pixels.
 
@@ -68,6 +69,8 @@ def patch_energy_score(
         [N] for each scale: mean over patches of the score per root of the patch's values, in the units given.
     """
     k, n = samples.shape[:2]
+    if scales is None:
+        scales = [scale for scale in (1, 2, 4, 8) if min(truth.shape[-2:]) // scale >= patch]
     images = torch.cat([samples.flatten(0, 1), truth])
     scores = []
     for scale in scales:

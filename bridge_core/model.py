@@ -49,6 +49,10 @@ class Card:
         those of an image is said by `NetworkConfig.conditions`.
     recalibration
         Factors of standard deviations and rates of false alarms on a sky that it is used on; None where not measured.
+    end_noise
+        Standard deviation, in network units, of the noise by which the bridge's end differs from the observed endpoint.
+    clean_input
+        Whether the network sees the observed endpoint in its slot; else only the state of the bridge tells of it.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Card:
     discriminant: Discriminant | None = None
     conditions: ConditionRanges | None = None
     recalibration: Recalibration | None = None
+    end_noise: float = 0.0
+    clean_input: bool = True
 
     @property
     def physical(self) -> bool:
@@ -106,6 +112,8 @@ class Card:
             "discriminant": self.discriminant.card if self.discriminant else None,
             **({"conditions": self.conditions.card} if self.conditions else {}),
             **({"recalibration": self.recalibration.card} if self.recalibration else {}),
+            **({"end_noise": self.end_noise} if self.end_noise else {}),
+            **({} if self.clean_input else {"clean_input": False}),
         }
 
     @classmethod
@@ -128,6 +136,8 @@ class Card:
             discriminant=Discriminant.from_card(card["discriminant"]) if card.get("discriminant") else None,
             conditions=ConditionRanges.from_card(card["conditions"]) if card.get("conditions") else None,
             recalibration=Recalibration.from_card(card["recalibration"]) if card.get("recalibration") else None,
+            end_noise=float(card.get("end_noise", 0.0)),
+            clean_input=card.get("clean_input", True),
         )
 
 
@@ -169,7 +179,8 @@ class Model:
         context: Context | None = None,
     ) -> Predictor:
         """The network on a batch x1 at some table indices; see `Predictor`."""
-        return Predictor(self.network, x1, direction.index, times, precision, context)
+        seen = x1 if self.card.clean_input else torch.zeros_like(x1)
+        return Predictor(self.network, seen, direction.index, times, precision, context)
 
     def predict(
         self,

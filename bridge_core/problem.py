@@ -47,6 +47,8 @@ class Endpoint:
         Fitted to the data by training, None before.
     units, kinds
         Unit and stretch of each band, where these are several quantities; such an endpoint is only observed.
+    spread
+        Whether its planes are repeated until they fill the network's channels; else the other channels are 0.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Endpoint:
     stretch: AnyStretch | None = None
     units: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    spread: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an endpoint without bands, or with a band twice."""
@@ -130,15 +133,28 @@ class Endpoint:
 
     def forward(self, values: Tensor, channels: int) -> Tensor:
         """Bring values [..., B, H, W] in the endpoint's unit to network units [..., channels, H, W]."""
-        return to_channels(self.fitted.forward(values, self.bands), channels)
+        return self.shown(self.fitted.forward(values, self.bands), channels)
 
     def inverse(self, u: Tensor) -> Tensor:
         """Bring network units [..., C, H, W] back to values [..., B, H, W]."""
-        return self.fitted.inverse(from_channels(u, self.planes), self.bands)
+        return self.fitted.inverse(self.planes_in(u), self.bands)
+
+    def shown(self, u: Tensor, channels: int) -> Tensor:
+        """Show planes [..., P, H, W] in the network's channels [..., C, H, W]."""
+        if self.spread or channels == self.planes:
+            return to_channels(u, channels)
+        rest = u.new_zeros((*u.shape[:-3], channels - self.planes, *u.shape[-2:]))
+        return torch.cat([u, rest], -3)
+
+    def planes_in(self, u: Tensor) -> Tensor:
+        """Bring channels [..., C, H, W] back to planes [..., P, H, W]."""
+        return from_channels(u, self.planes) if self.spread else u[..., : self.planes, :, :]
 
     def flips(self, channels: int) -> Tensor:
         """Tell which channels hold an angle's cos 2psi (1) and sin 2psi (2), int64 [channels]; 0 for all others."""
         part = [value for kind in self._kinds for value in ((1, 2) if kind == "axial" else (0,))]
+        if not self.spread:
+            return torch.tensor(part + [0] * (channels - self.planes))
         return torch.tensor([part[k * self.planes // channels] for k in range(channels)])
 
     @property
@@ -162,6 +178,7 @@ class Endpoint:
             stretch=stretch_from_card(table["fitted"]) if table.get("fitted") else None,
             units=tuple(table["units"][band] for band in bands) if "units" in table else (),
             kinds=tuple(table["stretches"][band] for band in bands) if "units" in table else (),
+            spread=table.get("spread", True),
         )
 
     @property
@@ -312,8 +329,11 @@ class Problem:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The JSON form for a checkpoint's card: the table with the fitted stretches."""
-        fitted = [{"fitted": end.stretch.card if end.stretch else None} for end in self.endpoints]
+        """The JSON form for a checkpoint's card: the table with the fitted stretches, and what is shown otherwise."""
+        fitted = [
+            {"fitted": end.stretch.card if end.stretch else None} | ({} if end.spread else {"spread": False})
+            for end in self.endpoints
+        ]
         return self.table | {"endpoints": [end.table | more for end, more in zip(self.endpoints, fitted, strict=True)]}
 
 

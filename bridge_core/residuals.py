@@ -21,7 +21,7 @@ from surveybridge.bridge_core.context import Context, Views
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.problem import Direction, Problem, from_channels
+from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import denoise, draw, step_at
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.translate import window_noise
@@ -106,7 +106,7 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
                 x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
                 context = cutouts.context(direction, some)
                 residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision, context)
-                of_bands = from_channels(residual, wanted.planes).double()
+                of_bands = wanted.planes_in(residual).double()
                 smoothing = SMOOTHING_ARCSEC / wanted.pixel_scale
                 parts.append(ring_features(of_bands, valid[some], rings, smoothing).cpu())
             columns.append(torch.cat(parts) if parts else torch.zeros(0, 0))

@@ -25,6 +25,9 @@ from surveybridge.bridge_core.spans import span
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
+END = 2**16 - 2
+"""Noise step of the bridge's end, which no update uses."""
+
 NoiseSource = SkyNoise | Callable[[int], Tensor]
 
 
@@ -42,6 +45,7 @@ def sample(
     precision: Precision = "float32",
     context: Context | None = None,
     trajectory: list[Tensor] | None = None,
+    end: Tensor | None = None,
 ) -> Tensor:
     """Draw x0 given x1.
 
@@ -72,6 +76,8 @@ def sample(
         What the network is told beside x1; see `Predictor`.
     trajectory
         If given, the state after every step is appended.
+    end
+        float32 [N, C, H, W], the bridge's end; by default x1 (see `bridge_end`).
 
     Returns
     -------
@@ -79,7 +85,9 @@ def sample(
         float32 [N, C, H, W] in network units.
     """
     predictor = model.predictor(x1, direction, steps, precision, context)
-    return Trajectory(model, x1, predictor, steps, eta, order, renoise=renoise).run(start, noise, trajectory)
+    return Trajectory(model, x1 if end is None else end, predictor, steps, eta, order, renoise=renoise).run(
+        start, noise, trajectory
+    )
 
 
 class Trajectory:
@@ -87,7 +95,7 @@ class Trajectory:
 
     Coefficients and embeddings lie on the device, and states are written in place. On a GPU `run` neither waits for
     the device nor copies anything to it, so that a CUDA graph can hold all of it. Arguments are those of `sample`, with
-    the `Model.predictor` of the same x1 and steps.
+    the `Model.predictor` of the same steps, and x1 the bridge's end.
     """
 
     def __init__(
@@ -182,10 +190,15 @@ def denoise(
     return x0.clamp(*model.card.clamp) if model.card.clamp else x0
 
 
+def bridge_end(card: Card, x1: Tensor, noise: SkyNoise) -> Tensor:
+    """The end at which the bridges of a batch begin: x1 or, where the card says so, with noise of the sky's own."""
+    return x1 + card.end_noise * draw(noise, END, x1) if card.end_noise else x1
+
+
 def begin(card: Card, x1: Tensor, t: int, z: Tensor) -> Tensor:
     """State at the first step, t: `boot`, or with nothing in the place of x0 where the network has learnt to see none.
 
-    Arguments as for `boot`, with the card of the network instead of its bridge.
+    Arguments as for `boot`, with the card of the network instead of its bridge, and x1 the bridge's end.
     """
     if not starts_without_x0(card, t):
         return boot(card.bridge, x1, t, z)

@@ -132,6 +132,9 @@ class Batch:
         float32 [N, C, H, W], standard normal.
     maps, vector
         As `Context` has them, of no width where the network is told nothing: [N, 2C, H, W] and [N, V].
+    end_eps
+        float32 [N, C, H, W], standard normal, of no width where the bridge's end is the observed endpoint itself
+        (`Card.end_noise`).
     """
 
     first: Tensor
@@ -142,6 +145,7 @@ class Batch:
     eps: Tensor
     maps: Tensor
     vector: Tensor
+    end_eps: Tensor
 
     @classmethod
     def draw(
@@ -155,11 +159,12 @@ class Batch:
         known = torch.isfinite(torch.where(index.view(-1, 1, 1, 1).bool(), second, first))
         t = card.objective.draw_steps(card.bridge, len(index), generator)
         eps = torch.randn(first.shape, generator=generator)
+        end_eps = torch.randn(first.shape, generator=generator) if card.end_noise else first[:, :0]
         maps, vector = first[:, :0], first.new_zeros(len(first), 0)
         if card.network.conditions:
             context = context or Context.blank(observed_pixels(ends, index))
             maps, vector = context.maps, context.vector
-        return cls(filled(first), filled(second), known, index, t, eps, maps, vector)
+        return cls(filled(first), filled(second), known, index, t, eps, maps, vector, end_eps)
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
@@ -198,11 +203,13 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: flo
     x0 = torch.where(second_wanted, batch.second, batch.first)
     x1 = torch.where(second_wanted, batch.first, batch.second)
     without = card.objective.without_x0(card.bridge, t).view(-1, 1, 1, 1)
-    x_t = card.bridge.q_sample(x0.masked_fill(without, 0.0), x1, t, batch.eps)
-    target, weight = card.objective.target(card.bridge, t, x_t, x0, x1, batch.eps)
+    end = x1 + card.end_noise * batch.end_eps if card.end_noise else x1
+    x_t = card.bridge.q_sample(x0.masked_fill(without, 0.0), end, t, batch.eps)
+    target, weight = card.objective.target(card.bridge, t, x_t, x0, end, batch.eps)
     u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
     told = card.network.conditions
-    inputs = network_input(u * x_t + v * x1, x1, batch.index, batch.maps if told else None)
+    seen = x1 if card.clean_input else torch.zeros_like(x1)
+    inputs = network_input(u * x_t + v * end, seen, batch.index, batch.maps if told else None)
     with torch.autocast(device.type, torch.bfloat16):
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         heads = network(inputs, t, batch.index, *([batch.vector] if told else []))

@@ -14,7 +14,7 @@ from surveybridge.bridge_core.context import Context, context_of
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
 from surveybridge.bridge_core.problem import Direction, Endpoint
-from surveybridge.bridge_core.sampler import begin, draw, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.sampler import begin, bridge_end, draw, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import departure
@@ -278,7 +278,8 @@ def window_samples(
         x1 = windows[index]
         noise = window_noise(how.seed, direction.index, part, corners, windows.device)
         with span("start"):
-            start = begin(model.card, x1, steps[0], draw(noise, START, x1))
+            end = bridge_end(model.card, x1, noise)
+            start = begin(model.card, end, steps[0], draw(noise, START, x1))
         u = sample(
             model,
             x1,
@@ -291,6 +292,7 @@ def window_samples(
             renoise=how.from_end,
             precision=how.precision,
             context=context and context.rows(index),
+            end=end,
         )
         flux = direction.wanted.inverse(u)
         draws.append(flux if len(kept) == len(part) else flux[kept])

@@ -35,7 +35,7 @@ LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
     "crop": None,
-    "end_share": 0.0,
+    **{"end_share": 0.0, "end_noise": 0.0, "clean_input": True, "broadcast": True},
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
 
@@ -99,6 +99,22 @@ class Config(JobConfig):
         description="share of the states that lie at the bridge's end with nothing of the wanted image in them, where "
         "samples then begin; edm only (default: that of --checkpoint, else 0.1 of a network that is told conditions, "
         "0 of others)",
+    )
+    end_noise: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation, in network units, of noise by which the bridge's end differs from the "
+        "observed image, in training and in every sample; 0.1 as published for clouds (M1), 0 without",
+    )
+    clean_input: bool = Field(
+        True,
+        description="show the network the observed image beside the state of the bridge (M2); without it, only the "
+        "state tells of it",
+    )
+    broadcast: bool = Field(
+        True,
+        description="repeat a wanted end of fewer planes than the other in all channels, whose mean is the result "
+        "(M0); without it, it is the first, and the others go to 0",
     )
     batch_size: int = Field(32, ge=2, description="pairs per step, over all workers; an even number for each shard")
     shards: int = Field(
@@ -332,6 +348,16 @@ def _check(config: Config) -> None:
         raise RequestError(
             f"batch size {config.batch_size} does not divide over {config.shards} shards into an even number of pairs "
             f"each; give a multiple of {2 * config.shards}, or other --shards"
+        )
+    if not config.clean_input and (config.objective == "edm" or config.bridge == "diffusion"):
+        which = "--objective edm" if config.objective == "edm" else "--bridge diffusion"
+        raise RequestError(
+            f"--no-clean-input, but with {which} the network's other input has nothing of the observed image; leave "
+            "one of them out"
+        )
+    if config.end_noise and config.bridge == "diffusion":
+        raise RequestError(
+            f"--end-noise {config.end_noise:g}, but --bridge diffusion does not end at the observed image; give 0"
         )
     if config.shards % config.accumulate:
         raise RequestError(

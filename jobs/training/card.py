@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 END_SHARE = 0.1
 """Share of the states at the bridge's end in trainings of networks that are told conditions."""
 
-SHAPE = ("base", "stem", "norm", "objective", "bridge", "problem", "to")
+SHAPE = (
+    *("base", "stem", "norm", "objective", "bridge", "problem", "to"),
+    *("end_noise", "clean_input", "broadcast"),
+)
 """Settings that a checkpoint brings along with its weights."""
 
 
@@ -40,7 +43,7 @@ def start_of(checkpoint: str | None, asked: Mapping[str, Any]) -> Model | None:
         return None
     also = [name for name in SHAPE if asked.get(name) is not None]
     if also:
-        flags = ", ".join(f"--{name} {asked[name]}" for name in also)
+        flags = ", ".join(f"--{name.replace('_', '-')} {asked[name]}" for name in also)
         raise RequestError(f"--checkpoint {checkpoint} brings its own problem and network, but {flags}; leave one out")
     model = read_model(checkpoint)
     if not model.card.physical:
@@ -128,6 +131,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         "schrodinger": Bridge.schrodinger,
         "diffusion": Bridge.diffusion,
     }[config["bridge"]]()
+    ends = _shown_otherwise(config, problem)
     images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]
     fitted = [
         replace(
@@ -136,7 +140,9 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         )
         for end, values in zip(problem.endpoints, images, strict=True)
     ]
-    problem = problem.with_endpoints(fitted)
+    problem = problem.with_endpoints(
+        [replace(end, spread=config["broadcast"] or end.name not in ends) for end in fitted]
+    )
     return Card(
         name=config["name"],
         grid=config["grid"],
@@ -155,7 +161,32 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             "pairs": pairs.name,
             "recipe": recipe,
         },
+        end_noise=config["end_noise"],
+        clean_input=config["clean_input"],
     )
+
+
+def _shown_otherwise(config: Mapping[str, Any], problem: Problem) -> list[str]:
+    """Return the wanted ends of fewer planes than channels; refuse switches of the bridge that a problem cannot have.
+
+    Astro-DSB's `end_noise` is not in the scores of objects, and `broadcast` is of a target that does not fill the
+    channels.
+    """
+    from surveybridge.jobs.config import RequestError
+
+    if config["end_noise"] and problem.catalog is not None:
+        raise RequestError(
+            f"--end-noise {config['end_noise']:g}, but problem {problem.name} has the catalog {problem.catalog}, whose "
+            "scores know of no such noise; give 0, or a problem that makes maps only"
+        )
+    ends = [direction.wanted for direction in problem.directions]
+    fewer = [end.name for end in ends if end.planes < problem.channels]
+    if not config["broadcast"] and not fewer:
+        raise RequestError(
+            f"--no-broadcast, but {' and '.join(end.name for end in ends)} of problem {problem.name} fills all "
+            f"{problem.channels} channels of the network; leave it out"
+        )
+    return fewer
 
 
 def asked_problem(problem: str | None, to: str | None, pairs: str) -> Problem:

@@ -11,7 +11,7 @@ from torch import Tensor
 from surveybridge.bridge_core.conditions import QUANTITIES, ConditionRanges
 from surveybridge.bridge_core.context import Context, PairConditions, Views, observed_noise
 from surveybridge.bridge_core.model import Card
-from surveybridge.bridge_core.problem import Endpoint, Problem, to_channels
+from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.bridge_core.training import Ends, observed_pixels
 from surveybridge.storage.pair_conditions import EndConditions, StampConditions
 from surveybridge.storage.pairs import Pairs
@@ -47,7 +47,7 @@ class Images:
         """Some pairs in the channels of the network, [N, C, H, W] each, and what is known of them."""
         channels, ends = card.network.image_channels, card.problem.endpoints
         planes = self.planes[0][rows], self.planes[1][rows]
-        first, second = (to_channels(some, channels) for some in planes)
+        first, second = (end.shown(some, channels) for end, some in zip(ends, planes, strict=True))
         if self.conditions is None:
             return (first, second), None
         index = rows if isinstance(rows, slice) else rows.numpy()

@@ -24,7 +24,6 @@ from torch import Tensor
 from surveybridge.bridge_core.metrics import patch_energy_score
 from surveybridge.bridge_core.model import Card, Model, start_weights
 from surveybridge.bridge_core.network import UNet, channels_last
-from surveybridge.bridge_core.problem import from_channels
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import (
     Batch,
@@ -256,7 +255,7 @@ def validation_energy(
     network.load_state_dict(weights)
     model = Model(card, network.eval(), "")
     # what predicts the noise cannot begin at the table's end
-    how = replace(ENERGY_SAMPLING, from_end=card.objective.name == "edm")
+    how = replace(ENERGY_SAMPLING, from_end=card.objective.name in ("edm", "i2sb"))
     score = count = 0.0
     for shard in shards:
         some = slice(0, max(1, ENERGY_PAIRS // of_all))
@@ -270,7 +269,7 @@ def validation_energy(
             known = observed_pixels(images, ways)
             context = None if told is None else told.context(card.problem, ways, known).to(session.device)
             values = window_samples(model, direction, observed, corners, how, context=context).cpu()
-            truth = from_channels(images[direction.index], wanted.planes)
+            truth = wanted.planes_in(images[direction.index])
             known = torch.isfinite(truth)
             drawn = wanted.fitted.forward(values.transpose(0, 1), wanted.bands).where(known, 0.0)
             score += float(torch.stack(patch_energy_score(drawn, truth.where(known, 0.0))).mean(0).sum())
