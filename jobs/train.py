@@ -349,16 +349,19 @@ def _check(config: Config) -> None:
             f"batch size {config.batch_size} does not divide over {config.shards} shards into an even number of pairs "
             f"each; give a multiple of {2 * config.shards}, or other --shards"
         )
-    if not config.clean_input and (config.objective == "edm" or config.bridge == "diffusion"):
+    if config.objective == "edm" or config.bridge == "diffusion":
+        # edm takes the bridge's end out of the state that the network sees, and a diffusion does not lead to it
         which = "--objective edm" if config.objective == "edm" else "--bridge diffusion"
-        raise RequestError(
-            f"--no-clean-input, but with {which} the network's other input has nothing of the observed image; leave "
-            "one of them out"
-        )
-    if config.end_noise and config.bridge == "diffusion":
-        raise RequestError(
-            f"--end-noise {config.end_noise:g}, but --bridge diffusion does not end at the observed image; give 0"
-        )
+        if not config.clean_input:
+            raise RequestError(
+                f"--no-clean-input, but with {which} the network's other input has nothing of the observed image; "
+                "leave one of them out"
+            )
+        if config.end_noise:
+            raise RequestError(
+                f"--end-noise {config.end_noise:g}, but with {which} the network sees nothing of the bridge's end; "
+                "leave one of them out"
+            )
     if config.shards % config.accumulate:
         raise RequestError(
             f"--accumulate {config.accumulate} does not divide the {config.shards} shards; give a divisor of "

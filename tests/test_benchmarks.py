@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from astropy.io import fits
 
-from benchmarks import ingest, square_degree, train
-from surveybridge.bridge_core.settings import PatchGrid
+from benchmarks import clouds_samplers, ingest, square_degree, train
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.sampler import sample
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.translate import window_noise
 from surveybridge.jobs.planning.rates import Rates
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.request import check
 from surveybridge.storage.tiles import TileStore
 from tests import tiny
+from tests.bridge_core.models import TO_EUCLID, make_card, random_model
 
 RATES = Rates(
     device="CPU", gpus=0, threads=2, tiles=1, tile_side=96, seconds=1.0, load=5.0, read=1e-9, translate=1e-3,
@@ -105,3 +110,35 @@ def corner(field: Path, folder: Path) -> Path:
                 hdu.data = hdu.data[:1024, :1024]
         hdus.writeto(folder / "field_euclid_vis.fits")
     return folder
+
+
+def test_published_steps_of_clouds_go_down_all_of_the_table_or_evenly():
+    assert clouds_samplers.published_steps(1000, 999) == list(range(999, -1, -1))
+    assert clouds_samplers.published_steps(1000, 4) == [999, 749, 500, 250, 0]  # 749.25, 499.5 to even, 249.75
+
+
+def test_the_published_sampler_of_clouds_is_ours_of_first_order_with_all_noise():
+    """But for the weight of a thousandth of the end, and for the last x0, which ours asks of the network."""
+    bridge = Bridge.schrodinger()
+    model = random_model(make_card(bridge, "i2sb"))
+    windows, how = torch.randn(2, 3, 16, 16), Sampling(samples=2, steps=40, seed=3, precision="float32")
+    states = clouds_samplers.published(model, TO_EUCLID, windows, how)
+    assert states.shape == (2, 2, 1, 16, 16)
+    steps = clouds_samplers.published_steps(1000, 40)
+    noise = window_noise(3, TO_EUCLID.index, [(0, 1), (1, 1)], clouds_samplers.corners_of(windows), windows.device)
+    kept: list[torch.Tensor] = []
+    sample(model, windows, TO_EUCLID, steps, start=windows, noise=noise, eta=1.0, order=1, trajectory=kept)
+    expected = TO_EUCLID.wanted.inverse(kept[-2] if len(kept) == len(steps) else kept[-1])
+    # the noise of our last step, into index 0, is left out there
+    spread = float((states[1] - expected).std() / expected.std())
+    assert spread < 0.1
+    torch.testing.assert_close(clouds_samplers.forward_variance(bridge)[-1].sqrt().item(), 0.37554, atol=1e-5, rtol=0)
+
+
+def test_scores_of_clouds_are_in_dex_and_leave_out_what_is_not_known():
+    truth = torch.randn(6, 1, 8, 8)
+    samples = truth + 0.1 + 0.2 * torch.randn(9, 6, 1, 8, 8)
+    truth[0, 0, 0, 0] = torch.nan
+    found = clouds_samplers.scores(samples, truth)
+    assert found["single_mean"] == pytest.approx(0.1, abs=0.03) and found["single_std"] == pytest.approx(0.2, rel=0.1)
+    assert found["median_std"] < 0.5 * found["single_std"] and 0.05 < found["crps"] < 0.12

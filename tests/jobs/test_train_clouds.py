@@ -19,6 +19,7 @@ from surveybridge.jobs.clouds.suites import MAPS
 from surveybridge.storage.pairs import read_pairs
 from tests.jobs.test_bad_requests import refused
 from tests.jobs.training_runs import without_ray
+from tests.tiny import write_pairs
 
 COUNT, SIDE = 24, 16
 SHORT = ["--steps", "2", "--base", "8", "--batch-size", "4", "--shards", "1", "--validation", "4"]
@@ -82,11 +83,22 @@ def test_every_switch_is_in_the_card_and_by_default_none_is(store, tmp_path):
     [
         (["--no-clean-input"], "--no-clean-input, but with --objective edm"),
         (["--no-clean-input", "--objective", "eps", "--bridge", "diffusion"], "but with --bridge diffusion"),
-        (["--end-noise", "0.1", "--bridge", "diffusion"], "--end-noise 0.1, but --bridge diffusion does not end"),
+        (
+            ["--end-noise", "0.3"],
+            "--end-noise 0.3, but with --objective edm the network sees nothing of the bridge's end",
+        ),
+        (["--end-noise", "0.1", "--objective", "eps", "--bridge", "diffusion"], "0.1, but with --bridge diffusion"),
         (["--problem", "clouds-density", "--no-broadcast"], "density of problem clouds-density fills all 1 channels"),
         (["--problem", "clouds-field", "--to", "observables"], "clouds-field goes one way, to field"),
     ],
 )
 def test_switches_that_nothing_would_come_of_are_refused(store, tmp_path, capsys, more, said):
     assert said in refused(capsys, "train", "--pairs", store, "--out", tmp_path / "out", *SHORT, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_noisy_end_is_refused_where_objects_are_scored(tmp_path, capsys):
+    pairs = write_pairs(tmp_path / "pairs.zarr", 8)
+    said = refused(capsys, "train", "--pairs", pairs, "--out", tmp_path / "out", *SHORT, *PUBLISHED)
+    assert said.startswith("--end-noise 0.1, but problem lsst-euclid has the catalog euclid")
     assert not (tmp_path / "out").exists()
