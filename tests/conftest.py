@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests import warm
 from tests.lanes import LANES, lane_of, may_hold
 from tests.processor import PerTest
 
@@ -134,14 +135,15 @@ def ray_cluster() -> Iterator[None]:
 
     # Unix socket paths hold 107 characters, so Ray's folder must be short.
     folder = tempfile.mkdtemp(prefix="sb", dir="/tmp")
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=150_000_000,
-        _temp_dir=folder,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with warm.executable():
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=150_000_000,
+            _temp_dir=folder,
+            log_to_driver=False,
+            configure_logging=False,
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "IO_PER_MODEL", 1)
         yield

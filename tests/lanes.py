@@ -16,7 +16,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +56,8 @@ LANES = {
         after=("slow", "drills", "slurm", "ray", "lint", "long", "fast"),
     ),
 }
+FORKING = {"slow", "drills", "ray"}
+"""Lanes with many processes that are forks of one; a server of its own takes a lane 4 s."""
 
 
 def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -> str:
@@ -127,13 +129,22 @@ def command(lane: str, file: str, more: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", "--lane", lane, *shared, *more, f"--junitxml={file}"]
 
 
-def start(lane: str, more: Sequence[str], folder: Path, counted: bool) -> Run:
-    """Start a lane; what it says goes to a file."""
+def server_of_forks() -> dict[str, str]:
+    """One of tests/warm.py for all lanes, and what lets them find it; it imports with the settings that tests have."""
+    from tests import conftest, warm
+
+    os.environ.update({name: value for name, value in conftest.ENVIRONMENT.items() if name not in os.environ})
+    return {warm.SHARED: warm.python()}
+
+
+def start(lane: str, more: Sequence[str], folder: Path, counted: bool, variables: Mapping[str, str]) -> Run:
+    """Start a lane with more variables; what it says goes to a file."""
     arguments = command(lane, str(folder / f"{lane}.xml"), more)
     if LANES[lane].niceness:
         arguments = ["nice", "-n", str(LANES[lane].niceness), *arguments]
     # Hundreds of processes start, and none of them should have to compile what it imports.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= variables
     with open(folder / f"{lane}.log", "wb") as log:
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -196,10 +207,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no lane {', '.join(sorted(unknown))}: there are {', '.join(LANES)}")
     begun, ended = time.monotonic(), []
     print(f"lanes: {', '.join(lanes)}; each is shown when it has ended", flush=True)
+    shared = {} if chosen.processor or FORKING.isdisjoint(lanes) else server_of_forks()
     if chosen.processor:
         more += ["--processor", chosen.processor]
     with TemporaryDirectory(prefix="lanes") as folder:
-        for run in as_they_end(lanes, lambda lane: start(lane, more, Path(folder), bool(chosen.processor))):
+
+        def begin(lane: str) -> Run:
+            return start(lane, more, Path(folder), bool(chosen.processor), shared)
+
+        for run in as_they_end(lanes, begin):
             print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
             ended.append(run)
         print(f"{table(ended)}\n{closing_line(ended, time.monotonic() - begun)}", flush=True)

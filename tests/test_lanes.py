@@ -71,6 +71,7 @@ def elsewhere(tmp_path, monkeypatch):
         f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  alone\n  gpu\n"
     )
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
+    monkeypatch.setattr(lanes, "server_of_forks", dict)
     return tmp_path
 
 
@@ -107,6 +108,7 @@ def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, 
         return [sys.executable, "-c", script if lane == bad else f"print('{lane} is done')"]
 
     monkeypatch.setattr(lanes, "command", command)
+    monkeypatch.setattr(lanes, "server_of_forks", dict)
     assert main([]) == 1
     printed = capsys.readouterr().out
     assert {lane: row[0] for lane, row in rows(printed).items()} == dict.fromkeys(LANES, 0) | {bad: code}

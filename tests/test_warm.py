@@ -1,0 +1,113 @@
+"""Forks that stand for processes of Python behave as these do, and start in a twentieth of the time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import warm
+from tests.conftest import ROOT
+
+# To import what forks share takes 4 s of a core, once in a lane.
+pytestmark = pytest.mark.slow
+
+HERE = "import os, sys; print('warm' in sys.executable, sys.argv, os.getcwd(), os.environ.get('WORD'), sys.path[0])"
+ENDS = {
+    "nothing": "pass",
+    "a number": "import sys; sys.exit(3)",
+    "words": "import sys; sys.exit('what went wrong')",
+    "an error": "print('half a line', end=''); 1 / 0",
+    "a signal": "import os; os.kill(os.getpid(), 15)",
+    "killed": "import os; os.kill(os.getpid(), 9)",
+    "interrupted": "raise KeyboardInterrupt",
+    "at once": "import os; os._exit(7)",
+    "a thread and a last word": """
+import atexit, sys, threading, time
+atexit.register(print, "last")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+print("main", end=" ")
+""",
+}
+
+
+def run(executable: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([executable, *words], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("program", ENDS.values(), ids=ENDS)
+def test_a_fork_ends_and_says_what_a_process_does(program):
+    fork, real = (run(executable, "-c", program) for executable in (warm.python(), sys.executable))
+    assert (fork.returncode, fork.stdout) == (real.returncode, real.stdout)
+    assert fork.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize("words", [("-c", HERE, "--a", "b"), ("here.py", "c"), ("-m", "here", "d")])
+def test_it_is_given_arguments_folder_environment_and_path(tmp_path, words):
+    (tmp_path / "here.py").write_text(HERE)
+    options = {"cwd": tmp_path, "env": os.environ | {"WORD": "of mine", "PYTHONPATH": f"{tmp_path}/more"}}
+    fork, real = (run(executable, *words, **options) for executable in (warm.python(), sys.executable))
+    assert fork.stdout == real.stdout.replace("False", "True", 1) and fork.stdout.startswith("True"), fork.stderr
+
+
+def test_it_reads_stdin_and_writes_where_it_is_told_to(tmp_path):
+    copy = "import sys; sys.stdout.write(sys.stdin.read().upper()); sys.stderr.write('to stderr')"
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([warm.python(), "-c", copy], input="words\n", stdout=out, stderr=out, text=True, check=True)
+    assert (tmp_path / "out").read_text() in ("WORDS\nto stderr", "to stderrWORDS\n")
+
+
+def test_a_signal_reaches_it_and_whoever_stands_for_it_ends_as_it_does():
+    waiting = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('on', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([warm.python(), "-c", waiting], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "on\n"
+        process.terminate()
+        assert process.wait(30) == 143
+
+
+@pytest.mark.parametrize("which", ["the fork", "what stands for it"])
+def test_none_of_the_two_outlives_the_other(which):
+    waiting = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with subprocess.Popen([warm.python(), "-c", waiting], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        fork = int(process.stdout.readline())
+        assert warm.fork_of(process.pid) == fork != process.pid and warm.fork_of(os.getpid()) == os.getpid()
+        os.kill(fork if which == "the fork" else process.pid, signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{fork}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "words, variables",
+    [(["-W", "error"], {}), (["-X", "dev"], {}), ([], {"OMP_NUM_THREADS": "3"}), ([], {"RAY_DEDUP_LOGS": "0"})],
+)
+def test_other_options_and_settings_that_imports_read_get_a_real_process(words, variables):
+    done = run(warm.python(), *words, "-c", "import sys; print(sys.executable)", env=os.environ | variables)
+    assert done.stdout == f"{sys.executable}\n", done.stderr
+
+
+def test_forks_draw_different_random_numbers_and_import_the_house_of_their_folder(tmp_path):
+    program = "import numpy, random, surveybridge; print(numpy.random.random(), random.random(), surveybridge.__file__)"
+    (tmp_path / "surveybridge.py").touch()
+    one, other, elsewhere = (run(warm.python(), "-c", program, cwd=folder) for folder in (ROOT, ROOT, tmp_path))
+    assert set(one.stdout.split()) & set(other.stdout.split()) == {str(ROOT / "surveybridge" / "__init__.py")}
+    assert elsewhere.stdout.split()[2] == str(tmp_path / "surveybridge.py")
+
+
+def test_the_console_script_is_the_command():
+    words = ["ingest", "--no-such-flag", "1"]
+    fork, real = (
+        run(str(Path(warm.python()).with_name("surveybridge")), *words),
+        run(sys.executable, "-m", "surveybridge", *words),
+    )
+    assert fork.returncode == real.returncode == 2 and fork.stderr == real.stderr
