@@ -20,7 +20,7 @@ from pathlib import Path
 
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.runs import RunFolder
-from tests import tiny
+from tests import tiny, warm
 from tests.drills.drill import QUICK, results
 from tests.drills.scene import ROOT, Tile
 
@@ -72,7 +72,9 @@ class Field:
     def command(self, run: str, executor: str) -> list[str]:
         """The command as a person types it."""
         where = ["--store", self.store, "--run", str(self.folder / run), "--checkpoint", self.checkpoint]
-        return [sys.executable, "-m", "surveybridge", "translate", *where, *QUICK, "--executor", executor]
+        # what is told to stop is a real process, with a process group of its own
+        python = sys.executable if executor == "ray" else warm.python()
+        return [python, "-m", "surveybridge", "translate", *where, *QUICK, "--executor", executor]
 
     def environment(self, run: str) -> dict[str, str]:
         """Of a driver that starts a Ray of its own; the run's name is in it, to find its processes by."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import pyarrow as pa
 from surveybridge.storage.parquet import parquet_bytes
 from surveybridge.storage.runs import RunFolder, mosaic_path
 from surveybridge.storage.schema import CANDIDATES, WALL_CLOCK, conform
+from tests import warm
 from tests.drills.driver import PLAN, Begun, Plan, journal
 from tests.drills.scene import ROOT, Row, Scene, Tile
 
@@ -127,7 +127,7 @@ class Driver:
         self.log = drill.folder / f"driver-{self.number}.log"
         where = ["--store", scene.store, "--run", drill.run, "--checkpoint", scene.checkpoint]
         where += ["--workers", str(drill.workers)]
-        command = [sys.executable, "-m", *module, "translate", *where, *QUICK, *flags]
+        command = [warm.python(), "-m", *module, "translate", *where, *QUICK, *flags]
         self.since = time.monotonic()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

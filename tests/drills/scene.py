@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surveybridge.storage.objectstore import Folder
-from tests import tiny
+from tests import tiny, warm
 from tests.storage.faults import FaultyS3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +125,7 @@ class Servers:
 @contextlib.contextmanager
 def _process(module: str, environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
     """A server that is spoken to over its pipes and ends with them."""
-    command = [sys.executable, "-m", module]
+    command = [warm.python(), "-m", module]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         open(log, "wb") as errors,
