@@ -35,7 +35,7 @@ class Bridge:
     Parameters
     ----------
     kind
-        Constructor that made it: ``brownian``, ``schrodinger`` or ``diffusion``.
+        Constructor that made it: ``brownian``, ``schrodinger``, ``diffusion`` or ``regression``.
     parameters
         Arguments of that constructor, as written in the checkpoint card.
     a, b, s
@@ -106,6 +106,15 @@ class Bridge:
         return cls("diffusion", parameters, alpha_bar.sqrt(), torch.zeros_like(betas), (1 - alpha_bar).sqrt())
 
     @classmethod
+    def regression(cls) -> Bridge:
+        """No bridge: one step, whose state is x1 itself, so that a network that takes x1 to x0 is a baseline like any.
+
+        With the objective ``grad`` it learns the mean of x1 - x0, by least squares, and every sample is x1 less that.
+        """
+        nothing = torch.zeros(1, dtype=torch.float64)
+        return cls("regression", {}, nothing, torch.ones(1, dtype=torch.float64), nothing.clone())
+
+    @classmethod
     def from_card(cls, card: dict[str, Any]) -> Bridge:
         """Build from ``{"kind": ..., **parameters}``, as `card` wrote it."""
         parameters = dict(card)
@@ -114,6 +123,7 @@ class Bridge:
             "brownian": cls.brownian,
             "schrodinger": cls.schrodinger,
             "diffusion": cls.diffusion,
+            "regression": cls.regression,
         }
         if kind not in constructors:
             raise BridgeError(f"bridge kind {kind!r} is not one of {sorted(constructors)}")

@@ -301,6 +301,8 @@ def window_samples(
 
 def sampler_steps(card: Card, how: Sampling) -> list[int]:
     """Table indices of the network evaluations of a sample."""
+    if card.bridge.num_steps == 1:  # a regression
+        return [0]
     return (end_then_rho_steps if how.from_end else rho_steps)(card.bridge, how.steps, how.sigma_max)
 
 

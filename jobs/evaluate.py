@@ -1,10 +1,13 @@
 """Evaluate a checkpoint on pairs it has not seen: calibration, energy scores, photometry, and how anomalies rank.
 
-Writes metrics.json (scores, calibration and ranking with 95% intervals from drawing pairs anew), images.parquet,
-pixels.parquet and scores.parquet, from whose rows the numbers follow, and three plots. With --anomalies, the pairs are
-the regular objects and each anomaly score stands beside scores that need no model: central flux, total flux, 1/flux,
-and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of pairs through its display, white at
-3000 nJy (LSST) and 1500 nJy (Euclid) a pixel, and its own 8-bit data sets as they are.
+For images of objects it writes metrics.json (scores, calibration and ranking with 95% intervals from drawing pairs
+anew), images.parquet, pixels.parquet and scores.parquet, from whose rows the numbers follow, and three plots. With
+--anomalies, the pairs are the regular objects and each anomaly score stands beside scores that need no model: central
+flux, total flux, 1/flux, and what a smooth leaves. AS-Bridge's own checkpoints (.pth) see the stores of pairs through
+its display, white at 3000 nJy (LSST) and 1500 nJy (Euclid) a pixel, and its own 8-bit data sets as they are.
+
+Densities, and whatever else has the stretch log10, are judged by the error of their logarithm: dex.parquet, dex.png,
+and `dex` in metrics.json, with intervals from drawing whole simulations anew.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.settings import Sampling, Scoring
-    from surveybridge.jobs.evaluating.stages import Settings
+    from surveybridge.jobs.evaluating.blocks import Settings
     from surveybridge.storage.objectstore import Folder
 
 log = logging.getLogger(__name__)
@@ -35,7 +39,8 @@ log = logging.getLogger(__name__)
 EXAMPLES = """\
 surveybridge evaluate --pairs pairs/test_regular.zarr --anomalies pairs/test_lens.zarr --out evaluation
 surveybridge evaluate --pairs pairs/test_regular.zarr --direction 'lsst->euclid' --limit 64 --samples 5 --out quick
-surveybridge evaluate --pairs s3://sky/test.zarr --checkpoint runs/mosaic/bridge --executor ray --workers 8 --out e"""
+surveybridge evaluate --pairs s3://sky/test.zarr --checkpoint runs/mosaic/bridge --executor ray --workers 8 --out e
+surveybridge evaluate --pairs clouds/gravity.zarr --checkpoint runs/clouds/clouds --samples 16 --out gravity"""
 
 BLOCK = 64
 """Pairs of an item of work."""
@@ -43,8 +48,11 @@ BLOCK = 64
 STAMP = 64
 """The side of a stamp must be a multiple of this: patches have 8 x 8 pixels at scales up to 8."""
 
-OUTPUTS = ("scores.parquet", "anomalies.png")
-"""Files that an evaluation without anomalies does not write."""
+OUTPUTS = (
+    *("images.parquet", "pixels.parquet", "scores.parquet", "dex.parquet"),
+    *("calibration.png", "photometry.png", "anomalies.png", "dex.png"),
+)
+"""Files that not every evaluation writes: those of an earlier one are deleted."""
 
 
 class Config(JobConfig):
@@ -52,7 +60,7 @@ class Config(JobConfig):
 
     writes = ("out",)
 
-    pairs: str = Field(description="pair store of regular objects, local path or URL")
+    pairs: str = Field(description="pair store of regular objects, or of densities, local path or URL")
     out: str = Field(description="folder to write, local path or URL; files of an earlier evaluation are replaced")
     anomalies: str | None = Field(None, description="pair store of anomalies (lenses), for the ranking")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
@@ -108,8 +116,9 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Judge, summarise and draw; return 0, or 1 if pairs could not be judged."""
+    from surveybridge.jobs.evaluating.blocks import TABLES
+    from surveybridge.jobs.evaluating.dex_summary import dex_lines, summarise_dex
     from surveybridge.jobs.evaluating.plots import draw
-    from surveybridge.jobs.evaluating.stages import TABLES
     from surveybridge.jobs.evaluating.summary import lines_of, summarise
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.parquet import parquet_bytes
@@ -124,7 +133,13 @@ def run(config: Config) -> int:
     if failures:
         return 1
     tables = gather(out, settings)
-    found = summarise(tables["images"], tables["pixels"], tables.get("scores"), config.samples)
+    found: dict[str, Any] = {}
+    if settings.directions:
+        found |= summarise(tables["images"], tables["pixels"], tables.get("scores"), config.samples)
+    if settings.densities:
+        wanted = {name: model.card.problem.direction(name).wanted for name in settings.densities}
+        units = {name: dict.fromkeys(end.bands, end.unit) for name, end in wanted.items()}
+        found["dex"] = summarise_dex(tables["dex"], units)
     document = {
         "checkpoint": {"name": model.card.name, "sha256": model.sha256, "grid": model.card.grid},
         "code_version": __version__,
@@ -139,7 +154,7 @@ def run(config: Config) -> int:
     out.put_json(document, "metrics.json")
     out.delete_many([*parts, *(name for name in OUTPUTS if name not in files)])
     print(f"{model.card.name} on {settings.counts['pairs']} pairs, {out.file_url('metrics.json')}")
-    print("\n".join(lines_of(found)))
+    print("\n".join([*(lines_of(found) if settings.directions else []), *dex_lines(found.get("dex", {}))]))
     return 0
 
 
@@ -151,8 +166,8 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     tuple
         Settings of the stages, the model, and whether fluxes are nominal, those of 8-bit stores.
     """
-    from surveybridge.bridge_core.anomaly import scored_direction
-    from surveybridge.jobs.evaluating.stages import Settings, display_stretch, with_display
+    from surveybridge.jobs.evaluating.blocks import Settings
+    from surveybridge.jobs.evaluating.stages import display_stretch, with_display
     from surveybridge.jobs.translating.request import read_model
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_pairs
@@ -165,14 +180,14 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     problem = model.card.problem
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})
     wanted = problem.directions if config.direction == "both" else [problem.direction(config.direction)]
+    objects, densities = _judged(config, model, wanted)
     for direction in wanted if config.calibrated else ():
         model.card.calibrated(direction)  # refused where it is not
-    scored_direction(model)  # an evaluation looks at objects: refused where the problem makes maps only
     probes = {
         which: read_pairs(url, grid, stop=1, problem=problem.table, eight_bit=published)
         for which, url in stores.items()
     }
-    display = display_stretch(probes["pairs"])
+    display = display_stretch(probes["pairs"]) if objects else {}
     model = with_display(model, display)
     for which, probe in probes.items():
         url = stores[which]
@@ -180,12 +195,12 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
             raise RequestError(f"{url} has {probe.stored} pairs but --start is {config.start}; give a smaller one")
         for end in problem.endpoints:
             scale, stamps = probe.pixel_scale[end.name], probe.ends[end.name]
-            if abs(scale - end.pixel_scale) > 0.01 * end.pixel_scale:
+            if scale and end.pixel_scale and abs(scale - end.pixel_scale) > 0.01 * end.pixel_scale:
                 raise RequestError(
                     f'{url}: {end.name} pixel scale {scale:.3f}" on the {grid} grid but checkpoint '
                     f'{model.card.name} expects {end.pixel_scale:.3f}"; choose another checkpoint'
                 )
-            if stamps.shape[-2] % STAMP or stamps.shape[-1] % STAMP:
+            if objects and (stamps.shape[-2] % STAMP or stamps.shape[-1] % STAMP):
                 raise RequestError(
                     f"{url}: {end.name} stamps of {stamps.shape[-2]} x {stamps.shape[-1]} pixels, but patches at all "
                     f"scales need multiples of {STAMP}; cut other stamps"
@@ -206,14 +221,16 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         pairs=Folder.at(config.pairs).url,
         anomalies=None if config.anomalies is None else Folder.at(config.anomalies).url,
         grid=grid,
-        directions=tuple(map(str, wanted)),
+        problem=problem.table,
+        directions=tuple(map(str, objects)),
+        densities=tuple(map(str, densities)),
         out=out.url,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
         start=config.start,
         counts={
             which: min(probe.stored - config.start, config.limit or probe.stored) for which, probe in probes.items()
         },
-        block=BLOCK,
+        block=BLOCK if objects else max(1, BLOCK * STAMP**2 // probes["pairs"].ends[problem.endpoints[0].name][0].size),
         display=display,
         calibrated=config.calibrated,
         filesystems=configured(),
@@ -221,6 +238,23 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     stated = {band: sigma for bands in probes["pairs"].noise.values() for band, sigma in bands.items()}
     nominal = stated == {band: numbers["sigma_noise"] for band, numbers in NOMINAL.items()}
     return settings, model, nominal
+
+
+def _judged(config: Config, model: Model, wanted: Sequence[Direction]) -> tuple[list[Direction], list[Direction]]:
+    """Directions to images of objects, and those to quantities that are judged in dex; others are refused."""
+    from surveybridge.bridge_core.anomaly import scored_direction
+
+    densities = [direction for direction in wanted if direction.wanted.kind == "log10"]
+    objects = [direction for direction in wanted if direction not in densities]
+    if config.anomalies is not None or (objects and not (densities and config.direction == "both")):
+        scored_direction(model)  # refused where the problem makes maps only
+    if model.card.problem.catalog is None:
+        objects = []  # without objects only densities can be judged
+    if densities and config.calibrated:
+        raise RequestError(
+            f"--calibrated stretches samples of a flux, but {densities[0].wanted.name} is judged in dex; leave it out"
+        )
+    return objects, densities
 
 
 def judge(config: Config, settings: Settings) -> Iterable[dict[str, Any]]:
@@ -250,14 +284,14 @@ def gather(out: Folder, settings: Settings) -> dict[str, pa.Table]:
     """Collect the tables of all blocks, in the order of the stores, no matter when and where each was done."""
     import pyarrow as pa
 
-    from surveybridge.jobs.evaluating.stages import TABLES
     from surveybridge.storage.parquet import read_parquet
 
     tables = {}
-    for name in TABLES if settings.anomalies else TABLES[:2]:
+    for name in settings.tables:
         found = out.read_existing(settings.parts(name))
         table = pa.concat_tables([read_parquet(found[file]) for file in settings.parts(name) if file in found])
-        tables[name] = table if name == "scores" else _by_direction(table, settings.directions)
+        directions = settings.densities if name == "dex" else settings.directions
+        tables[name] = table if name == "scores" else _by_direction(table, directions)
     return tables
 
 

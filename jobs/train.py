@@ -91,6 +91,7 @@ class Config(JobConfig):
         description="tell the network noise, PSF and masks of the images (default: if the store states them by pair)",
     )
     objective: Literal["eps", "grad", "maxnll", "i2sb", "edm"] = Field("edm", description="what the network predicts")
+<<<<<<< HEAD
     bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
     end_share: float | None = Field(
         None,
@@ -99,6 +100,11 @@ class Config(JobConfig):
         description="share of the states that lie at the bridge's end with nothing of the wanted image in them, where "
         "samples then begin; edm only (default: that of --checkpoint, else 0.1 of a network that is told conditions, "
         "0 of others)",
+=======
+    bridge: Literal["brownian", "schrodinger", "diffusion", "regression"] = Field(
+        "brownian",
+        description="forward process; regression is none: one answer, for comparison (with --objective grad)",
+>>>>>>> 003b729 (evaluate judges densities in dex, with intervals over simulations; rivals of the bridge on clouds, with one interface and one table)
     )
     end_noise: float = Field(
         0.0,
@@ -336,6 +342,11 @@ def _check(config: Config) -> None:
         raise RequestError(f"give either --pairs or --store (pairs={config.pairs}, store={config.store})")
     if (config.minutes is None) == (config.steps is None):
         raise RequestError(f"give either --minutes or --steps (minutes={config.minutes}, steps={config.steps})")
+    if config.bridge == "regression" and config.objective != "grad":
+        raise RequestError(
+            f"--bridge regression has one step and no noise, but --objective {config.objective} predicts noise or "
+            "scales by it; give --objective grad"
+        )
     fewest, most = config.workers[0], config.workers[-1]
     if not 1 <= fewest <= most:
         raise RequestError(f"--workers {','.join(map(str, config.workers))}: give N, or MIN,MAX with 1 <= MIN <= MAX")

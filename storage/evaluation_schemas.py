@@ -6,7 +6,7 @@ import itertools
 
 import pyarrow as pa
 
-from surveybridge.storage.columns import F64, TEXT, bands_of, catalog_end, column_of, ucd_of
+from surveybridge.storage.columns import F64, I32, TEXT, bands_of, catalog_end, column_of, ucd_of
 from surveybridge.storage.problems import ProblemTable, band_columns, default_problem, other
 from surveybridge.storage.units import njy_per_unit, vo_unit
 
@@ -113,6 +113,40 @@ EVALUATED_PIXELS: pa.Schema = pa.schema(
     ]
 )
 """Sums over pixels: a row for each pair, direction, band and region."""
+
+
+EVALUATED_DEX: pa.Schema = pa.schema(
+    [
+        _OBJECT,
+        column_of("simulation", TEXT, "Simulation that it was cut from, where the store says", "", "meta.id"),
+        _DIRECTION,
+        column_of("band", TEXT, "Band of the wanted end", "", "meta.id;instr.bandpass"),
+        column_of("pixels", F64, "Pixels in which both ends have data", "", "meta.number"),
+        column_of("area", F64, "Pixels in all", "", "meta.number"),
+        column_of("crps", F64, "Summed fair CRPS (dex)", "", "stat.value"),
+        column_of("variance", F64, "Summed variance over samples (dex^2)", "", "stat.variance"),
+        column_of("within", pa.list_(F64), "Pixels inside the 50, 68, 90 and 95% intervals", "", "meta.number"),
+        column_of("ranks", pa.list_(F64), "Pixels by rank of the truth among the samples", "", "meta.number"),
+        *(
+            column_of(name, pa.list_(F64), f"{what}; of one sample, the mean and the median", "", ucd)
+            for name, what, ucd in (
+                ("residual", "Summed r = log10 (predicted / true)", "stat.error"),
+                ("residual_squared", "Summed r^2", "stat.error"),
+                ("relative", "Summed (predicted - true) / true", "stat.error"),
+                ("relative_squared", "Summed square of that", "stat.error"),
+                ("factor_two", "Pixels within a factor of two of the truth", "meta.number"),
+            )
+        ),
+        column_of(
+            "histogram",
+            pa.list_(I32),
+            "Pixels by r, 1600 bins from -4 to 4 with one more at each end; of one sample, the mean and the median",
+            "",
+            "meta.number",
+        ),
+    ]
+)
+"""Sums over pixels of densities and other positive quantities: a row for each pair, direction and band."""
 
 
 def evaluated_scores_schema(problem: ProblemTable) -> pa.Schema:

@@ -79,7 +79,8 @@ class PairStore:
 def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: ProblemTable | None = None) -> PairStore:
     """Open a pair store: its attributes, and the arrays of its endpoints or, where it has these, those of a problem.
 
-    An endpoint of a problem is the array of its name or, where there is none, the maps that are named as its bands.
+    An endpoint of a problem is the array of its name or, where there is none, the maps that are named as its bands. A
+    store that has them need not state its endpoints.
     """
     names: Sequence[str] = end_names(default_problem())
     try:
@@ -90,10 +91,12 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: Pro
             names = [str(name) for name in stated] if isinstance(stated, list) else []
             if len(set(names)) != 2:
                 raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
-        members: dict[str, Any] = {name: group[name] for name in names}
-        if stated is not None and problem is not None and set(names) != set(end_names(problem)):
-            members = _members_of(group, problem) or members
-            names = list(members)
+        members: dict[str, Any] | None = None
+        if problem is not None and set(names) != set(end_names(problem)):
+            members = _members_of(group, problem)
+            stated = stated or (members and list(members))  # a store of maps need not say what they are the ends of
+        members = members or {name: group[name] for name in names}
+        names = list(members)
     except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(error, StorageError):
             raise

@@ -15,10 +15,14 @@ Arrays beside them say how each pair was observed (`storage.pair_conditions`): `
 the same for all pairs may be a number of its band instead: `psf_fwhm_arcsec`, `psf_wing`, `noise_correlation`,
 `gain_e_per_njy`.
 
+<<<<<<< HEAD
 Further maps on the same grid, [N, H, W] or [N, H, W, 1], may be the bands of an endpoint that a problem has and the
 store does not state: an endpoint without an array of its name is made of the maps that are named as its bands.
 
 Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
+=======
+Beside them `id` [N] names the pairs, and `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
+>>>>>>> 003b729 (evaluate judges densities in dex, with intervals over simulations; rivals of the bridge on clouds, with one interface and one table)
 writes such stores.
 
 A store without `endpoints` is of LSST and Euclid: ``lsst`` [N, 64, 64, 3] gri and ``euclid`` [N, 64, 64] VIS, each on
@@ -257,13 +261,13 @@ def problem_of_pairs(url: str, storage_options: Mapping[str, Any] | None = None)
     return problem_said(open_store(url, storage_options))
 
 
-def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:
+def read_ids(url: str, start: int = 0, stop: int | None = None, problem: ProblemTable | None = None) -> list[str]:
     """Names of pairs `start` to `stop`.
 
     The store's array `id`; else the name of each pair's simulation (the array `simulation`), or of the store, and the
-    pair's number.
+    pair's number. `problem` is what the pairs are wanted for, where the store does not state its endpoints.
     """
-    store = open_store(url, None)
+    store = open_store(url, None, problem)
     count = store.count if stop is None else min(stop, store.count)
     ids = _texts(url, "id", start, count)
     if ids is not None:
@@ -272,8 +276,42 @@ def read_ids(url: str, start: int = 0, stop: int | None = None) -> list[str]:
     return [f"{name}-{number:06d}" for number, name in zip(range(start, count), names, strict=True)]
 
 
+def read_simulations(
+    url: str, start: int = 0, stop: int | None = None, problem: ProblemTable | None = None
+) -> list[str] | None:
+    """Names of the simulations, or clouds, that pairs `start` to `stop` were cut from; None if the store knows none.
+
+    They are the array `simulation`; else the attribute of that name, a list with one name a pair or one name for all;
+    else that column of the table beside the store, by id.
+
+    Raises
+    ------
+    StorageError
+        If the attribute is neither, or has another number of names than there are pairs.
+    """
+    store = open_store(url, None, problem)
+    count = store.count if stop is None else min(stop, store.count)
+    names = _texts(url, "simulation", start, count)
+    if names is not None:
+        return names
+    stated = store.attributes.get("simulation")
+    if isinstance(stated, str):
+        return [stated] * max(count - start, 0)
+    if stated is not None:
+        if not isinstance(stated, list) or len(stated) != store.count:
+            given = f"{len(stated)} names" if isinstance(stated, list) else repr(stated)
+            raise StorageError(
+                f"{url}: the attribute simulation is {given}, but the store has {store.count} pairs; give a name for "
+                "each, or one for all"
+            )
+        return [str(name) for name in stated[start:count]]
+    labels = read_labels(url)
+    found = [labels.get(name, {}).get("simulation") for name in read_ids(url, start, count, problem)] if labels else []
+    return [str(name) for name in found] if found and all(name is not None for name in found) else None
+
+
 def read_labels(url: str) -> dict[str, dict[str, Any]]:
-    """`central_class` and `blended_<endpoint>` by id from the table beside a pair store; empty without one.
+    """`central_class`, `simulation` and `blended_<endpoint>` by id from the table beside a store; empty without one.
 
     The table is NAME.parquet of NAME.zarr.
     """
@@ -284,7 +322,11 @@ def read_labels(url: str) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     known = table.select(
-        [name for name in table.column_names if name in ("id", "central_class") or name.startswith("blended_")]
+        [
+            name
+            for name in table.column_names
+            if name in ("id", "central_class", "simulation") or name.startswith("blended_")
+        ]
     )
     return {row["id"]: row for row in known.to_pylist() if "id" in row}
 

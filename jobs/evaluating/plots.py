@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: calibration, photometry, and the ranking of anomalies; PNG."""
+"""Pictures of an evaluation: calibration, photometry, errors in dex, and the ranking of anomalies; PNG."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from surveybridge.bridge_core.dex import BINS, ESTIMATES, REACH
 from surveybridge.bridge_core.evaluation import LEVELS
 from surveybridge.jobs.evaluating.ranking import BASELINES, PREVALENCE
-from surveybridge.jobs.evaluating.summary import bands_of
+from surveybridge.jobs.evaluating.summary import bands_of, lists
 
 REGION_COLOURS = {"sky": "0.55", "bright": "C0"}
 
 
 def draw(found: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
     """Images by file name."""
-    images = {"calibration.png": _png(calibration(found)), "photometry.png": _png(photometry(tables["images"]))}
+    images = {}
+    if "images" in tables:
+        images = {"calibration.png": _png(calibration(found)), "photometry.png": _png(photometry(tables["images"]))}
+    if "dex" in tables:
+        images["dex.png"] = _png(residuals(found["dex"], tables["dex"]))
     if "scores" in tables:
         images["anomalies.png"] = _png(anomalies(tables["scores"]))
     return images
@@ -46,6 +51,40 @@ def calibration(found: Mapping[str, Any]) -> Figure:
         right.plot([0.45, 1], [0.45, 1], "k:", lw=0.8)
         right.set(title="predictive intervals", xlabel="nominal", ylabel="share of pixels inside")
         right.legend(frameon=False)
+    return figure
+
+
+def residuals(found: Mapping[str, Any], table: pa.Table) -> Figure:
+    """Distribution of r, rank histogram and coverage of each quantity that is judged in dex."""
+    rows = [(direction, band, row) for direction, of in found.items() for band, row in of["bands"].items()]
+    figure = Figure(figsize=(12, 3.4 * len(rows)), layout="constrained")
+    edges = np.linspace(-REACH, REACH, BINS + 1)
+    for axes, (direction, band, row) in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
+        some = table.filter(pc.and_(pc.equal(table["direction"], direction), pc.equal(table["band"], band)))
+        counts = lists(some, "histogram").sum(0).reshape(len(ESTIMATES), -1)[:, 1:-1]
+        wide = max(5 * (row["estimates"]["single"]["half_width"]["value"] or 0), 0.1)
+        join = max(1, round(wide / 25 / (edges[1] - edges[0])))  # bins of the picture from those of the table
+        for estimate, values in zip(ESTIMATES, counts, strict=True):
+            shown = np.add.reduceat(values, np.arange(0, BINS, join))
+            places = np.append(edges[:-1:join], edges[-1])
+            axes[0].stairs(shown / max(values.sum(), 1) / np.diff(places), places, label=estimate, lw=1.5)
+        axes[0].axvline(0, color="k", lw=0.8, ls=":")
+        axes[0].set(
+            title=f"{direction} {band}", xlabel="log10 (predicted / true)", ylabel="per dex", xlim=(-wide, wide)
+        )
+        axes[0].legend(frameon=False)
+        shares = np.array([share or 0.0 for share in row["pit"]])
+        axes[1].stairs(shares * len(shares), np.arange(len(shares) + 1) / len(shares), lw=1.8)
+        axes[1].axhline(1, color="k", lw=0.8, ls=":")
+        axes[1].set(title="rank of the truth among the samples", xlabel="rank / (K + 1)", ylabel="density")
+        axes[1].set_ylim(bottom=0)
+        held = [(level, row["coverage"][f"{level:.2f}"]["value"]) for level in LEVELS]
+        known = [(level, share) for level, share in held if share is not None]
+        if known:
+            axes[2].plot(*zip(*known, strict=True), "o-")
+        axes[2].plot([0, 1], [0, 1], "k:", lw=0.8)
+        axes[2].set(title="predictive intervals", xlabel="nominal", ylabel="share of pixels inside", xlim=(0.45, 1))
+        axes[2].set_ylim(0, 1)
     return figure
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from surveybridge.cluster.stages import Outcome, Stages
+from surveybridge.jobs.evaluating.blocks import PARTS, Block, Settings, corners
 from surveybridge.jobs.running.progress import start_worker
 from surveybridge.jobs.translating.request import read_model
 
@@ -16,73 +17,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
-    from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.bridge_core.stretch import Stretch
     from surveybridge.storage.pairs import Pairs
     from surveybridge.storage.problems import ProblemTable
 
-PARTS = "evaluate-parts"
-TABLES = ("images", "pixels", "scores")
 WHITE_SIGMAS = 1000.0
 """Noise levels at which a band is shown white, where AS-Bridge names no flux."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of the stages."""
-
-    pairs: str
-    anomalies: str | None
-    checkpoint: str | None
-    grid: str
-    directions: tuple[str, ...]
-    sampling: Sampling
-    scoring: Scoring
-    out: str
-    threads: int
-    start: int
-    """First row of each store."""
-    counts: Mapping[str, int]
-    block: int
-    """Pairs of an item; noise belongs to the pair, so the number changes rounding, memory and overhead only."""
-    display: Mapping[str, Stretch]
-    """AS-Bridge's display of the pairs, in which energy scores are taken and its checkpoints see the world."""
-    calibrated: bool
-    """Whether samples are stretched by the recalibration in the card."""
-    filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
-
-    def blocks(self) -> list[str]:
-        """Items, named by store and first row: pairs-00000000, pairs-00000064, ..., anomalies-00000000, ..."""
-        return [
-            f"{which}-{self.start + first:08d}"
-            for which, count in self.counts.items()
-            for first in range(0, count, self.block)
-        ]
-
-    def parts(self, name: str) -> list[str]:
-        """Files of a table, one a block, relative to `out`."""
-        return [f"{PARTS}/{block}.{name}.parquet" for block in self.blocks()]
-
-    def rows(self, item: str) -> tuple[str, int, int]:
-        """Store and range of rows of an item."""
-        which, _, first = item.partition("-")
-        return which, int(first), min(int(first) + self.block, self.start + self.counts[which])
-
-    def url(self, which: str) -> str:
-        """URL of the store of pairs or of anomalies."""
-        return self.pairs if which == "pairs" else str(self.anomalies)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some pairs with their names and labels."""
-
-    which: str
-    first: int
-    pairs: Pairs
-    ids: list[str]
-    labels: list[Mapping[str, Any]]
-    """Rows of the table beside the store; empty where there is none."""
 
 
 def evaluation_stages(settings: Settings) -> Stages:
@@ -106,13 +46,16 @@ class BlockReader:
 
     def __call__(self, item: str) -> Block:
         """Pairs, names and labels of one item."""
-        from surveybridge.storage.pairs import read_ids, read_pairs
+        from surveybridge.storage.pairs import read_ids, read_pairs, read_simulations
 
         which, first, stop = self.settings.rows(item)
         url = self.settings.url(which)
-        ids = read_ids(url, first, stop)
-        pairs = read_pairs(url, self.settings.grid, first, stop, eight_bit=True, conditions=True)
-        return Block(which, first, pairs, ids, [self.labels[which].get(name, {}) for name in ids])
+        ids = read_ids(url, first, stop, self.settings.problem)
+        pairs = read_pairs(
+            url, self.settings.grid, first, stop, problem=self.settings.problem, eight_bit=True, conditions=True
+        )
+        labels: list[Mapping[str, Any]] = [self.labels[which].get(name, {}) for name in ids]
+        return Block(which, first, pairs, ids, labels, read_simulations(url, first, stop, self.settings.problem))
 
 
 class BlockJudge:
@@ -130,10 +73,15 @@ class BlockJudge:
 
     def __call__(self, item: str, block: Block) -> dict[str, pa.Table]:
         """Rows by table: images and pixels of pairs, scores of pairs and anomalies."""
+        from surveybridge.jobs.evaluating.densities import dex_rows
+
+        settings = self.settings
         tables: dict[str, pa.Table] = {}
-        if block.which == "pairs":
+        if block.which == "pairs" and settings.directions:
             tables |= self._translations(self.model, block)
-        if self.settings.anomalies is not None:
+        if block.which == "pairs" and settings.densities:
+            tables["dex"] = dex_rows(self.model, block, settings, self.device)
+        if settings.anomalies is not None:
             tables["scores"] = self._scores(self.model, block)
         return tables
 
@@ -149,8 +97,8 @@ class BlockJudge:
             morphology,
             photometry,
         )
-        from surveybridge.bridge_core.translate import recalibrated_samples, window_samples
-        from surveybridge.jobs.evaluating.cutouts import pair_views, stamp_units, stamps_of
+        from surveybridge.bridge_core.translate import recalibrated_samples
+        from surveybridge.jobs.evaluating.densities import drawn_samples
         from surveybridge.storage.evaluation_schemas import EVALUATED_PIXELS, evaluated_images_schema
         from surveybridge.storage.problems import described
         from surveybridge.storage.schema import conform
@@ -158,16 +106,12 @@ class BlockJudge:
         settings, pairs = self.settings, block.pairs
         table = described(model.card.problem.table)
         schema = evaluated_images_schema(table)
-        views = pair_views(model, pairs, self.device)
         image_rows, pixel_rows = [], []
         for direction in map(model.card.problem.direction, settings.directions):
-            observed, wanted = direction.observed, direction.wanted
+            wanted = direction.wanted
             bands, scale = wanted.bands, pairs.pixel_scale[wanted.name]
             truth = torch.from_numpy(pairs.ends[wanted.name])
-            windows = stamp_units(model, observed, stamps_of(pairs, observed, self.device))
-            context = views and views[direction.index]
-            drawn = window_samples(model, direction, windows, corners(block), settings.sampling, context=context)
-            samples = drawn.cpu().transpose(0, 1).contiguous()
+            samples = drawn_samples(model, direction, block, settings.sampling, self.device)
             if settings.calibrated:
                 samples = torch.stack(
                     [recalibrated_samples(model, direction, one.mean(0), one) for one in samples.unbind(1)], 1
@@ -302,13 +246,6 @@ def named_columns(columns: Mapping[str, Any], problem: ProblemTable, end: str) -
             base = max(found, key=len)
             renamed[names[base] + name.removeprefix(base)] = values
     return renamed
-
-
-def corners(block: Block) -> list[tuple[int, int]]:
-    """A place for each pair in the noise's pixels, which no other pair shares."""
-    size = next(iter(block.pairs.ends.values())).shape[-1]
-    row = 0 if block.which == "pairs" else size
-    return [(row, size * (block.first + k)) for k in range(len(block.ids))]
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:

@@ -45,7 +45,7 @@ def summarise(images: pa.Table, pixels: pa.Table, scores: pa.Table | None, sampl
         }
         found["photometry"][direction] = _photometry(of_images, samples)
         found["morphology"][direction] = _morphology(of_images)
-        power, drawn = (_lists(of_images, name) for name in ("power", "power_samples"))
+        power, drawn = (lists(of_images, name) for name in ("power", "power_samples"))
         found["power"][direction] = [number(ratio) for ratio in drawn.mean(0) / power.mean(0)]
         found["sources"][direction] = _sources(of_images)
         of_pixels = pixels.filter(pc.equal(pixels["direction"], direction))
@@ -62,7 +62,7 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
     shape = (-1, len(bands), len(REGIONS))  # as the rows follow each other
     sums: dict[str, Floats] = {name: floats(pixels, name).reshape(shape) for name in PIXEL_SUMS}
     for name in ("within", "ranks"):
-        sums[name] = _lists(pixels, name).reshape(*sums["pixels"].shape, -1)
+        sums[name] = lists(pixels, name).reshape(*sums["pixels"].shape, -1)
 
     def measures(total: Callable[[Floats], Floats], region: int) -> PixelMeasures:
         return PixelMeasures.of(samples, **{name: total(sums[name][:, :, region]) for name in (*PIXEL_SUMS, "within")})
@@ -70,7 +70,7 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
     def drawn_total(values: Floats) -> Floats:
         return np.tensordot(choices, values.sum(1), 1)
 
-    choices = _draws(len(sums["pixels"]))
+    choices = draws(len(sums["pixels"]))
     plain = ("crps", "rmse", "spread_skill", "spread_skill_display")
     found: Found = {name: {} for name in (*plain, "coverage", "ranks")}
     for r, region in enumerate(REGIONS):
@@ -80,13 +80,13 @@ def _pixel_measures(pixels: pa.Table, samples: int) -> Found:
         count = float(sums["pixels"][:, :, r].sum())
         for name in plain:
             found[name][region] = {
-                **_value(getattr(whole, name), getattr(drawn, name)),
+                **with_interval(getattr(whole, name), getattr(drawn, name)),
                 "by_band": {band: number(getattr(of_band, name)) for band, of_band in by_band.items()},
                 "pixels": count,
             }
         found["coverage"][region] = {
             f"{level:.2f}": {
-                **_value(whole.coverage[j], drawn.coverage[:, j]),
+                **with_interval(whole.coverage[j], drawn.coverage[:, j]),
                 "by_band": {band: number(of_band.coverage[j]) for band, of_band in by_band.items()},
             }
             for j, level in enumerate(LEVELS)
@@ -121,7 +121,7 @@ def _photometry(images: pa.Table, samples: int) -> Found:
         drawn = [np.median(ratio[rows]) for rows in _rows(len(ratio))]
         inside = np.abs(true - mean) <= interval_width(0.68, samples) * std
         found[band] = {
-            "median_ratio": _value(middle, np.array(drawn)),
+            "median_ratio": with_interval(middle, np.array(drawn)),
             "scatter": number((high - low) / 2),
             "coverage_0.68": _mean(inside.astype(np.float64)),
             "objects": len(ratio),
@@ -141,7 +141,7 @@ def _morphology(images: pa.Table) -> Found:
         true = floats(images, name)
         if np.isnan(true).all():
             continue
-        drawn = _lists(images, f"{name}_samples")
+        drawn = lists(images, f"{name}_samples")
         perfect = [wasserstein(np.delete(drawn, k, 1).ravel(), drawn[:, k]) for k in range(drawn.shape[1])]
         found[name] = {
             "wasserstein": number(wasserstein(drawn.ravel(), true)),
@@ -154,7 +154,7 @@ def _morphology(images: pa.Table) -> Found:
 
 def _sources(images: pa.Table) -> Found:
     """Sources detected in samples and truths, of all pairs and of those that are blended, matched by position."""
-    true, drawn, matched = floats(images, "sources"), *(_lists(images, f"sources{s}_samples") for s in ("", "_matched"))
+    true, drawn, matched = floats(images, "sources"), *(lists(images, f"sources{s}_samples") for s in ("", "_matched"))
     label = next(name for name in images.column_names if name.startswith("blended_"))
     blended = np.array([flag is True for flag in images[label].to_pylist()], bool)
     found: Found = {}
@@ -176,10 +176,10 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _mean(values: Floats) -> Found:
-    return _value(values.mean(), _draws(len(values)) @ values / len(values))
+    return with_interval(values.mean(), draws(len(values)) @ values / len(values))
 
 
-def _value(value: float, drawn: Floats) -> Found:
+def with_interval(value: float | np.floating[Any], drawn: Floats) -> Found:
     """Return a measure with the interval of its values on resampled pairs."""
     known = drawn[np.isfinite(drawn)]
     interval = [number(edge) for edge in np.quantile(known, [0.025, 0.975])] if len(known) else [None, None]
@@ -192,12 +192,12 @@ def _rows(count: int) -> Sequence[NDArray[np.int64]]:
 
 
 @functools.lru_cache(maxsize=4)  # nearly every measure of a table asks for the same
-def _draws(count: int) -> Floats:
+def draws(count: int) -> Floats:
     """Return how often each of `count` pairs is drawn, float64 [DRAWS, count]."""
     return np.stack([np.bincount(rows, minlength=count) for rows in _rows(count)]).astype(np.float64)
 
 
-def _lists(table: pa.Table, name: str) -> Floats:
+def lists(table: pa.Table, name: str) -> Floats:
     """A column of lists of one length, float64 [N, length]; null as NaN."""
     flat = np.asarray(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float64)
     return flat.reshape(table.num_rows, -1)
@@ -213,19 +213,19 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for direction, scores in found["energy_score"].items():
         lines.append(
-            f"{direction}: energy score {_text(scores['published'])} as published, {_text(scores['fair'])} fair"
+            f"{direction}: energy score {in_words(scores['published'])} as published, {in_words(scores['fair'])} fair"
         )
         for region in ("bright", "sky"):
             coverage = found["coverage"][direction][region]
             lines.append(
-                f"  {region:6} pixels: CRPS {_text(found['crps'][direction][region])} sigma, "
-                f"spread/skill {_text(found['spread_skill'][direction][region])} "
-                f"({_text(found['spread_skill_display'][direction][region])} in the display), "
+                f"  {region:6} pixels: CRPS {in_words(found['crps'][direction][region])} sigma, "
+                f"spread/skill {in_words(found['spread_skill'][direction][region])} "
+                f"({in_words(found['spread_skill_display'][direction][region])} in the display), "
                 + ", ".join(f"{float(level):.0%} interval holds {_share(c)}" for level, c in coverage.items())
             )
         for band, flux in found["photometry"][direction].items():
             lines.append(
-                f'  {band:3} flux in 1": {_text(flux["median_ratio"])} of the truth, '
+                f'  {band:3} flux in 1": {in_words(flux["median_ratio"])} of the truth, '
                 f"scatter {_plain(flux['scatter'])}, 68% interval holds {_share(flux['coverage_0.68'])}"
             )
         shapes = ", ".join(
@@ -234,7 +234,7 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"  Wasserstein distance from the truth, sigma (of a perfect posterior): {shapes}")
         for name, row in found["sources"][direction].items():
-            found_share, true_share = _percent(row["completeness"]), _percent(row["purity"])
+            found_share, true_share = percent(row["completeness"]), percent(row["purity"])
             lines.append(
                 f"  sources, {name}: {_plain(row['mean'])} in samples, {_plain(row['true_mean'])} in truth; "
                 f"by position {found_share} of the true are found, {true_share} of the found are true"
@@ -245,8 +245,8 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"anomalies: {part['anomalous']} against {part['regular']} regular ({name})")
         for score, row in {"score": part["score"], **part["baselines"]}.items():
             lines.append(
-                f"  {score:16} AUROC {_text(row['auroc'])}, at matched flux {_text(row['matched_flux_auroc'])}, "
-                f"AUPR {_text(row['aupr'])}, FPR at 5% TPR {_share(row['fpr_at_tpr']['0.05'])}"
+                f"  {score:16} AUROC {in_words(row['auroc'])}, at matched flux {in_words(row['matched_flux_auroc'])}, "
+                f"AUPR {in_words(row['aupr'])}, FPR at 5% TPR {_share(row['fpr_at_tpr']['0.05'])}"
             )
     return lines
 
@@ -255,16 +255,18 @@ def _plain(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def _text(found: Mapping[str, Any]) -> str:
+def in_words(found: Mapping[str, Any]) -> str:
+    """A measure with its interval, three digits."""
     low, high = found["interval"]
-    if found["value"] is None or low is None:
+    if found["value"] is None:
         return "unknown"
-    return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]" if low is not None else f"{found['value']:.3f} [unknown]"
 
 
 def _share(found: Mapping[str, Any]) -> str:
-    return _percent(found["value"])
+    return percent(found["value"])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in percent."""
     return "unknown" if value is None else f"{value:.1%}"

@@ -130,6 +130,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         "brownian": even_in_sigma if config["objective"] == "edm" else Bridge.brownian,
         "schrodinger": Bridge.schrodinger,
         "diffusion": Bridge.diffusion,
+        "regression": Bridge.regression,
     }[config["bridge"]]()
     ends = _shown_otherwise(config, problem)
     images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]

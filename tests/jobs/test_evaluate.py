@@ -19,6 +19,7 @@ from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.jobs import demo
 from surveybridge.jobs import evaluate as job
 from surveybridge.jobs.evaluating import stages as evaluation_stages
+from surveybridge.jobs.evaluating.blocks import PARTS
 from surveybridge.jobs.evaluating.summary import _photometry, summarise
 from surveybridge.jobs.translating.config import Config
 from surveybridge.storage.evaluation_schemas import EVALUATED_IMAGES, EVALUATED_PIXELS, EVALUATED_SCORES
@@ -162,7 +163,7 @@ def test_an_evaluation_replaces_an_earlier_one_and_leaves_other_files_alone(stor
     regular, _, checkpoint = stores
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "notes.txt").write_text("mine")
-    left = tmp_path / evaluation_stages.PARTS / "pairs-00000000.scores.parquet"
+    left = tmp_path / PARTS / "pairs-00000000.scores.parquet"
     left.parent.mkdir()
     left.write_bytes(b"of an evaluation that failed")
     (tmp_path / "scores.parquet").write_bytes(b"of an earlier one")

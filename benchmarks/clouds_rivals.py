@@ -1,0 +1,117 @@
+"""How well closed forms and networks tell densities and fields of clouds, like those of the training and others.
+
+    python -m benchmarks.clouds_rivals --train clouds/id.zarr --suites id=clouds/id.zarr gravity=clouds/gravity.zarr
+        [--wanted density] [--rivals 3PLF MDR U-Net cDDPM] [--minutes 20] [--runs runs/rivals]
+        [--checkpoints DSB=runs/clouds/clouds] [--samples 8] [--limit N] [--out benchmarks/results/clouds-rivals.json]
+
+Closed forms are fitted to the training pairs, U-Net and cDDPM trained on them for so many minutes each, in `--runs`,
+where they stay: run again, they are not trained again. A suite that holds pairs back is judged on those. The table has
+95% intervals from drawing whole simulations anew; with few of them these are too narrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from surveybridge.__main__ import main as surveybridge
+from surveybridge.bridge_core.power_laws import PowerLaws
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.jobs.rivals.closed_forms import PolarisationRival, PowerLawRival, WidthRival
+from surveybridge.jobs.rivals.maps import Rival
+from surveybridge.jobs.rivals.table import Suite, judge, lines_of
+from surveybridge.jobs.rivals.trained import TrainedRival
+from surveybridge.jobs.translating.request import read_model
+from surveybridge.storage.pair_maps import read_maps
+from surveybridge.storage.pair_store import held_back_of, open_store
+
+WANTED = {
+    "density": (("column",), ("3PLF", "MDR", "U-Net", "cDDPM")),
+    "field": (("column", "psi", "sigma_v"), ("DCF", "U-Net", "cDDPM")),
+    "field_total": (("column", "psi", "sigma_v"), ("DCF",)),
+}
+"""Observed maps and rivals of what may be wanted."""
+TRAINED = {"U-Net": ("regression", "grad"), "cDDPM": ("diffusion", "eps")}
+"""Bridge and objective of what is trained."""
+DDIM = 50
+"""Steps of the conditional diffusion's sampler, as published."""
+
+
+def main() -> None:
+    """Train what is to be trained, judge all, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True, help="pair store whose training pairs are fitted")
+    parser.add_argument("--suites", nargs="+", required=True, metavar="NAME=STORE")
+    parser.add_argument("--wanted", default="density", choices=list(WANTED))
+    parser.add_argument("--observed", action="store_true", help="the maps through a beam, with noise")
+    parser.add_argument("--rivals", nargs="+", choices=["3PLF", "MDR", "DCF", *TRAINED])
+    parser.add_argument("--checkpoints", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="to be judged as well")
+    parser.add_argument("--problem", help="problem to train on (default: that of the store)")
+    parser.add_argument("--minutes", type=float, default=20, help="of training each")
+    parser.add_argument("--base", type=int, default=32, help="channels of the first stage of the networks")
+    parser.add_argument("--runs", default="runs/rivals")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="network evaluations of the checkpoints' samplers")
+    parser.add_argument("--limit", type=int, help="pairs of each suite")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    plain, usual = WANTED[arguments.wanted]
+    arguments.rivals = arguments.rivals or list(usual)
+    names = tuple(f"{name}_observed" if arguments.observed else name for name in plain)
+    suites = [Suite.of(*text.split("=", 1), arguments.limit) for text in arguments.suites]
+    rows = []
+    for rival in rivals(arguments, names):
+        rows += [judge(rival, suite, names, arguments.wanted, arguments.samples) for suite in suites]
+        for row in rows[-len(suites) :]:
+            print(json.dumps({k: row.get(k) for k in ("suite", "rival", "pixels", "beyond_25_degrees")}), flush=True)
+    order = [suite.name for suite in suites]
+    print("\n".join(lines_of(sorted(rows, key=lambda row: order.index(row["suite"])))))
+    if arguments.out:
+        asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({"asked": asked, "rows": rows}, indent=1) + "\n")
+
+
+def rivals(arguments: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Rival]:
+    """Make the rivals one after the other."""
+    store = open_store(arguments.train, None)
+    if {"3PLF", "DCF"} & set(arguments.rivals):
+        training = read_maps(arguments.train, [names[0], "density"], 0, store.count - held_back_of(store))
+        column, density = (torch.from_numpy(maps) for maps in training.values())
+        laws = PowerLaws.fit(column, density)
+    for rival in arguments.rivals:
+        if rival == "3PLF":
+            yield PowerLawRival(laws, names[0])
+        elif rival == "MDR":
+            yield WidthRival(names[0])
+        elif rival == "DCF":
+            yield PolarisationRival(laws, names, in_space=arguments.wanted == "field_total")
+        else:
+            model = read_model(trained(rival, arguments)).to("cpu", "bfloat16")
+            how = Sampling(samples=max(2, arguments.samples))
+            yield TrainedRival(rival, model, how, uniform=DDIM if rival == "cDDPM" else None)
+    for text in arguments.checkpoints:
+        name, checkpoint = text.split("=", 1)
+        how = Sampling(samples=max(2, arguments.samples), steps=arguments.steps)
+        yield TrainedRival(name, read_model(checkpoint).to("cpu", "bfloat16"), how)
+
+
+def trained(rival: str, arguments: argparse.Namespace) -> str:
+    """Train a rival, or find it trained; returns its checkpoint."""
+    bridge, objective = TRAINED[rival]
+    out = f"{arguments.runs}/{rival}"
+    command = ["train", "--pairs", arguments.train, "--out", out, "--name", rival, "--bridge", bridge]
+    command += ["--objective", objective, "--minutes", str(arguments.minutes), "--base", str(arguments.base)]
+    command += ["--problem", arguments.problem] if arguments.problem else []
+    if (code := surveybridge(command)) != 0:
+        raise SystemExit(code)
+    return f"{out}/{rival}"
+
+
+if __name__ == "__main__":
+    main()
