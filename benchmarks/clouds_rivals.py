@@ -21,10 +21,10 @@ import torch
 from surveybridge.__main__ import main as surveybridge
 from surveybridge.bridge_core.power_laws import PowerLaws
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.jobs.rivals.closed_forms import PolarisationRival, PowerLawRival, WidthRival
-from surveybridge.jobs.rivals.maps import Rival
-from surveybridge.jobs.rivals.table import Suite, judge, lines_of
-from surveybridge.jobs.rivals.trained import TrainedRival
+from surveybridge.jobs.evaluating.rivals.closed_forms import PolarisationRival, PowerLawRival, WidthRival
+from surveybridge.jobs.evaluating.rivals.maps import Rival
+from surveybridge.jobs.evaluating.rivals.table import Suite, judge, lines_of
+from surveybridge.jobs.evaluating.rivals.trained import TrainedRival
 from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.pair_maps import read_maps
 from surveybridge.storage.pair_store import held_back_of, open_store
@@ -63,7 +63,7 @@ def main() -> None:
     plain, usual = WANTED[arguments.wanted]
     arguments.rivals = arguments.rivals or list(usual)
     names = tuple(f"{name}_observed" if arguments.observed else name for name in plain)
-    suites = [Suite.of(*text.split("=", 1), arguments.limit) for text in arguments.suites]
+    suites = [Suite.of(name, url, arguments.limit) for name, url in map(named, arguments.suites)]
     rows = []
     for rival in rivals(arguments, names):
         rows += [judge(rival, suite, names, arguments.wanted, arguments.samples) for suite in suites]
@@ -95,10 +95,17 @@ def rivals(arguments: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Ri
             model = read_model(trained(rival, arguments)).to("cpu", "bfloat16")
             how = Sampling(samples=max(2, arguments.samples))
             yield TrainedRival(rival, model, how, uniform=DDIM if rival == "cDDPM" else None)
-    for text in arguments.checkpoints:
-        name, checkpoint = text.split("=", 1)
+    for name, checkpoint in map(named, arguments.checkpoints):
         how = Sampling(samples=max(2, arguments.samples), steps=arguments.steps)
         yield TrainedRival(name, read_model(checkpoint).to("cpu", "bfloat16"), how)
+
+
+def named(text: str) -> tuple[str, str]:
+    """Name and place of NAME=PLACE."""
+    name, equals, place = text.partition("=")
+    if not (name and equals and place):
+        raise SystemExit(f"{text!r}: give NAME=PLACE, such as id=clouds/id.zarr")
+    return name, place
 
 
 def trained(rival: str, arguments: argparse.Namespace) -> str:

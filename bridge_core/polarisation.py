@@ -18,8 +18,8 @@ LARGEST = math.radians(25)
 """Scatter of angles, rad, up to which the formula is taken to hold."""
 LEAST = 0.01
 """Scatter, rad, below which it counts as this: a uniform map is no infinite field."""
-MASS = 1.4 * 1.6735e-24
-"""g per hydrogen nucleus, with helium."""
+MASS = 2.34e-24
+"""g per hydrogen nucleus, helium included."""
 IN_SPACE = 4 / math.pi
 """Mean of |B| over B in the plane of the sky, where all directions are equally likely."""
 

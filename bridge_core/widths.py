@@ -14,6 +14,8 @@ from torch import Tensor
 
 from surveybridge.bridge_core.evaluation import gaussian_blur
 
+PARSEC = 3.0857e18
+"""cm."""
 RATIO = math.sqrt(2)
 """Of the scales of neighbouring channels."""
 STEP = 0.05

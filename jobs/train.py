@@ -91,8 +91,10 @@ class Config(JobConfig):
         description="tell the network noise, PSF and masks of the images (default: if the store states them by pair)",
     )
     objective: Literal["eps", "grad", "maxnll", "i2sb", "edm"] = Field("edm", description="what the network predicts")
-<<<<<<< HEAD
-    bridge: Literal["brownian", "schrodinger", "diffusion"] = Field("brownian", description="forward process")
+    bridge: Literal["brownian", "schrodinger", "diffusion", "regression"] = Field(
+        "brownian",
+        description="forward process; regression is none: one answer, for comparison (with --objective grad)",
+    )
     end_share: float | None = Field(
         None,
         ge=0,
@@ -100,11 +102,6 @@ class Config(JobConfig):
         description="share of the states that lie at the bridge's end with nothing of the wanted image in them, where "
         "samples then begin; edm only (default: that of --checkpoint, else 0.1 of a network that is told conditions, "
         "0 of others)",
-=======
-    bridge: Literal["brownian", "schrodinger", "diffusion", "regression"] = Field(
-        "brownian",
-        description="forward process; regression is none: one answer, for comparison (with --objective grad)",
->>>>>>> 003b729 (evaluate judges densities in dex, with intervals over simulations; rivals of the bridge on clouds, with one interface and one table)
     )
     end_noise: float = Field(
         0.0,

@@ -91,15 +91,21 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: Pro
             names = [str(name) for name in stated] if isinstance(stated, list) else []
             if len(set(names)) != 2:
                 raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
-        members: dict[str, Any] | None = None
-        if problem is not None and set(names) != set(end_names(problem)):
-            members = _members_of(group, problem)
-            stated = stated or (members and list(members))  # a store of maps need not say what they are the ends of
-        members = members or {name: group[name] for name in names}
+        other = problem is not None and set(names) != set(end_names(problem))
+        made = _members_of(group, problem) if other and problem is not None else None
+        # a store of maps need not say what they are the ends of
+        own = {} if stated is None and made else {name: group[name] for name in names}
+        members: dict[str, Any] = made or own
+        stated = stated or (made and list(made))
         names = list(members)
     except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
         if isinstance(error, StorageError):
             raise
+        if problem is not None and set(names) != set(end_names(problem)):
+            ends = " and ".join(f"{end['name']} (or {', '.join(end['bands'])})" for end in problem["endpoints"])
+            raise StorageError(
+                f"{url}: not a pair store of {problem['name']} ({error}); it needs arrays {ends}, and their units"
+            ) from error
         raise StorageError(
             f"{url}: not a pair store ({error}); it needs arrays {', '.join(names)} and the attribute bands"
         ) from error

@@ -15,14 +15,10 @@ Arrays beside them say how each pair was observed (`storage.pair_conditions`): `
 the same for all pairs may be a number of its band instead: `psf_fwhm_arcsec`, `psf_wing`, `noise_correlation`,
 `gain_e_per_njy`.
 
-<<<<<<< HEAD
 Further maps on the same grid, [N, H, W] or [N, H, W, 1], may be the bands of an endpoint that a problem has and the
 store does not state: an endpoint without an array of its name is made of the maps that are named as its bands.
 
-Beside them `id` [N] names the pairs, or `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
-=======
 Beside them `id` [N] names the pairs, and `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
->>>>>>> 003b729 (evaluate judges densities in dex, with intervals over simulations; rivals of the bridge on clouds, with one interface and one table)
 writes such stores.
 
 A store without `endpoints` is of LSST and Euclid: ``lsst`` [N, 64, 64, 3] gri and ``euclid`` [N, 64, 64] VIS, each on

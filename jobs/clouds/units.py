@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-PARSEC = 3.0857e18
-"""cm."""
-MASS = 2.34e-24
-"""g per hydrogen nucleus, helium included."""
+from surveybridge.bridge_core.polarisation import MASS
+from surveybridge.bridge_core.widths import PARSEC
+
 SOUND = 1.9e4
 """Speed of sound at 10 K, cm/s."""
 GRAVITY = 6.674e-8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ import torch
 import zarr
 
 from surveybridge.__main__ import main
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import save_checkpoint
 from surveybridge.bridge_core.fitting import fit_endpoint
+from surveybridge.bridge_core.model import Card
+from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import window_samples
@@ -23,8 +29,11 @@ from surveybridge.jobs.clouds.blocks import clouds_problem
 from surveybridge.jobs.evaluating.cutouts import stamp_units
 from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.errors import StorageError
+from surveybridge.storage.pair_maps import read_maps
 from surveybridge.storage.pairs import read_simulations
+from surveybridge.storage.problems import read_problem
 from tests import tiny
+from tests.conftest import ROOT
 
 K = 3
 QUICK = ["--samples", str(K), "--steps", "2", "--precision", "float32"]
@@ -136,6 +145,30 @@ def test_intervals_are_of_the_simulations(tmp_path, checkpoint):
     assert {of["value"] for of in bias.values()} == {bias["bare"]["value"]}
 
 
+def test_fields_are_judged_from_maps_of_a_store_that_states_no_endpoints(tmp_path, capsys):
+    problem = Problem.from_table(read_problem("clouds-field"))
+    psi, sigma_v = HIDDEN % 1.5, 1e5 * (DENSITY / 400) ** 0.3
+    psi[0, 0, :9], sigma_v[3, :, 0] = np.nan, 0
+    maps: dict[str, Any] = {"column": COLUMN, "psi": psi, "sigma_v": sigma_v, "field": 20 * DENSITY**0.2}
+    units = {"column": "cm-2", "psi": "rad", "sigma_v": "cm s-1", "field": "uG"}
+    group = zarr.open_group(str(tmp_path / "maps.zarr"), mode="w", attributes={"units": units, "simulation": CLOUDS})
+    for name, values in maps.items():
+        group.create_array(name, data=values.astype(np.float32))
+    seen = {"observables": [maps[name] for name in ("column", "psi", "sigma_v")], "field": [maps["field"]]}
+    ends = [fit_endpoint(end, torch.from_numpy(np.stack(seen[end.name], 1)).float(), {}) for end in problem.endpoints]
+    network = NetworkConfig(base=8, stem=2, norm="pixel", image_channels=4)
+    card = Card("field", "mosaic", problem.with_endpoints(ends), Bridge.brownian(m_min=1e-4), network, Objective("edm"))
+    save_checkpoint(card, UNet(network).state_dict(), tmp_path / "field")
+    assert evaluate(str(tmp_path / "maps.zarr"), str(tmp_path / "field"), tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["dex"]["observables->field"]
+    assert found["simulations"] == 3 and found["bands"]["B"]["unit"] == "uG"
+    assert found["bands"]["B"]["pixels"] == DENSITY.size - 9 - 20
+    assert "observables->field B (uG)" in capsys.readouterr().out
+    del group["psi"]
+    assert evaluate(str(tmp_path / "maps.zarr"), str(tmp_path / "field"), tmp_path / "again") == 2
+    assert "needs arrays observables (or column, psi, sigma_v) and field" in capsys.readouterr().err
+
+
 def test_names_of_simulations_that_do_not_fit_are_refused(tmp_path):
     store = write_store(tmp_path / "s.zarr")
     assert read_simulations(store) is None
@@ -153,6 +186,17 @@ def test_simulated_clouds_are_judged_by_the_simulations_that_their_store_names(t
     assert evaluate(store, checkpoint, tmp_path / "out", "--start", "4", "--limit", "8") == 0
     found = found_in(tmp_path / "out")
     assert (found["pairs"], found["simulations"]) == (8, 2) and found["judged"] == 1
+
+
+def test_the_example_of_the_page_makes_a_store_that_is_judged(tmp_path, checkpoint, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "clouds.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert evaluate("mine.zarr", checkpoint, tmp_path / "out") == 0
+    found = found_in(tmp_path / "out")
+    assert (found["pairs"], found["simulations"], found["judged"]) == (6, 2, 1)
+    made = read_maps("mine.zarr", ["column", "density", "psi", "sigma_v", "field"])
+    assert 5e20 < np.median(made["column"]) < 5e21 and np.abs(made["psi"]).max() <= np.pi / 2
 
 
 def test_what_cannot_be_judged_is_refused_in_a_line(tmp_path, checkpoint, capsys):

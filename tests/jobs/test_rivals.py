@@ -22,10 +22,10 @@ from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.jobs.clouds.blocks import clouds_problem
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.rivals.closed_forms import PolarisationRival, PowerLawRival, WidthRival
-from surveybridge.jobs.rivals.maps import CloudMaps
-from surveybridge.jobs.rivals.table import Suite, judge
-from surveybridge.jobs.rivals.trained import TrainedRival
+from surveybridge.jobs.evaluating.rivals.closed_forms import PolarisationRival, PowerLawRival, WidthRival
+from surveybridge.jobs.evaluating.rivals.maps import CloudMaps
+from surveybridge.jobs.evaluating.rivals.table import Suite, judge
+from surveybridge.jobs.evaluating.rivals.trained import TrainedRival
 from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.pair_maps import pixel_pc_of, read_maps

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, sample
+from surveybridge.bridge_core.sampler import begin, bridge_steps, draw, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import START, sampler_steps, window_noise, window_samples
 from surveybridge.jobs.evaluating.cutouts import stamp_units
@@ -17,7 +17,7 @@ from surveybridge.jobs.evaluating.densities import padded
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction, Endpoint
-    from surveybridge.jobs.rivals.maps import CloudMaps
+    from surveybridge.jobs.evaluating.rivals.maps import CloudMaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class TrainedRival:
             part = rows[first : first + batch]
             x1 = windows[[p for p, _ in part]]
             noise = window_noise(how.seed, self.direction.index, part, corners, windows.device)
-            start = boot(self.model.card.bridge, x1, steps[0], draw(noise, START, x1))
+            start = begin(self.model.card, x1, steps[0], draw(noise, START, x1))
             u = sample(self.model, x1, self.direction, steps, start=start, order=1, precision=how.precision)
             drawn.append(self.direction.wanted.inverse(u))
         return torch.cat(drawn).unflatten(0, (len(corners), how.samples))

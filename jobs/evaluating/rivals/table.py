@@ -13,9 +13,9 @@ import torch
 from surveybridge.bridge_core.dex import DexSums
 from surveybridge.jobs.evaluating.dex_summary import measures_of
 from surveybridge.jobs.evaluating.ranking import Floats, number
+from surveybridge.jobs.evaluating.rivals.closed_forms import PolarisationRival
+from surveybridge.jobs.evaluating.rivals.maps import CloudMaps, Rival
 from surveybridge.jobs.evaluating.summary import in_words, percent
-from surveybridge.jobs.rivals.closed_forms import PolarisationRival
-from surveybridge.jobs.rivals.maps import CloudMaps, Rival
 from surveybridge.storage.pair_maps import read_maps
 from surveybridge.storage.pair_store import held_back_of, open_store
 from surveybridge.storage.pairs import read_ids, read_simulations

@@ -12,10 +12,9 @@ from torch import Tensor
 from surveybridge.bridge_core.patches import fill_masked
 from surveybridge.bridge_core.polarisation import IN_SPACE, LARGEST, angle_dispersion, field_strength
 from surveybridge.bridge_core.power_laws import PowerLaws
-from surveybridge.bridge_core.widths import depth
-from surveybridge.jobs.clouds.units import PARSEC
+from surveybridge.bridge_core.widths import PARSEC, depth
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.rivals.maps import CloudMaps
+from surveybridge.jobs.evaluating.rivals.maps import CloudMaps
 
 BOX = 11
 """Side of the box in which angles scatter, pixels."""
