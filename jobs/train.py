@@ -136,7 +136,7 @@ class Config(JobConfig):
         None,
         ge=16,
         description="side in pixels of the part of a pair that a step sees, such as 32: more objects a second where "
-        "most of a pair is sky; finish on whole pairs, because on these the result is 1% too bright (default: all of it)",
+        "most of a pair is sky; finish with whole pairs, of which the network else makes too much (default: all of it)",
     )
     validation: int | None = Field(
         None,
