@@ -150,7 +150,11 @@ def executable() -> Iterator[None]:
 
 
 def fork_of(pid: int) -> int:
-    """Process in whose stead a process stands, as soon as it does; itself where it is a real one."""
+    """Process in whose stead a process stands, as soon as it does; itself where it is a real one.
+
+    Kill this one where what follows must not find it at work any more: a fork whose stand-in is killed ends a moment
+    later.
+    """
     name, _, number = Path(f"/proc/{pid}/comm").read_text().strip().rpartition(" ")
     return int(number) if name == "fork" else pid
 

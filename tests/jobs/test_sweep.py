@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.published import published, published_tiles
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
-from tests import tiny
+from tests import tiny, warm
 from tests.conftest import ROOT
 from tests.jobs.test_translate import QUICK
 from tests.storage.faults import moto_server
@@ -54,7 +53,7 @@ def sweep(*arguments, **more) -> int:
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "surveybridge", *words(*arguments)]
+    return [warm.python(), "-m", "surveybridge", *words(*arguments)]
 
 
 def the_run(runs: Path) -> RunFolder:
@@ -239,7 +238,7 @@ def test_a_killed_driver_is_followed_by_one_that_goes_on(store, runs, checkpoint
     while not list(runs.glob("*/ledger/*.parquet")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(warm.fork_of(process.pid), signal.SIGKILL)
     process.wait()
     before = finished(runs)
     assert 0 < len(before) < 4 and published(Folder.at(runs)) is None
