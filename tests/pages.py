@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from tests import warm
 
 BLOCK = re.compile(r"^```(bash|python|text)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -22,7 +23,7 @@ def run_page(page: Path, folder: Path, more: str = "", timeout: float = 900) -> 
     A translation gets `more` flags.
     """
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": warm.path(),
         "RAY_TMPDIR": str(folder),
         "COLUMNS": "200",
     }
@@ -34,7 +35,7 @@ def run_page(page: Path, folder: Path, more: str = "", timeout: float = 900) -> 
         if kind == "text":
             assert shows(text, printed), f"{page.name} shows\n{text}\nbut printed was\n{printed}"
             continue
-        command = ["bash", "-euo", "pipefail", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
+        command = ["bash", "-euo", "pipefail", "-c", text] if kind == "bash" else [warm.python(), "-c", text]
         command[-1] = command[-1].replace("surveybridge translate", f"surveybridge translate {more}")
         start = time.monotonic()
         done = subprocess.run(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.runs import RunFolder
-from tests import tiny
+from tests import tiny, warm
 from tests.conftest import ROOT
 from tests.storage.faults import moto_server
 
@@ -34,7 +33,7 @@ def place() -> Iterator[tuple[Path, dict[str, str]]]:
     with moto_server() as endpoint:
         environment = os.environ | {
             "AWS_ENDPOINT_URL": endpoint,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": warm.path(),
             "RAY_TMPDIR": str(folder),
             "OMP_NUM_THREADS": "1",
         }

@@ -39,13 +39,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 IMPORTS = (
-    *("numpy", "torch", "torch.distributed", "torch.profiler", "scipy.interpolate", "scipy.ndimage", "pandas"),
+    *("numpy", "torch", "torch.distributed", "torch.profiler", "scipy.interpolate", "scipy.ndimage", "scipy.signal"),
+    *("scipy.stats", "pandas", "duckdb", "safetensors.numpy", "matplotlib.figure", "matplotlib.backends.backend_agg"),
     *("pyarrow.parquet", "pyarrow.fs", "pyarrow.compute", "pyarrow.dataset", "pydantic", "yaml", "zarr", "s3fs"),
     *("aiobotocore.session", "astropy.io.fits", "astropy.wcs", "astropy.table", "astropy.coordinates", "ray.data"),
     *("ray.train.torch", "ray.dashboard.agent", "ray.dashboard.dashboard", "ray._private.log_monitor"),
     *("ray._private.runtime_env.agent.main", "ray.autoscaler._private.monitor"),
 )
-READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRITON_|TORCH_|ARROW_|LC_|LANG)")
+READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRITON_|TORCH_|ARROW_|LC_|LANG|MPL)")
 """Names of variables that must have the same value in a fork; Ray's own in small letters are read anew."""
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),

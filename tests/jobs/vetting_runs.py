@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -24,6 +23,7 @@ import pyarrow as pa
 from surveybridge.jobs.vetting.server import make_app
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.schema import stamps
+from tests import warm
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN
 
@@ -126,7 +126,7 @@ class Command:
 @contextlib.contextmanager
 def command(run: str, *arguments: str) -> Iterator[Command]:
     """`surveybridge vet` in a process of its own, once it has printed its address."""
-    words = [sys.executable, "-m", "surveybridge", "vet", "--run", run, *arguments]
+    words = [warm.python(), "-m", "surveybridge", "vet", "--run", run, *arguments]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
     try:
