@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests import tiny
+from tests import tiny, warm
 from tests.jobs.training_runs import (
     SIZES,
     TOLERANCE,
@@ -44,9 +44,11 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_health_check_period_ms", "500")  # a head asks 5 times before it gives a node up
         head = {"num_cpus": 1, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        with warm.executable():
+            cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            cluster.add_node(num_cpus=1)
+            with warm.executable():
+                cluster.add_node(num_cpus=1)
             yield cluster
         finally:
             cluster.shutdown()
@@ -75,13 +77,12 @@ def train_workers(cluster) -> dict[int, int]:
     """Processes of the training's workers: parent (the node's raylet) by process."""
     nodes = {node.all_processes["raylet"][0].process.pid for node in [cluster.head_node, *cluster.worker_nodes]}
     found = {}
-    for folder in Path("/proc").iterdir():
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            title = (folder / "cmdline").read_bytes()
-            if title.startswith(b"ray::RayTrainWorker"):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent in nodes:
-                    found[int(folder.name)] = parent
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            worker = warm.fork_of(int(folder.name))
+            if parent in nodes and Path(f"/proc/{worker}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found[worker] = parent
         except OSError:
             continue  # it has ended meanwhile
     return found

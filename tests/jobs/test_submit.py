@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -29,6 +28,7 @@ from surveybridge.cluster.errors import ClusterError
 from surveybridge.cluster.submission import JobServer, LostContact, check_package, travelling_files
 from surveybridge.jobs.config import RequestError, parse_config
 from surveybridge.jobs.submit import Config, check_paths, environment, inner_config, submission_id_of, weights_of
+from tests import warm
 from tests.environments import bare_environment, outside
 from tests.tiny import damage_tile, write_checkpoint, write_store
 
@@ -286,7 +286,7 @@ class Head:
 
     def submit(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(
-            sys.executable,
+            warm.python(),
             "-m",
             "surveybridge",
             "submit",
@@ -306,7 +306,7 @@ def head() -> Iterator[Head]:
     log = Path(folder) / "head.log"
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     env = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": warm.path(),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(24),
         "RAY_TMPDIR": folder,
@@ -500,7 +500,7 @@ def test_an_uploaded_working_dir_needs_no_installation(head, tmp_path):
     bare = bare_environment(tmp_path / "env") / "python"
     installed = subprocess.run([bare, "-c", "import surveybridge"], cwd=tmp_path, env=outside(), capture_output=True)
     assert b"No module named 'surveybridge'" in installed.stderr
-    done = head.run(sys.executable, "-c", UPLOADING, head.address, str(bare), WHERE)
+    done = head.run(warm.python(), "-c", UPLOADING, head.address, str(bare), WHERE)
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("driver True", "worker True", "SUCCEEDED 0"):
         assert line in done.stdout.splitlines(), done.stdout
@@ -540,7 +540,7 @@ print(ended.state, ended.exit_code)
 @pytest.mark.slow
 def test_ray_job_stop_leaves_time_to_drain(head):
     with subprocess.Popen(
-        [sys.executable, "-c", SUBMITTING, head.address, DRAINING],
+        [warm.python(), "-c", SUBMITTING, head.address, DRAINING],
         env=head.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as following:  # fmt: skip
         assert following.stdout is not None
@@ -559,7 +559,7 @@ def test_ctrl_c_stops_following_and_says_how_to_stop_the_job(head):
     with subprocess.Popen(
         [
             "env", "--default-signal=INT",  # tests that a script runs in the background are deaf to it
-            sys.executable, "-m", "surveybridge", "submit", "--address", head.address, "--pipeline", "long", "--date",
+            warm.python(), "-m", "surveybridge", "submit", "--address", head.address, "--pipeline", "long", "--date",
             "2026-11-22", "--", "simulate", "--out", str(Path(head.env["RAY_TMPDIR"]) / "sky"),
         ],
         env=head.env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

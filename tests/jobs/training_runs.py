@@ -6,7 +6,6 @@ import csv
 import multiprocessing
 import pickle
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.jobs.training.worker import make_recipe, train_loop
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pairs import read_pairs
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -41,7 +41,7 @@ TOLERANCE = 2e-3
 
 def command(pairs: str, out: str, *more: str) -> list[str]:
     """The training that every test here does."""
-    return [sys.executable, "-m", "surveybridge", "train", "--pairs", pairs, "--out", out, *SMALL, *more]
+    return [warm.python(), "-m", "surveybridge", "train", "--pairs", pairs, "--out", out, *SMALL, *more]
 
 
 def begin(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
