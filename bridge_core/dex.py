@@ -26,6 +26,8 @@ ESTIMATES = ("single", "mean", "median")
 """What stands for the posterior: its first sample, or mean or median of all; of the mean it is that of the values."""
 FACTOR = math.log10(2)
 """A factor of two, dex."""
+FARTHEST = 39.0
+"""log10 of what is more than float32 holds."""
 REACH, BINS = 4.0, 1600
 """Histograms of r have so many bins from -REACH to REACH dex; one more at each end holds what lies beyond."""
 CORE = 3.0
@@ -82,7 +84,8 @@ class DexSums:
         Parameters
         ----------
         samples
-            float [K, N, B, H, W], K at least 2, above 0 where valid.
+            float [K, N, B, H, W], K at least 2. What is no number above 0, as of a network that diverged, counts as
+            `FARTHEST` from 1.
         truth
             float [N, B, H, W], above 0 where valid.
         valid
@@ -90,6 +93,7 @@ class DexSums:
         """
         k, where = len(samples), valid.double()
         x = torch.where(valid, samples.double(), 1.0).log10()
+        x = torch.nan_to_num(x, nan=FARTHEST, posinf=FARTHEST, neginf=-FARTHEST)
         y = torch.where(valid, truth.double(), 1.0).log10()
 
         def total(values: Tensor) -> Tensor:

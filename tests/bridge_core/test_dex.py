@@ -104,6 +104,18 @@ def test_values_of_1e22_have_a_mean():
     assert found.bias[0] == pytest.approx([0, math.log10(2), math.log10(3) / 2], abs=1e-6)
 
 
+@pytest.mark.parametrize(("bad", "side"), [(torch.inf, -1), (torch.nan, -1), (0.0, 0), (-3.0, -1)])
+def test_a_prediction_that_is_no_number_above_0_is_as_wrong_as_can_be(bad, side):
+    samples, truth = gaussian_case(4, 16, 10)
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    good = DexSums.of(samples, truth, valid)
+    samples[:, 1, 0, 2, 3] = bad
+    found = DexSums.of(samples, truth, valid)
+    assert all(np.isfinite(values).all() for values in found.arrays().values())
+    assert found.histogram[1, 0, :, side].tolist() == [1, 1, 1] and found.crps[1, 0] > good.crps[1, 0] + 30
+    assert (found.histogram[[0, 2]] == good.histogram[[0, 2]]).all()
+
+
 def test_no_pixel_gives_no_number():
     samples, truth = gaussian_case(3, 8, 6)
     found = measures(DexSums.of(samples, truth, torch.zeros_like(truth, dtype=torch.bool)))
