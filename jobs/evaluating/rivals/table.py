@@ -103,7 +103,7 @@ def judge(rival: Rival, suite: Suite, names: Sequence[str], wanted: str, samples
 def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """A table in Markdown, by suite: the errors of one sample and of the median, and what K samples are worth."""
     heads = ["suite", "rival", "r of one sample: mean", "std", "core std", "r of the median: std", "within a factor 2"]
-    heads += ["relative error: mean", "std", "CRPS (dex)", "68% holds", "calls", "ms a map"]
+    heads += ["relative error: mean", "std", "CRPS (dex)", "68% holds", "calls", "ms a sample"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         single, median = row["estimates"]["single"], row["estimates"]["median"]
