@@ -67,7 +67,8 @@ def main() -> None:
     others = truth[: len(pairs) - held]
     known = others[torch.isfinite(others)]
     shape = (arguments.samples, *truth[rows].shape)
-    alike = {"mean": torch.full(shape, float(known.mean())), "no maps": known[torch.randint(len(known), shape)]}
+    drawn = torch.randint(len(known), shape, generator=torch.Generator().manual_seed(0))
+    alike = {"mean": torch.full(shape, float(known.mean())), "no maps": known[drawn]}
     table = [{"sampler": name, "nfe": 0} | scores(said, truth[rows]) | {"ms": 0.0} for name, said in alike.items()]
     for row in table:
         print_row(row)
