@@ -50,7 +50,8 @@ READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRIT
 """Names of variables that must have the same value in a fork; Ray's own in small letters are read anew."""
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),
-    *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"PYTHONPATH", b"PYTHONDONTWRITEBYTECODE"),
+    *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", b"PYTHONPATH"),
+    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX"),
 }
 AGENTS = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 """As every raylet sets it for its agents, which read it on import: else a raylet would have to be their parent."""
@@ -126,6 +127,8 @@ def python() -> str:
         text = CLIENT.format(python=sys.executable, socket=f"{folder}/socket", before=before, namespaces=NAMESPACES)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
+    from surveybridge.cluster import connect  # noqa: F401  # sets RAY_DEDUP_LOGS_SKIP_REGEX, with which to import Ray
+
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen([sys.executable, __file__, folder], env=os.environ | AGENTS, process_group=0, **pipes)
     assert server.stdin is not None and server.stdout is not None
