@@ -41,7 +41,7 @@ from surveybridge.bridge_core.training import (
     wanted_of,
 )
 from surveybridge.jobs.evaluating.stages import display_stretch
-from surveybridge.jobs.train import FIT_PAIRS
+from surveybridge.jobs.train import FIT_PAIRS, Config
 from surveybridge.jobs.training.card import asked_problem, make_card
 from surveybridge.storage.pairs import Pairs, read_pairs
 
@@ -166,7 +166,8 @@ def train(one: Entrant, problem: Problem, pairs: Pairs, steps: int) -> Model:
 def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
     """Return the card that `surveybridge train` would write."""
     names = ("name", "bridge", "objective", "base", "stem", "norm")
-    settings = {name: getattr(one, name) for name in names} | {"grid": "mosaic"}
+    asked = Config(pairs=pairs.name, out=one.name, **{name: getattr(one, name) for name in names})
+    settings = asked.model_dump() | {"conditions": False, "end_share": 0.0}
     problem = problem if one.wanted is None else replace(problem, wanted=one.wanted)
     card = make_card(settings, problem, part(pairs, slice(FIT_PAIRS)), {})
     if one.sigma_data is None:
