@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import uuid
 
 import numpy as np
@@ -16,7 +17,7 @@ from surveybridge.bridge_core.problem import Endpoint
 from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.storage.objectstore import Folder
-from tests import tiny
+from tests import tiny, warm
 from tests.jobs.training_runs import (
     SMALL,
     STEPS,
@@ -94,7 +95,7 @@ def killed_and_run_again(arguments: list[str], out: str, folder, environment: di
     try:
         committed = wait_for_checkpoint(out, driver)
     finally:
-        driver.kill()
+        os.kill(warm.fork_of(driver.pid), signal.SIGKILL)
         driver.wait()
     assert not Folder.at(out).exists("bridge.safetensors")
 
