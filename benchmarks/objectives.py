@@ -167,7 +167,7 @@ def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
     """Return the card that `surveybridge train` would write."""
     names = ("name", "bridge", "objective", "base", "stem", "norm")
     asked = Config(pairs=pairs.name, out=one.name, **{name: getattr(one, name) for name in names})
-    settings = asked.model_dump() | {"conditions": False, "end_share": 0.0}
+    settings = asked.model_dump() | {"conditions": False}
     problem = problem if one.wanted is None else replace(problem, wanted=one.wanted)
     card = make_card(settings, problem, part(pairs, slice(FIT_PAIRS)), {})
     if one.sigma_data is None:

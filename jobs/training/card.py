@@ -91,7 +91,7 @@ def next_card(config: dict[str, Any], start: Model, pairs: Pairs, recipe: dict[s
         start.card,
         name=config["name"],
         network=replace(start.card.network, conditions=config["conditions"]),
-        objective=replace(start.card.objective, end_share=config["end_share"]),
+        objective=replace(start.card.objective, end_share=config["end_share"] or 0.0),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,
@@ -156,7 +156,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             image_channels=problem.channels,
             conditions=bool(config["conditions"]),
         ),
-        objective=replace(fit_objective(config["objective"], problem, images), end_share=config["end_share"]),
+        objective=replace(fit_objective(config["objective"], problem, images), end_share=config["end_share"] or 0.0),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,

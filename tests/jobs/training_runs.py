@@ -112,7 +112,7 @@ def _committed(out: Folder, step: int) -> int:
 def settings_of(pairs: str, available: int, **sizes: Any) -> dict[str, Any]:
     """What the job hands to its workers."""
     config = Config(pairs=pairs, out="out", report_seconds=1e6, **sizes)
-    numbers = config.model_dump() | {"available": available, "end_share": config.end_share or 0.0}
+    numbers = config.model_dump() | {"available": available}
     card = make_card(numbers, asked_problem(None, None, pairs), read_pairs(pairs, stop=4), asdict(make_recipe(numbers)))
     return numbers | {"card": card.to_json()}
 
