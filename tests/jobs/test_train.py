@@ -28,6 +28,7 @@ from tests.jobs.training_runs import (
     wait_for_checkpoint,
     without_ray,
 )
+from tests.storage.faults import moto_server
 
 # Ray Train takes 20 s to its first step.
 pytestmark = pytest.mark.slow
@@ -120,15 +121,12 @@ def curve(out) -> list[tuple[float, ...]]:
 @pytest.fixture
 def bucket(monkeypatch):
     """A bucket that this process and all it starts find through the environment."""
-    moto_server = pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    Folder.at(f"s3://{name}").filesystem.mkdir(name)
-    yield f"s3://{name}"
-    server.stop()
+    pytest.importorskip("moto.server", reason="needs the dev extra: moto[server]")
+    with moto_server() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        Folder.at(f"s3://{name}").filesystem.mkdir(name)
+        yield f"s3://{name}"
 
 
 def test_a_run_in_object_storage_goes_on_where_its_driver_was_killed_and_is_the_local_one(

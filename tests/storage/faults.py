@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -180,14 +180,28 @@ class FaultyS3:
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[str]:
-    """A moto server in a thread of this process; its URL."""
+    """A moto server in a thread of this process; its URL. Conditional writes are atomic, as those of S3 are."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = one_conditional_write_at_a_time(server._server.app)
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+def one_conditional_write_at_a_time(app: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a WSGI application: moto checks the condition, then writes, and two of its threads may do so at once."""
+    lock = threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        conditional = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & set(environ)
+        with lock if conditional and environ["REQUEST_METHOD"] != "GET" else contextlib.nullcontext():
+            return app(environ, start_response)
+
+    return serve
 
 
 class _Server(ThreadingHTTPServer):
