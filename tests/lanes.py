@@ -137,6 +137,13 @@ def server_of_forks() -> dict[str, str]:
     return {warm.SHARED: warm.python()}
 
 
+def forks_are_on() -> bool:
+    """Whether the server still gives forks."""
+    from tests import warm
+
+    return warm.is_on()
+
+
 def start(lane: str, more: Sequence[str], folder: Path, counted: bool, variables: Mapping[str, str]) -> Run:
     """Start a lane with more variables; what it says goes to a file."""
     arguments = command(lane, str(folder / f"{lane}.xml"), more)
@@ -218,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in as_they_end(lanes, begin):
             print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
             ended.append(run)
+        if shared and not forks_are_on():
+            print("the server of forks (tests/warm.py) has ended too early: processes were real ones, and took longer")
         print(f"{table(ended)}\n{closing_line(ended, time.monotonic() - begun)}", flush=True)
     return int(any(run.process.returncode for run in ended))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,15 @@ threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
 print("main", end=" ")
 """,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_server() -> Iterator[None]:
+    """A server of this file's own, which starts with the environment of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(warm.SHARED, raising=False)
+        patch.setattr(warm, "python", functools.cache(warm.python.__wrapped__))
+        yield
 
 
 def run(executable: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -85,6 +97,25 @@ def test_none_of_the_two_outlives_the_other(which):
     while Path(f"/proc/{fork}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("said", [b"", b"abc", (9).to_bytes(8, "little") + b"half", (3).to_bytes(8, "little") + b"xyz"])
+def test_who_is_killed_while_it_asks_leaves_the_server_at_work(said):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(Path(warm.python()).with_name("socket")))
+        client.sendall(said)
+    assert warm.is_on()
+
+
+def test_many_that_are_killed_together_with_their_forks_leave_the_server_at_work():
+    waiting = [warm.python(), "-c", "print(flush=True); import time; time.sleep(60)"]
+    processes = [subprocess.Popen(waiting, stdout=subprocess.PIPE) for _ in range(40)]
+    forks = [process.stdout.readline() and warm.fork_of(process.pid) for process in processes]
+    for process, fork in zip(processes, forks, strict=True):
+        os.kill(fork, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert warm.is_on()
 
 
 @pytest.mark.parametrize(

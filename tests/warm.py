@@ -139,6 +139,12 @@ def python() -> str:
     return str(folder / "python")
 
 
+def is_on() -> bool:
+    """Whether it gives forks; if not, all processes are real ones, and tests take minutes longer."""
+    said = subprocess.run([python(), "-c", "import sys; print(sys.executable)"], stdout=subprocess.PIPE, check=True)
+    return said.stdout.decode().strip() == python()
+
+
 def path() -> str:
     """PATH with the executable, as `python`, and `SCRIPTS` before all others, which come from this Python's folder."""
     return os.pathsep.join([str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -182,12 +188,17 @@ class Request:
 
     @classmethod
     def receive(cls, client: socket.socket) -> Request:
-        """Read it."""
+        """Read it; EOFError or ValueError where the client has ended before it has said all."""
         size, received, _, _ = socket.recv_fds(client, 8, 250)
-        body, missing = b"", int.from_bytes(size, "little")
-        while len(body) < missing:
-            body += client.recv(missing - len(body))
-        asked: tuple[Any, ...] = (*marshal.loads(body), received)
+        try:
+            body, whole = b"", int.from_bytes(size, "little")
+            while len(body) < whole and (part := client.recv(whole - len(body))):
+                body += part
+            asked: tuple[Any, ...] = (*marshal.loads(body), received)
+        except (EOFError, ValueError, TypeError, OSError):
+            for handle in received:
+                os.close(handle)
+            raise
         return cls(*asked)
 
     def can_be_forked(self, before: Mapping[bytes, bytes]) -> bool:
@@ -206,8 +217,15 @@ def serve(folder: str, before: Mapping[bytes, bytes]) -> Request:
 
     def asked() -> Request | None:
         client = listener.accept()[0]
-        request = Request.receive(client)
-        pid = os.fork() if request.can_be_forked(before) else -1
+        try:
+            request = Request.receive(client)
+        except (EOFError, ValueError, TypeError, OSError):
+            client.close()
+            return None
+        try:
+            pid = os.fork() if request.can_be_forked(before) else -1
+        except OSError:  # no memory, or no more processes: whoever asks tries a real one
+            pid = -1
         if pid == 0:
             return request
         for handle in request.received:
@@ -223,6 +241,8 @@ def serve(folder: str, before: Mapping[bytes, bytes]) -> Request:
         return None
 
     def is_gone(client: socket.socket, pid: int) -> None:
+        if client.fileno() == -1:  # both have ended since the selector looked, and the fork was seen to first
+            return
         selector.unregister(client)
         os.kill(pid, signal.SIGKILL)
 
