@@ -110,7 +110,10 @@ def test_who_is_killed_while_it_asks_leaves_the_server_at_work(said):
 def test_many_that_are_killed_together_with_their_forks_leave_the_server_at_work():
     waiting = [warm.python(), "-c", "print(flush=True); import time; time.sleep(60)"]
     processes = [subprocess.Popen(waiting, stdout=subprocess.PIPE) for _ in range(40)]
-    forks = [process.stdout.readline() and warm.fork_of(process.pid) for process in processes]
+    forks = []
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        forks.append(warm.fork_of(process.pid))
     for process, fork in zip(processes, forks, strict=True):
         os.kill(fork, signal.SIGKILL)
         os.kill(process.pid, signal.SIGKILL)
