@@ -51,7 +51,7 @@ READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRIT
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),
     *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", b"PYTHONPATH"),
-    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX"),
+    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX", b"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),
 }
 AGENTS = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 """As every raylet sets it for its agents, which read it on import: else a raylet would have to be their parent."""
@@ -162,11 +162,11 @@ def executable() -> Iterator[None]:
 def fork_of(pid: int) -> int:
     """Process in whose stead a process stands, as soon as it does; itself where it is a real one.
 
-    Kill this one where what follows must not find it at work any more: a fork whose stand-in is killed ends a moment
-    later.
+    A fork may have become what stands for another, as a worker of Ray with variables of its own does. Kill this process
+    where what follows must not find it at work any more: a fork whose stand-in is killed ends a moment later.
     """
     name, _, number = Path(f"/proc/{pid}/comm").read_text().strip().rpartition(" ")
-    return int(number) if name == "fork" else pid
+    return fork_of(int(number)) if name == "fork" else pid
 
 
 @dataclass(frozen=True)
