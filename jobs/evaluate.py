@@ -170,7 +170,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     from surveybridge.jobs.evaluating.stages import display_stretch, with_display
     from surveybridge.jobs.translating.request import read_model
     from surveybridge.storage.objectstore import Folder, configured
-    from surveybridge.storage.pairs import NOMINAL, read_pairs
+    from surveybridge.storage.pairs import NOMINAL, read_ids, read_pairs, read_simulations
 
     out = Folder.at(config.out)
     if out.is_local and os.path.isfile(out.path()):
@@ -193,6 +193,8 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         url = stores[which]
         if probe.stored <= config.start:
             raise RequestError(f"{url} has {probe.stored} pairs but --start is {config.start}; give a smaller one")
+        for names in (read_ids, read_simulations):
+            names(url, 0, 1, problem.table)  # refused where they are not those of the pairs
         for end in problem.endpoints:
             scale, stamps = probe.pixel_scale[end.name], probe.ends[end.name]
             if scale and end.pixel_scale and abs(scale - end.pixel_scale) > 0.01 * end.pixel_scale:

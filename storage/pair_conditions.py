@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
 from surveybridge.storage.objectstore import Folder, zarr_store
-from surveybridge.storage.pair_store import PairStore, number_of
+from surveybridge.storage.pair_store import PairStore, factors_of, number_of
 from surveybridge.storage.pair_writer import QUANTITIES
 from surveybridge.storage.problems import ProblemTable
 from surveybridge.storage.spline import interpolation_matrix
@@ -123,6 +123,10 @@ def read_conditions(
         height, width = store.arrays[name].shape[1:3]
         sigma = read(f"{name}_sigma", (height, width, len(bands))) if maps else None
         planes = None if sigma is None else np.ascontiguousarray(sigma.transpose(0, 3, 1, 2))
+        factors = np.array(factors_of(store, end), np.float32)
+        if (factors != 1).any():
+            found["noise"] = found["noise"] * factors
+            planes = None if planes is None else planes * factors[:, None, None]
         ends[name] = EndConditions(**found, sigma=planes)
     registration = read("registration", ())
     unknown = np.full(stop - start, np.nan, np.float32)

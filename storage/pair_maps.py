@@ -1,4 +1,4 @@
-"""Single maps of a pair store by their names, whether or not they are an endpoint of its problem."""
+"""Single maps of clouds in a pair store by their names, whether or not they are an endpoint of its problem."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
+from surveybridge.storage.errors import StorageError
+from surveybridge.storage.map_names import CLOUD_MAPS, documented, find_map, maps_in
 from surveybridge.storage.objectstore import Folder, zarr_store
+from surveybridge.storage.pair_store import PairStore, check_units, read_stamps
+from surveybridge.storage.problems import EndpointTable
 
 
 def read_maps(
@@ -23,38 +26,45 @@ def read_maps(
     url : str
         Local path or fsspec URL of the pair store.
     names : sequence of str
-        Arrays [N, H, W], or [N, H, W, 1].
+        Of `CLOUD_MAPS`: arrays [N, H, W], or [N, H, W, 1], of that name or a synonym.
     start, stop : int
         Range of rows; by default to the end.
 
     Returns
     -------
     dict of str to float32 [n, H, W]
-        In the unit of each; NaN where there is no data.
+        In the unit of `CLOUD_MAPS`; NaN where there is no data.
 
     Raises
     ------
     StorageError
-        If there is no such map, or it has several planes.
+        If there is no such map, it has several planes, or its unit is not stated or of another quantity.
     """
-    group, _ = _open(url)
+    group, attributes = _open(url)
     found = {}
     for name in names:
-        array = group.get(name)
-        if not isinstance(array, zarr.Array) or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 1):
-            there = sorted(key for key, member in group.arrays() if member.ndim >= 3)
-            raise StorageError(f"{url}: there is no map {name} [N, H, W]; its maps are {', '.join(there)}")
-        try:
-            values = np.asarray(array[start:stop], np.float32)
-        except StorageUnavailable:
-            raise
-        except Exception as error:  # a codec may raise anything
-            raise DamagedData(
-                f"{url}: pairs {start} to {stop or array.shape[0]} of {name} cannot be read ({type(error).__name__}: "
-                f"{error}); write the store again"
-            ) from error
-        found[name] = values.reshape(values.shape[:3])
+        array = find_map(group, name, url)
+        known = documented(name) in CLOUD_MAPS
+        if not known or not isinstance(array, zarr.Array) or (array.ndim != 3 and array.shape[3:] != (1,)):
+            raise StorageError(f"{url}: there is no map {name} [N, H, W]; it has {maps_in(group)}")
+        store, end = PairStore(url, {name: array}, attributes, True), _end_of(name)
+        check_units(store, end, "the layout of clouds")
+        found[name] = read_stamps(store, end, start, stop)[:, 0]
     return found
+
+
+def _end_of(name: str) -> EndpointTable:
+    """Return a single map as an endpoint in its documented unit."""
+    return EndpointTable(
+        name=name,
+        bands=[name],
+        pixel_scale=0.0,
+        unit=CLOUD_MAPS[documented(name)],
+        extensive=False,
+        stretch="axial" if CLOUD_MAPS[documented(name)] == "rad" else "log10",
+        title=name,
+        rgb=None,
+    )
 
 
 def pixel_pc_of(url: str) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from surveybridge.storage.errors import DamagedData, StorageError, StorageUnavailable
+from surveybridge.storage.map_names import OBSERVED, documented, find_map, maps_in, names_of
 from surveybridge.storage.objectstore import Folder, zarr_store
 from surveybridge.storage.problems import (
     EndpointTable,
@@ -19,9 +20,10 @@ from surveybridge.storage.problems import (
     complete_problem,
     default_problem,
     end_names,
+    is_mixed,
     unit_of,
 )
-from surveybridge.storage.units import fits_unit
+from surveybridge.storage.units import factor_between, fits_unit, njy_per_unit
 
 
 @dataclass(frozen=True)
@@ -79,68 +81,109 @@ class PairStore:
 def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: ProblemTable | None = None) -> PairStore:
     """Open a pair store: its attributes, and the arrays of its endpoints or, where it has these, those of a problem.
 
-    An endpoint of a problem is the array of its name or, where there is none, the maps that are named as its bands. A
-    store that has them need not state its endpoints.
+    An endpoint of a problem is the array of its name (or of a synonym, `storage.map_names`) or, where there is none,
+    the maps that are named as its bands. A store that has them need not state its endpoints.
     """
-    names: Sequence[str] = end_names(default_problem())
     try:
         group = zarr.open_group(zarr_store(Folder.at(url, storage_options)), mode="r")
-        attributes = dict(group.attrs)
-        stated = attributes.get("endpoints")
-        if stated is not None:
-            names = [str(name) for name in stated] if isinstance(stated, list) else []
-            if len(set(names)) != 2:
-                raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
-        other = problem is not None and set(names) != set(end_names(problem))
-        made = _members_of(group, problem) if other and problem is not None else None
-        # a store of maps need not say what they are the ends of
-        own = {} if stated is None and made else {name: group[name] for name in names}
-        members: dict[str, Any] = made or own
-        stated = stated or (made and list(made))
-        names = list(members)
-    except (KeyError, FileNotFoundError, NotADirectoryError, ValueError) as error:
-        if isinstance(error, StorageError):
-            raise
-        if problem is not None and set(names) != set(end_names(problem)):
-            ends = " and ".join(f"{end['name']} (or {', '.join(end['bands'])})" for end in problem["endpoints"])
-            raise StorageError(
-                f"{url}: not a pair store of {problem['name']} ({error}); it needs arrays {ends}, and their units"
-            ) from error
-        raise StorageError(
-            f"{url}: not a pair store ({error}); it needs arrays {', '.join(names)} and the attribute bands"
-        ) from error
-    first, second = names
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise _no_store(url, problem, str(error), end_names(default_problem())) from error
+    attributes = dict(group.attrs)
+    stated = attributes.get("endpoints")
+    names: Sequence[str] = end_names(default_problem())
+    if stated is not None:
+        names = [str(name) for name in stated] if isinstance(stated, list) else []
+        if len(set(names)) != 2:
+            raise StorageError(f"{url}: the attribute endpoints is {stated!r}; give the names of two arrays")
+        if problem is None or set(names) != set(end_names(problem)):
+            names = [documented(name) for name in names]
+    lacking = ""
+    members: dict[str, Any] = {}
+    if problem is not None and set(names) != set(end_names(problem)):
+        members, lacking = _members_of(group, problem, url)
+    # without endpoints, a store need not have those of the default problem
+    own = {} if members and stated is None else {name: find_map(group, name, url) for name in names}
+    absent = [name for name, member in own.items() if member is None]
+    if lacking and problem is not None and not absent:
+        raise StorageError(f"{_of_another(url, names, problem)}: {lacking}; give pairs of that problem")
+    if lacking or absent:
+        gone = f"it has no {absent[0]}" if absent and (stated is not None or not lacking) else ""
+        why = "; ".join(filter(None, (lacking, gone, f"it has {maps_in(group)}")))
+        raise _no_store(url, problem, why, names)
+    known = stated is not None or bool(members)
+    members = members or own
+    return PairStore(url, _stamps_of(url, members, stated=known), attributes, known)
+
+
+def _no_store(url: str, problem: ProblemTable | None, why: str, names: Sequence[str]) -> StorageError:
+    """Say what a pair store needs that is not there."""
+    if problem is not None and set(names) != set(end_names(problem)):
+        ends = " and ".join(f"{end['name']} (or {', '.join(end['bands'])})" for end in problem["endpoints"])
+        return StorageError(
+            f"{url}: not a pair store of {problem['name']} ({why}); it needs arrays {ends}, and their units"
+        )
+    return StorageError(f"{url}: not a pair store ({why}); it needs arrays {', '.join(names)} and the attribute bands")
+
+
+def _of_another(url: str, names: Iterable[str], problem: ProblemTable) -> str:
+    """Say that the ends of a store are not those of a problem."""
+    # of which maps they may be made; nothing where they are fluxes
+    mixed = [end for end in problem["endpoints"] if is_mixed(end)]
+    maps = "".join(f" ({end['name']} an array, or the maps {', '.join(end['bands'])})" for end in mixed)
+    return (
+        f"{url}: a store of {' and '.join(names)} but problem {problem['name']} is of "
+        f"{' and '.join(end_names(problem))}{maps}"
+    )
+
+
+def _members_of(group: zarr.Group, problem: ProblemTable, url: str) -> tuple[dict[str, Any], str]:
+    """Return what a store has for each endpoint of a problem; where it has not all, what is amiss."""
+    found: dict[str, Any] = {}
+    for end in problem["endpoints"]:
+        if isinstance(own := find_map(group, end["name"], url), zarr.Array):
+            found[end["name"]] = own
+            continue
+        arrays: dict[str, zarr.Array[Any]] = {}
+        for band in end["bands"]:
+            array = find_map(group, band, url)
+            if not isinstance(array, zarr.Array):
+                # of one band, the end and its map are the same
+                name = end["name"] if len(end["bands"]) == 1 else band
+                plain = name.removesuffix(OBSERVED)
+                beside = plain != name and find_map(group, plain, url) is not None
+                hint = f" (if {plain} is as a telescope sees it, call it {name})" if beside else ""
+                return {}, f"it has no {name}{hint}"
+            if array.ndim != 3 and array.shape[3:] != (1,):
+                return {}, f"{array.basename} is {array.shape}, not [N, H, W] or [N, H, W, 1]"
+            first = next(iter(arrays.values()), array)
+            if array.shape[:3] != first.shape[:3]:
+                return {}, f"{first.basename} is {first.shape} but {array.basename} {array.shape}"
+            arrays[band] = array
+        found[end["name"]] = MapStack(arrays)
+    return found, ""
+
+
+def _stamps_of(url: str, members: Mapping[str, Any], *, stated: bool) -> dict[str, zarr.Array[Any] | MapStack]:
+    """Return the members of a store that hold stamps; refused where they are not of the same pairs."""
+    first, second = members
     shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in members.values()]
     arrays = {name: array for name, array in members.items() if isinstance(array, zarr.Array | MapStack)}
     wrong = len(arrays) < 2 or shapes[0][:1] != shapes[1][:1]
-    if stated is None and (wrong or [len(s) for s in shapes] != [4, 3] or shapes[0][-1] != 3):
+    if not stated and (wrong or [len(s) for s in shapes] != [4, 3] or shapes[0][-1] != 3):
         raise StorageError(
             f"{url}: {first} is {shapes[0]} and {second} {shapes[1]}; a pair store has [N, H, W, 3] gri and "
             "[N, H, W] VIS"
         )
-    if wrong or not all(len(s) in (3, 4) for s in shapes) or (stated is not None and shapes[0][1:3] != shapes[1][1:3]):
+    if wrong or not all(len(s) in (3, 4) for s in shapes) or (stated and shapes[0][1:3] != shapes[1][1:3]):
         raise StorageError(
             f"{url}: {first} is {shapes[0]} and {second} {shapes[1]}; a pair store has [N, H, W, B] or [N, H, W], with "
             "one N and one grid"
         )
-    return PairStore(url, arrays, attributes, stated is not None)
-
-
-def _members_of(group: zarr.Group, problem: ProblemTable) -> dict[str, Any] | None:
-    """Return what a store has for each endpoint of a problem; None where it has not all."""
-    found: dict[str, Any] = {}
-    for end in problem["endpoints"]:
-        if isinstance(own := group.get(end["name"]), zarr.Array):
-            found[end["name"]] = own
-            continue
-        maps = {band: group.get(band) for band in end["bands"]}
-        arrays = {band: array for band, array in maps.items() if isinstance(array, zarr.Array)}
-        grids = {array.shape[:3] for array in arrays.values()}
-        flat = all(array.ndim == 3 or array.shape[3:] == (1,) for array in arrays.values())
-        if len(arrays) < len(maps) or len(grids) != 1 or not flat:
-            return None
-        found[end["name"]] = MapStack(arrays)
-    return found
+    for name, array in arrays.items():
+        for one in array.maps.values() if isinstance(array, MapStack) else (array,):
+            if one.dtype.kind not in "iuf":
+                raise StorageError(f"{url}: {one.basename or name} holds {one.dtype}; write it as numbers, as float32")
+    return arrays
 
 
 def problem_said(store: PairStore) -> ProblemTable:
@@ -158,9 +201,8 @@ def problem_said(store: PairStore) -> ProblemTable:
     for name in store.arrays:
         scales = [number_of(numbers, name, band, "pixel_arcsec") for band in bands[name]]
         scale = scales[0] if math.isfinite(scales[0]) else 0.0
-        endpoints.append(
-            {"name": name, "bands": bands[name], "pixel_scale": scale, "unit": units.get(name, "nJy")},
-        )
+        unit = units.get(name) or _unit_stated(store, name, bands[name][0]).unit or "nJy"
+        endpoints.append({"name": name, "bands": bands[name], "pixel_scale": scale, "unit": unit})
     return complete_problem({"name": "-".join(store.arrays), "endpoints": endpoints}, store.url)
 
 
@@ -194,12 +236,9 @@ def held_back_of(store: PairStore) -> int:
 
 
 def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
-    """Return the problem; StorageError if the store is of another one."""
+    """Return the problem; StorageError if the store is of another one, or in units that are not those of its ends."""
     if set(end_names(problem)) != set(store.arrays):
-        raise StorageError(
-            f"{store.url}: a store of {' and '.join(store.arrays)} but problem {problem['name']} is of "
-            f"{' and '.join(end_names(problem))}{_maps_wanted(problem)}; give pairs of that problem"
-        )
+        raise StorageError(f"{_of_another(store.url, store.arrays, problem)}; give pairs of that problem")
     for end in problem["endpoints"]:
         name, count = end["name"], store.bands_of(end["name"])
         if count != len(end["bands"]):
@@ -207,37 +246,66 @@ def agreed(store: PairStore, problem: ProblemTable) -> ProblemTable:
                 f"{store.url}: {name} has {count} planes but problem {problem['name']} gives it {len(end['bands'])} "
                 f"bands ({','.join(end['bands'])}); give pairs of that problem"
             )
-        for band in end["bands"]:
-            array, stated = _unit_stated(store, name, band)
-            unit = _spelt(store, stated)
-            if unit != unit_of(end, band):
-                raise StorageError(
-                    f"{store.url}: {array} is in {unit} but problem {problem['name']} has it in {unit_of(end, band)}; "
-                    f"convert the stamps, or state units.{array}"
-                )
+        check_units(store, end, f"problem {problem['name']}")
     return problem
 
 
-def _maps_wanted(problem: ProblemTable) -> str:
-    """Return of which maps the endpoints of a problem may be made, for a message; nothing where they are fluxes."""
-    mixed = [end for end in problem["endpoints"] if "units" in end]
-    return "".join(f" ({end['name']} an array, or the maps {', '.join(end['bands'])})" for end in mixed)
+def check_units(store: PairStore, end: EndpointTable, wanted_by: str) -> None:
+    """Refuse a band whose unit is not stated, or is not of the quantity that the endpoint has."""
+    for band in end["bands"]:
+        array, wanted = _unit_stated(store, end["name"], band), unit_of(end, band)
+        if array.unit is None and wanted != "nJy":
+            raise StorageError(
+                f"{store.url}: no unit is stated of {array.name}, which {wanted_by} has in {wanted}; "
+                f"state units.{array.name}"
+            )
+        if _factor(store, end, band) is None:
+            raise StorageError(
+                f"{store.url}: {array.name} is in {_spelt(store, array.unit or 'nJy')} but {wanted_by} has it in "
+                f"{wanted}; convert the stamps, or state units.{array.name}"
+            )
 
 
-def _unit_stated(store: PairStore, name: str, band: str) -> tuple[str, Any]:
-    """Return the array that holds a band of an endpoint, and its unit as the attribute `units` has it."""
+def factors_of(store: PairStore, end: EndpointTable) -> list[float]:
+    """Return by band of an endpoint what its stored values are multiplied by to be in the endpoint's unit."""
+    return [_factor(store, end, band) or 1.0 for band in end["bands"]]
+
+
+def _factor(store: PairStore, end: EndpointTable, band: str) -> float | None:
+    """Return the factor from the stored unit to that of the endpoint; None if it has no such unit."""
+    stated, wanted = _unit_stated(store, end["name"], band).unit or "nJy", unit_of(end, band)
+    if _spelt(store, stated) == wanted:
+        return 1.0
+    # beside fluxes there are numbers in their unit: noise, gain, white
+    return None if njy_per_unit(wanted) is not None else factor_between(stated, wanted)
+
+
+class _Stated(NamedTuple):
+    """The array that holds a band, by which key its unit is stated, and the unit; None if none is."""
+
+    name: str
+    unit: str | None
+
+
+def _unit_stated(store: PairStore, name: str, band: str) -> _Stated:
+    """Return the array of a band of an endpoint and its unit: that of the store's `units`, else its own attribute."""
+    held = store.arrays[name]
+    array, wanted = (held.maps[band], band) if isinstance(held, MapStack) else (held, name)
     units = store.attributes.get("units") or {}
-    if not isinstance(units, Mapping):
-        return name, "nJy"
-    if isinstance(store.arrays[name], MapStack):
-        return band, units.get(band, "nJy")
-    of = units.get(name, "nJy")
-    return (f"{name}.{band}", of.get(band, "nJy")) if isinstance(of, Mapping) else (name, of)
+    table = units if isinstance(units, Mapping) else {}
+    own = array.basename or wanted
+    for key in (own, *names_of(wanted)):
+        if key in table:
+            of = table[key]
+            name, said = (f"{key}.{band}", of.get(band)) if isinstance(of, Mapping) else (own, of)
+            return _Stated(name, None if said is None else str(said))
+    said = array.attrs.get("units", array.attrs.get("unit"))
+    return _Stated(own, None if said is None else str(said))
 
 
-def _spelt(store: PairStore, unit: Any) -> str:
+def _spelt(store: PairStore, unit: str) -> str:
     try:
-        return fits_unit(str(unit))
+        return fits_unit(unit)
     except ValueError as error:
         said = " ".join(str(error).split())
         raise StorageError(
@@ -250,7 +318,8 @@ def numbers_of(store: PairStore, end: EndpointTable, band: str) -> dict[str, flo
     table = store.attributes.get("bands")
     if store.stated:
         of = table if isinstance(table, Mapping) else {}
-        return {key: number_of(of, end["name"], band, key) for key in ("pixel_arcsec", "sigma_noise")}
+        found = {key: number_of(of, end["name"], band, key) for key in ("pixel_arcsec", "sigma_noise")}
+        return found | {"sigma_noise": found["sigma_noise"] * (_factor(store, end, band) or 1.0)}
     try:
         return {key: float(table[band][key]) for key in ("pixel_arcsec", "sigma_noise")}  # type: ignore[index]
     except (KeyError, TypeError, ValueError) as error:
@@ -291,10 +360,10 @@ def check_scales(url: str, scales: Mapping[str, float], *, multiples: bool, same
         )
 
 
-def read_stamps(store: PairStore, name: str, start: int, stop: int | None) -> NDArray[np.float32]:
-    """Return stamps of an endpoint, float32 [N, B, H, W]."""
+def read_stamps(store: PairStore, end: EndpointTable, start: int, stop: int | None) -> NDArray[np.float32]:
+    """Return stamps of an endpoint in its unit, float32 [N, B, H, W]."""
     try:
-        values = np.asarray(store.arrays[name][start:stop], dtype=np.float32)
+        values = np.asarray(store.arrays[end["name"]][start:stop])
     except StorageUnavailable:
         raise
     except Exception as error:  # a codec may raise anything
@@ -303,4 +372,9 @@ def read_stamps(store: PairStore, name: str, start: int, stop: int | None) -> ND
         raise DamagedData(
             f"{store.url}: pairs {start} to {last} cannot be read ({reason}); write the store again"
         ) from error
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if values.ndim == 4 else values[:, None]
+    planes = values.transpose(0, 3, 1, 2) if values.ndim == 4 else values[:, None]
+    factors = np.array(factors_of(store, end))
+    if (factors != 1).any():
+        planes = planes * factors[:, None, None]
+    with np.errstate(over="ignore"):  # what float32 does not hold is refused as infinite
+        return np.ascontiguousarray(planes, np.float32)

@@ -16,7 +16,9 @@ the same for all pairs may be a number of its band instead: `psf_fwhm_arcsec`, `
 `gain_e_per_njy`.
 
 Further maps on the same grid, [N, H, W] or [N, H, W, 1], may be the bands of an endpoint that a problem has and the
-store does not state: an endpoint without an array of its name is made of the maps that are named as its bands.
+store does not state: an endpoint without an array of its name is made of the maps that are named as its bands. Maps of
+clouds may have the field's names instead (`storage.map_names`), and a unit may be the attribute `units` of its array. A
+unit other than the problem's is converted, but for fluxes, whose noise is in their unit.
 
 Beside them `id` [N] names the pairs, and `simulation` [N] the simulation that each was cut from. `storage.pair_writer`
 writes such stores.
@@ -42,6 +44,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.objectstore import Folder, zarr_store
 from surveybridge.storage.pair_conditions import StampConditions, on_finer_grid, read_conditions
 from surveybridge.storage.pair_store import (
+    PairStore,
     agreed,
     check_scales,
     numbers_of,
@@ -166,7 +169,7 @@ def read_pairs(
     scales = {name: pixel_scale_of(store, name, bands) for name, bands in numbers.items()}
     on_own_pixels = not store.stated and grid == "mosaic"
     check_scales(url, scales, multiples=on_own_pixels, same=store.stated)
-    stamps = {end["name"]: read_stamps(store, end["name"], start, stop) for end in problem["endpoints"]}
+    stamps = {end["name"]: read_stamps(store, end, start, stop) for end in problem["endpoints"]}
     if display:
         stamps = {
             name: np.stack([_nominal_flux(values[:, k], band) for k, band in enumerate(numbers[name])], 1)
@@ -265,10 +268,10 @@ def read_ids(url: str, start: int = 0, stop: int | None = None, problem: Problem
     """
     store = open_store(url, None, problem)
     count = store.count if stop is None else min(stop, store.count)
-    ids = _texts(url, "id", start, count)
+    ids = _texts(store, "id", start, count)
     if ids is not None:
         return ids
-    names = _texts(url, "simulation", start, count) or [store.name] * max(count - start, 0)
+    names = _texts(store, "simulation", start, count) or [store.name] * max(count - start, 0)
     return [f"{name}-{number:06d}" for number, name in zip(range(start, count), names, strict=True)]
 
 
@@ -287,7 +290,7 @@ def read_simulations(
     """
     store = open_store(url, None, problem)
     count = store.count if stop is None else min(stop, store.count)
-    names = _texts(url, "simulation", start, count)
+    names = _texts(store, "simulation", start, count)
     if names is not None:
         return names
     stated = store.attributes.get("simulation")
@@ -327,13 +330,19 @@ def read_labels(url: str) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in known.to_pylist() if "id" in row}
 
 
-def _texts(url: str, name: str, start: int, stop: int) -> list[str] | None:
+def _texts(store: PairStore, name: str, start: int, stop: int) -> list[str] | None:
     """Rows of an array of names, None where there is no such array."""
     try:
-        array = zarr.open_array(zarr_store(Folder.at(url)), path=name, mode="r")
+        array = zarr.open_array(zarr_store(Folder.at(store.url)), path=name, mode="r")
     except FileNotFoundError:
         return None
-    return [str(value) for value in np.asarray(array[start:stop])]
+    if array.shape != (store.count,):
+        raise StorageError(
+            f"{store.url}: {name} is {list(array.shape)}, but the store has {store.count} pairs; give a name for each"
+        )
+    # old software writes texts of fixed length as bytes
+    rows = np.asarray(array[start:stop]).tolist()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in rows]
 
 
 def _nominal_flux(values: NDArray[np.float32], band: str) -> NDArray[np.float32]:

@@ -6,9 +6,10 @@ import pyarrow as pa
 import torch
 
 from surveybridge.jobs.clouds.simulation import Pair, pairs_of
-from surveybridge.jobs.clouds.suites import MAPS, SUITES, VIEWS, plan_of
+from surveybridge.jobs.clouds.suites import SUITES, VIEWS, plan_of
 from surveybridge.jobs.clouds.units import BOX
 from surveybridge.storage.block_labels import write_block_labels
+from surveybridge.storage.map_names import CLOUD_MAPS
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.problems import ProblemTable, read_problem
 
@@ -43,7 +44,7 @@ def begin(url: str, suite: str, simulations: int, cells: int, seed: int, device:
             "device": device,
             "pixel_pc": BOX / cells,
         },
-        maps={name: unit for name, unit in MAPS.items() if name not in ends},
+        maps={name: unit for name, unit in CLOUD_MAPS.items() if name not in ends},
         conditions=False,
         simulations=True,
         block=each,

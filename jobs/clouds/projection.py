@@ -108,7 +108,7 @@ def dispersion(mass: Tensor, momentum: Tensor, energy: Tensor) -> Tensor:
 
 
 def physical_maps(sums: Sums, units: CloudUnits, resolved: float = float("inf")) -> dict[str, Tensor]:
-    """What there is: maps in the units of `suites.MAPS`, [n, n].
+    """What there is: maps in the units of `storage.map_names.CLOUD_MAPS`, [n, n].
 
     Densities and fields are NaN where the line of sight meets gas denser than `resolved`.
     """

@@ -31,7 +31,7 @@ class Pair:
     Attributes
     ----------
     maps : mapping of str to Tensor [n, n] float
-        Those of `suites.MAPS`, in their units.
+        Those of `storage.map_names.CLOUD_MAPS`, in their units.
     labels : mapping of str to str or float
         The row of the table of pairs.
     """

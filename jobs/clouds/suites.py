@@ -10,19 +10,6 @@ import numpy as np
 
 from surveybridge.jobs.clouds.gravity import free_fall, strength
 
-MAPS = {
-    "column": "cm-2",
-    "density": "cm-3",
-    "psi": "rad",
-    "sigma_v": "cm s-1",
-    "field": "uG",
-    "field_total": "uG",
-    "column_observed": "cm-2",
-    "psi_observed": "rad",
-    "sigma_v_observed": "cm s-1",
-}
-"""Maps of each pair, and their units."""
-
 VIEWS = 8
 """Directions from which a snapshot is seen: three axes, the others random."""
 

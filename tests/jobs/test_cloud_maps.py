@@ -17,9 +17,10 @@ from surveybridge.jobs.clouds.gravity import strength
 from surveybridge.jobs.clouds.projection import AXES, angle, physical_maps, project, random_rotation, turn
 from surveybridge.jobs.clouds.simulation import collide
 from surveybridge.jobs.clouds.state import divergence, rms_velocity, uniform
-from surveybridge.jobs.clouds.suites import MAPS, SUITES, plan_of
+from surveybridge.jobs.clouds.suites import SUITES, plan_of
 from surveybridge.jobs.clouds.telescope import COLUMN_FLOOR, COLUMN_SHARE, STOKES_SHARE, Telescope, smooth
 from surveybridge.jobs.clouds.units import CloudUnits, with_gravity
+from surveybridge.storage.map_names import CLOUD_MAPS
 
 UNITS = CloudUnits(500.0)
 
@@ -47,7 +48,9 @@ def test_gas_that_is_the_same_everywhere_has_the_maps_of_its_numbers():
         "field_total": 6.5 * UNITS.field,
     }
     found = maps_of(cube)
-    assert found.keys() == expected.keys() and {*found} == {name for name in MAPS if not name.endswith("_observed")}
+    assert found.keys() == expected.keys() and {*found} == {
+        name for name in CLOUD_MAPS if not name.endswith("_observed")
+    }
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9)
     assert CloudUnits(1000.0).field == pytest.approx(3.26, abs=0.01)

@@ -11,7 +11,7 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.jobs.clouds import blocks, simulation
-from surveybridge.jobs.clouds.suites import MAPS
+from surveybridge.storage.map_names import CLOUD_MAPS
 from surveybridge.storage.pairs import problem_of_pairs, read_ids, read_pairs, states_conditions
 from surveybridge.storage.problems import read_problem, unit_of
 from tests.jobs.test_bad_requests import refused
@@ -42,8 +42,8 @@ def test_the_store_is_a_pair_store_with_all_maps_and_their_units(store):
     assert problem["wanted"] == "density" and [end["unit"] for end in problem["endpoints"]] == ["cm-2", "cm-3"]
     assert not states_conditions(str(store))
     group: Any = zarr.open_group(store, mode="r")
-    assert dict(group.attrs["units"]) == MAPS and group.attrs["pixel_pc"] == 4 / CELLS
-    for name in MAPS:
+    assert dict(group.attrs["units"]) == CLOUD_MAPS and group.attrs["pixel_pc"] == 4 / CELLS
+    for name in CLOUD_MAPS:
         values = np.asarray(group[name][...])
         assert values.shape[:3] == (COUNT, CELLS, CELLS) and values.dtype == np.float32
         there = np.isfinite(values)  # noise hides a few of the least columns
@@ -63,11 +63,11 @@ def test_the_problems_that_ship_read_their_ends_from_its_maps(store, name):
     assert problem["wanted"] == wanted["name"] and problem["catalog"] is None
     assert all(band.endswith("_observed") for band in observed["bands"] if observed["name"] == "observed")
     for end in problem["endpoints"]:
-        maps = [end["name"]] if end["name"] in MAPS else end["bands"]
+        maps = [end["name"]] if end["name"] in CLOUD_MAPS else end["bands"]
         for plane, one in enumerate(maps):
             there = np.asarray(group[one][...]).reshape(COUNT, CELLS, CELLS)
             np.testing.assert_array_equal(pairs.ends[end["name"]][:, plane], there)
-            assert unit_of(end, end["bands"][plane]) == MAPS[one]
+            assert unit_of(end, end["bands"][plane]) == CLOUD_MAPS[one]
 
 
 def test_each_pair_says_which_simulation_it_is_of(store):

@@ -15,7 +15,7 @@ from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import observed_units, window_samples
-from surveybridge.jobs.clouds.suites import MAPS
+from surveybridge.storage.map_names import CLOUD_MAPS
 from surveybridge.storage.pairs import read_pairs
 from tests.jobs.test_bad_requests import refused
 from tests.jobs.training_runs import without_ray
@@ -36,7 +36,7 @@ def store(tmp_path_factory) -> str:
     maps |= {f"{name}_observed": maps[name] * 1.02 for name in ("column", "psi", "sigma_v")}
     maps["column_observed"][0, 2:5, 3] = np.nan
     path = tmp_path_factory.mktemp("clouds") / "clouds.zarr"
-    attributes: dict[str, Any] = {"endpoints": ["column", "density"], "units": MAPS, "held_back": 4, "bands": {}}
+    attributes: dict[str, Any] = {"endpoints": ["column", "density"], "units": CLOUD_MAPS, "held_back": 4, "bands": {}}
     group = zarr.open_group(str(path), mode="w", attributes=attributes)
     for name, values in maps.items():
         group.create_array(name, data=np.asarray(values, np.float32))
