@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import itertools
 import sys
+from collections.abc import Iterable, Sequence
 
 from docs.imports import ALLOWED, GROUND, ROOT, Graph, circles, files_of, graph_of, room_of, rooms_of
 
@@ -168,42 +170,75 @@ def floors_of(rooms: Graph) -> list[list[str]]:
         above = [other for other in rooms if room in rooms[other]]
         for passed in range(depth[room] + 1, max((depth[other] for other in above), default=0)):
             floors[-1 - passed].append(f"{PASSING}{room}")
+    pieces = _pieces(floors, rooms)
     for _ in range(3):
         for k, floor in enumerate(floors):
-            orders = ([*floors[:k], list(order), *floors[k + 1 :]] for order in itertools.permutations(floor))
-            floors = min(orders, key=lambda some: _length(some, rooms))
+            places = _places(floors)
+            ends = [(one, places[m][other]) for (one, n), (other, m), _ in pieces if n == k]
+            ends += [(other, places[n][one]) for (one, n), (other, m), _ in pieces if m == k]
+            floors[k] = _in_order(floor, ends)
     return floors
 
 
-def _length(floors: list[list[str]], rooms: Graph) -> float:
-    """How far the arrows go sideways, squared and summed."""
-    return sum((x - u) ** 2 for (x, _), (u, _), _ in _arrows(_places(floors), rooms))
+def _in_order(floor: list[str], ends: list[tuple[str, float]]) -> list[str]:
+    """Rooms of a floor from the left so that arrows from them to `ends` go sideways least, squared and summed.
+
+    Where a room stands follows from which are left of it, in whatever order.
+    """
+    widths, space = _widths(floor)
+
+    def sideways(room: str, left: frozenset[str]) -> float:
+        middle = MARGIN + sum(widths[other] + space for other in left) + (space + widths[room]) / 2
+        return sum((middle - x) ** 2 for one, x in ends if one == room)
+
+    @functools.cache
+    def others(left: frozenset[str]) -> tuple[float, list[str]]:
+        """How far those go that are not `left`, in their best order."""
+        choices = []
+        for room in floor:
+            if room not in left:
+                far, order = others(left | {room})
+                choices.append((sideways(room, left) + far, [room, *order]))
+        return min(choices, key=lambda choice: choice[0], default=(0.0, []))
+
+    return others(frozenset())[1]
+
+
+def _widths(floor: list[str]) -> tuple[dict[str, float], float]:
+    """Width of each room and of each arrow that passes, and the space between two; pixels."""
+    widths: dict[str, float] = {room: PASSAGE if room.startswith(PASSING) else BOX[0] for room in floor}
+    return widths, (WIDTH - 2 * MARGIN - sum(widths.values())) / len(floor)
 
 
 def _places(floors: list[list[str]]) -> list[dict[str, float]]:
     """By floor: the middle of each room and of each arrow that passes, pixels from the left."""
     found = []
     for floor in floors:
-        widths = [PASSAGE if room.startswith(PASSING) else BOX[0] for room in floor]
-        space = (WIDTH - 2 * MARGIN - sum(widths)) / len(floor)
-        starts = itertools.accumulate((width + space for width in widths), initial=MARGIN + space / 2)
-        found.append({room: start + width / 2 for room, start, width in zip(floor, starts, widths, strict=False)})
+        widths, space = _widths(floor)
+        starts = itertools.accumulate((width + space for width in widths.values()), initial=MARGIN + space / 2)
+        found.append({room: start + widths[room] / 2 for room, start in zip(floor, starts, strict=False)})
     return found
 
 
 def _arrows(places: list[dict[str, float]], rooms: Graph) -> list[tuple[tuple[float, int], tuple[float, int], bool]]:
     """Pieces of arrows from (x, floor) to (x, next floor), and whether they end there."""
-    floor_of = {room: n for n, floor in enumerate(places) for room in floor if not room.startswith(PASSING)}
+    return sorted(
+        ((places[n][one], n), (places[m][other], m), ends) for (one, n), (other, m), ends in _pieces(places, rooms)
+    )
+
+
+def _pieces(floors: Sequence[Iterable[str]], rooms: Graph) -> set[tuple[tuple[str, int], tuple[str, int], bool]]:
+    """Pieces of arrows from (room, floor) to (room, next floor), and whether they end there."""
+    floor_of = {room: n for n, floor in enumerate(floors) for room in floor if not room.startswith(PASSING)}
     found = set()
     for room, below in rooms.items():
         for other in below:
-            start, at = places[floor_of[room]][room], floor_of[room]
+            start = room, floor_of[room]
             for n in range(floor_of[room] + 1, floor_of[other]):
-                passing = places[n][f"{PASSING}{other}"]
-                found.add(((start, at), (passing, n), False))
-                start, at = passing, n
-            found.add(((start, at), (places[floor_of[other]][other], floor_of[other]), True))
-    return sorted(found)
+                found.add((start, (f"{PASSING}{other}", n), False))
+                start = f"{PASSING}{other}", n
+            found.add((start, (other, floor_of[other]), True))
+    return found
 
 
 def main() -> int:

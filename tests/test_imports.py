@@ -27,14 +27,20 @@ FILES = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def graph() -> Mapping[str, set[str]]:
+    """The import graph of the house."""
+    return graph_of(files_of())
+
+
 @pytest.mark.parametrize("path", sorted(set(FILES)), ids=str)
 def test_a_file_imports_only_what_its_place_may(path):
     assert list(violations((ROOT / path).read_text(encoding="utf-8"), path)) == []
 
 
-def test_every_library_and_room_is_looked_at():
+def test_every_library_and_room_is_looked_at(graph):
     assert {path.parts[0] for path in FILES} == {*ALLOWED, *AROUND, HOUSE}
-    assert {room for room in rooms_of(graph_of(files_of())) if room.startswith("jobs.")} - GROUND >= {
+    assert {room for room in rooms_of(graph) if room.startswith("jobs.")} - GROUND >= {
         f"jobs.{folder.name}" for folder in (ROOT / "jobs").iterdir() if (folder / "__init__.py").exists()
     }
 
@@ -106,8 +112,7 @@ def test_allowed_imports_pass(where, line):
     assert list(violations(line + "\n", Path(where))) == []
 
 
-def test_nothing_is_imported_in_a_circle():
-    graph = graph_of(files_of())
+def test_nothing_is_imported_in_a_circle(graph):
     assert circles(graph) == []
     assert circles(rooms_of(graph)) == []
 
@@ -145,8 +150,8 @@ def test_rooms_that_need_each_other_are_a_circle_though_their_modules_are_none(t
     assert circles(rooms_of(graph)) == [["jobs.a", "jobs.b"]]
 
 
-def test_the_picture_in_the_documentation_shows_the_house_as_it_is():
-    drawn = house.draw(graph_of(files_of()))
+def test_the_picture_in_the_documentation_shows_the_house_as_it_is(graph):
+    drawn = house.draw(graph)
     assert (ROOT / "docs" / "house.svg").read_text() == drawn, "run `python -m docs.house`"
 
 

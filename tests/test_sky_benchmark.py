@@ -146,6 +146,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_begins_anew_with_other_settings(
     assert set(skies.chosen(None)) == set(shipped()) - {"ideal"}
 
 
+@pytest.mark.long
 def test_a_field_is_measured_from_its_files_on(monkeypatch):
     monkeypatch.setattr(skies, "SIZE", 400)
     monkeypatch.setattr(skies, "LENSES", 1)
