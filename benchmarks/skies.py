@@ -6,7 +6,7 @@
     python -m benchmarks.skies --checkpoint mosaic-v2 --seed 9
 
 The same fields, from seeds, are simulated under each of the shipped skies (`simulate --sky`), written as FITS, read,
-co-registered, translated and scored with the product's own functions; only the windows with a galaxy to i = 24.5 or a
+co-registered, aligned, translated and scored with the product's own functions; only the windows with a galaxy to i = 24.5 or a
 star to i = 23 are translated. As in a run, a model is told the conditions where its card takes them, and images are
 brought to the PSF of training where its card states one. Conditions that are in the results already, with the same
 settings, are left out, so that a run may be stopped and goes on.
@@ -36,11 +36,12 @@ from surveybridge.jobs.simulating.observing import Instrument, Observing, Regist
 from surveybridge.jobs.simulating.population import concatenate
 from surveybridge.jobs.simulating.shipped_skies import shipped
 from surveybridge.jobs.simulating.sky import observe
+from surveybridge.jobs.translating.alignment import aligned
 from surveybridge.jobs.translating.candidates import RunFacts, find_candidates
 from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import prepared
-from surveybridge.storage.field_images import read_field
+from surveybridge.storage.field_images import open_field
 from surveybridge.storage.ingest import TileBox, cut_tile
 from surveybridge.storage.problems import default_problem
 from surveybridge.storage.tiles import Tile
@@ -137,9 +138,9 @@ def observed_tile(folder: Path, sky: Observing, seed: int) -> Tile:
     files = {"lsst": {band: paths[band] for band in "gri"}, "euclid": {"VIS": paths["VIS"]}}
     # a PSF that no profile describes is given as an image
     stamps = {"VIS": f"{paths['VIS']}[PSF]"} if sky.band("VIS").psf_kind == "optical" else {}
-    read = read_field(default_problem(), files, "euclid", numbers={"psf": {"euclid": stamps}})
+    opened = open_field(default_problem(), files, "euclid", numbers={"psf": {"euclid": stamps}})
     whole = (0, SIZE, 0, SIZE)
-    return cut_tile(read, TileBox("t0000", whole, whole))
+    return cut_tile(aligned(opened).strip(0, SIZE), TileBox("t0000", whole, whole))
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import sep
@@ -65,6 +65,15 @@ class Sources:
     def select(self, keep: NDArray[np.bool_]) -> Sources:
         """Keep some of the objects."""
         return Sources(*(getattr(self, one.name)[keep] for one in fields(self)))
+
+    def moved(self, y: float, x: float) -> Sources:
+        """The same with other centres, such as those of a strip in the whole image."""
+        return replace(self, y=self.y + y, x=self.x + x)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sources]) -> Sources:
+        """Objects of several, one after the other."""
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 
 def detect(

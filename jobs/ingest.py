@@ -106,6 +106,11 @@ class Config(JobConfig):
     psf_noise: float = Field(
         NOISE_BOUND, gt=1, le=10, description="factor by which --homogenise may enlarge the noise of a pixel"
     )
+    align: bool = Field(
+        True,
+        description="measure on the objects of both surveys by how much the images of one are off, and where that is "
+        "certain and above 0.01 arcsec, move them onto the other's",
+    )
     dry_run: bool = Field(False, description="read everything, say what would be written, and write nothing")
     wait: float = Field(0.0, ge=0, description="seconds to wait for another ingest into the store to end")
     subtract_sky: bool = Field(
@@ -156,6 +161,7 @@ class Config(JobConfig):
 def run(config: Config) -> int:
     """Write the store, and report what is in it."""
     from surveybridge.jobs.running.progress import progress
+    from surveybridge.jobs.translating.alignment import aligned
     from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import foresee_field, ingest_field
     from surveybridge.storage.problems import default_problem, of_images, read_problem
@@ -169,6 +175,7 @@ def run(config: Config) -> int:
         "halo": config.halo,
         "slot": Slot(config.field, config.wait),
         "subtract_sky": config.subtract_sky,
+        "aligned": aligned if config.align else None,
         "wanted_psfs": wanted_psfs(config),
     }
     onto = target_grid(config, problem, images)

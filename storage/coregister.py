@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from surveybridge.storage.grids import GridMapping, Positions, pixel_scale
+from surveybridge.storage.grids import NOT_DISPLACED, Displacement, GridMapping, Positions, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
 from surveybridge.storage.psf import PsfImage
 from surveybridge.storage.spline import TAPS, correlated_gain, interpolation_matrix, tap_weights
@@ -75,10 +75,18 @@ class Registration:
     head: SurveyImage
 
     @classmethod
-    def of(cls, image: LazyImage, target_wcs_header: str, target_shape: tuple[int, int]) -> Registration:
-        """Prepare; arguments as `coregister`."""
+    def of(
+        cls,
+        image: LazyImage,
+        target_wcs_header: str,
+        target_shape: tuple[int, int],
+        displacement: Displacement = NOT_DISPLACED,
+    ) -> Registration:
+        """Prepare; arguments as `coregister`, and the error of the image's WCS that is taken back."""
         head = image.head
-        mapping = GridMapping.between(target_wcs_header, target_shape, head.wcs_header, image.shape)
+        mapping = GridMapping.between(
+            target_wcs_header, target_shape, head.wcs_header, image.shape, displacement=displacement
+        )
         done = mapping.name if head.extensive or mapping.whole_shift is not None else "cubic spline"
         told = {"native_pixel_scale": f"{head.pixel_scale:.6g}", "interpolation": done}
         on_grid = replace(

@@ -15,7 +15,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fields import grid_id_of
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.fits_planes import Noise
-from surveybridge.storage.grids import describe_footprint, overlap_fraction
+from surveybridge.storage.grids import Displacement, describe_footprint, overlap_fraction
 from surveybridge.storage.homogenise import FILL_REACH, WantedPsfs, homogenise
 from surveybridge.storage.images import LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
@@ -83,6 +83,19 @@ class OpenField:
     ends: Mapping[str, EndpointTable]
     notes: Mapping[str, str]
     wanted: WantedPsfs | None = None
+
+    def displaced(self, name: str, displacement: Displacement, note: str) -> OpenField:
+        """The same with an error of one endpoint's WCS taken back, which the provenance of all images says."""
+        parts = [
+            Registration.of(
+                part.image if isinstance(part, Registration) else part,
+                self.grid.wcs_header,
+                self.grid.shape,
+                displacement,
+            )
+            for part in self.parts[name]
+        ]
+        return replace(self, parts={**self.parts, name: parts}, notes={**self.notes, "alignment": note})
 
     def homogenised(self, wanted: WantedPsfs) -> OpenField:
         """The same brought to other PSFs; StorageError if that of a band is not known."""

@@ -87,6 +87,58 @@ class Positions(NamedTuple):
     area: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Displacement:
+    """Where on a grid an image shows what belongs at a place, if its WCS is not quite right: a shift and a turn.
+
+    Parameters
+    ----------
+    shift : (float, float)
+        (y, x), pixels of the grid.
+    turn : float
+        By which a place at x from the middle is too high in y, rad; small.
+    middle : (float, float)
+        (y, x) of the grid about which it is turned.
+    """
+
+    shift: tuple[float, float]
+    turn: float
+    middle: tuple[float, float]
+
+    def of(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Places (y, x) of the grid, displaced."""
+        from_y, from_x = y - self.middle[0], x - self.middle[1]
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        return (
+            self.middle[0] + self.shift[0] + cos * from_y + sin * from_x,
+            self.middle[1] + self.shift[1] + cos * from_x - sin * from_y,
+        )
+
+
+NOT_DISPLACED = Displacement((0.0, 0.0), 0.0, (0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way from a place on the output grid to its pixel of the input, by the WCS of both.
+
+    Parameters
+    ----------
+    output, input : WCS
+        Of the two grids.
+    displacement : Displacement
+        Where the input, brought onto the output grid by its WCS, would show what belongs at a place.
+    """
+
+    output: WCS
+    input: WCS
+    displacement: Displacement = NOT_DISPLACED
+
+    def of(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Positions (y, x) in the input of places on the output grid; NaN where it has no pixel for them."""
+        return pixel_to_pixel(self.output, self.input, *self.displacement.of(y, x))
+
+
 EXACT_WITHIN = 1e-4
 """Pixels: what the splines of a mapping may differ from the WCS in the middle between their nodes."""
 
@@ -103,16 +155,15 @@ class Cells:
         Where each pixel is computed by itself.
     unseen : bool [N - 1, M - 1]
         Where no pixel lies on the input.
-    output, input : WCS
-        Of the two grids.
+    route : Route
+        By which they are computed.
     """
 
     nodes_y: NDArray[np.float64]
     nodes_x: NDArray[np.float64]
     exact: NDArray[np.bool_]
     unseen: NDArray[np.bool_]
-    output: WCS
-    input: WCS
+    route: Route
 
     def correct(self, y: NDArray[np.float64], x: NDArray[np.float64], where: Positions) -> None:
         """Write exact positions into those of the rectangle y [h] times x [w], NaN where there are none."""
@@ -123,9 +174,10 @@ class Cells:
             plane[unseen] = np.nan
         if exact.any():
             all_y, all_x = (plane[exact] for plane in np.meshgrid(y, x, indexing="ij"))
-            there_y, there_x = pixel_to_pixel(self.output, self.input, all_y, all_x)
+            there_y, there_x = self.route.of(all_y, all_x)
             where.y[exact], where.x[exact] = there_y, there_x
-            where.area[exact] = pixel_area(self.output, all_y, all_x) / pixel_area(self.input, there_y, there_x)
+            output, there = self.route.output, self.route.input
+            where.area[exact] = pixel_area(output, all_y, all_x) / pixel_area(there, there_y, there_x)
 
 
 @dataclass(frozen=True)
@@ -162,22 +214,24 @@ class GridMapping:
         input_header: str,
         input_shape: Sequence[int] | None = None,
         spacing: int = 64,
+        displacement: Displacement = NOT_DISPLACED,
     ) -> GridMapping:
         """Map the grid of `output_header` into that of `input_header`, exact every `spacing` pixels.
 
         Where the splines between are off by more than `EXACT_WITHIN`, every pixel is exact; of positions outside
-        `input_shape` (H, W of the input), where it is given, this need not hold.
+        `input_shape` (H, W of the input), where it is given, this need not hold. The input is read where
+        `displacement` says that it shows what its WCS has elsewhere.
         """
         from scipy.interpolate import RectBivariateSpline  # half a second, which those who read tiles do without
 
-        output, there = celestial_wcs(output_header), celestial_wcs(input_header)
+        route = Route(celestial_wcs(output_header), celestial_wcs(input_header), displacement)
         nodes_y, nodes_x = (np.linspace(0, n - 1, max(5, -(-n // spacing) + 1)) for n in shape)
-        y, x = pixel_to_pixel(output, there, *np.meshgrid(nodes_y, nodes_x, indexing="ij"))
+        y, x = route.of(*np.meshgrid(nodes_y, nodes_x, indexing="ij"))
         seen = np.isfinite(y) & np.isfinite(x)
         if not seen.any():
             raise StorageError(
-                f"the grids do not see the same sky: {describe_footprint(output, shape)} and CRVAL "
-                f"{there.wcs.crval} deg; give images that overlap"
+                f"the grids do not see the same sky: {describe_footprint(route.output, shape)} and CRVAL "
+                f"{route.input.wcs.crval} deg; give images that overlap"
             )
         ahead_y, ahead_x = (y - nodes_y[:, None])[seen], (x - nodes_x)[seen]
         shift = (round(float(ahead_y[0])), round(float(ahead_x[0])))
@@ -192,13 +246,13 @@ class GridMapping:
             shift if off < 1e-4 else None,
             ((shape[0] - 1) / 2, (shape[1] - 1) / 2),
         )
-        return mapping if mapping.whole_shift is not None else mapping._checked(output, there, seen, input_shape)
+        return mapping if mapping.whole_shift is not None else mapping._checked(route, seen, input_shape)
 
-    def _checked(self, output: WCS, there: WCS, seen: NDArray[np.bool_], input_shape: Sequence[int] | None) -> Self:
+    def _checked(self, route: Route, seen: NDArray[np.bool_], input_shape: Sequence[int] | None) -> Self:
         """The mapping with the cells in which its splines are not what the WCS says; `seen` are its nodes."""
         nodes_y, nodes_x = (np.linspace(0, n - 1, nodes) for n, nodes in zip(self.shape, seen.shape, strict=True))
         middle_y, middle_x = ((nodes[1:] + nodes[:-1]) / 2 for nodes in (nodes_y, nodes_x))
-        y, x = pixel_to_pixel(output, there, *np.meshgrid(middle_y, middle_x, indexing="ij"))
+        y, x = route.of(*np.meshgrid(middle_y, middle_x, indexing="ij"))
         off = np.hypot(y - self.spline_y(middle_y, middle_x), x - self.spline_x(middle_y, middle_x))
         corners = np.stack([seen[:-1, :-1], seen[:-1, 1:], seen[1:, :-1], seen[1:, 1:], np.isfinite(off)])
         holds = corners.all(axis=0) & (off <= EXACT_WITHIN)
@@ -214,7 +268,7 @@ class GridMapping:
                 holds.shape,
             )
             centre = (float(middle_y[row]), float(middle_x[column]))
-        return replace(self, centre=centre, cells=Cells(nodes_y, nodes_x, exact, ~holds & ~exact, output, there))
+        return replace(self, centre=centre, cells=Cells(nodes_y, nodes_x, exact, ~holds & ~exact, route))
 
     def _touches(
         self, nodes_y: NDArray[np.float64], nodes_x: NDArray[np.float64], input_shape: Sequence[int]

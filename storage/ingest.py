@@ -71,7 +71,8 @@ def ingest_field(
     watch : callable (tiles, total) -> tiles, optional
         Wrapped around the tiles as they are written: a progress bar.
     **how
-        Passed to `open_field`, but for `wanted_psfs` (`homogenise.WantedPsfs`): PSFs to which the images are brought.
+        Passed to `open_field`, but for `aligned`, a function from an OpenField to one whose images lie on each other,
+        and `wanted_psfs` (`homogenise.WantedPsfs`): PSFs to which the images are brought.
         `storage_options` hold for the store too.
 
     Returns
@@ -140,8 +141,10 @@ def _opened(
     """The field, still without a name, and its tiles; `tiling` is the size of a core and the halo."""
     check_tiling(*tiling)
     given = dict(how)
-    wanted = given.pop("wanted_psfs", None)
+    wanted, aligned = given.pop("wanted_psfs", None), given.pop("aligned", None)
     opened = open_field(problem, images, onto, **given)
+    if aligned is not None:
+        opened = aligned(opened)
     if wanted is not None:
         opened = opened.homogenised(wanted)
     grid = opened.grid

@@ -37,8 +37,8 @@ def _measure(tile: Tile) -> float:
     first, second = tile.images.values()
     scale = first.pixel_scale
     found = typical_offset(
-        _objects(first),
-        _objects(second),
+        objects_of(first),
+        objects_of(second),
         tile.shape,
         reach=max(seeing(first), seeing(second)) / 2 / scale,
         smallest=SMALLEST_ARCSEC / scale,
@@ -47,7 +47,7 @@ def _measure(tile: Tile) -> float:
     return float(f"{found * scale:.2g}")
 
 
-def _objects(image: SurveyImage) -> Sources:
+def objects_of(image: SurveyImage) -> Sources:
     """Objects of all bands together, each weighted by its typical inverse variance."""
     from surveybridge.bridge_core.detection import detect
 

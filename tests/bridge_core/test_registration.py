@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from surveybridge.bridge_core.detection import Sources
-from surveybridge.bridge_core.registration import STEP, typical_offset
+from surveybridge.bridge_core.registration import STEP, common_shift, measured_offset, typical_offset
 
 SHAPE = (600, 400)
 
@@ -66,3 +66,32 @@ def test_nothing_is_said_where_too_few_bright_objects_are_seen_or_they_scatter_t
     assert math.isnan(measured(places[:0], places))
     scattered = places[:20] + np.random.default_rng(8).normal(0, 1.3, (20, 2))
     assert math.isnan(measured(places[:20], scattered))
+
+
+def test_a_shift_far_beyond_the_distance_of_neighbours_is_found():
+    places, rng = sky(300), np.random.default_rng(9)
+    moved = places + np.array([17.0, -11.0]) + rng.normal(0, 0.3, places.shape)
+    moved[:60] = rng.uniform((0, 0), SHAPE, (60, 2))  # objects that the first does not show
+    found = common_shift(sources(places), sources(moved), search=30.0, width=3.0)
+    assert found == pytest.approx((17.0, -11.0), abs=0.1)
+
+
+def test_objects_of_two_skies_share_no_shift():
+    one, other = (np.random.default_rng(seed).uniform((0, 0), SHAPE, (300, 2)) for seed in (1, 2))
+    assert common_shift(sources(one), sources(other), search=30.0, width=3.0) is None
+    assert common_shift(sources(sky(300)), sources(sky(0)), search=30.0, width=3.0) is None
+
+
+def test_shift_and_turn_come_out_with_errors_that_hold():
+    """Of 60 skies with noise, the shift is within two standard errors as often as it should be."""
+    inside, errors = 0, []
+    for seed in range(60):
+        places, rng = sky(150, seed=seed), np.random.default_rng(1000 + seed)
+        moved = places + np.array([0.4, -0.3]) + rng.normal(0, 0.25, places.shape)
+        found = measured_offset(sources(places), sources(moved), (300.0, 200.0), reach=4.0)
+        assert found is not None and found.objects > 120
+        off = (np.array(found.shift) - (0.4, -0.3)) / np.sqrt(found.variances[:2])
+        inside += int((np.abs(off) < 2).sum())
+        errors.append(np.sqrt(found.variances[0]))
+    assert 105 <= inside <= 119  # 114.5 of 120 are expected
+    assert np.median(errors) == pytest.approx(0.25 / np.sqrt(150), rel=0.15)

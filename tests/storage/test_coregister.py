@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.path import Path
@@ -10,7 +12,7 @@ from scipy import ndimage
 from surveybridge.storage.celestial import celestial_wcs, icrs_wcs, sky_to_pixel, stated_wcs, wcs_header_string
 from surveybridge.storage.coregister import Registration, coregister, resample_stamps
 from surveybridge.storage.errors import StorageError
-from surveybridge.storage.grids import GridMapping, pixel_to_pixel
+from surveybridge.storage.grids import Displacement, GridMapping, pixel_to_pixel
 from surveybridge.storage.images import MASK_PLANES, LazyImage, SurveyImage
 from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
@@ -309,3 +311,28 @@ def test_positions_are_right_on_every_kind_of_grid(frame, swap, ra, dec, sip):
             assert np.hypot(where.y[0, 0] - expected[0], where.x[0, 0] - expected[1]) < 2e-4
     back = sky_to_pixel(celestial_wcs(read), true.ra.deg, true.dec.deg)
     np.testing.assert_allclose(back, (y, x), rtol=0, atol=2e-5)
+
+
+def test_an_error_of_the_wcs_that_is_known_is_taken_back():
+    """The image lies 1.3 and -0.6 pixels of the grid off its WCS, and is turned by 0.4 degrees about the middle."""
+    turn, middle = np.deg2rad(0.4), ((FINE[0] - 1) / 2, (FINE[1] - 1) / 2)
+    displacement = Displacement((1.3, -0.6), turn, middle)
+    y, x = np.array([30.0, 64.0, 90.0]), np.array([50.0, 95.0, 40.0])
+    target = header(FINE, 0.1)
+    shown_y, shown_x = displacement.of(y, x)
+    wrong = header(COARSE, 0.2, rotation=-4.5)
+    places = np.stack(pixel_to_pixel(celestial_wcs(target), celestial_wcs(wrong), shown_y, shown_x), -1)
+    image = replace(image_of(gaussians(COARSE, places, 1.64)), wcs_header=wrong)
+    out = Registration.of(LazyImage.of(image), target, FINE, displacement).strip(0, FINE[0])
+    expected = gaussians(FINE, np.stack([y, x], -1), 3.28)
+    inner = np.s_[8:-8, 8:-8]
+    np.testing.assert_allclose(out.flux[0][inner], expected[inner], atol=0.01 * expected.max())
+    assert float(np.nansum(out.flux)) == pytest.approx(3000.0, rel=1e-3)
+
+
+def test_an_image_on_the_grid_itself_is_interpolated_once_it_is_displaced():
+    wcs = header(FINE, 0.1)
+    image = replace(image_of(gaussians(FINE, [(60.0, 70.0)], 3.0)), wcs_header=wcs)
+    moved = Displacement((0.5, 0.25), 0.0, (0.0, 0.0))
+    out = Registration.of(LazyImage.of(image), wcs, FINE, moved).strip(0, FINE[0])
+    np.testing.assert_allclose(out.flux[0][9:-9, 9:-9], gaussians(FINE, [(59.5, 69.75)], 3.0)[9:-9, 9:-9], atol=0.05)
