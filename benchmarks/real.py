@@ -79,7 +79,8 @@ def main() -> None:
             run = f"{store}-run"
             path = arguments.data / stamp.file
             ground = tuple(f"{path}[{name}]" for name in stamp.ground)
-            ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store))
+            # their RMS maps allow for correlated noise: a single pixel scatters by less
+            ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store, euclid_noise="scaled"))
             config = translate.Config(
                 store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
                 steps=arguments.steps, executor="serial",

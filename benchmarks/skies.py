@@ -6,10 +6,10 @@
     python -m benchmarks.skies --checkpoint mosaic-v2 --seed 9
 
 The same fields, from seeds, are simulated under each of the shipped skies (`simulate --sky`), written as FITS, read,
-co-registered, aligned, translated and scored with the product's own functions; only the windows with a galaxy to i = 24.5 or a
-star to i = 23 are translated. As in a run, a model is told the conditions where its card takes them, and images are
-brought to the PSF of training where its card states one. Conditions that are in the results already, with the same
-settings, are left out, so that a run may be stopped and goes on.
+co-registered, aligned, translated and scored with the product's own functions; only the windows with a galaxy to
+i = 24.5 or a star to i = 23 are translated. As in a run, a model is told the conditions where its card takes them, and
+images are brought to the PSF of training where its card states one. Conditions that are in the results already, with
+the same settings, are left out, so that a run may be stopped and goes on.
 """
 
 from __future__ import annotations

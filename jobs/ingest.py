@@ -41,7 +41,7 @@ SHORT = (
     "euclid_noise", "lsst_noise", "lsst_bands",
 )  # fmt: skip
 """Settings that are short for those of the problem lsst-euclid."""
-NOISES = ("auto", "file", "sky")
+NOISES = ("auto", "file", "scaled", "sky")
 
 Value = TypeVar("Value")
 
@@ -89,7 +89,9 @@ class Config(JobConfig):
         (), description="AB zero points as NAME.BAND=MAG, which count instead of the units and zero points in headers"
     )
     noise: tuple[str, ...] = Field(
-        (), description="where variances come from, as NAME=auto, NAME=file (a map) or NAME=sky"
+        (),
+        description="where variances come from, as NAME=auto, NAME=file (a map), NAME=scaled (a map, scaled to what "
+        "the pixels of the sky scatter by) or NAME=sky",
     )
     mask: tuple[str, ...] = Field((), description="masks in separate files, as NAME.BAND=FILE or FILE[EXT]")
     variance: tuple[str, ...] = Field((), description="variance maps in separate files, as NAME.BAND=FILE")
@@ -132,11 +134,14 @@ class Config(JobConfig):
     lsst_psf: tuple[str, ...] = Field(
         (), description="PSF per LSST image, FWHM in arcsec or as in --psf (default: their files)"
     )
-    euclid_noise: Literal["auto", "file", "sky"] = Field(
-        "file", description="where the Euclid variance comes from: file (VARIANCE or RMS map), sky, or auto"
+    euclid_noise: Literal["auto", "file", "scaled", "sky"] = Field(
+        "file",
+        description="where the Euclid variance comes from: file (VARIANCE or RMS map), scaled (the same, scaled to the "
+        "scatter of the sky), sky, or auto",
     )
-    lsst_noise: Literal["auto", "file", "sky"] = Field(
-        "auto", description="where LSST variances come from: file, sky, or auto = VARIANCE extension, else sky"
+    lsst_noise: Literal["auto", "file", "scaled", "sky"] = Field(
+        "auto",
+        description="where LSST variances come from: file, scaled, sky, or auto = VARIANCE extension, else sky",
     )
 
     @model_validator(mode="after")

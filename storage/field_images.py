@@ -163,7 +163,7 @@ def open_field(
         FITS file or URL, `FILE[EXT]` to name an extension. All bands of an endpoint; one endpoint may be left out.
     onto : str or TargetGrid
         The endpoint whose grid, that of its first band, the others are brought onto; or the grid for all.
-    noise : mapping of endpoint to "auto", "file" or "sky", optional
+    noise : mapping of endpoint to "auto", "file", "scaled" or "sky", optional
         As `open_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
     numbers : mapping of "psf" or "zero_point" to mapping of endpoint to mapping of band to value, optional
         As `open_images`; they count instead of what the files say.

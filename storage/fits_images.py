@@ -72,8 +72,9 @@ def open_images(
         Such as {"g": ..., "r": ..., "i": ...}; `FILE[EXTNAME]`, `FILE[EXTNAME,EXTVER]` or `FILE[number]` names an HDU.
         Otherwise it must be clear which one is the flux (`fits_selection.flux_extension`). Mask and noise are those
         beside it, with its EXTVER.
-    noise : "auto", "file" or "sky"
-        Where the variance comes from: "file" = the file's variance, RMS or weight map, "sky" = measured on the image,
+    noise : "auto", "file", "scaled" or "sky"
+        Where the variance comes from: "file" = the file's variance, RMS or weight map, "scaled" = the same, multiplied
+        so that it agrees with what the pixels of the sky scatter by, "sky" = measured on the image,
         "auto" = a variance or error map where there is one, else the sky, because the RMS maps of ground bands in
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
         factor of `fits_planes.WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map

@@ -39,7 +39,7 @@ from surveybridge.storage.psf import Psf
 from surveybridge.storage.readings import BandReading
 from surveybridge.storage.units import njy_per_unit
 
-Noise = Literal["auto", "file", "sky"]
+Noise = Literal["auto", "file", "scaled", "sky"]
 """Where variances come from; see `fits_images.open_images`."""
 
 NO_SKY_SCALE = 1.0
@@ -105,6 +105,8 @@ class _Settled:
         As in `zero_areas`.
     variance : float or None
         Of every pixel; None where the file's map says it.
+    map_scale : float
+        What the variances of the map are multiplied by.
     level, sigma : float
         What is subtracted from the flux, and the noise of the sky.
     """
@@ -115,6 +117,7 @@ class _Settled:
     per_steradian: bool
     frequent_zeros: bool
     variance: float | None
+    map_scale: float
     level: float
     sigma: float
 
@@ -169,6 +172,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
     sky = sky_statistics(flux, usable)
     if request.is_flux:
         _check_fill(flux[usable], sky, where)
+    noise_map, map_scale = _scaled(noise_map, flux, usable, where, request)
     variance, noise_note = _variance(noise_map, sky, flux.shape, where, request)
     exact = not variance.any()
     if request.is_flux:
@@ -184,6 +188,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             per_steradian=per_steradian,
             frequent_zeros=frequent_zeros,
             variance=None if own_map else float(variance.flat[0]),
+            map_scale=map_scale,
             level=level,
             sigma=sky.sigma,
         )
@@ -277,7 +282,10 @@ def _read_part(
     constant = settled.variance
     if constant is None:
         assert noise_map is not None, "the map that was settled on is there"
-    variance = noise_map.variance if noise_map is not None and constant is None else np.full(flux.shape, constant)
+    if noise_map is not None and constant is None:
+        variance = noise_map.variance * settled.map_scale
+    else:
+        variance = np.full(flux.shape, constant)
     planes = _finished(flux - settled.level, variance, bits, settled.sigma)
     return _part_of(planes, (y0 - top, y1 - top, x0 - left, x1 - left))
 
@@ -316,6 +324,24 @@ def _finished(
     )
 
 
+def _scaled(
+    noise_map: NoiseMap | None, flux: NDArray[np.float64], usable: NDArray[np.bool_], where: str, request: Request
+) -> tuple[NoiseMap | None, float]:
+    """The noise map in agreement with the sky where that is asked for, and the factor of its variances."""
+    if noise_map is None or request.noise != "scaled":
+        return noise_map, 1.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pulls = flux / np.sqrt(noise_map.variance)
+    factor, _, pixels = sky_statistics(pulls, usable)[1:]
+    if not factor > NOTHING:
+        raise StorageError(
+            f"{where}: the sky of {pixels} pixels scatters by {factor:g} times what {noise_map.source} says, expected "
+            "more than 0, so the map cannot be scaled to it; is it the flux?"
+        )
+    source = f"{noise_map.source}, its sigma times {factor:.3g} as {pixels} pixels of the sky have it"
+    return replace(noise_map, variance=noise_map.variance * factor**2, source=source), factor**2
+
+
 def _variance(
     noise_map: NoiseMap | None, sky: Sky, shape: tuple[int, ...], where: str, request: Request
 ) -> tuple[NDArray[np.float64], str]:
@@ -323,13 +349,15 @@ def _variance(
     noise, unit, is_flux = request.noise, request.endpoint["unit"], njy_per_unit(request.endpoint["unit"]) is not None
     if noise_map is None and noise == "auto" and not is_flux:
         return np.zeros(shape), "none in the file, taken as exact"
-    if noise_map is None and noise == "file":
+    if noise_map is None and noise in ("file", "scaled"):
         raise StorageError(
             f"{where}: no noise map (looked for a variance, an error or RMS map, a weight map); give one in the file, "
             "or apart by --variance, --rms or --weight NAME.BAND=FILE, or measure the noise on the sky"
         )
     agrees = noise_map is not None and 1 / WEIGHT_SCALE < noise_map.sigma / (sky.sigma or np.nan) < WEIGHT_SCALE
-    if noise_map is not None and (noise == "file" or (noise == "auto" and (not is_flux or noise_map.counts(agrees)))):
+    if noise_map is not None and (
+        noise in ("file", "scaled") or (noise == "auto" and (not is_flux or noise_map.counts(agrees)))
+    ):
         return noise_map.variance, noise_map.source
     if not sky.sigma > NOTHING:
         raise StorageError(

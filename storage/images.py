@@ -173,14 +173,17 @@ def without_pixels(image: SurveyImage) -> SurveyImage:
 LEAST_SKY = 50
 """Pixels of the sky from which they say its noise."""
 
+HIGHEST_VARIANCE = 10.0
+"""Times the median variance: above, a pixel does not count for the noise of the sky."""
+
 SKY_SIGMA = 3.0
 """A pixel is of the sky if its flux is below so many standard deviations of its noise."""
 
 
 def sky_noise(image: SurveyImage, box: tuple[slice, slice] = np.s_[:, :]) -> tuple[float, ...]:
-    """Typical standard deviation of the noise of a pixel of the sky, by band, in the image's unit, to two digits.
+    """Standard deviation of the noise of the sky, the root of its mean variance, by band, in the image's unit.
 
-    Two digits, so that neighbouring tiles mostly say the same. Where there is no sky, all usable pixels count; NaN
+    To two digits, so that neighbouring tiles mostly say the same. Where there is no sky, all usable pixels count; NaN
     where there are none.
 
     Parameters
@@ -196,7 +199,9 @@ def sky_noise(image: SurveyImage, box: tuple[slice, slice] = np.s_[:, :]) -> tup
         with np.errstate(invalid="ignore"):
             sky = squared[usable & (np.abs(values) < SKY_SIGMA * np.sqrt(squared))]
         known = sky if sky.size >= LEAST_SKY else squared[usable & (squared > 0)]
-        found.append(float(f"{np.sqrt(np.median(known)):.2g}") if known.size else math.nan)
+        # single pixels of a map may say anything
+        known = known[known <= HIGHEST_VARIANCE * np.median(known)] if known.size else known
+        found.append(float(f"{np.sqrt(np.mean(known, dtype=np.float64)):.2g}") if known.size else math.nan)
     return tuple(found)
 
 

@@ -43,6 +43,36 @@ def test_marks_of_no_coverage_stay_whatever_replaces_the_noise(tmp_path, noise, 
         np.testing.assert_allclose(image.variance[0, 8:], VARIANCE[8:], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", MAPS)
+@pytest.mark.parametrize("off", [0.4, 1.7])
+def test_a_map_is_scaled_to_the_scatter_of_the_sky(tmp_path, kind, off):
+    rng = np.random.default_rng(4)
+    shape = (150, 160)
+    sigma = 2.0 * np.linspace(0.7, 1.3, shape[1]) * np.ones(shape)
+    flux = (sigma * rng.normal(size=shape)).astype(np.float32)
+    stated = (off * sigma) ** {"variance": 2, "rms": 1, "weight": -2}[kind]
+    stated[5, 5] = np.nan
+    place = tan_wcs(shape, 0.2).to_header()
+    path = write(
+        tmp_path / "a.fits", hdu(flux, "SCI", wcs=False, **place), hdu(stated, MAPS[kind][1], wcs=False, **place)
+    )
+    image = read(path, noise="scaled")
+    known = image.valid[0]
+    assert np.median(np.sqrt(image.variance[0][known]) / sigma[known]) == pytest.approx(1.0, abs=0.015)
+    assert np.ptp(np.sqrt(image.variance[0][known]) / sigma[known]) < 1e-3, "its shape is kept"
+    assert image.mask[0, 5, 5] == BAD
+    factor = float(image.provenance["r.noise"].split("its sigma times ")[1].split()[0])
+    assert factor == pytest.approx(1 / off, rel=0.015)
+
+
+def test_there_is_nothing_to_scale_without_a_map_or_noise(tmp_path):
+    with pytest.raises(StorageError, match="no noise map"):
+        read(write(tmp_path / "a.fits", hdu(FLUX, "SCI")), noise="scaled")
+    flat = write(tmp_path / "b.fits", hdu(np.ones_like(FLUX), "SCI"), hdu(np.ones_like(FLUX), "VARIANCE"))
+    with pytest.raises(StorageError, match="so the map cannot be scaled to it"):
+        read(flat, noise="scaled")
+
+
 def test_maps_of_another_place_shape_or_kind_are_refused(tmp_path):
     image = write(tmp_path / "a.fits", hdu(FLUX, "SCI"))
     sky = tan_wcs(SHAPE, 0.2, ra=201.3, dec=11.0)
