@@ -53,6 +53,8 @@ class Card:
         Standard deviation, in network units, of the noise by which the bridge's end differs from the observed endpoint.
     clean_input
         Whether the network sees the observed endpoint in its slot; else only the state of the bridge tells of it.
+    pixel_pc
+        Side of a pixel of the training maps in pc, of a problem whose pixels have a physical size; None if not stated.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Card:
     recalibration: Recalibration | None = None
     end_noise: float = 0.0
     clean_input: bool = True
+    pixel_pc: float | None = None
 
     @property
     def physical(self) -> bool:
@@ -114,6 +117,7 @@ class Card:
             **({"recalibration": self.recalibration.card} if self.recalibration else {}),
             **({"end_noise": self.end_noise} if self.end_noise else {}),
             **({} if self.clean_input else {"clean_input": False}),
+            **({"pixel_pc": self.pixel_pc} if self.pixel_pc else {}),
         }
 
     @classmethod
@@ -138,6 +142,7 @@ class Card:
             recalibration=Recalibration.from_card(card["recalibration"]) if card.get("recalibration") else None,
             end_noise=float(card.get("end_noise", 0.0)),
             clean_input=card.get("clean_input", True),
+            pixel_pc=card.get("pixel_pc"),
         )
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.ingesting.grids import AskedGrid, target_grid
+from surveybridge.jobs.ingesting.texts import by_band, by_end, checked_psf, positive, psf_of_text
 from surveybridge.jobs.translating.config import NOISE_BOUND
 
 if TYPE_CHECKING:
     from surveybridge.storage.homogenise import WantedPsfs
     from surveybridge.storage.ingest import Foreseen
-    from surveybridge.storage.problems import ProblemTable
-    from surveybridge.storage.target_grids import TargetGrid
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
@@ -31,11 +31,15 @@ surveybridge ingest --euclid "c.fits[VIS_BGSUB]" --lsst "c.fits[DES_G_BGSUB]" "c
 surveybridge ingest --lsst g.fits r.fits i.fits --store tiles --field tract9813-patch42
 surveybridge ingest --lsst g.fits r.fits i.fits --grid EUC_MER_tile.fits --store tiles
 surveybridge ingest --problem hsc-hst.toml --image hsc.g=g.fits hsc.r=r.fits hst.F814W=acs.fits --onto hst \\
-    --store tiles"""
+    --store tiles
+surveybridge ingest --problem clouds-density --image column.N=perseus_av.fits --factor column.N=2.2e21 \\
+    --distance 294 --pixel-pc 0.125 --store perseus"""
 
 LSST_BANDS = ("g", "r", "i")
 MAPS = ("mask", "variance", "rms", "weight")
 """Maps that may be in files of their own."""
+NAMED = ("psf", "factor", "no_data", "noise")
+"""Further settings that name endpoints; those of LSST and Euclid have short forms."""
 SHORT = (
     "euclid", "lsst", "euclid_mask", "euclid_rms", "lsst_mask", "lsst_variance", "euclid_psf", "lsst_psf",
     "euclid_noise", "lsst_noise", "lsst_bands",
@@ -43,15 +47,17 @@ SHORT = (
 """Settings that are short for those of the problem lsst-euclid."""
 NOISES = ("auto", "file", "scaled", "sky")
 
-Value = TypeVar("Value")
-
 
 class Config(JobConfig):
     """Settings of `surveybridge ingest`."""
 
     writes = ("store",)
 
-    named_values: ClassVar[tuple[str, ...]] = ("image", "psf", "zero_point", "noise", "homogenise", *MAPS)
+    named_values: ClassVar[tuple[str, ...]] = (
+        *("image", "zero_point", "homogenise"),
+        *NAMED,
+        *MAPS,
+    )
 
     store: str = Field(description="tile store, local path or s3:// URL: new, or one to which the field is added")
     field: str | None = Field(
@@ -78,6 +84,19 @@ class Config(JobConfig):
     pixel_scale: float | None = Field(
         None, gt=0, description="side of a pixel of a grid that no file states, arcsec (default: that of --onto)"
     )
+    distance: float | None = Field(None, gt=0, description="distance of a molecular cloud in pc, with --pixel-pc")
+    pixel_pc: float | None = Field(
+        None,
+        gt=0,
+        description="side of a pixel of the grid on a cloud in pc, such as that of the maps a checkpoint was trained "
+        "on; the grid then has the area and the axes of the image, in such pixels",
+    )
+    beam: float = Field(
+        1.0,
+        ge=0,
+        description="FWHM, in pixels of that grid, to which finer maps are smoothed before they are resampled; 0 not "
+        "to smooth them",
+    )
     tile_size: int = Field(512, description="side of a tile's core, pixels of the grid")
     halo: int = Field(64, description="pixels around the core that a tile also holds")
     psf: tuple[str, ...] = Field(
@@ -87,6 +106,14 @@ class Config(JobConfig):
     )
     zero_point: tuple[str, ...] = Field(
         (), description="AB zero points as NAME.BAND=MAG, which count instead of the units and zero points in headers"
+    )
+    factor: tuple[str, ...] = Field(
+        (),
+        description="values of one count as NAME.BAND=NUMBER in the unit of an endpoint that is no flux, which count "
+        "instead of the units in headers, such as 2.2e21 for the column density of a magnitude of extinction",
+    )
+    no_data: tuple[str, ...] = Field(
+        (), description="values in files that mean no data, as NAME.BAND=NUMBER, such as 0"
     )
     noise: tuple[str, ...] = Field(
         (),
@@ -119,6 +146,11 @@ class Config(JobConfig):
         False,
         description="subtract the level of the sky, measured on each image; refused without it if it is not near 0",
     )
+    stale_sums: bool = Field(
+        False,
+        description="take images whose CHECKSUM or DATASUM is not theirs, because they were edited since; without it "
+        "they count as damaged",
+    )
     lsst_bands: tuple[str, ...] = Field(LSST_BANDS, description="which band each --lsst image is")
     euclid_rms: str | None = Field(None, description="RMS map of the Euclid image, if it is in a separate file")
     euclid_mask: str | None = Field(
@@ -147,7 +179,11 @@ class Config(JobConfig):
     @model_validator(mode="after")
     def _one_way_to_name_images(self) -> Self:
         short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
-        named = [f"--{name}" for name in ("problem", "image", "psf", "noise", *MAPS) if name in self.model_fields_set]
+        named = [
+            f"--{name.replace('_', '-')}"
+            for name in ("problem", "image", *NAMED, *MAPS)
+            if name in self.model_fields_set
+        ]
         if short and named:
             raise ValueError(
                 f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
@@ -170,6 +206,7 @@ def run(config: Config) -> int:
     from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import foresee_field, ingest_field
     from surveybridge.storage.problems import default_problem, of_images, read_problem
+    from surveybridge.storage.readings import Allowances
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
@@ -179,11 +216,12 @@ def run(config: Config) -> int:
         "tile_size": config.tile_size,
         "halo": config.halo,
         "slot": Slot(config.field, config.wait),
-        "subtract_sky": config.subtract_sky,
+        "allow": Allowances(config.subtract_sky, config.stale_sums),
         "aligned": aligned if config.align else None,
         "wanted_psfs": wanted_psfs(config),
     }
-    onto = target_grid(config, problem, images)
+    asked = AskedGrid(**config.model_dump(include={field.name for field in fields(AskedGrid)}))
+    onto = target_grid(asked, problem, images)
     if config.dry_run:
         print(describe(foresee_field(problem, images, onto, config.store, **how), config.store))
         return 0
@@ -223,7 +261,7 @@ def wanted_psfs(config: Config) -> WantedPsfs | None:
         return found
 
     def profile(text: str) -> str:
-        value = _psf(text)
+        value = psf_of_text(text)
         try:
             return str(Gaussian(value) if isinstance(value, float) else parse_psf(value))
         except StorageError as error:
@@ -250,60 +288,6 @@ def describe(found: Foreseen, store: str) -> str:
     return "\n".join(f"{name:<7} {said}" for name, said in lines.items())
 
 
-def target_grid(config: Config, problem: ProblemTable, images: Mapping[str, Mapping[str, str]]) -> str | TargetGrid:
-    """Return the endpoint that has the grid onto which all images are brought, or the grid itself."""
-    from surveybridge.storage.celestial import celestial_wcs
-    from surveybridge.storage.errors import StorageError
-    from surveybridge.storage.fits_images import stated_grid
-    from surveybridge.storage.problems import endpoint
-    from surveybridge.storage.target_grids import grid_around, grid_at, grid_of_file
-
-    onto = config.onto or default_grid(problem, images)
-    scale = config.pixel_scale or endpoint(problem, onto)["pixel_scale"]
-    place = None if config.grid is None else _place(config.grid)
-    if place is None and config.pixel_scale is not None and (config.grid is not None or onto in images):
-        file = config.grid or next(iter(images[onto].values()))
-        raise RequestError(
-            f"--pixel-scale {config.pixel_scale:g}: {file} states the grid; leave it out, or give a place"
-        )
-    if not scale and (place is not None or (config.grid is None and onto not in images)):
-        raise RequestError(f"--onto {onto} has no pixel scale of its own; give --pixel-scale")
-    if place is not None:
-        return grid_at(onto, *place, scale)
-    if config.grid is not None:
-        try:
-            return grid_of_file(onto, config.grid)
-        except StorageError as error:
-            raise RequestError(f"--grid {config.grid}: {error}; or give a place as RA,DEC,ARCSEC") from None
-    if onto in images:
-        return onto
-    end = next(end for end in problem["endpoints"] if end["name"] in images)
-    band = end["bands"][0]
-    if band not in images[end["name"]]:
-        return onto  # what is missing is said when the images are opened
-    header, shape = stated_grid(end, band, images[end["name"]][band])
-    return grid_around(onto, celestial_wcs(header), shape, scale, images[end["name"]][band])
-
-
-def _place(text: str) -> tuple[float, float, float] | None:
-    """Right ascension, declination and side of a grid; None where the text is something else."""
-    from surveybridge.storage.errors import StorageError
-    from surveybridge.storage.positions import position_and_angle
-
-    try:
-        return position_and_angle(text)
-    except StorageError:
-        return None
-
-
-def default_grid(problem: ProblemTable, images: Mapping[str, Any]) -> str:
-    """Return the endpoint whose grid is the default: the one with the catalog, else the one of finer pixels."""
-    if problem["catalog"] is not None:
-        return str(problem["catalog"])
-    given = [end for end in problem["endpoints"] if end["name"] in images]
-    return min(given, key=lambda end: end["pixel_scale"])["name"] if given else problem["endpoints"][0]["name"]
-
-
 def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
     """Return images by endpoint and band, and the settings about them, in the form that `read_field` takes."""
     noise: dict[str, str] = {}
@@ -314,7 +298,12 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
         noise[name] = kind
     return by_end(config.image, "--image", "FILE", str), {
         "noise": noise,
-        "numbers": {"psf": by_end(config.psf, "--psf", "PSF", _psf), "zero_point": zero_points(config)},
+        "numbers": {
+            "psf": by_end(config.psf, "--psf", "PSF", psf_of_text),
+            "zero_point": zero_points(config),
+            "factor": by_end(config.factor, "--factor", "NUMBER", positive),
+            "no_data": by_end(config.no_data, "--no-data", "NUMBER", float),
+        },
         "maps": {role: by_end(getattr(config, role), f"--{role}", "FILE", str) for role in MAPS},
     }
 
@@ -327,9 +316,9 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
     psfs: dict[str, dict[str, str | float]] = {"lsst": {}, "euclid": {}}
     if config.lsst_psf:
         given = by_band(config.lsst_psf, config.lsst_bands, "--lsst-psf")
-        psfs["lsst"] = {band: _checked_psf(text, "--lsst-psf") for band, text in given.items()}
+        psfs["lsst"] = {band: checked_psf(text, "--lsst-psf") for band, text in given.items()}
     if config.euclid_psf is not None:
-        psfs["euclid"] = {"VIS": _checked_psf(config.euclid_psf, "--euclid-psf")}
+        psfs["euclid"] = {"VIS": checked_psf(config.euclid_psf, "--euclid-psf")}
     maps: dict[str, dict[str, dict[str, str]]] = {}
     for role, survey in (("rms", "euclid"), ("mask", "euclid"), ("mask", "lsst"), ("variance", "lsst")):
         given = getattr(config, f"{survey}_{role}")
@@ -347,64 +336,3 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
 def zero_points(config: Config) -> dict[str, dict[str, float]]:
     """Return AB zero points by endpoint and band."""
     return by_end(config.zero_point, "--zero-point", "MAG", float)
-
-
-def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], Value]) -> dict[str, dict[str, Value]]:
-    """Return texts NAME.BAND=VALUE by endpoint and band, or raise RequestError."""
-    found: dict[str, dict[str, Value]] = {}
-    for text in texts:
-        key, _, value = text.partition("=")
-        name, _, band = key.partition(".")
-        if not (name and band and value):
-            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, endpoint and band of the problem")
-        if band in found.setdefault(name, {}):
-            raise RequestError(f"{flag} {text}: {key} is given twice; keep one")
-        try:
-            found[name][band] = convert(value)
-        except ValueError:
-            wanted = PSF_FORMS if what == "PSF" else "a number"
-            raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, {wanted}") from None
-    return found
-
-
-PSF_FORMS = "a FWHM in arcsec above 0, gaussian:FWHM, moffat:FWHM,BETA, kolmogorov:FWHM or a FITS file"
-
-
-def _psf(text: str) -> str | float:
-    """Return a FWHM in arcsec, or the text of a profile or file; ValueError if it is none of them."""
-    from surveybridge.storage.errors import StorageError
-    from surveybridge.storage.fits_psf import PROFILE
-    from surveybridge.storage.psf import parse_psf
-
-    try:
-        value = float(text)
-    except ValueError:
-        if PROFILE.match(text):
-            try:
-                parse_psf(text)
-            except StorageError as error:
-                raise ValueError(str(error)) from None
-        elif "." not in text:  # no profile, and no name of a file
-            raise
-        return text
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def _checked_psf(text: str, flag: str) -> str | float:
-    try:
-        return _psf(text)
-    except ValueError:
-        raise RequestError(f"{flag} {text}: expected {PSF_FORMS}") from None
-
-
-def by_band(values: Sequence[Value], bands: Sequence[str], flag: str) -> dict[str, Value]:
-    """Return one value per band, or raise RequestError."""
-    if len(values) != len(bands) or len(set(bands)) != len(bands):
-        given = " ".join(map(str, values))
-        raise RequestError(
-            f"{flag} {given}: {len(values)} values for bands {','.join(bands)}; give one per band, or say with "
-            "--lsst-bands which bands these are"
-        )
-    return dict(zip(bands, values, strict=True))

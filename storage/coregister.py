@@ -202,7 +202,8 @@ class _Source:
             coefficients=np.asarray(ndimage.spline_filter(filled, order=3, output=np.float64, mode="mirror")),
             variance=np.pad(filled_variance, (-TAPS[0], TAPS[-1]), mode="edge"),
             mask=mask,
-            touched=_touched(mask),
+            # an average does not end at the edge as the flux of an object does
+            touched=_touched(mask, MASK_PLANES["CLIPPED_EDGE"] if image.extensive else 0),
             correlation=image.noise_correlation[band],
         )
 
@@ -306,13 +307,13 @@ def _interpolated_variance(source: _Source, block: _Block) -> NDArray[np.float64
     return total
 
 
-def _touched(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Planes that a position in [pixel, pixel + 1) touches: OR over the footprint, the outside being CLIPPED_EDGE."""
+def _touched(mask: NDArray[np.uint8], beyond: int) -> NDArray[np.uint8]:
+    """Planes that a position in [pixel, pixel + 1) touches: OR over the footprint, and `beyond` outside."""
     touched = np.zeros_like(mask)
     height, width = mask.shape
     for reach in sorted(set(FOOTPRINT.values())):
         planes = np.uint8(sum(MASK_PLANES[name] for name, r in FOOTPRINT.items() if r == reach))
-        outside = planes & np.uint8(MASK_PLANES["CLIPPED_EDGE"])
+        outside = planes & np.uint8(beyond)
         padded = np.pad(mask & planes, ((reach - 1, reach), (reach - 1, reach)), constant_values=outside)
         rows = np.bitwise_or.reduce([padded[k : k + height] for k in range(2 * reach)])
         touched |= np.bitwise_or.reduce([rows[:, k : k + width] for k in range(2 * reach)])

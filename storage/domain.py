@@ -10,6 +10,9 @@ import pyarrow as pa
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.problems import ProblemTable
 
+PIXEL_PC = "pixel_pc"
+"""Key under which the provenance of an image says the side of its pixels in pc, where a distance was given."""
+
 SAME_PIXELS = 0.05
 """Share by which pixels may be larger or smaller than those of the training images."""
 

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from surveybridge.storage.coregister import Registration
-from surveybridge.storage.domain import describe_domain
+from surveybridge.storage.domain import PIXEL_PC, describe_domain
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fields import grid_id_of
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.fits_planes import Noise
-from surveybridge.storage.grids import Displacement, describe_footprint, overlap_fraction
+from surveybridge.storage.grids import Displacement, describe_footprint, no_sky_header, overlap_fraction
 from surveybridge.storage.homogenise import FILL_REACH, WantedPsfs, homogenise
 from surveybridge.storage.images import LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
+from surveybridge.storage.readings import STRICT, Allowances
+from surveybridge.storage.smoothing import smoothed
 from surveybridge.storage.target_grids import TargetGrid
 
 Images = Mapping[str, Mapping[str, str]]
@@ -150,7 +152,7 @@ def open_field(
     noise: Mapping[str, Noise] | None = None,
     numbers: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     maps: Mapping[str, Images] | None = None,
-    subtract_sky: bool = False,
+    allow: Allowances = STRICT,
     storage_options: Mapping[str, Any] | None = None,
 ) -> OpenField:
     """Open the images of both endpoints, or of one, and relate all bands to one grid.
@@ -165,12 +167,12 @@ def open_field(
         The endpoint whose grid, that of its first band, the others are brought onto; or the grid for all.
     noise : mapping of endpoint to "auto", "file", "scaled" or "sky", optional
         As `open_images`. Default "file" for the endpoint on which objects are found, "auto" for the other.
-    numbers : mapping of "psf" or "zero_point" to mapping of endpoint to mapping of band to value, optional
+    numbers : mapping of a quantity to mapping of endpoint to mapping of band to value, optional
         As `open_images`; they count instead of what the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to such a mapping as `images`, optional
         Maps in files of their own.
-    subtract_sky : bool
-        Subtract the measured level of the sky from all fluxes.
+    allow : Allowances
+        What is allowed of files that are not as they should be.
     storage_options : mapping, optional
         For fsspec.
 
@@ -195,7 +197,7 @@ def open_field(
             noise=(noise or {}).get(end["name"], default_noise(problem, end["name"])),
             numbers={what: given.get(end["name"], {}) for what, given in numbers.items()},
             maps={role: files[end["name"]] for role, files in maps.items() if end["name"] in files},
-            subtract_sky=subtract_sky,
+            allow=allow,
             filters=[band for other in problem["endpoints"] for band in other["bands"]],
             storage_options=storage_options,
         )
@@ -208,12 +210,16 @@ def open_field(
         grid = onto
     heads = {name: [part.head for part in parts] for name, parts in opened.items()}
     notes = {"domain": describe_domain(problem, heads)}
+    if math.isfinite(grid.pixel_pc):
+        notes[PIXEL_PC] = f"{grid.pixel_pc:.6g}"
+    if grid.beam:
+        opened = {name: [_at_beam(part, grid.beam) for part in parts] for name, parts in opened.items()}
     in_order = {end["name"]: end for end in problem["endpoints"] if end["name"] in images}
     for name in in_order:
         for part in opened[name]:
             if part is opened.get(first, [None])[0] and isinstance(onto, str):
                 continue
-            if in_order[name]["pixel_scale"] == 0 and part.shape != grid.shape:
+            if part.head.wcs_header == no_sky_header() and part.shape != grid.shape:
                 here, there = ("{} x {}".format(*shape) for shape in (part.shape, grid.shape))
                 raise StorageError(f"{name}: {here} pixels but {grid.endpoint} has {there}; give images of one grid")
             covered = _covered(part, images[name][part.head.bands[0]], grid)
@@ -221,6 +227,15 @@ def open_field(
             notes[f"{whose}_coverage"] = f"{covered:.4f} of the {endpoint(problem, grid.endpoint)['title']} grid"
     parts = {name: [_registered(end, part, grid) for part in opened[name]] for name, end in in_order.items()}
     return OpenField(grid, parts, in_order, notes)
+
+
+def _at_beam(image: LazyImage, fwhm: float) -> LazyImage:
+    """The image at a beam, if it is of values that are averaged; angles and fluxes are not."""
+    if image.head.extensive:
+        raise StorageError(
+            f"{image.head.survey}: fluxes are not smoothed to a beam; leave out the physical pixel, or the beam"
+        )
+    return smoothed(image, fwhm)
 
 
 def default_noise(problem: ProblemTable, name: str) -> Noise:

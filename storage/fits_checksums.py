@@ -51,12 +51,14 @@ def check_sums(hdu: Any, where: str) -> None:
         data = _add(data, block)
     if data_stated and int(stated_data) != data:
         raise StorageError(
-            f"{where}: DATASUM is {stated_data.strip()} but its data sum to {data}; the file is damaged, get it again"
+            f"{where}: DATASUM is {stated_data.strip()} but its data sum to {data}; the file is damaged or was edited: "
+            "get it again, or take it as it is with --stale-sums"
         )
     if all_stated and _add(data, header_bytes) not in (0, _ALL_ONES):
         raise StorageError(
             f"{where}: CHECKSUM is {stated_all} but header and data sum to {_add(data, header_bytes)}, not to "
-            f"{_ALL_ONES}; the file is damaged or was edited: get it again, or bring CHECKSUM up to date"
+            f"{_ALL_ONES}; the file is damaged or was edited: get it again, bring CHECKSUM up to "
+            "date, or take it as it is with --stale-sums"
         )
 
 

@@ -24,9 +24,13 @@ from surveybridge.storage.fits_selection import flux_extension, split_extension
 from surveybridge.storage.grids import describe_footprint, pixel_scale
 from surveybridge.storage.images import Box, LazyImage, SurveyImage
 from surveybridge.storage.problems import EndpointTable
+from surveybridge.storage.readings import STRICT, Allowances
 from surveybridge.storage.units import njy_per_unit
 
 log = logging.getLogger(__name__)
+
+NUMBERS = {"psf": "PSF", "zero_point": "zero point", "factor": "factor", "no_data": "value of no data"}
+"""What a user may say of a band, and how messages call it."""
 
 SAME_SCALE = 0.01
 """Bands whose pixel scales differ by less lie on one grid, or should."""
@@ -56,7 +60,7 @@ def open_images(
     numbers: Mapping[str, Mapping[str, Any]] | None = None,
     maps: Mapping[str, Mapping[str, str]] | None = None,
     filters: Collection[str] = (),
-    subtract_sky: bool = False,
+    allow: Allowances = STRICT,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[LazyImage]:
     """Open the images of an endpoint, a file (or HDU) per band, and log a line for each.
@@ -79,16 +83,17 @@ def open_images(
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
         factor of `fits_planes.WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map
         marks as not covered stays unusable with all of them.
-    numbers : mapping of "psf" or "zero_point" to mapping of band to value, optional
-        FWHM in arcsec or a text as `fits_psf.given_psf` reads it, or AB magnitude of one count; they count instead of
-        what the files say.
+    numbers : mapping of "psf", "zero_point", "factor" or "no_data" to mapping of band to value, optional
+        FWHM in arcsec or a text as `fits_psf.given_psf` reads it, AB magnitude of one count, the value of one in the
+        unit of an endpoint that is no flux, and the value in the file that means no data; they count instead of what
+        the files say.
     maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
         Maps in files of their own, on the pixels of the image. They count instead of those in the image's file, for
         the noise unless `noise` is "sky". A weight is an inverse variance.
     filters : collection of str
         Further names, beside the endpoint's bands, that a file's FILTER must not have if it is given for another band.
-    subtract_sky : bool
-        Subtract the level of the sky, which is measured on the image, from fluxes.
+    allow : Allowances
+        What is allowed of files that are not as they should be.
     storage_options : mapping, optional
         For fsspec.
 
@@ -105,7 +110,6 @@ def open_images(
         image's; the sky of a flux is not subtracted (`fits_planes.MOST_SKY`); bands of one pixel scale differ in grid.
     """
     bands, numbers, maps = endpoint["bands"], numbers or {}, maps or {}
-    psfs, zero_points = numbers.get("psf", {}), numbers.get("zero_point", {})
     missing = [band for band in bands if band not in paths]
     if missing:
         raise StorageError(
@@ -114,8 +118,7 @@ def open_images(
         )
     for what, given in {
         "file": paths,
-        "PSF": psfs,
-        "zero point": zero_points,
+        **{NUMBERS[what]: by_band for what, by_band in numbers.items()},
         **{f"{role} map": maps.get(role, {}) for role in MAPS},
     }.items():
         unknown = [band for band in given if band not in bands]
@@ -124,10 +127,13 @@ def open_images(
                 f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is not one of its bands "
                 f"{','.join(bands)}; leave it out"
             )
-    if zero_points and njy_per_unit(endpoint["unit"]) is None:
+    is_flux = njy_per_unit(endpoint["unit"]) is not None
+    if numbers.get("zero_point") and not is_flux:
         raise StorageError(f"{endpoint['name']}: a zero point, but it is in {endpoint['unit']}, no flux; leave it out")
+    if numbers.get("factor") and is_flux:
+        raise StorageError(f"{endpoint['name']}: a factor, but it is a flux; give a zero point instead")
     names = frozenset({*bands, *filters})
-    request = Request(endpoint, noise, names, zero_points, subtract_sky, psfs, storage_options)
+    request = Request(endpoint, noise, names, numbers, allow, storage_options)
     planes = []
     for band in bands:
         beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}

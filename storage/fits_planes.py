@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from astropy.io.fits import Header
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from surveybridge.storage.celestial import (
@@ -31,19 +30,16 @@ from surveybridge.storage.fits_noise import NoiseMap
 from surveybridge.storage.fits_psf import PsfReading, given_psf, psf_beside
 from surveybridge.storage.fits_selection import flux_extension, split_extension, unclaimed
 from surveybridge.storage.fits_units import calibration, unit_factor
-from surveybridge.storage.grids import pixel_areas, pixel_scale
+from surveybridge.storage.grids import no_sky_header, pixel_areas, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box
 from surveybridge.storage.photometry import NOTHING, ZERO_AREA, Sky, sky_statistics, zero_areas, zeros_are_frequent
 from surveybridge.storage.problems import EndpointTable
 from surveybridge.storage.psf import Psf
-from surveybridge.storage.readings import BandReading
+from surveybridge.storage.readings import Allowances, BandReading
 from surveybridge.storage.units import njy_per_unit
 
 Noise = Literal["auto", "file", "scaled", "sky"]
 """Where variances come from; see `fits_images.open_images`."""
-
-NO_SKY_SCALE = 1.0
-"""arcsec per pixel of the WCS that stands in where an endpoint has no place on the sky."""
 
 MOST_SKY = 2.5
 """Sigma of a pixel by which the level of the sky may differ from 0 if it is to count as subtracted.
@@ -64,10 +60,13 @@ class Request:
     endpoint: EndpointTable
     noise: Noise
     filters: Collection[str]
-    zero_points: Mapping[str, float]
-    subtract_sky: bool
-    psfs: Mapping[str, str | float]
+    numbers: Mapping[str, Mapping[str, Any]]
+    allow: Allowances
     storage_options: Mapping[str, Any] | None
+
+    def given(self, quantity: str, band: str) -> Any | None:
+        """What the user says of a band: its psf, zero_point, factor, or no_data; None if nothing."""
+        return self.numbers.get(quantity, {}).get(band)
 
     @property
     def is_flux(self) -> bool:
@@ -97,6 +96,8 @@ class _Settled:
 
     Attributes
     ----------
+    band : str
+        Its name.
     roles : mapping of int to Role
         By number of the HDU; that of the flux is `number`.
     factor, per_steradian : float, bool
@@ -111,6 +112,7 @@ class _Settled:
         What is subtracted from the flux, and the noise of the sky.
     """
 
+    band: str
     number: int
     roles: Mapping[int, Role | None]
     factor: float
@@ -131,9 +133,10 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         found = extensions(hdus, unit)
         extension = flux_extension(found, file, selector, band)
         where = f"{file}[{extension.label}]"
-        check_sums(extension.hdu, where)
-        if extension.hdu is not hdus[0]:  # its header may lend a zero point or a WCS
-            check_sums(hdus[0], f"{file}[0]")
+        if not request.allow.stale_sums:
+            check_sums(extension.hdu, where)
+            if extension.hdu is not hdus[0]:  # its header may lend a zero point or a WCS
+                check_sums(hdus[0], f"{file}[0]")
         header = hdus[0].header.copy(strip=True)
         header.update(extension.hdu.header)
         wcs_header, wcs_note = plane_wcs(extension.hdu.header, hdus[0].header, endpoint, where)
@@ -141,12 +144,14 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         if njy_of_unit is not None:
             middle = [np.array((n - 1) / 2) for n in extension.size]
             area = float(pixel_area(celestial_wcs(wcs_header), *middle))
-            scale = calibration(extension.hdu.header, hdus[0].header, where, area, request.zero_points.get(band))
+            scale = calibration(extension.hdu.header, hdus[0].header, where, area, request.given("zero_point", band))
             factor, zero_point, per_steradian = scale.njy / njy_of_unit, scale.zero_point, scale.per_steradian
             units = ("zero_point", f"{zero_point:g} AB ({scale.source})")
         else:
-            factor, zero_point = unit_factor(header, unit, endpoint["name"], where), math.nan
-            units = ("unit", f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}")
+            given_factor, zero_point = request.given("factor", band), math.nan
+            factor = unit_factor(header, unit, endpoint["name"], where) if given_factor is None else given_factor
+            by = "" if given_factor is None else ", given by the user"
+            units = ("unit", f"BUNIT {header.get('BUNIT', 'absent')}, {factor:g} {unit}{by}")
         on_sky = wcs_header if endpoint["pixel_scale"] or has_celestial_wcs(extension.hdu.header) else ""
         by_pixel = _by_pixel(factor, per_steradian, wcs_header, extension)
         whole = Flux(extension, file, (extension.hdu.header, hdus[0].header), on_sky, by_pixel, unit)
@@ -154,14 +159,16 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         noise_map, aside = noise_of(whole, found, given, needed=request.noise != "sky", options=options)
         notes = tuple(f"HDU {other} is not used: nothing says what it is" for other in unclaimed(found, extension))
         notes += (f"noise: {aside}",) if aside else ()
-        psf = _psf(whole, found, pixel_scale(wcs_header), request.psfs.get(band), options)
+        notes += ("its sums were not checked",) if request.allow.stale_sums else ()
+        psf = _psf(whole, found, pixel_scale(wcs_header), request.given("psf", band), options)
         flux = extension.pixels * by_pixel
+        marked = _marked(extension, request.given("no_data", band))
     filter_name = str(header.get("FILTER", "not stated")).strip()
     if _is_other_filter(filter_name, band, request.filters):
         raise StorageError(
             f"{where}: its FILTER is {filter_name} but it is given for band {band}; put the files in band order"
         )
-    zeros = zero_areas(flux) if request.is_flux else np.zeros(flux.shape, bool)
+    zeros = (zero_areas(flux) if request.is_flux else np.zeros(flux.shape, bool)) | marked
     frequent_zeros = request.is_flux and zeros_are_frequent(flux, zeros)
     bits = _all_bits(flux, mask.mask, noise_map, zeros)
     usable = bits == 0
@@ -175,13 +182,20 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
     noise_map, map_scale = _scaled(noise_map, flux, usable, where, request)
     variance, noise_note = _variance(noise_map, sky, flux.shape, where, request)
     exact = not variance.any()
+    if usable.any() and not np.nanmax(variance[usable]) < np.finfo(np.float32).max:
+        largest = float(np.sqrt(np.nanmax(variance[usable])))
+        raise StorageError(
+            f"{where}: a noise of {largest:.3g} {unit} has a square beyond what tiles hold (float32, up to 3.4e38); "
+            "leave out the noise map"
+        )
     if request.is_flux:
         _check_sky(sky, float(np.sqrt(np.median(variance[usable]))), where, request)
-    level = sky.level if request.is_flux and request.subtract_sky else 0.0
+    level = sky.level if request.is_flux and request.allow.subtract_sky else 0.0
     height, width = extension.size
     if extension.boxes:
         own_map = noise_map is not None and variance is noise_map.variance
         settled = _Settled(
+            band=band,
             number=extension.number,
             roles={ext.number: ext.role for ext in found},
             factor=factor,
@@ -220,7 +234,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             sky_level=sky.level,
             sky_sigma=sky.sigma,
             sky_pixels=sky.pixels if request.is_flux else 0,
-            sky_subtracted=request.subtract_sky and request.is_flux,
+            sky_subtracted=request.allow.subtract_sky and request.is_flux,
             noise_correlation="0, taken as exact"
             if exact
             else f"{sky.correlation:.3f}, measured on {sky.pixels} sky pixels",
@@ -277,7 +291,9 @@ def _read_part(
         needed = request.noise != "sky"
         noise_map, _ = noise_of(part, found, given, needed=needed, options=request.storage_options)
         flux = extension.pixels * factor
+        marked = _marked(extension, request.given("no_data", settled.band))
     zeros = zero_areas(flux, frequent=settled.frequent_zeros) if request.is_flux else np.zeros(flux.shape, bool)
+    zeros = zeros | marked
     bits = _all_bits(flux, mask.mask, noise_map, zeros)
     constant = settled.variance
     if constant is None:
@@ -288,6 +304,14 @@ def _read_part(
         variance = np.full(flux.shape, constant)
     planes = _finished(flux - settled.level, variance, bits, settled.sigma)
     return _part_of(planes, (y0 - top, y1 - top, x0 - left, x1 - left))
+
+
+def _marked(extension: Extension, no_data: float | None) -> NDArray[np.bool_]:
+    """Pixels whose value means, as the user says, that there is no data."""
+    if no_data is None:
+        return np.asarray(False)
+    pixels = extension.pixels
+    return np.asarray((pixels == no_data) | (pixels == np.float32(no_data)))  # a file of float32 holds its nearest
 
 
 def _part_of(planes: Planes, box: Box) -> Planes:
@@ -383,7 +407,7 @@ def _check_fill(values: NDArray[np.float64], sky: Sky, where: str) -> None:
 def _check_sky(sky: Sky, sigma: float, where: str, request: Request) -> None:
     """Refuse an image whose sky is not subtracted; `sigma` is that of its noise, which may be more than the sky's."""
     sigma = max(sky.sigma, sigma)
-    if request.subtract_sky or not sigma > 0 or abs(sky.level) <= MOST_SKY * sigma:
+    if request.allow.subtract_sky or not sigma > 0 or abs(sky.level) <= MOST_SKY * sigma:
         return
     raise StorageError(
         f"{where}: the level of its sky is {sky.level:.4g} {request.endpoint['unit']}, {sky.level / sigma:+.1f} times "
@@ -394,11 +418,6 @@ def _check_sky(sky: Sky, sigma: float, where: str, request: Request) -> None:
 def plane_wcs(header: Header, primary: Header, endpoint: EndpointTable, where: str) -> tuple[str, str]:
     """The celestial WCS in ICRS and a note; a stand-in for an endpoint that is not on the sky, if its file has none."""
     if endpoint["pixel_scale"] == 0 and not has_celestial_wcs(header):
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-        wcs.wcs.crval, wcs.wcs.crpix = [0, 0], [1, 1]
-        wcs.wcs.cdelt = [-NO_SKY_SCALE / 3600, NO_SKY_SCALE / 3600]
-        wcs.wcs.radesys = "ICRS"
-        return wcs_header_string(wcs), ""
+        return no_sky_header(), ""
     stated = icrs_wcs(image_wcs(header, primary, where), where)
     return wcs_header_string(stated.wcs), "; ".join(stated.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -20,6 +21,21 @@ from surveybridge.storage.spline import noise_covariance
 
 if TYPE_CHECKING:
     from scipy.interpolate import RectBivariateSpline
+
+
+NO_SKY_SCALE = 1.0
+"""arcsec per pixel of the WCS that stands in where an endpoint has no place on the sky."""
+
+
+@functools.cache
+def no_sky_header() -> str:
+    """The WCS that stands in for that of an image which has no place on the sky."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval, wcs.wcs.crpix = [0, 0], [1, 1]
+    wcs.wcs.cdelt = [-NO_SKY_SCALE / 3600, NO_SKY_SCALE / 3600]
+    wcs.wcs.radesys = "ICRS"
+    return wcs_header_string(wcs)
 
 
 def pixel_scale(wcs_header: str) -> float:

@@ -133,7 +133,6 @@ def _inspected(
             only,
             {only["bands"][0]: path},
             noise=default_noise(problem, name),
-            subtract_sky=False,
             filters=[band for other in problem["endpoints"] for band in other["bands"]] if name else (),
             storage_options=storage_options,
         )[0]

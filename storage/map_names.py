@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import zarr
+from zarr.errors import ZarrUserWarning
 
 from surveybridge.storage.errors import StorageError
 
@@ -62,5 +64,7 @@ def find_map(group: zarr.Group, name: str, where: str) -> Any | None:
 
 def maps_in(group: zarr.Group) -> str:
     """Return the names and shapes of the maps of a store, for messages."""
-    found = sorted((name, array.shape) for name, array in group.arrays() if len(array.shape) >= 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # of files that lie about there
+        found = sorted((name, array.shape) for name, array in group.arrays() if len(array.shape) >= 2)
     return ", ".join(f"{name} {list(shape)}" for name, shape in found) or "no maps"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.map_names import CLOUD_MAPS, documented, find_map, maps_in
 from surveybridge.storage.objectstore import Folder, zarr_store
-from surveybridge.storage.pair_store import PairStore, check_units, read_stamps
+from surveybridge.storage.pair_store import PairStore, check_units, read_stamps, stated_pc
 from surveybridge.storage.problems import EndpointTable
 
 
@@ -69,8 +69,7 @@ def _end_of(name: str) -> EndpointTable:
 
 def pixel_pc_of(url: str) -> float:
     """Side of a pixel in pc, as the attribute `pixel_pc` states it; NaN where it does not."""
-    value = _open(url)[1].get("pixel_pc")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    return stated_pc(_open(url)[1])
 
 
 def _open(url: str) -> tuple[zarr.Group, Mapping[str, Any]]:

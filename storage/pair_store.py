@@ -72,10 +72,22 @@ class PairStore:
         """The number of pairs."""
         return int(next(iter(self.arrays.values())).shape[0])
 
+    @property
+    def pixel_pc(self) -> float:
+        """Side of a pixel in pc, as the attribute `pixel_pc` states it; NaN where it does not."""
+        return stated_pc(self.attributes)
+
     def bands_of(self, name: str) -> int:
         """Return the number of planes in the stamps of an endpoint."""
         shape = self.arrays[name].shape
         return int(shape[3]) if len(shape) == 4 else 1
+
+
+def stated_pc(attributes: Mapping[str, Any]) -> float:
+    """Return the side of a pixel in pc that the attributes of a store state; NaN where they do not."""
+    value = attributes.get("pixel_pc")
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return float(value) if known and value is not None else math.nan
 
 
 def open_store(url: str, storage_options: Mapping[str, Any] | None, problem: ProblemTable | None = None) -> PairStore:

@@ -31,6 +31,7 @@ into the same values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,6 +98,8 @@ class Pairs:
         Pairs in the store, of which these may be a part.
     conditions : StampConditions or None
         How the stamps were observed, if that was asked for.
+    pixel_pc : float
+        Side of a pixel in pc; NaN where the store states none.
     """
 
     ends: Mapping[str, NDArray[np.float32]]
@@ -107,6 +110,7 @@ class Pairs:
     name: str
     stored: int
     conditions: StampConditions | None = None
+    pixel_pc: float = math.nan
 
     def __len__(self) -> int:
         return len(next(iter(self.ends.values())))
@@ -190,6 +194,7 @@ def read_pairs(
         name=store.name,
         stored=store.count,
         conditions=read_conditions(store, problem, start, start + read, storage_options) if conditions else None,
+        pixel_pc=store.pixel_pc,
     )
     return on_mosaic_grid(pairs) if on_own_pixels else pairs
 

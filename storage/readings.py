@@ -7,6 +7,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Allowances:
+    """What a user allows of files that are not as they should be.
+
+    Attributes
+    ----------
+    subtract_sky : bool
+        Subtract the level of the sky, which is measured on the image, from fluxes; else refuse one that is not 0.
+    stale_sums : bool
+        Take images whose CHECKSUM or DATASUM is not theirs, which were edited after these were written.
+    """
+
+    subtract_sky: bool = False
+    stale_sums: bool = False
+
+
+STRICT = Allowances()
+"""Nothing is allowed."""
+
+
+@dataclass(frozen=True)
 class BandReading:
     """What was understood of the file of one band.
 

@@ -37,12 +37,18 @@ class TargetGrid:
         Height and width, pixels.
     where : str
         Where it comes from, for messages.
+    pixel_pc : float
+        Side of a pixel in pc, of a grid on a cloud whose distance is known; else NaN.
+    beam : float
+        FWHM in arcsec to which maps that are finer are smoothed before; 0 for none.
     """
 
     endpoint: str
     wcs_header: str
     shape: tuple[int, int]
     where: str
+    pixel_pc: float = math.nan
+    beam: float = 0.0
 
     @property
     def grid_id(self) -> str:
@@ -77,6 +83,46 @@ def grid_at(endpoint: str, ra: float, dec: float, side: float, scale: float) -> 
     size = math.ceil(side / scale - 1e-6)
     tangent = _Tangent(endpoint, ra, dec, scale, f"the grid of {side:g} arcsec at ra {ra:g} dec {dec:g} deg")
     return tangent.grid(((size + 1) / 2, (size + 1) / 2), (size, size))
+
+
+def grid_like(endpoint: str, wcs: WCS, shape: tuple[int, int], scale: float, where: str) -> TargetGrid:
+    """The area and the projection of an image, its axes and its edges, with square pixels of another side.
+
+    Parameters
+    ----------
+    endpoint : str
+        The endpoint whose pixels it has.
+    wcs : WCS
+        Of the image, ICRS.
+    shape : (int, int)
+        Its height and width, pixels.
+    scale : float
+        Side of a pixel of the grid, arcsec. The last row and column may reach beyond the image.
+    where : str
+        Name of the image, for messages.
+
+    Raises
+    ------
+    StorageError
+        If the projection of the image is not linear, or it would have no pixel, or very many.
+    """
+    if wcs.has_distortion:
+        raise StorageError(f"{where}: its WCS has distortions; give a grid by --grid")
+    matrix = wcs.pixel_scale_matrix
+    sides = np.hypot(*matrix) * 3600  # of a pixel along x and y
+    ratio = sides / scale
+    width, height = (math.ceil(n * r - 1e-6) for n, r in zip(shape[::-1], ratio, strict=True))
+    if not 0 < height * width <= MAX_PIXELS:
+        raise StorageError(
+            f"{where}: {height} x {width} pixels of {scale:g} arcsec; give another distance or pixel size"
+        )
+    new = wcs.deepcopy()
+    if new.wcs.has_cd():
+        del new.wcs.cd
+    new.wcs.pc, new.wcs.cdelt = matrix / sides * 3600, [scale / 3600] * 2
+    new.wcs.crpix = (wcs.wcs.crpix - 0.5) * ratio + 0.5
+    new.wcs.set()
+    return TargetGrid(endpoint, wcs_header_string(new), (height, width), where)
 
 
 def grid_around(endpoint: str, wcs: WCS, shape: tuple[int, int], scale: float, where: str) -> TargetGrid:

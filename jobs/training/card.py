@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -164,6 +165,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         },
         end_noise=config["end_noise"],
         clean_input=config["clean_input"],
+        pixel_pc=pairs.pixel_pc if math.isfinite(pairs.pixel_pc) else None,
     )
 
 

@@ -7,7 +7,7 @@ its card. Both are put together here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.jobs.translating.scene import conditions_of
-from surveybridge.storage.domain import with_reasons
+from surveybridge.storage.domain import PIXEL_PC, SAME_PIXELS, with_reasons
 from surveybridge.storage.flags import NEAR_ARCSEC
 from surveybridge.storage.images import sky_noise
 
@@ -55,7 +55,18 @@ def tile_domain(card: Card, tile: Tile) -> str | None:
     Homogenised images count as the network is shown them.
     """
     reasons = card.outside({name: conditions_of(image) for name, image in tile.shown.items()})
+    reasons += other_pixels(card, tile.images)
     return with_reasons(tile.domain, reasons, known=card.conditions is not None)
+
+
+def other_pixels(card: Card, images: Mapping[str, SurveyImage]) -> list[str]:
+    """Why pixels of a physical size are not those of the training; nothing where one of both is not known."""
+    found = []
+    for name, image in images.items():
+        stated = float(image.provenance.get(PIXEL_PC, "nan"))
+        if card.pixel_pc and abs(stated / card.pixel_pc - 1) > SAME_PIXELS:
+            found.append(f"{name} pixels {stated:.3g} pc (trained on {card.pixel_pc:.3g})")
+    return found
 
 
 def foreseen_domains(
@@ -65,7 +76,7 @@ def foreseen_domains(
 
     Of tiles that an earlier version ingested the noise is not known before they are read.
     """
-    if card.conditions is None:
+    if card.conditions is None and card.pixel_pc is None:
         return manifest
     from surveybridge.storage.manifests import fields_of
 
@@ -81,7 +92,9 @@ def foreseen_domains(
             changed = homogenisation is not None and end in homogenisation.psfs
             plans = homogenisation.plans(image, halo) if changed and homogenisation is not None else []
             seen[end] = foreseen_conditions(image, noise, plans)
-        said.append(with_reasons(row["domain"], card.outside(seen), known=True))
+        heads = {end: image for end, (image, _) in stated.get(row["tile_id"], {}).items()}
+        reasons = card.outside(seen) + other_pixels(card, heads)
+        said.append(with_reasons(row["domain"], reasons, known=card.conditions is not None))
     place = manifest.column_names.index("domain")
     return manifest.set_column(place, manifest.schema.field("domain"), pa.array(said, pa.string()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from zarr.errors import UnstableSpecificationWarning
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.bridge import Bridge
-from surveybridge.bridge_core.checkpoint import save_checkpoint
+from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
 from surveybridge.bridge_core.fitting import fit_endpoint
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.network import NetworkConfig, UNet
@@ -219,6 +220,17 @@ def test_maps_without_a_telescope_are_not_taken_for_observed_ones(tmp_path, chec
     store = write(tmp_path / "s.zarr", {name: MAPS[name] for name in NEEDED["density"]})
     assert evaluate(store, checkpoints["density-observed"], tmp_path / "out") == 2
     assert "(if column is as a telescope sees it, call it column_observed)" in capsys.readouterr().err
+
+
+def test_pixels_of_another_size_than_those_of_the_training_are_said(tmp_path, checkpoints, caplog):
+    model = load_checkpoint(checkpoints["density"])
+    save_checkpoint(replace(model.card, pixel_pc=0.125), model.network.state_dict(), tmp_path / "told")
+    maps = {name: MAPS[name][:1] for name in NEEDED["density"]}
+    for pixel, warned in ((0.126, False), (0.2, True)):
+        store = write(tmp_path / "s.zarr", maps, attributes={"pixel_pc": pixel})
+        caplog.clear()
+        assert evaluate(store, str(tmp_path / "told"), tmp_path / "out") == 0
+        assert ("pixels of 0.2 pc, but density was trained on 0.125 pc" in caplog.text) == warned
 
 
 def test_what_is_no_group_of_maps_is_refused(tmp_path, checkpoints, capsys):

@@ -37,6 +37,7 @@ def store(tmp_path_factory) -> str:
     maps["column_observed"][0, 2:5, 3] = np.nan
     path = tmp_path_factory.mktemp("clouds") / "clouds.zarr"
     attributes: dict[str, Any] = {"endpoints": ["column", "density"], "units": CLOUD_MAPS, "held_back": 4, "bands": {}}
+    attributes["pixel_pc"] = 0.3
     group = zarr.open_group(str(path), mode="w", attributes=attributes)
     for name, values in maps.items():
         group.create_array(name, data=np.asarray(values, np.float32))
@@ -54,6 +55,7 @@ def test_a_field_is_trained_from_three_observed_quantities_as_published(store, t
     model, card = trained(store, tmp_path, "--problem", "clouds-field-observed", *PUBLISHED)
     assert model.card.network.image_channels == 4
     assert (card["end_noise"], card["objective"]["name"], card["bridge"]["kind"]) == (0.1, "i2sb", "schrodinger")
+    assert card["pixel_pc"] == 0.3 == model.card.pixel_pc
     assert "clean_input" not in card and not any("spread" in end for end in card["problem"]["endpoints"])
     # its samples are fields in microgauss
     direction = model.card.problem.to("field")

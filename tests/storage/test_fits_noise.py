@@ -14,6 +14,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_images import open_images
 from surveybridge.storage.images import MASK_PLANES
 from surveybridge.storage.photometry import ZERO_AREA, sky_statistics, zero_areas
+from surveybridge.storage.readings import Allowances
 from surveybridge.storage.tiles import TileStore
 from tests.storage.fits_files import gaussians, tan_wcs
 from tests.storage.test_fits_hdus import FLUX, LSST, SHAPE, VARIANCE, hdu, read, write
@@ -155,7 +156,7 @@ def test_a_sky_that_is_not_subtracted_is_refused_or_subtracted_when_asked(tmp_pa
     with pytest.raises(StorageError, match=r"level of its sky is .* times the noise of .*--subtract-sky") as caught:
         read(path)
     assert f", {level / np.std(FLUX):+.0f}"[:3] in str(caught.value) and "\n" not in str(caught.value)
-    image = read(path, subtract_sky=True)
+    image = read(path, allow=Allowances(subtract_sky=True))
     assert np.median(image.flux) == pytest.approx(0, abs=0.3)
     reading = image.readings[0]
     assert reading.sky_subtracted and reading.sky_level == pytest.approx(level, abs=0.3)
@@ -291,9 +292,11 @@ def test_one_value_far_below_the_sky_is_refused_as_a_mark_unless_it_is_masked(tm
     cards = tan_cards(flux.shape)
     path = write(tmp_path / "a.fits", hdu(flux, "SCI", wcs=False, **cards))
     with pytest.raises(StorageError, match=rf"{marked.sum()} of {flux.size} usable pixels are exactly .*, its lowest"):
-        read(path, subtract_sky=True)
+        read(path, allow=Allowances(subtract_sky=True))
     mask = hdu(marked.astype(np.int16), "MASK", wcs=False)
-    image = read(write(tmp_path / "b.fits", hdu(flux, "SCI", wcs=False, **cards), mask), subtract_sky=True)
+    image = read(
+        write(tmp_path / "b.fits", hdu(flux, "SCI", wcs=False, **cards), mask), allow=Allowances(subtract_sky=True)
+    )
     assert ((image.mask[0] != 0) == marked).all()
 
 

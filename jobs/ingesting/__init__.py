@@ -1,0 +1,1 @@
+"""What an ingest is asked for, and the grid that it brings images to."""
