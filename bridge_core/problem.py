@@ -98,10 +98,16 @@ class Endpoint:
                 f"{what}: {self.name} bands {','.join(bands)} but checkpoint {model} expects {','.join(self.bands)}; "
                 "re-ingest with those bands"
             )
-        if unit != self.unit:
+        if unit != self.image_unit:
             raise BridgeError(
-                f"{what}: {self.name} is in {unit} but checkpoint {model} expects {self.unit}; re-ingest in that unit"
+                f"{what}: {self.name} is in {unit} but checkpoint {model} expects {self.image_unit}; re-ingest in that "
+                "unit"
             )
+
+    @property
+    def image_unit(self) -> str:
+        """Unit of an image of it; where its bands are several quantities, those of all, separated by commas."""
+        return ",".join(self.units) or self.unit
 
     @property
     def quantities(self) -> tuple[Endpoint, ...]:

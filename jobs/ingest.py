@@ -84,12 +84,12 @@ class Config(JobConfig):
     pixel_scale: float | None = Field(
         None, gt=0, description="side of a pixel of a grid that no file states, arcsec (default: that of --onto)"
     )
-    distance: float | None = Field(None, gt=0, description="distance of a molecular cloud in pc, with --pixel-pc")
+    distance: float | None = Field(None, gt=0, description="distance of a molecular cloud in pc, for pixels of a size")
     pixel_pc: float | None = Field(
         None,
         gt=0,
         description="side of a pixel of the grid on a cloud in pc, such as that of the maps a checkpoint was trained "
-        "on; the grid then has the area and the axes of the image, in such pixels",
+        "on, with --distance; the grid then has the area and the axes of the image, in such pixels (default: its own)",
     )
     beam: float = Field(
         1.0,
@@ -205,12 +205,12 @@ def run(config: Config) -> int:
     from surveybridge.jobs.translating.alignment import aligned
     from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import foresee_field, ingest_field
-    from surveybridge.storage.problems import default_problem, of_images, read_problem
+    from surveybridge.storage.problems import default_problem, read_problem
     from surveybridge.storage.readings import Allowances
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
-    problem = default_problem() if config.problem is None else of_images(read_problem(config.problem))
+    problem = default_problem() if config.problem is None else read_problem(config.problem)
     images, how = named_images(config) if config.image else lsst_and_euclid(config)
     how |= {
         "tile_size": config.tile_size,

@@ -65,7 +65,7 @@ def run(config: Config) -> int:
 
 def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:
     """Return the problem whose bands, units and pixel scales are expected, and the card of the checkpoint, if asked."""
-    from surveybridge.storage.problems import default_problem, described, of_images, read_problem
+    from surveybridge.storage.problems import default_problem, described, read_problem
 
     if config.checkpoint is not None:
         if config.problem is not None:
@@ -75,8 +75,8 @@ def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:
         from surveybridge.bridge_core.checkpoint import load_checkpoint
 
         card = load_checkpoint(config.checkpoint).card
-        return of_images(described(card.problem.table)), card
-    return (default_problem() if config.problem is None else of_images(read_problem(config.problem))), None
+        return described(card.problem.table), card
+    return (default_problem() if config.problem is None else read_problem(config.problem)), None
 
 
 def compared(one: Inspection, card: Card) -> Inspection:

@@ -299,7 +299,7 @@ def _source(config: Config, start: Model | None) -> Source:
         return open_source(str(config.store), None if config.problem is None else read_problem(config.problem))
     source = open_source(str(config.store), start.card.problem.table)
     for end in start.card.problem.endpoints:
-        end.check(end.bands, end.unit, source.scale, what=source.store.url, model=start.card.name)
+        end.check(end.bands, end.image_unit, source.scale, what=source.store.url, model=start.card.name)
     return source
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from surveybridge.storage.angles import AngularPart, as_vectors
 from surveybridge.storage.coregister import Registration
 from surveybridge.storage.domain import PIXEL_PC, describe_domain
 from surveybridge.storage.errors import StorageError
@@ -18,13 +19,17 @@ from surveybridge.storage.fits_planes import Noise
 from surveybridge.storage.grids import Displacement, describe_footprint, no_sky_header, overlap_fraction
 from surveybridge.storage.homogenise import FILL_REACH, WantedPsfs, homogenise
 from surveybridge.storage.images import LazyImage, SurveyImage
-from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint
+from surveybridge.storage.problems import EndpointTable, ProblemTable, endpoint, quantity
 from surveybridge.storage.readings import STRICT, Allowances
 from surveybridge.storage.smoothing import smoothed
 from surveybridge.storage.target_grids import TargetGrid
+from surveybridge.storage.units import radians_of
 
 Images = Mapping[str, Mapping[str, str]]
 """Files by endpoint and band."""
+
+Part = LazyImage | Registration | AngularPart
+"""An image that strips of a grid are had of."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class OpenField:
     ----------
     grid : TargetGrid
         The grid.
-    parts : mapping of str to sequence of LazyImage or Registration
+    parts : mapping of str to sequence of Part
         By endpoint, in the problem's order: one for the bands of each pixel grid.
     ends : mapping of str to EndpointTable
         Of these endpoints.
@@ -81,13 +86,15 @@ class OpenField:
     """
 
     grid: TargetGrid
-    parts: Mapping[str, Sequence[LazyImage | Registration]]
+    parts: Mapping[str, Sequence[Part]]
     ends: Mapping[str, EndpointTable]
     notes: Mapping[str, str]
     wanted: WantedPsfs | None = None
 
     def displaced(self, name: str, displacement: Displacement, note: str) -> OpenField:
         """The same with an error of one endpoint's WCS taken back, which the provenance of all images says."""
+        there = [part for part in self.parts[name] if not isinstance(part, AngularPart)]
+        assert len(there) == len(self.parts[name]), "it is measured on fluxes, which are no angles"
         parts = [
             Registration.of(
                 part.image if isinstance(part, Registration) else part,
@@ -95,7 +102,7 @@ class OpenField:
                 self.grid.shape,
                 displacement,
             )
-            for part in self.parts[name]
+            for part in there
         ]
         return replace(self, parts={**self.parts, name: parts}, notes={**self.notes, "alignment": note})
 
@@ -212,8 +219,6 @@ def open_field(
     notes = {"domain": describe_domain(problem, heads)}
     if math.isfinite(grid.pixel_pc):
         notes[PIXEL_PC] = f"{grid.pixel_pc:.6g}"
-    if grid.beam:
-        opened = {name: [_at_beam(part, grid.beam) for part in parts] for name, parts in opened.items()}
     in_order = {end["name"]: end for end in problem["endpoints"] if end["name"] in images}
     for name in in_order:
         for part in opened[name]:
@@ -225,17 +230,8 @@ def open_field(
             covered = _covered(part, images[name][part.head.bands[0]], grid)
             whose = name if part is opened[name][0] else f"{name}_{part.head.bands[0]}"
             notes[f"{whose}_coverage"] = f"{covered:.4f} of the {endpoint(problem, grid.endpoint)['title']} grid"
-    parts = {name: [_registered(end, part, grid) for part in opened[name]] for name, end in in_order.items()}
+    parts = {name: [_on_grid(end, part, grid) for part in opened[name]] for name, end in in_order.items()}
     return OpenField(grid, parts, in_order, notes)
-
-
-def _at_beam(image: LazyImage, fwhm: float) -> LazyImage:
-    """The image at a beam, if it is of values that are averaged; angles and fluxes are not."""
-    if image.head.extensive:
-        raise StorageError(
-            f"{image.head.survey}: fluxes are not smoothed to a beam; leave out the physical pixel, or the beam"
-        )
-    return smoothed(image, fwhm)
 
 
 def default_noise(problem: ProblemTable, name: str) -> Noise:
@@ -260,17 +256,23 @@ def _covered(image: LazyImage, path: str, grid: TargetGrid) -> float:
     return covered
 
 
-def _registered(end: EndpointTable, image: LazyImage, grid: TargetGrid) -> LazyImage | Registration:
-    """The image on the grid."""
-    if (image.head.wcs_header, image.shape) == (grid.wcs_header, grid.shape):
-        return image
-    registration = Registration.of(image, grid.wcs_header, grid.shape)
-    if end["stretch"] == "axial" and registration.mapping.whole_shift is None:
-        raise StorageError(
-            f"{end['name']}: its angles lie on other pixels than the grid of {grid.endpoint}, and angles are not "
-            "interpolated; give them on that grid, or bring the rest onto theirs"
-        )
-    return registration
+def _on_grid(end: EndpointTable, image: LazyImage, grid: TargetGrid) -> Part:
+    """The image on the grid, smoothed before to its beam; angles are brought there as vectors."""
+    if grid.beam and image.head.extensive:
+        raise StorageError(f"{end['name']}: fluxes are not smoothed to a beam; give --beam 0")
+    same = (image.head.wcs_header, image.shape) == (grid.wcs_header, grid.shape)
+    of = {band: quantity(end, band) for band in image.head.bands}
+    radians = {band: radians_of(one["unit"]) for band, one in of.items() if one["stretch"] == "axial"}
+    vectors = as_vectors(image, radians) if radians else image
+    at_beam = smoothed(vectors, grid.beam) if grid.beam else vectors
+    if at_beam is vectors:
+        if same:
+            return image
+        plain = Registration.of(image, grid.wcs_header, grid.shape)
+        if not radians or plain.mapping.whole_shift is not None:
+            return plain
+    part = at_beam if same else Registration.of(at_beam, grid.wcs_header, grid.shape)
+    return AngularPart(part, radians) if radians else part
 
 
 def _joined(end: EndpointTable, parts: list[SurveyImage]) -> SurveyImage:

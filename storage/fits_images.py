@@ -23,7 +23,7 @@ from surveybridge.storage.fits_planes import Noise, Plane, Planes, Request, plan
 from surveybridge.storage.fits_selection import flux_extension, split_extension
 from surveybridge.storage.grids import describe_footprint, pixel_scale
 from surveybridge.storage.images import Box, LazyImage, SurveyImage
-from surveybridge.storage.problems import EndpointTable
+from surveybridge.storage.problems import EndpointTable, image_unit, quantity, unit_of
 from surveybridge.storage.readings import STRICT, Allowances
 from surveybridge.storage.units import njy_per_unit
 
@@ -127,16 +127,18 @@ def open_images(
                 f"{endpoint['name']}: a {what} for band {','.join(unknown)}, which is not one of its bands "
                 f"{','.join(bands)}; leave it out"
             )
-    is_flux = njy_per_unit(endpoint["unit"]) is not None
-    if numbers.get("zero_point") and not is_flux:
-        raise StorageError(f"{endpoint['name']}: a zero point, but it is in {endpoint['unit']}, no flux; leave it out")
-    if numbers.get("factor") and is_flux:
-        raise StorageError(f"{endpoint['name']}: a factor, but it is a flux; give a zero point instead")
+    for band in bands:
+        unit = unit_of(endpoint, band)
+        is_flux = njy_per_unit(unit) is not None
+        if band in numbers.get("zero_point", {}) and not is_flux:
+            raise StorageError(f"{endpoint['name']}: a zero point, but it is in {unit}, no flux; leave it out")
+        if band in numbers.get("factor", {}) and is_flux:
+            raise StorageError(f"{endpoint['name']}: a factor, but it is a flux; give a zero point instead")
     names = frozenset({*bands, *filters})
-    request = Request(endpoint, noise, names, numbers, allow, storage_options)
     planes = []
     for band in bands:
         beside: dict[str, str] = {role: maps[role][band] for role in MAPS if band in maps.get(role, {})}
+        request = Request(quantity(endpoint, band), noise, names, numbers, allow, storage_options)
         plane = read_plane(paths[band], band, beside, request)
         log.info("%s %s", endpoint["name"], plane.reading.line())
         planes.append(plane)
@@ -152,7 +154,7 @@ def stated_grid(
     """WCS header, ICRS, and height and width of the image of a band, as `open_images` would read them."""
     file, selector = split_extension(path)
     with open_fits(file, storage_options) as hdus:
-        extension = flux_extension(extensions(hdus, endpoint["unit"]), file, selector, band)
+        extension = flux_extension(extensions(hdus, unit_of(endpoint, band)), file, selector, band)
         where = f"{file}[{extension.label}]"
         height, width = extension.size
         return plane_wcs(extension.hdu.header, hdus[0].header, endpoint, where)[0], (height, width)
@@ -189,7 +191,7 @@ def _assemble(endpoint: EndpointTable, planes: list[Plane]) -> LazyImage:
         zero_point=readings[0].zero_point,
         noise_correlation=tuple(plane.noise_correlation for plane in planes),
         provenance={key: text for reading in readings for key, text in reading.provenance().items()},
-        unit=endpoint["unit"],
+        unit=image_unit(endpoint),
         extensive=endpoint["extensive"],
         readings=readings,
         psf_wing=tuple(reading.psf_wing for reading in readings),

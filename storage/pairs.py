@@ -55,7 +55,7 @@ from surveybridge.storage.pair_store import (
     read_stamps,
 )
 from surveybridge.storage.parquet import read_parquet
-from surveybridge.storage.problems import ProblemTable
+from surveybridge.storage.problems import ProblemTable, image_unit
 
 GRIDS = ("mosaic", "cutout")
 
@@ -188,7 +188,7 @@ def read_pairs(
     pairs = Pairs(
         ends=stamps,
         bands={end["name"]: tuple(end["bands"]) for end in problem["endpoints"]},
-        units={end["name"]: end["unit"] for end in problem["endpoints"]},
+        units={end["name"]: image_unit(end) for end in problem["endpoints"]},
         pixel_scale=scales,
         noise={name: {band: of["sigma_noise"] for band, of in bands.items()} for name, bands in numbers.items()},
         name=store.name,

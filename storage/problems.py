@@ -207,20 +207,30 @@ def is_mixed(end: EndpointTable) -> bool:
     return "units" in end
 
 
-def of_images(problem: ProblemTable) -> ProblemTable:
-    """Return a problem whose images a tile store can hold; StorageError where an endpoint is several quantities."""
-    for end in problem["endpoints"]:
-        if is_mixed(end):
-            raise StorageError(
-                f"problem {problem['name']}: {end['name']} is {', '.join(end['units'].values())}, but an image in a "
-                "tile store has one unit; give a pair store of such maps to `train --pairs`"
-            )
-    return problem
-
-
 def unit_of(end: EndpointTable, band: str) -> str:
     """Return the unit of a band of an endpoint."""
     return end["units"][band] if "units" in end else end["unit"]
+
+
+def image_unit(end: EndpointTable) -> str:
+    """Return the unit of an image of an endpoint; where its bands are several quantities, those of all, by comma."""
+    return ",".join(end["units"][band] for band in end["bands"]) if "units" in end else end["unit"]
+
+
+def quantity(end: EndpointTable, band: str) -> EndpointTable:
+    """Return an endpoint of several quantities as one of the quantity of a band; any other stays as it is."""
+    if "units" not in end or "stretches" not in end:
+        return end
+    return EndpointTable(
+        name=end["name"],
+        bands=end["bands"],
+        pixel_scale=end["pixel_scale"],
+        unit=end["units"][band],
+        extensive=end["extensive"],
+        stretch=end["stretches"][band],
+        title=end["title"],
+        rgb=end["rgb"],
+    )
 
 
 def other(problem: ProblemTable, name: str) -> EndpointTable:

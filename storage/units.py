@@ -27,8 +27,8 @@ def vo_unit(text: str) -> str:
 
 @functools.cache
 def squared_unit(text: str) -> str:
-    """Return the unit of a variance, as `fits_unit` writes it."""
-    return str((_read(text) ** 2).to_string("fits"))
+    """Return the unit of a variance, as `fits_unit` writes it; of several units by comma, those of all."""
+    return ",".join(str((_read(unit) ** 2).to_string("fits")) for unit in text.split(","))
 
 
 @functools.cache
@@ -36,6 +36,12 @@ def njy_per_unit(text: str) -> float | None:
     """Return the value of one unit in nJy; None if it is not a unit of flux density."""
     unit = _read(text)
     return float(unit.to(u.nJy)) if unit.is_equivalent(u.nJy) else None
+
+
+@functools.cache
+def radians_of(text: str) -> float:
+    """Return the value of one unit of angle in radians."""
+    return float(_read(text).to(u.rad))
 
 
 @functools.cache

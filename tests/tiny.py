@@ -63,7 +63,7 @@ def problem_with(**changes: Mapping[str, Any]) -> Problem:
 def write_checkpoint(folder: Path, name: str = "tiny", *, seed: int = 0, **card: Any) -> str:
     """Write random weights of the smallest network and return the checkpoint's path."""
     torch.manual_seed(seed)
-    network = NetworkConfig(base=8, stem=2, norm="pixel")
+    network = card.get("network", NetworkConfig(base=8, stem=2, norm="pixel"))
     fields: dict[str, Any] = {
         "name": name,
         "grid": "mosaic",

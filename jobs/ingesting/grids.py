@@ -27,7 +27,7 @@ class AskedGrid:
     pixel_scale : float or None
         Side of a pixel, arcsec.
     distance, pixel_pc : float or None
-        Distance of a cloud and side of a pixel on it, pc; both or none.
+        Distance of a cloud and side of a pixel on it, pc; without the side, the pixels stay as they are.
     beam : float
         FWHM in pixels to which finer maps of a cloud are smoothed.
     """
@@ -42,10 +42,9 @@ class AskedGrid:
     @property
     def on_cloud(self) -> float | None:
         """Side of a pixel of given size at a given distance, arcsec; None where none is given."""
-        if (self.distance is None) != (self.pixel_pc is None):
+        if self.distance is None and self.pixel_pc is not None:
             raise RequestError(
-                f"--distance {self.distance or 'absent'}, --pixel-pc {self.pixel_pc or 'absent'}: both are needed for "
-                "a pixel of a physical size; give the other"
+                f"--pixel-pc {self.pixel_pc:g} without a distance says nothing of a pixel on the sky; give --distance"
             )
         if self.distance is None or self.pixel_pc is None:
             return None
@@ -59,6 +58,8 @@ class AskedGrid:
 def target_grid(asked: AskedGrid, problem: ProblemTable, images: Mapping[str, Mapping[str, str]]) -> str | TargetGrid:
     """Return the endpoint that has the grid onto which all images are brought, or the grid itself."""
     on_cloud = asked.on_cloud
+    if asked.distance is not None and asked.pixel_pc is None:
+        return _own_pixels(asked, problem, images)
     if on_cloud is None or asked.pixel_pc is None:
         return _sky_grid(asked, problem, images)
     if asked.grid is None or _place(asked.grid) is not None:
@@ -68,6 +69,34 @@ def target_grid(asked: AskedGrid, problem: ProblemTable, images: Mapping[str, Ma
     raise RequestError(f"--grid {asked.grid} states its pixels, but --distance and --pixel-pc do too; leave one out")
 
 
+def _own_pixels(asked: AskedGrid, problem: ProblemTable, images: Mapping[str, Mapping[str, str]]) -> str | TargetGrid:
+    """Return the grid that the map has, or that is asked for otherwise, with the size of its pixels on the cloud."""
+    from surveybridge.storage.fits_images import stated_grid
+    from surveybridge.storage.grids import pixel_scale
+    from surveybridge.storage.problems import endpoint
+    from surveybridge.storage.target_grids import TargetGrid
+
+    found = _sky_grid(asked, problem, images)
+    assert asked.distance is not None
+    if isinstance(found, str):
+        band = endpoint(problem, found)["bands"][0]
+        if band not in images[found]:
+            return found  # what is missing is said when the images are opened
+        file = images[found][band]
+        header, shape = stated_grid(endpoint(problem, found), band, file)
+        _check_place(header, file)
+        found = TargetGrid(found, header, shape, file)
+    return replace(found, pixel_pc=asked.distance * math.tan(math.radians(pixel_scale(found.wcs_header) / 3600)))
+
+
+def _check_place(header: str, file: str) -> None:
+    """Refuse a map that has no place on the sky, and so no pixels of a size there."""
+    from surveybridge.storage.grids import no_sky_header
+
+    if header == no_sky_header():
+        raise RequestError(f"{file} says no place on the sky, so --distance does not say its pixels; leave it out")
+
+
 def _sky_grid(
     asked: AskedGrid, problem: ProblemTable, images: Mapping[str, Mapping[str, str]], *, like: bool = False
 ) -> str | TargetGrid:
@@ -75,7 +104,6 @@ def _sky_grid(
     from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.errors import StorageError
     from surveybridge.storage.fits_images import stated_grid
-    from surveybridge.storage.grids import no_sky_header
     from surveybridge.storage.problems import endpoint
     from surveybridge.storage.target_grids import grid_around, grid_at, grid_like, grid_of_file
 
@@ -104,8 +132,8 @@ def _sky_grid(
         return onto  # what is missing is said when the images are opened
     header, shape = stated_grid(end, band, images[end["name"]][band])
     file = images[end["name"]][band]
-    if like and header == no_sky_header():
-        raise RequestError(f"{file} says no place on the sky, so --distance does not say its pixels; leave it out")
+    if like:
+        _check_place(header, file)
     return (grid_like if like else grid_around)(onto, celestial_wcs(header), shape, scale, file)
 
 

@@ -17,6 +17,7 @@ from astropy.wcs import WCS
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.fitting import fit_endpoint
+from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.domain import PIXEL_PC
@@ -197,9 +198,11 @@ def test_a_physical_pixel_needs_both_numbers_and_a_place_on_the_sky(tmp_path, ca
     nowhere = str(tmp_path / "nowhere.fits")
     assert ingest(nowhere, tmp_path / "store", *AS_COLUMN) == 2
     assert "nowhere.fits says no place on the sky, so --distance does not say its pixels" in capsys.readouterr().err
-    image = ["--problem", "clouds-density", "--image", f"column.N={nowhere}", *AS_COLUMN, "--distance", "250"]
-    assert main(["ingest", *image, "--store", str(tmp_path / "store")]) == 2
-    assert "--distance 250.0, --pixel-pc absent: both are needed" in capsys.readouterr().err
+    image = ["--problem", "clouds-density", "--image", f"column.N={nowhere}", *AS_COLUMN]
+    assert main(["ingest", *image, "--pixel-pc", "0.2", "--store", str(tmp_path / "store")]) == 2
+    assert "--pixel-pc 0.2 without a distance" in capsys.readouterr().err
+    assert main(["ingest", *image, "--distance", "250", "--store", str(tmp_path / "store")]) == 2
+    assert "says no place on the sky" in capsys.readouterr().err
     flux = ["--image", f"lsst.g={nowhere}", "--factor", "lsst.g=2", "--store", str(tmp_path / "store")]
     assert main(["ingest", *flux]) == 2
     capsys.readouterr()
@@ -260,6 +263,100 @@ def test_the_pixel_of_the_training_is_in_the_card(checkpoint, tmp_path):
     card = load_checkpoint(checkpoint).card
     assert card.pixel_pc == 0.2 and card.from_json(card.to_json()).pixel_pc == 0.2
     assert "pixel_pc" not in replace(card, pixel_pc=None).to_json()
+
+
+FIELD_UNITS = {"column": ("cm-2", 1.0), "psi": ("deg", 1.0), "sigma_v": ("km/s", 1.0)}
+
+
+def field_maps(folder: Path, shape: tuple[int, int], arcsec: float, *, turned: float = 0.0) -> list[str]:
+    """Column, angle and dispersion of a cloud whose field turns across it, as images for `ingest`.
+
+    The angle is from the columns of the map towards its rows; `turned` turns the map on the sky, deg.
+    """
+    wcs = galactic(shape, arcsec)
+    turn = np.radians(turned)
+    wcs.wcs.cd = wcs.wcs.cd @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    x, y = wcs.all_world2pix(CENTRE.l.deg, CENTRE.b.deg, 1)
+    wcs.wcs.crpix += [shape[1] / 2 - float(x), shape[0] / 2 - float(y)]
+    y, x = np.indices(shape)
+    place = SkyCoord(*wcs.all_pix2world(x, y, 0), unit="deg", frame="galactic")
+    values = {"column": 2e21 * extinction(place), "sigma_v": 0.5 + 0.2 * extinction(place)}
+    # of the field on the sky, from galactic longitude towards latitude, through the seam at 90 deg
+    on_sky = 90 + 40 * CENTRE.spherical_offsets_to(place)[0].to_value("deg")
+    # along columns longitude grows, along rows latitude falls; then the map is turned
+    values["psi"] = (-on_sky - turned + 90) % 180 - 90
+    images = []
+    for name, plane in values.items():
+        header = wcs.to_header()
+        header["BUNIT"] = FIELD_UNITS[name][0]
+        fits.PrimaryHDU(plane.astype(np.float32), header).writeto(folder / f"{name}.fits", overwrite=True)
+        images.append(f"observables.{name}={folder / f'{name}.fits'}")
+    return images
+
+
+def ingest_field(images: list[str], store: Path, *more: str) -> int:
+    tiling = ["--tile-size", "64", "--halo", "64"]
+    return main(["ingest", "--problem", "clouds-field", "--image", *images, "--store", str(store), *tiling, *more])
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Difference of angles, rad, by the shorter way."""
+    return np.abs((first - second + np.pi / 2) % np.pi - np.pi / 2)
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.25])
+def test_angles_come_onto_other_pixels_without_a_seam(tmp_path, factor):
+    """Column, angle and dispersion, each in its own unit, smoothed or interpolated, are what maps on these pixels."""
+    (tmp_path / "own").mkdir()
+    shape = (round(70 / factor), round(90 / factor))
+    where = ["--distance", str(DISTANCE), "--pixel-pc", str(PC)]
+    assert ingest_field(field_maps(tmp_path, shape, factor * SCALE), tmp_path / "store", *where) == 0
+    assert ingest_field(field_maps(tmp_path / "own", (70, 90), SCALE), tmp_path / "plain", *where) == 0
+    found, expected = (TileStore.open(str(tmp_path / name)).read_tile("t0000") for name in ("store", "plain"))
+    image, plain = found.images["observables"], expected.images["observables"]
+    assert image.unit == "cm-2,rad,cm s-1" == plain.unit and image.bands == ("column", "psi", "sigma_v")
+    assert image.valid.all() and image.flux.shape == plain.flux.shape
+    inner = np.s_[4:-4, 4:-4]
+    np.testing.assert_allclose(image.flux[0][inner], plain.flux[0][inner], rtol=0.03)
+    np.testing.assert_allclose(image.flux[2][inner], plain.flux[2][inner], rtol=0.03)
+    assert image.flux[2].min() > 4e4 and image.flux[2].max() < 2e5
+    assert apart(image.flux[1], plain.flux[1])[inner].max() < 0.06  # half a pixel of the field's turn is 0.03
+    assert np.abs(image.flux[1]).max() > 1.5 and np.ptp(image.flux[1]) > 2.5  # the seam is in it
+
+
+def test_angles_turn_with_the_map(tmp_path):
+    """A map that lies turned on the sky, brought to the pixels of one that does not, has its angles."""
+    (tmp_path / "turned").mkdir()
+    assert ingest_field(field_maps(tmp_path, (90, 90), SCALE), tmp_path / "plain") == 0
+    images = field_maps(tmp_path / "turned", (150, 150), SCALE, turned=35.0)
+    assert ingest_field(images, tmp_path / "store", "--grid", str(tmp_path / "column.fits")) == 0
+    found, plain = (TileStore.open(str(tmp_path / name)).read_tile("t0000") for name in ("store", "plain"))
+    image, expected = found.images["observables"], plain.images["observables"]
+    assert image.valid.all()
+    assert apart(image.flux[1], expected.flux[1]).max() < 0.02
+    np.testing.assert_allclose(image.flux[0], expected.flux[0], rtol=0.01)
+
+
+def test_a_magnetic_field_is_mapped_from_three_quantities(tmp_path):
+    problem = Problem.from_table(read_problem("clouds-field"))
+    images = field_maps(tmp_path, (90, 110), SCALE)
+    assert ingest_field(images, tmp_path / "store", "--distance", str(DISTANCE)) == 0
+    tile = TileStore.open(str(tmp_path / "store")).read_tile("t0000")
+    image = tile.images["observables"]
+    assert float(image.provenance[PIXEL_PC]) == pytest.approx(PC, rel=1e-3)
+    seen = torch.from_numpy(image.flux)[None, :, :64, :64]
+    ends = [
+        fit_endpoint(end, seen if end.name == "observables" else seen[:, :1] / 1e20, {}) for end in problem.endpoints
+    ]
+    network = NetworkConfig(base=8, stem=2, norm="pixel", image_channels=problem.channels)
+    problem = problem.with_endpoints(ends)
+    checkpoint = tiny.write_checkpoint(tmp_path, "field", problem=problem, network=network)
+    translated = ["translate", "--store", str(tmp_path / "store"), "--run", str(tmp_path / "run"), *QUICK]
+    assert main([*translated, "--checkpoint", checkpoint]) == 0
+    assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "b.fits")]) == 0
+    with fits.open(tmp_path / "b.fits") as hdus:
+        assert hdus["MEAN_B"].header["BUNIT"] == "uG" and hdus["MEAN_B"].data.shape == (90, 110)
+        assert np.isfinite(hdus["MEAN_B"].data).all() and (hdus["MEAN_B"].data > 0).all()
 
 
 CLOUDS = ROOT.parent / "shared" / "data" / "clouds"

@@ -56,10 +56,6 @@ def test_the_grid_is_the_one_asked_for_or_that_of_the_objects(tmp_path, onto):
 
 
 BAD = {
-    "several quantities": (
-        ["--problem", "clouds-field", "--image", "field.B=b.fits"],
-        "problem clouds-field: observables is cm-2, rad, cm s-1, but an image in a tile store has one unit",
-    ),
     "no images": (["--problem", "lsst-euclid"], "--image is required"),
     "nothing": ([], "--euclid is required; --lsst is required"),
     "both ways": (["--euclid", "a.fits", "--image", "lsst.g=b.fits"], "--euclid is a short form for"),

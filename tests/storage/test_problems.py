@@ -16,9 +16,10 @@ from surveybridge.storage.problems import (
     complete_problem,
     default_problem,
     endpoint,
+    image_unit,
     observed_and_wanted,
-    of_images,
     other,
+    quantity,
     read_problem,
     shipped_problems,
     shown_ends,
@@ -139,10 +140,11 @@ def test_an_end_of_several_quantities_is_never_predicted(wanted):
         complete_problem(POLARIMETRY | {"wanted": wanted}, "here")
 
 
-def test_a_tile_store_takes_no_end_of_several_quantities(tmp_path):
-    assert of_images(problem(tmp_path, "clouds")) == problem(tmp_path, "clouds")
-    with pytest.raises(StorageError, match="seen is cm-2, deg, km s-1, but an image in a tile store has one unit"):
-        of_images(complete_problem(POLARIMETRY, "here"))
+def test_an_image_of_several_quantities_has_the_units_of_all(tmp_path):
+    seen, magnet = complete_problem(POLARIMETRY, "here")["endpoints"]
+    assert image_unit(seen) == "cm-2,deg,km s-1" and image_unit(magnet) == magnet["unit"]
+    assert [quantity(seen, band)["unit"] for band in seen["bands"]] == ["cm-2", "deg", "km s-1"]
+    assert quantity(seen, seen["bands"][1])["stretch"] == "axial" and quantity(magnet, "B") == magnet
 
 
 def test_bands_that_both_ends_have_carry_the_name_of_their_end_whatever_the_case(tmp_path):
