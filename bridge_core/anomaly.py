@@ -236,8 +236,8 @@ def lens_score(
     """Lens score, its standard error over the noises (NaN with one), and its false-alarm rate, each float64 [N]."""
     asked = Asked(discriminant.sigma, discriminant.draws, how.seed, how.batch, how.precision)
     measured = measure(model, cutouts, asked)
-    each = torch.from_numpy(discriminant.score(measured.features, measured.flux, measured.colour))
-    score = torch.from_numpy(discriminant.score(measured.features.mean(0), measured.flux, measured.colour))
+    each = torch.from_numpy(discriminant.score(*measured))
+    score = torch.from_numpy(discriminant.score(measured.features.mean(0), *measured[1:]))
     error = each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(score, torch.nan)
     return score, error, torch.from_numpy(discriminant.false_alarm(score.numpy()))
 

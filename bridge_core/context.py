@@ -221,6 +221,29 @@ def condition_vector(
     return torch.cat([told.where(known, 0.0).clamp(-LIMIT, LIMIT), known.float()], 1)
 
 
+def told_conditions(problem: Problem, views: Views, number: int) -> dict[str, Tensor]:
+    """The numbers that stand in the vectors of both directions, by name such as ``lsst i fwhm``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        float32 [number], as the network is told them (of the order of 1); NaN where unknown.
+    """
+    vectors = [view.vector.expand(number, -1) for view in views]
+    size = vectors[0].shape[1] // 2
+    values = [vector[:, :size].masked_fill(vector[:, size:] == 0, torch.nan) for vector in vectors]
+    channels = (size - 1) // (2 * len(QUANTITIES))
+    found = {}
+    for index, end in enumerate(problem.endpoints):
+        of_channels = [k * len(end.bands) // channels for k in range(channels)]
+        for q, quantity in enumerate(QUANTITIES):
+            for b, band in enumerate(end.bands):
+                place = (index * len(QUANTITIES) + q) * channels + of_channels.index(b)
+                # of the observed end the noise is in the maps, so it is read where that end is wanted
+                found[f"{end.name} {band} {quantity}"] = values[index][:, place]
+    return found | {"registration": values[0][:, -1]}
+
+
 def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
     """Logarithm of the noise around each pixel as the network is told it.
 

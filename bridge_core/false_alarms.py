@@ -14,21 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveybridge.bridge_core.discriminant import Floats, quadratic_terms, rate_above
+from surveybridge.bridge_core.discriminant import rate_above
+from surveybridge.bridge_core.ordinary import Floats, Range, location_and_scale, object_terms, range_of
 
 RATES = (0.99, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Rates at which the tail is tabulated, as far as there are objects for them."""
 FEWEST = 50
 """Ordinary objects that a calibration needs."""
 FOLDS = 5
-OUTLYING = 4.0
-"""Objects further from the location, in standard deviations, do not enter it: a sky has some lenses."""
-RIDGE = 1.0
-"""Strength of the penalty on coefficients, in objects: terms are scaled to -1..1."""
-VARIES = 0.02
-"""Conditions that vary by a smaller share over the objects are left out."""
-_MEAN_LOG = -0.635
-"""Mean of ln |x| of a standard normal variable: -(gamma + ln 2) / 2."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class FalseAlarms:
         return rate_above(self._standardised(score, flux, colour, conditions), self.tail, self.rates)
 
     def _standardised(self, score: Floats, flux: Floats, colour: Floats, conditions: Floats) -> Floats:
-        x = _terms(flux, colour, conditions, (self.flux, self.colour), list(self.conditions.values()))
+        x = object_terms(flux, colour, conditions, (self.flux, self.colour), list(self.conditions.values()))
         return np.asarray((score - x @ np.array(self.location)) / np.exp(x @ np.array(self.scale)))
 
 
@@ -144,48 +137,7 @@ def held_out_rates(
 
 def _fit(score: Floats, flux: Floats, colour: Floats, conditions: Floats, names: tuple[str, ...]) -> FalseAlarms:
     """Location and scale of some objects; without a tail."""
-    edges = [(float(np.quantile(v, 0.005)), float(np.quantile(v, 0.995))) for v in (flux, colour)]
-    ranges = [_range(column) for column in conditions.T]
-    x = _terms(flux, colour, conditions, (edges[0], edges[1]), ranges)
-    near = np.abs(score - np.median(score)) < 20 * (np.quantile(score, 0.84) - np.quantile(score, 0.16) + 1e-12)
-    location, spread = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for _ in range(4):
-        location = _ridge(x[near], score[near], np.exp(-2 * (x[near] @ spread)))
-        away = score - x @ location
-        size = np.log(np.maximum(np.abs(away), 1e-6 * np.abs(away).max() + 1e-12)) - _MEAN_LOG
-        spread = _ridge(x[near], size[near], np.ones(near.sum()))
-        near = np.abs(away) < OUTLYING * np.exp(x @ spread)
-    found = (tuple(float(f"{value:.6g}") for value in values) for values in (location, spread))
-    return FalseAlarms(edges[0], edges[1], dict(zip(names, ranges, strict=True)), next(found), next(found), (), (), 0)
-
-
-def _range(values: Floats) -> tuple[float, float]:
-    """Lowest and highest; both 0 where nothing is known."""
-    known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-
-
-def _ridge(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Weighted least squares with a penalty on all coefficients but the first (Hoerl & Kennard 1970)."""
-    weights = weights / weights.mean()
-    penalty = RIDGE * np.eye(x.shape[1])
-    penalty[0, 0] = 0.0
-    return np.asarray(np.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y))
-
-
-def _terms(
-    flux: Floats,
-    colour: Floats,
-    conditions: Floats,
-    edges: tuple[tuple[float, float], tuple[float, float]],
-    ranges: list[tuple[float, float]],
-) -> Floats:
-    """Terms of location and scale, [N, 6 + C]: a quadratic form, and conditions scaled to -1..1; 0 if they are one."""
-    columns = [quadratic_terms(flux, colour, *edges)]
-    for values, (low, high) in zip(conditions.T, ranges, strict=True):
-        if high - low <= VARIES * abs(high):
-            columns.append(np.zeros((len(values), 1)))
-            continue
-        scaled = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
-        columns.append(np.nan_to_num(scaled, nan=0.0)[:, None])
-    return np.concatenate(columns, 1)
+    edges: list[Range] = [(float(np.quantile(v, 0.005)), float(np.quantile(v, 0.995))) for v in (flux, colour)]
+    ranges = [range_of(column) for column in conditions.T]
+    location, spread = location_and_scale(object_terms(flux, colour, conditions, (edges[0], edges[1]), ranges), score)
+    return FalseAlarms(edges[0], edges[1], dict(zip(names, ranges, strict=True)), location, spread, (), (), 0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
-from surveybridge.bridge_core.context import Context, Views
+from surveybridge.bridge_core.context import Context, Views, told_conditions
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
@@ -114,7 +114,10 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
     flux = scored.observed.inverse(cutouts.x1).double() * valid
     circle = aperture(shape, FLUX_ARCSEC / scored.observed.pixel_scale).double()
     inside = (flux * circle.to(flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # in the end's unit, nJy
-    return Measured(torch.stack(found).numpy(), np.log10(inside[:, -1]), -2.5 * np.log10(inside[:, 0] / inside[:, -1]))
+    colour = -2.5 * np.log10(inside[:, 0] / inside[:, -1])
+    told = {} if cutouts.views is None else told_conditions(problem, cutouts.views, n)
+    conditions = {name: values.double().cpu().numpy() for name, values in told.items()}
+    return Measured(torch.stack(found).numpy(), np.log10(inside[:, -1]), colour, conditions)
 
 
 def _both(problem: Problem) -> tuple[Direction, Direction]:

@@ -1,9 +1,10 @@
 """Calibrate a checkpoint: its lens score on pairs, or its intervals and false-alarm rates on the sky of a tile store.
 
-With --pairs: puts simulated arcs around deflector-like galaxies of a pair store and measures how both surveys depart
-from what the checkpoint lets expect, for these lenses and for the store's own regular objects. From that follow the
-weights of the score and its false-alarm rate. Take pairs that no test uses; those that training kept for validation are
-best, and the others do where the network does not know them by heart.
+With --pairs: puts simulated arcs around deflector-like galaxies of pair stores and measures how both surveys depart
+from what the checkpoint lets expect, for these lenses and for the stores' own regular objects. From that follow the
+weights of the score and its false-alarm rate, both by observing conditions if the checkpoint is told them. Take pairs
+that no test uses; those that training kept for validation are best, and the others do where the network does not know
+them by heart.
 
 With --store: translates tiles that both surveys have observed, and learns by which factor standard deviations of each
 predicted brightness are too small or too large on that sky, and how often its ordinary objects have which lens score.
@@ -44,17 +45,18 @@ class Config(JobConfig):
 
     writes = ("out",)
 
-    pairs: str | None = Field(
-        None,
-        description="pair store of regular objects with its table beside it, local path or URL: for the lens score",
+    pairs: tuple[str, ...] = Field(
+        (),
+        description="pair stores of regular objects, each with its table beside it, local paths or URLs: for the lens "
+        "score",
     )
     store: str | None = Field(
         None, description="tile store with both surveys, local path or URL: for intervals and false-alarm rates"
     )
     out: str = Field(description="folder or URL for the calibrated checkpoint")
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
-    start: int = Field(0, ge=0, description="with --pairs: first row of the store")
-    limit: int | None = Field(None, ge=1, description="with --pairs: number of pairs to use (default: all)")
+    start: int = Field(0, ge=0, description="with --pairs: first row of each store")
+    limit: int | None = Field(None, ge=1, description="with --pairs: number of pairs of each to use (default: all)")
     sigma: float = Field(2.0, gt=0, description="with --pairs: noise level at which residuals are taken, network units")
     draws: int = Field(2, ge=1, description="with --pairs: number of noise draws that are averaged")
     tiles: int = Field(16, ge=1, description="with --store: largest number of tiles, spread over the store")
@@ -89,7 +91,7 @@ class Config(JobConfig):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if (self.pairs is None) == (self.store is None):
+        if bool(self.pairs) == (self.store is not None):
             raise ValueError("give --pairs for the lens score, or --store for intervals and false-alarm rates")
         other = "store" if self.store is None else "pairs"
         if strange := [name for name in ONLY[other] if name in self.model_fields_set]:
@@ -152,8 +154,8 @@ def calibrated_card(config: Config, model: Model) -> tuple[Card | None, int]:
         raise RequestError(
             f"calibrate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
-    rows = PairRows(str(config.pairs), config.start, config.limit)
-    discriminant = calibrate_on_pairs(model, rows, Asked(config.sigma, config.draws, config.seed, config.batch or 16))
+    stores = [PairRows(url, config.start, config.limit) for url in config.pairs]
+    discriminant = calibrate_on_pairs(model, stores, Asked(config.sigma, config.draws, config.seed, config.batch or 16))
     # rates that were measured with another score say nothing of this one
     kept = model.card.recalibration and replace(model.card.recalibration, false_alarms=None)
     return replace(model.card, discriminant=discriminant, recalibration=kept), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,9 @@ from surveybridge.bridge_core.anomaly import MIN_VALID, scored_direction
 from surveybridge.bridge_core.apertures import aperture
 from surveybridge.bridge_core.conditions import QUANTITIES
 from surveybridge.bridge_core.detection import detect
-from surveybridge.bridge_core.discriminant import Discriminant, Floats, Measured, fit, surprise
-from surveybridge.bridge_core.false_alarms import VARIES
+from surveybridge.bridge_core.discriminant import NOT_TOLD, Discriminant, Measured, fit, surprise
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.ordinary import VARIES, Floats
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.ranking import auroc, matched_auroc
 from surveybridge.bridge_core.residuals import Asked, columns, measure
@@ -54,14 +54,23 @@ class PairRows:
         return None if self.limit is None else self.start + self.limit
 
 
-def calibrate_on_pairs(model: Model, rows: PairRows, asked: Asked) -> Discriminant:
-    """Measure, learn, and print how well the score tells lenses apart."""
+def calibrate_on_pairs(model: Model, stores: Sequence[PairRows], asked: Asked) -> Discriminant:
+    """Measure, learn from all stores together, and print how well the score tells lenses apart."""
     model.to("cpu", "bfloat16")
-    pairs, deflectors = ordinary_pairs(model, rows)
-    measured, lens, group = measure_all(model, pairs, deflectors, asked)
+    parts, lenses, groups, conditions = list[Measured](), list[NDArray[np.bool_]](), list[NDArray[np.int64]](), []
+    for rows in stores:
+        pairs, deflectors = ordinary_pairs(model, rows)
+        measured, lens, group = measure_all(model, pairs, deflectors, asked)
+        parts.append(measured)
+        lenses.append(lens)
+        groups.append(group + sum(map(len, groups)))
+        conditions.append(stated_conditions(pairs))
+    measured, lens = Measured.join(parts), np.concatenate(lenses)
+    group = np.concatenate(groups)
     discriminant, held_out = fit(measured, lens, group, sigma=asked.sigma)
     print_ranks(model.card.problem, measured, lens, group, held_out, asked.sigma)
-    print_thirds(pairs, held_out[~lens])
+    names = [name for name in conditions[0] if all(name in of for of in conditions)]
+    print_thirds({name: np.concatenate([of[name] for of in conditions]) for name in names}, held_out[~lens])
     return discriminant
 
 
@@ -149,6 +158,9 @@ def print_ranks(
         )
 
     line("the lens score", score)
+    if measured.conditions:
+        blind = measured._replace(conditions=NOT_TOLD)
+        line("the same, told no conditions", fit(blind, lens, group, sigma=sigma)[1])
     kinds = columns(problem)
     kinds |= {"signed and squared": kinds["signed"] + kinds["squared"]}
     for name, some in kinds.items():
@@ -160,9 +172,21 @@ def print_ranks(
     line("central flux alone", measured.flux)
 
 
-def print_thirds(pairs: Pairs, score: Floats) -> None:
+def stated_conditions(pairs: Pairs) -> dict[str, Floats]:
+    """Conditions of pairs by name, [N] each, NaN where unknown; none where the store states none."""
+    if pairs.conditions is None:
+        return {}
+    values = {"registration": np.asarray(pairs.conditions.registration, np.float64)}
+    for end, of in pairs.conditions.ends.items():
+        for name in QUANTITIES:
+            for plane, band in enumerate(pairs.bands[end]):
+                values[f"{end} {band} {name}"] = getattr(of, name)[:, plane].astype(np.float64)
+    return values
+
+
+def print_thirds(conditions: Mapping[str, Floats], score: Floats) -> None:
     """Print how many ordinary objects lie beyond the scores of two rates, by thirds of each condition that varies."""
-    shares = thirds(pairs, score)
+    shares = thirds(conditions, score)
     if shares:
         print("ordinary objects beyond the scores of the rates " + " and ".join(f"{rate:.0%}" for rate in SAID))
         print("                           in the lowest, middle and highest third of pairs")
@@ -170,22 +194,16 @@ def print_thirds(pairs: Pairs, score: Floats) -> None:
         print(f"  {name:24s} " + "   ".join(" ".join(f"{share:5.1%}" for share in third) for third in found))
 
 
-def thirds(pairs: Pairs, score: Floats) -> dict[str, list[list[float]]]:
+def thirds(conditions: Mapping[str, Floats], score: Floats) -> dict[str, list[list[float]]]:
     """By condition: share of pairs beyond the scores of the rates `SAID` among thirds of them, lowest first.
 
-    A condition that is not known of all pairs, or varies by less than `VARIES`, is left out.
+    Pairs of which a condition is not known are left out of its thirds, and so is what varies by less than `VARIES`.
     """
-    if pairs.conditions is None:
-        return {}
-    values = {"registration": pairs.conditions.registration}
-    for end, of in pairs.conditions.ends.items():
-        for name in QUANTITIES:
-            for plane, band in enumerate(pairs.bands[end]):
-                values[f"{end} {band} {name}"] = getattr(of, name)[:, plane]
     levels = np.quantile(score, 1 - np.array(SAID))
     found = {}
-    for name, of_pairs in values.items():
-        if np.isfinite(of_pairs).all() and np.ptp(of_pairs) > VARIES * np.abs(of_pairs).max():
-            parts = np.array_split(np.argsort(of_pairs, kind="stable"), 3)
-            found[name] = [[float((score[part] > level).mean()) for level in levels] for part in parts]
+    for name, values in conditions.items():
+        known = np.isfinite(values)
+        if known.sum() >= FEWEST and np.ptp(values[known]) > VARIES * np.abs(values[known]).max():
+            parts = np.array_split(score[known][np.argsort(values[known], kind="stable")], 3)
+            found[name] = [[float((part > level).mean()) for level in levels] for part in parts]
     return found

@@ -115,3 +115,59 @@ def test_surprise_needs_no_lens_and_finds_what_is_unlike_regular_objects():
     distance = surprise(measured, ~lens)
     assert distance[~lens].mean() == pytest.approx(FEATURES, rel=0.05)  # chi square
     assert 0.7 < auroc(distance, lens) < auroc(fit(measured, lens, np.arange(len(lens)), sigma=2.0)[1], lens)
+
+
+# -- where the network is told conditions --
+
+
+def told_population(number: int = 4000, seed: int = 0) -> tuple[Measured, np.ndarray]:
+    """Residuals that grow with the seeing, of which lenses have too much in bad seeing and too little in good."""
+    rng = np.random.default_rng(seed)
+    measured, lens, _ = population(number * 4 // 5, number // 5, seed)
+    seeing = rng.uniform(-1, 1, number)
+    features = measured.features.copy()
+    features[:, lens, 1] += 1.5 * seeing[lens] - 1.5
+    features[:, lens, 4] += 1.5 * seeing[lens] + 1.5
+    features = features * np.exp(0.4 * seeing[:, None]) + 2.0 * seeing[:, None]
+    return Measured(features, measured.flux, measured.colour, {"seeing": seeing, "depth": np.full(number, 0.3)}), lens
+
+
+@pytest.fixture(scope="module")
+def told():
+    measured, lens = told_population()
+    return measured, lens, *fit(measured, lens, np.arange(len(lens)), sigma=2.0)
+
+
+def test_who_is_told_conditions_finds_more_lenses_than_who_is_not(told):
+    measured, lens, _, held_out = told
+    _, blind = fit(measured._replace(conditions={}), lens, np.arange(len(lens)), sigma=2.0)
+    assert auroc(held_out, lens) > auroc(blind, lens) + 0.05
+
+
+def test_false_alarms_are_as_frequent_under_all_conditions(told):
+    _, _, discriminant, _ = told
+    other, lens = told_population(20_000, seed=3)
+    score = discriminant.score(other.features.mean(0), *other[1:])
+    rate = discriminant.false_alarm(score)
+    for part in (other.conditions["seeing"] < -0.5, other.conditions["seeing"] > 0.5):
+        assert (rate[part & ~lens] < 0.05).mean() == pytest.approx(0.05, abs=0.02)
+
+
+def test_unknown_conditions_count_as_those_in_the_middle(told):
+    measured, _, discriminant, _ = told
+    features, flux, colour = measured.features.mean(0)[:9], measured.flux[:9], measured.colour[:9]
+    low, high = discriminant.conditions["seeing"]
+    middle = {"seeing": np.full(9, (low + high) / 2), "depth": np.full(9, 0.3)}
+    expected = discriminant.score(features, flux, colour, middle)
+    for conditions in ({}, {"seeing": np.full(9, np.nan)}, {"another": np.ones(9)}):
+        assert discriminant.score(features, flux, colour, conditions) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_score_by_conditions_survives_its_json(told):
+    discriminant = told[2]
+    assert Discriminant.from_card(json.loads(json.dumps(discriminant.card))) == discriminant
+    assert len(discriminant.weight) == 3 * FEATURES
+
+
+def test_what_is_told_of_no_conditions_is_as_before(fitted):
+    assert set(fitted[2].card).isdisjoint({"conditions", "location", "spread"})

@@ -11,11 +11,12 @@ import pytest
 import torch
 import zarr
 
+from surveybridge.bridge_core.conditions import QUANTITIES
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.network import UNet
 from surveybridge.bridge_core.residuals import Asked
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle, thirds
+from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle, stated_conditions, thirds
 from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
 from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, moffat, pair_view, vis_noise
@@ -84,6 +85,19 @@ def test_ordinary_pairs_and_those_with_arcs_are_measured_with_what_they_are_told
         assert len(torch.unique(expected.second.vector, dim=0)) == len(some)  # each is told something of its own
 
 
+def test_residuals_come_with_what_the_network_was_told(pairs):
+    measured = measure_pairs(listening(), pairs, 0, ASKED)
+    ends = {"lsst": "gri", "euclid": ("VIS",)}
+    names = [f"{end} {band} {what}" for end, bands in ends.items() for what in QUANTITIES for band in bands]
+    assert list(measured.conditions) == [*names, "registration"]
+    seeing = measured.conditions["lsst i fwhm"]
+    assert seeing == pytest.approx(np.log(np.array(SEEING) / 0.1) - 1.2, abs=1e-5)
+    steps = np.diff(measured.conditions["euclid VIS noise"]) / np.diff(np.log(SEEING))
+    assert steps == pytest.approx(1.0, abs=1e-4)
+    assert np.isnan(measured.conditions["registration"]).all()
+    assert np.ptp(measured.conditions["euclid VIS wing"]) == 0
+
+
 def test_pixels_without_data_are_filled_said_and_left_out(pairs):
     holes = {name: stamps.copy() for name, stamps in on_mosaic_grid(pairs).ends.items()}
     holes["lsst"][2, 1, :, 40:44] = np.nan
@@ -149,11 +163,14 @@ def test_rates_are_compared_by_thirds_of_what_varies(pairs):
     many = pairs.rows(list(rng.integers(0, 6, 600)))
     assert many.conditions is not None
     seeing = many.conditions.ends["lsst"].fwhm[:, 2]
-    found = thirds(many, rng.normal(size=600) + 3.0 * (seeing > 1.0))
+    found = thirds(stated_conditions(many), rng.normal(size=600) + 3.0 * (seeing > 1.0))
     assert set(found) == {"lsst g fwhm", "lsst r fwhm", "lsst i fwhm", "euclid VIS noise"}  # nothing else varies
     lowest, _, highest = found["lsst i fwhm"]
     assert lowest == [0.0, 0.0] and highest == pytest.approx([0.15, 0.06], abs=0.02)
-    assert thirds(replace(many, conditions=None), rng.normal(size=600)) == {}
+    assert thirds(stated_conditions(replace(many, conditions=None)), rng.normal(size=600)) == {}
+    partly = {"seeing": np.where(np.arange(600) < 300, np.nan, seeing), "unknown": np.full(600, np.nan)}
+    found = thirds(partly, np.where(np.arange(600) < 300, 9.0, seeing))
+    assert set(found) == {"seeing"} and found["seeing"] == [[0.0, 0.0]] * 3, "those beyond are of unknown seeing"
 
 
 # -- tiles --
