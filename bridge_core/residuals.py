@@ -1,10 +1,11 @@
 """Residuals of each end around an object: how it departs from what the model expects, given the other end.
 
 Far above the noise of an image the denoiser's answer is the posterior mean E[x0 | x1] itself, so one network call a
-direction predicts each end from the other. The residual, observed minus predicted in network units, is averaged in
-rings around the object: signed by band (arcs put light, and blue light, where none was expected; a core is fainter than
-the blend seen by LSST promised) and squared over the bands; and of each ring the highest and lowest place is taken
-after smoothing, since an arc fills a part of it. `bridge_core.discriminant` makes the lens score of all that.
+direction predicts each end from the other; best at the bridge's end, where a network can learn to begin with nothing.
+The residual, observed minus predicted in network units, is averaged in rings around the object: signed by band (arcs
+put light, and blue light, where none was expected; a core is fainter than the blend seen by LSST promised) and squared
+over the bands; and of each ring the highest and lowest place is taken after smoothing, since an arc fills a part of it.
+`bridge_core.discriminant` makes the lens score of all that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, Problem
-from surveybridge.bridge_core.sampler import denoise, draw, step_at
+from surveybridge.bridge_core.sampler import begin, denoise, draw, starts_without_x0, step_at
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.translate import window_noise
 
@@ -103,7 +104,11 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
                 x0, x1 = images[wanted.name][some], images[direction.observed.name][some]
                 rows = [(window, sample) for window in range(first, first + len(x0))]
                 noise = window_noise(asked.seed, RESIDUAL_STREAM, rows, corners, x0.device)
-                x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), draw(noise, step, x0))
+                z = draw(noise, step, x0)
+                if starts_without_x0(model.card, t):
+                    x_t = begin(model.card, x1, t, z)
+                else:
+                    x_t = bridge.q_sample(x0, x1, torch.full((len(x0),), t, device=x0.device), z)
                 context = cutouts.context(direction, some)
                 residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision, context)
                 of_bands = wanted.planes_in(residual).double()

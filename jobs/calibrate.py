@@ -57,7 +57,12 @@ class Config(JobConfig):
     checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
     start: int = Field(0, ge=0, description="with --pairs: first row of each store")
     limit: int | None = Field(None, ge=1, description="with --pairs: number of pairs of each to use (default: all)")
-    sigma: float = Field(2.0, gt=0, description="with --pairs: noise level at which residuals are taken, network units")
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        description="with --pairs: noise level at which residuals are taken, network units (default: 2, or the end of "
+        "the bridge where the network has learnt to begin with nothing there)",
+    )
     draws: int = Field(2, ge=1, description="with --pairs: number of noise draws that are averaged")
     tiles: int = Field(16, ge=1, description="with --store: largest number of tiles, spread over the store")
     to: str | None = Field(None, description="with --store: endpoint to translate to (default: all that there are)")
@@ -105,6 +110,8 @@ class Config(JobConfig):
         return self
 
 
+SIGMA = 2.0
+"""Noise far above that of images, network units."""
 ARCS_A_TILE = 16
 """Galaxies of a tile that get arcs, if there are so many."""
 
@@ -155,10 +162,19 @@ def calibrated_card(config: Config, model: Model) -> tuple[Card | None, int]:
             f"calibrate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
     stores = [PairRows(url, config.start, config.limit) for url in config.pairs]
-    discriminant = calibrate_on_pairs(model, stores, Asked(config.sigma, config.draws, config.seed, config.batch or 16))
+    sigma = config.sigma or noise_level(model.card)
+    discriminant = calibrate_on_pairs(model, stores, Asked(sigma, config.draws, config.seed, config.batch or 16))
     # rates that were measured with another score say nothing of this one
     kept = model.card.recalibration and replace(model.card.recalibration, false_alarms=None)
     return replace(model.card, discriminant=discriminant, recalibration=kept), 0
+
+
+def noise_level(card: Card) -> float:
+    """At which a network's mean of the unknown image is asked for, network units."""
+    from surveybridge.bridge_core.sampler import starts_without_x0
+
+    bridge = card.bridge
+    return float(bridge.sigma[-1]) if starts_without_x0(card, bridge.num_steps - 1) else SIGMA
 
 
 def store_request(config: Config) -> Asked:

@@ -123,6 +123,21 @@ def test_light_that_only_euclid_shows_is_positive_there():
     assert np.allclose(to_lsst[[2, 2 + RINGS, 2 + 2 * RINGS]], -1, atol=0.1)  # LSST lacks it in all bands
 
 
+@pytest.mark.parametrize("share, sees", [(0.1, False), (0.0, True)])
+def test_at_the_end_a_network_that_begins_with_nothing_does_not_see_what_it_predicts(share, sees):
+    card = make_card()
+    model = random_model(replace(card, objective=replace(card.objective, end_share=share)))
+    asked = Asked(float(card.bridge.sigma[-1]), 1, precision="float32")
+    lsst, euclid, valid, corners, _ = windows(2)
+    one, other = (
+        measure(model, Cutouts(lsst, euclid + more, valid, corners), asked).features[0] for more in (0.0, 0.25)
+    )
+    there = columns(PROBLEM)
+    signed = sorted(set(there["lsst->euclid"]) & set(there["signed"]))
+    moved = np.abs(other[:, signed] - one[:, signed] - 0.25).max()
+    assert (moved > 1e-4) == sees
+
+
 def test_flux_and_colour_are_those_of_the_observed_survey():
     model = analytic_model(gaussian_denoiser(1.0, 0.0, 0.05))
     flux = torch.zeros(1, 3, SIZE, SIZE)
