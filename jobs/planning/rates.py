@@ -219,14 +219,13 @@ class _Calibration:
         if row["status"] != "ok":
             return Failure("write", str(row["reason"]), "")
         windows, found = done.value.windows, done.value.candidates.num_rows
-        sizes = {
-            name: len(self.folder.folder.read(path))
-            for name, path in (
-                ("mosaic_bytes", mosaic_path(tile.tile_id)),
-                ("candidates_bytes", candidates_path(tile.tile_id)),
-                ("ledger_bytes", ledger_path(tile.tile_id)),
-            )
+        paths = {
+            "mosaic_bytes": mosaic_path(tile.tile_id),
+            "candidates_bytes": candidates_path(tile.tile_id),
+            "ledger_bytes": ledger_path(tile.tile_id),
         }
+        written = self.folder.folder.read_existing(list(paths.values()))  # a run of maps only has no candidates
+        sizes = {name: len(written.get(path, b"")) for name, path in paths.items()}
         return {
             "windows": len(self.settings.sampling.patches.windows(tile.shape, tile.origin, tile.core)),
             "live": windows,
@@ -243,7 +242,7 @@ class _Calibration:
     def _rates(self, seconds: float) -> Rates:
         total = self.sum
         tiles = int(total["tiles"])
-        none = len(parquet_bytes(CANDIDATES.empty_table(), votable=True))
+        none = len(parquet_bytes(CANDIDATES.empty_table(), votable=True)) if total["candidates_bytes"] else 0
         translate = total["translate"] / max(total["evaluations"], 1)
         gpus = torch.cuda.device_count()
         return Rates(

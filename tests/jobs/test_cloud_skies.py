@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,16 @@ def test_every_pixel_with_data_is_translated_in_any_tiling_and_exported_with_uni
     np.testing.assert_allclose(found["64"][1], found["96"][1], rtol=0.02, atol=5)
     domains = set(RunFolder.open(str(tmp_path / "run-64")).ledger()["domain"].to_pylist())
     assert domains == {"out: column pixels 0.125 pc (trained on 0.2)"}
+
+
+def test_a_run_of_maps_only_can_be_planned(tmp_path, checkpoint, capsys):
+    assert ingest(write_map(tmp_path / "av.fits", (64, 64), SCALE), tmp_path / "store", *AS_COLUMN) == 0
+    planned = ["plan", "--store", str(tmp_path / "store"), "--run", str(tmp_path / "run"), "--checkpoint", checkpoint]
+    assert main([*planned, *QUICK, "--calibrate", "0.01", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tiles"], found["evaluations"]["score"], found["sources"]) == (1, 0, 0)
+    assert found["evaluations"]["translate"] == found["patches"] * 2 * 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_pixel_of_the_training_is_in_the_card(checkpoint, tmp_path):
