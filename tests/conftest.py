@@ -188,6 +188,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let Python take everything apart at its end: extensions complain of what is left."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the lane; skip what is marked gpu where there is none, or where kernels are interpreted."""
     _select(config, items)

@@ -3,8 +3,7 @@
 A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
 is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
 the cores while they wait: three that start so much make each other miss their deadlines on two cores, Slurm included,
-though it sleeps most of the time. The lane `alone` measures time or memory, and comes last. What follows -- goes to
-pytest.
+though it sleeps most of the time. What follows -- goes to pytest.
 """
 
 from __future__ import annotations
@@ -49,12 +48,8 @@ LANES = {
     ),
     "ray": Lane("on a Ray cluster that is there already", after=("slow",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
-    "long": Lane("files that compute for more than 5 s, and start nothing that they wait for", niceness=4),
-    "fast": Lane("all others, which share nothing", workers=2, niceness=7),
-    "alone": Lane(
-        "of time and memory, with nothing beside them",
-        after=("slow", "drills", "slurm", "ray", "lint", "long", "fast"),
-    ),
+    "long": Lane("files that compute for more than 5 s, and start nothing that they wait for", niceness=2),
+    "fast": Lane("all others, which share nothing", workers=2, niceness=8),
 }
 FORKING = {"slow", "drills", "ray"}
 """Lanes with many processes that are forks of one; a server of its own takes a lane 4 s."""
@@ -62,9 +57,7 @@ FORKING = {"slow", "drills", "ray"}
 
 def lane_of(file: Path, text: str, markers: set[str], fixtures: Sequence[str]) -> str:
     """The lane of a test, by its file, its markers and the fixtures that it uses."""
-    if "alone" in markers:
-        lane = "alone"
-    elif "slurm" in markers:
+    if "slurm" in markers:
         lane = "slurm"
     elif file.parent.name == "drills":
         lane = "drills"
@@ -80,7 +73,7 @@ def may_hold(lane: str, file: Path, text: str) -> bool:
 
     To import all of them takes a process 15 s.
     """
-    signs = {name: f"mark.{name}" for name in ("alone", "slurm", "slow", "long")} | {"ray": "ray_cluster"}
+    signs = {name: f"mark.{name}" for name in ("slurm", "slow", "long")} | {"ray": "ray_cluster"}
     sign = signs.get(lane)
     return sign in text if sign else lane == "fast" or (lane == "drills" and file.parent.name == "drills")
 

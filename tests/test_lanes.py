@@ -19,7 +19,6 @@ FILES = {
     "one/test_slow.py": "import pytest\n@pytest.mark.slow\ndef test_slow(): ...\ndef test_fast_too(): ...",
     "one/test_long.py": "import pytest\n@pytest.mark.long\ndef test_long(): ...",
     "one/test_slurm.py": "import pytest\n@pytest.mark.slurm\ndef test_slurm(): ...",
-    "one/test_alone.py": "import pytest\npytestmark = pytest.mark.alone\n@pytest.mark.slow\ndef test_alone(): ...",
     "one/test_hidden.py": "import pytest\n@getattr(pytest.mark, 'slow')\ndef test_hidden(): ...",  # is not lost
     "Makefile": "lint:\n\t@echo all is neat",
     "drills/test_drill.py": "import pytest\n@pytest.mark.slow\ndef test_drill(): ...",
@@ -48,7 +47,6 @@ def pytest_runtest_call(item):
         ("jobs", {"slow"}, ("ray_cluster",), "ray"),
         ("drills", {"slow"}, ("scene",), "drills"),
         ("drills", {"slurm"}, ("site",), "slurm"),
-        ("cluster", {"slow", "alone"}, ("ray_cluster",), "alone"),
     ],
 )
 def test_a_test_is_in_one_lane_and_its_file_shows_which(folder, markers, fixtures, lane):
@@ -67,9 +65,7 @@ def elsewhere(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "ran").mkdir()
-    (tmp_path / "pytest.ini").write_text(
-        f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  alone\n  gpu\n"
-    )
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\nmarkers =\n  slow\n  long\n  slurm\n  gpu\n")
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     monkeypatch.setattr(lanes, "server_of_forks", dict)
     return tmp_path
@@ -85,13 +81,13 @@ def rows(printed: str) -> dict[str, list[int]]:
 def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    passed = {"drills": 1, "slurm": 1, "ray": 1, "slow": 1, "long": 1, "fast": 3, "alone": 1, "lint": 0}
+    passed = {"drills": 1, "slurm": 1, "ray": 1, "slow": 1, "long": 1, "fast": 3, "lint": 0}
     assert rows(printed) == {lane: [0, count, 0, 0, 0] for lane, count in passed.items()}
     assert "all is neat" in printed
     ran = sorted(path.name.split()[0] for path in (elsewhere / "ran").iterdir())
-    wanted = ["alone", "drill", "fast", "fast_too", "hidden", "long", "ray", "slow", "slurm"]
+    wanted = ["drill", "fast", "fast_too", "hidden", "long", "ray", "slow", "slurm"]
     assert ran == [f"test_{name}" for name in wanted]
-    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 9 passed"
+    assert printed.splitlines()[-1].strip("=").split(" in ")[0] == " 8 passed"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +111,14 @@ def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, 
     for lane in LANES.keys() - {bad}:
         assert f"{lane} is done" in printed
     ended = list(rows(printed))
-    assert ended[-1] == "alone" and ended.index("drills") < ended.index("ray")
+    assert ended.index("drills") < ended.index("ray")
 
 
 def test_a_lane_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quick"])
     assert caught.value.code == 2
-    assert "no lane quick: there are slow, drills, slurm, ray, lint, long, fast, alone" in capsys.readouterr().err
+    assert "no lane quick: there are slow, drills, slurm, ray, lint, long, fast" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.jobs import demo
 from surveybridge.jobs import evaluate as job
+from surveybridge.jobs.evaluating import plots, ranking
 from surveybridge.jobs.evaluating import stages as evaluation_stages
 from surveybridge.jobs.evaluating.blocks import PARTS
 from surveybridge.jobs.evaluating.summary import _photometry, summarise
@@ -47,15 +48,23 @@ def stores(tmp_path_factory):
 
 
 def evaluate(stores, out, *more: str) -> int:
+    """Evaluate with rough intervals of the ranking, and without plots: they take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "DRAWS", 10)
+        patch.setattr(plots, "draw", lambda found, tables: {})
+        return main(request(stores, out, *more))
+
+
+def request(stores, out, *more: str) -> list[str]:
     regular, lenses, checkpoint = stores
     where = ["--pairs", regular, "--anomalies", lenses, "--checkpoint", checkpoint, "--out", str(out)]
-    return main(["evaluate", *where, *QUICK, *more])
+    return ["evaluate", *where, *QUICK, *more]
 
 
 @pytest.fixture(scope="module")
 def evaluated(stores, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    assert evaluate(stores, out) == 0
+    assert main(request(stores, out)) == 0
     return out
 
 
@@ -174,8 +183,9 @@ def test_an_evaluation_replaces_an_earlier_one_and_leaves_other_files_alone(stor
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_very_few_pairs_are_judged_too(stores, tmp_path, capsys, limit):
-    assert evaluate(stores, tmp_path, "--limit", str(limit)) == 0
+def test_very_few_pairs_are_judged_too(stores, tmp_path, capsys, monkeypatch, limit):
+    monkeypatch.setattr(ranking, "DRAWS", 10)
+    assert main(request(stores, tmp_path, "--limit", str(limit))) == 0
     assert f"anomalies: {limit} against {limit} regular (all)" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import csv
 import datetime
 import errno
 import io
+import shutil
 import signal
 import urllib.parse
 
@@ -31,9 +32,15 @@ from tests.storage.faults import moto_server
 TOTAL = TILES * EACH
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made"))
+
+
 @pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path)
+def run(made, tmp_path):
+    """A copy of its own for each test."""
+    return RunFolder.open(shutil.copytree(made.url, tmp_path / "run"))
 
 
 @pytest.fixture
