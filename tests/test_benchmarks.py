@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from astropy.io import fits
 
-from benchmarks import clouds_samplers, ingest, square_degree, train
+from benchmarks import clouds_samplers, conditions, ingest, square_degree, train
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.sampler import sample
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
@@ -142,3 +143,19 @@ def test_scores_of_clouds_are_in_dex_and_leave_out_what_is_not_known():
     found = clouds_samplers.scores(samples, truth)
     assert found["single_mean"] == pytest.approx(0.1, abs=0.03) and found["single_std"] == pytest.approx(0.2, rel=0.1)
     assert found["median_std"] < 0.5 * found["single_std"] and 0.05 < found["crps"] < 0.12
+
+
+def test_what_a_condition_is_worth_is_that_of_all_pairs_with_an_interval_over_pairs():
+    rng = np.random.default_rng(3)
+    bright = rng.integers(50, 150, 120).astype(float)
+    energy = rng.uniform(1, 2, 120)
+    best = {"sky": np.stack([energy, bright, 0.68 * bright, bright, bright], 1)}
+    worse = {"sky": np.stack([1.2 * energy, bright, rng.binomial(bright.astype(int), 0.5), 0.25 * bright, bright], 1)}
+    found = conditions.measures(worse, best)
+    assert found["energy sky"] == pytest.approx((1.2, 1.2, 1.2))
+    assert found["spread/skill sky"] == pytest.approx((0.5, 0.5, 0.5))
+    value, low, high = found["68% sky"]
+    assert low < 0.5 < high and low < value < high and 0.005 < high - low < 0.04
+    assert "| worse | 1.200 [1.200, 1.200] |" in conditions.table(
+        {"everything": conditions.measures(best, best), "worse": found}
+    )
