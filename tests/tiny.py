@@ -60,19 +60,23 @@ def problem_with(**changes: Mapping[str, Any]) -> Problem:
     return PROBLEM.with_endpoints([replace(fitted(end), **changes.get(end.name, {})) for end in PROBLEM.endpoints])
 
 
+LARGER = NetworkConfig(base=8, stem=2, norm="pixel")
+"""A network with work to be measured, or interrupted."""
+
+
 def write_checkpoint(folder: Path, name: str = "tiny", *, seed: int = 0, **card: Any) -> str:
     """Write random weights of the smallest network and return the checkpoint's path."""
     torch.manual_seed(seed)
-    network = card.get("network", NetworkConfig(base=8, stem=2, norm="pixel"))
     fields: dict[str, Any] = {
         "name": name,
         "grid": "mosaic",
         "bridge": Bridge.brownian(m_min=1e-4),
-        "network": network,
+        "network": NetworkConfig(base=4, blocks=1, stem=2, norm="pixel"),
         "objective": Objective("edm", sigma_data=0.3, log_sigma_mean=-1.2, log_sigma_std=1.4),
         "problem": PROBLEM.with_endpoints([fitted(end) for end in PROBLEM.endpoints]),
     }
-    save_checkpoint(Card(**(fields | card)), UNet(network).state_dict(), folder / name)
+    made = Card(**(fields | card))
+    save_checkpoint(made, UNet(made.network).state_dict(), folder / name)
     return str(folder / name)
 
 

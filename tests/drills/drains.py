@@ -63,7 +63,7 @@ class Field:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = tiny.write_store(folder / "tiles", tile_size=40, halo=16)
-        self.checkpoint = tiny.write_checkpoint(folder)
+        self.checkpoint = tiny.write_checkpoint(folder, network=tiny.LARGER)
         self.to_first = 15.0
         self.home = folder / "home"
         _fill(self.home)

@@ -49,7 +49,7 @@ def test_a_map_of_a_million_pixels_is_the_same_to_the_byte_after_its_driver_was_
     problem = Problem.from_table(read_problem("clouds-density"))
     some = torch.from_numpy(column[None, None, :256, :256])
     ends = [fit_endpoint(end, some if end.name == "column" else some / 1e19, {}) for end in problem.endpoints]
-    checkpoint = tiny.write_checkpoint(folder, problem=problem.with_endpoints(ends))
+    checkpoint = tiny.write_checkpoint(folder, problem=problem.with_endpoints(ends), network=tiny.LARGER)
     place = replace(scene, store=str(folder / "tiles"), checkpoint=checkpoint)
 
     whole = Drill(place, "a map of 1024 x 1024, undisturbed", workers=1)

@@ -38,7 +38,7 @@ class Runs:
     def __init__(self, site: Site, folder: Path) -> None:
         self.site, self.folder = site, folder
         self.store = tiny.write_store(folder / "tiles", tile_size=40, halo=16)
-        self.settings = ["--checkpoint", tiny.write_checkpoint(folder), *SETTINGS]
+        self.settings = ["--checkpoint", tiny.write_checkpoint(folder, network=tiny.LARGER), *SETTINGS]
         self.run = str(folder / "run")
 
     def submit(self) -> str:

@@ -25,7 +25,7 @@ QUICK = {"samples": 2, "steps": 2, "score_samples": 2, "score_steps": 2, "precis
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), network=tiny.LARGER)
 
 
 @pytest.fixture(scope="module")
