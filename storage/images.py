@@ -198,10 +198,11 @@ def sky_noise(image: SurveyImage, box: tuple[slice, slice] = np.s_[:, :]) -> tup
         values, squared, usable = flux[box], variance[box], mask[box] == 0
         with np.errstate(invalid="ignore"):
             sky = squared[usable & (np.abs(values) < SKY_SIGMA * np.sqrt(squared))]
-        known = sky if sky.size >= LEAST_SKY else squared[usable & (squared > 0)]
+        # in double precision, because the variance of columns in cm-2 is as large as single precision goes
+        known = (sky if sky.size >= LEAST_SKY else squared[usable & (squared > 0)]).astype(np.float64)
         # single pixels of a map may say anything
         known = known[known <= HIGHEST_VARIANCE * np.median(known)] if known.size else known
-        found.append(float(f"{np.sqrt(np.mean(known, dtype=np.float64)):.2g}") if known.size else math.nan)
+        found.append(float(f"{np.sqrt(np.mean(known)):.2g}") if known.size else math.nan)
     return tuple(found)
 
 

@@ -7,6 +7,9 @@ workers that a fork starts are forks too. The house itself is imported anew. Whe
 for (other options of python, another namespace, other values of what is read on import), the executable becomes a real
 Python.
 
+Workers of Ray Train, which has a variable set for them, are real ones too, and have to be: forks inherit Ray's
+generator of random ids, two workers once gave their calls of one actor the same id, and the actor died of it.
+
 Not for tests of memory, which forks share, of process groups, of which each fork has its own, or of the start itself.
 """
 
@@ -51,7 +54,7 @@ READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRIT
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),
     *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", b"PYTHONPATH"),
-    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX", b"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),
+    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX"),
 }
 AGENTS = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 """As every raylet sets it for its agents, which read it on import: else a raylet would have to be their parent."""
