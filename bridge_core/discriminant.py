@@ -143,8 +143,7 @@ class Discriminant:
     ) -> Floats:
         """Return the numbers [..., N, (1 + C) F] that are weighted: standardised residuals, and times conditions."""
         z = self.standardise(features, flux, colour, conditions)
-        columns = as_columns(conditions, tuple(self.conditions), len(flux))
-        with_each = [z * column[:, None] for column in scaled(columns, tuple(self.conditions.values())).T]
+        with_each = [z * column[:, None] for column in self._scaled(conditions, len(flux)).T]
         return np.concatenate([z, *with_each], -1)
 
     def score(
@@ -159,8 +158,12 @@ class Discriminant:
 
     def _terms(self, conditions: Mapping[str, Floats], number: int) -> Floats:
         """Of location and spread, [N, 1 + 2 C]."""
-        columns = scaled(as_columns(conditions, tuple(self.conditions), number), tuple(self.conditions.values()))
+        columns = self._scaled(conditions, number)
         return np.concatenate([np.ones((number, 1)), columns, columns**2], 1)
+
+    def _scaled(self, conditions: Mapping[str, Floats], number: int) -> Floats:
+        """Conditions of objects as -1..1, [N, C]."""
+        return scaled(as_columns(conditions, tuple(self.conditions), number), tuple(self.conditions.values()))
 
     def false_alarm(self, score: Floats) -> Floats:
         """Return the share of ordinary objects that score higher, by the table, and exponentially beyond its ends."""

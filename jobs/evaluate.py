@@ -169,7 +169,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     from surveybridge.jobs.evaluating.blocks import Settings
     from surveybridge.jobs.evaluating.stages import display_stretch, with_display
     from surveybridge.jobs.translating.request import read_model
-    from surveybridge.storage.domain import SAME_PIXELS
+    from surveybridge.storage.domain import of_other_pixels
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import NOMINAL, read_ids, read_pairs, read_simulations
 
@@ -196,7 +196,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
             raise RequestError(f"{url} has {probe.stored} pairs but --start is {config.start}; give a smaller one")
         for names in (read_ids, read_simulations):
             names(url, 0, 1, problem.table)  # refused where they are not those of the pairs
-        if model.card.pixel_pc and abs(probe.pixel_pc / model.card.pixel_pc - 1) > SAME_PIXELS:
+        if of_other_pixels(probe.pixel_pc, model.card.pixel_pc):
             log.warning(
                 "%s: pixels of %.3g pc, but %s was trained on %.3g pc; bring the maps to that, or read the result so",
                 url,

@@ -46,8 +46,8 @@ class AngularPart:
     def strip(self, start: int, stop: int) -> SurveyImage:
         """Rows start..stop; angles are from the columns of this grid towards its rows."""
         found = self.part.strip(start, stop)
-        copied = not isinstance(self.part, Registration) or self.part.mapping.whole_shift is not None
-        axes = np.eye(2) if copied or not isinstance(self.part, Registration) else self.part.mapping.axes
+        mapping = self.part.mapping if isinstance(self.part, Registration) else None
+        axes = np.eye(2) if mapping is None or mapping.whole_shift is not None else mapping.axes
         return _as_angles(found, self.radians, axes)
 
 

@@ -17,6 +17,11 @@ SAME_PIXELS = 0.05
 """Share by which pixels may be larger or smaller than those of the training images."""
 
 
+def of_other_pixels(side: float, trained: float | None) -> bool:
+    """Return whether pixels are not those of training images; False where either side is not known (None, 0, NaN)."""
+    return trained is not None and trained != 0 and abs(side / trained - 1) > SAME_PIXELS
+
+
 def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyImage]]) -> str:
     """Say whether images are what the problem's models are trained on: "in", or "out: " and what stands in for what.
 
@@ -40,7 +45,7 @@ def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyI
         if strange:
             reasons.append(f"{end['name']} bands are {', '.join(strange)}")
         native = end["pixel_scale"]
-        if parts and native and abs(parts[0].pixel_scale / native - 1) > SAME_PIXELS:
+        if parts and of_other_pixels(parts[0].pixel_scale, native):
             reasons.append(f'{end["name"]} pixels are {parts[0].pixel_scale:.3g}", not {native:g}"')
     return "out: " + "; ".join(reasons) if reasons else "in"
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from surveybridge.bridge_core.detection import Sources
-from surveybridge.bridge_core.registration import Offset, common_shift, measured_offset
+from surveybridge.bridge_core.registration import common_shift, measured_offset
 from surveybridge.jobs.translating.registration import objects_of
 from surveybridge.storage.grids import Displacement, pixel_scale
 from surveybridge.storage.images import seeing
@@ -70,7 +71,7 @@ def aligned(opened: OpenField) -> OpenField:
 def measured_alignment(opened: OpenField) -> Alignment | None:
     """Measure how far the images of a field's other survey are off; None where that cannot be told.
 
-    Both surveys must be given, be fluxes, and have a PSF that is known.
+    Both surveys must be given, and be fluxes.
     """
     reference = opened.grid.endpoint
     others = [name for name in opened.parts if name != reference]
@@ -79,16 +80,13 @@ def measured_alignment(opened: OpenField) -> Alignment | None:
     moved = others[0]
     scale, shape = pixel_scale(opened.grid.wcs_header), opened.grid.shape
     found: list[tuple[Sources, Sources]] = []
-    widest = math.nan
     for start, stop in strips(shape):
         images = opened.strip(start, stop).images
-        widest = float(np.fmax.reduce([seeing(image) for image in images.values()]))
         first, second = (objects_of(images[name]).moved(start, 0.0) for name in (reference, moved))
         found.append((first, second))
-    if not math.isfinite(widest):
-        return None
     first, second = (Sources.joined([pair[k] for pair in found]) for k in (0, 1))
-    middle, reach = ((shape[0] - 1) / 2, (shape[1] - 1) / 2), widest / 2 / scale
+    middle = ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
+    reach = max(seeing(part.head) for parts in opened.parts.values() for part in parts) / 2 / scale
     coarse = common_shift(first, second, SEARCH_ARCSEC / scale, reach)
     if coarse is None:
         return None
@@ -96,7 +94,7 @@ def measured_alignment(opened: OpenField) -> Alignment | None:
     if offset is None:
         return None
     shift = (offset.shift[0] + coarse[0], offset.shift[1] + coarse[1])
-    offset = Offset(shift, offset.turn, offset.variances, offset.objects)
+    offset = replace(offset, shift=shift)
     typical, error = (scale * value for value in offset.typical(shape))
     along_y, along_x = (scale * value for value in shift)
     said = (

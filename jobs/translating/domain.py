@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.jobs.translating.scene import conditions_of
-from surveybridge.storage.domain import PIXEL_PC, SAME_PIXELS, with_reasons
+from surveybridge.storage.domain import PIXEL_PC, of_other_pixels, with_reasons
 from surveybridge.storage.flags import NEAR_ARCSEC
 from surveybridge.storage.images import sky_noise
 
@@ -64,7 +64,7 @@ def other_pixels(card: Card, images: Mapping[str, SurveyImage]) -> list[str]:
     found = []
     for name, image in images.items():
         stated = float(image.provenance.get(PIXEL_PC, "nan"))
-        if card.pixel_pc and abs(stated / card.pixel_pc - 1) > SAME_PIXELS:
+        if of_other_pixels(stated, card.pixel_pc):
             found.append(f"{name} pixels {stated:.3g} pc (trained on {card.pixel_pc:.3g})")
     return found
 
