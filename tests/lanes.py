@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"lanes: {', '.join(lanes)}; each is shown when it has ended", flush=True)
     shared = {} if chosen.processor or FORKING.isdisjoint(lanes) else server_of_forks()
     if chosen.processor:
-        more += ["--processor", chosen.processor]
+        more += [f"--processor={chosen.processor}"]
     with TemporaryDirectory(prefix="lanes") as folder:
 
         def begin(lane: str) -> Run:
