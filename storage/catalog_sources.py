@@ -29,17 +29,23 @@ class Chunk:
         The run folder.
     files : mapping of str to sequence of str
         Files, and for each the tiles whose rows in it do not count.
+    tiles : mapping of str to set of str
+        Files, and for each the tiles whose rows in it count.
     schema : pyarrow.Schema
         Of the run's candidates.
     """
 
     folder: Folder
     files: Mapping[str, Sequence[str]]
+    tiles: Mapping[str, Set[str]]
     schema: pa.Schema
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        """Rows that count, in no order; some columns of the schema."""
-        return read_candidates(self.folder, self.files, columns, self.schema)
+    def read(self, columns: Sequence[str], tiles: Set[str] | None = None) -> pa.Table:
+        """Rows that count, in no order; some columns of the schema. With `tiles`, at least those of these tiles."""
+        files = self.files
+        if tiles is not None:
+            files = {file: stale for file, stale in files.items() if not tiles.isdisjoint(self.tiles[file])}
+        return read_candidates(self.folder, files, columns, self.schema, tiles)
 
 
 @dataclass(frozen=True)
@@ -81,17 +87,19 @@ class Source:
         tiles = set(ok["tile_id"].to_pylist())
         left_out = {file: set(stale) for file, stale in rows.candidates_files().items()}
         counts = dict.fromkeys(left_out, 0)
+        counted: dict[str, set[str]] = {file: set() for file in left_out}
         found = current.select(["tile_id", "candidates_path", "n_candidates"]).drop_null().to_pylist()
         for row in found:
             if row["tile_id"] in tiles:
                 counts[row["candidates_path"]] += row["n_candidates"]
+                counted[row["candidates_path"]].add(row["tile_id"])
             else:
                 left_out[row["candidates_path"]].add(row["tile_id"])
         ledger = ok.append_column("run_id", pa.array([run_id(run)] * ok.num_rows, pa.string()))
         return cls(
             run,
             ledger.select(CATALOG_LEDGER.names).cast(CATALOG_LEDGER).sort_by("tile_id").combine_chunks(),
-            tuple(_chunks(run, {f: n for f, n in counts.items() if n}, left_out, chunk_rows)),
+            tuple(_chunks(run, {f: n for f, n in counts.items() if n}, left_out, counted, chunk_rows)),
             snapshot,
         )
 
@@ -149,17 +157,20 @@ def _as_swept(run: RunFolder, ok: pa.Table) -> tuple[str | None, pa.Table]:
 
 
 def _chunks(
-    run: RunFolder, counts: Mapping[str, int], left_out: Mapping[str, Set[str]], chunk_rows: int
+    run: RunFolder,
+    counts: Mapping[str, int],
+    left_out: Mapping[str, Set[str]],
+    counted: Mapping[str, Set[str]],
+    chunk_rows: int,
 ) -> Iterator[Chunk]:
     """Files with candidates, in the order of their names."""
-    schema = run.candidates_schema
-    together: dict[str, tuple[str, ...]] = {}
+    together: list[str] = []
     rows = 0
-    for file in sorted(counts):
-        if together and rows + counts[file] > chunk_rows:
-            yield Chunk(run.folder, together, schema)
-            together, rows = {}, 0
-        together[file] = tuple(sorted(left_out[file]))
-        rows += counts[file]
-    if together:
-        yield Chunk(run.folder, together, schema)
+    for file in [*sorted(counts), None]:
+        if together and (file is None or rows + counts[file] > chunk_rows):
+            stale = {name: tuple(sorted(left_out[name])) for name in together}
+            yield Chunk(run.folder, stale, {name: counted[name] for name in together}, run.candidates_schema)
+            together, rows = [], 0
+        if file is not None:
+            together.append(file)
+            rows += counts[file]

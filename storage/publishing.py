@@ -321,11 +321,12 @@ def write_partition(task: Task) -> Written:
     inside: list[pa.Table] = []
     around: list[pa.Table] = []
     for number, chunk in task.chunks.items():
-        table = chunk.read(task.schema.names)
+        own = [members.rows.filter(pc.equal(members.rows["chunk"], number)) for members in (task.inside, task.around)]
+        tiles = {tile for rows in own for tile in rows["tile_id"].unique().to_pylist()}
+        table = chunk.read(task.schema.names, tiles)
         names = _names(table)
-        for members, found in ((task.inside, inside), (task.around, around)):
-            own = members.rows.filter(pc.equal(members.rows["chunk"], number))
-            found.append(table.filter(pc.is_in(names, value_set=_names(own))))
+        for rows, found in zip(own, (inside, around), strict=True):
+            found.append(table.filter(pc.is_in(names, value_set=_names(rows))))
     rows = _ordered(task, inside, task.inside)
     leaf = _write_leaf(task, TABLE, rows)
     best = rows.filter(pc.less_equal(rows["rank"], BEST))

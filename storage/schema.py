@@ -375,7 +375,8 @@ def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     Columns that the table lacks become null (thumbnails NaN, since readers choke on null arrays); a column that the
     schema does not know is a StorageError.
     """
-    extra = sorted(set(table.column_names) - set(schema.names))
+    present = dict(zip(table.column_names, table.columns, strict=True))  # to look one up in a table, it lists them all
+    extra = sorted(present.keys() - set(schema.names))
     if extra:
         raise StorageError(
             f"{what} have the unknown column(s) {', '.join(extra)}; schema version {SCHEMA_VERSION} "
@@ -383,15 +384,15 @@ def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
         )
     columns = []
     for field in schema:
-        if field.name not in table.column_names:
+        column = present.get(field.name)
+        if column is None:
             columns.append(_absent(field.type, table.num_rows))
             continue
         try:
-            columns.append(table.column(field.name).cast(field.type))
+            columns.append(column if column.type.equals(field.type) else column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            found = table.schema.field(field.name).type
             raise StorageError(
-                f"{what}: column {field.name} is {found} but the schema has {field.type}: {error}"
+                f"{what}: column {field.name} is {column.type} but the schema has {field.type}: {error}"
             ) from error
     return pa.Table.from_arrays(columns, schema=schema)
 

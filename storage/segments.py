@@ -13,6 +13,7 @@ not count stay in the ledger as long as the candidates that they name, for they 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,12 +140,16 @@ def read_tile_candidates(folder: Folder, path: str, tile_id: str, schema: pa.Sch
     if not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
         return conform(read_parquet(folder.read(path)), schema, path)
     with parquet_file(folder, path) as file:
-        groups = file.read_row_groups(groups_of(file.metadata, tile_id), use_threads=False)
+        groups = file.read_row_groups(groups_of(file.metadata, [tile_id]), use_threads=False)
     return conform(groups.filter(pc.equal(groups["tile_id"], tile_id)), schema, path)
 
 
 def read_candidates(
-    folder: Folder, files: Mapping[str, Collection[str]], columns: Sequence[str], schema: pa.Schema
+    folder: Folder,
+    files: Mapping[str, Collection[str]],
+    columns: Sequence[str],
+    schema: pa.Schema,
+    tiles: Collection[str] | None = None,
 ) -> pa.Table:
     """Some columns of candidates, in no order.
 
@@ -160,11 +165,14 @@ def read_candidates(
         Of `schema`.
     schema : pyarrow.Schema
         Of the run's candidates.
+    tiles : collection of str, optional
+        Tiles that are asked for: of files of many tiles, row groups without any of them are not read.
     """
     schema = pa.schema([schema.field(name) for name in columns])
+    asked = None if tiles is None else sorted(tiles)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         try:
-            parts = list(pool.map(lambda file: _read_columns(folder, file, files[file], schema), files))
+            parts = list(pool.map(lambda file: _read_columns(folder, file, files[file], schema, asked), files))
         except OSError as error:
             # Arrow keeps the error of a file as long as its reader, which the traceback would keep in turn, and with it
             # whatever else the callers hold.
@@ -172,13 +180,20 @@ def read_candidates(
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def _read_columns(folder: Folder, path: str, left_out: Collection[str], schema: pa.Schema) -> pa.Table:
-    wanted = {*schema.names, "tile_id"} if left_out else {*schema.names}
+def _read_columns(
+    folder: Folder, path: str, left_out: Collection[str], schema: pa.Schema, tiles: Sequence[str] | None
+) -> pa.Table:
     with parquet_file(folder, path) as file:
-        table = file.read(columns=[name for name in file.schema_arrow.names if name in wanted], use_threads=False)
+        present = {*file.schema_arrow.names}
+        known = [name for name in schema.names if name in present]
+        columns = [*known, "tile_id"] if left_out and "tile_id" not in known else known
+        if tiles is None or not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
+            table = file.read(columns=columns, use_threads=False)
+        else:
+            table = file.read_row_groups(groups_of(file.metadata, tiles), columns=columns, use_threads=False)
     if left_out:
         table = table.filter(pc.invert(pc.is_in(table["tile_id"], pa.array(sorted(left_out), pa.string()))))
-    return conform(table.select([name for name in schema.names if name in table.column_names]), schema, path)
+    return conform(table.select(known), schema, path)
 
 
 @contextlib.contextmanager
@@ -192,16 +207,21 @@ def parquet_file(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
         yield pq.ParquetFile(handle, pre_buffer=True)  # the columns that are read of a row group are one request
 
 
-def groups_of(metadata: pq.FileMetaData, tile_id: str) -> list[int]:
-    """Row groups that may hold rows of a tile."""
+def groups_of(metadata: pq.FileMetaData, tiles: Sequence[str]) -> list[int]:
+    """Row groups that may hold rows of any of some tiles, in the order of their ids."""
     column = metadata.schema.to_arrow_schema().get_field_index("tile_id")
     found = []
     for group in range(metadata.num_row_groups):
         # Leaf columns before tile_id are scalars, so its place among leaves is its place in the schema.
         statistics = metadata.row_group(group).column(column).statistics
-        if statistics is None or not statistics.has_min_max or statistics.min <= tile_id <= statistics.max:
+        if statistics is None or not statistics.has_min_max or _any_between(tiles, statistics.min, statistics.max):
             found.append(group)
     return found
+
+
+def _any_between(names: Sequence[str], low: str, high: str) -> bool:
+    place = bisect.bisect_left(names, low)
+    return place < len(names) and names[place] <= high
 
 
 def ledger_segments(folder: Folder) -> list[str]:

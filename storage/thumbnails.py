@@ -89,7 +89,7 @@ class ThumbnailReader:
         parts = [self.schema.empty_table()]
         with parquet_file(self.run.folder, path) as file:
             present = [name for name in self.schema.names if name in file.schema_arrow.names]
-            for group in groups_of(file.metadata, tile_id):
+            for group in groups_of(file.metadata, [tile_id]):
                 names = file.read_row_group(group, ["object_id", "tile_id"], use_threads=False)
                 hit = pc.and_(pc.is_in(names["object_id"], value_set=wanted), pc.equal(names["tile_id"], tile_id))
                 if pc.any(hit).as_py():

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from astropy import units
 from astropy.table import Table
 
 from surveybridge.storage import compaction
+from surveybridge.storage.catalog_sources import Source
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.mosaics import TileMosaic
 from surveybridge.storage.objectstore import Folder
@@ -159,6 +161,18 @@ def test_a_candidates_segment_is_a_voparquet_file_with_a_row_group_per_tile(run)
     assert [file.read_row_group(i)["tile_id"].unique().to_pylist() for i in range(file.num_row_groups)] == [
         [tile] for tile in TILES if tile not in "cd"
     ]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_who_asks_for_some_tiles_reads_none_of_the_others(run, compacted):
+    """A partition of a catalog lies in few of the tiles of a chunk."""
+    if compacted:
+        run.compact(TILES)
+    [chunk] = Source.of(run, 10_000).chunks
+    everything = chunk.read(["tile_id", "score", "object_id"]).sort_by("object_id")
+    for asked in ({"b"}, {"a", "f"}, {"c"}, {"none of them"}, set(TILES)):
+        there = pc.is_in(everything["tile_id"], value_set=pa.array(sorted(asked)))
+        assert chunk.read(everything.column_names, asked).sort_by("object_id").equals(everything.filter(there))
 
 
 def test_segments_end_at_the_limit_of_their_candidates(run, monkeypatch):
