@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from surveybridge.bridge_core.context import MAPS, vector_size
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.kernels.pixel_norm import film_silu, pixel_norm_silu
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class UNet(nn.Module):
             h = through(blocks, h, emb)
             if i < len(self.upsamples):
                 h = self.upsamples[i](h)
-        h = self.final_conv(F.silu(self.final_norm(h)))
+        h = self.final_conv(self.final_norm(h))
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
 
 
@@ -231,10 +232,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map [N, width_in, H, W], [N, time_dim] to [N, width, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time_mlp(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm2(h) * (1 + scale) + shift
-        return self.conv2(F.silu(h)) + self.skip(x)
+        h = self.conv1(self.norm1(x))
+        return self.conv2(self.norm2(h, self.time_mlp(emb))) + self.skip(x)
 
 
 class Downsample(nn.Module):
@@ -262,19 +261,26 @@ class Upsample(nn.Module):
 
 
 class PixelNorm(nn.Module):
-    """Layer norm over the channels of each pixel: no statistics across the window."""
+    """Layer norm over the channels of each pixel, FiLM and SiLU: no statistics across the window."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to the same shape."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """Map [N, C, H, W], and scale and shift [N, 2C] or [1, 2C], to the shape of x."""
+        return pixel_norm_silu(x, self.weight, self.bias, film)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm, FiLM and SiLU."""
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """Map [N, C, H, W], and scale and shift [N, 2C] or [1, 2C], to the shape of x."""
+        return film_silu(super().forward(x), film)
 
 
 def make_norm(kind: str, width: int) -> nn.Module:
     """GroupNorm with 8 groups as published (1 group below 8 channels), or PixelNorm."""
-    return PixelNorm(width) if kind == "pixel" else nn.GroupNorm(8 if width >= 8 else 1, width)
+    return PixelNorm(width) if kind == "pixel" else GroupNorm(8 if width >= 8 else 1, width)

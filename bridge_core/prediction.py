@@ -31,7 +31,7 @@ class Predictor:
     times
         Table indices of the steps.
     precision
-        Of the network's arithmetic, by autocast.
+        Of the network's arithmetic.
     context
         What the network is told beside the pixels; if it is told anything, None is that nothing is known.
 
@@ -59,7 +59,11 @@ class Predictor:
         weight = network.init_conv.weight
         if precision == "float32" and weight.dtype != torch.float32:
             raise BridgeError(f"precision is float32 but the weights are {weight.dtype}; load the checkpoint again")
-        self.network, self.precision = network, precision
+        self.network = network
+        # Weights that are rounded already compute in their own type; autocast would compute norms in float32 on CUDA,
+        # but GroupNorm, whose weights stay in float32, needs it there.
+        typed = weight.dtype == torch.bfloat16 and network.config.norm == "pixel"
+        self._autocast: Precision = "float32" if typed else precision
         channels = x1.shape[1]
         direction = torch.full((1,), head, device=x1.device)
         # the memory format follows that of the weights
@@ -76,11 +80,12 @@ class Predictor:
         self._head = slice(head * channels, (head + 1) * channels)
         with torch.inference_mode(), autocast(x1.device, precision):
             embedded = network.embed(torch.tensor(list(times), device=x1.device), direction).split(1)
-            self._embedded = embedded if told is None else [row + network.condition_embed(told) for row in embedded]
+            rows = embedded if told is None else [row + network.condition_embed(told) for row in embedded]
+            self._embedded = [row.to(dtype) for row in rows]
 
     def __call__(self, step: int, x_t: Tensor) -> Tensor:
         """Output of the head at ``times[step]``, [N, C, H, W]; the state x_t is in the input already."""
-        with torch.inference_mode(), autocast(x_t.device, self.precision):
+        with torch.inference_mode(), autocast(x_t.device, self._autocast):
             return self.network.given(self._stacked, self._embedded[step])[:, self._head]
 
 

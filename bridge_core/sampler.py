@@ -71,7 +71,7 @@ def sample(
         Forget what stood for the unknown x0 in the start: the first transition, a long step from the table's end, has
         eta 1, whatever `eta` is. Where the start had nothing of x0 (`Objective.end_share`) it has new noise alone.
     precision
-        Of the network (autocast); the state is always float32.
+        Of the network; the state is always float32.
     context
         What the network is told beside x1; see `Predictor`.
     trajectory

@@ -36,10 +36,9 @@ def blend_triton(
     first = ((y0 - size) // stride + 1, (x0 - size) // stride + 1)
     rows, columns = (last // stride - n + 1 for last, n in zip((y1 - 1, x1 - 1), first, strict=True))
     index = torch.full((rows, columns), -1, dtype=torch.int32)
-    for window, (top, left) in enumerate(corners):
-        at = (top // stride - first[0], left // stride - first[1])
-        if 0 <= at[0] < rows and 0 <= at[1] < columns:
-            index[at] = window
+    at = torch.tensor(corners, dtype=torch.int64).view(-1, 2) // stride - torch.tensor(first)
+    window = ((at >= 0) & (at < torch.tensor((rows, columns)))).all(1).nonzero()[:, 0]
+    index[at[window, 0], at[window, 1]] = window.int()
     with torch.cuda.device_of(mean):  # Triton launches on the current device, not on that of its tensors
         blend_kernel[(triton.cdiv(h * w, BLOCK), c)](
             *out, mean.contiguous(), variance.contiguous(), index.to(mean.device), taper,

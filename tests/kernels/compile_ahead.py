@@ -23,6 +23,8 @@ from surveybridge.kernels.blend.triton import blend_kernel
 from surveybridge.kernels.bridge_step.naive import StepCoefficients
 from surveybridge.kernels.bridge_step.triton import bridge_step_kernel
 from surveybridge.kernels.dispatch import LAUNCH
+from surveybridge.kernels.pixel_norm.naive import EPS
+from surveybridge.kernels.pixel_norm.triton import ACCESS, block_sizes, pixel_norm_kernel
 from surveybridge.kernels.sky_noise.triton import BLOCK, sky_noise_kernel
 
 FLOATS = (
@@ -35,7 +37,6 @@ TYPES = (
     | {"p_taper": "*fp64"}
     | dict.fromkeys(("low", "high"), "fp32")
 )
-SEED = ("key_lo", "key_hi", "stream", "step")  # not specialised in a launch either
 
 
 def inspect(
@@ -45,8 +46,8 @@ def inspect(
     signature = {name: "constexpr" if name in constexprs else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if (signature[name] == "i32" and name not in SEED) or signature[name].startswith("*")
+        for i, parameter in enumerate(kernel.params)
+        if signature[parameter.name].startswith(("*", "i32")) and not parameter.do_not_specialize
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
@@ -106,6 +107,17 @@ def variants(target: int) -> dict[str, dict[str, object]]:
         report["accumulate" + ", target" * target_known] = inspect(accumulate_kernel, constexprs, TYPES, target)
     constexprs = {"SIZE": 64, "REACH": 2, "BLOCK": BLEND_BLOCK}
     report["blend"] = inspect(blend_kernel, constexprs, TYPES, target)
+    for channels, film, dtype in (
+        (32, "none", "bf16"),
+        (96, "one", "bf16"),
+        (256, "each", "bf16"),
+        (64, "one", "fp32"),
+    ):
+        unit = ACCESS // (2 if dtype == "bf16" else 4)
+        constexprs = {"C": channels, "STRIDE": channels, "UNIT": unit, "FILM": film, "EPS": EPS}
+        types = dict.fromkeys(("p_out", "p_x", "p_weight", "p_bias", "p_film"), f"*{dtype}")
+        name = f"pixel_norm C={channels}, {film}, {dtype}"
+        report[name] = inspect(pixel_norm_kernel, constexprs | block_sizes(channels), types, target)
     return report
 
 

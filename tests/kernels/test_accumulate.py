@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from surveybridge.kernels.accumulate import Accumulated, accumulate
+from tests.kernels.guards import guarded, guarded_results
 
 SHAPES = [(1, 1, 1), (3, 2, 7, 5), (2, 8, 3, 23, 41), (5, 5, 1, 513), (1, 33, 2, 16, 16)]
-GUARD = 4096  # floats of NaN on each side, eight times what one program covers
-
-
-def guarded(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A tensor within NaN guard bands, and the whole of its memory."""
-    count = int(np.prod(shape))
-    memory = torch.full((GUARD + count + GUARD,), torch.nan)
-    return memory[GUARD : GUARD + count].view(shape), memory
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -49,27 +41,14 @@ def test_the_scatter_of_faint_noise_on_a_bright_pixel_survives():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("with_target", [False, True])
-def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, with_target, monkeypatch):
+def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, with_target):
     samples, result = drawn(shape), (shape[0], *shape[2:])
     target = drawn(result, 1) if with_target else None
     expected = accumulate(samples, target, impl="naive")
-    plain_empty, outputs = torch.empty, []
-
-    def guarded_empty(size: tuple[int, ...], **kwargs: object) -> Tensor:
-        if tuple(size) != result:
-            return plain_empty(size, **kwargs)  # type: ignore[call-overload]
-        tensor, memory = guarded(result)
-        outputs.append(memory)
-        return tensor
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", guarded_empty)
+    with guarded_results(result, 3 if with_target else 2):
         found = accumulate(samples, target, impl="triton")
     assert same_bits(expected, found)
-    assert len(outputs) == (3 if with_target else 2)
-    for memory in outputs:
-        assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()
-        assert not memory[GUARD:-GUARD].isnan().any()
+    assert not any(tensor.isnan().any() for tensor in found if tensor is not None)
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])

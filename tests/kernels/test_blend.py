@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from surveybridge.kernels.blend import blend
+from tests.kernels.guards import guarded_results
 
-GUARD = 4096  # floats of NaN on each side, sixteen times what one program covers
 # size, stride, margin; box
 CASES = [
     (64, 40, 8, (0, 80, 3, 77)),
@@ -43,7 +43,7 @@ def same_bits(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
 
 @pytest.mark.parametrize(("size", "stride", "margin", "box"), CASES)
 @pytest.mark.parametrize("share", [1.0, 0.6])
-def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(size, stride, margin, box, share, monkeypatch):
+def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(size, stride, margin, box, share):
     corners = windows(size, stride, box)
     kept = torch.randperm(len(corners), generator=torch.Generator().manual_seed(1))[: round(share * len(corners))]
     corners = [corners[i] for i in kept.tolist()]  # shuffled, with holes
@@ -51,24 +51,10 @@ def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(size, stride
     taper = taper_of(size, stride, margin)
     expected = blend(mean, variance, corners, taper, box, stride=stride, impl="naive")
     result = (2, box[1] - box[0], box[3] - box[2])
-    plain_empty, outputs = torch.empty, []
-
-    def guarded_empty(shape: tuple[int, ...], **kwargs: object) -> Tensor:
-        if tuple(shape) != result:
-            return plain_empty(shape, **kwargs)  # type: ignore[call-overload]
-        count = int(np.prod(shape))
-        memory = torch.full((GUARD + count + GUARD,), torch.nan)
-        outputs.append(memory)
-        return memory[GUARD : GUARD + count].view(shape)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", guarded_empty)
+    with guarded_results(result, 2):
         found = blend(mean, variance, corners, taper, box, stride=stride, impl="triton")
     assert same_bits(expected, found)
     assert bool(found[0].isnan().any()) == (share < 1 and stride * 2 >= size)
-    assert len(outputs) == 2
-    for memory in outputs:
-        assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])

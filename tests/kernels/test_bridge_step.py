@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +15,11 @@ from torch import Tensor
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.dispatch import Impl
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
+from tests.kernels.guards import guarded, guarded_results
 
 K = StepCoefficients(p=1.3, q=-0.53, r=0.217, h=0.117, a=0.33, b=0.41, c=0.23, d=0.31, u=1.7, v=-0.61)
 SHAPES = [(1, 1, 1, 1), (3, 3, 23, 41), (2, 4, 16, 32), (1, 2, 1, 513), (5, 1, 27, 19), (2, 6, 9, 17)]
-GUARD = 4096  # floats of NaN on each side, eight times what one program covers
 ROOT = Path(__file__).parents[2]
-
-
-def guarded(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A tensor within NaN guard bands, and the whole of its memory."""
-    count = int(np.prod(shape))
-    memory = torch.full((GUARD + count + GUARD,), torch.nan)
-    return memory[GUARD : GUARD + count].view(shape), memory
 
 
 def inputs(shape: tuple[int, int, int, int], seed: int = 0) -> dict[str, Tensor]:
@@ -84,16 +76,8 @@ def test_naive_rounds_once_an_operation_in_the_stated_order(clamp):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("noise", ["none", "given", "sky"])
-def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, noise, monkeypatch):
-    t, plain_empty, outputs = inputs(shape), torch.empty, []
-
-    def guarded_empty(size: tuple[int, ...], **kwargs: Any) -> Tensor:
-        if tuple(size) != shape:
-            return plain_empty(size, **kwargs)
-        tensor, memory = guarded(shape)
-        outputs.append(memory)
-        return tensor
-
+def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, noise):
+    t = inputs(shape)
     z = {"none": None, "given": t["z"], "sky": sky(shape[0])}[noise]
     for clamp, prev in product((None, (-0.7, 0.8)), (None, t["x0_prev"])):
         k = K._replace(d=0.0 if z is None else K.d, h=0.0 if prev is None else K.h)
@@ -102,16 +86,11 @@ def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, noise
             return bridge_step(t["x_t"], t["pred"], t["x1"], *at(9, k), noise=z, clamp=clamp, x0_prev=prev, impl=impl)
 
         expected = step("naive")
-        outputs.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "empty", guarded_empty)
+        with guarded_results(shape, 2):
             found = step("triton")
         assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found, strict=True))
         assert same_bits(expected, found)
         assert not found[0].isnan().any() and not found[1].isnan().any()
-        assert len(outputs) == 2
-        for memory in outputs:
-            assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])
@@ -286,6 +265,7 @@ import sys, torch
 {first}
 from surveybridge.kernels.dispatch import Impl
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
+from tests.kernels.guards import guarded, guarded_results
 zero = torch.zeros(1, dtype=torch.int32)
 print(sky_noise(SkyNoise(1, 0, zero, zero, zero), 0, (1, 2, 2), impl="{impl}").shape)
 """

@@ -40,7 +40,7 @@ def report(request, reports) -> dict[str, dict[str, int]]:
 
 
 def test_every_variant_compiles_down_to_machine_code(report):
-    assert len(report) == 12
+    assert len(report) == 16
     assert all(counts["cubin"] > 0 for counts in report.values())
 
 
@@ -48,8 +48,9 @@ def test_no_product_and_sum_are_fused_in_ptx_since_that_would_change_the_bits(re
     assert {variant: counts["fma"] for variant, counts in report.items() if counts["fma"]} == {}
 
 
-def test_no_operation_is_approximate(report):
-    assert {variant: counts["approximate"] for variant, counts in report.items() if counts["approximate"]} == {}
+def test_no_operation_is_approximate_but_in_the_norm_whose_result_is_rounded_to_a_tolerance(report):
+    approximate = {variant for variant, counts in report.items() if counts["approximate"]}
+    assert approximate == {variant for variant in report if variant.startswith("pixel_norm")} != set()
 
 
 def test_machine_code_fuses_only_within_square_roots_and_divisions(report):
@@ -76,6 +77,9 @@ def test_memory_is_read_and_written_four_floats_at_once(report):
     # samples one by one in a loop, mean and scatter; or also the target, and the closest sample
     assert report["accumulate"]["wide"] == 3
     assert report["accumulate, target"]["wide"] == 5
+    # 16 values a thread are read and written eight by eight in bfloat16 and four by four in float32; or weights as well
+    assert all(report[f"pixel_norm C={kind}, bf16"]["wide"] >= 2 + 2 for kind in ("32, none", "96, one", "256, each"))
+    assert report["pixel_norm C=64, one, fp32"]["wide"] >= 4 + 4
 
 
 def test_nothing_spills_and_half_the_threads_of_a_multiprocessor_fit(report):

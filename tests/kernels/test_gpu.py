@@ -10,6 +10,7 @@ import torch
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.pixel_norm import pixel_norm_silu
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 pytestmark = [
@@ -91,3 +92,28 @@ def test_a_blend_on_the_gpu_has_the_bits_of_the_cpu():
     expected = blend(mean, variance, corners, taper, box, stride=40, impl="naive")
     for a, b in zip(expected, blend(mean.cuda(), variance.cuda(), corners, taper, box, stride=40), strict=True):
         assert b.is_cuda and torch.equal(a.nan_to_num(-1), b.cpu().nan_to_num(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 64])
+@pytest.mark.parametrize("channels", [8, 20, 24, 32, 64, 96, 128, 192, 256])
+def test_a_norm_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_in_every_batch(channels, rows, dtype):
+    generator = torch.Generator().manual_seed(channels)
+    x = (3 * torch.randn((64, channels, 7, 9), generator=generator) + 1).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(channels, generator=generator).to(dtype) for _ in range(2))
+    film = torch.randn((rows, 2 * channels), generator=generator).to(dtype) if rows else None
+    expected = pixel_norm_silu(x.float(), weight.float(), bias.float(), None if film is None else film.float())
+
+    def on_gpu(part: torch.Tensor, first: int) -> torch.Tensor:
+        row = film if film is None or rows == 1 else film[first : first + len(part)]
+        return pixel_norm_silu(part.cuda(), weight.cuda(), bias.cuda(), None if row is None else row.cuda()).cpu()
+
+    whole = on_gpu(x, 0)
+    tolerance = 1e-5 * expected.abs().amax()
+    if dtype == torch.bfloat16:
+        tolerance = torch.exp2(expected.abs().clamp(min=2.0**-126).log2().floor() - 7) + 0.1 * tolerance
+    assert ((whole.float() - expected).abs() <= tolerance).all()
+    for batch in (1, 3, 16):
+        assert torch.equal(on_gpu(x[64 - batch :], 64 - batch), whole[64 - batch :])
+    assert torch.equal(on_gpu(x[..., 1:6, 2:7], 0), whole[..., 1:6, 2:7])

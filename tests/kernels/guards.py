@@ -1,0 +1,42 @@
+"""Memory between bands of NaN, so that a kernel that reads or writes beyond its tensors is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GUARD = 4096  # values of NaN on each side, at least twice what one program covers
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A tensor within NaN guard bands, and the whole of its memory."""
+    count = int(np.prod(shape))
+    memory = torch.full((GUARD + count + GUARD,), torch.nan, dtype=dtype)
+    return memory[GUARD : GUARD + count].view(shape), memory
+
+
+@contextmanager
+def guarded_results(shape: tuple[int, ...], count: int) -> Iterator[None]:
+    """Guard what `torch.empty` gives of this shape, and hold that the bands of all `count` such tensors stay NaN."""
+    plain_empty, outputs = torch.empty, []
+
+    def empty(size: tuple[int, ...], *, memory_format: Any = torch.contiguous_format, **kwargs: Any) -> Tensor:
+        if tuple(size) != shape:
+            return plain_empty(size, memory_format=memory_format, **kwargs)
+        last = memory_format == torch.channels_last
+        order = (shape[0], *shape[2:], shape[1]) if last else shape
+        tensor, memory = guarded(order, kwargs.get("dtype", torch.float32))
+        outputs.append(memory)
+        return tensor.movedim(-1, 1) if last else tensor
+
+    with patch.object(torch, "empty", empty):
+        yield
+    assert len(outputs) == count
+    for memory in outputs:
+        assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()
