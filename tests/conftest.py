@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
+    # hats and lsdb compile loops that run over a dozen partitions here, for 7 s.
+    "NUMBA_DISABLE_JIT": "1",
     "MPLBACKEND": "Agg",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -122,25 +122,32 @@ def with_arcs(tile: Tile, places: NDArray[np.float64], table: ProblemTable, rng:
     rng
         Draws lenses and photons.
     """
-    from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens
+    from surveybridge.jobs.simulating.injection import ArcLight, draw_lens, with_photons
 
     catalog = tile.images[str(table["catalog"])]
     sigma = conditions_of(catalog).noise[0] * (0.1 / catalog.pixel_scale)
     drawn = [(place - (tile.origin[1], tile.origin[0]), draw_lens(rng, sigma).images) for place in places]
+    sizes = {name: 2 * round(STAMP_ARCSEC / image.pixel_scale / 2) + 1 for name, image in tile.images.items()}
+    seen = {end["name"]: views(tile.images[end["name"]], end["pixel_scale"]) for end in table["endpoints"]}
+    expected: dict[str, list[Any]] = {name: [] for name in seen}  # of each end, by arcs and then by band
+    for (x, y), arcs in drawn:
+        arc_light = ArcLight.of(arcs)
+        offset = x - round(x), y - round(y)
+        for name, some in seen.items():
+            expected[name].append([arc_light.expected(view, sizes[name], offset) for view in some])
     images = {}
-    for end in table["endpoints"]:
-        image = tile.images[end["name"]]
+    for name, some in seen.items():
+        image, size = tile.images[name], sizes[name]
         flux, variance = image.flux.copy(), image.variance.copy()
-        size = 2 * round(STAMP_ARCSEC / image.pixel_scale / 2) + 1
-        for plane, view in enumerate(views(image, end["pixel_scale"])):
-            for (x, y), arcs in drawn:
+        for plane, view in enumerate(some):
+            for ((x, y), _), bands in zip(drawn, expected[name], strict=True):
                 column, line = round(x), round(y)
-                light = arc_stamp(arcs, view, size, (x - column, y - line), rng)
+                light = with_photons(bands[plane], view.gain, rng)
                 here, part = _overlap(flux.shape[1:], line - size // 2, column - size // 2, size)
                 flux[plane][here] += light[part].astype(np.float32)
                 if view.gain is not None:
                     variance[plane][here] += (light[part] / view.gain).astype(np.float32)
-        images[end["name"]] = replace(image, flux=flux, variance=variance)
+        images[name] = replace(image, flux=flux, variance=variance)
     return replace(tile, images=images, seen={})
 
 

@@ -95,29 +95,51 @@ def draw_lens(rng: np.random.Generator, sigma: float = VIS_SIGMA) -> InjectedLen
     return InjectedLens(theta_e, draw_images(rng, lens, SOURCES, sigma))
 
 
-def arc_stamp(
-    images: LensedImages, view: ArcView, size: int, offset: tuple[float, float], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Arcs as a survey sees them, with their photon noise: [size, size] nJy.
+@dataclass(frozen=True)
+class ArcLight:
+    """The images of a source for GalSim: a profile of flux 1, and the flux in nJy by band.
 
-    Parameters
-    ----------
-    offset
-        (x, y) of the deflector from the middle of the stamp, pixels.
+    Make it once for all bands: to find how far a profile reaches in Fourier space takes longer than to draw it in four
+    bands. Do not keep it: it holds 10 MB.
     """
-    grid = galsim.Image(np.ascontiguousarray(images.shape), scale=RAY_SPACING)
-    light = galsim.InterpolatedImage(grid, normalization="flux", gsparams=_GS) * images.flux[view.band]
-    image = galsim.ImageD(size, size, scale=view.pixel_scale)
-    if view.native > 1.01 * view.pixel_scale:  # what coarse pixels saw, on a finer grid
-        seen = galsim.Convolve(light, view.psf, galsim.Pixel(view.native, gsparams=_GS))
-        seen.drawImage(image, offset=galsim.PositionD(*offset), method="no_pixel")
-    else:
-        galsim.Convolve(light, view.psf).drawImage(image, offset=galsim.PositionD(*offset))
-    # rounded as in `simulated_sky.render`: the last bits are not reproducible, and Poisson would make more of them
-    expected = np.round(np.maximum(image.array, 0.0), 4)
-    if view.gain is None:
-        return np.asarray(expected, np.float64)
-    return np.asarray(rng.poisson(expected * view.gain) / view.gain, np.float64)
+
+    profile: galsim.GSObject
+    flux: dict[str, float]
+
+    @classmethod
+    def of(cls, images: LensedImages) -> ArcLight:
+        """The light of some images."""
+        grid = galsim.Image(np.ascontiguousarray(images.shape), scale=RAY_SPACING)
+        return cls(galsim.InterpolatedImage(grid, normalization="flux", gsparams=_GS), images.flux)
+
+    def expected(self, view: ArcView, size: int, offset: tuple[float, float]) -> NDArray[np.float64]:
+        """Arcs as a survey sees them, without noise: [size, size] nJy.
+
+        Parameters
+        ----------
+        offset
+            (x, y) of the deflector from the middle of the stamp, pixels.
+        """
+        light = self.profile * self.flux[view.band]
+        image = galsim.ImageD(size, size, scale=view.pixel_scale)
+        if view.native > 1.01 * view.pixel_scale:  # what coarse pixels saw, on a finer grid
+            seen = galsim.Convolve(light, view.psf, galsim.Pixel(view.native, gsparams=_GS))
+            seen.drawImage(image, offset=galsim.PositionD(*offset), method="no_pixel")
+        else:
+            galsim.Convolve(light, view.psf).drawImage(image, offset=galsim.PositionD(*offset))
+        # rounded as in `simulated_sky.render`: the last bits are not reproducible, and Poisson would make more of them
+        return np.asarray(np.round(np.maximum(image.array, 0.0), 4), np.float64)
+
+    def stamp(
+        self, view: ArcView, size: int, offset: tuple[float, float], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Do the same as `expected`, with photon noise."""
+        return with_photons(self.expected(view, size, offset), view.gain, rng)
+
+
+def with_photons(expected: NDArray[np.float64], gain: float | None, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return light in nJy with its photon noise, for a gain in electrons per nJy; without one, the light itself."""
+    return expected if gain is None else np.asarray(rng.poisson(expected * gain) / gain, np.float64)
 
 
 def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[InjectedLens], list[int]]:
@@ -146,10 +168,10 @@ def inject(pairs: Pairs, rows: Sequence[int], seed: int) -> tuple[Pairs, list[In
     found: list[tuple[int, InjectedLens, dict[str, NDArray[np.float32]]]] = []
     for row in progress(rows, "inject", unit="lenses"):
         lens = draw_lens(rng, vis_noise(pairs, row))
-        stamps = {}
+        light, stamps = ArcLight.of(lens.images), {}
         for one in INSTRUMENTS:
             size = pairs.ends[one.survey.lower()].shape[-1]
-            stamps[one.band] = arc_stamp(lens.images, pair_view(pairs, row, one), size, (0.0, 0.0), rng)
+            stamps[one.band] = light.stamp(pair_view(pairs, row, one), size, (0.0, 0.0), rng)
         if lens.images.snr < SOURCES.min_snr:
             continue
         lit = {

@@ -64,7 +64,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
     problem = model.card.problem
     direction = problem.scored
     if direction is None:
-        return Candidates(_no_candidates())
+        return Candidates(no_candidates())
     table = described(problem.table)
     schema = candidates_schema(table, run.version)
     if not is_scored(model, tile):
@@ -196,7 +196,7 @@ def catalogued_part(model: Model, tile: Tile) -> dict[str, Any]:
     return {"catalogued": True, "covered_cells": core_coverage(tile.images.values(), tile.core)}
 
 
-def _no_candidates() -> pa.Table:
+def no_candidates() -> pa.Table:
     """A table without rows, which takes the columns of its run when it is written."""
     import pyarrow as pa
 

@@ -12,8 +12,9 @@ import pytest
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.evaluating import plots, ranking
 from surveybridge.jobs.simulating import injection
-from surveybridge.jobs.simulating.injection import SOURCES, ArcView, arc_stamp, draw_lens, inject
+from surveybridge.jobs.simulating.injection import SOURCES, ArcLight, ArcView, draw_lens, inject
 from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.storage.pairs import on_mosaic_grid, read_pairs
 from tests import tiny
@@ -50,8 +51,9 @@ def calibrated(store, tmp_path_factory):
 def test_arcs_bring_the_flux_that_was_drawn_to_every_band():
     rng = np.random.default_rng(3)
     lens = draw_lens(rng)
+    light_of = ArcLight.of(lens.images)
     for instrument in INSTRUMENTS:
-        stamp = arc_stamp(lens.images, ArcView.of(instrument), 128, (0.0, 0.0), rng)
+        stamp = light_of.stamp(ArcView.of(instrument), 128, (0.0, 0.0), rng)
         assert stamp.sum() == pytest.approx(lens.images.flux[instrument.band], rel=0.05)
         y, x = np.indices(stamp.shape)
         light = np.clip(stamp, 0, None)
@@ -64,12 +66,22 @@ def test_arcs_are_centred_where_they_are_put():
     rng = np.random.default_rng(3)
     images = draw_lens(rng).images
     ring = replace(images, shape=images.shape + images.shape[::-1] + images.shape[:, ::-1] + images.shape[::-1, ::-1])
+    light_of = ArcLight.of(ring)
     for instrument in INSTRUMENTS:
         offset = (0.8 / instrument.pixel_scale, -0.4 / instrument.pixel_scale)
-        stamp = arc_stamp(ring, ArcView.of(instrument), 128, offset, rng)
+        stamp = light_of.stamp(ArcView.of(instrument), 128, offset, rng)
         y, x = np.indices(stamp.shape) - 63.5
         place = np.array([(stamp * axis).sum() for axis in (x, y)]) / stamp.sum() * instrument.pixel_scale
         assert place == pytest.approx([0.8, -0.4], abs=0.06)
+
+
+def test_a_light_that_has_been_drawn_in_other_bands_is_drawn_the_same_to_the_bit():
+    images = draw_lens(np.random.default_rng(4)).images
+    shared = ArcLight.of(images)
+    for instrument in INSTRUMENTS:
+        view = ArcView.of(instrument)
+        again, anew = (light.expected(view, 96, (0.3, -0.2)) for light in (shared, ArcLight.of(images)))
+        assert np.array_equal(again, anew) and again.max() > 0
 
 
 def test_only_arcs_are_added_and_the_same_in_both_surveys(store):
@@ -126,7 +138,9 @@ def test_it_says_how_well_it_does_on_what_it_had_not_seen(store, calibrated, tmp
     assert load_checkpoint(tmp_path / "tiny").card.discriminant == load_checkpoint(calibrated[1]).card.discriminant
 
 
-def test_evaluation_scores_with_it(store, calibrated, tmp_path):
+def test_evaluation_scores_with_it(store, calibrated, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda found, tables: {})
+    monkeypatch.setattr(ranking, "DRAWS", 10)
     where = ["--pairs", store, "--anomalies", store, "--checkpoint", calibrated[1], "--out", str(tmp_path)]
     quick = ["--limit", "8", "--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2"]
     assert main(["evaluate", *where, *quick]) == 0

@@ -19,7 +19,7 @@ from surveybridge.bridge_core.settings import Sampling
 from surveybridge.jobs.calibrating.pairs import measure_pairs, objects_in_the_middle, stated_conditions, thirds
 from surveybridge.jobs.calibrating.stages import Settings, TileMeasurer
 from surveybridge.jobs.evaluating.cutouts import pair_cutouts
-from surveybridge.jobs.simulating.injection import arc_stamp, draw_lens, inject, moffat, pair_view, vis_noise
+from surveybridge.jobs.simulating.injection import ArcLight, draw_lens, inject, moffat, pair_view, vis_noise
 from surveybridge.jobs.simulating.observing import INSTRUMENTS
 from surveybridge.jobs.training.images import views_of
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
@@ -120,7 +120,7 @@ def test_arcs_are_seen_as_each_pair_was_observed(pairs):
     for row in (0, 4):
         view = pair_view(pairs, row, band)
         assert view.gain == 200.0
-        stamp = arc_stamp(images, replace(view, gain=None), 120, (0.0, 0.0), rng)
+        stamp = ArcLight.of(images).expected(view, 120, (0.0, 0.0))
         assert stamp.sum() == pytest.approx(images.flux["i"], rel=0.03)
         width.append((stamp**2).sum())
     assert width[0] > 1.5 * width[1]

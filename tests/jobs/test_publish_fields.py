@@ -76,7 +76,7 @@ def published(request, tmp_path_factory) -> Published:
         store, run = str(folder / "tiles"), str(folder / "run")
         euclid, lsst, truth = simulated_across_ra_zero(folder / "sky")
         images = ["--euclid", str(euclid), "--lsst", *map(str, lsst)]
-        assert main(["ingest", *images, "--store", store, "--tile-size", "120"]) == 0
+        assert main(["ingest", *images, "--store", store, "--tile-size", "100"]) == 0
         checkpoint = tiny.write_checkpoint(folder)
         assert main(["translate", "--store", store, "--run", run, "--checkpoint", checkpoint, *QUICK]) == 0
     opened = RunFolder.open(run)
@@ -91,7 +91,7 @@ def published(request, tmp_path_factory) -> Published:
 def simulated_across_ra_zero(folder: Path) -> tuple[Path, list[Path], Path]:
     """A simulated field, turned in right ascension until its middle is at 0: Euclid, LSST, truth."""
     pytest.importorskip("galsim", reason="needs the sim extra")
-    assert main(["simulate", "--out", str(folder), "--size", "960", "--lenses", "3", "--seed", "5"]) == 0
+    assert main(["simulate", "--out", str(folder), "--size", "800", "--lenses", "3", "--seed", "5"]) == 0
     paths = [folder / f"{name}.fits" for name in ("euclid_vis", "lsst_g", "lsst_r", "lsst_i")]
     truth = pd.read_parquet(folder / "truth.parquet")
     middle = truth.ra.mean()
