@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from astropy.io import fits
 from astropy.wcs import WCS
-from mocpy import MOC
 
 from surveybridge.storage.celestial import celestial_wcs, sky_to_pixel
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.grids import pixel_scale
 from surveybridge.storage.mosaics import MosaicHeader, header_from
 from surveybridge.storage.sky import check_cone
+
+if TYPE_CHECKING:
+    from mocpy import MOC
 
 Box = tuple[int, int, int, int]
 """(y0, y1, x0, x1), half-open, pixels of the global grid."""
@@ -83,6 +85,8 @@ def global_wcs(header: MosaicHeader) -> WCS:
 
 def moc_of(boxes: Iterable[Box], wcs: WCS) -> MOC:
     """MOC of boxes of the global grid, ICRS; corners are joined by great circles, as pixel edges are in TAN."""
+    from mocpy import MOC  # it imports matplotlib and networkx: half a second
+
     listed = np.array(list(boxes), float).reshape(-1, 4)
     y0, y1, x0, x1 = listed.T - 0.5
     x, y = np.stack([x0, x1, x1, x0], axis=1), np.stack([y0, y0, y1, y1], axis=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize, signal
+from scipy import ndimage, optimize
 
 from surveybridge.storage.coregister import fill_unknown
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
@@ -173,6 +173,8 @@ def _convolved(
     image: SurveyImage, band: int, how: Matching
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
     """Flux, variance and mask [H, W] of a band after."""
+    from scipy import signal  # it imports scipy.stats, which few who import this module need
+
     before = image.mask[band]
     known = before == 0
     planes = [np.nan_to_num(plane[band], nan=0.0) for plane in (image.flux, image.variance)]

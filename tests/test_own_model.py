@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.pages import run_page
 
 LESS = {
+    "surveybridge train --pairs": f"PYTHONPATH={ROOT} python -m tests.jobs.train_without_ray --pairs",
     "--steps 300 --batch-size 32": "--steps 2 --batch-size 16 --validation 4 --report-seconds 1e6",
     "--out models --no-arcs": "--out models --no-arcs --samples 2 --steps 1 --tiles 2",
     "--to euclid --calibrated": "--to euclid --calibrated --samples 2 --steps 1 --score-samples 2 --score-steps 1",
@@ -21,7 +22,7 @@ LESS = {
 """What the page says, and what takes less time here."""
 
 
-@pytest.mark.slow  # simulates, trains on Ray and translates
+@pytest.mark.long  # simulates, trains and translates
 def test_the_commands_of_the_page_make_a_model_and_translate_with_it():
     pytest.importorskip("galsim", reason="needs the sim extra")
     folder = Path(tempfile.mkdtemp(prefix="own", dir="/tmp"))  # Ray's sockets need a short path

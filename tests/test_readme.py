@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.pages import BLOCK, run_page
 
 
-@pytest.mark.slow  # simulates, ingests and translates a field
+@pytest.mark.long  # simulates, ingests and translates a field
 def test_the_lines_of_shell_and_of_python_run_in_their_order():
     pytest.importorskip("galsim", reason="needs the sim extra")
     readme = (ROOT / "README.md").read_text()
@@ -26,8 +26,10 @@ def test_the_lines_of_shell_and_of_python_run_in_their_order():
     folder = Path(tempfile.mkdtemp(prefix="readme", dir="/tmp"))  # Ray's sockets need a short path
     try:
         page = folder / "README.md"
-        page.write_text("\n".join(chosen).replace("--size 1024 --lenses 4", "--size 400 --lenses 1"))
-        run_page(page, folder)
+        text = "\n".join(chosen).replace("--size 1024 --lenses 4", "--size 300 --lenses 1")
+        assert "samples=2)" in text
+        page.write_text(text.replace("samples=2)", "samples=2, steps=2)"))
+        run_page(page, folder, "--executor serial --samples 2 --steps 2 --score-samples 2 --score-steps 2")
         assert {"sky", "tiles", "runs", "field.fits", "field.png"} <= {path.name for path in folder.iterdir()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
