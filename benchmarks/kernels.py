@@ -5,6 +5,8 @@
 All variants are timed in turn, round after round in one process, so that a machine that slows down slows all of them.
 A time is that of the median round, and a ratio is that of two medians. GB/s counts the bytes that a fused kernel must
 move (see the docstrings of `kernels`), and is compared with a plain copy of one tensor into another in the same rounds.
+On a GPU, a round is 20 calls between two events, so that the device works while the host prepares the next call; of
+what takes longer than 20 ms, it is one call. Tensors lie in memory as they do in the sampler.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from surveybridge.bridge_core.patches import taper
@@ -29,10 +32,15 @@ from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.dispatch import Impl
+from surveybridge.kernels.pixel_norm import pixel_norm_silu
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 BANDS = 3
 SAMPLES = 8
+CHANNELS = 32  # of the network at its highest resolution, half that of the window
+CALLS, LONG = 20, 0.02  # calls between two events on a GPU, but of a call that takes longer than so many seconds one
+NORM = ((CHANNELS,), (CHANNELS,), (1, 2 * CHANNELS))  # weight, bias and FiLM
+WARM = 3  # rounds that compile, count the calls and warm up
 FIRST = StepCoefficients(p=1.3, q=-0.5, r=0.2, h=0.0, a=0.3, b=0.4, c=0.2, d=0.3, u=1.1, v=-0.3)
 SECOND = FIRST._replace(h=0.2)
 
@@ -43,7 +51,7 @@ class Variant:
 
     name: str
     impl: str
-    call: Callable[[], object]
+    call: partial[Any]
     bytes: int
 
 
@@ -73,12 +81,11 @@ def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) 
     """Time the variants in turn; print and return a row for each."""
     timed = variants(arguments.windows, arguments.size, device, impls)
     seconds: list[list[float]] = [[] for _ in timed]
-    for i in range(arguments.repeats + 3):
+    for _ in range(WARM + arguments.repeats):
         for taken, variant in zip(seconds, timed, strict=True):
-            took = clock(variant.call, device == "cuda")
-            if i >= 3:  # the first rounds compile and warm up
-                taken.append(took)
-    median = {(v.name, v.impl): statistics.median(taken) for v, taken in zip(timed, seconds, strict=True)}
+            calls = CALLS if device == "cuda" and taken and taken[-1] < LONG else 1
+            taken.append(clock(variant.call, device == "cuda", calls))
+    median = {(v.name, v.impl): statistics.median(taken[WARM:]) for v, taken in zip(timed, seconds, strict=True)}
     rows = []
     print(f"\n{device:<38} {'ms':>9} {'GB/s':>8} {'of a copy':>9} {'x naive':>8}")
     copy = timed[0].bytes / median["copy", "torch"]
@@ -106,8 +113,11 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
     shape = (windows, BANDS, size, size)
     values = torch.Size(shape).numel()
     x_t, x1, x0 = (torch.randn(shape, device=device) for _ in range(3))
-    pred = torch.randn((windows, 2 * BANDS, size, size), device=device, dtype=torch.bfloat16)[:, BANDS:]
-    stacked = torch.zeros((windows, 3 * BANDS, size, size), device=device, dtype=torch.bfloat16)
+    # a head as the network's last layer leaves it, the network's input, and what lies between two of its convolutions
+    pred = F.pixel_shuffle(channels_last((windows, 4 * 2 * BANDS, size // 2, size // 2), device), 2)[:, BANDS:]
+    stacked = channels_last((windows, 3 * BANDS, size, size), device)
+    hidden = channels_last((windows, CHANNELS, size // 2, size // 2), device)
+    weight, bias, film = (torch.randn(*of, device=device, dtype=torch.bfloat16) for of in NORM)
     target = torch.empty_like(x_t)
     window = torch.arange(windows, dtype=torch.int32, device=device)
     noise = SkyNoise(1, 0, window, window * 40, window * 50)
@@ -118,12 +128,20 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
     for impl in impls:
         draw = partial(sky_noise, noise, 3, shape[1:], device=device, impl=impl)
         found.append(Variant("sky noise", impl, draw, 4 * values))
-        for name, row, size_of in (("first order step", FIRST, 20), ("second order step", SECOND, 24)):
-            step = partial(bridge_step, x_t, pred, x1, StepTable.of([row] * 4, device), 3, clamp=(-1, 1), impl=impl)
-            call = partial(step, noise=noise, x0_prev=x0, out=(x_t, x0), next_input=stacked[:, :BANDS])
-            found.append(Variant(name, impl, call, size_of * values))
+        step = partial(bridge_step, x_t, pred, x1, noise=noise, out=(x_t, x0), clamp=(-1, 1), impl=impl)
+        step = partial(step, next_input=stacked[:, :BANDS])
+        first, second = (StepTable.of([row] * 4, device) for row in (FIRST, SECOND))
+        found.append(Variant("first order step", impl, partial(step, table=first, step=3), 20 * values))
+        found.append(Variant("second order step", impl, partial(step, table=second, step=3, x0_prev=x0), 24 * values))
+        norm = partial(pixel_norm_silu, hidden, weight, bias, film, impl=impl)
+        found.append(Variant("norm, FiLM and SiLU", impl, norm, 4 * hidden.numel()))
         found += reductions(windows, size, device, impl)
     return found
+
+
+def channels_last(shape: tuple[int, ...], device: str) -> Tensor:
+    """Return normal bfloat16 values in the network's memory format."""
+    return torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
 
 def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant]:
@@ -141,18 +159,20 @@ def reductions(windows: int, size: int, device: str, impl: Impl) -> list[Variant
     return [moments, Variant("blend", impl, call, (read + 8) * pixels)]
 
 
-def clock(call: Callable[[], object], cuda: bool) -> float:
-    """Return the seconds of one call, by the GPU's own events where there is one."""
+def clock(call: Callable[[], object], cuda: bool, calls: int) -> float:
+    """Return the seconds of a call, the mean of so many, by the GPU's own events where there is one."""
     if not cuda:
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    call()
+    for _ in range(calls):
+        call()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 if __name__ == "__main__":

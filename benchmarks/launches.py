@@ -1,6 +1,6 @@
 """What one evaluation of the default network launches on a GPU, and how many bytes that moves: counted without one.
 
-    python -m benchmarks.launches [--windows 512] [--size 64] [--out benchmarks/results]
+    python -m benchmarks.launches [--windows 512] [--size 64] [--bandwidth 3.35] [--out benchmarks/results]
 
 The network runs on tensors without memory, and every operator that would write some counts as one kernel, which reads
 its arguments and writes its result once; a convolution counts as two, because cuDNN adds the bias in a pass of its own.
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=512)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s of the memory, by default an H100's (SXM)")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     rows = []
@@ -141,10 +142,14 @@ def main() -> None:
             "way": way,
             "launches": found.kernels.total(),
             "megabytes_a_window": found.bytes / arguments.windows / 1e6,
+            "least_microseconds_a_window": found.bytes / arguments.windows / arguments.bandwidth / 1e6,
             "kernels": dict(found.kernels.most_common()),
         }
         rows.append(row)
-        print(f"{way:9s} {row['launches']:4d} launches {row['megabytes_a_window']:6.2f} MB a window  {row['kernels']}")
+        print(
+            f"{way:9s} {row['launches']:4d} launches, {row['megabytes_a_window']:5.1f} MB a window, hence at least "
+            f"{row['least_microseconds_a_window']:4.1f} us: {row['kernels']}"
+        )
     if arguments.out:
         (arguments.out / "launches.json").write_text(json.dumps(rows, indent=1) + "\n")
 

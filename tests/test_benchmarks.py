@@ -10,7 +10,7 @@ import pytest
 import torch
 from astropy.io import fits
 
-from benchmarks import clouds_samplers, conditions, ingest, square_degree, train
+from benchmarks import clouds_samplers, conditions, ingest, kernels, square_degree, train
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.sampler import sample
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
@@ -159,3 +159,37 @@ def test_what_a_condition_is_worth_is_that_of_all_pairs_with_an_interval_over_pa
     assert "| worse | 1.200 [1.200, 1.200] |" in conditions.table(
         {"everything": conditions.measures(best, best), "worse": found}
     )
+
+
+def test_kernels_are_timed_on_the_layouts_of_the_sampler():
+    timed = {variant.name: variant for variant in kernels.variants(2, 16, "cpu", ("naive",))}
+    first, second = (timed[f"{order} order step"].call.keywords for order in ("first", "second"))
+    assert "x0_prev" not in first and second["x0_prev"].shape == (2, 3, 16, 16)
+    assert [step["table"].rows[step["step"]].h for step in (first, second)] == [0, 0.2]
+    assert first["next_input"].stride() == (16 * 16 * 9, 1, 16 * 9, 9)
+    model = random_model(make_card()).to("cpu", "bfloat16")
+    predictor = model.predictor(torch.zeros(2, 3, 16, 16), TO_EUCLID, [9], "bfloat16")
+    assert predictor.input.stride() == first["next_input"].stride()
+    pred = timed["first order step"].call.args[1]
+    assert pred.stride() == predictor(0, torch.zeros(2, 3, 16, 16)).stride()
+    # 8 x 8 pixels of 32 channels in bfloat16, read and written
+    assert timed["norm, FiLM and SiLU"].bytes == 2 * 32 * 8 * 8 * 4
+
+
+def test_on_a_gpu_the_device_is_timed_over_twenty_calls_between_two_events(monkeypatch):
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 5.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    assert kernels.clock(lambda: log.append("call"), True, kernels.CALLS) == pytest.approx(0.005 / 20)
+    assert log == ["event", *["call"] * 20, "event", "wait"]
