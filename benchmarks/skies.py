@@ -167,6 +167,7 @@ def _galaxies(seed: int, optics: Instrument, registration: Registration) -> NDAr
     return drawn.model(optics, registration, concatenate(drawn.galaxies, drawn.lenses))
 
 
+@functools.lru_cache(maxsize=8)
 def _stars(seed: int, optics: Instrument, registration: Registration, stars: StarCounts) -> NDArray[Any]:
     drawn = field(seed, stars)
     return drawn.model(optics, registration, drawn.stars)

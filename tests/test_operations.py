@@ -48,12 +48,18 @@ def place() -> Iterator[tuple[Path, dict[str, str]]]:
         for kind, text in LABELLED.findall(PAGE):
             if kind == "toml":
                 (folder / text.split()[1]).write_text(text)
+        checkpoint = tiny.write_checkpoint(folder)
+        with (folder / "quick.toml").open("a") as quick:
+            quick.write(f'checkpoint = "{checkpoint}"\n')
         yield folder, environment
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def script() -> str:
-    """The page's commands; the head gets ports that are free here, also where other clusters run beside it."""
+def script(folder: Path) -> str:
+    """The page's commands; the head gets ports that are free here, also where other clusters run beside it.
+
+    Random weights will do, but for the run that is stopped: that one has to take a while.
+    """
     text = "\n".join(text for kind, text in LABELLED.findall(PAGE) if kind == "bash")
     for port in ("6379", "8265"):
         assert port in text
@@ -72,6 +78,12 @@ def script() -> str:
     assert len(commands) == 8
     for line in commands:
         text = text.replace(line, re.sub(r"(surveybridge (?:translate|sweep)) ", r"\1 --executor serial ", line))
+    stopped = "--config quick.toml --store s3://sky/tiles --run s3://sky/runs/second"
+    assert text.count(stopped) == 2
+    text = text.replace(stopped, stopped.replace("quick.toml", "quick.toml --checkpoint mosaic-v2"))
+    submitted = "--samples 2 --steps 4 "
+    assert text.count(submitted) == 2
+    text = text.replace(submitted, f"--config {folder}/quick.toml ")
     assert "--calibrate 5" in text
     text = text.replace("--calibrate 5", "--calibrate 1")
     return text.replace("ray start --head", f"ray start --head {agent}")
@@ -81,7 +93,7 @@ def script() -> str:
 def test_every_command_of_the_page_runs_and_leaves_what_it_says(place, monkeypatch):
     folder, environment = place
     driver = subprocess.Popen(
-        ["bash", "-x", "-euo", "pipefail", "-c", script()],
+        ["bash", "-x", "-euo", "pipefail", "-c", script(folder)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

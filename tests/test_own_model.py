@@ -22,7 +22,7 @@ LESS = {
 """What the page says, and what takes less time here."""
 
 
-@pytest.mark.long  # simulates, trains and translates
+@pytest.mark.slow  # processes that simulate, train and translate
 def test_the_commands_of_the_page_make_a_model_and_translate_with_it():
     pytest.importorskip("galsim", reason="needs the sim extra")
     folder = Path(tempfile.mkdtemp(prefix="own", dir="/tmp"))  # Ray's sockets need a short path

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.pages import BLOCK, run_page
 
 
-@pytest.mark.long  # simulates, ingests and translates a field
+@pytest.mark.slow  # processes that simulate, ingest and translate a field
 def test_the_lines_of_shell_and_of_python_run_in_their_order():
     pytest.importorskip("galsim", reason="needs the sim extra")
     readme = (ROOT / "README.md").read_text()

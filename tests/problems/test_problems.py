@@ -22,7 +22,7 @@ from surveybridge.bridge_core.stretch import Log10Stretch, Stretch
 from surveybridge.storage.problems import band_columns, read_problem
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
-from tests.jobs.training_runs import without_ray
+from tests.jobs.training_runs import quick_energies, without_ray
 from tests.problems.skies import HERE, Band, blob_pairs, cloud_pairs, write_field, write_pairs
 from tests.storage.fits_files import tan_wcs, write_survey_file
 from tests.storage.problem_files import SKY_EYE
@@ -74,7 +74,7 @@ def run(request, tmp_path_factory):
     noise = {band: seen.noise * (pixel / seen.pixel) ** 2 for (_, band), seen in bands.items()}
     pairs = write_pairs(folder / "pairs.zarr", problem, blob_pairs(problem, noise), noise, pixel)
     trained = ["train", "--problem", str(file), "--pairs", pairs, "--out", str(checkpoint.parent), *SHORT]
-    with without_ray():
+    with without_ray(), quick_energies():
         assert main(trained) == 0
     translate = ["translate", "--store", str(store), "--checkpoint", str(checkpoint), *FAST]
     assert main([*translate, "--to", wanted, "--run", str(folder / "run")]) == 0
@@ -225,7 +225,7 @@ def clouds(tmp_path_factory):
     images["density"][:, :, 5:9, 20:30] = np.nan  # no data there
     pairs = write_pairs(folder / "gmc.zarr", problem, images, {}, 0.0)
     train = ["train", "--problem", str(file), "--pairs", pairs, "--bridge", "schrodinger"]
-    with without_ray():
+    with without_ray(), quick_energies():
         assert main([*train, "--to", "density", "--out", str(folder / "trained"), *SHORT]) == 0
     column = np.concatenate([np.concatenate(list(cloud_pairs()["column"][k : k + 2, 0]), 1) for k in (0, 2)], 0)
     path = folder / "map.fits"
