@@ -7,7 +7,8 @@ multiplied by the work of a square degree, as `plan` does (`jobs.planning.projec
 
     hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
 
-for B bytes of tiles, W windows, K samples of S network evaluations each, N sources of E evaluations, T tiles, P pixels.
+for B bytes of tiles, W windows, K samples of S network evaluations each, N sources of E evaluations (on average: those
+of the lens score, and of reconstructions for the share of sources that has them), T tiles, P pixels.
 On a CPU the stages share the core, so everything counts; a GPU is paid for while its model works, and reading and
 writing go on beside it. Other windows change W, and the time of one: they are timed in turns with the default ones.
 What the settings mean for quality is in docs/results.md and docs/performance.md.
@@ -46,12 +47,14 @@ DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table: samples, network evaluations per sample, and the grid of windows."""
+    """A row of the table: samples, network evaluations per sample, the grid of windows, and which sources count."""
 
     name: str
     samples: int
     steps: int
     grid: PatchGrid = DEFAULT
+    all_sources: bool = False
+    """Whether every source is reconstructed."""
 
 
 def settings_around(samples: int, steps: int) -> list[Setting]:
@@ -64,6 +67,7 @@ def settings_around(samples: int, steps: int) -> list[Setting]:
         Setting("half the samples, 4 steps", half, 4),
         Setting("windows of 128 pixels", samples, steps, LARGE),
         Setting("all three", half, 4, LARGE),
+        Setting("all sources reconstructed", samples, steps, all_sources=True),
         Setting("as published: 200 steps, K = 5", 5, 200),
     ]
 
@@ -154,6 +158,7 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
 def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, rates: Rates) -> dict[str, Any]:
     """Return the hours of a square degree at one setting, by the projection of `plan`."""
     config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
+    rates = replace(rates, reconstructed=1.0) if setting.all_sources else rates
     work = work_of(manifest, request.direction, tile, setting.grid)
     found = project(work, steps_of(request.model, config), rates, config, {}, tiles_done=0, cpus=None)
     grid, area = setting.grid, found.square_degrees
@@ -164,6 +169,7 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
         "windows": [grid.size, grid.stride, grid.margin],
         "evaluations": {stage: round(count / area) for stage, count in found.evaluations.items()},
         "sources": round(found.sources / area),
+        "reconstructed": round(found.reconstructed / area),
         "stage_hours": {stage: seconds / 3600 / area for stage, seconds in found.stage_seconds.items()},
         "hours": (found.wall_seconds - found.start_seconds) * (1 if rates.gpus else rates.threads) / 3600 / area,
     }

@@ -4,17 +4,21 @@ That of AS-Bridge, midpoint fusion: the image of the catalog's end (Euclid) is n
 (LSST), x_t at an early t, so that it carries both; then K reconstructions are drawn down to it. What none of them
 reproduces is anomalous: per pixel the smallest squared error over K, summed and divided by the flux sum, on the
 catalog's side only (AS-Bridge, sec. 3.3).
-And the lens score of `bridge_core.residuals` and `bridge_core.discriminant`, where the checkpoint is calibrated for it.
+And the lens score of `bridge_core.residuals` and `bridge_core.discriminant`, where the checkpoint is calibrated for it:
+it takes a tenth of the network calls, so all sources get it, and only those that it puts in front are reconstructed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from surveybridge.bridge_core.batches import balanced
 from surveybridge.bridge_core.context import Views
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
@@ -91,19 +95,40 @@ def jackknife_std(samples: Tensor, truth: Tensor, bounds: tuple[float, float], v
 
 
 class SourceScores(NamedTuple):
-    """Scores of N sources, and the K reconstructions behind them.
+    """Scores of N sources, and the K reconstructions behind them where they were made.
 
     score, score_std: float64 [N], the lens score and its standard error over the noises, or AS-Bridge's score and its
     jackknife standard deviation where the checkpoint has no discriminant; false_alarm: float64 [N], share of regular
-    objects of like flux and colour with a higher lens score, NaN without one; published: float64 [N], AS-Bridge's
-    score; mean: float32 [N, B, S, S] in the unit of the catalog's end, of the reconstructions; error: likewise, the
-    signed residual of the closest reconstruction at each pixel.
+    objects of like flux and colour with a higher lens score, NaN without one; reconstructed: bool [N]; and, NaN for
+    sources that were not, published: float64 [N], AS-Bridge's score; mean: float32 [N, B, S, S] in the unit of the
+    catalog's end, of the reconstructions; error: likewise, the signed residual of the closest one at each pixel.
     """
 
     score: Tensor
     score_std: Tensor
     false_alarm: Tensor
+    reconstructed: Tensor
     published: Tensor
+    mean: Tensor
+    error: Tensor
+
+
+class LensScores(NamedTuple):
+    """Lens score of N sources, its standard error over the noises (NaN with one), false-alarm rate; float64 [N]."""
+
+    score: Tensor
+    error: Tensor
+    false_alarm: Tensor
+
+
+class Reconstructions(NamedTuple):
+    """What the reconstructions of N sources say; as in `SourceScores`.
+
+    spread: float64 [N], the jackknife standard deviation of `published`; None where nobody asked.
+    """
+
+    published: Tensor
+    spread: Tensor | None
     mean: Tensor
     error: Tensor
 
@@ -131,17 +156,65 @@ def score_sources(
     told = both_ways(model, direction, observed, wanted)
     half = how.size // 2
     corners = [(y - half, x - half) for y, x in centres]
-    # whole batches, so that the grouping changes nothing but the memory
-    group = how.batch * math.ceil(GROUP / how.batch)
-    empty = torch.zeros(0, len(direction.wanted.bands), how.size, how.size)
-    none = torch.zeros(0, dtype=torch.float64)
-    parts = [SourceScores(none, none, none, none, empty, empty)]
-    for first in range(0, len(corners), group):
-        some = corners[first : first + group]
+
+    def cutouts(index: Sequence[int]) -> Cutouts:
+        some = [corners[i] for i in index]
         x1, x0, valid = (cut(image, some, observed.origin, how.size) for image in (condition, target, usable))
-        views = cut_views(told, some, observed.origin, how.size)
-        parts.append(score_windows(model, Cutouts(x1, x0, valid, some, views), how))
-    return SourceScores(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        return Cutouts(x1, x0, valid, some, cut_views(told, some, observed.origin, how.size))
+
+    return _in_two_stages(model, cutouts, len(corners), how)
+
+
+def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
+    """Score the sources in the middle of some cutouts."""
+    side = cutouts.x0.shape[-1]
+    return _in_two_stages(model, cutouts.rows, len(cutouts.corners), replace(how, size=side))
+
+
+def _in_two_stages(
+    model: Model, cutouts: Callable[[Sequence[int]], Cutouts], number: int, how: Scoring
+) -> SourceScores:
+    """Give every source its lens score, and reconstruct those that it puts in front.
+
+    Which these are is a function of the source alone, so that it does not depend on what else a tile or a run holds.
+    `cutouts` returns those of some of the sources, by their numbers.
+    """
+    direction, discriminant = scored_direction(model), model.card.discriminant
+    score, spread, false_alarm, published = (torch.full((number,), torch.nan, dtype=torch.float64) for _ in range(4))
+    known = torch.ones(number, dtype=torch.bool)
+    chosen = list(range(number))
+    if discriminant is not None:
+        for some in _groups(chosen, how):
+            part = cutouts(some)
+            known[some] = _is_known(part)
+            score[some], spread[some], false_alarm[some] = lens_score(model, discriminant, part, how)
+        if how.reconstruct < 1:
+            chosen = torch.nonzero(known & (false_alarm <= how.reconstruct)).flatten().tolist()
+    mean = torch.full((number, len(direction.wanted.bands), how.size, how.size), torch.nan)
+    error = mean.clone()
+    reconstructed = torch.zeros(number, dtype=torch.bool)
+    reconstructed[chosen] = True
+    for some in _groups(chosen, how):
+        part = cutouts(some)
+        known[some] = _is_known(part)
+        found = reconstruct(model, part, how, spread=discriminant is None)
+        published[some], mean[some], error[some] = found.published, found.mean, found.error
+        if found.spread is not None:
+            score[some], spread[some] = found.published, found.spread
+    score, spread, false_alarm, published = (
+        values.masked_fill(~known, torch.nan) for values in (score, spread, false_alarm, published)
+    )
+    return SourceScores(score, spread, false_alarm, reconstructed, published, mean, error)
+
+
+def _groups(sources: list[int], how: Scoring) -> list[list[int]]:
+    """Sources that are held at a time; of whole batches where there are many, so that only the memory depends on it."""
+    return [sources[some] for some in balanced(len(sources), how.batch * math.ceil(GROUP / how.batch))]
+
+
+def _is_known(cutouts: Cutouts) -> Tensor:
+    """Whether enough is seen of sources, bool [N]; with little left the flux sum vanishes, and any score comes out."""
+    return (cutouts.valid.float().mean((1, 2, 3)) >= MIN_VALID).cpu()
 
 
 def both_ways(model: Model, direction: Direction, observed: Scene, wanted: Scene) -> Views | None:
@@ -173,16 +246,16 @@ def scored_direction(model: Model) -> Direction:
     return direction
 
 
-def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
-    """Score the sources in the middle of some cutouts."""
+def reconstruct(model: Model, cutouts: Cutouts, how: Scoring, *, spread: bool) -> Reconstructions:
+    """Draw K reconstructions of the sources in the middle of some cutouts, and compare them with what is there."""
     direction = scored_direction(model)
     x1, x0, valid, corners, _ = cutouts
     k, n = how.samples, len(corners)
     steps = reconstruction_steps(model, how)
     rows = [(i, j) for i in range(n) for j in range(k)]
     drawn = []
-    for first in range(0, len(rows), how.batch):
-        part = rows[first : first + how.batch]
+    for some in balanced(len(rows), how.batch):
+        part = rows[some]
         index = [i for i, _ in part]
         times = torch.full((len(part),), steps[0], device=x0.device)
         z = draw(window_noise(how.seed, MIDPOINT_STREAM, part, corners, x0.device), START, x0[index])
@@ -203,23 +276,13 @@ def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:
         )
     samples = torch.cat(drawn).unflatten(0, (n, k)).transpose(0, 1)
     bounds = score_bounds(model)
-    published = anomaly_score(samples, x0, bounds, valid).norm.double()
-    if model.card.discriminant is not None:
-        score, spread, false_alarm = lens_score(model, model.card.discriminant, cutouts, how)
-    else:
-        score, spread = published, jackknife_std(samples, x0, bounds, valid)
-        false_alarm = torch.full_like(published, torch.nan)
-    # with little left to compare the flux sum vanishes, and any score may come out
-    unknown = (valid.float().mean((1, 2, 3)) < MIN_VALID).cpu()
     flux = direction.wanted.inverse(samples)
     signed = direction.wanted.inverse(x0) - flux
     error = signed.gather(0, signed.abs().argmin(0, keepdim=True))[0]
     hole = ~valid
-    return SourceScores(
-        score.cpu().masked_fill(unknown, torch.nan),
-        spread.cpu().masked_fill(unknown, torch.nan),
-        false_alarm.cpu().masked_fill(unknown, torch.nan),
-        published.cpu().masked_fill(unknown, torch.nan),
+    return Reconstructions(
+        anomaly_score(samples, x0, bounds, valid).norm.double().cpu(),
+        jackknife_std(samples, x0, bounds, valid).cpu() if spread else None,
         flux.mean(0).masked_fill(hole, torch.nan).cpu(),
         error.masked_fill(hole, torch.nan).cpu(),
     )
@@ -230,16 +293,14 @@ def reconstruction_steps(model: Model, how: Scoring) -> list[int]:
     return bridge_steps(model.card.bridge, step_at(model.card.bridge, how.midpoint), how.steps)
 
 
-def lens_score(
-    model: Model, discriminant: Discriminant, cutouts: Cutouts, how: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Lens score, its standard error over the noises (NaN with one), and its false-alarm rate, each float64 [N]."""
+def lens_score(model: Model, discriminant: Discriminant, cutouts: Cutouts, how: Scoring) -> LensScores:
+    """Compare the residuals of both ends around the sources in the middle of some cutouts with ordinary ones."""
     asked = Asked(discriminant.sigma, discriminant.draws, how.seed, how.batch, how.precision)
     measured = measure(model, cutouts, asked)
     each = torch.from_numpy(discriminant.score(*measured))
     score = torch.from_numpy(discriminant.score(measured.features.mean(0), *measured[1:]))
     error = each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(score, torch.nan)
-    return score, error, torch.from_numpy(discriminant.false_alarm(score.numpy()))
+    return LensScores(score, error, torch.from_numpy(discriminant.false_alarm(score.numpy())))
 
 
 def score_bounds(model: Model) -> tuple[float, float]:

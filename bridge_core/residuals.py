@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.batches import balanced
 from surveybridge.bridge_core.context import Context, Views, told_conditions
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.evaluation import gaussian_blur
@@ -68,6 +69,12 @@ class Cutouts(NamedTuple):
         """What the network is told of some of the cutouts in a direction."""
         return None if self.views is None else self.views[direction.index].rows(index)
 
+    def rows(self, index: Sequence[int]) -> Cutouts:
+        """Return some of the cutouts."""
+        some = list(index)
+        views = None if self.views is None else self.views.rows(some)
+        return Cutouts(self.x1[some], self.x0[some], self.valid[some], [self.corners[i] for i in some], views)
+
 
 def columns(problem: Problem) -> dict[str, list[int]]:
     """Columns of `measure` by direction and by kind."""
@@ -99,10 +106,9 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
             wanted = direction.wanted
             rings = ring_masks(shape, wanted.pixel_scale).to(cutouts.x1.device)
             parts = []
-            for first in range(0, n, batch):
-                some = slice(first, first + batch)
+            for some in balanced(n, batch):
                 x0, x1 = images[wanted.name][some], images[direction.observed.name][some]
-                rows = [(window, sample) for window in range(first, first + len(x0))]
+                rows = [(window, sample) for window in range(some.start, some.stop)]
                 noise = window_noise(asked.seed, RESIDUAL_STREAM, rows, corners, x0.device)
                 z = draw(noise, step, x0)
                 if starts_without_x0(model.card, t):

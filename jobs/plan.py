@@ -57,6 +57,7 @@ def plan(config: Config) -> Projection:
     from surveybridge.storage.domain import count_domains
 
     request = check(config)
+    config = config.model_copy(update={"score_reconstruct": request.config.score_reconstruct})
     todo = todo_of(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
@@ -93,7 +94,7 @@ def describe(found: Projection, config: Config) -> str:
         ("run", f"{config.run}: {found.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
         ("area", f"{found.square_degrees:.4g} square degrees"),
         ("patches", f"{found.patches} windows, {found.patches_translated} of them with data"),
-        ("sources", f"about {found.sources} to score"),
+        ("sources", f"about {found.sources} to score, {found.reconstructed} of them to reconstruct"),
         (
             "network",
             f"{found.evaluations['translate']} evaluations to translate, {found.evaluations['score']} to score",

@@ -92,8 +92,9 @@ def _request(config: Config, root: Folder) -> Request:
 
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
-    for version in reversed(RESUMED_VERSIONS):  # runs that an earlier version of this code began are resumed
-        begun = request.of_version(version)
+    # runs that an earlier version of this code began are resumed
+    ways = [request] if config.score_reconstruct is not None else [request, request.of_all_sources()]
+    for begun in (way.of_version(version) for way in ways for version in reversed(RESUMED_VERSIONS)):
         if root.exists(begun.run_id, "run.json"):
             request = begun
             break

@@ -62,13 +62,14 @@ FINGERPRINT_KEYS = (
     "store",
     "patch",
     "stars",
+    "score_reconstruct",
 )
 """Settings that decide pixels and scores: a run folder is resumed only with the same values.
 
 `store` is a URL, and that may change: `resuming.check_store` says whether a store is the same, by its `store_id` and
 its tiles, and which of them have changed is compared tile by tile (`pending`).
 """
-LATER_KEYS = {"patch": 64, "stars": None}
+LATER_KEYS = {"patch": 64, "stars": None, "score_reconstruct": 1.0}
 """Those of them that earlier runs do not state, and the values that held for such runs."""
 
 OPTIONAL_KEYS: dict[str, Any] = {"calibrated": False, "homogenise": None, "wanted": None}

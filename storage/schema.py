@@ -37,6 +37,7 @@ candidates are at least `bridge_core.detection.SIGNIFICANCE` above the noise, wh
 knows, and have systems, kinds, magnitudes, extents and more flags. 5: what is no lens for sure (stars, what lies in
 their wings, saturated and largely masked sources) has no score; the domain is that of the checkpoint's card too, and
 there are flags for it, for stars and for what is sharper than they are; a ledger row says what was done to the PSFs.
+AS-Bridge's score may be null, and the pictures of the reconstructions NaN, for objects that were not reconstructed.
 """
 
 RESUMED_VERSIONS = (3, 4, 5)
@@ -122,6 +123,7 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     catalog, bands = catalog_end(problem), bands_of(problem)
     reconstructed = ",".join(catalog["bands"])
     since_4 = version >= 4
+    without = "; NaN without them" if version >= 5 else ""
     noise = "with the noise's correlation" if since_4 else "noise taken as white"
     return pa.schema(
         [
@@ -143,7 +145,14 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
             ),
             column_of("score_std", F64, "Standard error of the score over the sampler's noises", "", "stat.stdev"),
             column_of("false_alarm", F64, "Share of regular objects alike that score higher", "", "stat.probability"),
-            column_of("score_asbridge", F64, "AS-Bridge's score: smallest squared error over flux", "", "stat.value"),
+            column_of(
+                "score_asbridge",
+                F64,
+                "AS-Bridge's score: smallest squared error over flux"
+                + ("; null for objects that were not reconstructed" if version >= 5 else ""),
+                "",
+                "stat.value",
+            ),
             *(systems("filled by queries, null on disk") if since_4 else (RANK_BEFORE_4,)),
             *(
                 column_of(f"flux_{column}", F32, f"Flux in {band}", vo_unit(end["unit"]), ucd_of(end["unit"], "em.opt"))
@@ -171,10 +180,14 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
                 )
                 for end in problem["endpoints"]
             ),
-            _stamp("thumbnail_mean", f"Mean of the reconstructions of {reconstructed} (model-generated)", catalog),
+            _stamp(
+                "thumbnail_mean",
+                f"Mean of the reconstructions of {reconstructed} (model-generated){without}",
+                catalog,
+            ),
             _stamp(
                 "thumbnail_error",
-                "Residual of the reconstructions that the score sums (model-generated)",
+                f"Residual of the reconstructions that AS-Bridge's score sums (model-generated){without}",
                 catalog,
             ),
         ],

@@ -102,7 +102,7 @@ def shared_field_run(shared_field: Field, tmp_path_factory: pytest.TempPathFacto
 
     if DEFAULT_CHECKPOINT not in shipped_checkpoints():
         pytest.skip("no checkpoint ships with this tree")
-    model, how, cpu = load_checkpoint(None), Scoring(samples=2, steps=1), torch.device("cpu")
+    model, how, cpu = load_checkpoint(None), Scoring(samples=2, steps=1, reconstruct=0.1), torch.device("cpu")
     run = RunFolder.open_or_create(tmp_path_factory.mktemp("shared") / "run", RUN | {"run_id": "field"})
     for box in tile_boxes(shared_field.shape, 512, 64):
         tile = cut_tile(shared_field, box)

@@ -218,8 +218,8 @@ def settings_of(
         out=asked.out,
         noise={str(one): noise_of(one.wanted, tile.images[one.wanted.name]) for one in directions},
         sampling=asked.sampling,
-        # the catalog's other score, which nobody looks at here, is made with as little work as can be
-        scoring=Scoring(samples=2, steps=1, seed=asked.sampling.seed) if scored else None,
+        # the catalog's other score, which nobody looks at here, is not made
+        scoring=Scoring(seed=asked.sampling.seed, reconstruct=0.0) if scored else None,
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
         lenses=asked.lenses,
         held_back=held_back,

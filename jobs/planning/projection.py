@@ -62,6 +62,7 @@ class Projection:
     patches: int = 0
     patches_translated: int = 0
     sources: int = 0
+    reconstructed: int = 0
     evaluations: Mapping[str, int] = field(default_factory=dict)
     square_degrees: float = 0.0
     workers: int = 0
@@ -106,15 +107,18 @@ def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGri
 
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
-    """Network evaluations of a sample (translate) and of a source (score), after rounding to the table."""
+    """Network evaluations, after rounding to the table: of a sample, and of a source for its lens score and once more.
+
+    "translate", "score" and "reconstruct"; without a lens score every source is reconstructed, for its only score.
+    """
     from surveybridge.bridge_core.anomaly import reconstruction_steps
     from surveybridge.bridge_core.translate import sampler_steps
 
     sampling, scoring = config.sampling, config.scoring
     return {
         "translate": len(sampler_steps(model.card, sampling)),
-        "score": scoring.samples * len(reconstruction_steps(model, scoring))
-        + (2 * model.card.discriminant.draws if model.card.discriminant else 0),
+        "score": 2 * model.card.discriminant.draws if model.card.discriminant else 0,
+        "reconstruct": scoring.samples * len(reconstruction_steps(model, scoring)),
     }
 
 
@@ -144,9 +148,10 @@ def project(
     tiles = work.tiles
     translated = round(work.windows * rates.live)
     sources = round(work.scored_pixels * rates.sources_per_pixel)
+    reconstructed = round(sources * rates.reconstructed)
     evaluations = {
         "translate": translated * config.samples * steps["translate"],
-        "score": sources * steps["score"],
+        "score": sources * steps["score"] + reconstructed * steps["reconstruct"],
     }
     seconds = {
         "read": work.bytes * rates.read,
@@ -177,6 +182,7 @@ def project(
         patches=work.windows,
         patches_translated=translated,
         sources=sources,
+        reconstructed=reconstructed,
         evaluations=evaluations,
         square_degrees=work.square_degrees,
         workers=workers,

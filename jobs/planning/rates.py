@@ -34,6 +34,9 @@ FAILURES_ALLOWED = 20
 FIRST_SIDE = 40
 """Core of the part that warms up and tells how much may be done in the time, pixels."""
 
+USUAL_SOURCES = 10
+"""So many sources are taken to be reconstructed as often as is usual, so that a few that were seen do not decide."""
+
 PARTS = 4
 """Number of parts of a tile for which the time must be enough, if tiles are larger."""
 
@@ -64,6 +67,8 @@ class Rates:
         Written: by pixel, tile, source and tile.
     gpu_bytes
         Largest use of the GPU's memory, None without one.
+    reconstructed
+        Share of the sources that are reconstructed.
     """
 
     device: str
@@ -86,6 +91,7 @@ class Rates:
     source_bytes: float
     ledger_bytes: float
     gpu_bytes: int | None
+    reconstructed: float = 1.0
 
 
 def calibrate(
@@ -107,7 +113,7 @@ def calibrate(
     run_json
         As for `RunFolder.open_or_create`.
     steps
-        Evaluations of a sample ("translate") and of a source ("score").
+        Evaluations of a sample ("translate"), of a source ("score"), and more of one that is reconstructed.
     seconds
         How long it may take; one tile or part of it is always done.
 
@@ -218,7 +224,9 @@ class _Calibration:
         write = time.monotonic() - start
         if row["status"] != "ok":
             return Failure("write", str(row["reason"]), "")
-        windows, found = done.value.windows, done.value.candidates.num_rows
+        windows, rows = done.value.windows, done.value.candidates
+        found = rows.num_rows
+        reconstructed = len(rows["score_asbridge"].drop_null()) if found else 0
         paths = {
             "mosaic_bytes": mosaic_path(tile.tile_id),
             "candidates_bytes": candidates_path(tile.tile_id),
@@ -230,12 +238,13 @@ class _Calibration:
             "windows": len(self.settings.sampling.patches.windows(tile.shape, tile.origin, tile.core)),
             "live": windows,
             "evaluations": windows * self.settings.sampling.samples * self.steps["translate"],
-            "score_evaluations": found * self.steps["score"],
+            "score_evaluations": found * self.steps["score"] + reconstructed * self.steps["reconstruct"],
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,
             "write": write,
             "pixels": done.value.mosaic.coverage.size,
             "found": found,
+            "reconstructed": reconstructed,
             **sizes,
         }
 
@@ -245,6 +254,7 @@ class _Calibration:
         none = len(parquet_bytes(CANDIDATES.empty_table(), votable=True)) if total["candidates_bytes"] else 0
         translate = total["translate"] / max(total["evaluations"], 1)
         gpus = torch.cuda.device_count()
+        usual = self.settings.scoring.reconstruct if self.steps["score"] else 1.0
         return Rates(
             device=torch.cuda.get_device_name() if gpus else f"CPU ({platform.machine()})",
             gpus=gpus,
@@ -267,4 +277,5 @@ class _Calibration:
             source_bytes=max(total["candidates_bytes"] - tiles * none, 0) / max(total["found"], 1),
             ledger_bytes=total["ledger_bytes"] / tiles,
             gpu_bytes=torch.cuda.max_memory_allocated() if gpus else None,
+            reconstructed=(total["reconstructed"] + USUAL_SOURCES * usual) / (total["found"] + USUAL_SOURCES),
         )

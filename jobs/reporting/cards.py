@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from surveybridge.jobs.drawing.archives import links
@@ -71,6 +72,7 @@ def cards(candidates: pa.Table, problem: ProblemTable, directions: Directions) -
             candidate_pictures({name: stamp[place] for name, stamp in stamps.items()}, problem),
             _nearby(row, rows[:place], CELL / 2 * pixel),
             directions(row),
+            made=bool(np.isfinite(stamps["thumbnail_mean"][place]).any()),
         )
         for place, row in enumerate(rows)
     ]
@@ -82,10 +84,15 @@ def _card(
     pictures: Mapping[str, Picture],
     nearby: str,
     found: Orientation | None,
+    *,
+    made: bool,
 ) -> Card:
+    """Return the card of a row; `made` says whether it was reconstructed."""
     ra, dec = float(row["ra"]), float(row["dec"])
     side = None if found is None else CELL * found.pixel
     headings = views(problem) | HEADINGS
+    if not made:
+        headings |= {name: f"{headings[name]}: none" for name in MODELLED}
     return Card(
         rank=row["rank"],
         object_id=row["object_id"],
@@ -93,7 +100,7 @@ def _card(
         facts={
             "score": _with_error(row["score"], row["score_std"]),
             "false alarms": _number(row["false_alarm"], ".2g"),
-            "AS-Bridge score": _number(row["score_asbridge"], ".3g"),
+            "AS-Bridge score": _number(row["score_asbridge"], ".3g") if made else "not reconstructed",
             "tile": row["tile_id"],
             **({} if found is None or side is None else {"stamps": said(found, side)}),
             "flags": in_words(row["flags"]),

@@ -27,7 +27,7 @@ from surveybridge.storage.orientation import RunGrids
 from surveybridge.storage.problems import shown_ends
 from surveybridge.storage.published import standing_rows
 from surveybridge.storage.query import Listing, query
-from surveybridge.storage.runs import RunFolder
+from surveybridge.storage.runs import LATER_KEYS, RunFolder
 from surveybridge.storage.systems import leading
 from surveybridge.storage.views import Urls, open_views, runs_at
 from surveybridge.version import __version__
@@ -133,6 +133,12 @@ def _calibration(one: Reported, runs: Sequence[RunFolder]) -> str:
     return CALIBRATION if len(runs) == 1 else f"{CALIBRATION} of run {run_id(one.run)}"
 
 
+def _chosen(run_json: Mapping[str, Any]) -> str:
+    """Which sources were reconstructed, where it is not all of them."""
+    most = run_json.get("score_reconstruct", LATER_KEYS["score_reconstruct"])
+    return "" if most == 1 else f" for sources with a false-alarm rate of at most {most:g}"
+
+
 def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str, str]:
     """Return what a reader wants to know first, as one text per name."""
     rate, published = status["tiles_per_minute"], status["published"]
@@ -141,7 +147,8 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "direction": str(status["direction"]),
         "model": f"{status['model']} ({str(run_json.get('checkpoint_sha256'))[:12]})",
         "sampling": f"{run_json.get('samples')} samples of {run_json.get('steps')} steps; scores from "
-        f"{run_json.get('score_samples')} of {run_json.get('score_steps')}; {run_json.get('precision')}, "
+        f"{run_json.get('score_samples')} of {run_json.get('score_steps')}{_chosen(run_json)}; "
+        f"{run_json.get('precision')}, "
         f"seed {run_json.get('seed')}",
         **_recalibration(run_json),
         "rate": "–" if rate["overall"] is None else f"{rate['overall']:.3g} tiles a minute",

@@ -8,8 +8,10 @@ from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
+    from numpy.typing import NDArray
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.settings import Scoring
@@ -45,7 +47,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
     """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows.
 
     Empty where a tile lacks one of the ends, or the problem makes maps only. What cannot be a lens, such as a star, has
-    a row without scores.
+    a row without scores; what is not reconstructed (`Scoring.reconstruct`) lacks AS-Bridge's alone.
     """
     import numpy as np
     import pyarrow as pa
@@ -89,14 +91,16 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
         some = [centre for centre, is_asked in zip(centres, asked, strict=True) if is_asked]
         scores = score_sources(model, observed, wanted, some, how)
+    reconstructed = np.zeros(len(asked), np.bool_)
+    reconstructed[asked] = scores.reconstructed.numpy()
     ra, dec = found_on.wcs.all_pix2world(sources.x, sources.y, 0)
     name = sky_name if run.version >= 4 else rounded_sky_name
 
-    def filled(values: torch.Tensor) -> pa.Array:
+    def filled(values: torch.Tensor, has: NDArray[np.bool_] = asked) -> pa.Array:
         """Return scores for all objects, null for those that have none."""
         whole = np.full(len(asked), np.nan)
         whole[asked] = values.numpy()
-        return pa.array(whole, mask=~asked, from_pandas=False)  # NaN is not null
+        return pa.array(whole, mask=~has, from_pandas=False)  # NaN is not null
 
     def stamped(name: str, images: torch.Tensor) -> pa.Array:
         """Return thumbnails for all objects, NaN for those that have none."""
@@ -115,7 +119,7 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
         "score": filled(scores.score),
         "score_std": filled(scores.score_std),
         "false_alarm": filled(scores.false_alarm),
-        "score_asbridge": filled(scores.published),
+        "score_asbridge": filled(scores.published, reconstructed),
         "x": tile.origin[1] + sources.x,
         "y": tile.origin[0] + sources.y,
         "a": sources.a,

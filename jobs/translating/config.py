@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 NOISE_BOUND = 1.5
 """As `storage.psf_matching.NOISE_BOUND`, which is not imported for `--help`."""
 
+RECONSTRUCT = 0.1
+"""Largest false-alarm rate at which new runs reconstruct a source: of ordinary ones a tenth."""
+
 PATCHES = (64, 128)
 """Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first is the default."""
 
@@ -31,6 +34,13 @@ class TranslationConfig(JobConfig):
     steps: int = Field(6, ge=1, description="network evaluations per sample")
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
+    score_reconstruct: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="largest false-alarm rate, by the checkpoint's lens score, of sources that are reconstructed: 1 "
+        f"for all, 0 for none (default: {RECONSTRUCT}; of a run that goes on, what it began with)",
+    )
     workers: int = Field(
         1, ge=1, description="largest number of model actors at a time (each on a GPU, if there are any)"
     )
@@ -103,6 +113,7 @@ class TranslationConfig(JobConfig):
             seed=self.seed,
             batch=self.batch or Scoring.batch,
             precision=self.precision,
+            reconstruct=RECONSTRUCT if self.score_reconstruct is None else self.score_reconstruct,
         )
 
     @field_validator("patch")

@@ -77,12 +77,18 @@ class Request:
         """Return the same translation as a run of some schema version, which another version of this code started."""
         return replace(self, fingerprint=self.fingerprint | {"code_schema_version": version})
 
+    def of_all_sources(self) -> Request:
+        """Return the same translation with every source reconstructed, as those that state nothing else began."""
+        fingerprint = {key: value for key, value in self.fingerprint.items() if key != "score_reconstruct"}
+        config = self.config.model_copy(update={"score_reconstruct": 1.0})
+        return replace(self, config=config, fingerprint=fingerprint)
+
 
 def check(config: Config) -> Request:
     """Read the inputs of the run; refuse what cannot work."""
     from surveybridge.storage.manifests import store_id_of, tiles_with
     from surveybridge.storage.objectstore import Folder
-    from surveybridge.storage.runs import RunFolder, version_at
+    from surveybridge.storage.runs import LATER_KEYS, RunFolder, version_at
     from surveybridge.storage.tiles import TileStore
 
     model = read_model(config.checkpoint)
@@ -96,6 +102,9 @@ def check(config: Config) -> Request:
         model.card.calibrated(direction)  # refused where it is not
     config = config.model_copy(update={"to": None, "direction": str(direction)})
     begun = RunFolder.open(config.run) if Folder.at(config.run).exists("run.json") else None
+    if config.score_reconstruct is None and begun is not None:
+        began_with = (LATER_KEYS | begun.run_json)["score_reconstruct"]
+        config = config.model_copy(update={"score_reconstruct": began_with})
     homogenisation = asked_homogenisation(model, config, begun)
     wishes = Wishes.read(model.card, direction, config.wanted_noise, config.wanted_psf)
     fingerprint = {

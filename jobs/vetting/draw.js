@@ -98,6 +98,7 @@ export function single(row, page, comment) {
   const facts = {
     rank: row.rank, score: `${number(row.score, 4)}${row.score_std === null ? "" : ` ± ${number(row.score_std, 2)}`}`,
     "RA, Dec": `${row.ra.toFixed(6)} ${row.dec >= 0 ? "+" : ""}${row.dec.toFixed(6)}`, "false alarm": number(row.false_alarm, 3),
+    "AS-Bridge score": number(row.score_asbridge, 3),
     ...Object.fromEntries(page.session.ends.map((end) =>
       [end.bands.join(" "), end.fluxes.map((name) => brightness(row[name], end)).join(" ")])),
     [`S/N in ${page.session.band}`]: number(row[page.session.signal], 3), flags: row.flags_said, tile: row.tile_id, model: row.model_id ?? "-",

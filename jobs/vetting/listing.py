@@ -42,7 +42,7 @@ class ListRequest(BaseModel):
 
 def shown(problem: ProblemTable) -> list[str]:
     """Columns of a candidate that pages show."""
-    first = ("object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm")
+    first = ("object_id", "tile_id", "ra", "dec", "rank", "score", "score_std", "false_alarm", "score_asbridge")
     return [*first, *shown_bands(problem), "flags", "system_members", "model_id", "run_id"]
 
 

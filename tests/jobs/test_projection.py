@@ -42,6 +42,7 @@ RATES = Rates(
     source_bytes=90_000,
     ledger_bytes=8_000,
     gpu_bytes=None,
+    reconstructed=0.2,
 )
 
 
@@ -96,9 +97,13 @@ def test_a_million_tiles_are_counted_in_seconds(store):
 def test_steps_are_counted_as_the_samplers_take_them():
     model = load_checkpoint()
     model = replace(model, card=replace(model.card, discriminant=None))
-    assert steps_of(model, config(steps=12, score_samples=5, score_steps=8)) == {"translate": 12, "score": 5 * 8}
+    assert steps_of(model, config(steps=12, score_samples=5, score_steps=8)) == {
+        "translate": 12, "score": 0, "reconstruct": 5 * 8,
+    }  # fmt: skip
     # one step from the middle of the table ends at its beginning: two evaluations
-    assert steps_of(model, config(steps=1, score_samples=5, score_steps=1)) == {"translate": 1, "score": 5 * 2}
+    assert steps_of(model, config(steps=1, score_samples=5, score_steps=1)) == {
+        "translate": 1, "score": 0, "reconstruct": 5 * 2,
+    }  # fmt: skip
     assert steps_of(model, config(steps=10_000))["translate"] < 10_000  # no more than the table has
 
 
@@ -107,8 +112,9 @@ def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
     numbers = (1.0,) * 30
     learnt = Discriminant(2.0, 3, (1.0, 4.0), (0.0, 3.0), (numbers,) * 6, numbers, numbers, 0.0, 1.0, (0.0, 1.0))
     plain, calibrated = (replace(model, card=replace(model.card, discriminant=one)) for one in (None, learnt))
-    counts = [steps_of(one, config(score_samples=2, score_steps=8))["score"] for one in (plain, calibrated)]
-    assert counts[1] - counts[0] == 2 * 3
+    counts = [steps_of(one, config(score_samples=2, score_steps=8)) for one in (plain, calibrated)]
+    assert [count["score"] for count in counts] == [0, 2 * 3]
+    assert counts[0]["reconstruct"] == counts[1]["reconstruct"] == 2 * 8
 
 
 # ---- the projection
@@ -116,7 +122,7 @@ def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
 
 def projected(store, *, cpus=None, rates=RATES, **settings):
     work = work_of(store.manifest(), TO_EUCLID, store.read_tile("t0000"), PatchGrid())
-    steps = {"translate": 6, "score": 4}
+    steps = {"translate": 6, "score": 4, "reconstruct": 30}
     return project(work, steps, rates, config(samples=4, score_samples=3, **settings), {}, tiles_done=0, cpus=cpus)
 
 
@@ -124,7 +130,8 @@ def test_work_times_rates_is_the_projection(store):
     found = projected(store, executor="serial")
     windows = found.patches
     assert found.patches_translated == round(windows / 2)
-    assert found.evaluations == {"translate": found.patches_translated * 24, "score": found.sources * 4}
+    assert found.evaluations == {"translate": found.patches_translated * 24, "score": 34 * 4 + 7 * 30}
+    assert found.reconstructed == 7  # a fifth
     assert found.sources == round(34364e-3)
     assert found.stage_seconds["translate"] == pytest.approx(found.evaluations["translate"] * 1e-3)
     assert found.wall_seconds == pytest.approx(sum(found.stage_seconds.values()) + 0.5)

@@ -29,20 +29,22 @@ DECIDE_NOTHING = {
 }  # fmt: skip
 OTHER = {
     "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": 128, "precision": "float32",
+    "score_reconstruct": 0.25,
 }  # fmt: skip
 USUAL = {"samples": 8, "steps": 6, "score_samples": 5, "score_steps": 8, "precision": "bfloat16", "seed": 0}
+BEGUN = USUAL | {"score_reconstruct": 0.1}  # by runs that begin now
 
 
 def test_a_run_states_the_settings_that_every_run_states():
     config = TranslationConfig(store="s")
-    assert decisions(config.sampling, config.scoring) == USUAL
-    assert list(decisions(config.sampling, config.scoring)) == list(USUAL)
+    assert decisions(config.sampling, config.scoring) == BEGUN
+    assert list(decisions(config.sampling, config.scoring)) == list(BEGUN)
 
 
 @pytest.mark.parametrize("name", sorted(TranslationConfig.model_fields.keys() - DECIDE_NOTHING))
 def test_every_setting_that_decides_pixels_or_scores_makes_another_run(name):
     config = TranslationConfig(store="s", **{name: OTHER[name]})
-    assert decisions(config.sampling, config.scoring) == USUAL | {name: OTHER[name]}
+    assert decisions(config.sampling, config.scoring) == BEGUN | {name: OTHER[name]}
     assert name in FINGERPRINT_KEYS
 
 
