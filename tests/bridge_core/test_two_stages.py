@@ -76,9 +76,9 @@ def test_those_in_front_are_reconstructed_whoever_else_there_is():
     assert together.reconstructed.sum() == 5
     back = score_sources(model, *sky(), CENTRES[::-1], replace(how, batch=2))
     assert torch.equal(back.reconstructed.flip(0), together.reconstructed)
-    for place, centre in enumerate(CENTRES):  # alone, and cut out as another tile would
+    for place in (0, 3, 7):  # alone, and cut out as another tile would
         observed, wanted = (replace_scene(scene, y=(6, 155), x=(3, 160)) if place % 2 else scene for scene in sky())
-        alone = score_sources(model, observed, wanted, [centre], how)
+        alone = score_sources(model, observed, wanted, [CENTRES[place]], how)
         assert bool(alone.reconstructed[0]) == bool(together.reconstructed[place])
         torch.testing.assert_close(alone.mean[0], together.mean[place], rtol=1e-4, atol=1e-3, equal_nan=True)
 
