@@ -123,7 +123,7 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
     catalog, bands = catalog_end(problem), bands_of(problem)
     reconstructed = ",".join(catalog["bands"])
     since_4 = version >= 4
-    without = "; NaN without them" if version >= 5 else ""
+    summed, without = ("AS-Bridge's score", "; NaN without them") if version >= 5 else ("the score", "")
     noise = "with the noise's correlation" if since_4 else "noise taken as white"
     return pa.schema(
         [
@@ -187,7 +187,7 @@ def candidates_schema(problem: ProblemTable, version: int = SCHEMA_VERSION) -> p
             ),
             _stamp(
                 "thumbnail_error",
-                f"Residual of the reconstructions that AS-Bridge's score sums (model-generated){without}",
+                f"Residual of the reconstructions that {summed} sums (model-generated){without}",
                 catalog,
             ),
         ],
