@@ -208,7 +208,7 @@ def _in_two_stages(
 
 
 def _groups(sources: list[int], how: Scoring) -> list[list[int]]:
-    """Sources that are held at a time; of whole batches where there are many, so that only the memory depends on it."""
+    """Sources that are held at a time: as many in each group as can be, and no more than fill some batches."""
     return [sources[some] for some in balanced(len(sources), how.batch * math.ceil(GROUP / how.batch))]
 
 
