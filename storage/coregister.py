@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from surveybridge.storage.grids import NOT_DISPLACED, Displacement, GridMapping, Positions, pixel_scale
 from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
@@ -199,7 +199,7 @@ class _Source:
         filled, filled_variance = fill_unknown((flux, variance), known)
         return cls(
             flux=filled,
-            coefficients=np.asarray(ndimage.spline_filter(filled, order=3, output=np.float64, mode="mirror")),
+            coefficients=np.asarray(scipy.ndimage.spline_filter(filled, order=3, output=np.float64, mode="mirror")),
             variance=np.pad(filled_variance, (-TAPS[0], TAPS[-1]), mode="edge"),
             mask=mask,
             # an average does not end at the edge as the flux of an object does
@@ -249,16 +249,16 @@ def fill_unknown(
     filled = [np.where(known, values, 0.0).astype(np.float64) for values in planes]
     if known.all() or not known.any():
         return filled
-    weight = ndimage.gaussian_filter(known.astype(np.float64), sigma)
+    weight = scipy.ndimage.gaussian_filter(known.astype(np.float64), sigma)
     if far is None:
-        nearest = tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))
+        nearest = tuple(scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))
     return [
         np.where(
             known,
             values,
             np.where(
                 weight > 1e-3,
-                ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12),
+                scipy.ndimage.gaussian_filter(values, sigma) / np.maximum(weight, 1e-12),
                 values[nearest] if far is None else far,
             ),
         )
@@ -274,7 +274,7 @@ def _interpolate(source: _Source, block: _Block, out: SurveyImage, band: int, ro
         flux, variance = source.flux[at_y, at_x], source.variance[at_y - TAPS[0], at_x - TAPS[0]]
     else:
         mask = source.touched[at_y, at_x]
-        flux = where.area * ndimage.map_coordinates(
+        flux = where.area * scipy.ndimage.map_coordinates(
             source.coefficients, [where.y, where.x], order=3, mode="mirror", prefilter=False
         )
         variance = where.area**2 * _interpolated_variance(source, block)

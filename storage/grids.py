@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
+import scipy
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from surveybridge.storage.celestial import celestial_wcs, pixel_area, sky_to_pixel, wcs_header_string
 from surveybridge.storage.errors import StorageError
@@ -276,7 +276,7 @@ class GridMapping:
             return self
         exact = ~holds & corners.any(axis=0)
         if input_shape is not None:
-            exact &= ndimage.binary_dilation(self._touches(nodes_y, nodes_x, input_shape), np.ones((3, 3), bool))
+            exact &= scipy.ndimage.binary_dilation(self._touches(nodes_y, nodes_x, input_shape), np.ones((3, 3), bool))
         centre = self.centre
         if holds.any():
             row, column = np.unravel_index(
@@ -357,4 +357,6 @@ class GridMapping:
 
 def _nearest(plane: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The plane with the nearest known value wherever none is known."""
-    return np.asarray(plane[tuple(ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))])
+    return np.asarray(
+        plane[tuple(scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True))]
+    )

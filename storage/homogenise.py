@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
 
 from surveybridge.storage.coregister import fill_unknown
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
@@ -173,16 +173,14 @@ def _convolved(
     image: SurveyImage, band: int, how: Matching
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
     """Flux, variance and mask [H, W] of a band after."""
-    from scipy import signal  # it imports scipy.stats, which few who import this module need
-
     before = image.mask[band]
     known = before == 0
     planes = [np.nan_to_num(plane[band], nan=0.0) for plane in (image.flux, image.variance)]
     flux, variance = fill_unknown(planes, known, FILL_SIGMA, far=0.0)
-    flux = signal.oaconvolve(flux, how.kernel, mode="same")
+    flux = scipy.signal.oaconvolve(flux, how.kernel, mode="same")
     # far out a correlated kernel weighs below 0, where a bright source makes more than it takes
     least = LEAST_VARIANCE * how.variance_kernel.sum() * variance
-    variance = np.maximum(signal.oaconvolve(variance, how.variance_kernel, mode="same"), least)
+    variance = np.maximum(scipy.signal.oaconvolve(variance, how.variance_kernel, mode="same"), least)
     mask = _grown(before, how)
     unknown = mask & MASK_PLANES["NO_DATA"] != 0
     return (
@@ -204,7 +202,7 @@ def _grown(mask: NDArray[np.uint8], how: Matching) -> NDArray[np.uint8]:
         is_set = outside & MASK_PLANES[plane] != 0
         if not is_set.any():
             continue
-        near = ndimage.distance_transform_edt(~is_set)[1:-1, 1:-1] <= how.radius(share)
+        near = scipy.ndimage.distance_transform_edt(~is_set)[1:-1, 1:-1] <= how.radius(share)
         becomes = "CLIPPED_EDGE" if plane == "NO_DATA" else plane
         after[near] |= MASK_PLANES[becomes]
     return after
@@ -239,6 +237,6 @@ def _interpolated_lags(step: float, correlation: float) -> tuple[float, ...]:
         before = (
             most
             if lag(1, most) < correlation
-            else optimize.brentq(lambda r: lag(1, r) - correlation, 0, most, xtol=1e-2)
+            else scipy.optimize.brentq(lambda r: lag(1, r) - correlation, 0, most, xtol=1e-2)
         )
     return tuple(lag(number, before) for number in range(LAGS))

@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from surveybridge.storage.units import njy_per_unit
 
@@ -83,9 +83,9 @@ def sky_statistics(flux: NDArray[np.floating], usable: NDArray[np.bool_], grow: 
         return Sky(np.nan, np.nan, 0.0, 0)
     level, sigma = _clipped(flux[sky])
     filled = np.where(sky, flux, level).astype(np.float64)
-    smooth = ndimage.gaussian_filter(filled, 1.5)
+    smooth = scipy.ndimage.gaussian_filter(filled, 1.5)
     smooth_level, smooth_sigma = _clipped(smooth[sky])
-    source = ndimage.binary_dilation(smooth > smooth_level + 3 * smooth_sigma, iterations=grow)
+    source = scipy.ndimage.binary_dilation(smooth > smooth_level + 3 * smooth_sigma, iterations=grow)
     if (sky & ~source).sum() >= 0.05 * sky.sum():
         sky = sky & ~source
     level, sigma = _clipped(flux[sky])
@@ -121,7 +121,7 @@ def zero_areas(flux: NDArray[np.floating], rows: int = 512, frequent: bool | Non
     """
     areas = _connected_zeros(flux, rows)
     if zeros_are_frequent(flux, areas) if frequent is None else frequent:
-        return np.asarray(ndimage.binary_opening(np.abs(flux) < NOTHING, np.ones((5, 5), bool)))
+        return np.asarray(scipy.ndimage.binary_opening(np.abs(flux) < NOTHING, np.ones((5, 5), bool)))
     return areas
 
 
@@ -141,7 +141,7 @@ def _connected_zeros(flux: NDArray[np.floating], rows: int) -> NDArray[np.bool_]
         # what touches a pixel reaches ZERO_AREA within as many rows, or not at all
         first = max(start - ZERO_AREA, 0)
         strip = zero[first : start + rows + ZERO_AREA]
-        groups, _ = ndimage.label(strip)
+        groups, _ = scipy.ndimage.label(strip)
         large = np.bincount(groups.ravel()) >= ZERO_AREA
         large[0] = False
         areas[start : start + rows] = large[groups][start - first : start - first + rows]

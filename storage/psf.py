@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import integrate, ndimage, optimize, special
 
 from surveybridge.storage.errors import StorageError
 
@@ -66,7 +66,13 @@ class Moffat:
         order = self.beta - 1
         ka = np.maximum(2 * np.pi * alpha * np.sqrt(u**2 + v**2), 1e-10)
         # kve = K exp(ka), in logarithms: the power and the Bessel function of a large beta overflow apart
-        logarithm = order * np.log(ka / 2) + np.log(special.kve(order, ka)) - ka + np.log(2) - special.gammaln(order)
+        logarithm = (
+            order * np.log(ka / 2)
+            + np.log(scipy.special.kve(order, ka))
+            - ka
+            + np.log(2)
+            - scipy.special.gammaln(order)
+        )
         return np.asarray(np.where(ka > 1e-8, np.exp(logarithm), 1.0))
 
     def __str__(self) -> str:
@@ -203,7 +209,7 @@ class PsfImage:
             return self
         side = max(self.values.shape) | 1
         offset = np.asarray(self.centre) - matrix @ np.full(2, (side - 1) / 2)
-        values = ndimage.affine_transform(self.values, matrix, offset, (side, side), order=3)
+        values = scipy.ndimage.affine_transform(self.values, matrix, offset, (side, side), order=3)
         return PsfImage(values / values.sum(), self.pixel_scale)
 
 
@@ -259,7 +265,7 @@ def wing_of(ratio: float, outer: float = OUTER) -> float:
     least, most = 1 / LARGEST_BETA, 0.95
     if excess(least) >= 0:
         return 0.0
-    return most if excess(most) <= 0 else float(optimize.brentq(excess, least, most))
+    return most if excess(most) <= 0 else float(scipy.optimize.brentq(excess, least, most))
 
 
 def _moffat_share(radius: float, wing: float) -> float:
@@ -277,4 +283,6 @@ def _kolmogorov_wing() -> float:
 def _share_within(radius: float, transfer: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
     """Share of the flux of a round PSF within a radius: 2 pi R int T(f) J1(2 pi f R) df."""
     f = np.linspace(0, 6, 60_001)
-    return float(2 * np.pi * radius * integrate.simpson(transfer(f) * special.j1(2 * np.pi * f * radius), x=f))
+    return float(
+        2 * np.pi * radius * scipy.integrate.simpson(transfer(f) * scipy.special.j1(2 * np.pi * f * radius), x=f)
+    )

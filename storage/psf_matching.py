@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import linalg, optimize
 
 from surveybridge.storage.psf import Psf, PsfImage
 
@@ -197,7 +197,7 @@ class _LeastSquares:
     def kernel(self, mu: float) -> NDArray[np.float64]:
         """The kernel, sum 1, for a weight of the noise."""
         both = np.stack([self.right, self.count], axis=1)
-        found = linalg.solve(self.normal + mu * self.noise, both, assume_a="pos")
+        found = scipy.linalg.solve(self.normal + mu * self.noise, both, assume_a="pos")
         free, of_sum = found.T
         kernel = np.zeros(self.disc.shape)
         kernel[self.disc] = (free + of_sum * (1 - self.count @ free) / (self.count @ of_sum))[self.unknown]
@@ -225,7 +225,7 @@ def _largest(is_so: Callable[[float], bool], least: float, most: float) -> float
 
 def _root(excess: Callable[[float], float], least: float, most: float) -> float:
     """Where something that falls passes 0, to a percent, on the side below 0."""
-    log = optimize.brentq(lambda log: excess(math.exp(log)), math.log(least), math.log(most), xtol=1e-2)
+    log = scipy.optimize.brentq(lambda log: excess(math.exp(log)), math.log(least), math.log(most), xtol=1e-2)
     return math.exp(log + 1e-2)
 
 

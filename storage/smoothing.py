@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from surveybridge.storage.images import MASK_PLANES, Box, LazyImage, SurveyImage
 from surveybridge.storage.psf import Gaussian
@@ -89,8 +89,8 @@ def _averaged(
 
     def spread(plane: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
         there = np.where(known, plane, 0).astype(np.float64)
-        along = ndimage.correlate1d(there, kernel, 0, mode="constant")
-        return np.asarray(ndimage.correlate1d(along, kernel, 1, mode="constant"))
+        along = scipy.ndimage.correlate1d(there, kernel, 0, mode="constant")
+        return np.asarray(scipy.ndimage.correlate1d(along, kernel, 1, mode="constant"))
 
     share = spread(np.ones(values.shape), kernel)
     filled = known | ((share >= LEAST_DATA) & (mask & ~np.uint8(MASK_PLANES["NO_DATA"]) == 0))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 TAPS = np.arange(-2, 4)
 """Input pixels, relative to floor(position), whose squared weight is counted: the rest is 1e-4 of the variance."""
@@ -21,9 +21,9 @@ def interpolation_matrix(size: int, positions: NDArray[np.float64]) -> NDArray[n
 
     `positions` are in pixels of the input, 0 = centre of the first; mirrored at the ends.
     """
-    coefficients = ndimage.spline_filter1d(np.eye(size), order=3, axis=0, mode="mirror")
+    coefficients = scipy.ndimage.spline_filter1d(np.eye(size), order=3, axis=0, mode="mirror")
     columns = [
-        ndimage.map_coordinates(coefficients[:, k], positions[None], order=3, mode="mirror", prefilter=False)
+        scipy.ndimage.map_coordinates(coefficients[:, k], positions[None], order=3, mode="mirror", prefilter=False)
         for k in range(size)
     ]
     return np.stack(columns, axis=1)

@@ -60,9 +60,9 @@ def test_names_are_listed_and_others_are_refused():
 @pytest.mark.parametrize(
     ("used", "without"),
     [
-        ("open_run('runs/first').ok_tiles()", ["torch", "ray", "matplotlib", "scipy.signal"]),
+        ("open_run('runs/first').ok_tiles()", ["torch", "ray", "matplotlib", "scipy.ndimage", "scipy.signal"]),
         ("open_store('tiles')", ["torch", "ray"]),
-        ("read_catalog('runs/first', top=1)", ["torch", "ray", "matplotlib", "scipy.signal"]),
+        ("read_catalog('runs/first', top=1)", ["torch", "ray", "matplotlib", "scipy.ndimage", "scipy.signal"]),
         ("load_checkpoint()", ["ray", "zarr", "pyarrow", "astropy", "fsspec"]),
     ],
 )
