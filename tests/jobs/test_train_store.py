@@ -23,7 +23,7 @@ from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pairs import read_ids, read_pairs
 from tests import tiny
 from tests.jobs.skies_to_cut import EAST, write_sky
-from tests.jobs.training_runs import LocalSession, losses, same_weights, without_ray
+from tests.jobs.training_runs import LocalSession, losses, quick_energies, same_weights, without_ray
 
 SMALL = ["--batch-size", "4", "--shards", "2", "--validation", "3", "--report-steps", "4"]
 CELLS = ["--hold-back", "0.3", "--hold-back-order", "14"]
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def train(out: Path | str, *more: str, steps: int = STEPS) -> int:
-    with without_ray():
+    with without_ray(), quick_energies():
         return main(["train", "--out", str(out), "--steps", str(steps), *more])
 
 

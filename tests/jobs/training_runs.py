@@ -181,7 +181,8 @@ def train(world: int, folder: Path, config: dict[str, Any]) -> list[dict[str, fl
     if world == 1:
         run_rank(0, 1, folder, config)
     else:
-        # ranks are forked from a process that has imported all this once, instead of four seconds each
-        multiprocessing.set_forkserver_preload([__name__])
+        # ranks are forked from a process that has imported all this once, instead of six seconds each; optimisers
+        # import the compiler when they are made
+        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
         start_processes(run_rank, (world, folder, config), nprocs=world, start_method="forkserver")
     return rows((max(folder.glob("*")) / "loss.csv").read_bytes())
