@@ -1,12 +1,16 @@
-"""A real browser for tests of pages."""
+"""A real browser for tests of pages, and a run whose candidates they grade."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from surveybridge.storage.runs import RunFolder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -21,3 +25,19 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def made_to_grade(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with candidates to grade, which nobody changes."""
+    from tests.jobs.vetting_runs import make_run
+
+    return make_run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run_to_grade(made_to_grade: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of its own for each test."""
+    from surveybridge.storage.runs import RunFolder
+
+    return RunFolder.open(shutil.copytree(made_to_grade.url, tmp_path / "run"))

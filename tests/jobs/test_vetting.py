@@ -6,7 +6,6 @@ import csv
 import datetime
 import errno
 import io
-import shutil
 import signal
 import urllib.parse
 
@@ -32,15 +31,9 @@ from tests.storage.faults import moto_server
 TOTAL = TILES * EACH
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def run(made, tmp_path):
-    """A copy of its own for each test."""
-    return RunFolder.open(shutil.copytree(made.url, tmp_path / "run"))
+def run(run_to_grade):
+    return run_to_grade
 
 
 @pytest.fixture
@@ -124,8 +117,7 @@ def test_grading_does_not_move_what_is_still_to_come(url):
     assert listed(url)["counts"] == {"A": 1, "B": 1, "C": 1, "X": 2}
 
 
-def test_missing_numbers_sort_last_and_pass_no_filter(tmp_path):
-    run = make_run(tmp_path)
+def test_missing_numbers_sort_last_and_pass_no_filter(run):
     table = query(run.url, top=4)
     numbers = {"flux_VIS": [None, 1.0, float("nan"), 5.0], "snr_VIS": [None, 1.0, 9.0, None]}
     for name, values in numbers.items():

@@ -21,7 +21,7 @@ from surveybridge.storage.orientation import Orientation
 from surveybridge.storage.problems import default_problem
 from surveybridge.storage.query import query
 from tests.jobs.turned_sky import NORTH, SCALE, make_turned
-from tests.jobs.vetting_runs import NASTY, command, in_thread, make_run, request
+from tests.jobs.vetting_runs import NASTY, command, in_thread, request
 from tests.storage.problem_files import problem
 from tests.storage.test_other_problems import other_run
 
@@ -59,8 +59,8 @@ def troubles() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path)
+def run(run_to_grade):
+    return run_to_grade
 
 
 @pytest.fixture
