@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -18,25 +18,58 @@ def auroc(score: Floats, anomalous: Labels) -> float:
     Parameters
     ----------
     score : ndarray of float64 [N]
-        Larger is more anomalous.
+        Larger is more anomalous; finite.
     anomalous : ndarray of bool [N]
         Both kinds are there.
     """
-    positives = int(anomalous.sum())
-    above = float(rankdata(score)[anomalous].sum()) - positives * (positives + 1) / 2
-    return above / (positives * (len(score) - positives))
+    return Curve.of(score, anomalous).auroc()
 
 
-def average_precision(score: Floats, anomalous: Labels) -> float:
-    """Area under the precision-recall curve (AUPR): sum of precision times the step in recall, ties together."""
-    true, taken = _curve(score, anomalous)
-    recall = true / true[-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * true / taken))
+class Curve(NamedTuple):
+    """Anomalies found and objects taken at every distinct threshold, from the highest score down, float64 [T].
 
+    All rates at thresholds are read off one curve: to sort the scores takes most of the time.
+    """
 
-def false_alarms(score: Floats, anomalous: Labels, completeness: float) -> float:
-    """Share of the regular objects above the threshold at which so large a share of the anomalies is found."""
-    return _rates(score, anomalous, completeness)[1]
+    true: Floats
+    taken: Floats
+
+    @classmethod
+    def of(cls, score: Floats, anomalous: Labels) -> Curve:
+        """The curve of a score [N] for labels [N] of both kinds."""
+        order = np.argsort(-score, kind="stable")
+        last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+        return cls(np.cumsum(anomalous[order])[last].astype(np.float64), (last + 1).astype(np.float64))
+
+    def auroc(self) -> float:
+        """As `auroc` of the score."""
+        false = self.taken - self.true
+        found, raised = np.diff(self.true, prepend=0.0), np.diff(false, prepend=0.0)
+        above = float(np.sum(found * (false[-1] - false + 0.5 * raised)))  # multiples of a half, so it is exact
+        return above / float(self.true[-1] * false[-1])
+
+    def average_precision(self) -> float:
+        """Area under the precision-recall curve (AUPR): sum of precision times the step in recall, ties together."""
+        recall = self.true / self.true[-1]
+        return float(np.sum(np.diff(recall, prepend=0.0) * self.true / self.taken))
+
+    def false_alarms(self, completeness: float) -> float:
+        """Share of the regular objects above the threshold at which so large a share of the anomalies is found."""
+        return self._rates(completeness)[1]
+
+    def inspection_load(self, prevalence: float, completeness: float) -> float:
+        """Objects that a person looks at for each anomaly found, where a share `prevalence` of all is anomalous.
+
+        The lists are looked through down to the score at which `completeness` of the anomalies is found.
+        """
+        true, false = self._rates(completeness)
+        return 1 + false * (1 - prevalence) / (true * prevalence)
+
+    def _rates(self, completeness: float) -> tuple[float, float]:
+        """Shares of anomalies and of regular objects above the threshold at which `completeness` is reached."""
+        true, taken = self
+        place = int(np.searchsorted(true, completeness * true[-1] - 1e-9))
+        return float(true[place] / true[-1]), float((taken[place] - true[place]) / (taken[-1] - true[-1]))
 
 
 def precision_at(score: Floats, anomalous: Labels, count: int) -> float:
@@ -61,15 +94,6 @@ def matched_auroc(score: Floats, anomalous: Labels, flux: Floats, neighbours: in
     nearest = score[regular][first[:, None] + np.arange(count)]
     own = score[anomalous][:, None]
     return float(((own > nearest) + 0.5 * (own == nearest)).mean())
-
-
-def inspection_load(score: Floats, anomalous: Labels, prevalence: float, completeness: float) -> float:
-    """Objects that a person looks at for each anomaly found, where a share `prevalence` of all objects is anomalous.
-
-    The lists are looked through down to the score at which `completeness` of the anomalies is found.
-    """
-    true, false = _rates(score, anomalous, completeness)
-    return 1 + false * (1 - prevalence) / (true * prevalence)
 
 
 def bootstrap(
@@ -99,17 +123,3 @@ def bootstrap(
         found.append(measures(rows))
     low, high = np.quantile(np.array(found), [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
-def _rates(score: Floats, anomalous: Labels, completeness: float) -> tuple[float, float]:
-    """Shares of the anomalies and of the regular objects above the threshold at which `completeness` is reached."""
-    true, taken = _curve(score, anomalous)
-    place = int(np.searchsorted(true, completeness * true[-1] - 1e-9))
-    return float(true[place] / true[-1]), float((taken[place] - true[place]) / (taken[-1] - true[-1]))
-
-
-def _curve(score: Floats, anomalous: Labels) -> tuple[Floats, Floats]:
-    """Anomalies found and objects taken at every distinct threshold, from the highest score down."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
-    return np.cumsum(anomalous[order])[last].astype(np.float64), (last + 1).astype(np.float64)

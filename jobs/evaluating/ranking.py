@@ -9,15 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from surveybridge.bridge_core.ranking import (
-    auroc,
-    average_precision,
-    bootstrap,
-    false_alarms,
-    inspection_load,
-    matched_auroc,
-    precision_at,
-)
+from surveybridge.bridge_core.ranking import Curve, bootstrap, matched_auroc, precision_at
 from surveybridge.storage.pairs import DEFLECTOR_LIKE
 
 DRAWS = 400
@@ -76,10 +68,11 @@ def _ranking(score: Floats, anomalous: NDArray[np.bool_], flux: Floats) -> Found
 
     def all_of(rows: NDArray[np.int64]) -> list[float]:
         some, kinds = score[rows], anomalous[rows]
-        values = [auroc(some, kinds), matched_auroc(some, kinds, flux[rows]), average_precision(some, kinds)]
-        values += [false_alarms(some, kinds, tpr) for tpr in TPR]
+        curve = Curve.of(some, kinds)
+        values = [curve.auroc(), matched_auroc(some, kinds, flux[rows]), curve.average_precision()]
+        values += [curve.false_alarms(tpr) for tpr in TPR]
         values += [precision_at(some, kinds, n) if n <= len(some) else np.nan for n in PRECISION_AT]
-        return values + [inspection_load(some, kinds, PREVALENCE, share) for share in COMPLETENESS]
+        return values + [curve.inspection_load(PREVALENCE, share) for share in COMPLETENESS]
 
     if anomalous.all() or not anomalous.any():  # nothing to rank
         whole, intervals = [np.nan] * len(names), [(np.nan, np.nan)] * len(names)

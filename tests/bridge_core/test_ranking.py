@@ -9,11 +9,9 @@ import pytest
 from sklearn import metrics
 
 from surveybridge.bridge_core.ranking import (
+    Curve,
     auroc,
-    average_precision,
     bootstrap,
-    false_alarms,
-    inspection_load,
     matched_auroc,
     precision_at,
 )
@@ -31,14 +29,15 @@ SCORES = {
 def test_areas_are_those_of_scikit_learn(name):
     assert auroc(SCORES[name], ANOMALOUS) == pytest.approx(metrics.roc_auc_score(ANOMALOUS, SCORES[name]), abs=1e-12)
     theirs = metrics.average_precision_score(ANOMALOUS, SCORES[name])
-    assert average_precision(SCORES[name], ANOMALOUS) == pytest.approx(theirs, abs=1e-12)
+    assert Curve.of(SCORES[name], ANOMALOUS).average_precision() == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("completeness", [0.01, 0.05, 0.5, 1.0])
 def test_false_alarms_are_read_off_the_roc_curve(name, completeness):
     false, true, _ = metrics.roc_curve(ANOMALOUS, SCORES[name], drop_intermediate=False)
-    assert false_alarms(SCORES[name], ANOMALOUS, completeness) == pytest.approx(false[true >= completeness - 1e-9][0])
+    found = Curve.of(SCORES[name], ANOMALOUS).false_alarms(completeness)
+    assert found == pytest.approx(false[true >= completeness - 1e-9][0])
 
 
 def test_precision_is_that_of_the_list_and_ties_count_by_chance():
@@ -52,11 +51,11 @@ def test_precision_is_that_of_the_list_and_ties_count_by_chance():
 @pytest.mark.parametrize("completeness", [0.1, 0.5, 1.0])
 def test_the_load_of_a_blind_score_is_one_in_the_prevalence(completeness):
     blind, anomalous = np.zeros(1000), np.arange(1000) < 300
-    assert inspection_load(blind, anomalous, prevalence=1e-3, completeness=completeness) == pytest.approx(1000)
+    assert Curve.of(blind, anomalous).inspection_load(prevalence=1e-3, completeness=completeness) == pytest.approx(1000)
     chance = np.random.default_rng(0).random(100_000)
-    found = inspection_load(chance, np.arange(100_000) < 50_000, prevalence=1e-3, completeness=completeness)
+    found = Curve.of(chance, np.arange(100_000) < 50_000).inspection_load(prevalence=1e-3, completeness=completeness)
     assert found == pytest.approx(1000, rel=0.05)
-    assert inspection_load(anomalous.astype(float), anomalous, prevalence=1e-3, completeness=1.0) == 1
+    assert Curve.of(anomalous.astype(float), anomalous).inspection_load(prevalence=1e-3, completeness=1.0) == 1
 
 
 def area(score, anomalous, rows) -> list[float]:
