@@ -100,12 +100,13 @@ def test_a_full_disk_is_told_from_a_wrong_place(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-NAMES = ["a::b", "what? #1 [x*] 50%20", "it's Übersicht {1}", "s3::field.zarr"]
+NAMES = [("a::b", "what? #1 [x*] 50%20", "it's Übersicht {1}"), ("s3::field.zarr",)]
+"""Of folders, each in the one before."""
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_local_paths_may_have_any_name(tmp_path, capsys, name):
-    place = tmp_path / name
+@pytest.mark.parametrize("names", NAMES)
+def test_local_paths_may_have_any_name(tmp_path, capsys, names):
+    place = tmp_path.joinpath(*names)
     store, checkpoint = tiny.write_store(place / "tiles", tile_size=tiny.SIDE), tiny.write_checkpoint(place)
     assert len(Folder.at(store).names()) == 3
     quick = ["--samples", "2", "--steps", "1", "--score-samples", "2", "--score-steps", "1", "--executor", "serial"]
@@ -124,5 +125,6 @@ def test_local_paths_may_have_any_name(tmp_path, capsys, name):
     ):
         assert main(command) == 0, (command, capsys.readouterr().err)
     assert "1 of 1 ok" in capsys.readouterr().out
-    assert set(os.listdir(tmp_path)) == {name}  # nothing beside it: no name was cut
+    for name, folder in zip(names[::-1], place.parents, strict=False):
+        assert os.listdir(folder) == [name]  # nothing beside it: no name was cut
     assert {"found.csv", "field.fits", "footprint", "report", "graded.csv"} <= set(os.listdir(place))

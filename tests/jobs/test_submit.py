@@ -30,7 +30,7 @@ from surveybridge.jobs.config import RequestError, parse_config
 from surveybridge.jobs.submit import Config, check_paths, environment, inner_config, submission_id_of, weights_of
 from tests import warm
 from tests.environments import bare_environment, outside
-from tests.tiny import LARGER, damage_tile, write_checkpoint, write_store
+from tests.tiny import damage_tile, write_checkpoint, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 S3 = ["--store", "s3://b/tiles", "--run", "s3://b/run"]
@@ -392,7 +392,7 @@ def processes_of(session: int, folder: str) -> list[int]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tiny")
-    store, checkpoint = write_store(folder / "tiles"), write_checkpoint(folder, network=LARGER)
+    store, checkpoint = write_store(folder / "tiles"), write_checkpoint(folder)
     broken = write_store(folder / "broken")
     damage_tile(broken, "t0000")
     return SimpleNamespace(folder=folder, store=store, broken=broken, checkpoint=checkpoint)
