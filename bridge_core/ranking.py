@@ -18,11 +18,11 @@ def auroc(score: Floats, anomalous: Labels) -> float:
     Parameters
     ----------
     score : ndarray of float64 [N]
-        Larger is more anomalous; finite.
+        Larger is more anomalous; if any is NaN, so is the area.
     anomalous : ndarray of bool [N]
         Both kinds are there.
     """
-    return Curve.of(score, anomalous).auroc()
+    return np.nan if np.isnan(score).any() else Curve.of(score, anomalous).auroc()
 
 
 class Curve(NamedTuple):

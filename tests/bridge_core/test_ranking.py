@@ -32,6 +32,12 @@ def test_areas_are_those_of_scikit_learn(name):
     assert Curve.of(SCORES[name], ANOMALOUS).average_precision() == pytest.approx(theirs, abs=1e-12)
 
 
+def test_a_score_without_a_value_has_no_area():
+    score = SCORES["continuous"].copy()
+    score[7] = np.nan
+    assert np.isnan(auroc(score, ANOMALOUS))
+
+
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("completeness", [0.01, 0.05, 0.5, 1.0])
 def test_false_alarms_are_read_off_the_roc_curve(name, completeness):

@@ -39,6 +39,8 @@ from tests.storage.overlaps import write_run
 from tests.storage.test_overlapping_runs import objects
 from tests.storage.test_runs import RUN, make_header
 
+pytestmark = pytest.mark.long  # 15 s in all
+
 CORE = 128
 """Side of a tile's core, pixels."""
 EVIL = "../../../etc/passwd\"><img src=http://evil.test/x onerror=alert('1')>&amp;"

@@ -27,6 +27,8 @@ from tests.conftest import ROOT
 from tests.jobs.test_translate import QUICK
 from tests.storage.faults import moto_server
 
+pytestmark = pytest.mark.long  # 10 s in all
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

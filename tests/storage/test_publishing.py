@@ -27,6 +27,8 @@ from surveybridge.storage.schema import CATALOG, MANIFEST, table_from_rows
 from tests.storage.skies import TILE_DEG, make_run, write_tile
 from tests.tiny import files_of
 
+pytestmark = pytest.mark.long  # 30 s in all
+
 SIDE, ROWS = 8, 25
 
 

@@ -31,6 +31,8 @@ from tests.storage.skies import make_run
 from tests.storage.test_query import add_tile
 from tests.storage.test_runs import RUN, make_candidates
 
+pytestmark = pytest.mark.long  # 15 s in all
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
