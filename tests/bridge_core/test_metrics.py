@@ -75,7 +75,8 @@ def test_fair_energy_score_leaves_out_the_pairs_of_a_sample_with_itself():
 
 
 @pytest.mark.parametrize("k", [2, 5, 16])
-def test_crps_is_its_definition_and_that_of_scoringrules(k):
+def test_crps_is_its_definition_and_that_of_scoringrules(k, monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 0)  # tests disable it for hats and lsdb
     import scoringrules  # compiles its functions as it is imported, which takes 3 s
 
     samples, truth = torch.randn(k, 40, 3).double(), torch.randn(40, 3).double()
