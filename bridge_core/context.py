@@ -17,7 +17,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
 from surveybridge.bridge_core.correlate import blur
-from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, to_channels
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, planes_of_channels, to_channels
 from surveybridge.bridge_core.stretch import Stretch
 
 MAPS = 2
@@ -213,7 +213,7 @@ def condition_vector(
         values = _features(end, table)
         in_maps = torch.zeros_like(registration).masked_fill(~noise_known, torch.nan)[:, None]
         values[:, _NOISE] = values[:, _NOISE].where((wanted == index)[:, None], in_maps)
-        parts.append(values[:, :, _bands_of_channels(end, channels)].flatten(1))
+        parts.append(values[:, :, planes_of_channels(len(end.bands), channels)].flatten(1))
     offset = (registration / REGISTRATION_UNIT).clamp(min=1e-3).log()
     told = torch.cat([*parts, offset[:, None]], 1)
     known = torch.isfinite(told)
@@ -234,7 +234,7 @@ def told_conditions(problem: Problem, views: Views, number: int) -> dict[str, Te
     channels = (size - 1) // (2 * len(QUANTITIES))
     found = {}
     for index, end in enumerate(problem.endpoints):
-        of_channels = _bands_of_channels(end, channels)
+        of_channels = planes_of_channels(len(end.bands), channels)
         for q, quantity in enumerate(QUANTITIES):
             for b, band in enumerate(end.bands):
                 place = (index * len(QUANTITIES) + q) * channels + of_channels.index(b)
@@ -303,11 +303,6 @@ def slopes(end: Endpoint) -> list[float]:
         return [float("nan")] * len(end.bands)
     scale = stretch.scale
     return [(scale[b] if isinstance(scale, dict) else scale) / stretch.softening[b] for b in end.bands]
-
-
-def _bands_of_channels(end: Endpoint, channels: int) -> list[int]:
-    """Index of the band that each channel of the network shows."""
-    return [k * len(end.bands) // channels for k in range(channels)]
 
 
 def _features(end: Endpoint, table: Tensor) -> Tensor:

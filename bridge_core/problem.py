@@ -161,7 +161,7 @@ class Endpoint:
         part = [value for kind in self._kinds for value in ((1, 2) if kind == "axial" else (0,))]
         if not self.spread:
             return torch.tensor(part + [0] * (channels - self.planes))
-        return torch.tensor([part[k * self.planes // channels] for k in range(channels)])
+        return torch.tensor([part[plane] for plane in planes_of_channels(self.planes, channels)])
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -343,13 +343,18 @@ class Problem:
         return self.table | {"endpoints": [end.table | more for end, more in zip(self.endpoints, fitted, strict=True)]}
 
 
-def to_channels(u: Tensor, channels: int) -> Tensor:
-    """Show planes [..., P, H, W] in the network's channels [..., C, H, W]: channel k shows plane k P // C.
+def planes_of_channels(planes: int, channels: int) -> list[int]:
+    """Index of the plane that each channel of the network shows: channel k of C shows plane k P // C.
 
     One plane is repeated in all, as AS-Bridge does with Euclid; three of three stay as they are.
     """
+    return [k * planes // channels for k in range(channels)]
+
+
+def to_channels(u: Tensor, channels: int) -> Tensor:
+    """Show planes [..., P, H, W] in the network's channels [..., C, H, W], by `planes_of_channels`."""
     planes = u.shape[-3]
-    return u if planes == channels else u[..., [k * planes // channels for k in range(channels)], :, :].contiguous()
+    return u if planes == channels else u[..., planes_of_channels(planes, channels), :, :].contiguous()
 
 
 def from_channels(u: Tensor, planes: int) -> Tensor:
