@@ -166,7 +166,7 @@ def read_candidates(
     schema : pyarrow.Schema
         Of the run's candidates.
     tiles : collection of str, optional
-        Tiles that are asked for: of files of many tiles, row groups without any of them are not read.
+        Tiles that are asked for: row groups without any of them are not read.
     """
     schema = pa.schema([schema.field(name) for name in columns])
     asked = None if tiles is None else sorted(tiles)
@@ -184,10 +184,9 @@ def _read_columns(
     folder: Folder, path: str, left_out: Collection[str], schema: pa.Schema, tiles: Sequence[str] | None
 ) -> pa.Table:
     with parquet_file(folder, path) as file:
-        present = {*file.schema_arrow.names}
-        known = [name for name in schema.names if name in present]
+        known = columns_in(file, schema)
         columns = [*known, "tile_id"] if left_out and "tile_id" not in known else known
-        if tiles is None or not path.startswith(f"{CANDIDATES_SEGMENTS}/"):
+        if tiles is None:
             table = file.read(columns=columns, use_threads=False)
         else:
             table = file.read_row_groups(groups_of(file.metadata, tiles), columns=columns, use_threads=False)
@@ -205,6 +204,12 @@ def parquet_file(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
         return
     with folder.filesystem.open(folder.path(path), "rb", cache_type="none") as handle:
         yield pq.ParquetFile(handle, pre_buffer=True)  # the columns that are read of a row group are one request
+
+
+def columns_in(file: pq.ParquetFile, schema: pa.Schema) -> list[str]:
+    """Columns of a schema that a file has, in the order of the schema."""
+    present = {*file.schema_arrow.names}  # each look at the file's schema reads it anew
+    return [name for name in schema.names if name in present]
 
 
 def groups_of(metadata: pq.FileMetaData, tiles: Sequence[str]) -> list[int]:

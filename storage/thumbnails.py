@@ -15,7 +15,7 @@ from surveybridge.storage.errors import StorageError
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.runs import RunFolder, candidates_path
 from surveybridge.storage.schema import conform, thumbnail_names
-from surveybridge.storage.segments import groups_of, parquet_file
+from surveybridge.storage.segments import columns_in, groups_of, parquet_file
 
 TILES_AT_ONCE = 16
 """Tiles whose thumbnails are read concurrently."""
@@ -88,7 +88,7 @@ class ThumbnailReader:
         wanted = pa.array(object_ids, pa.string())
         parts = [self.schema.empty_table()]
         with parquet_file(self.run.folder, path) as file:
-            present = [name for name in self.schema.names if name in file.schema_arrow.names]
+            present = columns_in(file, self.schema)
             for group in groups_of(file.metadata, [tile_id]):
                 names = file.read_row_group(group, ["object_id", "tile_id"], use_threads=False)
                 hit = pc.and_(pc.is_in(names["object_id"], value_set=wanted), pc.equal(names["tile_id"], tile_id))
