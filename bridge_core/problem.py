@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.stretch import AnyStretch, stretch_from_card
+from surveybridge.bridge_core.stretch import AnyStretch, decades, stretch_from_card
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Endpoint:
         Unit and stretch of each band, where these are several quantities; such an endpoint is only observed.
     spread
         Whether its planes are repeated until they fill the network's channels; else the other channels are 0.
+    scaling
+        Power of a common factor, by band, with which the values of both ends can be multiplied and a pair stays one;
+        empty where there is no such factor.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Endpoint:
     units: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     spread: bool = True
+    scaling: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an endpoint without bands, or with a band twice."""
@@ -114,7 +118,7 @@ class Endpoint:
         """Each band as an endpoint of its own, without a fitted stretch."""
         units = self.units or (self.unit,) * len(self.bands)
         return tuple(
-            replace(self, bands=(band,), unit=unit, kind=kind, stretch=None, rgb=None, units=(), kinds=())
+            replace(self, bands=(band,), unit=unit, kind=kind, stretch=None, rgb=None, units=(), kinds=(), scaling=())
             for band, unit, kind in zip(self.bands, units, self._kinds, strict=True)
         )
 
@@ -163,6 +167,12 @@ class Endpoint:
             return torch.tensor(part + [0] * (channels - self.planes))
         return torch.tensor([part[plane] for plane in planes_of_channels(self.planes, channels)])
 
+    def scaled(self, channels: int) -> Tensor:
+        """Return by how much a common factor of ten moves each channel, network units, float32 [channels]."""
+        powers = self.scaling or (0.0,) * len(self.bands)
+        steps = [step * powers[band] for band, step in zip(self.band_of, decades(self.fitted, self.bands), strict=True)]
+        return self.shown(torch.tensor(steps)[:, None, None], channels).flatten()
+
     @property
     def _kinds(self) -> tuple[str, ...]:
         """Stretch of each band."""
@@ -185,6 +195,7 @@ class Endpoint:
             units=tuple(table["units"][band] for band in bands) if "units" in table else (),
             kinds=tuple(table["stretches"][band] for band in bands) if "units" in table else (),
             spread=table.get("spread", True),
+            scaling=tuple(float(table["scaling"][band]) for band in bands) if "scaling" in table else (),
         )
 
     @property
@@ -201,6 +212,7 @@ class Endpoint:
             "rgb": list(self.rgb) if self.rgb else None,
             **({"units": dict(zip(self.bands, self.units, strict=True))} if self.units else {}),
             **({"stretches": dict(zip(self.bands, self.kinds, strict=True))} if self.kinds else {}),
+            **({"scaling": dict(zip(self.bands, self.scaling, strict=True))} if self.scaling else {}),
         }
 
 

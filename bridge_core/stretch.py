@@ -264,6 +264,15 @@ def departure(stretch: AnyStretch | None, difference: Difference) -> Difference:
     return (difference + period / 2) % period - period / 2
 
 
+def decades(stretch: AnyStretch | None, bands: Sequence[str]) -> list[float]:
+    """Return the network units of a factor of ten in each plane of some bands; 0 where none is a constant step."""
+    if isinstance(stretch, MixedStretch):
+        return [step for band in bands for step in decades(stretch.of[band], (band,))]
+    if isinstance(stretch, Log10Stretch):
+        return [stretch.scale[band] for band in bands]
+    return [0.0] * len(bands) * (2 if isinstance(stretch, AxialStretch) else 1)
+
+
 def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:
     """Read the JSON form of any stretch; a card of before there were others is asinh."""
     values = {name: value for name, value in card.items() if name != "kind"}

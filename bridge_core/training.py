@@ -42,6 +42,9 @@ class Recipe:
     crop
         Side in pixels of the part of each pair that a step sees, anywhere in a pair that was rolled and near the middle
         of one that was not; None for all of it. Most of a stamp is sky, and of that less is enough.
+    rescale
+        Width in decades of a random common factor of each pair, even in its logarithm and 1 in the middle, for problems
+        whose ends state how they scale with it (`Endpoint.scaling`).
     ema_widths
         Relative widths of the power-law averages that are kept (EDM2, Karras et al. 2024, eq. (124)): 0.05 = the last
         5% or so. Which of them is taken is chosen afterwards.
@@ -55,6 +58,7 @@ class Recipe:
     weight_decay: float = 0.0
     bright_weight: float = 4.0
     crop: int | None = None
+    rescale: float = 0.0
     ema_widths: tuple[float, ...] = (0.02, 0.05, 0.1)
     seed: int = 0
 
@@ -111,6 +115,14 @@ def augment(ends: Ends, problem: Problem, generator: torch.Generator, *, roll: b
         out.append(image[:, top : top + crop, left : left + crop])
     stacked = torch.stack(out)
     return stacked[:, :channels], stacked[:, channels:]
+
+
+def rescaled(ends: Ends, problem: Problem, generator: torch.Generator, width: float) -> Ends:
+    """Multiply the values of each pair by powers of a common factor, see `Recipe.rescale`; width in decades."""
+    first, second = ends
+    powers = width * (torch.rand(len(first), 1, 1, 1, generator=generator) - 0.5)
+    one, other = (end.scaled(first.shape[1]).view(-1, 1, 1) for end in problem.endpoints)
+    return first + powers * one, second + powers * other
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.problem import Problem
     from surveybridge.jobs.cutting.cut import Source
     from surveybridge.storage.objectstore import Folder
     from surveybridge.storage.pairs import Pairs
@@ -34,7 +35,7 @@ FREE = ("minutes", "steps", "report_seconds", "report_steps", "patience", "worke
 LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
-    "crop": None,
+    **{"crop": None, "rescale": 0.0},
     **{"end_share": 0.0, "end_noise": 0.0, "clean_input": True, "broadcast": True},
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
@@ -138,6 +139,12 @@ class Config(JobConfig):
         description="side in pixels of the part of a pair that a step sees, such as 32: more objects a second where "
         "most of a pair is sky; finish with whole pairs, of which the network else makes too much (default: all of it)",
     )
+    rescale: float = Field(
+        0.0,
+        ge=0,
+        description="width in dex of a random factor with which the values of each pair are multiplied at every step, "
+        "where the problem states their scaling: the unit of density of clouds without gravity is free (default: none)",
+    )
     validation: int | None = Field(
         None,
         ge=1,
@@ -220,6 +227,7 @@ def run(config: Config) -> int:
         _cut(config, source, url)
         settings |= split_of(url, None, config.validation, config.shards)
     problem = asked_problem(config.problem, config.to, url) if start is None else start.card.problem
+    _check_rescale(config, problem)
     available = settings["available"]
     probe = read_pairs(url, config.grid, stop=min(FIT_PAIRS, available), problem=problem.table, conditions=told)
     recipe = {key: value for key, value in asdict(make_recipe(settings)).items() if LATER.get(key, ...) != value}
@@ -285,6 +293,16 @@ def _check_crop(config: Config, card: Card, probe: Pairs) -> None:
     if config.crop > side or config.crop % multiple:
         raise RequestError(
             f"--crop {config.crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
+        )
+
+
+def _check_rescale(config: Config, problem: Problem) -> None:
+    """Refuse to multiply pairs of a problem that does not say how its ends scale."""
+    fixed = [end.name for end in problem.endpoints if not end.scaling]
+    if config.rescale and fixed:
+        raise RequestError(
+            f"--rescale {config.rescale:g}, but problem {problem.name} does not state the scaling of "
+            f"{' and '.join(fixed)}; state it in the problem's file, or leave --rescale out"
         )
 
 

@@ -78,6 +78,33 @@ def quantities(table: Mapping[str, Any], bands: Sequence[str], what: str) -> tup
     return [unit for unit, _ in found], [stretch for _, stretch in found]
 
 
+def scalings(stated: Any, stretches: Mapping[str, str], what: str) -> dict[str, float] | None:
+    """Return the power of a common factor by band, 0 where none is stated; None if none is stated at all.
+
+    Parameters
+    ----------
+    stated : number or mapping
+        Of all bands, or by band.
+    stretches : mapping
+        By band; only what enters as a logarithm can scale.
+    what : str
+        What to call the endpoint in messages.
+    """
+    if stated is None:
+        return None
+    by_band = stated if isinstance(stated, Mapping) else dict.fromkeys(stretches, stated)
+    check_keys(by_band, stretches, f"{what}: scaling")
+    for band, power in by_band.items():
+        if not is_number(power):
+            raise StorageError(f"{what}: scaling {power!r} of band {band}; give a number, such as 1")
+        if power and stretches[band] != "log10":
+            raise StorageError(
+                f"{what}: scaling {power:g} of band {band}, whose stretch is {stretches[band]}; give 0, or a quantity "
+                "with the stretch log10"
+            )
+    return {band: float(by_band.get(band, 0)) for band in stretches}
+
+
 def check_keys(table: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     """Refuse a key that is not known, with the most similar one that is."""
     known = list(known)

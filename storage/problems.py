@@ -22,6 +22,7 @@ from surveybridge.storage.problem_parts import (
     is_number,
     named_bands,
     quantities,
+    scalings,
     shown_colours,
     twice_in,
 )
@@ -59,6 +60,8 @@ class EndpointTable(TypedDict):
     """By band, where they are several quantities; `unit` then is empty, and `stretch` is `MIXED`."""
     stretches: NotRequired[dict[str, str]]
     """By band, where `units` is."""
+    scaling: NotRequired[dict[str, float]]
+    """Power of a common factor by band, where the values of both ends can be multiplied and a pair stays one."""
 
 
 class ObjectiveTable(TypedDict):
@@ -337,6 +340,8 @@ def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTabl
     if mixed:
         found["units"] = dict(zip(bands, units, strict=True))
         found["stretches"] = dict(zip(bands, stretches, strict=True))
+    if (powers := scalings(table.get("scaling"), dict(zip(bands, stretches, strict=True)), what)) is not None:
+        found["scaling"] = powers
     return found
 
 

@@ -33,6 +33,7 @@ from surveybridge.bridge_core.training import (
     bridge_loss,
     filled,
     observed_pixels,
+    rescaled,
     step_generator,
     wanted_of,
 )
@@ -191,6 +192,7 @@ class Shard:
             (planes[0], planes[1]), card.problem, generator, roll=card.grid == "mosaic", crop=recipe.crop
         )
         ends, wanted = (first[:, :channels], second[:, :channels]), wanted_of(card.problem, count)
+        ends = rescaled(ends, card.problem, generator, recipe.rescale) if recipe.rescale else ends
         if told is not None:
             told = replace(told, noise=(first[:, channels:], second[:, channels:])).dropped(generator)
         context = None if told is None else told.context(card.problem, wanted, observed_pixels(ends, wanted))
@@ -292,6 +294,6 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 
 def make_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe that the arguments ask for."""
-    names = ("learning_rate", "batch_size", "shards", "bright_weight", "crop", "seed")
+    names = ("learning_rate", "batch_size", "shards", "bright_weight", "crop", "rescale", "seed")
     recipe = Recipe(**{name: config[name] for name in names})
     return recipe if config.get("checkpoint") is None else replace(recipe, warmup_steps=FURTHER_WARMUP)

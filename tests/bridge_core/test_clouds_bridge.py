@@ -16,7 +16,7 @@ from surveybridge.bridge_core.problem import Endpoint, Problem
 from surveybridge.bridge_core.sampler import END, begin, bridge_end, draw, sample
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, MixedStretch
-from surveybridge.bridge_core.training import Batch, augment, bridge_loss, step_generator
+from surveybridge.bridge_core.training import Batch, augment, bridge_loss, rescaled, step_generator
 from surveybridge.bridge_core.translate import START, sampler_steps, window_noise, window_samples
 from tests.bridge_core.models import TINY, make_card, random_model
 
@@ -202,3 +202,37 @@ def test_a_card_says_the_switches_that_are_not_as_they_always_were():
     assert again.problem["seen"].spread and again.objective == Objective("i2sb", sigma_data=0.3)
     read = Card.from_json(plain)
     assert (read.end_noise, read.clean_input, read.problem["field"].spread) == (0.0, True, True)
+
+
+# ---- the unit of density, which is free
+
+
+def test_a_common_factor_moves_each_quantity_by_its_power_and_angles_not_at_all():
+    first, second = replace(SEEN, scaling=(1.0, 0.0)), replace(FIELD, scaling=(0.5,))
+    problem = PROBLEM.with_endpoints([first, second])
+    log = torch.randn(6, 3, SIDE, SIDE)
+    seen, field = torch.stack([10 ** (22 + 0.4 * log[:, 0]), log[:, 1]], 1), 10 ** (1 + 0.3 * log[:, 2:])
+    seen[0, 0, 3, 4] = torch.nan
+    ends = first.forward(seen, 3), second.forward(field, 3)
+    one, other = rescaled(ends, problem, torch.Generator().manual_seed(3), 1.4)
+    factors = first.inverse(one)[:, 0] / seen[:, 0]
+    assert bool(torch.isnan(factors[0, 3, 4])) and int(torch.isnan(factors).sum()) == 1
+    factor = factors.flatten(1).nanmedian(1).values
+    torch.testing.assert_close(factors.nan_to_num(nan=float(factor[0])), factor[:, None, None].expand_as(factors))
+    torch.testing.assert_close(
+        second.inverse(other)[:, 0] / field[:, 0], factor.sqrt()[:, None, None].expand(6, 16, 16)
+    )
+    assert torch.equal(one[:, 1:], ends[0][:, 1:])
+    assert len(set(factor.log10().tolist())) == 6 and float(factor.log10().abs().max()) <= 0.7
+    many = rescaled((torch.zeros(999, 3, 1, 1), torch.zeros(999, 3, 1, 1)), problem, torch.Generator(), 1.4)[0]
+    # even in the logarithm, and 0 in the middle
+    spread = many[:, 0].flatten() / 0.8
+    assert float(spread.mean()) == pytest.approx(0, abs=0.04)
+    assert float(spread.std()) == pytest.approx(1.4 / 12**0.5, rel=0.05)
+
+
+def test_a_target_that_is_one_channel_scales_in_that_alone():
+    field = replace(FIELD, spread=False, scaling=(0.5,))
+    assert field.scaled(3).tolist() == pytest.approx([0.4, 0, 0])
+    assert replace(field, spread=True).scaled(3).tolist() == pytest.approx([0.4, 0.4, 0.4])
+    assert FIELD.scaled(3).tolist() == [0, 0, 0]

@@ -80,6 +80,17 @@ def test_every_switch_is_in_the_card_and_by_default_none_is(store, tmp_path):
     assert not {"end_noise", "clean_input", "broadcast"} & said.keys()
 
 
+def test_pairs_are_rescaled_only_if_it_is_asked_for(store, tmp_path):
+    _, plain = trained(store, tmp_path / "plain", "--problem", "clouds-field")
+    model, card = trained(store, tmp_path / "rescaled", "--problem", "clouds-field", "--rescale", "1.2")
+    assert "rescale" not in plain["provenance"]["recipe"] and card["provenance"]["recipe"]["rescale"] == 1.2
+    assert plain["problem"] == card["problem"]
+    assert model.card.problem["observables"].scaling == (1.0, 0.0, 0.0)
+    assert model.card.problem["field"].scaling == (0.5,)
+    weights = [load_checkpoint(tmp_path / name / "bridge").network.state_dict() for name in ("plain", "rescaled")]
+    assert any(not torch.equal(one, other) for one, other in zip(*(w.values() for w in weights), strict=True))
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -92,6 +103,10 @@ def test_every_switch_is_in_the_card_and_by_default_none_is(store, tmp_path):
         (["--end-noise", "0.1", "--objective", "eps", "--bridge", "diffusion"], "0.1, but with --bridge diffusion"),
         (["--problem", "clouds-density", "--no-broadcast"], "density of problem clouds-density fills all 1 channels"),
         (["--problem", "clouds-field", "--to", "observables"], "clouds-field goes one way, to field"),
+        (
+            ["--problem", "clouds-density-observed", "--rescale", "1"],
+            "clouds-density-observed does not state the scaling of column_observed and density",
+        ),
     ],
 )
 def test_switches_that_nothing_would_come_of_are_refused(store, tmp_path, capsys, more, said):

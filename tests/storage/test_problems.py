@@ -124,6 +124,9 @@ def test_bands_that_are_one_quantity_after_all_are_written_as_one():
         ({"stretches": {"N": "sqrt"}}, "band N: stretch 'sqrt' is not known"),
         ({"units": {"psi": "deg"}, "unit": "cm-2", "stretch": "mixed"}, "stretch 'mixed' is not known"),
         ({"extensive": True}, "angles do not add up"),
+        ({"scaling": 1}, "scaling 1 of band psi, whose stretch is axial"),
+        ({"scaling": {"N": "twice"}}, "scaling 'twice' of band N; give a number"),
+        ({"scaling": {"n": 1}}, "scaling: unknown key 'n'"),
     ],
 )
 def test_quantities_that_do_not_fit_are_refused_with_their_band(changes, said):
@@ -132,6 +135,15 @@ def test_quantities_that_do_not_fit_are_refused_with_their_band(changes, said):
     with pytest.raises(StorageError, match=said) as caught:
         complete_problem(table, "here")
     assert "\n" not in str(caught.value)
+
+
+def test_how_values_scale_is_stated_by_band_or_for_all_and_read_again():
+    table = copy.deepcopy(POLARIMETRY)
+    table["endpoints"][0]["scaling"], table["endpoints"][1]["scaling"] = {"N": 2}, -0.5
+    stated = complete_problem(table, "here")
+    assert [end["scaling"] for end in stated["endpoints"]] == [{"N": 2.0, "psi": 0.0, "width": 0.0}, {"B": -0.5}]
+    assert complete_problem(stated, "again") == stated
+    assert not any("scaling" in end for end in complete_problem(POLARIMETRY, "here")["endpoints"])
 
 
 @pytest.mark.parametrize("wanted", [None, "seen"])
