@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -28,6 +29,7 @@ EXAMPLES = """
   surveybridge inspect vis.fits g.fits r.fits i.fits
   surveybridge inspect "cutout.fits[VIS_BGSUB]" euclid.VIS=s3://bucket/mosaic.fits
   surveybridge inspect --problem hsc-hst.toml acs.fits --format json
+  surveybridge inspect --problem clouds-density column.N=perseus_av.fits --factor column.N=2.2e21
 """
 
 
@@ -43,17 +45,30 @@ class Config(JobConfig):
     checkpoint: str | None = Field(
         None, description="compare with the domain of this checkpoint's problem, instead of --problem"
     )
+    factor: tuple[str, ...] = Field(
+        (), description="values of one count as NAME.BAND=NUMBER, of what is no flux, as for ingest"
+    )
+    no_data: tuple[str, ...] = Field(
+        (), description="values in files that mean no data, as NAME.BAND=NUMBER, as for ingest"
+    )
     format: Literal["text", "json"] = Field("text", description="lines for a person, or one JSON list")
 
 
 def run(config: Config) -> int:
     """Print what each image is; 2 if one is refused."""
+    from surveybridge.jobs.ingesting.texts import by_end, positive
     from surveybridge.jobs.running.progress import quiet
     from surveybridge.storage.inspection import inspect_file
 
     problem, card = problem_and_card(config)
+    numbers = {
+        "factor": by_end(config.factor, "--factor", "NUMBER", positive),
+        "no_data": by_end(config.no_data, "--no-data", "NUMBER", float),
+    }
+    for flag, of in (("--factor", numbers["factor"]), ("--no-data", numbers["no_data"])):
+        check_named(of, problem, flag)
     with quiet("surveybridge.storage.fits_images"):  # what reading logs is what this prints
-        found = [one for path in config.file for one in inspect_file(path, problem)]
+        found = [one for path in config.file for one in inspect_file(path, problem, numbers)]
     if card is not None:
         found = [compared(one, card) for one in found]
     if config.format == "json":
@@ -61,6 +76,17 @@ def run(config: Config) -> int:
     else:
         print("\n\n".join(one.text() for one in found))
     return 2 if any(one.refused for one in found) else 0
+
+
+def check_named(given: Mapping[str, Mapping[str, float]], problem: ProblemTable, flag: str) -> None:
+    """Refuse numbers of a band that the problem does not have."""
+    from surveybridge.storage.problems import endpoint
+
+    for name, of in given.items():
+        bands = endpoint(problem, name)["bands"]
+        for band in of:
+            if band not in bands:
+                raise RequestError(f"{flag} {name}.{band}: {name} has no band {band}; it has {','.join(bands)}")
 
 
 def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:

@@ -51,7 +51,7 @@ class PsfReading:
 def psf_beside(
     extension: Extension, headers: Sequence[fits.Header], found: Sequence[Extension], scale: float
 ) -> PsfReading:
-    """Find the PSF of an image: an image of it beside the flux, with the same stem; else what the headers state.
+    """Find the PSF of an image: what the headers state, an image of it beside the flux, or the beam of a radio map.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def psf_beside(
         The flux.
     headers : sequence of Header
         Its own, then that of the primary HDU: `PSFFWHM` in arcsec, `PSFKIND` (gaussian, moffat or kolmogorov) and
-        `PSFBETA` of a Moffat profile. Width and shape in headers count before an image.
+        `PSFBETA` of a Moffat profile. Width and shape in headers count before an image, and an image before the beam:
+        `BMAJ` and `BMIN`, FWHM in degrees along both axes.
     found : sequence of Extension
         All images of the file.
     scale : float
@@ -68,7 +69,7 @@ def psf_beside(
     Raises
     ------
     StorageError
-        A beta that no Moffat has.
+        A beta that no Moffat has, or a beam without a width.
     """
     stamps = [
         ext for ext in found if ext.role == "psf" and (ext.stem, ext.version) == (extension.stem, extension.version)
@@ -84,7 +85,7 @@ def psf_beside(
         if fwhm is not None:
             return PsfReading(fwhm, f"PSFFWHM of the header, shape of {stamp.name}", image)
         return PsfReading(image.fwhm, f"{stamp.name}, without the pixel", image)
-    return PsfReading(math.nan, "not stated")
+    return _beam(headers) or PsfReading(math.nan, "not stated")
 
 
 def given_psf(text: str, scale: float, options: Mapping[str, Any] | None = None) -> PsfReading:
@@ -136,6 +137,23 @@ def _profile(headers: Sequence[fits.Header], fwhm: float) -> tuple[Psf | None, s
             "it, or take it out and give the PSF apart"
         )
     return Moffat(fwhm, number), "PSFFWHM and PSFBETA of the header"
+
+
+def _beam(headers: Sequence[fits.Header]) -> PsfReading | None:
+    """The Gaussian beam of a radio map; of an elliptical one the round one of the same area. None if none is stated."""
+    major = _stated(headers, "BMAJ")
+    if major is None:
+        return None
+    minor = _stated(headers, "BMIN")
+    widths = [width for axis in (major, major if minor is None else minor) if (width := _number(axis, 360.0))]
+    if len(widths) < 2:
+        raise StorageError(
+            f"BMAJ {major} and BMIN {minor} of the header: FWHM of a beam are above 0 and in degrees; correct them, or "
+            "take them out and give the PSF apart"
+        )
+    fwhm = 3600 * math.sqrt(widths[0] * widths[1])
+    axes = "x".join(f"{3600 * width:.4g}" for width in widths)
+    return PsfReading(fwhm, f'beam of the header, {axes}"', Gaussian(fwhm))
 
 
 def _stated(headers: Sequence[fits.Header], keyword: str) -> Any:

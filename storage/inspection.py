@@ -80,8 +80,15 @@ class Inspection:
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
+Numbers = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""What the user says by kind, endpoint and band: `factor` and `no_data` of `fits_images.NUMBERS`."""
+
+
 def inspect_file(
-    path: str, problem: ProblemTable, storage_options: Mapping[str, Any] | None = None
+    path: str,
+    problem: ProblemTable,
+    numbers: Numbers | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[Inspection]:
     """Read every image of a file as `ingest` would.
 
@@ -91,6 +98,8 @@ def inspect_file(
         A FITS file or URL; `FILE[EXT]` for one HDU of it, `NAME.BAND=FILE` to say which band of the problem it is.
     problem : ProblemTable
         Whose bands, units and noise settings count.
+    numbers : Numbers, optional
+        Values of a count, and of no data.
     storage_options : mapping, optional
         For fsspec.
 
@@ -118,11 +127,14 @@ def inspect_file(
             guessed = [(one, (name, band) if known else _band_of(ext, primary, problem)) for one, ext in asked]
     except StorageError as error:
         return [Inspection(path, name, band, refused=str(error))]
-    return [replace(_inspected(one, *place, problem, storage_options), hdus=hdus_of_file) for one, place in guessed]
+    return [
+        replace(_inspected(one, *place, problem, numbers or {}, storage_options), hdus=hdus_of_file)
+        for one, place in guessed
+    ]
 
 
 def _inspected(
-    path: str, name: str, band: str, problem: ProblemTable, storage_options: Mapping[str, Any] | None
+    path: str, name: str, band: str, problem: ProblemTable, numbers: Numbers, storage_options: Mapping[str, Any] | None
 ) -> Inspection:
     try:
         end = endpoint(problem, name) if name else _stand_in(problem)
@@ -133,6 +145,9 @@ def _inspected(
             only,
             {only["bands"][0]: path},
             noise=default_noise(problem, name),
+            numbers={
+                kind: {b: value for b, value in of.get(name, {}).items() if b == band} for kind, of in numbers.items()
+            },
             filters=[band for other in problem["endpoints"] for band in other["bands"]] if name else (),
             storage_options=storage_options,
         )[0]
@@ -144,8 +159,8 @@ def _inspected(
         wanted = ", ".join(f"{end['name']}.{band}" for end in problem["endpoints"] for band in end["bands"])
         domain = f"not known: is it one of {wanted}? Say so by NAME.BAND={path}"
     head = image.head
-    numbers = float(head.pixel_scale), float(head.noise_correlation[0])
-    return Inspection(path, name, band, head.readings[0], describe_wcs(image), *numbers, domain)
+    measured = float(head.pixel_scale), float(head.noise_correlation[0])
+    return Inspection(path, name, band, head.readings[0], describe_wcs(image), *measured, domain)
 
 
 def describe_wcs(image: LazyImage) -> str:

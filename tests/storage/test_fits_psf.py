@@ -74,6 +74,20 @@ def test_a_header_with_a_profile_that_there_is_not_is_refused_naming_the_file(tm
         read_rubin(rubin_files(tmp_path, {}, {"PSFFWHM": 0.8, **header}, {}))
 
 
+def test_the_beam_of_a_radio_map_is_a_gaussian_unless_the_header_states_more(tmp_path):
+    beam = {"BMAJ": 1.2 / 3600, "BMIN": 0.3 / 3600, "BPA": 40.0}
+    image = read_rubin(rubin_files(tmp_path, beam, {"BMAJ": 36.0 / 3600}, {"PSFFWHM": 0.7, **beam}))
+    assert image.psf_fwhm == pytest.approx((0.6, 36.0, 0.7))
+    assert image.psf_wing[:2] == (0, 0) and image.psf_model[2] is None
+    assert image.provenance["g.psf_fwhm"] == 'beam of the header, 1.2x0.3"'
+
+
+@pytest.mark.parametrize("beam", [{"BMAJ": 0.0}, {"BMAJ": 0.01, "BMIN": -1.0}, {"BMAJ": "wide"}])
+def test_a_beam_without_a_width_is_refused_naming_the_file(tmp_path, beam):
+    with pytest.raises(StorageError, match=rf"r\.fits\[IMAGE\]: BMAJ {beam['BMAJ']} and BMIN"):
+        read_rubin(rubin_files(tmp_path, {}, beam, {}))
+
+
 def test_the_psf_hdu_beside_the_flux_is_read_with_its_wings(tmp_path):
     stamp = gaussians((31, 31), [(15, 15)], 1.9)
     image = read_mer(mer_file(tmp_path, stamp))
