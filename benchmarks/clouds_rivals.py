@@ -1,12 +1,14 @@
 """How well closed forms and networks tell densities and fields of clouds, like those of the training and others.
 
     python -m benchmarks.clouds_rivals --train clouds/id.zarr --suites id=clouds/id.zarr gravity=clouds/gravity.zarr
-        [--wanted density] [--rivals 3PLF MDR U-Net cDDPM] [--minutes 20] [--runs runs/rivals]
+        [--wanted density] [--rivals 3PLF MDR U-Net cDDPM DSB] [--training 4000] [--runs runs/rivals]
         [--checkpoints DSB=runs/clouds/clouds] [--samples 8] [--limit N] [--out benchmarks/results/clouds-rivals.json]
 
-Closed forms are fitted to the training pairs, U-Net and cDDPM trained on them for so many minutes each, in `--runs`,
-where they stay: run again, they are not trained again. A suite that holds pairs back is judged on those. The table has
-95% intervals from drawing whole simulations anew; with few of them these are too narrow.
+Closed forms are fitted to the training pairs. Networks are trained on them, all alike but for what `TRAINED` says, so
+that the same number of steps costs the same, in `--runs`, where they stay: run again, they go on, or are not trained
+again. DSB is Astro-DSB with both its switches, the rows below it are its ablation, and `edm` is the objective of this
+house on the same bridge. A suite that holds pairs back is judged on those. The table has 95% intervals from drawing
+whole simulations anew; with few of them these are too narrow.
 """
 
 from __future__ import annotations
@@ -30,13 +32,27 @@ from surveybridge.storage.pair_maps import read_maps
 from surveybridge.storage.pair_store import held_back_of, open_store
 
 WANTED = {
-    "density": (("column",), ("3PLF", "MDR", "U-Net", "cDDPM")),
-    "field": (("column", "psi", "sigma_v"), ("DCF", "U-Net", "cDDPM")),
+    "density": (("column",), ("3PLF", "MDR", "U-Net", "cDDPM", "DSB")),
+    "field": (("column", "psi", "sigma_v"), ("DCF", "U-Net", "cDDPM", "DSB")),
     "field_total": (("column", "psi", "sigma_v"), ("DCF",)),
 }
 """Observed maps and rivals of what may be wanted."""
-TRAINED = {"U-Net": ("regression", "grad"), "cDDPM": ("diffusion", "eps")}
-"""Bridge and objective of what is trained."""
+BRIDGE = ("--bridge", "schrodinger", "--objective", "i2sb")
+NOISE = ("--end-noise", "0.1")
+TRAINED: dict[str, tuple[str, ...]] = {
+    "U-Net": ("--bridge", "regression", "--objective", "grad"),
+    "cDDPM": ("--bridge", "diffusion", "--objective", "eps"),
+    "DSB": (*BRIDGE, *NOISE),
+    "DSB-without-M0": (*BRIDGE, *NOISE, "--no-broadcast"),
+    "DSB-without-M1": BRIDGE,
+    "DSB-without-M2": (*BRIDGE, *NOISE, "--no-clean-input"),
+    "DSB-without-M1-M2": (*BRIDGE, "--no-clean-input"),
+    "DSB-quarter": (*BRIDGE, *NOISE),
+    "edm": ("--bridge", "schrodinger", "--objective", "edm"),
+}
+"""What is trained, and how it differs from the others."""
+SHARE = {"DSB-quarter": 0.25}
+"""Steps as a share of those of the others."""
 DDIM = 50
 """Steps of the conditional diffusion's sampler, as published."""
 
@@ -51,11 +67,13 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="+", choices=["3PLF", "MDR", "DCF", *TRAINED])
     parser.add_argument("--checkpoints", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="to be judged as well")
     parser.add_argument("--problem", help="problem to train on (default: that of the store)")
-    parser.add_argument("--minutes", type=float, default=20, help="of training each")
+    parser.add_argument("--training", type=int, default=4000, metavar="STEPS", help="steps of training each")
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
+    parser.add_argument("--rescale", type=float, default=0.0, help="as `train --rescale`, for all that is trained")
     parser.add_argument("--base", type=int, default=32, help="channels of the first stage of the networks")
     parser.add_argument("--runs", default="runs/rivals")
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8, help="network evaluations of the checkpoints' samplers")
+    parser.add_argument("--steps", type=int, default=8, help="network evaluations of a sample of a bridge")
     parser.add_argument("--limit", type=int, help="pairs of each suite")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -93,7 +111,7 @@ def rivals(arguments: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Ri
             yield PolarisationRival(laws, names, in_space=arguments.wanted == "field_total")
         else:
             model = read_model(trained(rival, arguments)).to("cpu", "bfloat16")
-            how = Sampling(samples=max(2, arguments.samples))
+            how = Sampling(samples=max(2, arguments.samples), steps=arguments.steps)
             yield TrainedRival(rival, model, how, uniform=DDIM if rival == "cDDPM" else None)
     for name, checkpoint in map(named, arguments.checkpoints):
         how = Sampling(samples=max(2, arguments.samples), steps=arguments.steps)
@@ -110,10 +128,10 @@ def named(text: str) -> tuple[str, str]:
 
 def trained(rival: str, arguments: argparse.Namespace) -> str:
     """Train a rival, or find it trained; returns its checkpoint."""
-    bridge, objective = TRAINED[rival]
-    out = f"{arguments.runs}/{rival}"
-    command = ["train", "--pairs", arguments.train, "--out", out, "--name", rival, "--bridge", bridge]
-    command += ["--objective", objective, "--minutes", str(arguments.minutes), "--base", str(arguments.base)]
+    out, steps = f"{arguments.runs}/{rival}", round(SHARE.get(rival, 1) * arguments.training)
+    command = ["train", "--pairs", arguments.train, "--out", out, "--name", rival, *TRAINED[rival]]
+    command += ["--steps", str(steps), "--base", str(arguments.base), "--batch-size", str(arguments.batch_size)]
+    command += ["--rescale", str(arguments.rescale)] if arguments.rescale else []
     command += ["--problem", arguments.problem] if arguments.problem else []
     if (code := surveybridge(command)) != 0:
         raise SystemExit(code)

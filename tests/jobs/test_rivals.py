@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.pair_maps import pixel_pc_of, read_maps
 from tests import tiny
+from tests.jobs.training_runs import quick_energies, without_ray
 
 SUITE = ["--suite", "null", "--cells", "16", "--simulations", "3", "--executor", "serial"]
 
@@ -142,6 +144,38 @@ def test_a_rival_that_knows_the_truth_has_no_error_and_bad_pixels_do_not_count(s
     single = row["estimates"]["single"]
     assert single["bias"]["value"] == pytest.approx(np.log10(2), abs=1e-5) and single["scatter"]["value"] < 1e-5
     assert single["relative_bias"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_benchmark_trains_what_is_missing_each_in_its_way_and_once(store, tmp_path, capsys, monkeypatch):
+    held = tmp_path / "held.zarr"
+    shutil.copytree(store, held)
+    zarr.open_group(str(held)).attrs["held_back"] = 8
+    runs = tmp_path / "runs"
+    asked = ["--train", str(held), "--suites", f"id={held}", "--runs", str(runs), "--training", "4", "--samples", "2"]
+    asked += ["--rivals", "U-Net", "DSB-without-M2", "DSB-quarter", "--base", "8", "--batch-size", "16", "--steps", "2"]
+    asked += ["--rescale", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked])
+    with without_ray(), quick_energies():
+        clouds_rivals.main()
+        first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        cards = {path.name: json.loads((path / f"{path.name}.json").read_text()) for path in runs.iterdir()}
+        weights = {path.name: path.read_bytes() for path in runs.glob("*/*.safetensors")}
+        clouds_rivals.main()
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    # the last column is a time
+    assert [line.split(" | ")[:-1] for line in first] == [line.split(" | ")[:-1] for line in again]
+    assert [line.split(" | ")[1] for line in first[1:]] == ["U-Net", "DSB-without-M2", "DSB-quarter"]
+    assert {path.name: path.read_bytes() for path in runs.glob("*/*.safetensors")} == weights
+    kinds = {
+        name: (card["bridge"]["kind"], card.get("end_noise"), card.get("clean_input")) for name, card in cards.items()
+    }
+    assert kinds == {
+        "U-Net": ("regression", None, None),
+        "DSB-without-M2": ("schrodinger", 0.1, False),
+        "DSB-quarter": ("schrodinger", 0.1, None),
+    }
+    assert {card["provenance"]["recipe"]["rescale"] for card in cards.values()} == {0.5}
+    assert [int(card["provenance"]["log_end"]["step"]) for card in cards.values()].count(1) == 1
 
 
 def test_the_benchmark_prints_one_table_of_all(store, tmp_path, capsys, monkeypatch):
