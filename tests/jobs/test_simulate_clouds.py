@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,15 @@ def test_a_store_goes_on_where_it_was_stopped_and_is_the_same(tmp_path, monkeypa
     assert broken.with_suffix(".parquet").read_bytes() == whole.with_suffix(".parquet").read_bytes()
     assert simulate(broken, "--executor", "serial", suite="null", simulations=3) == 0
     assert "there already" in capsys.readouterr().out
+
+
+def test_a_store_that_an_earlier_version_began_is_gone_on_with(tmp_path):
+    """Its file says the problem as it was then, of these keys."""
+    writer = blocks.begin(str(tmp_path / "old.zarr"), "null", 2, 16, 0, "cpu")
+    said = json.loads((tmp_path / "old.zarr" / "unfinished.json").read_text())["problem"]
+    known = {"name", "bands", "pixel_scale", "unit", "extensive", "stretch", "title", "rgb"}
+    assert said["name"] == "clouds" and all(set(end) == known for end in said["endpoints"])
+    assert writer.missing() == [0, 1]
 
 
 def test_ray_tasks_write_the_same_bytes(store, tmp_path, ray_cluster):
