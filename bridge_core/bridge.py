@@ -169,9 +169,24 @@ class Bridge:
             raise BridgeError(f"transition {t} -> {s} is not a step down within 0..{self.num_steps - 1}")
         if not 0 <= eta <= 1:
             raise BridgeError(f"eta {eta} is outside 0..1")
-        a_t, b_t, s_t = (float(v[t]) for v in (self.a, self.b, self.s))
-        a_s, b_s, s_s = (float(v[s]) for v in (self.a, self.b, self.s))
-        k_markov = a_t * s_s**2 / (a_s * s_t**2)
-        w = eta * math.sqrt(max(s_s**2 - k_markov**2 * s_t**2, 0.0))
-        k = math.sqrt(max(s_s**2 - w**2, 0.0)) / s_t
-        return Transition(k, a_s - k * a_t, b_s - k * b_t, w)
+        (a_t, s_t, b_t), (a_s, s_s, b_s) = ([v[step] for v in (self.a, self.s, self.b)] for step in (t, s))
+        k, w = state_and_noise((a_t, s_t), (a_s, s_s), eta)
+        return Transition(float(k), float(a_s - k * a_t), float(b_s - k * b_t), float(w))
+
+
+def state_and_noise(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor], eta: float) -> tuple[Tensor, Tensor]:
+    """The weights k of the state and w of new noise in a step down; see `Bridge.transition`.
+
+    Parameters
+    ----------
+    above, below
+        (a, s) of the step that is left and of that which is reached, float64 of one shape; a may be complex.
+    eta
+        0 to 1.
+    """
+    (a_t, s_t), (a_s, s_s) = above, below
+    ratio = a_t / a_s
+    k_markov = ratio.abs() * s_s**2 / s_t**2
+    w = eta * (s_s**2 - k_markov**2 * s_t**2).clamp(min=0).sqrt()
+    k = (s_s**2 - w**2).clamp(min=0).sqrt() / s_t
+    return (k * (ratio / ratio.abs()).conj() if ratio.is_complex() else k), w

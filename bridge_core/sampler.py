@@ -228,7 +228,7 @@ def step_coefficients(
     bridge = model.card.bridge
     table = model.card.objective.table(bridge)
     scale = model.card.objective.input_table(bridge)
-    lam = (-bridge.sigma.log()).tolist()
+    lam = -bridge.sigma.log()
     for i, t in enumerate(steps):
         p, q, r = (float(v[t]) for v in table)
         if i == len(steps) - 1:
@@ -238,7 +238,7 @@ def step_coefficients(
         correction = 0.0
         # the last update is of first order, as DPM-Solver++ does it: extrapolating over it adds variance
         if order == 2 and 0 < i < len(steps) - 2:
-            correction = extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta)
+            correction = float(extrapolation(lam[s] - lam[t], lam[t] - lam[steps[i - 1]], eta))
         if starts_without_x0(model.card, t):
             k, p_x0, q_x1, w = 0.0, *(float(column[s]) for column in (bridge.a, bridge.b, bridge.s))
         else:
@@ -247,15 +247,15 @@ def step_coefficients(
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w, u=u, v=v)
 
 
-def extrapolation(h: float, h_prev: float, eta: float) -> float:
+def extrapolation(h: Tensor, h_prev: Tensor, eta: float) -> Tensor:
     """Weight of (x0 - x0_prev) in the second-order step, from x0 extrapolated linearly in lambda = -ln sigma.
 
     Over a step h of lambda the deviation of zeta from x0 shrinks by e^-H = e^-h sqrt(1 - eta^2 (1 - e^-2h)): H = h for
     the ODE (eta = 0), 2 h for the SDE (eta = 1). Relative to x0 the linear part then weighs
     (e^-H + H - 1) / ((H / h) (1 - e^-H)) / h_prev: DPM-Solver++(2M) and its SDE form.
     """
-    decay = h - 0.5 * math.log1p(-(eta**2) * (1 - math.exp(-2 * h)))
-    return (math.exp(-decay) + decay - 1) / (decay / h * (1 - math.exp(-decay))) / h_prev
+    decay = h - 0.5 * ((1 - eta**2) + eta**2 * torch.exp(-2 * h)).log()
+    return (torch.exp(-decay) + decay - 1) / (decay / h * (1 - torch.exp(-decay))) / h_prev
 
 
 def uniform_steps(start: int, count: int) -> list[int]:
