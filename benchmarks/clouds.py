@@ -1,6 +1,7 @@
 """What simulated clouds cost, and how far their suites are from each other.
 
-    python -m benchmarks.clouds [--cells 32] [--suites id null] [--number 1] [--out benchmarks/results/clouds.json]
+    python -m benchmarks.clouds [--cells 32] [--suites id null] [--number 1] [--compile]
+        [--out benchmarks/results/clouds.json]
 
 One simulation of each suite runs in one thread of this process. Its line says the processor seconds and the steps, the
 final Mach and Alfven Mach numbers, the standard deviations of log10 column and log10 density in units of the mean over
@@ -19,7 +20,9 @@ from typing import Any
 import torch
 
 from surveybridge.jobs.clouds.simulation import pairs_of
+from surveybridge.jobs.clouds.state import uniform
 from surveybridge.jobs.clouds.suites import SUITES, plan_of
+from surveybridge.jobs.clouds.transport import compiled, rates
 from surveybridge.jobs.clouds.units import CloudUnits
 
 
@@ -29,23 +32,32 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=32)
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--number", type=int, default=1, help="of the simulation in its suite")
+    parser.add_argument("--compile", action="store_true", help="the compiled solver; compiling does not count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for suite in arguments.suites:
-        rows.append({"suite": suite, **row_of(suite, arguments.seed, arguments.number, arguments.cells)})
+        rows.append(
+            {
+                "suite": suite,
+                **row_of(suite, arguments.seed, arguments.number, arguments.cells, compile=arguments.compile),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"cells": arguments.cells, "rows": rows}, indent=2) + "\n")
 
 
-def row_of(suite: str, seed: int, number: int, cells: int) -> dict[str, Any]:
+def row_of(suite: str, seed: int, number: int, cells: int, *, compile: bool = False) -> dict[str, Any]:
     """Simulate, and measure the pairs."""
-    plan = plan_of(suite, seed, number)
+    plan, changes = plan_of(suite, seed, number), rates
+    if compile:
+        changes = compiled()
+        changes(uniform((cells, cells, cells), (1.0, 0.0, 0.0), torch.zeros(())))
     begun, load = time.process_time(), os.getloadavg()[0]
-    pairs = list(pairs_of(plan, cells, "cpu"))
+    pairs = list(pairs_of(plan, cells, "cpu", changes))
     seconds = time.process_time() - begun
     units = [CloudUnits(float(pair.labels["density_unit"])) for pair in pairs]
     column = torch.stack([(pair.maps["column"] / unit.column).log10() for pair, unit in zip(pairs, units, strict=True)])

@@ -38,6 +38,11 @@ class Config(JobConfig):
     )
     seed: int = Field(0, ge=0, description="seed of everything that is random")
     device: Literal["cpu", "cuda"] = Field("cpu", description="what simulates; their results differ by rounding")
+    compile: bool = Field(
+        False,
+        description="compile the solver first, which takes a C++ compiler and a minute a worker, and simulate twice as "
+        "fast; results differ by rounding",
+    )
     executor: Literal["serial", "ray"] = Field("ray", description="simulate in this process, or in Ray tasks")
     workers: int = Field(1, ge=1, description="Ray tasks at a time, each of one CPU and, with --device cuda, one GPU")
 
@@ -58,8 +63,10 @@ def run(config: Config) -> int:
 
     if config.device == "cuda" and config.executor == "serial":
         _check_cuda()
+    if config.compile and config.executor == "serial":
+        _check_compiler()
     count = config.simulations or SUITES[config.suite].simulations
-    writer = begin(config.out, config.suite, count, config.cells, config.seed, config.device)
+    writer = begin(config.out, config.suite, count, config.cells, config.seed, config.device, compiled=config.compile)
     missing = writer.missing()
     said = f"{writer.folder.url}: {writer.layout.count} pairs of {count} simulations"
     if writer.finished:
@@ -73,6 +80,17 @@ def run(config: Config) -> int:
     finish_with_labels(writer)
     print(f"{said}, {pairs} of them made in {time.perf_counter() - started:.0f} s")
     return 0
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise RequestError(
+            f"--compile, but torch finds no C++ compiler ({' '.join(str(error).split())}); install g++, or leave it out"
+        ) from error
 
 
 def _check_cuda() -> None:

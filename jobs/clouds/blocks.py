@@ -7,6 +7,7 @@ import torch
 
 from surveybridge.jobs.clouds.simulation import Pair, pairs_of
 from surveybridge.jobs.clouds.suites import SUITES, VIEWS, plan_of
+from surveybridge.jobs.clouds.transport import compiled, rates
 from surveybridge.jobs.clouds.units import BOX
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.map_names import CLOUD_MAPS
@@ -27,7 +28,9 @@ def clouds_problem() -> ProblemTable:
     return problem
 
 
-def begin(url: str, suite: str, simulations: int, cells: int, seed: int, device: str) -> PairWriter:
+def begin(
+    url: str, suite: str, simulations: int, cells: int, seed: int, device: str, *, compiled: bool = False
+) -> PairWriter:
     """Begin a store, or go on with it; StorageError if there is anything else."""
     family, problem = SUITES[suite], clouds_problem()
     each = family.snapshots * VIEWS
@@ -46,6 +49,7 @@ def begin(url: str, suite: str, simulations: int, cells: int, seed: int, device:
             "edition": EDITION,
             "device": device,
             "pixel_pc": BOX / cells,
+            **({"compiled": True} if compiled else {}),
         },
         maps={name: unit for name, unit in CLOUD_MAPS.items() if name not in ends},
         conditions=False,
@@ -62,7 +66,8 @@ def write_block(writer: PairWriter, number: int) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads differ in their last bits
     try:
-        pairs = list(pairs_of(plan, writer.layout.shape[0], said["device"]))
+        changes = compiled() if said.get("compiled") else rates
+        pairs = list(pairs_of(plan, writer.layout.shape[0], said["device"], changes))
     finally:
         torch.set_num_threads(threads)
     arrays = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from surveybridge.jobs.clouds.driving import Driving
 from surveybridge.jobs.clouds.gravity import acceleration
 from surveybridge.jobs.clouds.state import FLOOR, State, centred_field, rms_velocity
-from surveybridge.jobs.clouds.transport import rates
+from surveybridge.jobs.clouds.transport import Rates, rates
 
 COURANT = 0.4
 
@@ -32,7 +32,9 @@ class Progress:
     floored: int
 
 
-def evolve(state: State, duration: float, driving: Driving | None = None, g4: float = 0.0) -> tuple[State, Progress]:
+def evolve(
+    state: State, duration: float, driving: Driving | None = None, g4: float = 0.0, changes: Rates = rates
+) -> tuple[State, Progress]:
     """Let a gas evolve for some time.
 
     Parameters
@@ -45,6 +47,8 @@ def evolve(state: State, duration: float, driving: Driving | None = None, g4: fl
         Acceleration of turbulence; it goes on where an earlier call has left it.
     g4 : float
         Strength of its own gravity, see `gravity.strength`; 0 for none.
+    changes : callable
+        `transport.rates`, or what does its work.
     """
     now, steps, floored = 0.0, 0, 0
     pattern, until = None, duration
@@ -55,7 +59,7 @@ def evolve(state: State, duration: float, driving: Driving | None = None, g4: fl
             pattern = driving.pattern(state.density) * driving.amplitude(rms_velocity(state))
             until = min(duration, now + driving.interval)
         dt = min(time_step(state), until - now)
-        state, low = step(state, dt, _force(pattern, g4))
+        state, low = step(state, dt, _force(pattern, g4), changes)
         now, steps, floored = now + dt, steps + 1, floored + low
     if driving is not None:
         driving.advance()
@@ -68,14 +72,16 @@ def time_step(state: State) -> float:
     return COURANT * state.cell / float((state.velocity.abs() + speed).max())
 
 
-def step(state: State, dt: float, force: Callable[[Tensor], Tensor] | None = None) -> tuple[State, int]:
+def step(
+    state: State, dt: float, force: Callable[[Tensor], Tensor] | None = None, changes: Rates = rates
+) -> tuple[State, int]:
     """Make one step; returns the number of cells whose density was raised to the floor as well.
 
     `force` gives the acceleration [3, X, Y, Z] of gas of a density [X, Y, Z].
     """
 
     def after(begin: State) -> State:
-        rate = rates(begin)
+        rate = changes(begin)
         if force is not None:
             push = begin.density * force(begin.density)
             # none of it moves the box as a whole

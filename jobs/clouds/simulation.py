@@ -18,6 +18,7 @@ from surveybridge.jobs.clouds.projection import AXES, cube_of, physical_maps, pr
 from surveybridge.jobs.clouds.state import State, uniform
 from surveybridge.jobs.clouds.suites import VIEWS, Plan
 from surveybridge.jobs.clouds.telescope import BEAMS, Telescope
+from surveybridge.jobs.clouds.transport import Rates, rates
 from surveybridge.jobs.clouds.units import CloudUnits, with_gravity
 
 DENSITIES = (2.3, 3.7)
@@ -49,10 +50,10 @@ class Snapshot:
     progress: Progress
 
 
-def pairs_of(plan: Plan, cells: int, device: str) -> Iterator[Pair]:
+def pairs_of(plan: Plan, cells: int, device: str, changes: Rates = rates) -> Iterator[Pair]:
     """Simulate, and yield the pairs of all snapshots and views."""
     resolved = resolved_density(cells, plan.g4) if plan.g4 else math.inf
-    for number, snapshot in enumerate(snapshots(plan, cells, device)):
+    for number, snapshot in enumerate(snapshots(plan, cells, device, changes)):
         density, velocity, field = snapshot.cube[0], snapshot.cube[1:4], snapshot.cube[4:]
         speed = float(torch.sqrt((density * velocity.square().sum(0)).mean() / density.mean()))
         alfven = float(torch.sqrt((field.square().sum(0)).mean() / density.mean()))
@@ -93,7 +94,7 @@ def pairs_of(plan: Plan, cells: int, device: str) -> Iterator[Pair]:
             )
 
 
-def snapshots(plan: Plan, cells: int, device: str) -> Iterator[Snapshot]:
+def snapshots(plan: Plan, cells: int, device: str, changes: Rates = rates) -> Iterator[Snapshot]:
     """Simulate, and yield what there is at each of the plan's times."""
     like = torch.zeros((), dtype=torch.float32, device=device)
     if plan.fractional:
@@ -103,12 +104,12 @@ def snapshots(plan: Plan, cells: int, device: str) -> Iterator[Snapshot]:
         return
     driving = Driving(plan.mach, plan.solenoidal, np.random.default_rng((*plan.seed, 1)))
     state = uniform((cells, cells, cells), plan.mean_field, like)
-    state, progress = evolve(state, plan.before, driving)
+    state, progress = evolve(state, plan.before, driving, changes=changes)
     steps, floored, now = progress.steps, progress.floored, 0.0
     if plan.stream:
         state = collide(state, plan.stream)
     for time in plan.snapshots:
-        state, progress = evolve(state, time - now, None if plan.stream else driving, plan.g4)
+        state, progress = evolve(state, time - now, None if plan.stream else driving, plan.g4, changes)
         steps, floored, now = steps + progress.steps, floored + progress.floored, time
         yield Snapshot(plan.before + time, cube_of(state), Progress(steps, floored))
 

@@ -5,15 +5,34 @@ The field changes by the curl of an electric field on the edges of cells, so its
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from surveybridge.jobs.clouds.riemann import hlld
 from surveybridge.jobs.clouds.state import FLOOR, State, centred_field
 
+Rates = Callable[[State], State]
+"""Rates of change of density, momentum and field."""
 
-def rates(state: State) -> State:
-    """Rates of change of density, momentum and field by transport and pressure."""
+
+def rates(
+    state: State,
+    sides: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None,
+    fluxes: Callable[[Tensor, Tensor, Tensor], Tensor] = hlld,
+) -> State:
+    """Rates of change of density, momentum and field by transport and pressure.
+
+    Parameters
+    ----------
+    state : State
+        Of the gas.
+    sides, fluxes : callable, optional
+        What does the work of `reconstruct` and `hlld`, where that is not they.
+    """
+    sides = sides or reconstruct
     field = centred_field(state.field)
     velocity = state.velocity
     cells = torch.cat([state.density.clamp(min=FLOOR)[None], velocity, field])
@@ -22,13 +41,27 @@ def rates(state: State) -> State:
     for d in range(3):
         first, second = (d + 1) % 3, (d + 2) % 3
         order = [0, 1 + d, 1 + first, 1 + second, 4 + first, 4 + second]
-        left, right = reconstruct(cells[order], 1 + d)
-        through = hlld(left, right, state.field[d])
+        left, right = sides(cells[order], 1 + d)
+        through = fluxes(left, right, state.field[d])
         change[[0, 1 + d, 1 + first, 1 + second]] -= torch.roll(through[:4], -1, 1 + d) - through[:4]
         # E = -u x B: the flux of B_t1 along d is -E_t2, that of B_t2 is E_t1
         faces[d, second], faces[d, first] = -through[4], through[5]
     edges = _edges(faces, -torch.linalg.cross(velocity, field, dim=0))
     return State(change / state.cell, -curl(edges) / state.cell)
+
+
+@functools.cache
+def compiled() -> Rates:
+    """Return `rates` with its two costly parts compiled, which takes a C++ compiler and a minute; equal to rounding.
+
+    The parts are compiled apart: as one, they take the compiler more than ten minutes, and neighbours could each have
+    their own rounding of the flux through the face between them.
+    """
+    return functools.partial(
+        rates,
+        sides=torch.compile(reconstruct, fullgraph=True, dynamic=False),
+        fluxes=torch.compile(hlld, fullgraph=True, dynamic=False),
+    )
 
 
 def reconstruct(cells: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from surveybridge.jobs.clouds.evolution import evolve, step, time_step
 from surveybridge.jobs.clouds.gravity import acceleration, free_fall, resolved_density, strength
 from surveybridge.jobs.clouds.riemann import flux, hlld
 from surveybridge.jobs.clouds.state import State, centred_field, divergence, rms_velocity, uniform
+from surveybridge.jobs.clouds.transport import compiled, rates
 
 DOUBLE = torch.zeros(1, dtype=torch.float64)
 
@@ -203,6 +205,20 @@ def test_mass_momentum_flux_and_divergence_stay_to_rounding(dtype, rounding):
     begin = torch.tensor([0.3, 0.0, 2.0], dtype=dtype).double()
     assert float((state.field.double().mean((1, 2, 3)) - begin).abs().max()) < 50 * rounding
     assert float(divergence(state).abs().max()) * state.cell / float(state.field.abs().max()) < 50 * rounding
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of its compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_the_compiled_solver_differs_by_rounding_and_conserves_as_much():
+    driving = Driving(3.0, 0.6, np.random.default_rng(8))
+    state, _ = evolve(uniform((8, 8, 8), (1.2, -0.4, 0.7), torch.zeros(())), 0.2, driving)
+    both = [evolve(state, 0.02, changes=changes)[0] for changes in (rates, compiled())]
+    for one, other in zip(*((state.gas, state.field) for state in both), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+    for found in both:
+        assert float(found.gas[0].double().mean()) == pytest.approx(1, abs=1e-6)
+        assert float(divergence(found).abs().max()) * found.cell < 1e-5 * float(found.field.abs().max())
 
 
 def test_axes_are_alike():

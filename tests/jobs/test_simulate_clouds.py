@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch._inductor.config
 import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.jobs.clouds import blocks, simulation
+from surveybridge.storage.errors import StorageError
 from surveybridge.storage.map_names import CLOUD_MAPS
 from surveybridge.storage.pairs import problem_of_pairs, read_ids, read_pairs, states_conditions
 from surveybridge.storage.problems import read_problem, unit_of
@@ -134,7 +136,15 @@ def test_ray_tasks_write_the_same_bytes(store, tmp_path, ray_cluster):
     assert files_of(str(out)) == files_of(str(store))
 
 
-def test_what_cannot_be_is_refused(store, tmp_path, capsys):
+def test_a_store_says_whether_its_solver_was_compiled_and_is_gone_on_with_likewise(tmp_path):
+    url = str(tmp_path / "compiled.zarr")
+    assert blocks.begin(url, "id", 2, 16, 0, "cpu", compiled=True).layout.attributes["compiled"] is True
+    with pytest.raises(StorageError, match="compiled"):
+        blocks.begin(url, "id", 2, 16, 0, "cpu")
+    assert "compiled" not in blocks.begin(str(tmp_path / "plain.zarr"), "id", 2, 16, 0, "cpu").layout.attributes
+
+
+def test_what_cannot_be_is_refused(store, tmp_path, capsys, monkeypatch):
     new = tmp_path / "new.zarr"
     line = refused(capsys, "simulate-clouds", "--out", store, "--suite", "null", "--cells", 16)
     assert "holds a pair store of" in line and "another place" in line
@@ -144,4 +154,7 @@ def test_what_cannot_be_is_refused(store, tmp_path, capsys):
     assert "8" in line and "16" in line
     line = refused(capsys, "simulate-clouds", "--out", new, "--suite", "id", "--device", "cuda", "--executor", "serial")
     assert "no GPU" in line
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    line = refused(capsys, "simulate-clouds", "--out", new, "--suite", "id", "--compile", "--executor", "serial")
+    assert "--compile, but torch finds no C++ compiler" in line and "leave it out" in line
     assert not new.exists()
