@@ -33,8 +33,8 @@ Shape = tuple[int, int]
 class Operator(Protocol):
     """The deterministic part of dx = P(x) dt + g dW."""
 
-    def forward(self, x: Tensor, dt: float) -> Tensor:
-        """Return the state after a time dt; of a negative one the state before, if the solver can."""
+    def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
+        """Return the state after a time dt, one for all or a tensor that broadcasts; of a negative one the state before, if the solver can."""
         ...
 
     def log_transfer(self, shape: Shape) -> Tensor | None:
@@ -60,7 +60,7 @@ class LinearOperator(ABC):
     def log_transfer(self, shape: Shape) -> Tensor:
         """See `Operator`."""
 
-    def forward(self, x: Tensor, dt: float) -> Tensor:
+    def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
         """See `Operator`; exact for any dt, though a negative one enlarges rounding errors as it does the state."""
         return filtered(x, (dt * self.log_transfer((x.shape[-2], x.shape[-1]))).exp())
 
@@ -87,7 +87,7 @@ class Quadratic:
 
     rate: float = 7.0
 
-    def forward(self, x: Tensor, dt: float) -> Tensor:
+    def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
         """See `Operator`."""
         return x / (1 + self.rate * dt * x.abs())
 
