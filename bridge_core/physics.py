@@ -34,7 +34,7 @@ class Operator(Protocol):
     """The deterministic part of dx = P(x) dt + g dW."""
 
     def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
-        """Return the state after a time dt, one for all or a tensor that broadcasts; of a negative one the state before, if the solver can."""
+        """Return the state after a time dt; of a negative one the state before, if the solver can."""
         ...
 
     def log_transfer(self, shape: Shape) -> Tensor | None:

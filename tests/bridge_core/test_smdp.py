@@ -25,7 +25,7 @@ class Decay:
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
-    def forward(self, x: Tensor, dt: float) -> Tensor:
+    def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
         return x * math.exp(-self.rate * dt)
 
     def log_transfer(self, shape: tuple[int, int]) -> Tensor:
