@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from surveybridge.jobs.translating.config import NOISE_BOUND
 if TYPE_CHECKING:
     from surveybridge.storage.homogenise import WantedPsfs
     from surveybridge.storage.ingest import Foreseen
+    from surveybridge.storage.problems import ProblemTable
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
@@ -70,6 +71,11 @@ class Config(JobConfig):
         (), description="LSST images in the order of --lsst-bands, FITS files, URLs or FILE[EXT]"
     )
     problem: str | None = Field(None, description="TOML file of a problem, or a shipped one (default: lsst-euclid)")
+    checkpoint: str | None = Field(
+        None,
+        description="checkpoint that the tiles are for, instead of --problem: its problem and, with --distance, the "
+        "pixels of its training maps, unless --pixel-pc says others",
+    )
     image: tuple[str, ...] = Field((), description="images as NAME.BAND=FILE: endpoint, band, FITS file or FILE[EXT]")
     onto: str | None = Field(
         None,
@@ -181,15 +187,19 @@ class Config(JobConfig):
         short = [f"--{name.replace('_', '-')}" for name in SHORT if name in self.model_fields_set]
         named = [
             f"--{name.replace('_', '-')}"
-            for name in ("problem", "image", *NAMED, *MAPS)
+            for name in ("problem", "checkpoint", "image", *NAMED, *MAPS)
             if name in self.model_fields_set
         ]
         if short and named:
             raise ValueError(
                 f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
             )
+        if self.problem is not None and self.checkpoint is not None:
+            raise ValueError(
+                f"--checkpoint {self.checkpoint} has a problem of its own; leave out --problem {self.problem}"
+            )
         if not self.image:
-            if self.problem is not None:
+            if self.problem is not None or self.checkpoint is not None:
                 raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")
             if not (self.euclid or self.lsst):
                 raise ValueError(
@@ -211,6 +221,9 @@ def run(config: Config) -> int:
     log = logging.getLogger(__name__)
     start = time.monotonic()
     problem = default_problem() if config.problem is None else read_problem(config.problem)
+    asked = AskedGrid(**config.model_dump(include={field.name for field in fields(AskedGrid)}))
+    if config.checkpoint is not None:
+        problem, asked = for_checkpoint(config.checkpoint, asked)
     images, how = named_images(config) if config.image else lsst_and_euclid(config)
     how |= {
         "tile_size": config.tile_size,
@@ -220,7 +233,6 @@ def run(config: Config) -> int:
         "aligned": aligned if config.align else None,
         "wanted_psfs": wanted_psfs(config),
     }
-    asked = AskedGrid(**config.model_dump(include={field.name for field in fields(AskedGrid)}))
     onto = target_grid(asked, problem, images)
     if config.dry_run:
         print(describe(foresee_field(problem, images, onto, config.store, **how), config.store))
@@ -238,6 +250,22 @@ def run(config: Config) -> int:
         time.monotonic() - start,
     )
     return 0
+
+
+def for_checkpoint(checkpoint: str, asked: AskedGrid) -> tuple[ProblemTable, AskedGrid]:
+    """Return the problem of a checkpoint, and the grid on a cloud with the pixels of its training maps."""
+    from surveybridge.bridge_core.checkpoint import load_checkpoint
+    from surveybridge.storage.problems import described
+
+    card = load_checkpoint(checkpoint).card
+    if asked.distance is not None and asked.pixel_pc is None:
+        if card.pixel_pc is None:
+            raise RequestError(
+                f"--distance, but checkpoint {card.name} says no size of the pixels of its training; give --pixel-pc, "
+                "or leave out --distance"
+            )
+        asked = replace(asked, pixel_pc=card.pixel_pc)
+    return described(card.problem.table), asked
 
 
 def wanted_psfs(config: Config) -> WantedPsfs | None:

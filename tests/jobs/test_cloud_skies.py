@@ -260,6 +260,27 @@ def test_every_pixel_with_data_is_translated_in_any_tiling_and_exported_with_uni
     assert domains == {"out: column pixels 0.125 pc (trained on 0.2)"}
 
 
+def test_tiles_for_a_checkpoint_have_its_problem_and_the_pixels_of_its_training(tmp_path, checkpoint, capsys):
+    path, store = write_map(tmp_path / "av.fits", (70, 90), SCALE), tmp_path / "store"
+    image = ["ingest", "--image", f"column.N={path}", *AS_COLUMN, "--store", str(store), "--tile-size", "64"]
+    assert main([*image, "--checkpoint", checkpoint, "--distance", str(DISTANCE)]) == 0
+    image_of_store = whole(store)[2]
+    assert float(image_of_store.provenance[PIXEL_PC]) == 0.2
+    assert image_of_store.pixel_scale == pytest.approx(SCALE * 0.2 / PC, rel=1e-3)
+    other = [*image[:-4], "--store", str(tmp_path / "other"), "--distance", str(DISTANCE), "--pixel-pc", "0.1"]
+    assert main([*other, "--checkpoint", checkpoint]) == 0
+    assert float(whole(tmp_path / "other")[2].provenance[PIXEL_PC]) == 0.1
+    capsys.readouterr()
+    for more, said in {
+        ("--problem", "clouds-density"): "has a problem of its own; leave out --problem clouds-density",
+        ("--distance", "250"): "checkpoint mosaic-v2 says no size of the pixels of its training",
+    }.items():
+        which = checkpoint if "--problem" in more else "mosaic-v2"
+        assert main([*image[:-4], "--store", str(tmp_path / "not"), "--checkpoint", which, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "not").exists()
+
+
 def test_a_run_of_maps_only_can_be_planned(tmp_path, checkpoint, capsys):
     assert ingest(write_map(tmp_path / "av.fits", (64, 64), SCALE), tmp_path / "store", *AS_COLUMN) == 0
     planned = ["plan", "--store", str(tmp_path / "store"), "--run", str(tmp_path / "run"), "--checkpoint", checkpoint]
