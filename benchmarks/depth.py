@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.skies import field, images, observed_tile, rounded
 from benchmarks.sky_measures import SAMPLES, covering, translate_windows
-from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.jobs.simulating.field import noise_stream
@@ -46,7 +46,7 @@ Values = NDArray[np.float64]
 def main() -> None:
     """Simulate, translate at each level, compare; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="mosaic-v3", help="one that is told conditions")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="one that is told conditions")
     parser.add_argument("--noise", type=float, default=2.4, help="nJy a pixel of VIS")
     parser.add_argument("--factors", default="0.5,1,1.4", help="of that noise, joined by commas")
     parser.add_argument("--windows", type=int, default=40)

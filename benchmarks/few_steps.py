@@ -45,7 +45,7 @@ def main() -> None:
     """Fine-tune, judge, print the table and write few_steps.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
-    parser.add_argument("--checkpoint", default=None)
+    parser.add_argument("--checkpoint", default="mosaic-v2", help="one that is told no conditions")
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--held-out", type=int, default=128, help="pairs at the end of the store that are not learnt")
     parser.add_argument("--count", type=int, default=40, help="of them, pairs that are judged")

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1200)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--bound", type=float, default=NOISE_BOUND)
-    parser.add_argument("--checkpoint")
+    parser.add_argument("--checkpoint", default="mosaic-v2", help="one that was trained on one PSF")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/homogenisation.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -113,7 +113,7 @@ def count(windows: int, size: int, way: str) -> Launches:
     x1 = torch.empty(windows, network.config.image_channels, size, size, device="meta")
     launches = Launches()
     if way == "autocast":
-        stacked = torch.empty(windows, 3 * x1.shape[1], size, size, device="meta", dtype=torch.bfloat16)
+        stacked = torch.empty(windows, network.config.input_channels, size, size, device="meta", dtype=torch.bfloat16)
         stacked = stacked.contiguous(memory_format=torch.channels_last)
         embedding = torch.empty(1, network.config.time_dim, device="meta")
         with torch.inference_mode(), CudaAutocast(), launches:

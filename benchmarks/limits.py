@@ -57,7 +57,7 @@ def main() -> None:
     """Find the cases, translate them, print their numbers and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--checkpoint")
+    parser.add_argument("--checkpoint", default="mosaic-v2", help="one that is told no conditions")
     parser.add_argument("--pairs", type=int, default=200, help="number of test pairs to look through")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/limits.png"))

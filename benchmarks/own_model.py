@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from surveybridge.__main__ import main as surveybridge
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
@@ -40,7 +41,7 @@ def main() -> None:
     """Make the fields and the checkpoints; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sky", default="seeing-0.9")
-    parser.add_argument("--checkpoint", default="mosaic-v2")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name, or path")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", default="1e-4", help="learning rates, joined by commas")
     parser.add_argument("--sides", default="2048,1024", help="pixels of the two fields, joined by a comma")

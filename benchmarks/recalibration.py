@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.jobs import calibrate, ingest, simulate, translate
 from surveybridge.storage.runs import RunFolder
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--sky", default="seeing-0.9", help="as `simulate --sky` takes it")
     parser.add_argument("--size", type=int, default=1536, help="side of a field, pixels of 0.1 arcsec")
     parser.add_argument("--lenses", type=int, default=4, help="simulated lenses of a field")
-    parser.add_argument("--checkpoint", default="mosaic-v2")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name, or path")
     parser.add_argument("--samples", type=int, default=4, help="K")
     parser.add_argument("--seeds", type=int, nargs=2, default=(101, 102), help="of the two fields")
     parser.add_argument("--out", type=Path, default=None)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction
@@ -39,7 +39,7 @@ def main() -> None:
     """Translate the pairs, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="pair store with a table beside it")
-    parser.add_argument("--checkpoint", default="mosaic-v3", help="shipped name, or path")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name, or path")
     parser.add_argument("--start", type=int, default=0, help="first pair")
     parser.add_argument("--count", type=int, default=1000, help="number of pairs")
     parser.add_argument("--samples", type=int, default=4, help="K of each pair")

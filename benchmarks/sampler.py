@@ -1,6 +1,7 @@
 """How much each optimisation of the sampler gains, from the published algorithm in plain form to the default.
 
     python -m benchmarks.sampler --pairs ../shared/data/pairs/train_regular.zarr --out benchmarks/results
+    python -m benchmarks.sampler --pairs ../shared/data/pairs/train_regular.zarr --checkpoint mosaic-v2
 
 The published algorithm takes 200 ancestral steps, uniform in m, from the observed survey, in eager float32. Every row
 adds one change to the row above, on the same windows in one process; times are medians over rounds that go through all
@@ -110,9 +111,10 @@ class Way:
         return (time.perf_counter() - began) * len(self.steps) / len(steps)
 
 
-def ways(device: str = "cpu") -> list[Way]:
+def ways(device: str = "cpu", checkpoint: str | None = None) -> list[Way]:
     """Return the rows, from the published algorithm to the default."""
-    plain, last, ours = (load_checkpoint().to(device, precision) for precision in ("float32", "float32", "bfloat16"))
+    precisions: tuple[Precision, ...] = ("float32", "float32", "bfloat16")
+    plain, last, ours = (load_checkpoint(checkpoint).to(device, precision) for precision in precisions)
     channels_last(last.network)
     published = Model(plain.card, UNet(NetworkConfig()).eval().requires_grad_(False), "").to(device, "float32")
     return [
@@ -129,6 +131,7 @@ def main() -> None:
     """Print a row for each optimisation and the scores of both ends; write sampler.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
+    parser.add_argument("--checkpoint", help="shipped name, or path (default: the shipped one)")
     parser.add_argument("--batch", type=int, default=16, help="windows")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    all_ways = ways()
+    all_ways = ways(checkpoint=arguments.checkpoint)
     rows = timings(all_ways, arguments.batch, arguments.rounds)
     shares = profiled(all_ways[-1], arguments.batch)
     scores = scored(all_ways, arguments.pairs, arguments.start, arguments.count, arguments.samples)

@@ -111,7 +111,7 @@ def main() -> None:
     """Print a line for each sampler, number of evaluations and direction; write samplers.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True)
-    parser.add_argument("--checkpoint", default=None)
+    parser.add_argument("--checkpoint", default="mosaic-v2", help="one that is told no conditions")
     parser.add_argument("--start", type=int, default=4992, help="first row, where the pairs kept from training begin")
     parser.add_argument("--count", type=int, default=40, help="pairs")
     parser.add_argument("--samples", type=int, default=5, help="K")

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.sky_measures import FIRST, SAMPLES, Sums, measure, summary
-from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.settings import Scoring
 from surveybridge.jobs.simulating.field import SimulatedField, noise_stream
@@ -57,7 +57,7 @@ LEFT_OUT = ("ideal",)
 def main() -> None:
     """Measure the conditions that are not measured yet; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="mosaic-v2", help="shipped name, or path")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name, or path")
     parser.add_argument("--only", help="names of skies, joined by commas (default: all that ship)")
     parser.add_argument("--seed", type=int, default=100, help="of the first field; the others follow")
     parser.add_argument("--fields", type=int, default=FIELDS)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rings import complete, seen
-from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, to_channels
@@ -46,7 +46,7 @@ def main() -> None:
     """Estimate from each start, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="pair store")
-    parser.add_argument("--checkpoint", default="mosaic-v2", help="shipped name, or path")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name, or path")
     parser.add_argument("--count", type=int, default=300, help="number of pairs; those with masked pixels do not count")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     arguments = parser.parse_args()

@@ -47,6 +47,11 @@ class NetworkConfig:
         return cls(**{**card, "multipliers": tuple(card["multipliers"])})
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: three images, and the maps of a network that is told conditions."""
+        return (3 + (MAPS if self.conditions else 0)) * self.image_channels
+
+    @property
     def window_multiple(self) -> int:
         """Heights and widths must be multiples of this many pixels."""
         return self.stem * 2 ** (len(self.multipliers) - 1)
@@ -86,8 +91,7 @@ class UNet(nn.Module):
             nn.Linear(4 * config.time_dim, config.time_dim),
         )
         self.dir_embed = nn.Embedding(2, config.time_dim)
-        images = 3 * c + (MAPS * c if config.conditions else 0)
-        self.init_conv = nn.Conv2d(images * config.stem**2, widths[0], 3, padding=1)
+        self.init_conv = nn.Conv2d(config.input_channels * config.stem**2, widths[0], 3, padding=1)
 
         def stage(width_in: int, width: int) -> nn.ModuleList:
             return nn.ModuleList(

@@ -21,8 +21,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -88,18 +88,34 @@ def _sweep(config: Config) -> int:
 def _request(config: Config, root: Folder) -> Request:
     """Return the translation that this sweep amounts to."""
     from surveybridge.jobs.translating.request import check
-    from surveybridge.storage.schema import RESUMED_VERSIONS
 
     settings = config.model_dump(exclude={"runs"})
     request = check(TranslateConfig(run=root.url, **settings))  # the run id is not known before
-    # runs that an earlier version of this code began are resumed
-    ways = [request] if config.score_reconstruct is not None else [request, request.of_all_sources()]
-    for begun in (way.of_version(version) for way in ways for version in reversed(RESUMED_VERSIONS)):
-        if root.exists(begun.run_id, "run.json"):
-            request = begun
-            break
+    begun = (way for way in _ways(request, settings) if root.exists(way.run_id, "run.json"))
+    request = next(begun, request)
     where = request.config.model_copy(update={"run": root.file_url(request.run_id)})
     return dataclasses.replace(request, config=where)
+
+
+def _ways(request: Request, settings: Mapping[str, Any]) -> Iterator[Request]:
+    """Return a request as this version of the code begins it, and then as earlier ones may have begun it."""
+    from surveybridge.bridge_core.checkpoint import EARLIER_DEFAULTS
+    from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.jobs.config import RequestError
+    from surveybridge.jobs.translating.request import check
+    from surveybridge.storage.schema import RESUMED_VERSIONS
+
+    ways = [request]
+    if settings["score_reconstruct"] is None:
+        ways.append(request.of_all_sources())
+    for way in ways:
+        for version in reversed(RESUMED_VERSIONS):
+            yield way.of_version(version)
+    if settings["checkpoint"] is None:
+        for name in EARLIER_DEFAULTS:
+            named = {**settings, "checkpoint": name}
+            with contextlib.suppress(BridgeError, RequestError):  # what it refuses it has not begun
+                yield from _ways(check(TranslateConfig(run=request.config.run, **named)), named)
 
 
 def _has_work(request: Request, root: Folder) -> bool:

@@ -23,7 +23,7 @@ EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
 surveybridge train --store tiles --out runs/mine --minutes 90
-surveybridge train --store tiles --checkpoint mosaic-v2 --limit 2000 --out runs/tuned --steps 300
+surveybridge train --store tiles --checkpoint mosaic-v3 --limit 2000 --out runs/tuned --steps 300
 surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""

@@ -35,7 +35,7 @@ def test_the_commands_of_the_page_make_a_model_and_translate_with_it():
         page.write_text(text)
         run_page(page, folder, "--executor serial")
         card = load_checkpoint(folder / "models" / "mine").card
-        assert card.provenance["from"]["name"] == "mosaic-v2" and card.network.conditions
+        assert card.provenance["from"]["name"] == "mosaic-v3" and card.network.conditions
         assert card.conditions is not None
         low, high = card.conditions.ranges["lsst"]["fwhm"]["i"]
         assert 0.85 < low <= high < 1.0  # of these images, not of those that the checkpoint was trained on

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.homogenising import Homogenisation
-from surveybridge.jobs.translating.request import read_model, sampling_of, threads
+from surveybridge.jobs.translating.request import checkpoint_of, read_model, sampling_of, threads
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
 
@@ -121,8 +121,7 @@ def redraw(
 
 def _model_of(run: RunFolder, checkpoint: str | None) -> Model:
     """The checkpoint of the run, refused if it is another."""
-    # a run by the default checkpoint names none: the default may be another one by now, the shipped name stays
-    path = checkpoint or run.run_json.get("config", {}).get("checkpoint") or run.run_json.get("model")
+    path = checkpoint or checkpoint_of(run)
     model = read_model(path)
     wanted = run.run_json["checkpoint_sha256"]
     if model.sha256 != wanted:

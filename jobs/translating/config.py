@@ -25,7 +25,11 @@ class TranslationConfig(JobConfig):
     """The settings that decide a translation and how it runs, except where it goes."""
 
     store: str = Field(description="tile store, local path or URL")
-    checkpoint: str | None = Field(None, description="checkpoint path or shipped name (default: the shipped one)")
+    checkpoint: str | None = Field(
+        None,
+        description="checkpoint path or shipped name (default: the shipped one; of a run that goes on, what it began "
+        "with)",
+    )
     to: str | None = Field(
         None, description="endpoint to translate to (default: the one with the catalog, such as euclid)"
     )

@@ -91,6 +91,9 @@ def check(config: Config) -> Request:
     from surveybridge.storage.runs import LATER_KEYS, RunFolder, version_at
     from surveybridge.storage.tiles import TileStore
 
+    begun = RunFolder.open(config.run) if Folder.at(config.run).exists("run.json") else None
+    if config.checkpoint is None and begun is not None:
+        config = config.model_copy(update={"checkpoint": checkpoint_of(begun)})
     model = read_model(config.checkpoint)
     store = TileStore.open(config.store)
     listed = store.manifest()
@@ -101,7 +104,6 @@ def check(config: Config) -> Request:
     if config.calibrated:
         model.card.calibrated(direction)  # refused where it is not
     config = config.model_copy(update={"to": None, "direction": str(direction)})
-    begun = RunFolder.open(config.run) if Folder.at(config.run).exists("run.json") else None
     if config.score_reconstruct is None and begun is not None:
         began_with = (LATER_KEYS | begun.run_json)["score_reconstruct"]
         config = config.model_copy(update={"score_reconstruct": began_with})
@@ -190,6 +192,15 @@ def sampling_of(run_json: Mapping[str, Any]) -> Sampling:
     known = LATER_KEYS | dict(run_json)
     stated = {one.name: known[one.name] for one in fields(Sampling) if one.name in known}
     return Sampling(**stated, patches=PatchGrid.of(known["patch"]))
+
+
+def checkpoint_of(run: RunFolder) -> str | None:
+    """Path or shipped name of the checkpoint that a run was begun with.
+
+    A run by the default one has no path: that may be another one by now, but the shipped name stays.
+    """
+    path: str | None = run.run_json.get("config", {}).get("checkpoint") or run.run_json.get("model")
+    return path
 
 
 def read_model(path: str | None) -> Model:

@@ -40,7 +40,7 @@ def one_call(model: Model) -> tuple[Counter[str], int]:
 
 def flops(network: UNet) -> int:
     """Of one evaluation of one window."""
-    inputs = torch.zeros(1, 9, SIDE, SIDE)
+    inputs = torch.zeros(1, network.config.input_channels, SIDE, SIDE)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.eval()(inputs, torch.zeros(1), torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops()
@@ -70,7 +70,7 @@ def test_an_evaluation_on_a_gpu_launches_half_of_what_autocast_does_and_moves_tw
         "conv2d": 39, "bias": 39, "pixel_norm_silu": 29, "linear": 14, "add": 14,
         "cat": 3, "upsample_nearest2d": 2, "pixel_unshuffle": 1, "pixel_shuffle": 1,
     }  # fmt: skip
-    assert after.bytes / 512 < 11.6e6
+    assert after.bytes / 512 < 11.8e6
 
 
 @pytest.mark.parametrize(("norm", "cast"), [("pixel", False), ("group", True)])
@@ -87,7 +87,7 @@ def test_weights_that_are_rounded_to_bfloat16_need_no_autocast_but_those_of_grou
 def test_the_default_does_a_five_hundredth_of_the_arithmetic_of_the_published_sampler(model):
     own, published = flops(load_checkpoint().network), flops(UNet(NetworkConfig()))
     assert published == pytest.approx(12.6e9, rel=0.01)
-    assert own == pytest.approx(0.82e9, rel=0.01)
+    assert own == pytest.approx(0.835e9, rel=0.01)
     assert 200 * published / (Sampling().steps * own) > 500
 
 
@@ -101,8 +101,9 @@ def test_a_batch_of_samples_calls_the_network_once_a_step(model):
 
 def test_the_network_is_one_graph_to_the_compiler(model):
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(load_checkpoint().network.given)(
-        torch.zeros(1, 9, SIDE, SIDE), torch.zeros(1, 256)
+    network = load_checkpoint().network
+    explained = torch._dynamo.explain(network.given)(
+        torch.zeros(1, network.config.input_channels, SIDE, SIDE), torch.zeros(1, 256)
     )
     assert explained.graph_count == 1
     assert explained.graph_break_count == 0
