@@ -131,10 +131,22 @@ def test_other_options_and_settings_that_imports_read_get_a_real_process(words, 
 
 
 def test_forks_draw_different_random_numbers_and_import_the_house_of_their_folder(tmp_path):
-    program = "import numpy, random, surveybridge; print(numpy.random.random(), random.random(), surveybridge.__file__)"
+    program = """
+import threading
+import numpy, random, ray, surveybridge
+
+def draw(): print(ray.UniqueID.from_random().hex())
+
+print(numpy.random.random(), random.random(), surveybridge.__file__)
+draw()
+thread = threading.Thread(target=draw)
+thread.start()
+thread.join()
+"""
     (tmp_path / "surveybridge.py").touch()
     one, other, elsewhere = (run(warm.python(), "-c", program, cwd=folder) for folder in (ROOT, ROOT, tmp_path))
-    assert set(one.stdout.split()) & set(other.stdout.split()) == {str(ROOT / "surveybridge" / "__init__.py")}
+    first, second = set(one.stdout.split()), set(other.stdout.split())
+    assert len(first) == 5 and first & second == {str(ROOT / "surveybridge" / "__init__.py")}
     assert elsewhere.stdout.split()[2] == str(tmp_path / "surveybridge.py")
 
 

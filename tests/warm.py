@@ -7,9 +7,6 @@ workers that a fork starts are forks too. The house itself is imported anew. Whe
 for (other options of python, another namespace, other values of what is read on import), the executable becomes a real
 Python.
 
-Workers of Ray Train, which has a variable set for them, are real ones too, and have to be: forks inherit Ray's
-generator of random ids, two workers once gave their calls of one actor the same id, and the actor died of it.
-
 Not for tests of memory, which forks share, of process groups, of which each fork has its own, or of the start itself.
 """
 
@@ -54,7 +51,7 @@ READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRIT
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),
     *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", b"PYTHONPATH"),
-    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX"),
+    *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX", b"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),
 }
 AGENTS = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 """As every raylet sets it for its agents, which read it on import: else a raylet would have to be their parent."""
@@ -335,6 +332,20 @@ def ray_settings() -> tuple[Callable[[], int], Callable[[int], None]]:
     return ctypes.CFUNCTYPE(ctypes.c_void_p)(instance), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(construct)
 
 
+@contextlib.contextmanager
+def no_random_ids_of_ray() -> Iterator[None]:
+    """Let classes of actors that are imported meanwhile have ids of the kernel's random bytes.
+
+    Ray's own generator is seeded with the first id that it draws. Forks of a process that has drawn one draw the same
+    ids as each other: two workers once gave their calls of one actor one id, and the actor died of it.
+    """
+    actor: Any = importlib.import_module("ray.actor")
+    kind = actor.ActorClassID
+    actor.ActorClassID = types.SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    yield
+    actor.ActorClassID = kind
+
+
 def run(words: list[str]) -> None:
     """Run the program in a new `__main__`."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -383,8 +394,9 @@ def run_to_the_end(words: list[str]) -> NoReturn:
 def main(folder: str) -> NoReturn:
     """Import, serve, and be what was asked for in each fork."""
     path, before = list(sys.path), dict(os.environb)
-    for name in IMPORTS:
-        importlib.import_module(name)
+    with no_random_ids_of_ray():
+        for name in IMPORTS:
+            importlib.import_module(name)
     ray_settings()
     gc.collect()
     gc.freeze()  # or the first collection of each fork would copy all of it
