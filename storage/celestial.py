@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import warnings
@@ -60,9 +61,26 @@ def celestial_wcs(header: Header | str, where: str = "image") -> WCS:
 
 
 def stated_wcs(header: Header | str, where: str = "image") -> StatedWCS:
-    """Celestial WCS of a FITS header and what there is to say about it; arguments and errors as `celestial_wcs`."""
-    if isinstance(header, str):
-        header = Header.fromstring(header)
+    """Celestial WCS of a FITS header and what there is to say about it; arguments and errors as `celestial_wcs`.
+
+    Text is read once: headers of tiles and mosaics are asked for again and again, and to copy what was read takes a
+    fiftieth of the time.
+    """
+    if not isinstance(header, str):
+        return _read(header, where)
+    stated = _read_text(header, where)
+    wcs = stated.wcs.deepcopy()
+    wcs.wcs.set()
+    return stated._replace(wcs=wcs)
+
+
+@functools.lru_cache(maxsize=512)
+def _read_text(text: str, where: str) -> StatedWCS:
+    """The WCS of a header's text; whoever takes it from here leaves it as it is."""
+    return _read(Header.fromstring(text), where)
+
+
+def _read(header: Header, where: str) -> StatedWCS:
     try:
         _check_axes(header, where)
         _check_numbers(header, where)

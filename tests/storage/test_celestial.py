@@ -270,3 +270,28 @@ def test_pixel_areas_add_up_to_the_sky():
     area = pixel_area(wcs, *np.indices((9, 201), float))
     expected = (0.2 / 206264.806) ** 2 * (1 + 2e-4 * (np.arange(201) - 129.5))
     np.testing.assert_allclose(area, np.broadcast_to(expected, area.shape), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {},
+        {"RADESYS": "FK5", "EQUINOX": 2000.0},
+        {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV1_7": 3e-3, "PV2_1": 1.0, "PV2_10": -2e-3},
+        {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "A_2_0": 2e-6, "B_ORDER": 2, "B_1_1": -3e-6},
+        {"CTYPE1": "RA---ZPN", "CTYPE2": "DEC--ZPN", "PV2_1": 1.0, "PV2_3": 40.0},
+        {"RADESYS": "", "RADECSYS": "FK5", "CRPIX1": None},
+    ],
+)
+def test_text_that_was_read_before_has_the_same_pixels_and_notes_and_a_wcs_of_its_own(cards):
+    text = plain(**cards).tostring()
+    fresh, first = stated_wcs(Header.fromstring(text)), stated_wcs(text)
+    for changed in (first.wcs, stated_wcs(text).wcs):
+        changed.wcs.crval = [10, 20]
+        changed.sip = None
+    again = stated_wcs(text)
+    assert (again.frame, again.notes) == (fresh.frame, fresh.notes)
+    np.testing.assert_array_equal(again.wcs.all_pix2world(X, Y, 0), fresh.wcs.all_pix2world(X, Y, 0))
+    assert wcs_header_string(again.wcs) == wcs_header_string(fresh.wcs)
+    assert (again.wcs.wcs.lng, again.wcs.wcs.lat) == (0, 1)
+    assert str(again.wcs) == str(fresh.wcs)
