@@ -26,6 +26,8 @@ from tests.conftest import ROOT
 from tests.pages import run_page
 from tests.tiny import write_checkpoint, write_store
 
+pytestmark = pytest.mark.long
+
 LITTLE = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2"]
 
 
@@ -231,7 +233,6 @@ def test_the_examples_of_the_docstrings_hold(made, monkeypatch):
     assert done.attempted > 20 and done.failed == 0
 
 
-@pytest.mark.long
 def test_the_page_on_python_runs_and_prints_what_it_shows(made, tmp_path):
     for name in ("tiles", "runs", "catalog"):
         (tmp_path / name).symlink_to(made.folder / name)

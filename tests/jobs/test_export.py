@@ -23,6 +23,8 @@ from surveybridge.storage.runs import RunFolder
 from tests import tiny
 from tests.storage.faults import moto_server
 
+pytestmark = pytest.mark.long
+
 QUICK = ["--steps", "2", "--score-samples", "2", "--score-steps", "2", "--executor", "serial", "--batch", "5"]
 SAMPLES = 3
 TILE = 64

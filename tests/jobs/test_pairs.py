@@ -24,6 +24,8 @@ from tests import tiny
 from tests.jobs.skies_to_cut import DEPTH, EAST, TILE, WEST, WING, field_of, objects, write_sky
 from tests.storage.problem_files import write_problem
 
+pytestmark = pytest.mark.long
+
 SIZE = 32
 HOW = ["--size", str(SIZE), "--stride", "16", "--hold-back", "0.2", "--hold-back-order", "14"]
 

@@ -28,6 +28,8 @@ from surveybridge.storage.sky import healpix_29
 from tests.jobs.vetting_runs import EACH, NASTY, TILES, command, in_thread, make_run, request
 from tests.storage.faults import moto_server
 
+pytestmark = pytest.mark.long
+
 TOTAL = TILES * EACH
 
 

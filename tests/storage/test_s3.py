@@ -29,6 +29,8 @@ from tests.conftest import ROOT
 from tests.storage.test_runs import RUN, make_candidates, write_tile
 from tests.storage.test_tiles import assert_same_image, make_tile
 
+pytestmark = pytest.mark.long
+
 
 def make_store(url, options):
     """A store of one tile."""
