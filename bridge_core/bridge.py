@@ -35,7 +35,7 @@ class Bridge:
     Parameters
     ----------
     kind
-        Constructor that made it: ``brownian``, ``schrodinger``, ``diffusion`` or ``regression``.
+        Constructor that made it: ``brownian``, ``schrodinger``, ``diffusion``, ``regression`` or ``seeing``.
     parameters
         Arguments of that constructor, as written in the checkpoint card.
     a, b, s
@@ -115,6 +115,24 @@ class Bridge:
         return cls("regression", {}, nothing, torch.ones(1, dtype=torch.float64), nothing.clone())
 
     @classmethod
+    def seeing(cls, sharp: str, num_steps: int = 400, m_min: float = 1e-3) -> Bridge:
+        """Seeing and noise that grow together from a sharp sky to the observed image, which is the state at the end.
+
+        The table is that of a mode which seeing leaves alone, in units of the noise at the end: a = 1, b = 0 and
+        s^2 = m, the share of the way; what an image's own seeing and noise make of it, `spectral` says.
+
+        Parameters
+        ----------
+        sharp
+            PSF of the wanted sky, such as ``gaussian:0.16`` (arcsec).
+        num_steps, m_min
+            T, and the share m of the first step; s is even in between.
+        """
+        s = torch.linspace(math.sqrt(m_min), 1, num_steps, dtype=torch.float64)
+        parameters = {"sharp": sharp, "num_steps": num_steps, "m_min": m_min}
+        return cls("seeing", parameters, torch.ones_like(s), torch.zeros_like(s), s)
+
+    @classmethod
     def from_card(cls, card: dict[str, Any]) -> Bridge:
         """Build from ``{"kind": ..., **parameters}``, as `card` wrote it."""
         parameters = dict(card)
@@ -124,6 +142,7 @@ class Bridge:
             "schrodinger": cls.schrodinger,
             "diffusion": cls.diffusion,
             "regression": cls.regression,
+            "seeing": cls.seeing,
         }
         if kind not in constructors:
             raise BridgeError(f"bridge kind {kind!r} is not one of {sorted(constructors)}")
@@ -190,3 +209,14 @@ def state_and_noise(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor], 
     w = eta * (s_s**2 - k_markov**2 * s_t**2).clamp(min=0).sqrt()
     k = (s_s**2 - w**2).clamp(min=0).sqrt() / s_t
     return (k * (ratio / ratio.abs()).conj() if ratio.is_complex() else k), w
+
+
+def extrapolation(h: Tensor, h_prev: Tensor, eta: float) -> Tensor:
+    """Weight of (x0 - x0_prev) in the second-order step, from x0 extrapolated linearly in lambda = -ln sigma.
+
+    Over a step h of lambda the deviation of zeta from x0 shrinks by e^-H = e^-h sqrt(1 - eta^2 (1 - e^-2h)): H = h for
+    the ODE (eta = 0), 2 h for the SDE (eta = 1). Relative to x0 the linear part then weighs
+    (e^-H + H - 1) / ((H / h) (1 - e^-H)) / h_prev: DPM-Solver++(2M) and its SDE form.
+    """
+    decay = h - 0.5 * ((1 - eta**2) + eta**2 * torch.exp(-2 * h)).log()
+    return (torch.exp(-decay) + decay - 1) / (decay / h * (1 - torch.exp(-decay))) / h_prev

@@ -18,7 +18,8 @@ from torch import Tensor
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
 from surveybridge.bridge_core.correlate import blur
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, planes_of_channels, to_channels
-from surveybridge.bridge_core.stretch import Stretch
+from surveybridge.bridge_core.spectral import Physics
+from surveybridge.bridge_core.stretch import LinearStretch, Stretch
 
 MAPS = 2
 """Maps of the observed end by channel: noise, and known or not."""
@@ -49,19 +50,23 @@ class Context:
         float32 [N, 2C, H, W]: logarithm of the noise of the observed end's pixels, and 1 where they are known.
     vector
         float32 [N, V], or [1, V] where all windows share it.
+    physics
+        What lies between the wanted and the observed end, for a bridge that is made of it (`Bridge.seeing`); else None.
     """
 
     maps: Tensor
     vector: Tensor
+    physics: Physics | None = None
 
     def rows(self, index: Sequence[int] | slice | Tensor) -> Context:
         """The context of some of the windows."""
         index = index if isinstance(index, slice | Tensor) else list(index)
-        return Context(self.maps[index], self.vector if len(self.vector) == 1 else self.vector[index])
+        vector = self.vector if len(self.vector) == 1 else self.vector[index]
+        return Context(self.maps[index], vector, self.physics and self.physics.rows(index))
 
     def to(self, device: torch.device) -> Context:
         """The same on a device."""
-        return Context(self.maps.to(device), self.vector.to(device))
+        return Context(self.maps.to(device), self.vector.to(device), self.physics and self.physics.to(device))
 
     @classmethod
     def blank(cls, known: Tensor) -> Context:
@@ -299,6 +304,8 @@ def observed_noise(end: Endpoint, flux: Tensor, sigma: Tensor, gain: Tensor, cha
 def slopes(end: Endpoint) -> list[float]:
     """Network units of one unit of a band above an empty sky, by band; NaN where the stretch knows no sky."""
     stretch = end.stretch
+    if isinstance(stretch, LinearStretch):
+        return [1 / stretch.unit[band] for band in end.bands]
     if not isinstance(stretch, Stretch):
         return [float("nan")] * len(end.bands)
     scale = stretch.scale

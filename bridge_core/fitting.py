@@ -15,7 +15,7 @@ from torch import Tensor
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Endpoint, Problem
-from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, MixedStretch, Stretch
+from surveybridge.bridge_core.stretch import AxialStretch, LinearStretch, Log10Stretch, MixedStretch, Stretch
 
 SOFTENING_SIGMAS = 2.0
 """A flux stretch turns from linear to logarithmic at this many standard deviations of the sky."""
@@ -51,10 +51,11 @@ def fit_endpoint(end: Endpoint, values: Tensor, noise: Mapping[str, float]) -> E
     for band, seen in by_band.items():
         if seen.numel() == 0:
             raise BridgeError(f"{end.name}: band {band} has no data in the first {len(values)} pairs; give other pairs")
-    if end.kind == "asinh":
+    if end.kind in ("asinh", "linear"):
         sigma = {band: noise.get(band, math.nan) for band in end.bands}
         known = {b: s if math.isfinite(s) else _robust_sigma(by_band[b], end.name, b) for b, s in sigma.items()}
-        return replace(end, stretch=Stretch({band: SOFTENING_SIGMAS * s for band, s in known.items()}))
+        units = {band: SOFTENING_SIGMAS * s for band, s in known.items()}
+        return replace(end, stretch=Stretch(units) if end.kind == "asinh" else LinearStretch(units))
     if end.kind == "axial":
         if end.unit not in RADIANS:
             raise BridgeError(

@@ -20,6 +20,7 @@ from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.errors import BridgeError
 
 OBJECTIVES = ("eps", "grad", "maxnll", "i2sb", "edm")
+WIENER = "wiener"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Objective:
     ----------
     name
         ``eps`` (the noise), ``grad`` (x_t - x0), ``maxnll`` (the noise, its error weighted by s_t^2), ``i2sb``
-        (x_t - x0 over the forward noise level) or ``edm``.
+        (x_t - x0 over the forward noise level), ``edm``, or ``wiener``, which only `Bridge.seeing` has: what is missing
+        from the Wiener filter of x_t (`sharpening`).
     sigma_data
         Standard deviation of x0 in network units.
     log_sigma_mean, log_sigma_std
@@ -39,6 +41,8 @@ class Objective:
         Share of the states in training that lie at the table's end and have nothing of x0 in them: b x1 + s eps. What
         the network says there is E[x0 | x1], and a sampler may begin with it (`sampler.begin`). With 0 the states of
         the end are as all others; only `edm` can do without x0.
+    prior
+        Of `wiener`: mean power of x0 at `spectral.KNOTS`, in network units squared.
     """
 
     name: str = "eps"
@@ -46,11 +50,12 @@ class Objective:
     log_sigma_mean: float = -1.0
     log_sigma_std: float = 1.4
     end_share: float = 0.0
+    prior: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unknown name, and a share that is none."""
-        if self.name not in OBJECTIVES:
-            raise BridgeError(f"objective {self.name!r} is not one of {OBJECTIVES}")
+        if self.name not in (*OBJECTIVES, WIENER):
+            raise BridgeError(f"objective {self.name!r} is not one of {(*OBJECTIVES, WIENER)}")
         if not 0 <= self.end_share < 1 or (self.end_share and self.name != "edm"):
             raise BridgeError(
                 f"objective {self.name!r}, share of states at the bridge's end {self.end_share:g}: give a share from 0 "
@@ -60,16 +65,19 @@ class Objective:
     @property
     def card(self) -> dict[str, Any]:
         """JSON form; `from_card` reads it."""
-        return {name: value for name, value in asdict(self).items() if name != "end_share" or value}
+        card = {name: value for name, value in asdict(self).items() if name not in ("end_share", "prior") or value}
+        return card | ({"prior": list(self.prior)} if self.prior else {})
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Objective:
         """Read what `card` wrote."""
-        return cls(**card)
+        return cls(**{**card, "prior": tuple(card.get("prior", ()))})
 
     def table(self, bridge: Bridge) -> tuple[Tensor, Tensor, Tensor]:
         """P, Q, R of x0 = P (x_t + R x1) + Q pred, each float64 [T]."""
         a, b, s = bridge.a, bridge.b, bridge.s
+        if self.name == WIENER:
+            raise BridgeError(f"objective {self.name} has a factor for each Fourier mode, which no table holds")
         if self.name == "grad":
             return torch.ones_like(a), -torch.ones_like(a), torch.zeros_like(a)
         if self.name == "i2sb":

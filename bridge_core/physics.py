@@ -138,13 +138,20 @@ class Seeing(LinearOperator):
                 f"seeing from PSF {self.sharp} to {self.wide}: the second passes {excess.max():.2g} more of some "
                 "frequencies than the first; give a wider one, or go the other way"
             )
-        # what the sharp image does not have itself is not told apart from what the wide one lost
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(np.abs(sharp) > FAINTEST, wide / sharp, 0.0)
-        size = np.clip(np.abs(ratio), FAINTEST, 1.0)
-        phase = np.where(np.abs(ratio) > FAINTEST, np.angle(ratio), 0.0)
-        logarithm = np.log(size) + 1j * phase
-        return torch.from_numpy(logarithm if np.abs(phase).max() > 1e-9 else logarithm.real)
+        return log_ratio(torch.from_numpy(np.asarray(sharp)), torch.from_numpy(np.asarray(wide)))
+
+
+def log_ratio(sharp: Tensor, wide: Tensor) -> Tensor:
+    """ln (wide / sharp) of transfer functions that broadcast, float64 or complex128.
+
+    Between ln `FAINTEST` and 0; what the sharp image does not have either counts as lost in the wide one.
+    """
+    ratio = torch.where(sharp.abs() > FAINTEST, wide / torch.where(sharp.abs() > FAINTEST, sharp, 1.0), 0.0)
+    size = ratio.abs().clamp(FAINTEST, 1.0).log()
+    if not ratio.is_complex():
+        return size
+    phase = torch.where(ratio.abs() > FAINTEST, ratio.angle(), 0.0)
+    return torch.complex(size, phase) if bool((phase.abs() > 1e-9).any()) else size
 
 
 def frequencies(shape: Shape) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.bridge import Bridge, extrapolation
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
@@ -245,17 +245,6 @@ def step_coefficients(
             k, p_x0, q_x1, w = bridge.transition(t, s, 1.0 if renoise and i == 0 else eta)
         u, v = (float(column[s]) for column in scale)
         yield StepCoefficients(p, q, r, h=correction, a=k, b=p_x0, c=q_x1, d=w, u=u, v=v)
-
-
-def extrapolation(h: Tensor, h_prev: Tensor, eta: float) -> Tensor:
-    """Weight of (x0 - x0_prev) in the second-order step, from x0 extrapolated linearly in lambda = -ln sigma.
-
-    Over a step h of lambda the deviation of zeta from x0 shrinks by e^-H = e^-h sqrt(1 - eta^2 (1 - e^-2h)): H = h for
-    the ODE (eta = 0), 2 h for the SDE (eta = 1). Relative to x0 the linear part then weighs
-    (e^-H + H - 1) / ((H / h) (1 - e^-H)) / h_prev: DPM-Solver++(2M) and its SDE form.
-    """
-    decay = h - 0.5 * ((1 - eta**2) + eta**2 * torch.exp(-2 * h)).log()
-    return (torch.exp(-decay) + decay - 1) / (decay / h * (1 - torch.exp(-decay))) / h_prev
 
 
 def uniform_steps(start: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ it was before. In the terms of an SDE the drift is ln A x and the forcing g^2 = 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surveybridge.bridge_core.bridge import state_and_noise
+from surveybridge.bridge_core.bridge import extrapolation, state_and_noise
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.physics import filtered
-from surveybridge.bridge_core.sampler import extrapolation
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 REACH = 12
@@ -28,6 +27,31 @@ REACH = 12
 DEVIATE_STEP, WEIGHT_STEP = 2.0**-16, 2.0**-22
 """Deviates and weights are whole multiples of these: then all sums of their products are exact in float64, whatever
 the order, so that a pixel has the same bits in every window."""
+
+
+@dataclass(frozen=True, eq=False)
+class Physics:
+    """What lies between a sharp sky and its observed image, of N windows, or of 1 that stands for all.
+
+    Parameters
+    ----------
+    log_transfer
+        [N, C, G, G // 2 + 1], ln A of the whole way (`physics.Operator.log_transfer` of one unit of time).
+    power
+        float, of that shape: noise power of the observed image in network units squared, whose mean over all modes is
+        the variance of a pixel.
+    """
+
+    log_transfer: Tensor
+    power: Tensor
+
+    def rows(self, index: Sequence[int] | slice | Tensor) -> Physics:
+        """That of some of the windows."""
+        return self if len(self.power) == 1 else Physics(self.log_transfer[index], self.power[index])
+
+    def to(self, device: torch.device) -> Physics:
+        """The same on a device."""
+        return Physics(self.log_transfer.to(device), self.power.to(device))
 
 
 class SpectralTransition(NamedTuple):
@@ -86,7 +110,7 @@ class SpectralBridge:
         return SpectralTransition(k, a_u - k * a_t, w)
 
     def extrapolation(self, before: int, t: int, u: int, eta: float) -> Tensor:
-        """Weight by mode of (x0 - x0_before) in a step t -> u of second order; see `sampler.extrapolation`."""
+        """Weight by mode of (x0 - x0_before) in a step t -> u of second order; see `bridge.extrapolation`."""
         at = [self.log_sigma(step) for step in (before, t, u)]
         return extrapolation(at[1] - at[2], at[0] - at[1], eta)
 
@@ -109,13 +133,14 @@ def sample_spectral(
     *,
     eta: float = 1.0,
     order: int = 2,
+    apply: Callable[[Tensor, Tensor], Tensor] = filtered,
 ) -> Tensor:
     """Draw x0 from the state x [..., H, W] at steps[0], which may be the observed image itself.
 
     Parameters
     ----------
     bridge
-        Its factors apply to x as it is: pad an image whose sides are no neighbours.
+        The table.
     denoise
         E[x0 | x_t] from x_t and t.
     steps
@@ -126,16 +151,18 @@ def sample_spectral(
         1 draws from the posterior; 0 has one answer, that of the probability flow.
     order
         1, or 2 for the multistep correction from the x0 of the step before, mode by mode.
+    apply
+        How factors of modes are applied to images; by default to such whose opposite sides are neighbours.
     """
     previous: Tensor | None = None
     for i, t in enumerate(steps[:-1]):
         x0 = denoise(x, t)
         k, p, w = bridge.transition(t, steps[i + 1], eta)
-        ahead = filtered(x0, p)
+        ahead = apply(x0, p)
         # the last update is of first order, as in `sampler`
         if order == 2 and previous is not None and i < len(steps) - 2:
-            ahead = ahead + filtered(x0 - previous, p * bridge.extrapolation(steps[i - 1], t, steps[i + 1], eta))
-        x = filtered(x, k) + ahead
+            ahead = ahead + apply(x0 - previous, p * bridge.extrapolation(steps[i - 1], t, steps[i + 1], eta))
+        x = apply(x, k) + ahead
         if eta and noise is not None:
             x = x + noise(i, w)
         previous = x0

@@ -114,6 +114,46 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class LinearStretch:
+    """Values over a unit of each band: what physics is linear in, a flux, stays so.
+
+    Parameters
+    ----------
+    unit
+        Value that is 1 in network units, by band, such as twice the noise.
+    """
+
+    unit: dict[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuse a unit that cannot be inverted."""
+        for band, value in self.unit.items():
+            if not value > 0:
+                raise BridgeError(f"linear stretch of band {band}: unit {value} must be > 0")
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"kind": "linear", **asdict(self)}
+
+    def forward(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Map values [..., B, H, W] to network units [..., B, H, W]."""
+        return values / _column(self.unit, bands, values)
+
+    def inverse(self, u: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Map network units [..., B, H, W] to values."""
+        return u * _column(self.unit, bands, u)
+
+    def averaged(self, values: Tensor, bands: tuple[str, ...]) -> Tensor:
+        """Return what posterior moments are taken of: the values themselves."""
+        return values
+
+    def summary(self, mean: Tensor, std: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Bring mean and standard deviation of `averaged` back to the unit."""
+        return mean, std
+
+
+@dataclass(frozen=True)
 class Log10Stretch:
     """Logarithm of positive values: u = scale (log10 x - offset).
 
@@ -251,7 +291,7 @@ class MixedStretch:
         return 2 if isinstance(self._of(band), AxialStretch) else 1
 
 
-AnyStretch = Stretch | Log10Stretch | AxialStretch | MixedStretch
+AnyStretch = Stretch | LinearStretch | Log10Stretch | AxialStretch | MixedStretch
 
 Difference = TypeVar("Difference", Tensor, NDArray[Any])
 
@@ -281,8 +321,12 @@ def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:
         return Stretch.from_card(values)
     if kind == "mixed":
         return MixedStretch({band: stretch_from_card(one) for band, one in card["of"].items()})
+    if kind == "linear":
+        return LinearStretch(**values)
     if kind not in ("log10", "axial"):
-        raise BridgeError(f"stretch {kind!r} is not one of asinh, log10, axial, mixed; use a newer surveybridge")
+        raise BridgeError(
+            f"stretch {kind!r} is not one of asinh, linear, log10, axial, mixed; use a newer surveybridge"
+        )
     return Log10Stretch(**values) if kind == "log10" else AxialStretch(**values)
 
 

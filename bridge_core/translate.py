@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
-from surveybridge.bridge_core.context import Context, context_of
+from surveybridge.bridge_core.context import Context, context_of, slopes
+from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
-from surveybridge.bridge_core.problem import Direction, Endpoint
+from surveybridge.bridge_core.physics import Seeing
+from surveybridge.bridge_core.problem import Direction, Endpoint, planes_of_channels
 from surveybridge.bridge_core.sampler import begin, bridge_end, draw, end_then_rho_steps, rho_steps, sample
-from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.sharpening import PAD, sharp_samples
 from surveybridge.bridge_core.spans import span
+from surveybridge.bridge_core.spectral import Physics
 from surveybridge.bridge_core.stretch import departure
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.sky_noise import SkyNoise
 
 START = 2**16 - 1  # noise step of the start, which no update uses
+
+
+@dataclass(frozen=True)
+class BandBlur:
+    """How a band of an image came from a sharp sky.
+
+    Parameters
+    ----------
+    seeing
+        From the PSF that is wanted to that of the image.
+    noise_power
+        Power of its noise by mode of a shape, float64 [H, W // 2 + 1], with mean 1.
+    """
+
+    seeing: Seeing
+    noise_power: Callable[[tuple[int, int]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,8 @@ class Scene:
         float32 [B, H, W], noise of each pixel in the endpoint's unit; None where it is not known.
     conditions
         How the image was observed; None where that is not known.
+    blurs
+        Of each band, for a bridge of seeing; empty for others.
     """
 
     flux: Tensor
@@ -53,6 +78,7 @@ class Scene:
     psf_fwhm: float
     sigma: Tensor | None = None
     conditions: Conditions | None = None
+    blurs: tuple[BandBlur, ...] = ()
 
     @property
     def core_box(self) -> tuple[int, int, int, int]:
@@ -166,7 +192,7 @@ def cut_context(
     """The context of windows of a tile; beyond the tile nothing is known."""
     if context is None:
         return None
-    return Context(cut(context.maps[0], corners, origin, size), context.vector)
+    return Context(cut(context.maps[0], corners, origin, size), context.vector, context.physics)
 
 
 def look(
@@ -185,13 +211,15 @@ def look(
     live = [corner for corner, any_valid in zip(corners, seen, strict=True) if any_valid]
     y0, y1, x0, x1_ = core
     coverage = local_coverage(scene.valid, scene.psf_fwhm)[y0:y1, x0:x1_].cpu()
-    return Seen(x1, tell(model, direction, scene, wanted), live, coverage, scene.core_box)
+    return Seen(x1, tell(model, direction, scene, wanted, size), live, coverage, scene.core_box)
 
 
-def tell(model: Model, direction: Direction, scene: Scene, wanted: Conditions | None) -> Context | None:
+def tell(
+    model: Model, direction: Direction, scene: Scene, wanted: Conditions | None, size: int = PatchGrid.size
+) -> Context | None:
     """What the network is told of a tile, as one window of its size; None if it is told nothing.
 
-    Arguments are those of `translate_tile`.
+    Arguments are those of `translate_tile`, and the side of the windows to be cut.
     """
     card = model.card
     if not card.network.conditions:
@@ -202,7 +230,44 @@ def tell(model: Model, direction: Direction, scene: Scene, wanted: Conditions | 
         observed.name: scene.conditions or Conditions.unknown(len(observed.bands)),
         end.name: wanted or nominal.nominal_of(end.name, end.bands),
     }
-    return context_of(direction, card.network.image_channels, scene.sigma, scene.valid, ends)
+    channels = card.network.image_channels
+    if card.bridge.kind != "seeing":
+        return context_of(direction, channels, scene.sigma, scene.valid, ends)
+    # the process has one noise for a tile, and no place of which nothing is known
+    everywhere, noise = torch.ones_like(scene.valid), ends[observed.name].noise
+    sigma = torch.tensor(noise, dtype=scene.flux.dtype, device=scene.flux.device)[:, None, None]
+    told = context_of(direction, channels, sigma.expand(scene.flux.shape), everywhere, ends)
+    return replace(told, physics=physics_of(card, direction, scene.blurs, noise, size).to(scene.flux.device))
+
+
+def physics_of(
+    card: Card, direction: Direction, blurs: Sequence[BandBlur], noise: Sequence[float], size: int
+) -> Physics:
+    """What lies between a sharp sky and a tile, for windows of a size.
+
+    Parameters
+    ----------
+    card
+        Of a `Bridge.seeing`.
+    blurs
+        Of each band.
+    noise
+        Standard deviation of the sky by band, in the observed endpoint's unit.
+    """
+    observed, shape = direction.observed, (size + 2 * PAD, size + 2 * PAD)
+    if len(blurs) != len(observed.bands) or not all(math.isfinite(sigma) for sigma in noise):
+        raise BridgeError(
+            f"checkpoint {card.name} goes through the seeing of {observed.name}, but PSF or noise of a band is not "
+            "known; state them at ingest, such as with --psf"
+        )
+    scales = [slope * sigma for slope, sigma in zip(slopes(observed), noise, strict=True)]
+    transfers = [blur.seeing.log_transfer(shape) for blur in blurs]
+    powers = [scale**2 * torch.from_numpy(blur.noise_power(shape)) for scale, blur in zip(scales, blurs, strict=True)]
+    of_channels = planes_of_channels(len(observed.bands), card.network.image_channels)
+    return Physics(
+        torch.stack([transfers[band] for band in of_channels])[None],
+        torch.stack([powers[band] for band in of_channels])[None],
+    )
 
 
 def observed_units(model: Model, observed: Endpoint, flux: Tensor, valid: Tensor) -> Tensor:
@@ -277,32 +342,49 @@ def window_samples(
         index = [p for p, _ in part]
         x1 = windows[index]
         noise = window_noise(how.seed, direction.index, part, corners, windows.device)
-        with span("start"):
-            end = bridge_end(model.card, x1, noise)
-            start = begin(model.card, end, steps[0], draw(noise, START, x1))
-        u = sample(
-            model,
-            x1,
-            direction,
-            steps,
-            start=start,
-            noise=noise,
-            eta=how.eta,
-            order=how.order,
-            renoise=how.from_end,
-            precision=how.precision,
-            context=context and context.rows(index),
-            end=end,
-        )
+        u = network_units(model, x1, direction, steps, noise, how, context and context.rows(index))
         flux = direction.wanted.inverse(u)
         draws.append(flux if len(kept) == len(part) else flux[kept])
     return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
+
+
+def network_units(
+    model: Model,
+    x1: Tensor,
+    direction: Direction,
+    steps: Sequence[int],
+    noise: SkyNoise,
+    how: Sampling,
+    context: Context | None,
+) -> Tensor:
+    """One sample of each window x1 [N, C, H, W], in network units; the other arguments are those of `sample`."""
+    if model.card.bridge.kind == "seeing":
+        return sharp_samples(model, x1, direction.index, steps, noise, context=context, precision=how.precision)
+    with span("start"):
+        end = bridge_end(model.card, x1, noise)
+        start = begin(model.card, end, steps[0], draw(noise, START, x1))
+    return sample(
+        model,
+        x1,
+        direction,
+        steps,
+        start=start,
+        noise=noise,
+        eta=how.eta,
+        order=how.order,
+        renoise=how.from_end,
+        precision=how.precision,
+        context=context,
+        end=end,
+    )
 
 
 def sampler_steps(card: Card, how: Sampling) -> list[int]:
     """Table indices of the network evaluations of a sample."""
     if card.bridge.num_steps == 1:  # a regression
         return [0]
+    if card.bridge.kind == "seeing":  # even in the standard deviation of the noise
+        return rho_steps(card.bridge, how.steps, 1.0, rho=1.0)
     return (end_then_rho_steps if how.from_end else rho_steps)(card.bridge, how.steps, how.sigma_max)
 
 

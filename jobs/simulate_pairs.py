@@ -19,6 +19,7 @@ EXAMPLES = """\
 surveybridge simulate-pairs --out pairs/sky.zarr --count 40000
 surveybridge simulate-pairs --out pairs/more.zarr --count 100000 --seed 2 --workers 8
 surveybridge simulate-pairs --out pairs/stamps.zarr --count 8000 --grid cutout
+surveybridge simulate-pairs --out pairs/skies.zarr --count 8000 --grid sharp
 surveybridge simulate-pairs --out s3://bucket/pairs/sky.zarr --count 512 --executor serial"""
 
 
@@ -29,9 +30,10 @@ class Config(JobConfig):
 
     out: str = Field(description="pair store (Zarr group), local path or URL; a table of its pairs lies beside it")
     count: int = Field(gt=0, description="number of pairs")
-    grid: Literal["mosaic", "cutout"] = Field(
+    grid: Literal["mosaic", "cutout", "sharp"] = Field(
         "mosaic",
-        description="mosaic: both surveys on Euclid's pixels, with masks; cutout: complete stamps on their own pixels",
+        description="mosaic: both surveys on Euclid's pixels, with masks; cutout: complete stamps on their own pixels; "
+        "sharp: LSST beside the same sky in its bands, without noise at Euclid's resolution, 96 x 96 pixels",
     )
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     validation: int | None = Field(

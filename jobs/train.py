@@ -91,10 +91,13 @@ class Config(JobConfig):
         None,
         description="tell the network noise, PSF and masks of the images (default: if the store states them by pair)",
     )
-    objective: Literal["eps", "grad", "maxnll", "i2sb", "edm"] = Field("edm", description="what the network predicts")
-    bridge: Literal["brownian", "schrodinger", "diffusion", "regression"] = Field(
+    objective: Literal["eps", "grad", "maxnll", "i2sb", "edm", "wiener"] = Field(
+        "edm", description="what the network predicts; wiener with --bridge seeing"
+    )
+    bridge: Literal["brownian", "schrodinger", "diffusion", "regression", "seeing"] = Field(
         "brownian",
-        description="forward process; regression is none: one answer, for comparison (with --objective grad)",
+        description="forward process; regression is none: one answer, for comparison (with --objective grad); seeing "
+        "is physics, learnt from sharp skies alone (with --objective wiener)",
     )
     end_share: float | None = Field(
         None,
@@ -361,6 +364,11 @@ def _check(config: Config) -> None:
         raise RequestError(
             f"--bridge regression has one step and no noise, but --objective {config.objective} predicts noise or "
             "scales by it; give --objective grad"
+        )
+    if (config.bridge == "seeing") != (config.objective == "wiener"):
+        raise RequestError(
+            f"--bridge {config.bridge} with --objective {config.objective}: what seeing leaves to learn is the part "
+            "beyond the Wiener filter, and nothing else has that; give --bridge seeing --objective wiener, or neither"
         )
     fewest, most = config.workers[0], config.workers[-1]
     if not 1 <= fewest <= most:

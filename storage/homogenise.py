@@ -214,14 +214,20 @@ def noise_lags(image: SurveyImage, band: int) -> tuple[float, ...]:
     That of an image which was interpolated onto a finer grid follows from the spline and the correlation that the noise
     had before; of any other, r^lag.
     """
-    correlation, name = image.noise_correlation[band], image.bands[band]
+    correlation = image.noise_correlation[band]
     if correlation <= 0:
         return (1.0,)
-    told = image.provenance
-    native = float(told.get(f"{name}.native_pixel_scale", told.get("native_pixel_scale", "nan")))
+    native = native_pixel(image, band)
     if native > 1.01 * image.pixel_scale:
         return _interpolated_lags(round(image.pixel_scale / native, 4), round(correlation, 3))
     return tuple(correlation**lag for lag in range(LAGS if correlation < 0.7 else 3 * LAGS))
+
+
+def native_pixel(image: SurveyImage, band: int) -> float:
+    """Side in arcsec of the pixels that a band was taken with, before it was interpolated; else that of the image."""
+    told = image.provenance
+    native = told.get(f"{image.bands[band]}.native_pixel_scale", told.get("native_pixel_scale"))
+    return image.pixel_scale if native is None else float(native)
 
 
 @functools.cache
@@ -229,7 +235,7 @@ def _interpolated_lags(step: float, correlation: float) -> tuple[float, ...]:
     """Those of a spline at `step` input pixels, whose noise has a correlation at the first."""
 
     def lag(number: int, before: float) -> float:
-        return noise_covariance(number * step, before) / noise_covariance(0.0, before)
+        return spline_lags(step, before, number + 1)[number]
 
     most = 0.9
     before = 0.0
@@ -239,4 +245,14 @@ def _interpolated_lags(step: float, correlation: float) -> tuple[float, ...]:
             if lag(1, most) < correlation
             else scipy.optimize.brentq(lambda r: lag(1, r) - correlation, 0, most, xtol=1e-2)
         )
-    return tuple(lag(number, before) for number in range(LAGS))
+    return spline_lags(step, before)
+
+
+@functools.cache
+def spline_lags(step: float, before: float, count: int = LAGS) -> tuple[float, ...]:
+    """Correlation at `count` lags of pixels that a spline has at every `step` input pixels.
+
+    `before` is that of neighbouring input pixels, r^|lag|.
+    """
+    variance = noise_covariance(0.0, before)
+    return tuple(noise_covariance(number * step, before) / variance for number in range(count))

@@ -11,7 +11,7 @@ from typing import Any
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.units import fits_unit, stretches_of
 
-STRETCHES = ("asinh", "log10", "axial")
+STRETCHES = ("asinh", "linear", "log10", "axial")
 """How the values of an endpoint enter the network: `axial` is for angles that repeat after half a turn."""
 
 _BAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")

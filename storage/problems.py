@@ -319,7 +319,7 @@ def _endpoint(table: Mapping[str, Any], number: int, where: str) -> EndpointTabl
     units, stretches = quantities(table, bands, what)
     mixed = len(set(zip(units, stretches, strict=True))) > 1
     unit, stretch = ("", MIXED) if mixed else (units[0], stretches[0])
-    extensive = table.get("extensive", stretch == "asinh")
+    extensive = table.get("extensive", stretch in ("asinh", "linear"))
     if not isinstance(extensive, bool):
         raise StorageError(f"{what}: extensive {extensive!r}; give true or false")
     if extensive and "axial" in stretches:

@@ -119,7 +119,7 @@ def matching(
     u, v = frequency[None, :], frequency[:, None]
     pixel = np.sinc(u * pixel_scale) * np.sinc(v * pixel_scale)
     of_source, of_target = source.transfer(u, v) * pixel, target.transfer(u, v) * pixel
-    power = _noise_power(noise_lags)
+    power = noise_power(noise_lags)
     wanted = np.fft.ifft2(of_target).real
     reach = min(max(math.ceil(SUPPORT * max(source.fwhm, target.fwhm) / pixel_scale), LEAST_REACH), MOST_REACH)
     problem = _LeastSquares.of(of_source, of_target, power, reach)
@@ -204,13 +204,18 @@ class _LeastSquares:
         return kernel
 
 
-def _noise_power(lags: tuple[float, ...]) -> NDArray[np.float64]:
-    """Power spectrum, mean 1, of noise with a correlation by lag along each axis."""
-    line = np.zeros(SIDE)
-    line[: len(lags)] = lags
-    line[SIDE - len(lags) + 1 :] = lags[:0:-1]
-    along = np.maximum(np.fft.fft(line).real, 0)  # of a covariance that was cut off, some may be a little below 0
-    return np.asarray(along[:, None] * along / along.mean() ** 2)
+def noise_power(lags: tuple[float, ...], shape: tuple[int, int] = (SIDE, SIDE)) -> NDArray[np.float64]:
+    """Power spectrum, mean 1, of noise with a correlation by lag along each axis; [H, W] as `np.fft.fft2` has it."""
+
+    def along(side: int) -> NDArray[np.float64]:
+        line, reach = np.zeros(side), min(len(lags), side // 2)
+        line[:reach] = lags[:reach]
+        line[side - reach + 1 :] = line[reach - 1 : 0 : -1]
+        # of a covariance that was cut off, some may be a little below 0
+        power = np.maximum(np.fft.fft(line).real, 0)
+        return np.asarray(power / power.mean())
+
+    return np.asarray(along(shape[0])[:, None] * along(shape[1]))
 
 
 def _largest(is_so: Callable[[float], bool], least: float, most: float) -> float:

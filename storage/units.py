@@ -93,4 +93,4 @@ def stretches_of(text: str) -> tuple[str, ...]:
     si = unit.si
     powers = {str(base): power for base, power in zip(si.bases, si.powers, strict=True)}
     dense = powers.get("m") in (-2, -3) and set(powers) <= {"m", "kg"} and powers.get("kg", 1) == 1
-    return ("log10", "asinh") if dense else ("asinh", "log10")
+    return ("log10", "asinh", "linear") if dense else ("asinh", "linear", "log10")

@@ -456,7 +456,7 @@ def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) 
             f"tile {tile.tile_id} has {', '.join(tile.images)} but no {name}, which {direction} needs; choose another"
         )
     tile = prepared(model, tile)
-    return scene_of(tile, name, device)
+    return scene_of(tile, name, device, model.card)
 
 
 def _scene_of_arrays(end: Endpoint, observed: ArrayLike, valid: ArrayLike | None, device: Any) -> Scene:

@@ -142,7 +142,7 @@ class TileMeasurer:
             posterior = translate_tile(
                 self.model,
                 direction,
-                scene_of(shown, direction.observed.name, self.device),
+                scene_of(shown, direction.observed.name, self.device, self.model.card),
                 self.sampling,
                 wanted=wanted_conditions(self.model.card, tile, direction),
             )

@@ -97,7 +97,7 @@ def redraw(
             tile = homogenisation.applied(tile, run_fields.get(tile.grid_id))
         tile = prepared(model, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
-        scene = scene_of(tile, direction.observed.name, device)
+        scene = scene_of(tile, direction.observed.name, device, model.card)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)
         posterior, drawn = redraw_tile(
             model, direction, scene, how, here, wanted_conditions(model.card, tile, direction, wishes)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
 
 from surveybridge.jobs.simulating.scenes import PLANES, ScenePairs, SceneSpec, draw_pairs
+from surveybridge.jobs.simulating.sharp_skies import SkyWindows, draw_skies
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
-from surveybridge.storage.problems import default_problem
+from surveybridge.storage.problems import default_problem, read_problem
 
-SPECS: dict[str, SceneSpec] = {"mosaic": SceneSpec(), "cutout": SceneSpec(grid="cutout")}
+SPECS: dict[str, SceneSpec] = {
+    "mosaic": SceneSpec(),
+    "cutout": SceneSpec(grid="cutout"),
+    "sharp": SceneSpec(size=96, windows=12, grid="sharp"),
+}
 """What is drawn, by grid."""
 EDITION = 2
 """Of what a seed draws: a store that was begun by another edition is not gone on with."""
@@ -31,16 +38,17 @@ CLASSES = {
 
 def begin(url: str, count: int, seed: int, held_back: int, spec: SceneSpec) -> PairWriter:
     """Begin a store, or go on with it; StorageError if there is anything else."""
-    mosaic = spec.grid == "mosaic"
+    mosaic, ends = spec.grid != "cutout", ("lsst", "sharp" if spec.grid == "sharp" else "euclid")
+    noisy = tuple(end for end in ends if end != "sharp")
     layout = PairLayout(
-        problem=default_problem(),
+        problem=read_problem("seeing") if spec.grid == "sharp" else default_problem(),
         count=count,
         shape=(spec.size, spec.size),
         pixel_arcsec=0.1 if mosaic else 0.0,
         name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
         held_back=held_back,
-        sigma=("lsst", "euclid") if mosaic else (),
-        gain=("lsst", "euclid"),
+        sigma=noisy if mosaic else (),
+        gain=noisy,
         registration=True,
         attributes={
             "simulated": "surveybridge simulate-pairs",
@@ -60,17 +68,19 @@ def write_block(writer: PairWriter, seed: int, spec: SceneSpec, block: int) -> i
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads differ in their last bits
     try:
-        parts = [draw_pairs(spec, seed, number) for number in range(first, last)]
+        draw = draw_skies if spec.grid == "sharp" else draw_pairs
+        parts = [draw(spec, seed, number) for number in range(first, last)]
     finally:
         torch.set_num_threads(threads)
     keep = slice(rows.start - first * spec.windows, rows.stop - first * spec.windows)
     arrays = {name: torch.cat([part.conditions[name] for part in parts])[keep].numpy() for name in parts[0].conditions}
-    for name in (plane for plane in PLANES if plane in writer.layout.arrays):
+    for name in (plane for plane in (*PLANES, "sharp") if plane in writer.layout.arrays):
         plane = torch.cat([getattr(part, name) for part in parts])[keep].permute(0, 2, 3, 1).numpy()
         if name.endswith("_sigma"):
             arrays[name] = np.exp(np.round(np.log(plane) / SIGMA_STEP) * SIGMA_STEP).astype(np.float32)
         else:
-            step = arrays[f"{name}_noise"][:, None, None] / STEP
+            # a sky without noise is rounded as the image beside it
+            step = arrays["lsst_noise" if name == "sharp" else f"{name}_noise"][:, None, None] / STEP
             arrays[name] = (np.round(plane / step) * step).astype(np.float32).reshape(-1, *writer.layout.arrays[name])
     ids = [f"{row // spec.windows:06d}-{row % spec.windows}" for row in rows]
     write_block_labels(writer, block, _table(ids, parts, keep))
@@ -78,7 +88,7 @@ def write_block(writer: PairWriter, seed: int, spec: SceneSpec, block: int) -> i
     return len(rows)
 
 
-def _table(ids: list[str], parts: list[ScenePairs], keep: slice) -> pa.Table:
+def _table(ids: list[str], parts: Sequence[ScenePairs | SkyWindows], keep: slice) -> pa.Table:
     """One row a pair: its scene, whether its conditions are nominal, and the object in its middle."""
     labels = {name: np.concatenate([part.labels[name] for part in parts])[keep] for name in parts[0].labels}
     classes = [CLASSES[str(role)] for role in labels.pop("role")]

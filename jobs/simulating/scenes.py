@@ -28,7 +28,7 @@ from surveybridge.jobs.simulating.exposures import (
     own_windows,
 )
 from surveybridge.jobs.simulating.galaxies import draw_objects
-from surveybridge.jobs.simulating.optics import transfer_functions
+from surveybridge.jobs.simulating.optics import Psf, transfer_functions
 from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.simulating.spirals import with_arms
 from surveybridge.jobs.simulating.training_skies import Observation, draw_crowd, draw_observation, for_stamps
@@ -53,13 +53,14 @@ class SceneSpec:
     side : float
         Of a scene, arcsec: a power of 2 times 0.05.
     grid : str
-        ``mosaic``: windows of both on the pixels of VIS; ``cutout``: complete stamps on each survey's own pixels.
+        ``mosaic``: windows of both on the pixels of VIS; ``cutout``: complete stamps on each survey's own pixels;
+        ``sharp``: windows of LSST on the pixels of VIS and, instead of VIS, of the sky in LSST's bands, without noise.
     """
 
     size: int = 64
     windows: int = 8
     side: float = 51.2
-    grid: Literal["mosaic", "cutout"] = "mosaic"
+    grid: Literal["mosaic", "cutout", "sharp"] = "mosaic"
 
 
 LSST, VIS = slice(0, 3), slice(3, 4)
@@ -174,7 +175,7 @@ class Scene:
         euclid = expose(models[1], VIS, o, rng, noise)
         add_trails(lsst, o, rng)
         add_cosmic_rays(euclid, o, rng)
-        starts, chosen = self._stamps(spec) if spec.grid == "cutout" else self._windows(spec)
+        starts, chosen = self._stamps(spec) if spec.grid == "cutout" else self.windows(spec)
         ends = {"euclid": own_windows(euclid, starts, spec.size, VIS, o)}
         if spec.grid == "cutout":  # of twice the side, about the same place
             ends["lsst"] = own_windows(lsst, starts // 2 - spec.size // 4, spec.size, LSST, o)
@@ -196,22 +197,26 @@ class Scene:
             }
             conditions[f"{end}_gain"] = windows.gain
             conditions[f"{end}_noise"] = windows.sigma.flatten(2).median(-1).values
-        there = chosen >= 0
-        labels: dict[str, NDArray[np.generic]] = {
-            "scene": np.full(count, self.number),
-            "role": np.where(there, self.catalogue["role"][chosen], "sky"),
-            "nominal": np.full(count, o.nominal),
-        }
-        labels |= {
-            name: np.where(there, self.catalogue[name][chosen], np.nan)
-            for name in ("mag_g", "mag_r", "mag_i", "mag_VIS", "re", "sersic_n")
-        }
+        labels = self.labels(chosen)
         return ScenePairs(
             ends["lsst"].flux, ends["euclid"].flux, ends["lsst"].sigma, ends["euclid"].sigma, conditions, labels
         )
 
+    def labels(self, chosen: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """Labels of windows by the objects in their middle, -1 for none; see `ScenePairs`."""
+        count, there = len(chosen), chosen >= 0
+        labels: dict[str, NDArray[np.generic]] = {
+            "scene": np.full(count, self.number),
+            "role": np.where(there, self.catalogue["role"][chosen], "sky"),
+            "nominal": np.full(count, self.observation.nominal),
+        }
+        return labels | {
+            name: np.where(there, self.catalogue[name][chosen], np.nan)
+            for name in ("mag_g", "mag_r", "mag_i", "mag_VIS", "re", "sersic_n")
+        }
+
     def _stamps(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `_windows`, each about an object as well as LSST's pixels allow; first pixels are even."""
+        """As `windows`, each about an object as well as LSST's pixels allow; first pixels are even."""
         rng, size, n = self.rng, spec.size, round(spec.side / VIS_SCALE)
         role = self.catalogue["role"]
         shares = np.array([ROLES[str(name)] for name in role])
@@ -225,7 +230,7 @@ class Scene:
         chosen = rng.choice(len(role), spec.windows, replace=few, p=shares / shares.sum())
         return starts[chosen], chosen
 
-    def _windows(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def windows(self, spec: SceneSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First pixels [W, 2] of the windows on the grid of VIS, and the objects in their middle (-1: none)."""
         rng, size, n = self.rng, spec.size, round(spec.side / VIS_SCALE)
         margin = MARGIN if self.observation.grid_turn else 0
@@ -253,14 +258,19 @@ def render(drawn: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor
     """Noise-free images [scenes, B, n, n] of LSST and of VIS, each on its own pixels, nJy per pixel."""
     nodes = round(drawn[0].side / VIS_SCALE)
     return (
-        _render(drawn, Grid(len(drawn), nodes, LSST_SCALE / 2), LSST, device),
-        _render(drawn, Grid(len(drawn), 2 * nodes, VIS_SCALE / 2), VIS, device),
+        render_bands(drawn, Grid(len(drawn), nodes, LSST_SCALE / 2), LSST, device),
+        render_bands(drawn, Grid(len(drawn), 2 * nodes, VIS_SCALE / 2), VIS, device),
     )
 
 
-def _render(drawn: Sequence[Scene], grid: Grid, bands: slice, device: torch.device) -> Tensor:
-    """Noise-free images [scenes, B, n, n] of a survey, on its own pixels, nJy per pixel."""
-    lsst = bands.start == 0
+def render_bands(
+    drawn: Sequence[Scene], grid: Grid, bands: slice, device: torch.device, psf: Psf | None = None
+) -> Tensor:
+    """Noise-free images [scenes, B, n, n] of some bands, nJy per pixel.
+
+    They are on the pixels of their survey, with its PSF; with a `psf` on the pixels of VIS.
+    """
+    lsst = bands.start == 0 and psf is None
     placed = [scene.places(grid.side, lsst=lsst) for scene in drawn]
 
     def tensor(values: list[NDArray[np.float64]]) -> Tensor:
@@ -269,7 +279,7 @@ def _render(drawn: Sequence[Scene], grid: Grid, bands: slice, device: torch.devi
     which = torch.from_numpy(np.repeat(np.arange(len(drawn)), [len(s.components) for s in drawn])).to(device)
     flux = tensor([scene.components.flux[:, bands] for scene in drawn])
     spectrum = spectra(grid, which, tensor([p[0] for p in placed]), tensor([p[1] for p in placed]), flux)
-    psfs = [psf for scene in drawn for psf in scene.observation.psfs[bands]]
+    psfs = [psf or own for scene in drawn for own in scene.observation.psfs[bands]]
     transfer = transfer_functions(psfs, grid.nodes, grid.spacing, 2 * grid.spacing, device)
     return images(spectrum, transfer.view(spectrum.shape), grid, every=2)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 END_SHARE = 0.1
 """Share of the states at the bridge's end in trainings of networks that are told conditions."""
 
+SHARP_FWHM = 0.16
+"""arcsec: of Euclid's VIS, and of the sharp skies that a bridge of seeing leads to."""
+
 SHAPE = (
     *("base", "stem", "norm", "objective", "bridge", "problem", "to"),
     *("end_noise", "clean_input", "broadcast"),
@@ -124,6 +127,8 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
     from surveybridge.bridge_core.fitting import fit_endpoint, fit_objective
     from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.network import NetworkConfig
+    from surveybridge.bridge_core.objective import WIENER, Objective
+    from surveybridge.bridge_core.sharpening import prior_power
 
     # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
     even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")
@@ -132,6 +137,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         "schrodinger": Bridge.schrodinger,
         "diffusion": Bridge.diffusion,
         "regression": Bridge.regression,
+        "seeing": functools.partial(Bridge.seeing, sharp=f"gaussian:{SHARP_FWHM}"),
     }[config["bridge"]]()
     ends = _shown_otherwise(config, problem)
     images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]
@@ -142,6 +148,13 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         )
         for end, values in zip(problem.endpoints, images, strict=True)
     ]
+    objective = fit_objective(config["objective"], problem.with_endpoints(fitted), images)
+    if config["bridge"] == "seeing":
+        wanted = problem.directions[0].index
+        # what is linear between the ends is so in the same units
+        fitted[wanted] = replace(fitted[wanted], stretch=fitted[1 - wanted].stretch)
+        sharp = fitted[wanted]
+        objective = Objective(WIENER, prior=prior_power(sharp.fitted.forward(images[wanted], sharp.bands)))
     problem = problem.with_endpoints(
         [replace(end, spread=config["broadcast"] or end.name not in ends) for end in fitted]
     )
@@ -157,7 +170,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             image_channels=problem.channels,
             conditions=bool(config["conditions"]),
         ),
-        objective=replace(fit_objective(config["objective"], problem, images), end_share=config["end_share"] or 0.0),
+        objective=replace(objective, end_share=config["end_share"] or 0.0),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,

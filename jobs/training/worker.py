@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from surveybridge.bridge_core.metrics import patch_energy_score
 from surveybridge.bridge_core.model import Card, Model, start_weights
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.sharpening import PAD, SkyBatch, sky_loss, tables
 from surveybridge.bridge_core.training import (
     Batch,
     Recipe,
@@ -39,6 +40,7 @@ from surveybridge.bridge_core.training import (
 )
 from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs.training.images import Images
+from surveybridge.jobs.training.skies import Observations, turned
 from surveybridge.jobs.translating.request import read_model
 from surveybridge.storage.objectstore import configure
 from surveybridge.storage.pairs import read_pairs
@@ -91,9 +93,9 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
 
     together = recipe.shards // config["accumulate"]
 
-    def draw_passes(step: int) -> list[Batch]:
+    def draw_passes(step: int) -> list[Drawn]:
         drawn = [shard.draw(card, recipe, step) for shard in shards]
-        return [Batch.join(drawn[first : first + together]) for first in range(0, len(drawn), together)]
+        return [joined(drawn[first : first + together]) for first in range(0, len(drawn), together)]
 
     since = Interval(state)
     clock = reported = time.monotonic()
@@ -108,7 +110,7 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
                 with session.gather(model, last=index == len(passes) - 1):
                     # workers may own unequal numbers of shards; the exchange takes the mean over workers
                     share = len(batch) * session.world_size / recipe.batch_size
-                    loss = share * bridge_loss(model, card, batch, recipe.bright_weight)
+                    loss = share * loss_of(model, card, batch, recipe.bright_weight)
                     loss.backward()
                 since.loss += float(loss.detach())
             norm = state.update(progress())
@@ -166,6 +168,23 @@ class Interval:
         self.loss = self.data_seconds = 0.0
 
 
+Drawn = Batch | SkyBatch
+"""What a step sees: pairs, or skies whose observation is drawn, for a bridge of seeing."""
+
+
+def joined(parts: list[Drawn]) -> Drawn:
+    """One batch of those of several shards."""
+    skies = [part for part in parts if isinstance(part, SkyBatch)]
+    return SkyBatch.join(skies) if skies else Batch.join([part for part in parts if isinstance(part, Batch)])
+
+
+def loss_of(network: nn.Module, card: Card, batch: Drawn, bright_weight: float) -> Tensor:
+    """The loss of a batch, a scalar."""
+    if isinstance(batch, SkyBatch):
+        return sky_loss(network, card, batch)
+    return bridge_loss(network, card, batch, bright_weight)
+
+
 @dataclass
 class Shard:
     """A range of the training pairs, and its part of those kept for validation."""
@@ -174,6 +193,8 @@ class Shard:
     seed: int
     training: Images
     validation: Images
+    observations: Observations | None = None
+    """Of a bridge of seeing."""
     _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def rows(self, step: int, count: int) -> Tensor:
@@ -181,10 +202,18 @@ class Shard:
         epochs, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.training))
         return torch.from_numpy(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)]))
 
-    def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
+    def skies(self, card: Card, images: Images, rows: Tensor | slice) -> Tensor:
+        """Sharp skies of some rows in the channels of the network, float32 [N, C, H, W]."""
+        direction = card.problem.directions[0]
+        return direction.wanted.shown(images.planes[direction.index][rows], card.network.image_channels)
+
+    def draw(self, card: Card, recipe: Recipe, step: int) -> Drawn:
         """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
+        if self.observations is not None:
+            sky = turned(self.skies(card, self.training, self.rows(step, count)), generator)
+            return SkyBatch.draw(card, sky, self.observations.draw(count, generator), generator)
         ends, told = self.training.rows(card, self.rows(step, count))
         channels = card.network.image_channels
         planes = ends if told is None else tuple(torch.cat(both, 1) for both in zip(ends, told.noise, strict=True))
@@ -208,15 +237,27 @@ class Shard:
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
     """Read one shard and nothing else; the pairs kept for validation are divided in the same way."""
 
+    seeing, wanted = card.bridge.kind == "seeing", card.problem.directions[0].index
+
     def read(start: int, stop: int) -> Images:
         first, last = shard_range(start, stop, index, config["shards"])
-        told = card.network.conditions
+        # of skies that are observed here, it is not needed how others observed them
+        told = card.network.conditions and not seeing
         pairs = read_pairs(config["pairs"], config["grid"], first, last, problem=card.problem.table, conditions=told)
-        return Images.of(card, pairs)
+        images = Images.of(card, pairs)
+        if not seeing:
+            return images
+        planes = list(images.planes)
+        planes[1 - wanted] = planes[1 - wanted][:, :0].clone()
+        return Images((planes[0], planes[1]))
 
     training = config["available"] - config["validation"]
     validation = config.get("validation_start", training)
-    return Shard(index, config["seed"], read(0, training), read(validation, validation + config["validation"]))
+    shard = Shard(index, config["seed"], read(0, training), read(validation, validation + config["validation"]))
+    if seeing:
+        side = shard.training.planes[wanted].shape[-1]
+        shard.observations = Observations(card, side, (config["seed"], index))
+    return shard
 
 
 def shard_range(start: int, stop: int, index: int, shards: int) -> tuple[int, int]:
@@ -237,6 +278,12 @@ def validation_loss(
         for shard in shards:
             generator = step_generator(VALIDATION_SEED, 0, shard.index)
             for first in range(0, len(shard.validation), VALIDATION_BATCH):
+                if shard.observations is not None:
+                    sky = shard.skies(card, shard.validation, slice(first, first + VALIDATION_BATCH))
+                    drawn = SkyBatch.draw(card, sky, shard.observations.draw(len(sky), generator), generator)
+                    loss += float(sky_loss(network, card, drawn.to(session.device))) * len(sky)
+                    count += len(sky)
+                    continue
                 ends, told = shard.validation.rows(card, slice(first, first + VALIDATION_BATCH))
                 for direction in card.problem.directions:
                     ways = torch.full((len(ends[0]),), direction.index)
@@ -261,6 +308,13 @@ def validation_energy(
     score = count = 0.0
     for shard in shards:
         some = slice(0, max(1, ENERGY_PAIRS // of_all))
+        if shard.observations is not None:
+            sky, generator = shard.skies(card, shard.validation, some), step_generator(VALIDATION_SEED, 1, shard.index)
+            if len(sky):
+                seen = SkyBatch.draw(card, sky, shard.observations.draw(len(sky), generator), generator)
+                score += sky_energy(model, card, seen.to(session.device), shard.index, how)
+                count += len(sky)
+            continue
         images, told = shard.validation.rows(card, some)
         size = images[0].shape[-1]
         corners = [(size * shard.index, size * k) for k in range(len(images[0]))]
@@ -278,6 +332,17 @@ def validation_energy(
             count += len(truth)
     score, count = session.total([score, count])
     return score / count
+
+
+def sky_energy(model: Model, card: Card, batch: SkyBatch, row: int, how: Sampling) -> float:
+    """Sum of the energy scores of samples of skies, each observed as its context says, network units."""
+    direction = card.problem.directions[0]
+    observed = batch.state(tables(card, batch.context)[0], card.bridge.num_steps - 1)
+    corners = [(observed.shape[-1] * row, observed.shape[-1] * k) for k in range(len(batch))]
+    values = window_samples(model, direction, observed, corners, how, context=batch.context)
+    drawn = direction.wanted.forward(values, card.network.image_channels).transpose(0, 1).cpu()
+    truth = batch.sky[..., PAD:-PAD, PAD:-PAD].cpu()
+    return float(torch.stack(patch_energy_score(drawn, truth)).mean(0).sum())
 
 
 def out_of_patience(log: list[dict[str, Any]], patience: int | None) -> bool:

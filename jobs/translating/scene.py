@@ -5,23 +5,32 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.registration import with_registration
+from surveybridge.storage.homogenise import native_pixel, noise_lags
 from surveybridge.storage.images import seeing, sky_noise
+from surveybridge.storage.psf import parse_psf
+from surveybridge.storage.psf_matching import noise_power
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from surveybridge.bridge_core.conditions import Conditions
     from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
-    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.bridge_core.translate import BandBlur, Scene
     from surveybridge.jobs.translating.wishes import Wishes
     from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
-def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
-    """Return one endpoint of a tile, core and halo, as a network is shown it, on a device."""
+def scene_of(tile: Tile, endpoint: str, device: torch.device, card: Card | None = None) -> Scene:
+    """Return one endpoint of a tile, core and halo, as a network is shown it, on a device.
+
+    For a checkpoint that goes through the seeing, whose `card` is needed, it says how each band came from a sharp sky.
+    """
     import numpy as np
     import torch
 
@@ -36,7 +45,34 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device) -> Scene:
         psf_fwhm=seeing(image) / image.pixel_scale,
         sigma=torch.from_numpy(np.sqrt(image.variance)).to(device),
         conditions=conditions_of(image, tile.registration),
+        blurs=() if card is None or card.bridge.kind != "seeing" else blurs_of(image, card),
     )
+
+
+def blurs_of(image: SurveyImage, card: Card) -> tuple[BandBlur, ...]:
+    """Return how the bands of an image came from a sharp sky; RequestError where a PSF is not known."""
+    import functools
+
+    from surveybridge.bridge_core.physics import Seeing
+    from surveybridge.bridge_core.translate import BandBlur
+
+    sharp, found = parse_psf(card.bridge.parameters["sharp"]), []
+    for number, band in enumerate(image.bands):
+        psf = image.psf(number)
+        if psf is None:
+            raise RequestError(
+                f"{image.survey} {band}: checkpoint {card.name} goes through the seeing, but FWHM "
+                f"{image.psf_fwhm[number]} and wings {image.psf_wing[number]} are not both known; ingest with --psf"
+            )
+        pixels = (image.pixel_scale, native_pixel(image, number))
+        seeing = Seeing(sharp, psf, image.pixel_scale, pixels)
+        found.append(BandBlur(seeing, functools.partial(half_noise_power, noise_lags(image, number))))
+    return tuple(found)
+
+
+def half_noise_power(lags: tuple[float, ...], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the power of noise by mode as `torch.fft.rfft2` has them, float64 [H, W // 2 + 1] with mean 1."""
+    return noise_power(lags, shape)[:, : shape[1] // 2 + 1]
 
 
 def conditions_of(image: SurveyImage, registration: float = math.nan) -> Conditions:

@@ -167,7 +167,7 @@ class TileTranslator:
             posterior = translate_tile(
                 self.model,
                 direction,
-                scene_of(tile, direction.observed.name, self.device),
+                scene_of(tile, direction.observed.name, self.device, self.model.card),
                 self.sampling,
                 wanted=wanted_conditions(self.model.card, tile, direction, settings.wishes),
             )
