@@ -236,7 +236,6 @@ class Shard:
 
 def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
     """Read one shard and nothing else; the pairs kept for validation are divided in the same way."""
-
     seeing, wanted = card.bridge.kind == "seeing", card.problem.directions[0].index
 
     def read(start: int, stop: int) -> Images:

@@ -1,0 +1,197 @@
+"""Sharp skies drawn through the seeing of an image: the closed form, and a network that learns what it lacks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.context import Context
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.objective import WIENER, Objective
+from surveybridge.bridge_core.physics import Seeing, filtered
+from surveybridge.bridge_core.problem import Endpoint, Problem
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.sharpening import (
+    FLOOR,
+    KNOTS,
+    PAD,
+    Linear,
+    SkyBatch,
+    prior_modes,
+    prior_power,
+    sky_loss,
+    tables,
+)
+from surveybridge.bridge_core.spectral import Physics
+from surveybridge.bridge_core.stretch import LinearStretch
+from surveybridge.bridge_core.training import Recipe, TrainState
+from surveybridge.bridge_core.translate import window_samples
+from surveybridge.storage.psf import Gaussian, Moffat, Psf
+
+SIDE = 32
+GRID = SIDE + 2 * PAD
+SHARP = Gaussian(0.16)
+TRUE = tuple(float(v) for v in 0.02 * (0.05 + KNOTS) ** -1.6)
+"""Power of the sky of these tests at `KNOTS`."""
+
+
+def model_of(prior: tuple[float, ...], base: int = 8) -> Model:
+    """A model of one band with an untrained network."""
+    stretch = LinearStretch({"r": 2.0})
+    ends = Endpoint("ground", ("r",), 0.1, stretch=stretch), Endpoint("sharp", ("r",), 0.1, stretch=stretch)
+    network = NetworkConfig(base=base, multipliers=(1, 2), time_dim=64, image_channels=1, norm="pixel", conditions=True)
+    bridge = Bridge.seeing("gaussian:0.16", num_steps=200)
+    problem = Problem("seeing", ends, wanted="sharp")
+    card = Card("test", "mosaic", problem, bridge, network, Objective(WIENER, prior=prior))
+    torch.manual_seed(3)
+    return Model(card, channels_last(UNet(network)).eval(), "")
+
+
+def silent(model: Model) -> Model:
+    """The same, whose network says that nothing is missing from the Wiener filter."""
+    torch.nn.init.zeros_(model.network.final_conv.weight)
+    assert model.network.final_conv.bias is not None
+    torch.nn.init.zeros_(model.network.final_conv.bias)
+    return model
+
+
+def context_of(psfs: list[Psf], sigma: Tensor) -> Context:
+    """What a network is told of windows with some PSFs and white noise sigma [N], network units."""
+    seeings = [Seeing(SHARP, psf, 0.1).log_transfer((GRID, GRID)) for psf in psfs]
+    log_transfer = torch.stack(seeings)[:, None]
+    power = (sigma.double() ** 2).view(-1, 1, 1, 1).expand(log_transfer.shape)
+    told = Context.blank(torch.ones(len(psfs), 1, SIDE, SIDE, dtype=torch.bool))
+    maps = torch.cat([sigma.float().log().view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE), told.maps[:, 1:]], 1)
+    vector = told.vector.clone()
+    vector[:, 0] = torch.tensor([math.log(psf.fwhm / 0.1) - 1.2 for psf in psfs])
+    vector[:, 1] = torch.tensor([4 * psf.wing - 0.4 for psf in psfs])
+    return Context(maps, vector, Physics(log_transfer, power.clone()))
+
+
+def gaussian_skies(count: int, generator: torch.Generator) -> Tensor:
+    """Skies of the power `TRUE`, float32 [N, 1, GRID, GRID]."""
+    z = torch.randn(count, 1, GRID, GRID, generator=generator)
+    return filtered(z, prior_modes(TRUE, (GRID, GRID)).sqrt())
+
+
+def judge(model: Model, psf: Psf, sigma: float, count: int = 24, seed: int = 1) -> tuple[float, float, list[float]]:
+    """Coverage of 68%, mean error over its standard deviation, and variance by mode over the closed form, low first."""
+    generator = torch.Generator().manual_seed(seed)
+    sky = gaussian_skies(count, generator)
+    context = context_of([psf] * count, torch.full((count,), sigma))
+    batch = SkyBatch(sky, torch.full((count,), 199), torch.randn(sky.shape, generator=generator), context)
+    bridge, _ = tables(model.card, context)
+    # the floor of white noise is added by the sampler
+    power, floor = bridge.power, bridge.power * FLOOR / (1 + FLOOR)
+    bare = type(bridge)(bridge.share, bridge.log_transfer, power - floor)
+    how = Sampling(samples=16, steps=16, seed=seed, precision="float32")
+    corners = [(1000 * n, 77) for n in range(count)]
+    direction = model.card.problem.directions[0]
+    drawn = window_samples(model, direction, batch.state(bare, 199), corners, how, context=context)[:, :, 0] / 2
+    inner = np.s_[..., 8:-8, 8:-8]
+    samples, truth = drawn[inner], sky[:, 0, PAD:-PAD, PAD:-PAD][inner]
+    mean, std = samples.mean(1), samples.std(1)
+    inside = float(((truth - mean).abs() < std * math.sqrt(1 + 1 / 16)).float().mean())
+    a2, prior = bridge.a(-1).abs()[0, 0] ** 2, prior_modes(TRUE, (GRID, GRID))
+    posterior = prior * power[0, 0] / (a2 * prior + power[0, 0])
+    bias = float((mean - truth).square().mean().sqrt() / (1 + 1 / 16) ** 0.5)
+    # variance of pixels of images that keep a band of modes; edges are as the middle is
+    departure = torch.nn.functional.pad(drawn - drawn.mean(1, keepdim=True), (PAD,) * 4, mode="reflect")
+    known = a2 * prior > power[0, 0]
+    ratios = []
+    for modes in (known, ~known & (prior > 0)):
+        kept = filtered(departure, modes.float())[..., PAD:-PAD, PAD:-PAD][inner]
+        weight = torch.full(modes.shape, 2.0, dtype=torch.float64)
+        weight[:, 0] = weight[:, -1] = 1
+        expected = (posterior * modes * weight).sum() / GRID**2
+        ratios.append(float(kept.square().mean() * 16 / 15 / expected))
+    return inside, bias / float(std.square().mean().sqrt()), ratios
+
+
+def test_the_power_of_a_sky_is_read_off_it():
+    found = prior_power(gaussian_skies(300, torch.Generator().manual_seed(8)))
+    # beyond the first knots, between which the power changes much
+    assert found[3:] == pytest.approx(TRUE[3:], rel=0.1)
+
+
+def test_without_a_network_a_gaussian_sky_comes_with_its_posterior():
+    model = silent(model_of(TRUE))
+    for psf, sigma in ((Gaussian(0.6), 0.3), (Moffat(0.9, 3.0), 0.15)):
+        inside, error, ratios = judge(model, psf, sigma)
+        assert inside == pytest.approx(0.68, abs=0.04)
+        assert error == pytest.approx(1.0, abs=0.08)
+        assert ratios[0] == pytest.approx(1.0, abs=0.12)
+
+
+def test_the_scale_follows_light_and_the_state_alone():
+    model = model_of(TRUE)
+    generator = torch.Generator().manual_seed(2)
+    context = context_of([Gaussian(0.7)], torch.tensor([0.3]))
+    bridge, prior = tables(model.card, context)
+    sky = gaussian_skies(1, generator)
+    faint = Linear.of(
+        bridge, prior, SkyBatch(sky, torch.tensor([120]), torch.randn(sky.shape), context).state(bridge, 120), 120
+    )
+    bright = sky.clone()
+    bright[0, 0, GRID // 2, GRID // 2] += 4e4
+    seen = Linear.of(
+        bridge, prior, SkyBatch(bright, torch.tensor([120]), torch.randn(sky.shape), context).state(bridge, 120), 120
+    )
+    assert seen.inputs.shape == (1, 3, SIDE, SIDE)
+    assert float(seen.scale[0, 0, 16, 16] / faint.scale[0, 0, 16, 16]) > 100
+    target = (bright[..., PAD:-PAD, PAD:-PAD] - seen.x0) / seen.scale
+    # what the network has to say stays within what bfloat16 can hold next to 1
+    assert float(target.abs().max()) < 30 < 1000 < float((bright[..., PAD:-PAD, PAD:-PAD] - seen.x0).abs().max())
+
+
+def test_an_image_of_unknown_seeing_is_refused():
+    model, direction = model_of(TRUE), model_of(TRUE).card.problem.directions[0]
+    with pytest.raises(BridgeError, match="no PSF is stated"):
+        window_samples(model, direction, torch.zeros(1, 1, SIDE, SIDE), [(0, 0)], Sampling(samples=2))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network that was told a wrong power of the sky, trained over a range of seeing and noise."""
+    wrong = tuple(0.3 * value * (1 + 6 * knot) for value, knot in zip(TRUE, KNOTS.tolist(), strict=True))
+    model = model_of(wrong, base=16)
+    model.network.train()
+    state = TrainState(model.network, Recipe(learning_rate=2e-3, warmup_steps=20, ema_widths=(0.1,)))
+    generator, steps, batch = torch.Generator().manual_seed(0), 420, 16
+    for step in range(steps):
+        fwhm = 0.45 + 0.75 * torch.rand(batch, generator=generator)
+        beta = 2.5 + 2.5 * torch.rand(batch, generator=generator)
+        sigma = 0.1 * 5 ** torch.rand(batch, generator=generator)
+        psfs: list[Psf] = [Moffat(float(f), float(b)) for f, b in zip(fwhm, beta, strict=True)]
+        drawn = SkyBatch.draw(model.card, gaussian_skies(batch, generator), context_of(psfs, sigma), generator)
+        sky_loss(model.network, model.card, drawn).backward()
+        state.update(step / steps)
+    model.network.load_state_dict(state.averages[0.1])
+    model.network.eval()
+    return model, wrong
+
+
+@pytest.mark.slow
+def test_a_network_learns_what_the_closed_form_lacks(trained):
+    model, wrong = trained
+    inside, error, ratios = judge(model, Moffat(0.7, 3.0), 0.2)
+    assert inside == pytest.approx(0.68, abs=0.05)
+    assert ratios[0] == pytest.approx(1.0, abs=0.1)
+    # with the wrong power alone it is not so
+    before, _, _ = judge(silent(model_of(wrong)), Moffat(0.7, 3.0), 0.2)
+    assert abs(before - 0.68) > 0.05 or abs(error - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fwhm", "beta"), [(0.55, 4.0), (0.85, 2.7), (1.1, 3.3)])
+def test_coverage_holds_through_any_seeing_of_the_range(trained, fwhm, beta):
+    for sigma in (0.12, 0.45):
+        inside, _, _ = judge(trained[0], Moffat(fwhm, beta), sigma)
+        assert inside == pytest.approx(0.68, abs=0.05)
