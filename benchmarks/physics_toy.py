@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "physics_toy.json"
 
 TIMES = (10 * torch.linspace(0, 1, 201, dtype=torch.float64) ** 2).tolist()
 """Dense near 0, where states move fast."""
+TOY = Quadratic(7.0)
 FORCING = 0.03
 HIT = 0.1
 """Of the distance from the start, by which a draw may miss it."""
@@ -52,7 +53,7 @@ class Score(nn.Module):
 
 def process() -> Process:
     """The toy."""
-    return Process(Quadratic(7.0), FORCING)
+    return Process(TOY, FORCING)
 
 
 def trajectories(count: int, seed: int = 0) -> Tensor:
@@ -67,7 +68,7 @@ def one_step(score: Score, states: Tensor, rows: tuple[Tensor, Tensor], share: f
     m, n = rows
     times = torch.tensor(TIMES)
     dt, below, above = times[m + 1] - times[m], states[m, n], states[m + 1, n]
-    down = 2 * above - process().operator.forward(above, dt) + dt * SDE * FORCING**2 * score(above, times[m + 1])
+    down = 2 * above - TOY.forward(above, dt) + dt * SDE * FORCING**2 * score(above, times[m + 1])
     return ((below - down).square() / (FORCING**2 * dt)).mean()
 
 

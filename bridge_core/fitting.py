@@ -104,7 +104,7 @@ def fit_objective(name: str, problem: Problem, ends: Sequence[Tensor]) -> Object
             "log_sigma_std": 1.5,
         }
         stated = measured | stated
-    return Objective(name, **stated)
+    return Objective(name, stated["sigma_data"], stated["log_sigma_mean"], stated["log_sigma_std"])
 
 
 def _robust_sigma(values: Tensor, end: str, band: str) -> float:

@@ -88,7 +88,7 @@ class Quadratic:
     rate: float = 7.0
 
     def forward(self, x: Tensor, dt: float | Tensor) -> Tensor:
-        """See `Operator`."""
+        """See `Operator`; dt may be a number for each state."""
         return x / (1 + self.rate * dt * x.abs())
 
     def log_transfer(self, shape: Shape) -> None:

@@ -64,7 +64,7 @@ def prior_power(images: Tensor) -> tuple[float, ...]:
     power = torch.fft.rfft2(cut.double()).abs().square().mean((0, 1)) / taper.square().sum()
     radius = _radius(shape)
     step = float(KNOTS[1])
-    found = []
+    found: list[float] = []
     for knot in KNOTS.tolist():
         near = (radius - knot).abs() < step / 2
         found.append(float(f"{float(power[near].mean()) if near.any() else found[-1]:.4g}"))

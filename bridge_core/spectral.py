@@ -213,6 +213,9 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     """
     side = kernel.shape[-1]
     largest = kernel.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    # that of a round PSF is the same upside down but for rounding, and rows may be added before they are multiplied
+    folded = bool(((kernel - kernel.flip(-2)).abs() <= 1e-9 * largest).all())
+    kernel = 0.5 * (kernel + kernel.flip(-2)) if folded else kernel
     weights = (kernel / largest / WEIGHT_STEP).round().mul(WEIGHT_STEP)
     values = (x.double() / DEVIATE_STEP).round().mul(DEVIATE_STEP)
     height, width = x.shape[-2] - side + 1, x.shape[-1] - side + 1
@@ -222,8 +225,11 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     matrices = bands.unflatten(-1, (width, width + side - 1)).mT
     total = torch.zeros(*torch.broadcast_shapes(x.shape[:-2], kernel.shape[:-2]), height, width, dtype=torch.float64)
     total = total.to(x.device)
-    for dy in range(side):
-        total += values[..., dy : dy + height, :] @ matrices[..., dy, :, :]
+    for dy in range(side // 2 + 1 if folded else side):
+        rows = values[..., dy : dy + height, :]
+        if folded and dy < side // 2:
+            rows = rows + values[..., side - 1 - dy : side - 1 - dy + height, :]
+        total += rows @ matrices[..., dy, :, :]
     return (total * largest).float()
 
 

@@ -11,6 +11,7 @@ EXAMPLES = """\
 surveybridge translate --store field.zarr --run runs/field
 surveybridge translate --store field.zarr --run runs/back --direction 'euclid->lsst' --samples 16 --workers 2
 surveybridge translate --store s3://bucket/field.zarr --run s3://bucket/runs/field --executor serial
+surveybridge translate --store field.zarr --run runs/sharp --checkpoint runs/seeing/seeing-v1 --to sharp
 surveybridge translate --store field.zarr --run runs/field --profile profiles/field"""
 
 

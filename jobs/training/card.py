@@ -6,7 +6,7 @@ import functools
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,13 +132,14 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
 
     # sigma from 0.006 (a twentieth of the noise of VIS in network units) to 10, instead of the published 0.045 to 45
     even_in_sigma = functools.partial(Bridge.brownian, m_min=2e-5, m_max=0.98, spacing="logit")
-    bridge = {
+    constructors: dict[str, Callable[[], Bridge]] = {
         "brownian": even_in_sigma if config["objective"] == "edm" else Bridge.brownian,
         "schrodinger": Bridge.schrodinger,
         "diffusion": Bridge.diffusion,
         "regression": Bridge.regression,
         "seeing": functools.partial(Bridge.seeing, sharp=f"gaussian:{SHARP_FWHM}"),
-    }[config["bridge"]]()
+    }
+    bridge = constructors[config["bridge"]]()
     ends = _shown_otherwise(config, problem)
     images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]
     fitted = [

@@ -93,9 +93,13 @@ def train_loop(storage: Mapping[str, Mapping[str, Any]], session: Session, confi
 
     together = recipe.shards // config["accumulate"]
 
-    def draw_passes(step: int) -> list[Drawn]:
+    def draw_passes(step: int) -> list[Batch] | list[SkyBatch]:
+        firsts = range(0, len(shards), together)
+        if card.bridge.kind == "seeing":
+            seen = [shard.observe(card, recipe, step) for shard in shards]
+            return [SkyBatch.join(seen[first : first + together]) for first in firsts]
         drawn = [shard.draw(card, recipe, step) for shard in shards]
-        return [joined(drawn[first : first + together]) for first in range(0, len(drawn), together)]
+        return [Batch.join(drawn[first : first + together]) for first in firsts]
 
     since = Interval(state)
     clock = reported = time.monotonic()
@@ -168,17 +172,7 @@ class Interval:
         self.loss = self.data_seconds = 0.0
 
 
-Drawn = Batch | SkyBatch
-"""What a step sees: pairs, or skies whose observation is drawn, for a bridge of seeing."""
-
-
-def joined(parts: list[Drawn]) -> Drawn:
-    """One batch of those of several shards."""
-    skies = [part for part in parts if isinstance(part, SkyBatch)]
-    return SkyBatch.join(skies) if skies else Batch.join([part for part in parts if isinstance(part, Batch)])
-
-
-def loss_of(network: nn.Module, card: Card, batch: Drawn, bright_weight: float) -> Tensor:
+def loss_of(network: nn.Module, card: Card, batch: Batch | SkyBatch, bright_weight: float) -> Tensor:
     """The loss of a batch, a scalar."""
     if isinstance(batch, SkyBatch):
         return sky_loss(network, card, batch)
@@ -207,13 +201,18 @@ class Shard:
         direction = card.problem.directions[0]
         return direction.wanted.shown(images.planes[direction.index][rows], card.network.image_channels)
 
-    def draw(self, card: Card, recipe: Recipe, step: int) -> Drawn:
+    def observe(self, card: Card, recipe: Recipe, step: int) -> SkyBatch:
+        """Draw its part of one step of a bridge of seeing."""
+        assert self.observations is not None
+        generator = step_generator(self.seed, step, self.index)
+        count = recipe.batch_size // recipe.shards
+        sky = turned(self.skies(card, self.training, self.rows(step, count)), generator)
+        return SkyBatch.draw(card, sky, self.observations.draw(count, generator), generator)
+
+    def draw(self, card: Card, recipe: Recipe, step: int) -> Batch:
         """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
-        if self.observations is not None:
-            sky = turned(self.skies(card, self.training, self.rows(step, count)), generator)
-            return SkyBatch.draw(card, sky, self.observations.draw(count, generator), generator)
         ends, told = self.training.rows(card, self.rows(step, count))
         channels = card.network.image_channels
         planes = ends if told is None else tuple(torch.cat(both, 1) for both in zip(ends, told.noise, strict=True))

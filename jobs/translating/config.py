@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 NOISE_BOUND = 1.5
 """As `storage.psf_matching.NOISE_BOUND`, which is not imported for `--help`."""
 
+STEPS, SEEING_STEPS = 6, 16
+"""Network evaluations of a sample, and of one that is drawn through the seeing (docs/notes/2026-11-29-physics.md)."""
+
 RECONSTRUCT = 0.1
 """Largest false-alarm rate at which new runs reconstruct a source: of ordinary ones a tenth."""
 
@@ -35,7 +38,12 @@ class TranslationConfig(JobConfig):
     )
     direction: str | None = Field(None, description="the same, as both endpoints in quotes: 'lsst->euclid'")
     samples: int = Field(8, ge=2, description="posterior samples K of each patch")
-    steps: int = Field(6, ge=1, description="network evaluations per sample")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description=f"network evaluations per sample (default: {STEPS}; with a checkpoint that goes through the seeing "
+        f"{SEEING_STEPS})",
+    )
     score_samples: int = Field(5, ge=2, description="reconstructions K of each source for the anomaly score")
     score_steps: int = Field(8, ge=1, description="network evaluations per reconstruction")
     score_reconstruct: float | None = Field(
@@ -94,12 +102,12 @@ class TranslationConfig(JobConfig):
 
     @property
     def sampling(self) -> Sampling:
-        """How posteriors are sampled; without `batch` set, in batches as for a CPU."""
+        """How posteriors are sampled; without `batch` set, in batches as for a CPU, without `steps` as most are."""
         from surveybridge.bridge_core.settings import PatchGrid, Sampling
 
         return Sampling(
             samples=self.samples,
-            steps=self.steps,
+            steps=self.steps or STEPS,
             seed=self.seed,
             batch=self.batch or Sampling.batch,
             precision=self.precision,

@@ -108,9 +108,15 @@ def prepared(model: Model, tile: Tile) -> Tile:
 
 
 def check_tile(model: Model, tile: Tile) -> None:
-    """Refuse a tile with an image that does not match the data on which the model was trained."""
+    """Refuse a tile with an image that does not match the data on which the model was trained.
+
+    Images of other endpoints than those of the model's problem, which it does not look at, are let be.
+    """
     card = model.card
+    known = {end.name for end in card.problem.endpoints}
     for name, image in tile.images.items():
+        if name not in known:
+            continue
         card.problem[name].check(
             image.bands, image.unit, image.pixel_scale, what=f"tile {tile.tile_id}", model=card.name
         )

@@ -81,7 +81,7 @@ def gaussian_skies(count: int, generator: torch.Generator) -> Tensor:
     return filtered(z, prior_modes(TRUE, (GRID, GRID)).sqrt())
 
 
-def judge(model: Model, psf: Psf, sigma: float, count: int = 24, seed: int = 1) -> tuple[float, float, list[float]]:
+def judge(model: Model, psf: Psf, sigma: float, count: int = 8, seed: int = 1) -> tuple[float, float, list[float]]:
     """Coverage of 68%, mean error over its standard deviation, and variance by mode over the closed form, low first."""
     generator = torch.Generator().manual_seed(seed)
     sky = gaussian_skies(count, generator)
@@ -91,17 +91,17 @@ def judge(model: Model, psf: Psf, sigma: float, count: int = 24, seed: int = 1) 
     # the floor of white noise is added by the sampler
     power, floor = bridge.power, bridge.power * FLOOR / (1 + FLOOR)
     bare = type(bridge)(bridge.share, bridge.log_transfer, power - floor)
-    how = Sampling(samples=16, steps=16, seed=seed, precision="float32")
+    how = Sampling(samples=8, steps=16, seed=seed, precision="float32")
     corners = [(1000 * n, 77) for n in range(count)]
     direction = model.card.problem.directions[0]
     drawn = window_samples(model, direction, batch.state(bare, 199), corners, how, context=context)[:, :, 0] / 2
     inner = np.s_[..., 8:-8, 8:-8]
     samples, truth = drawn[inner], sky[:, 0, PAD:-PAD, PAD:-PAD][inner]
     mean, std = samples.mean(1), samples.std(1)
-    inside = float(((truth - mean).abs() < std * math.sqrt(1 + 1 / 16)).float().mean())
+    inside = float(((truth - mean).abs() < std * math.sqrt(1 + 1 / 8)).float().mean())
     a2, prior = bridge.a(-1).abs()[0, 0] ** 2, prior_modes(TRUE, (GRID, GRID))
     posterior = prior * power[0, 0] / (a2 * prior + power[0, 0])
-    bias = float((mean - truth).square().mean().sqrt() / (1 + 1 / 16) ** 0.5)
+    bias = float((mean - truth).square().mean().sqrt() / (1 + 1 / 8) ** 0.5)
     # variance of pixels of images that keep a band of modes; edges are as the middle is
     departure = torch.nn.functional.pad(drawn - drawn.mean(1, keepdim=True), (PAD,) * 4, mode="reflect")
     known = a2 * prior > power[0, 0]
@@ -111,7 +111,7 @@ def judge(model: Model, psf: Psf, sigma: float, count: int = 24, seed: int = 1) 
         weight = torch.full(modes.shape, 2.0, dtype=torch.float64)
         weight[:, 0] = weight[:, -1] = 1
         expected = (posterior * modes * weight).sum() / GRID**2
-        ratios.append(float(kept.square().mean() * 16 / 15 / expected))
+        ratios.append(float(kept.square().mean() * 8 / 7 / expected))
     return inside, bias / float(std.square().mean().sqrt()), ratios
 
 

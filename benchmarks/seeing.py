@@ -1,0 +1,144 @@
+"""Are sharpened skies right in flux and in spread, at every seeing, depth and PSF profile.
+
+    python -m benchmarks.seeing --checkpoint runs/seeing/seeing-v1/seeing-v1 --count 48
+
+Skies of `simulating.sharp_skies` that no training has seen (other seeds) are observed through the process of the bridge
+at `SEEING` x `DEPTHS` x `PROFILES`, sharpened, and held against themselves. Of pixels whose truth is above three times
+the noise of the image, per band: median ratio of summed flux in apertures of one FWHM about the objects in the middle,
+share of pixels whose truth lies within a standard deviation of the mean (68%), and spread over error. It prints a table
+and writes it to benchmarks/results/seeing.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
+from surveybridge.bridge_core.context import Context, context_of
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.physics import Seeing
+from surveybridge.bridge_core.settings import Sampling
+from surveybridge.bridge_core.sharpening import FLOOR, PAD, SkyBatch, spectral_bridge
+from surveybridge.bridge_core.translate import BandBlur, physics_of, window_samples
+from surveybridge.jobs.simulating.scenes import SceneSpec
+from surveybridge.jobs.simulating.sharp_skies import draw_skies
+from surveybridge.jobs.simulating.training_skies import SKY
+from surveybridge.jobs.translating.scene import half_noise_power
+from surveybridge.storage.homogenise import spline_lags
+from surveybridge.storage.psf import Gaussian, Moffat, Psf, parse_psf
+from surveybridge.storage.spline import noise_covariance
+
+RESULTS = Path(__file__).parent / "results" / "seeing.json"
+
+SEEING = (0.5, 0.7, 0.9, 1.1)
+"""FWHM, arcsec."""
+DEPTHS = {"10 years": 1.0, "1 year": 10**0.5}
+"""Noise over that of ten years."""
+PROFILES = ("gaussian", "moffat 3.5", "moffat 2.5")
+NATIVE = 0.2
+SEED = 90_210
+SIZE = 96
+SNR = 3.0
+APERTURE = 8
+"""Radius in pixels about the middle of a window in which fluxes are summed."""
+
+
+def profile(kind: str, fwhm: float) -> Psf:
+    """A PSF by its name."""
+    return Gaussian(fwhm) if kind == "gaussian" else Moffat(fwhm, float(kind.split()[1]))
+
+
+def skies(count: int) -> tuple[Tensor, Tensor]:
+    """Sharp skies [N, 3, 96, 96] nJy, and which of them have an object in the middle, bool [N]."""
+    spec = SceneSpec(size=SIZE, windows=12, grid="sharp")
+    drawn = draw_skies(spec, SEED, list(range(-(-count // 12))))
+    return drawn.sharp[:count], torch.from_numpy(drawn.labels["role"][:count] != "sky")
+
+
+def observed(
+    model: Model, sky: Tensor, psf: Psf, depth: float, generator: torch.Generator
+) -> tuple[Tensor, Context, Tensor]:
+    """Windows [N, C, 64, 64] in network units, what the network is told of them, and the noise by band, nJy."""
+    card, direction = model.card, model.card.problem.directions[0]
+    end = direction.observed
+    lags = spline_lags(end.pixel_scale / NATIVE, 0.0)
+    share = noise_covariance(0.0, 0.0) * (end.pixel_scale / NATIVE) ** 2
+    sigma = tuple(depth * share * value for value in SKY[: len(end.bands)])
+    seeing = Seeing(parse_psf(card.bridge.parameters["sharp"]), psf, end.pixel_scale, (end.pixel_scale, NATIVE))
+    blurs = [BandBlur(seeing, lambda shape: half_noise_power(lags, shape))] * len(end.bands)
+    physics = physics_of(card, direction, blurs, sigma, SIZE - 2 * PAD)
+    conditions = Conditions(sigma, (psf.fwhm,) * 3, (psf.wing,) * 3, (lags[1],) * 3)
+    nominal = (card.conditions or ConditionRanges({})).nominal_of(direction.wanted.name, direction.wanted.bands)
+    valid = torch.ones(len(end.bands), SIZE - 2 * PAD, SIZE - 2 * PAD, dtype=torch.bool)
+    noise = torch.tensor(sigma)[:, None, None].expand(valid.shape)
+    told = context_of(
+        direction, card.network.image_channels, noise, valid, {end.name: conditions, direction.wanted.name: nominal}
+    )
+    context = Context(told.maps.expand(len(sky), -1, -1, -1), told.vector, physics)
+    units = direction.wanted.forward(sky, card.network.image_channels)
+    bridge = spectral_bridge(card.bridge, physics)
+    # the sampler adds the floor itself
+    bare = type(bridge)(bridge.share, physics.log_transfer, physics.power.double())
+    last = card.bridge.num_steps - 1
+    batch = SkyBatch(units, torch.full((len(sky),), last), torch.randn(units.shape, generator=generator), context)
+    return batch.state(bare, last), context, torch.tensor(sigma)
+
+
+def judge(model: Model, sky: Tensor, there: Tensor, psf: Psf, depth: float, how: Sampling) -> dict[str, float]:
+    """Flux ratio, coverage, and spread over error at one seeing and depth, over all bands."""
+    x1, context, sigma = observed(model, sky, psf, depth, torch.Generator().manual_seed(SEED))
+    corners = [(1000 * n, 1000) for n in range(len(sky))]
+    drawn = window_samples(model, model.card.problem.directions[0], x1, corners, how, context=context)
+    truth = sky[..., PAD:-PAD, PAD:-PAD]
+    inner = np.s_[..., 8:-8, 8:-8]
+    mean, std, truth = drawn.mean(1)[inner], drawn.std(1)[inner], truth[inner]
+    bright = truth > SNR * sigma[:, None, None]
+    error = (mean - truth)[bright]
+    spread = std[bright] * math.sqrt(1 + 1 / how.samples)
+    y, x = np.indices(truth.shape[-2:]) - (truth.shape[-1] - 1) / 2
+    disc = torch.from_numpy(np.hypot(y, x) <= APERTURE)
+    fluxes, found = ((image * disc).sum((-2, -1))[there] for image in (truth, mean))
+    seen = fluxes > 10 * sigma * disc.sum().sqrt()
+    ratio = (found / fluxes)[seen]
+    return {
+        "flux": round(float(ratio.median()), 4),
+        "flux_16_84": round(float((ratio.quantile(0.84) - ratio.quantile(0.16)) / 2), 4),
+        "inside_68": round(float((error.abs() < spread).float().mean()), 4),
+        "spread_over_error": round(float((spread.square().mean() / error.square().mean()).sqrt()), 3),
+        "pixels": int(bright.sum()),
+        "objects": int(seen.sum()),
+    }
+
+
+def main() -> None:
+    """Judge a checkpoint, print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--count", type=int, default=48, help="skies")
+    parser.add_argument("--samples", type=int, default=8, help="K")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
+    sky, there = skies(arguments.count)
+    how = Sampling(samples=arguments.samples, steps=arguments.steps, seed=5)
+    rows = []
+    for fwhm in SEEING:
+        for depth, noise in DEPTHS.items():
+            for kind in PROFILES:
+                found = judge(model, sky, there, profile(kind, fwhm), noise, how)
+                rows.append({"seeing": fwhm, "depth": depth, "psf": kind, **found})
+                print(rows[-1], flush=True)
+    arguments.out.write_text(json.dumps({"checkpoint": model.card.name, "floor": FLOOR, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
