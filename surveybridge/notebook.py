@@ -312,7 +312,7 @@ def translate(
     to: str,
     valid: ArrayLike | None = None,
     samples: int = 8,
-    steps: int = 6,
+    steps: int | None = None,
     seed: int = 0,
     homogenise: Literal["auto", "off"] = "auto",
 ) -> PosteriorMap:
@@ -333,8 +333,8 @@ def translate(
         Usable pixels, [B, H, W] or what broadcasts to it; only with arrays (a tile has its own mask).
     samples : int
         Posterior samples, at least 2.
-    steps : int
-        Network evaluations for each sample.
+    steps : int, optional
+        Network evaluations for each sample; by default as `surveybridge translate` takes.
     seed : int
         Key of the noise.
     homogenise : "auto" or "off"
@@ -376,7 +376,7 @@ def translate(
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile
-    from surveybridge.jobs.translating.config import NOISE_BOUND
+    from surveybridge.jobs.translating.config import NOISE_BOUND, steps_of
     from surveybridge.jobs.translating.homogenising import Homogenisation
     from surveybridge.jobs.translating.scene import wanted_conditions
     from surveybridge.storage.celestial import celestial_wcs
@@ -390,6 +390,7 @@ def translate(
             "checkpoint"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = steps or steps_of(card.bridge.kind)
     how = Sampling(samples=samples, steps=steps, seed=seed, batch=DEFAULT_BATCH[device.type])
     if isinstance(observed, Tile):
         if valid is not None:

@@ -24,6 +24,11 @@ PATCHES = (64, 128)
 """Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first is the default."""
 
 
+def steps_of(bridge: str) -> int:
+    """Return the default number of network evaluations of a sample, by the kind of a checkpoint's bridge."""
+    return SEEING_STEPS if bridge == "seeing" else STEPS
+
+
 class TranslationConfig(JobConfig):
     """The settings that decide a translation and how it runs, except where it goes."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.translating.config import PATCHES, SEEING_STEPS, STEPS, Config, TranslationConfig
+from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig, steps_of
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
@@ -103,7 +103,7 @@ def check(config: Config) -> Request:
     recalibration = {"calibrated": True} if config.calibrated else {}
     if config.calibrated:
         model.card.calibrated(direction)  # refused where it is not
-    steps = config.steps or (SEEING_STEPS if model.card.bridge.kind == "seeing" else STEPS)
+    steps = config.steps or steps_of(model.card.bridge.kind)
     config = config.model_copy(update={"to": None, "direction": str(direction), "steps": steps})
     if config.score_reconstruct is None and begun is not None:
         began_with = (LATER_KEYS | begun.run_json)["score_reconstruct"]

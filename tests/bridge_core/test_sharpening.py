@@ -41,6 +41,8 @@ SHARP = Gaussian(0.16)
 TRUE = tuple(float(v) for v in 0.02 * (0.05 + KNOTS) ** -1.6)
 """Power of the sky of these tests at `KNOTS`."""
 
+HALF = tuple(0.5 * value for value in TRUE)
+
 
 def model_of(prior: tuple[float, ...], base: int = 8) -> Model:
     """A model of one band with an untrained network."""
@@ -159,39 +161,43 @@ def test_an_image_of_unknown_seeing_is_refused():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network that was told a wrong power of the sky, trained over a range of seeing and noise."""
-    wrong = tuple(0.3 * value * (1 + 6 * knot) for value, knot in zip(TRUE, KNOTS.tolist(), strict=True))
-    model = model_of(wrong, base=16)
+    """A small network that was told half of the power of the sky, trained over a range of seeing and noise."""
+    model = model_of(HALF, base=16)
     model.network.train()
-    state = TrainState(model.network, Recipe(learning_rate=2e-3, warmup_steps=20, ema_widths=(0.1,)))
-    generator, steps, batch = torch.Generator().manual_seed(0), 420, 16
+    state = TrainState(model.network, Recipe(learning_rate=3e-3, warmup_steps=20, ema_widths=(0.1,)))
+    generator, steps, batch = torch.Generator().manual_seed(0), 400, 16
+    numbers = torch.rand(60, 2, generator=generator) * torch.tensor([0.75, 2.5]) + torch.tensor([0.45, 2.5])
+    kept = context_of([Moffat(*of) for of in numbers.tolist()], torch.ones(60))
     for step in range(steps):
-        fwhm = 0.45 + 0.75 * torch.rand(batch, generator=generator)
-        beta = 2.5 + 2.5 * torch.rand(batch, generator=generator)
-        sigma = 0.1 * 5 ** torch.rand(batch, generator=generator)
-        psfs: list[Psf] = [Moffat(float(f), float(b)) for f, b in zip(fwhm, beta, strict=True)]
-        drawn = SkyBatch.draw(model.card, gaussian_skies(batch, generator), context_of(psfs, sigma), generator)
+        seen = kept.rows(torch.randint(0, 60, (batch,), generator=generator))
+        sigma = (0.1 * 5 ** torch.rand(batch, generator=generator)).view(-1, 1, 1, 1)
+        maps = torch.cat([sigma.log().expand(-1, 1, SIDE, SIDE), seen.maps[:, 1:]], 1)
+        assert seen.physics is not None
+        physics = Physics(seen.physics.log_transfer, seen.physics.power * sigma.double().square())
+        context = Context(maps, seen.vector, physics)
+        drawn = SkyBatch.draw(model.card, gaussian_skies(batch, generator), context, generator)
         sky_loss(model.network, model.card, drawn).backward()
         state.update(step / steps)
     model.network.load_state_dict(state.averages[0.1])
     model.network.eval()
-    return model, wrong
+    return model
 
 
 @pytest.mark.slow
 def test_a_network_learns_what_the_closed_form_lacks(trained):
-    model, wrong = trained
-    inside, error, ratios = judge(model, Moffat(0.7, 3.0), 0.2)
+    psf = Moffat(0.7, 3.0)
+    before, _, _ = judge(silent(model_of(HALF)), psf, 0.2)
+    inside, error, ratios = judge(trained, psf, 0.2)
+    assert before < 0.6
     assert inside == pytest.approx(0.68, abs=0.05)
-    assert ratios[0] == pytest.approx(1.0, abs=0.1)
-    # with the wrong power alone it is not so
-    before, _, _ = judge(silent(model_of(wrong)), Moffat(0.7, 3.0), 0.2)
-    assert abs(before - 0.68) > 0.05 or abs(error - 1) < 0.1
+    assert error == pytest.approx(1.0, abs=0.1)
+    # a small network is a little less sure than the closed form, of the modes that it sees
+    assert 0.9 < ratios[0] < 1.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fwhm", "beta"), [(0.55, 4.0), (0.85, 2.7), (1.1, 3.3)])
 def test_coverage_holds_through_any_seeing_of_the_range(trained, fwhm, beta):
     for sigma in (0.12, 0.45):
-        inside, _, _ = judge(trained[0], Moffat(fwhm, beta), sigma)
+        inside, _, _ = judge(trained, Moffat(fwhm, beta), sigma)
         assert inside == pytest.approx(0.68, abs=0.05)
