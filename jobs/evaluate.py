@@ -177,6 +177,11 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
     if out.is_local and os.path.isfile(out.path()):
         raise RequestError(f"--out {config.out} is a file; give a folder")
     model = read_model(config.checkpoint)
+    if model.card.bridge.kind == "seeing":
+        raise RequestError(
+            f"checkpoint {model.card.name} sharpens images through their own seeing, but evaluate judges pairs as they "
+            "are; translate a tile store, or give another checkpoint"
+        )
     published, grid = not model.card.physical, model.card.grid  # AS-Bridge's sees the display, not fluxes
     problem = model.card.problem
     stores = {"pairs": config.pairs} | ({} if config.anomalies is None else {"anomalies": config.anomalies})

@@ -200,6 +200,8 @@ def run(config: Config) -> int:
     out = Folder.at(config.out)
     settings = config.model_dump() | {"out": out.url}
     settings["learning_rate"] = config.learning_rate or (RATE if start is None else FURTHER_RATE)
+    if config.bridge == "seeing":
+        settings["bright_weight"] = 0.0  # its loss is in units that follow the light already
     if start is not None:
         settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
     source = None if config.store is None else _source(config, start)
@@ -370,6 +372,9 @@ def _check(config: Config) -> None:
             f"--bridge {config.bridge} with --objective {config.objective}: what seeing leaves to learn is the part "
             "beyond the Wiener filter, and nothing else has that; give --bridge seeing --objective wiener, or neither"
         )
+    if config.bridge == "seeing" and (config.crop is not None or config.rescale):
+        which = f"--crop {config.crop}" if config.crop is not None else f"--rescale {config.rescale:g}"
+        raise RequestError(f"{which}, but skies of --bridge seeing are seen whole and in their own units; leave it out")
     fewest, most = config.workers[0], config.workers[-1]
     if not 1 <= fewest <= most:
         raise RequestError(f"--workers {','.join(map(str, config.workers))}: give N, or MIN,MAX with 1 <= MIN <= MAX")

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.bridge_core.objective import WIENER, Objective
 from surveybridge.bridge_core.problem import Problem
 from surveybridge.bridge_core.stretch import LinearStretch
+from surveybridge.jobs import evaluate, train
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.engine import translate
@@ -118,5 +120,25 @@ def test_a_tile_of_unknown_seeing_fails_with_its_reason(tmp_path):
 
 def test_it_goes_one_way(stores, tmp_path):
     config = config_of(stores[True], checkpoint(tmp_path), tmp_path / "run").model_copy(update={"to": "lsst"})
-    with pytest.raises((RequestError, Exception), match="goes one way, to sharp"):
+    with pytest.raises(BridgeError, match="goes one way, to sharp"):
         check(config)
+
+
+def test_pairs_as_they_are_do_not_judge_it(tmp_path):
+    with pytest.raises(RequestError, match="translate a tile store"):
+        evaluate.check(evaluate.Config(pairs="pairs.zarr", out=str(tmp_path / "out"), checkpoint=checkpoint(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"objective": "edm"}, "give --bridge seeing --objective wiener"),
+        ({"bridge": "brownian"}, "give --bridge seeing --objective wiener"),
+        ({"crop": 32}, "--crop 32, but skies"),
+        ({"rescale": 0.5}, "--rescale 0.5, but skies"),
+    ],
+)
+def test_what_a_training_of_skies_cannot_have_is_refused(tmp_path, asked, message):
+    settings = {"pairs": "s.zarr", "out": str(tmp_path), "steps": 2, "bridge": "seeing", "objective": "wiener"} | asked
+    with pytest.raises(RequestError, match=message):
+        train.run(train.Config(**settings))
