@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 
@@ -49,6 +50,7 @@ import pytest
 from tests import warm
 from tests.lanes import LANES, lane_of, may_hold
 from tests.processor import PerTest
+from tests.sharing import Sharing
 
 if TYPE_CHECKING:
     from surveybridge.storage.ingest import Field
@@ -125,7 +127,8 @@ def seeds() -> None:
     np.random.seed(0)  # noqa: NPY002  # the global state itself is what is pinned
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(0)
+        # torch.manual_seed keeps a list of its callers for devices that nobody has used yet, for 1 ms
+        torch.manual_seed(0) if torch.cuda.is_initialized() else torch.default_generator.manual_seed(0)
         torch.set_num_threads(1)
 
 
@@ -166,13 +169,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--lane", choices=tuple(LANES.keys() - {"lint"}), help="run the tests of this lane only; see tests/lanes.py"
     )
     parser.addoption("--processor", metavar="FILE", help="add a line a test to FILE: processor seconds, and its name")
+    parser.addoption("--processes", type=int, default=1, help="let so many forks of this process share the tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count processor time where it is asked for; with pytest-xdist the workers do it."""
-    file = config.getoption("--processor")
-    shared = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if file and not shared:
+    """Let several processes share the tests, and count processor time, where that is asked for."""
+    if (processes := config.getoption("processes")) > 1:
+        config.pluginmanager.register(Sharing(processes, _count))
+    else:
+        _count(config)
+
+
+def _count(config: pytest.Config) -> None:
+    if file := config.getoption("processor"):
         config.pluginmanager.register(PerTest(file))
 
 
@@ -190,9 +199,20 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Let Python take everything apart at its end: extensions complain of what is left."""
-    gc.unfreeze()
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """End the process at the end of its `atexit` functions: to take a million objects apart takes Python 4 s."""
+    _exit_status.append(int(exitstatus))
+
+
+@atexit.register  # before what tests register, so that it comes after that
+def _leave_the_objects_to_the_kernel() -> None:
+    if _exit_status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_status[-1])
+
+
+_exit_status: list[int] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

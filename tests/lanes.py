@@ -1,6 +1,6 @@
 """Run the tests in lanes, several at a time, and say what each took: python -m tests.lanes [LANE ...] [-- -x ...].
 
-A lane is a process of pytest, with workers of its own where files can share the work; `lint` is no pytest. Every test
+A lane is a process of pytest, with forks that share its files where they can; `lint` is no pytest. Every test
 is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
 the cores while they wait: three that start so much make each other miss their deadlines on two cores, Slurm included,
 though it sleeps most of the time. What follows -- goes to pytest.
@@ -35,7 +35,7 @@ class Lane:
     after: tuple[str, ...] = ()
     """Lanes that must have ended before it starts."""
     workers: int = 1
-    """Processes that share its files."""
+    """Processes that share its files (tests/sharing.py)."""
     niceness: int = 0
     """Above 0 in a lane that only computes: it leaves the cores to those that wait for their processes."""
 
@@ -48,7 +48,7 @@ LANES = {
     ),
     "ray": Lane("on a Ray cluster that is there already", after=("slow",)),
     "lint": Lane("no tests: formatting, lint and types, as make lint", niceness=5),
-    "long": Lane("files that compute for more than 5 s, and start nothing that they wait for", niceness=2),
+    "long": Lane("files that compute for more than 5 s, and start nothing that they wait for", workers=2, niceness=5),
     "fast": Lane("all others, which share nothing", workers=2, niceness=8),
 }
 FORKING = {"slow", "drills", "ray"}
@@ -117,9 +117,8 @@ def command(lane: str, file: str, more: Sequence[str]) -> list[str]:
     """What runs a lane, and leaves the outcomes of its tests in `file`."""
     if lane == "lint":
         return ["make", "--no-print-directory", "lint"]
-    workers = LANES[lane].workers
-    shared = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
-    return [sys.executable, "-m", "pytest", "--lane", lane, *shared, *more, f"--junitxml={file}"]
+    processes = f"--processes={LANES[lane].workers}"
+    return [sys.executable, "-m", "pytest", "--lane", lane, processes, *more, f"--junitxml={file}"]
 
 
 def server_of_forks() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from pathlib import Path
@@ -56,6 +57,7 @@ class PerTest:
     def __init__(self, file: str) -> None:
         self.file = file
         self.group = Group("tests", os.getpid())
+        atexit.register(self.group.close)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):
@@ -65,7 +67,3 @@ class PerTest:
         with open(self.file, "a") as lines:  # a short line at the end of a file: workers may share it
             lines.write(f"{self.group.seconds() - before:.2f}\t{item.nodeid}\n")
         return result
-
-    def pytest_unconfigure(self) -> None:
-        """Leave the group."""
-        self.group.close()

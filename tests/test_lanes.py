@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,68 @@ def test_a_lane_that_is_none_is_refused(capsys):
     assert "no lane quick: there are slow, drills, slurm, ray, lint, long, fast" in capsys.readouterr().err
 
 
+SHARED = {
+    "test_one.py": """
+import os, time
+
+def test_waits():
+    print("said by one")
+    time.sleep(0.5)
+
+def test_fails():
+    print("said by it")
+    assert 1 == 2
+
+def test_ends_its_process(): os.kill(os.getpid(), 9)
+def test_is_lost(): ...
+""",
+    "test_other.py": """
+import time
+import pytest
+
+@pytest.fixture(scope="module")
+def room(request):
+    yield
+    request.path.with_name("left").touch()
+
+def test_waits(room):
+    print("said by the other")
+    time.sleep(1)
+
+def test_is_skipped(room): pytest.skip("here")
+def test_passes(room): ...
+""",
+    "test_last.py": "def test_last(): ...",
+    "conftest.py": "from tests.conftest import *",
+    "pytest.ini": f"[pytest]\npythonpath = {ROOT}\n",
+}
+
+
+@pytest.mark.long
+def test_processes_share_files_and_one_that_dies_is_a_failed_test(tmp_path):
+    for name, text in SHARED.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-m", "pytest", "--processes", "2", "-v", f"--junitxml={tmp_path}/tests.xml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and " 2 failed, 4 passed, 1 skipped in " in done.stdout, done.stdout + done.stderr
+    assert (
+        "Captured stdout call" in done.stdout and done.stdout.count("said by") == done.stdout.count("said by it") == 2
+    )
+    assert "the process that ran tests ended with -9" in done.stdout and "test_is_lost" not in done.stdout
+    assert (tmp_path / "left").exists()
+    counts = next(ET.parse(tmp_path / "tests.xml").iter("testsuite")).attrib
+    assert [counts[name] for name in ("tests", "failures", "errors", "skipped")] == ["7", "2", "0", "1"]
+
+
+@pytest.mark.long
+def test_the_first_failure_ends_all_processes_where_that_is_asked_for(tmp_path):
+    for name, text in SHARED.items():
+        (tmp_path / name).write_text(text.replace("sleep(1)", "sleep(60)"))
+    command = [sys.executable, "-m", "pytest", "--processes", "2", "-x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and "stopping after 1 failures" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.long
 def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhere, capsys):
     try:
@@ -135,4 +199,4 @@ def test_processor_time_of_a_test_is_that_of_the_processes_it_starts_too(elsewhe
     counted = {line.split("::")[1]: float(line.split()[0]) for line in (elsewhere / "seconds").read_text().splitlines()}
     assert len(counted) == 5 and 0.5 <= counted["test_busy"] < 2 and counted["test_idle"] < 0.2
     row = capsys.readouterr().out.partition("CPU s")[2].splitlines()[1].split()
-    assert float(row[3]) >= 1  # two workers import pytest
+    assert float(row[3]) >= 1  # it imports pytest
