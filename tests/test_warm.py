@@ -130,6 +130,16 @@ def test_other_options_and_settings_that_imports_read_get_a_real_process(words, 
     assert done.stdout == f"{sys.executable}\n", done.stderr
 
 
+def test_what_the_drivers_of_submitted_jobs_are_given_is_read_in_the_fork():
+    given = {"RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1", "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    given |= {"PYTHONUNBUFFERED": "1", "PYTHONBREAKPOINT": "ray.util.rpdb.set_trace"}
+    program = "import os, sys; print(sys.executable, sys.stdout.write_through, *sorted(os.environ)); os._exit(0)"
+    done = run(warm.python(), "-c", program, env=os.environ | given)
+    executable, unbuffered, *names = done.stdout.split()
+    assert (executable, unbuffered) == (warm.python(), "True"), done.stderr
+    assert given.keys() <= set(names)
+
+
 def test_forks_draw_different_random_numbers_and_import_the_house_of_their_folder(tmp_path):
     program = """
 import threading

@@ -18,6 +18,7 @@ import ctypes
 import functools
 import gc
 import importlib
+import io
 import marshal
 import os
 import re
@@ -46,12 +47,16 @@ IMPORTS = (
     *("ray.train.torch", "ray.dashboard.agent", "ray.dashboard.dashboard", "ray._private.log_monitor"),
     *("ray._private.runtime_env.agent.main", "ray.autoscaler._private.monitor"),
 )
-READ_ON_IMPORT = re.compile(rb"(RAY_[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRITON_|TORCH_|ARROW_|LC_|LANG|MPL)")
-"""Names of variables that must have the same value in a fork; Ray's own in small letters are read anew."""
+READ_ON_IMPORT = re.compile(
+    rb"(RAY_(?!EXPERIMENTAL_NOSET_)[A-Z]|PYTHON|OMP_|MKL_|OPENBLAS_|NUMBA_|TRITON_|TORCH_|ARROW_|LC_|LANG|MPL)"
+)
+"""Names of variables that must have the same value in a fork; Ray's own in small letters are read anew, and those that
+keep devices visible, which the drivers of submitted jobs get, where devices are assigned."""
 READ_LATER = {
     *(b"RAY_ADDRESS", b"RAY_AUTH_MODE", b"RAY_AUTH_TOKEN", b"RAY_JOB_ID", b"RAY_LD_PRELOAD_ON_WORKERS", b"RAY_NODE_ID"),
-    *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", b"PYTHONPATH"),
+    *(b"RAY_RAYLET_PID", b"RAY_TMPDIR", b"PYTHONPATH"),
     *(b"PYTHONDONTWRITEBYTECODE", b"RAY_DEDUP_LOGS_SKIP_REGEX", b"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),
+    *(b"PYTHONBREAKPOINT", b"PYTHONUNBUFFERED", b"RAY_JOB_CONFIG_JSON_ENV_VAR", b"RAY_JOB_STOP_WAIT_TIME_S"),
 }
 AGENTS = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 """As every raylet sets it for its agents, which read it on import: else a raylet would have to be their parent."""
@@ -298,8 +303,9 @@ def open_standard_streams(unbuffered: bool) -> None:
     sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)  # type: ignore[misc]
     for name, number in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
-        stream = os.fdopen(number, "w", encoding=old.encoding, errors=old.errors, closefd=False)
-        stream.reconfigure(line_buffering=number == 2 or stream.isatty(), write_through=unbuffered)
+        binary: Any = os.fdopen(number, "wb", buffering=0 if unbuffered else -1, closefd=False)
+        stream = io.TextIOWrapper(binary, old.encoding, old.errors, write_through=unbuffered)
+        stream.reconfigure(line_buffering=number == 2 or stream.isatty())
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
