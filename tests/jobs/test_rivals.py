@@ -153,7 +153,7 @@ def test_the_benchmark_trains_what_is_missing_each_in_its_way_and_once(store, tm
     runs = tmp_path / "runs"
     asked = ["--train", str(held), "--suites", f"id={held}", "--runs", str(runs), "--training", "4", "--samples", "2"]
     asked += ["--rivals", "U-Net", "DSB-without-M2", "DSB-quarter", "--base", "8", "--batch-size", "16", "--steps", "2"]
-    asked += ["--rescale", "0.5"]
+    asked += ["--rescale", "0.5", "--problem", "clouds-density"]
     monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked])
     with without_ray(), quick_energies():
         clouds_rivals.main()
