@@ -31,9 +31,10 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.sampler import Trajectory, begin, draw
-from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
+from surveybridge.bridge_core.scene import Scene
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
-from surveybridge.bridge_core.translate import START, Scene, sampler_steps, translate_tile, window_noise
+from surveybridge.bridge_core.translate import START, sampler_steps, translate_tile, window_noise
 
 SIDE = 64
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    bench = Bench(device, (2,), 1, 64) if arguments.quick else Bench(device, (16, 128, 512, 2048), 5, 1024)
+    bench = Bench(device, (2,), 1, 32) if arguments.quick else Bench(device, (16, 128, 512, 2048), 5, 1024)
     parts: dict[str, Callable[[Bench], Any]] = {
         "machine": machine, "tests": run_tests, "kernels": kernel_rates, "sampler": sampler_rates,
         "network": network_rate, "training": training_rates, "model_stage": model_stage, "graph": graph,
@@ -174,26 +175,34 @@ def training_rates(bench: Bench) -> list[dict[str, Any]]:
 
 
 def model_stage(bench: Bench) -> dict[str, Any]:
-    """Translate one tile with the defaults: core pixels per second, and on a GPU the share of time that it is busy."""
+    """Translate one tile with the defaults, as one window and in patches.
+
+    Core pixels per second, and on a GPU the share of time that it is busy.
+    """
     model = load_checkpoint().to(bench.device, "bfloat16")
-    side, halo = bench.tile, 32
+    side, halo = bench.tile, WholeTile.halo
     direction = model.card.problem.directions[-1]
     flux = torch.randn(len(direction.observed.bands), side + 2 * halo, side + 2 * halo, device=bench.device)
     core = (halo, halo + side, halo, halo + side)
     scene = Scene(flux, torch.ones_like(flux, dtype=torch.bool), origin=(0, 0), core=core, psf_fwhm=7.0)
-    how = Sampling(batch=DEFAULT_BATCH[bench.device.type])
+    found: dict[str, Any] = {"core": side}
+    for grid in (WholeTile(), PatchGrid()):
+        how = Sampling(batch=DEFAULT_BATCH[bench.device.type], patches=grid)
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
-    def translate() -> None:
-        translate_tile(model, direction, scene, how)
+        def translate(how: Sampling = how) -> None:
+            translate_tile(model, direction, scene, how)
 
-    took = bench.seconds(translate)
-    found = {"core": side, "seconds": took, "core_pixels_per_second": side**2 / took}
-    if bench.device.type == "cuda":
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            translate()
-            bench.settle()
-        busy = sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6
-        found |= {"busy_seconds": busy, "busy": busy / took, "peak_memory": torch.cuda.max_memory_allocated()}
+        took = bench.seconds(translate)
+        row = {"seconds": took, "core_pixels_per_second": side**2 / took}
+        if bench.device.type == "cuda":
+            with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+                translate()
+                bench.settle()
+            busy = sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6
+            row |= {"busy_seconds": busy, "busy": busy / took, "peak_memory": torch.cuda.max_memory_allocated()}
+        found[str(grid.stated)] = row
     return found
 
 

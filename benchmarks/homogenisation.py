@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.scene import observed_units
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import observed_units, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs import ingest, simulate
 from surveybridge.jobs.running.progress import quiet
 from surveybridge.jobs.translating.config import NOISE_BOUND

@@ -28,8 +28,9 @@ from benchmarks.field_measures import read_images
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.scene import observed_units
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import observed_units, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs import ingest
 from surveybridge.jobs.drawing.rendering import lupton_rgb
 from surveybridge.storage.pairs import read_ids, read_labels, read_pairs

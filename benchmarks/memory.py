@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="default: random weights of a small network, to see the arrays' memory")
     parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--patch", help="windows, as of translate (default: those of the card)")
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a child does, in `--folder`
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -63,7 +64,8 @@ def main() -> None:
         print(f"{'tile':>10} {'stage':<6} {'projected':>11} {'measured':>11} {'ratio':>6}")
         for side in arguments.sides:
             place = Path(folder) / str(side)
-            config = prepare(place, side, checkpoint, direction=arguments.direction, samples=arguments.samples)
+            asked = {"direction": arguments.direction, "samples": arguments.samples, "patch": arguments.patch}
+            config = prepare(place, side, checkpoint, **asked)
             for stage, numbers in compare(place, config).items():
                 projected, measured = numbers["projected"] / 2**20, numbers["measured"] / 2**20
                 print(
@@ -86,7 +88,7 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
     RunFolder.open_or_create(config.run, request.document)
     worker = replace(settings_of(request, attempts={}), threads=1)
     (place / "settings.pickle").write_bytes(pickle.dumps(worker))
-    return config
+    return request.config
 
 
 def compare(place: Path, config: Config, stages: Sequence[str] = STAGES) -> dict[str, dict[str, int]]:

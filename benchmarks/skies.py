@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from benchmarks.sky_measures import FIRST, SAMPLES, Sums, measure, summary
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.settings import Scoring
+from surveybridge.bridge_core.settings import WHOLE, PatchGrid, Scoring, windows_of
 from surveybridge.jobs.simulating.field import SimulatedField, noise_stream
 from surveybridge.jobs.simulating.files import to_hdus
 from surveybridge.jobs.simulating.observing import Instrument, Observing, Registration, StarCounts
@@ -62,17 +62,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="of the first field; the others follow")
     parser.add_argument("--fields", type=int, default=FIELDS)
     parser.add_argument("--homogenise", choices=("auto", "off"), default="auto", help="as of `translate`")
-    parser.add_argument("--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT[-off].json)")
+    parser.add_argument(
+        "--patch", choices=("tile", "64", "128"), help="what the network sees at once, as of `translate`"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT[-off][-tile].json)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
     homogenisation = Homogenisation.of_card(model.card, NOISE_BOUND) if arguments.homogenise == "auto" else None
-    file = f"skies-{model.card.name}{'-off' if arguments.homogenise == 'off' else ''}.json"
+    patch = windows_of(arguments.patch or model.card.patch).stated
+    file = f"skies-{model.card.name}{'-off' * (arguments.homogenise == 'off')}{'-tile' * (patch == WHOLE)}.json"
     out = arguments.out or Path(__file__).with_name("results") / file
     settings = {
         "checkpoint_sha256": model.sha256, "seed": arguments.seed, "fields": arguments.fields, "size": SIZE,
         "lenses_a_field": LENSES, "samples": SAMPLES,
         "homogenisation": homogenisation and homogenisation.document,
+        **({} if patch == PatchGrid.size else {"patch": patch}),
     }  # fmt: skip
     report = earlier(out, settings)
     skies = chosen(arguments.only)
@@ -81,7 +88,7 @@ def main() -> None:
             continue
         started = time.process_time()
         sums = Sums.joined(
-            [measure_field(model, homogenisation, sky, arguments.seed + k) for k in range(arguments.fields)]
+            [measure_field(model, homogenisation, sky, arguments.seed + k, patch) for k in range(arguments.fields)]
         )
         report["skies"][name] = summary(sums) | {"processor_seconds": round(time.process_time() - started, 1)}
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +119,9 @@ def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "skies": {}}
 
 
-def measure_field(model: Model, homogenisation: Homogenisation | None, sky: Observing, seed: int) -> Sums:
+def measure_field(
+    model: Model, homogenisation: Homogenisation | None, sky: Observing, seed: int, patch: int | str | None = None
+) -> Sums:
     """Simulate, read, translate, score and measure one field."""
     drawn = field(seed, sky.stars)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +132,7 @@ def measure_field(model: Model, homogenisation: Homogenisation | None, sky: Obse
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))
     table = rows.rows.select(["system_id", "score", "false_alarm", "kind", "x", "y"]).to_pandas()
     truth = images(seed, sky.band("VIS"), sky.registration, sky.stars)
-    return measure(model, tile, drawn, truth, table)
+    return measure(model, tile, drawn, truth, table, patch)
 
 
 def observed_tile(folder: Path, sky: Observing, seed: int) -> Tile:

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import cut
-from surveybridge.bridge_core.settings import PatchGrid, Sampling
+from surveybridge.bridge_core.scene import cut_context, look
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import cut_context, look, window_samples
+from surveybridge.bridge_core.translate import whole_samples, window_samples
 from surveybridge.jobs.simulating.field import SimulatedField
 from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.translating.scene import scene_of, wanted_conditions
+from surveybridge.jobs.translating.windows import halo_of_tile, windows_for
 from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.pairs import WHITE
 from surveybridge.storage.tiles import Tile
@@ -99,7 +101,9 @@ class Sums:
         )
 
 
-def measure(model: Model, tile: Tile, field: SimulatedField, truth: Floats, rows: pd.DataFrame) -> Sums:
+def measure(
+    model: Model, tile: Tile, field: SimulatedField, truth: Floats, rows: pd.DataFrame, patch: int | str | None = None
+) -> Sums:
     """Translate the windows with galaxies and stars of a field, and measure.
 
     Parameters
@@ -110,6 +114,8 @@ def measure(model: Model, tile: Tile, field: SimulatedField, truth: Floats, rows
         Noise-free image of VIS.
     rows : DataFrame
         Candidates of the tile.
+    patch
+        What the network sees at once, as of `translate`.
     """
     known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
     places = {
@@ -117,7 +123,7 @@ def measure(model: Model, tile: Tile, field: SimulatedField, truth: Floats, rows
         for kind, objects in (("galaxy", field.galaxies), ("star", field.stars))
     }
     centres, owner = covering(np.concatenate([places["star"][:, 1:], places["galaxy"][:, 1:]]))
-    drawn = translate_windows(model, tile, centres)
+    drawn = translate_windows(model, tile, centres, patch=patch)
     means = drawn.mean(1)
     x_lens, y_lens = field.euclid.pixels(*field.sky(field.lenses))
     countable = known & ~near(known.shape, x_lens, y_lens, LENS_ARCSEC / 0.1)
@@ -140,19 +146,30 @@ def covering(places: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def translate_windows(
-    model: Model, tile: Tile, centres: NDArray[np.int64], wishes: Wishes | None = None
+    model: Model,
+    tile: Tile,
+    centres: NDArray[np.int64],
+    wishes: Wishes | None = None,
+    patch: int | str | None = None,
 ) -> NDArray[np.float32]:
     """Samples of VIS in windows by their middles (y, x), [W, K, S, S] nJy: as a run with `wishes` translates them."""
-    how = Sampling(samples=SAMPLES)
+    grid = PatchGrid()
+    how = Sampling(samples=SAMPLES, patches=windows_for(model.card, patch, halo_of_tile(tile)))
     direction = model.card.problem.to("euclid")
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
-    half = how.patches.size // 2
+    half = grid.size // 2
     corners = [(int(y) - half, int(x) - half) for y, x in centres]
-    seen = look(model, direction, scene, how, corners, wanted_conditions(model.card, tile, direction, wishes))
+    wanted = wanted_conditions(model.card, tile, direction, wishes)
+    if isinstance(how.patches, WholeTile):
+        seen = look(model, direction, scene, how, wanted=wanted)
+        field = torch.cat(list(whole_samples(model, direction, seen, how, seen.box)), dim=1)[0, :, 0]
+        top, left = seen.box[0], seen.box[2]
+        return np.stack([field[:, y - top : y - top + grid.size, x - left : x - left + grid.size] for y, x in corners])
+    seen = look(model, direction, scene, how, corners, wanted)
     if len(seen.live) != len(corners):
         raise ValueError(f"{len(corners) - len(seen.live)} windows show nothing, but hold objects that are known")
-    windows = cut(seen.x1, corners, scene.origin, how.patches.size)
-    told = cut_context(seen.context, corners, scene.origin, how.patches.size)
+    windows = cut(seen.x1, corners, scene.origin, grid.size)
+    told = cut_context(seen.context, corners, scene.origin, grid.size)
     return window_samples(model, direction, windows, corners, how, context=told)[:, :, 0].numpy()
 
 

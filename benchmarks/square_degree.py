@@ -7,10 +7,11 @@ multiplied by the work of a square degree, as `plan` does (`jobs.planning.projec
 
     hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
 
-for B bytes of tiles, W windows, K samples of S network evaluations each, N sources of E evaluations (on average: those
-of the lens score, and of reconstructions for the share of sources that has them), T tiles, P pixels.
+for B bytes of tiles, W windows of 64 x 64 pixels (larger ones count by their pixels), K samples of S network
+evaluations each, N sources of E evaluations (on average: those of the lens score, and of reconstructions for the share
+of sources that has them), T tiles, P pixels.
 On a CPU the stages share the core, so everything counts; a GPU is paid for while its model works, and reading and
-writing go on beside it. Other windows change W, and the time of one: they are timed in turns with the default ones.
+writing go on beside it. Other windows change W, and the time of one: they are timed in turns with those asked for.
 What the settings mean for quality is in docs/results.md and docs/performance.md.
 """
 
@@ -30,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, WINDOW_PIXELS, PatchGrid, Sampling, WholeTile, Windows
 from surveybridge.bridge_core.translate import translate_tile
 from surveybridge.jobs.diagnosing.machine import described_machine
 from surveybridge.jobs.planning.projection import project, steps_of, work_of
@@ -42,33 +43,34 @@ from surveybridge.jobs.translating.stages import TileTranslator
 from surveybridge.storage.tiles import Tile, part_of
 
 PIXEL_ARCSEC = 0.1
-DEFAULT, LARGE = PatchGrid(), PatchGrid.of(128)
+SMALL, LARGE = PatchGrid(), PatchGrid.of(128)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table: samples, network evaluations per sample, the grid of windows, and which sources count."""
+    """A row of the table: samples, network evaluations per sample, the windows, and which sources count."""
 
     name: str
     samples: int
     steps: int
-    grid: PatchGrid = DEFAULT
+    grid: Windows
     all_sources: bool = False
     """Whether every source is reconstructed."""
 
 
-def settings_around(samples: int, steps: int) -> list[Setting]:
-    """Return the rows, starting with the setting that was asked for."""
+def settings_around(samples: int, steps: int, asked: Windows, whole: Windows) -> list[Setting]:
+    """Return the rows, starting with the setting that was asked for; `whole` are whole tiles."""
     half = max(2, samples // 2)
     return [
-        Setting("asked (by default: the default)", samples, steps),
-        Setting("half the samples", half, steps),
-        Setting("4 steps", samples, 4),
-        Setting("half the samples, 4 steps", half, 4),
-        Setting("windows of 128 pixels", samples, steps, LARGE),
-        Setting("all three", half, 4, LARGE),
-        Setting("all sources reconstructed", samples, steps, all_sources=True),
-        Setting("as published: 200 steps, K = 5", 5, 200),
+        Setting("asked (by default: the default)", samples, steps, asked),
+        Setting("half the samples", half, steps, asked),
+        Setting("4 steps", samples, 4, asked),
+        Setting("half the samples, 4 steps", half, 4, asked),
+        Setting("whole tiles", samples, steps, whole),
+        Setting("patches of 64 pixels", samples, steps, SMALL),
+        Setting("patches of 128 pixels", samples, steps, LARGE),
+        Setting("all sources reconstructed", samples, steps, asked, all_sources=True),
+        Setting("as published: 200 steps, K = 5", 5, 200, asked),
     ]
 
 
@@ -111,48 +113,58 @@ def main() -> None:
             executor="ray" if arguments.device == "cuda" else "serial",
         )
         request = check(config)
-        rates, tile, ratio = measured(request, arguments.calibrate, arguments.rounds)
+        rates, tile, times = measured(request, arguments.calibrate, arguments.rounds)
+        asked, whole = request.sampling.patches, whole_of(request)
     rates = replace(rates, live=1.0, sources_per_pixel=arguments.sources * (PIXEL_ARCSEC / 3600) ** 2)
     price = arguments.gpu_price if rates.gpus else arguments.core_price
     rows = []
-    for setting in settings_around(arguments.samples, arguments.steps):
+    for setting in settings_around(arguments.samples, arguments.steps, asked, whole):
+        if setting.grid not in times:  # of a network that takes statistics of its window
+            continue
         # tiles must hold all that their windows look at
         manifest = square_degree(tile, arguments.tile_size, max(arguments.halo, setting.grid.reach))
-        at = rates if setting.grid == DEFAULT else replace(rates, translate=ratio * rates.translate)
+        at = replace(rates, translate=times[setting.grid] / times[asked] * rates.translate)
         row = row_of(setting, request, manifest, tile, at)
         rows.append(row | {"dollars": price * row["hours"]})
     show(rows, rates, config, price)
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("store", "out")}
-        settings |= {"direction": str(request.direction), "batch": config.batch}
+        settings |= {"direction": str(request.direction), "batch": config.batch, "patch": asked.stated}
         document: dict[str, Any] = {"machine": described_machine(), "settings": settings}
-        document |= {"rates": asdict(rates), "time_of_128_window_over_64": ratio, "rows": rows}
+        seconds = {str(grid.stated): taken for grid, taken in times.items()}
+        document |= {"rates": asdict(rates), "seconds_an_evaluation": seconds, "rows": rows}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile, float]:
-    """Return rates of the stages, a tile of the store, and the time of a large window over that of a default one."""
+def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile, dict[Windows, float]]:
+    """Return rates of the stages, a tile of the store, and the seconds of an evaluation by the windows."""
     settings = settings_of(request, attempts={})
     todo = todo_of(request)
     steps = steps_of(request.model, request.config)
     rates, tile = calibrate(request.store, todo, settings, request.document, steps, seconds)
     translator = TileTranslator(settings)
-    # large enough for whole batches of either
+    # large enough for whole batches of any
     part = part_of(tile, 4 * LARGE.stride)
     scene = scene_of(part, request.direction.observed.name, translator.device)
-    taken: dict[PatchGrid, list[float]] = {DEFAULT: [], LARGE: []}
+    how = Sampling(samples=2, steps=2, batch=translator.sampling.batch, precision=settings.sampling.precision)
+    whole = [whole_of(request)] if request.model.card.bound_to_a_size is None else []
+    grids = dict.fromkeys((settings.sampling.patches, *whole, SMALL, LARGE))
+    taken: dict[Windows, list[float]] = {grid: [] for grid in grids}
+    (y, x), (height, width) = part.core_origin, part.core_shape
     for measuring in [False, *[True] * rounds]:
         for grid, times in taken.items():
-            how = Sampling(
-                samples=2, steps=2, batch=translator.sampling.batch, precision=settings.sampling.precision, patches=grid
-            )
             began = time.perf_counter()
-            found = translate_tile(translator.model, request.direction, scene, how)
+            found = translate_tile(translator.model, request.direction, scene, replace(how, patches=grid))
             found.mean.cpu()  # waits for a GPU
+            windows, pixels = grid.count((y, y + height, x, x + width))
             if measuring:
-                times.append((time.perf_counter() - began) / found.windows)
-    default, large = (statistics.median(times) for times in taken.values())
-    return rates, tile, large / default
+                times.append((time.perf_counter() - began) * windows * WINDOW_PIXELS / pixels / found.windows)
+    return rates, tile, {grid: statistics.median(times) for grid, times in taken.items()}
+
+
+def whole_of(request: Request) -> WholeTile:
+    """Return whole tiles as the network of a request can take them."""
+    return WholeTile(multiple=request.model.card.network.window_multiple)
 
 
 def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, rates: Rates) -> dict[str, Any]:
@@ -166,7 +178,7 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
         "name": setting.name,
         "samples": config.samples,
         "steps": config.steps,
-        "windows": [grid.size, grid.stride, grid.margin],
+        "windows": grid.stated,
         "evaluations": {stage: round(count / area) for stage, count in found.evaluations.items()},
         "sources": round(found.sources / area),
         "reconstructed": round(found.reconstructed / area),
@@ -176,10 +188,13 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
 
 
 def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
-    """Return the manifest of the tiles of a square degree, as many at each place in the lattice of windows."""
+    """Return the manifest of the tiles of a square degree, as many at each place in the lattice of windows.
+
+    As the tiles of a field they begin at multiples of 8 pixels.
+    """
     count = round((3600 / PIXEL_ARCSEC / tile_size) ** 2)
     spread = np.outer((0.7548776662466927, 0.5698402909980532), np.arange(count)) % 1  # evenly over the unit square
-    y, x = np.floor(spread * tile_size * 8).astype(np.int64)
+    y, x = np.floor(spread * tile_size * 8).astype(np.int64) * 8
     planes = sum(len(image.bands) for image in tile.images.values())
     columns: dict[str, Any] = {
         "ra": np.full(count, np.nan),

@@ -2,10 +2,10 @@
 
     python -m benchmarks.windows --store tiles --tiles 2 --out benchmarks/results
 
-The reference is the whole tile with its halo as one window. `off` is the distance of a grid's posterior mean from that
-of the reference, in posterior standard deviations (rms): the noise is that of the sky, hence the same for all, and only
-the context differs. Quality is judged against the true image of the wanted endpoint. Times are medians of rounds that
-go through all grids in turn.
+The reference is the whole tile with all of its halo as one window. `off` is the distance of the posterior mean from
+that of the reference, in posterior standard deviations (rms, and the largest): the noise is that of the sky, hence the
+same for all, and only the context differs. Quality is judged against the true image of the wanted endpoint. Times are
+processor seconds of a tile, medians of rounds that go through all kinds of windows in turn.
 """
 
 from __future__ import annotations
@@ -24,26 +24,31 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.settings import PatchGrid, Sampling
-from surveybridge.bridge_core.translate import Posterior, look, translate_tile, window_moments
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile, Windows
+from surveybridge.bridge_core.translate import Posterior, translate_tile
 from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.storage.tiles import Tile, TileStore
 
-GRIDS = (
+GRIDS: tuple[Windows, ...] = (
     PatchGrid(64, 40, 8),
     PatchGrid(64, 32, 16),
     PatchGrid(128, 104, 8),
     PatchGrid(128, 88, 16),
     PatchGrid(256, 232, 8),
     PatchGrid(256, 216, 16),
+    WholeTile(16),
+    WholeTile(32),
+    WholeTile(64),
+    WholeTile(96),
 )
-"""In one call of the network, whatever the size of the windows."""
+"""What the network sees at once; whole tiles with as much of their halo as they hold."""
 
 
 def main() -> None:
     """Print a table per direction and write windows.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True)
+    parser.add_argument("--checkpoint", help="shipped name, or path (default: the shipped one)")
     parser.add_argument("--tiles", type=int, default=2, help="number of tiles with both endpoints and a full halo")
     parser.add_argument("--samples", type=int, default=4, help="K")
     parser.add_argument("--rounds", type=int, default=1, help="of timing")
@@ -51,18 +56,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = load_checkpoint().to("cpu", "bfloat16")
+    model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
     store = TileStore.open(arguments.store)
     tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
-    tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= 32][: arguments.tiles]
+    tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= WholeTile.halo][: arguments.tiles]
     if not tiles:
-        parser.error(f"no tile of {arguments.store} has both endpoints and a halo of 32 pixels on every side")
+        parser.error(f"no tile of {arguments.store} has both endpoints and a halo of 64 pixels on every side")
     rows: list[dict[str, Any]] = []
     for direction in model.card.problem.directions[::-1]:
         print(f"{direction}, {len(tiles)} tiles, core {tiles[0].core}, K = {arguments.samples}")
-        print(
-            "  size stride margin | pixels computed | seconds |  off, sigma | RMSE  spread/skill  in 68%, bright | sky"
-        )
+        print("  windows           | pixels computed | seconds | off, sigma  largest | RMSE  s/s  in 68%, bright | sky")
         rows += measure(model, tiles, direction, arguments.samples, arguments.rounds)
     if arguments.out:
         settings = {name: getattr(arguments, name) for name in ("tiles", "samples", "rounds", "threads")}
@@ -72,31 +75,33 @@ def main() -> None:
 
 
 def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each grid; the reference translates all tiles first."""
-    whole = whole_tile(tiles[0])
+    """Return a row for each kind of windows; the reference translates all tiles first."""
+    whole = WholeTile(min(map(halo, tiles)))
+    grids = [grid for grid in GRIDS if isinstance(grid, PatchGrid) or grid.halo < whole.halo]
     references = [translate(model, tile, direction, whole, samples) for tile in tiles]
-    seconds: dict[PatchGrid, list[float]] = {grid: [] for grid in GRIDS}
-    found: dict[PatchGrid, list[Posterior]] = {}
+    seconds: dict[Windows, list[float]] = {grid: [] for grid in grids}
+    found: dict[Windows, list[Posterior]] = {whole: references}
     for _ in range(rounds):
-        for grid in GRIDS:
-            began = time.perf_counter()
+        for grid in grids:
+            began = time.process_time()
             found[grid] = [translate(model, tile, direction, grid, samples) for tile in tiles]
-            seconds[grid].append((time.perf_counter() - began) / len(tiles))
+            seconds[grid].append((time.process_time() - began) / len(tiles))
     rows = []
-    for grid in (*GRIDS, whole):
-        posteriors = found.get(grid, references)
-        core = sum(posterior.coverage.numel() for posterior in posteriors)
-        row: dict[str, Any] = {"direction": str(direction)}
-        row |= {"size": grid.size, "stride": grid.stride, "margin": grid.margin, "whole": grid is whole}
-        row["pixels_computed"] = sum(p.windows for p in posteriors) * grid.size**2 / core
+    for grid in (*grids, whole):
+        posteriors = found[grid]
+        row: dict[str, Any] = {"direction": str(direction), "windows": named(grid)}
+        row["pixels_computed"] = sum(map(computed, posteriors, tiles, [grid] * len(tiles))) / sum(
+            posterior.coverage.numel() for posterior in posteriors
+        )
         row["seconds"] = statistics.median(seconds[grid]) if grid in seconds else None
-        off = [((p.mean - r.mean) / r.std).square().nanmean() for p, r in zip(posteriors, references, strict=True)]
-        row["off"] = float(torch.stack(off).mean().sqrt())
+        off = [(p.mean - r.mean) / r.std for p, r in zip(posteriors, references, strict=True)]
+        row["off"] = float(torch.stack([each.square().nanmean() for each in off]).mean().sqrt())
+        row["largest_off"] = float(max(each.abs().nan_to_num(0).max() for each in off))
         row |= quality(tiles, posteriors, direction.wanted.name, samples)
         rows.append(row)
         print(
-            f"  {grid.size:4d} {grid.stride:6d} {grid.margin:6d} | {row['pixels_computed']:15.2f} | "
-            f"{row['seconds'] or np.nan:7.1f} | {row['off']:11.3f} | {row['rmse_bright']:4.2f} "
+            f"  {row['windows']:17} | {row['pixels_computed']:15.2f} | {row['seconds'] or np.nan:7.1f} | "
+            f"{row['off']:10.3f} {row['largest_off']:8.1f} | {row['rmse_bright']:4.2f} "
             f"{row['spread_skill_bright']:6.2f} {row['inside_68_bright']:17.1%} | "
             f"{row['rmse_sky']:.3f} {row['spread_skill_sky']:.3f} {row['inside_68_sky']:.1%}",
             flush=True,
@@ -104,10 +109,18 @@ def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int,
     return rows
 
 
-def whole_tile(tile: Tile) -> PatchGrid:
-    """Return one window that holds the tile with its halo, and whose used part holds the core."""
-    size = -(-max(tile.shape) // 8) * 8
-    return PatchGrid(size, size - 2 * halo(tile), halo(tile))
+def named(grid: Windows) -> str:
+    """Return how the table calls some windows."""
+    if isinstance(grid, WholeTile):
+        return f"tile, halo {grid.halo}"
+    return f"{grid.size} {grid.stride} {grid.margin}"
+
+
+def computed(posterior: Posterior, tile: Tile, grid: Windows) -> float:
+    """Return the pixels that went through the network for a sample and step."""
+    (y, x), (height, width) = tile.core_origin, tile.core_shape
+    windows, pixels = grid.count((y, y + height, x, x + width))
+    return pixels * posterior.windows / windows
 
 
 def halo(tile: Tile) -> int:
@@ -116,19 +129,10 @@ def halo(tile: Tile) -> int:
     return min(y0, x0, tile.shape[0] - y1, tile.shape[1] - x1)
 
 
-def translate(model: Model, tile: Tile, direction: Direction, grid: PatchGrid, samples: int) -> Posterior:
-    """Return the posterior over the tile's core; a grid of one window is laid onto the tile itself."""
+def translate(model: Model, tile: Tile, direction: Direction, grid: Windows, samples: int) -> Posterior:
+    """Return the posterior over the tile's core."""
     scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
-    how = Sampling(samples=samples, patches=grid)
-    if grid.size < max(tile.shape):
-        return translate_tile(model, direction, scene, how)
-    # nothing to blend: a tile's corner lies on no grid of windows
-    seen = look(model, direction, scene, how, [tile.origin])
-    y0, y1, x0, x1 = tile.core
-    moments = window_moments(model, direction, seen.x1, seen.live, tile.origin, how, seen.context)
-    mean, variance = (moment[0, :, y0:y1, x0:x1] for moment in moments)
-    summary = direction.wanted.fitted.summary(mean, variance.sqrt(), direction.wanted.bands)
-    return Posterior.of(*summary, seen.coverage, len(seen.live))
+    return translate_tile(model, direction, scene, Sampling(samples=samples, patches=grid))
 
 
 def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:

@@ -55,14 +55,15 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
 
 
 def _identity(weights: bytes, card: bytes) -> str:
-    """SHA-256 of weights and card as `save_checkpoint` wrote them, but for what the card says of the conditions.
+    """SHA-256 of weights and card as `save_checkpoint` wrote them, without the conditions and windows of the card.
 
-    These decide no pixel and no score, and may be stated later: a run that was begun before then goes on.
+    These decide no pixel and no score of a run, which states its windows itself, and may be stated later: a run that
+    was begun before then goes on.
     """
     document = json.loads(card)
-    if "conditions" in document:
-        del document["conditions"]
-        card = _card_text(document).encode()
+    decides = {key: value for key, value in document.items() if key not in ("conditions", "patch")}
+    if decides != document:
+        card = _card_text(decides).encode()
     return hashlib.sha256(weights + card).hexdigest()
 
 

@@ -19,7 +19,7 @@ from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem
 from surveybridge.bridge_core.recalibration import Recalibration
-from surveybridge.bridge_core.settings import Precision
+from surveybridge.bridge_core.settings import WHOLE, PatchGrid, Precision, windows_of
 from surveybridge.bridge_core.stretch import Stretch
 
 CARD_VERSION = 2
@@ -55,6 +55,9 @@ class Card:
         Whether the network sees the observed endpoint in its slot; else only the state of the bridge tells of it.
     pixel_pc
         Side of a pixel of the training maps in pc, of a problem whose pixels have a physical size; None if not stated.
+    patch
+        Windows through which the results of the weights were measured, as a run states them (`settings.windows_of`):
+        new runs see tiles through these. The windows of the training where nothing else was measured.
     """
 
     name: str
@@ -71,6 +74,24 @@ class Card:
     end_noise: float = 0.0
     clean_input: bool = True
     pixel_pc: float | None = None
+    patch: int | str = PatchGrid.size
+
+    def __post_init__(self) -> None:
+        """Refuse whole tiles of a network whose result depends on the size of its window."""
+        if self.patch == WHOLE and (why := self.bound_to_a_size):
+            raise BridgeError(
+                f"card {self.name} states windows {WHOLE!r}, but {why}; state the side of a patch, such as "
+                f"{PatchGrid.size}"
+            )
+
+    @property
+    def bound_to_a_size(self) -> str | None:
+        """Why results depend on the size of a window; None where tiles of any size may be seen as one."""
+        if not self.network.local:
+            return f"its network takes statistics of a window (norm {self.network.norm})"
+        if self.bridge.kind == "seeing":
+            return "its bridge is one of modes of a window (seeing)"
+        return None
 
     @property
     def physical(self) -> bool:
@@ -118,6 +139,7 @@ class Card:
             **({"end_noise": self.end_noise} if self.end_noise else {}),
             **({} if self.clean_input else {"clean_input": False}),
             **({"pixel_pc": self.pixel_pc} if self.pixel_pc else {}),
+            **({"patch": self.patch} if self.patch != PatchGrid.size else {}),
         }
 
     @classmethod
@@ -143,6 +165,7 @@ class Card:
             end_noise=float(card.get("end_noise", 0.0)),
             clean_input=card.get("clean_input", True),
             pixel_pc=card.get("pixel_pc"),
+            patch=windows_of(card.get("patch", PatchGrid.size)).stated,
         )
 
 
@@ -168,7 +191,7 @@ class Model:
     network
         In evaluation mode.
     sha256
-        Hash of weights and card without its conditions, the model's identity in run folders.
+        Hash of weights and card without its conditions and windows, the model's identity in run folders.
     """
 
     card: Card

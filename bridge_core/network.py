@@ -57,6 +57,11 @@ class NetworkConfig:
         return self.stem * 2 ** (len(self.multipliers) - 1)
 
     @property
+    def local(self) -> bool:
+        """Whether an output depends on its surroundings alone, in windows of any size: no statistics of the window."""
+        return self.norm == "pixel"
+
+    @property
     def reach(self) -> int:
         """Pixels to each side that an output pixel can see at most (half the receptive field), with norm "pixel".
 

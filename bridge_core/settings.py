@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -15,6 +16,9 @@ Precision = Literal["bfloat16", "float32"]
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
 """Numbers of windows in one call of the network that keep a device busy; 512 hold 2 GB of activations."""
+
+WINDOW_PIXELS = 64**2
+"""Pixels of one of them; larger windows count as several."""
 
 _Pixel = TypeVar("_Pixel", int, NDArray[np.int64])
 
@@ -52,9 +56,27 @@ class PatchGrid:
         return cls(size, size - (cls.size - cls.stride), cls.margin)
 
     @property
+    def stated(self) -> int:
+        """How a run states it."""
+        return self.size
+
+    @property
     def reach(self) -> int:
         """The number of pixels beyond a core that its windows can show to the network."""
         return self.size - self.margin - 1
+
+    def count(self, core: tuple[_Pixel, _Pixel, _Pixel, _Pixel]) -> tuple[_Pixel, _Pixel]:
+        """Return the number of windows of a core (y0, y1, x0, x1 in global pixels), and of all their pixels.
+
+        Arrays give arrays.
+        """
+        (top, bottom), (left, right) = self.span(core[0], core[1]), self.span(core[2], core[3])
+        windows = (bottom - top + 1) * (right - left + 1)
+        return windows, windows * self.size**2
+
+    def core_side(self, pixels: float) -> int:
+        """Return the side of a core whose windows have about so many pixels; at least one stride."""
+        return max(self.stride, int(self.stride * math.sqrt(pixels / self.size**2)) - self.stride)
 
     def windows(
         self, shape: tuple[int, int], origin: tuple[int, int], core: tuple[int, int, int, int]
@@ -64,15 +86,14 @@ class PatchGrid:
         Parameters
         ----------
         shape
-            Height and width of the tile's arrays (unused beyond a check that the core lies inside).
+            Height and width of the tile's arrays (unused beyond `check_core`).
         origin
             Global pixel of the arrays' first pixel.
         core
             (y0, y1, x0, x1) in array pixels.
         """
+        check_core(core, shape)
         y0, y1, x0, x1 = core
-        if not (0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]):
-            raise BridgeError(f"core {core} is not inside an array of {shape[0]} x {shape[1]} pixels")
         rows = self._corners(origin[0] + y0, origin[0] + y1)
         return [(y, x) for y in rows for x in self._corners(origin[1] + x0, origin[1] + x1)]
 
@@ -89,6 +110,78 @@ class PatchGrid:
     def _corners(self, start: int, stop: int) -> list[int]:
         first, last = self.span(start, stop)
         return [n * self.stride for n in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class WholeTile:
+    """A tile as one window: its core with a halo around it, for networks without statistics of the window.
+
+    What the tile does not hold of it counts as masked, and what it holds beyond is not looked at: the result depends on
+    nothing else. Tiles whose cores are equally large have equally large windows, those at the edge of a field too.
+
+    Parameters
+    ----------
+    halo
+        Pixels around the core; 64 leave seams of hundredths of the posterior's deviation (docs/performance.md).
+    multiple
+        Windows begin and end at multiples of it in global pixels, so that a network which halves them down from that
+        (`NetworkConfig.window_multiple`) forms the same blocks of pixels in neighbouring tiles.
+    """
+
+    halo: int = 64
+    multiple: int = 8
+
+    @property
+    def stated(self) -> str:
+        """How a run states it."""
+        return WHOLE if self.halo == WholeTile.halo else f"{WHOLE} and {self.halo} px"
+
+    @property
+    def reach(self) -> int:
+        """The number of pixels beyond a core that a store should hold."""
+        return self.halo
+
+    def box(self, core: tuple[_Pixel, _Pixel, _Pixel, _Pixel]) -> tuple[_Pixel, _Pixel, _Pixel, _Pixel]:
+        """Return the window of a core, both (y0, y1, x0, x1) in global pixels; arrays give arrays."""
+        (y0, y1), (x0, x1) = self._span(core[0], core[1]), self._span(core[2], core[3])
+        return y0, y1, x0, x1
+
+    def count(self, core: tuple[_Pixel, _Pixel, _Pixel, _Pixel]) -> tuple[_Pixel, _Pixel]:
+        """Return the number of windows of a core, which is 1, and of their pixels; as `PatchGrid.count`."""
+        y0, y1, x0, x1 = self.box(core)
+        pixels = (y1 - y0) * (x1 - x0)
+        return pixels // pixels, pixels
+
+    def core_side(self, pixels: float) -> int:
+        """Return the side of a core whose window has about so many pixels; at least a halo."""
+        return max(self.halo, int(math.sqrt(pixels)) - 2 * self.halo)
+
+    def _span(self, start: _Pixel, stop: _Pixel) -> tuple[_Pixel, _Pixel]:
+        return (start - self.halo) // self.multiple * self.multiple, -(
+            -(stop + self.halo) // self.multiple
+        ) * self.multiple
+
+
+def check_core(core: tuple[int, int, int, int], shape: tuple[int, int]) -> None:
+    """Refuse a core (y0, y1, x0, x1) that does not lie inside arrays of some height and width."""
+    y0, y1, x0, x1 = core
+    if not (0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]):
+        raise BridgeError(f"core {core} is not inside an array of {shape[0]} x {shape[1]} pixels")
+
+
+WHOLE = "tile"
+"""What runs state that translate tiles as one window each."""
+
+Windows = PatchGrid | WholeTile
+
+
+def windows_of(stated: int | str, multiple: int = WholeTile.multiple) -> Windows:
+    """Return the windows that a run states: the side of a patch, or `WHOLE`; `multiple` is that of `WholeTile`."""
+    if stated == WHOLE:
+        return WholeTile(multiple=multiple)
+    if not str(stated).isdigit():
+        raise BridgeError(f"windows {stated!r} are neither {WHOLE!r} nor the side of a patch; use a newer surveybridge")
+    return PatchGrid.of(int(stated))
 
 
 @dataclass(frozen=True)
@@ -115,6 +208,8 @@ class Sampling:
         tile only.
     precision
         Of the network.
+    patches
+        The windows through which the network sees a tile.
     """
 
     samples: int = 8
@@ -126,7 +221,7 @@ class Sampling:
     seed: int = 0
     batch: int = 16
     precision: Precision = "bfloat16"
-    patches: PatchGrid = field(default_factory=PatchGrid)
+    patches: Windows = field(default_factory=PatchGrid)
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot give a standard deviation."""
@@ -137,12 +232,14 @@ class Sampling:
 
     @property
     def group(self) -> int:
-        """The number of windows whose samples are held at a time: four batches, so that memory does not grow with K."""
+        """The number of patches whose samples are held at a time: four batches, so that memory does not grow with K."""
+        if isinstance(self.patches, WholeTile):
+            return 1
         return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
 
     def windows_a_call(self, pixels: int) -> int:
         """Return the number of windows of this size in one call of the network."""
-        return max(1, self.batch * 64**2 // pixels)
+        return max(1, self.batch * WINDOW_PIXELS // pixels)
 
 
 @dataclass(frozen=True)

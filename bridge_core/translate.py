@@ -1,90 +1,31 @@
-"""Translate a tile: windows -> K samples each -> posterior mean and standard deviation in its unit, blended."""
+"""Translate a tile: windows -> K samples each -> posterior mean and standard deviation in its unit, blended.
+
+A tile that is one window has nothing to blend; then a batch of samples is drawn after the other.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
-from surveybridge.bridge_core.context import Context, context_of, slopes
-from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.conditions import Conditions
+from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.model import Card, Model
-from surveybridge.bridge_core.patches import any_within, blend, cut, fill_masked, local_coverage
-from surveybridge.bridge_core.physics import Seeing
-from surveybridge.bridge_core.problem import Direction, Endpoint, planes_of_channels
+from surveybridge.bridge_core.patches import blend, cut
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import begin, bridge_end, draw, end_then_rho_steps, rho_steps, sample
-from surveybridge.bridge_core.settings import PatchGrid, Sampling
-from surveybridge.bridge_core.sharpening import PAD, sharp_samples
+from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
+from surveybridge.bridge_core.sharpening import sharp_samples
 from surveybridge.bridge_core.spans import span
-from surveybridge.bridge_core.spectral import Physics
 from surveybridge.bridge_core.stretch import departure
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.sky_noise import SkyNoise
 
 START = 2**16 - 1  # noise step of the start, which no update uses
-
-
-@dataclass(frozen=True)
-class BandBlur:
-    """How a band of an image came from a sharp sky.
-
-    Parameters
-    ----------
-    seeing
-        From the PSF that is wanted to that of the image.
-    noise_power
-        Power of its noise by mode of a shape, float64 [H, W // 2 + 1], with mean 1.
-    """
-
-    seeing: Seeing
-    noise_power: Callable[[tuple[int, int]], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The image of one endpoint in a tile.
-
-    Parameters
-    ----------
-    flux
-        float32 [B, H, W], values in the endpoint's unit.
-    valid
-        bool [B, H, W]; what invalid pixels hold is not read.
-    origin
-        Global (y, x) of the arrays' first pixel; places the windows and the noise.
-    core
-        (y0, y1, x0, x1) in array pixels: what the tile owns.
-    psf_fwhm
-        Pixels; over it the coverage is averaged.
-    sigma
-        float32 [B, H, W], noise of each pixel in the endpoint's unit; None where it is not known.
-    conditions
-        How the image was observed; None where that is not known.
-    blurs
-        Of each band, for a bridge of seeing; empty for others.
-    """
-
-    flux: Tensor
-    valid: Tensor
-    origin: tuple[int, int]
-    core: tuple[int, int, int, int]
-    psf_fwhm: float
-    sigma: Tensor | None = None
-    conditions: Conditions | None = None
-    blurs: tuple[BandBlur, ...] = ()
-
-    @property
-    def core_box(self) -> tuple[int, int, int, int]:
-        """The core in global pixels."""
-        (y, x), (y0, y1, x0, x1) = self.origin, self.core
-        return y + y0, y + y1, x + x0, x + x1
 
 
 @dataclass(frozen=True)
@@ -132,25 +73,76 @@ def translate_tile(
     scene
         The observed endpoint.
     how
-        Samples, steps, seed.
+        Samples, steps, seed, and through which windows the network sees the tile.
     corners
-        Windows in the order to compute them; by default all that touch the core. The result does not depend on it.
+        Patches in the order to compute them; by default all that touch the core. The result does not depend on it.
     wanted
         How the wanted endpoint is to be observed; by default as those of the training typically were.
+
+    Raises
+    ------
+    BridgeError
+        If a network with statistics of the window is to see a whole tile.
     """
     with span("prepare"):
         seen = look(model, direction, scene, how, corners, wanted)
-    live, coverage, end = seen.live, seen.coverage, direction.wanted
-    if not live:
+    coverage, end = seen.coverage, direction.wanted
+    if not seen.live:
         mean = std = torch.full((len(end.bands), *coverage.shape), torch.nan)
         return Posterior.of(mean, std, coverage, 0)
-    groups = [live[i : i + how.group] for i in range(0, len(live), how.group)]
-    tile = (scene.origin, how, seen.context)
+    moments_of = _whole_moments if isinstance(how.patches, WholeTile) else _blended_moments
+    mean, std = moments_of(model, direction, seen, how)
+    mean, std = (moment.cpu() for moment in end.fitted.summary(mean, std, end.bands))
+    return Posterior.of(mean, std, coverage, len(seen.live))
+
+
+def _blended_moments(model: Model, direction: Direction, seen: Seen, how: Sampling) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the core, of what the stretch averages, from all live patches."""
+    assert isinstance(how.patches, PatchGrid)
+    groups = [seen.live[i : i + how.group] for i in range(0, len(seen.live), how.group)]
+    tile = (seen.origin, how, seen.context)
     parts = [window_moments(model, direction, seen.x1, group, *tile) for group in groups]
     with span("blend"):
-        blended = blend(live, torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts]), how.patches, seen.box)
-        mean, std = (moment.cpu() for moment in end.fitted.summary(*blended, end.bands))
-    return Posterior.of(mean, std, coverage, len(live))
+        mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        return blend(seen.live, mean, variance, how.patches, seen.box)
+
+
+def _whole_moments(model: Model, direction: Direction, seen: Seen, how: Sampling) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the core, as `_blended_moments`, a batch of samples after the other."""
+    found, count = None, 0
+    for samples in whole_samples(model, direction, seen, how, seen.box):
+        with span("moments"):
+            found = accumulate(samples, since=found, count=count)
+        count += samples.shape[1]
+    assert found is not None
+    return found.mean[0], (found.m2[0] / (how.samples - 1)).sqrt()
+
+
+def whole_samples(
+    model: Model, direction: Direction, seen: Seen, how: Sampling, box: tuple[int, int, int, int]
+) -> Iterator[Tensor]:
+    """Draw the samples of a tile that is seen as one window, a batch after the other.
+
+    Parameters
+    ----------
+    seen
+        Of `look`, with the one window live.
+    box
+        The part of it that is wanted, global (y0, y1, x0, x1); the network sees all of the window.
+
+    Yields
+    ------
+    Tensor
+        float32 [1, k, M, h, w] of what the wanted endpoint's stretch averages (`Stretch.averaged`).
+    """
+    end, (top, left), (y0, y1, x0, x1) = direction.wanted, seen.origin, box
+    batch = how.windows_a_call(seen.x1.shape[-2] * seen.x1.shape[-1])
+    steps = sampler_steps(model.card, how)
+    for first in range(0, how.samples, batch):
+        rows = [(0, sample) for sample in range(first, min(first + batch, how.samples))]
+        drawn = _drawn(model, direction, seen.x1[None], rows, seen.live, (how, steps), seen.context)
+        part = drawn[..., y0 - top : y1 - top, x0 - left : x1 - left]
+        yield end.fitted.averaged(part, end.bands)[None]
 
 
 def recalibrated(model: Model, direction: Direction, posterior: Posterior) -> Posterior:
@@ -172,109 +164,6 @@ def recalibrated_samples(model: Model, direction: Direction, mean: Tensor, sampl
     return mean + departure(stretch, factors * departure(stretch, samples - mean))
 
 
-class Seen(NamedTuple):
-    """The network's view of a tile.
-
-    x1: input [C, H, W]; context: of the same size, as one window, or None; live: windows with anything in them;
-    coverage and box of the core.
-    """
-
-    x1: Tensor
-    context: Context | None
-    live: list[tuple[int, int]]
-    coverage: Tensor
-    box: tuple[int, int, int, int]
-
-
-def cut_context(
-    context: Context | None, corners: Sequence[tuple[int, int]], origin: tuple[int, int], size: int
-) -> Context | None:
-    """The context of windows of a tile; beyond the tile nothing is known."""
-    if context is None:
-        return None
-    return Context(cut(context.maps[0], corners, origin, size), context.vector, context.physics)
-
-
-def look(
-    model: Model,
-    direction: Direction,
-    scene: Scene,
-    how: Sampling,
-    corners: Sequence[tuple[int, int]] | None = None,
-    wanted: Conditions | None = None,
-) -> Seen:
-    """Prepare a tile for the network; the arguments are those of `translate_tile`."""
-    x1 = observed_units(model, direction.observed, scene.flux, scene.valid)
-    origin, core, size = scene.origin, scene.core, how.patches.size
-    corners = list(corners) if corners is not None else how.patches.windows((x1.shape[1], x1.shape[2]), origin, core)
-    seen = any_within(scene.valid.all(0), corners, origin, size)
-    live = [corner for corner, any_valid in zip(corners, seen, strict=True) if any_valid]
-    y0, y1, x0, x1_ = core
-    coverage = local_coverage(scene.valid, scene.psf_fwhm)[y0:y1, x0:x1_].cpu()
-    return Seen(x1, tell(model, direction, scene, wanted, size), live, coverage, scene.core_box)
-
-
-def tell(
-    model: Model, direction: Direction, scene: Scene, wanted: Conditions | None, size: int = PatchGrid.size
-) -> Context | None:
-    """What the network is told of a tile, as one window of its size; None if it is told nothing.
-
-    Arguments are those of `translate_tile`, and the side of the windows to be cut.
-    """
-    card = model.card
-    if not card.network.conditions:
-        return None
-    nominal = card.conditions or ConditionRanges({})
-    observed, end = direction.observed, direction.wanted
-    ends = {
-        observed.name: scene.conditions or Conditions.unknown(len(observed.bands)),
-        end.name: wanted or nominal.nominal_of(end.name, end.bands),
-    }
-    channels = card.network.image_channels
-    if card.bridge.kind != "seeing":
-        return context_of(direction, channels, scene.sigma, scene.valid, ends)
-    # the process has one noise for a tile, and no place of which nothing is known
-    everywhere, noise = torch.ones_like(scene.valid), ends[observed.name].noise
-    sigma = torch.tensor(noise, dtype=scene.flux.dtype, device=scene.flux.device)[:, None, None]
-    told = context_of(direction, channels, sigma.expand(scene.flux.shape), everywhere, ends)
-    return replace(told, physics=physics_of(card, direction, scene.blurs, noise, size).to(scene.flux.device))
-
-
-def physics_of(
-    card: Card, direction: Direction, blurs: Sequence[BandBlur], noise: Sequence[float], size: int
-) -> Physics:
-    """What lies between a sharp sky and a tile, for windows of a size.
-
-    Parameters
-    ----------
-    card
-        Of a `Bridge.seeing`.
-    blurs
-        Of each band.
-    noise
-        Standard deviation of the sky by band, in the observed endpoint's unit.
-    """
-    observed, shape = direction.observed, (size + 2 * PAD, size + 2 * PAD)
-    if len(blurs) != len(observed.bands) or not all(math.isfinite(sigma) for sigma in noise):
-        raise BridgeError(
-            f"checkpoint {card.name} goes through the seeing of {observed.name}, but PSF or noise of a band is not "
-            "known; state them at ingest, such as with --psf"
-        )
-    scales = [slope * sigma for slope, sigma in zip(slopes(observed), noise, strict=True)]
-    transfers = [blur.seeing.log_transfer(shape) for blur in blurs]
-    powers = [scale**2 * torch.from_numpy(blur.noise_power(shape)) for scale, blur in zip(scales, blurs, strict=True)]
-    of_channels = planes_of_channels(len(observed.bands), card.network.image_channels)
-    return Physics(
-        torch.stack([transfers[band] for band in of_channels])[None],
-        torch.stack([powers[band] for band in of_channels])[None],
-    )
-
-
-def observed_units(model: Model, observed: Endpoint, flux: Tensor, valid: Tensor) -> Tensor:
-    """Values [B, H, W] -> the network's input [C, H, W]: masked pixels filled from neighbours, stretched, spread."""
-    return observed.forward(fill_masked(flux, valid), model.card.network.image_channels)
-
-
 def window_moments(
     model: Model,
     direction: Direction,
@@ -289,6 +178,7 @@ def window_moments(
     They are those of what the wanted endpoint's stretch averages (`Stretch.averaged`): a flux itself. `context` is that
     of the tile.
     """
+    assert isinstance(how.patches, PatchGrid)
     size = how.patches.size
     windows, told = cut(x1, corners, origin, size), cut_context(context, corners, origin, size)
     samples = window_samples(model, direction, windows, corners, how, context=told)
@@ -339,13 +229,27 @@ def window_samples(
         kept = [n for n, (p, _) in enumerate(part) if p in wanted]
         if not kept:
             continue
-        index = [p for p, _ in part]
-        x1 = windows[index]
-        noise = window_noise(how.seed, direction.index, part, corners, windows.device)
-        u = network_units(model, x1, direction, steps, noise, how, context and context.rows(index))
-        flux = direction.wanted.inverse(u)
+        flux = _drawn(model, direction, windows, part, corners, (how, steps), context)
         draws.append(flux if len(kept) == len(part) else flux[kept])
     return torch.cat(draws).unflatten(0, (len(wanted), how.samples))
+
+
+def _drawn(
+    model: Model,
+    direction: Direction,
+    windows: Tensor,
+    rows: Sequence[tuple[int, int]],
+    corners: Sequence[tuple[int, int]],
+    sampler: tuple[Sampling, list[int]],
+    context: Context | None,
+) -> Tensor:
+    """One batch of (window, sample), float32 [N, B, H, W] in the unit; arguments as `window_samples`, and its steps."""
+    how, steps = sampler
+    index = [window for window, _ in rows]
+    x1 = windows[index]
+    noise = window_noise(how.seed, direction.index, rows, corners, windows.device)
+    u = network_units(model, x1, direction, steps, noise, how, context and context.rows(index))
+    return direction.wanted.inverse(u)
 
 
 def network_units(

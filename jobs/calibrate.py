@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.translating.config import Patch
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Card, Model
@@ -34,7 +35,7 @@ ONLY = {
     "pairs": ("start", "limit", "sigma", "draws"),
     "store": (
         *("tiles", "to", "samples", "steps", "arcs", "hold_back", "hold_back_order"),
-        *("known_lenses", "known_lenses_radius", "executor", "workers"),
+        *("known_lenses", "known_lenses_radius", "executor", "workers", "patch"),
     ),
 }
 """Settings that mean something with one of both only."""
@@ -68,6 +69,11 @@ class Config(JobConfig):
     to: str | None = Field(None, description="with --store: endpoint to translate to (default: all that there are)")
     samples: int = Field(8, ge=2, description="with --store: posterior samples K of each patch")
     steps: int = Field(6, ge=1, description="with --store: network evaluations per sample")
+    patch: Patch = Field(
+        None,
+        description="with --store: what the network sees at once, as of translate; the calibrated checkpoint's card "
+        "states it, and new runs see tiles so (default: as the card of --checkpoint states)",
+    )
     arcs: bool = Field(True, description="with --store: also put arcs around its galaxies, and say how many are found")
     known_lenses: str | None = Field(
         None,
@@ -153,8 +159,7 @@ def calibrated_card(config: Config, model: Model) -> tuple[Card | None, int]:
         from surveybridge.jobs.calibrating.store import calibrate_on_store
 
         asked = store_request(config)
-        found, failed = calibrate_on_store(model, asked)
-        return (None if found is None else replace(model.card, recalibration=found)), failed
+        return calibrate_on_store(model, asked)
     try:
         from surveybridge.jobs.calibrating.pairs import PairRows, calibrate_on_pairs
     except ModuleNotFoundError as missing:
@@ -194,6 +199,7 @@ def store_request(config: Config) -> Asked:
         known_lenses=config.known_lenses,
         known_lenses_radius=config.known_lenses_radius,
         sampling=Sampling(samples=config.samples, steps=config.steps, seed=config.seed),
+        patch=config.patch,
         batch=config.batch,
         executor=config.executor,
         workers=config.workers,

@@ -57,7 +57,8 @@ def plan(config: Config) -> Projection:
     from surveybridge.storage.domain import count_domains
 
     request = check(config)
-    config = config.model_copy(update={"score_reconstruct": request.config.score_reconstruct})
+    resolved = {name: getattr(request.config, name) for name in ("score_reconstruct", "patch")}
+    config = config.model_copy(update=resolved)
     todo = todo_of(request)
     manifest = request.manifest.filter(pc.is_in(request.manifest["tile_id"], pa.array(todo, pa.string())))
     done = request.manifest.num_rows - len(todo)
@@ -67,7 +68,7 @@ def plan(config: Config) -> Projection:
     settings = settings_of(request, attempts={})
     rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
     projection = project(
-        work_of(manifest, request.direction, tile, config.sampling.patches),
+        work_of(manifest, request.direction, tile, settings.sampling.patches),
         steps,
         rates,
         config,
@@ -93,11 +94,12 @@ def describe(found: Projection, config: Config) -> str:
     lines = [
         ("run", f"{config.run}: {found.direction}, {found.tiles} tiles to do, {found.tiles_done} done"),
         ("area", f"{found.square_degrees:.4g} square degrees"),
-        ("patches", f"{found.patches} windows, {found.patches_translated} of them with data"),
+        ("patches", f"{found.patches} {found.seen_in}, {found.patches_translated} of them with data"),
         ("sources", f"about {found.sources} to score, {found.reconstructed} of them to reconstruct"),
         (
             "network",
-            f"{found.evaluations['translate']} evaluations to translate, {found.evaluations['score']} to score",
+            f"{found.evaluations['translate']} evaluations of 64 x 64 pixels to translate, "
+            f"{found.evaluations['score']} to score",
         ),
         (
             "rate",

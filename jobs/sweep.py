@@ -106,8 +106,10 @@ def _ways(request: Request, settings: Mapping[str, Any]) -> Iterator[Request]:
     from surveybridge.storage.schema import RESUMED_VERSIONS
 
     ways = [request]
+    if settings["patch"] is None:
+        ways += [way.of_patches() for way in ways]
     if settings["score_reconstruct"] is None:
-        ways.append(request.of_all_sources())
+        ways += [way.of_all_sources() for way in ways]
     for way in ways:
         for version in reversed(RESUMED_VERSIONS):
             yield way.of_version(version)

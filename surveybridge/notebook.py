@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction, Endpoint
-    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.bridge_core.scene import Scene
     from surveybridge.storage.regions import Region
     from surveybridge.storage.runs import RunFolder
     from surveybridge.storage.systems import Kind
@@ -319,6 +319,7 @@ def translate(
     """Translate a tile, or arrays of the observed end, as `surveybridge translate` does, in this process.
 
     A tile gives the pixels that `surveybridge translate` with the same settings writes for it on the same processor.
+    One without a halo is taken for a field of its own.
 
     Parameters
     ----------
@@ -379,6 +380,7 @@ def translate(
     from surveybridge.jobs.translating.config import NOISE_BOUND, steps_of
     from surveybridge.jobs.translating.homogenising import Homogenisation
     from surveybridge.jobs.translating.scene import wanted_conditions
+    from surveybridge.jobs.translating.windows import halo_of_tile, windows_for
     from surveybridge.storage.celestial import celestial_wcs
     from surveybridge.storage.tiles import Tile, core_header
     from surveybridge.version import __version__
@@ -398,8 +400,10 @@ def translate(
         how_seen = None if homogenise == "off" else Homogenisation.of_card(card, NOISE_BOUND)
         observed = observed if how_seen is None else how_seen.applied(observed, None)
         scene, wcs = _scene_of_tile(model, observed, direction, device), celestial_wcs(core_header(observed))
+        halo = halo_of_tile(observed)
     else:
-        scene, wcs = _scene_of_arrays(direction.observed, observed, valid, device), None
+        scene, wcs, halo = _scene_of_arrays(direction.observed, observed, valid, device), None, None
+    how = replace(how, patches=windows_for(card, None, halo))
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
     wanted = wanted_conditions(card, observed, direction) if isinstance(observed, Tile) else None
@@ -467,7 +471,7 @@ def _scene_of_arrays(end: Endpoint, observed: ArrayLike, valid: ArrayLike | None
     from astropy.units import Quantity, UnitConversionError
 
     from surveybridge.bridge_core.errors import BridgeError
-    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.bridge_core.scene import Scene
 
     numbers: Any = observed
     try:

@@ -27,4 +27,4 @@ def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     assert {row["name"] for row in found["kernels"]} >= {"copy", "second order step", "accumulate", "blend"}
     assert found["sampler"]["2"][-1]["times_published"] > 60
     assert found["network"][0]["share"] > 0  # of a rate that is measured: on a busy processor it may be anything
-    assert found["model_stage"]["core_pixels_per_second"] > 0
+    assert all(found["model_stage"][windows]["core_pixels_per_second"] > 0 for windows in ("tile", "64"))

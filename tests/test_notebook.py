@@ -80,7 +80,11 @@ def test_a_name_loads_what_it_needs_only(made, used, without):
 def made(tmp_path_factory) -> SimpleNamespace:
     """A folder as the tutorial leaves it: tiles, a run (here with random weights), a catalog."""
     folder = tmp_path_factory.mktemp("notebook")
-    tiles, run, checkpoint = write_store(folder / "tiles"), folder / "runs" / "first", write_checkpoint(folder)
+    tiles, run, checkpoint = (
+        write_store(folder / "tiles"),
+        folder / "runs" / "first",
+        write_checkpoint(folder, patch="tile"),
+    )
     command = ["translate", "--store", tiles, "--run", str(run), "--checkpoint", checkpoint, "--executor", "serial"]
     assert main([*command, *LITTLE]) == 0
     assert main(["publish", "--run", str(run), "--out", str(folder / "catalog")]) == 0

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.false_alarms import FEWEST, FalseAlarms, fit_false_alarms, held_out_rates
 from surveybridge.bridge_core.pulls import KNOTS, PullCounts, fit_scale, held_out_coverage
 from surveybridge.bridge_core.recalibration import Recalibration, StdScale
-from surveybridge.bridge_core.settings import Sampling, Scoring
+from surveybridge.bridge_core.settings import WINDOW_PIXELS, PatchGrid, Sampling, Scoring
 from surveybridge.bridge_core.translate import sampler_steps
 from surveybridge.jobs.calibrating.stages import Counts, Settings, calibration_stages, noise_of, parts, read_counts
 from surveybridge.jobs.config import RequestError
@@ -25,6 +25,7 @@ from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import check_request
+from surveybridge.jobs.translating.windows import halo_of_store, windows_for
 from surveybridge.storage.celestial import celestial_wcs
 from surveybridge.storage.crossmatch import Targets, read_targets
 from surveybridge.storage.held_back import HeldBack, cell_arcsec, order_of
@@ -36,7 +37,7 @@ from surveybridge.storage.star_lists import near_tiles
 from surveybridge.storage.tiles import TileStore
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Asked:
     known_lenses: str | None
     known_lenses_radius: float
     sampling: Sampling
+    patch: int | str | None
+    """Windows of the tiles; None for those of the card."""
     batch: int | None
     executor: Literal["ray", "serial"]
     workers: int
@@ -82,13 +85,14 @@ class Gathered:
     lenses: pa.Table | None
 
 
-def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None, int]:
+def calibrate_on_store(model: Model, asked: Asked) -> tuple[Card | None, int]:
     """Translate tiles, compare with what was observed, and print what follows.
 
     Returns
     -------
-    Recalibration or None
-        None if no tile could be done.
+    Card or None
+        That of the model with its recalibration, and with the windows through which it was measured; None if no tile
+        could be done.
     int
         Number of tiles that failed, which are left out.
     """
@@ -133,13 +137,14 @@ def calibrate_on_store(model: Model, asked: Asked) -> tuple[Recalibration | None
         "objects": false_alarms.objects if false_alarms else 0,
         "known_lenses": 0 if settings.known_lenses is None else len(settings.known_lenses.ra),
     }
-    return Recalibration(intervals, false_alarms, provenance), len(failed)
+    found = Recalibration(intervals, false_alarms, provenance)
+    return replace(model.card, recalibration=found, patch=settings.sampling.patches.stated), len(failed)
 
 
 def held_back_of(model: Model, asked: Asked) -> HeldBack:
     """Return the part of the sky that a training holds back, by the width of its windows where no order is given."""
     scale = model.card.problem.endpoints[0].pixel_scale
-    order = asked.hold_back_order or order_of(Sampling().patches.size * scale)
+    order = asked.hold_back_order or order_of(PatchGrid.size * scale)
     return HeldBack(float(asked.hold_back or 0), order, asked.sampling.seed)
 
 
@@ -150,7 +155,7 @@ def check(
     problem = model.card.problem
     directions = [problem.to(asked.to)] if asked.to else list(problem.directions)
     for direction in directions:
-        check_request(model, store, manifest, direction, Sampling().patches.size)
+        check_request(model, store, manifest, direction, asked.patch)
     first, second = (end.name for end in problem.endpoints)
     both = tiles_with(tiles_with(manifest, first), second)
     if both.num_rows == 0:
@@ -217,7 +222,7 @@ def settings_of(
         checkpoint=asked.checkpoint,
         out=asked.out,
         noise={str(one): noise_of(one.wanted, tile.images[one.wanted.name]) for one in directions},
-        sampling=asked.sampling,
+        sampling=replace(asked.sampling, patches=windows_for(model.card, asked.patch, halo_of_store(store.manifest()))),
         # the catalog's other score, which nobody looks at here, is not made
         scoring=Scoring(seed=asked.sampling.seed, reconstruct=0.0) if scored else None,
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
@@ -250,11 +255,10 @@ def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: S
     """Log what the calibration will take, before it begins."""
     how = settings.sampling
     rows = manifest.filter(pc.is_in(manifest["tile_id"], pa.array(tiles, pa.string())))
-    windows = np.full(rows.num_rows, len(settings.noise), np.int64)
-    for axis, length in (("core_y0", "core_height"), ("core_x0", "core_width")):
-        begin = rows[axis].to_numpy()
-        first, last = how.patches.span(begin, begin + rows[length].to_numpy())
-        windows *= last - first + 1
+    y, x, height, width = (
+        rows[name].to_numpy().astype(np.int64) for name in ("core_y0", "core_x0", "core_height", "core_width")
+    )
+    windows, pixels = (len(settings.noise) * n.sum() for n in how.patches.count((y, y + height, x, x + width)))
     steps = len(sampler_steps(model.card, how))
     scored = ""
     if settings.scoring is not None and model.card.discriminant is not None:
@@ -263,13 +267,13 @@ def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: S
             f", and {each} for each object, with arcs and without" if settings.lenses else f", and {each} an object"
         )
     log.info(
-        "%s: %d of %d tiles, %s: %d windows, %d network evaluations%s",
+        "%s: %d of %d tiles, %s: %d windows, %d network evaluations of 64 x 64 pixels%s",
         settings.store,
         len(tiles),
         manifest.num_rows,
         " and ".join(settings.noise),
-        windows.sum(),
-        windows.sum() * how.samples * steps,
+        windows,
+        round(pixels / WINDOW_PIXELS) * how.samples * steps,
         scored,
     )
 

@@ -12,7 +12,7 @@ from surveybridge.bridge_core.context import Views
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Endpoint
 from surveybridge.bridge_core.residuals import Cutouts
-from surveybridge.bridge_core.translate import observed_units
+from surveybridge.bridge_core.scene import observed_units
 from surveybridge.jobs.training.images import views_of
 from surveybridge.storage.pairs import Pairs
 

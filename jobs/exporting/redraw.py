@@ -83,7 +83,7 @@ def redraw(
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    how = replace(sampling_of(facts), batch=settings.get("batch") or DEFAULT_BATCH[device.type])
+    how = replace(sampling_of(facts, model.card), batch=settings.get("batch") or DEFAULT_BATCH[device.type])
     model.to(device, how.precision)
     direction = model.card.problem.direction(facts["direction"])
     samples = np.full((count, *stored.mean.shape), np.nan, np.float32)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surveybridge.bridge_core.settings import WHOLE, WINDOW_PIXELS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction
-    from surveybridge.bridge_core.settings import PatchGrid
+    from surveybridge.bridge_core.settings import Windows
     from surveybridge.jobs.planning.rates import Rates
     from surveybridge.jobs.translating.config import Config
     from surveybridge.storage.tiles import Tile
@@ -37,12 +39,14 @@ HEARTBEAT_SECONDS = 15.0
 class Work:
     """The work to do, from the manifest alone.
 
-    `windows` are those of the patch grid; of tiles with masked parts fewer are translated.
+    `windows` are those through which the network sees the tiles, and `pixels` theirs; of tiles with masked parts fewer
+    are translated.
     """
 
     direction: Direction
     tiles: int
     windows: int
+    pixels: int
     core_pixels: int
     scored_pixels: int
     bytes: int
@@ -59,6 +63,8 @@ class Projection:
     observed: str = ""
     other_tiles: int = 0
     domains: Mapping[str, int] = field(default_factory=dict)
+    seen_in: str = ""
+    """What the windows are."""
     patches: int = 0
     patches_translated: int = 0
     sources: int = 0
@@ -81,17 +87,14 @@ class Projection:
     rates: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGrid) -> Work:
+def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: Windows) -> Work:
     """Count the work in a manifest, in its tiles with the observed end; `tile` is any tile of the store, as read."""
     from surveybridge.storage.manifests import tiles_with
 
     numbers = ("core_height", "core_width", "core_y0", "core_x0", "bytes")
     manifest = tiles_with(manifest.select(["surveys", *numbers]), direction.observed.name)
     height, width, y, x, size = (manifest[name].to_numpy().astype(np.int64) for name in numbers)
-    windows = np.ones(manifest.num_rows, np.int64)
-    for origin, length in ((y, height), (x, width)):
-        first, last = grid.span(origin, origin + length)
-        windows *= last - first + 1
+    windows, seen = grid.count((y, y + height, x, x + width))
     both = tiles_with(manifest, direction.wanted.name)
     pixels = height * width
     scale = next(iter(tile.images.values())).pixel_scale / 3600
@@ -99,6 +102,7 @@ def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGri
         direction=direction,
         tiles=manifest.num_rows,
         windows=int(windows.sum()),
+        pixels=int(seen.sum()),
         core_pixels=int(pixels.sum()),
         scored_pixels=int((both["core_height"].to_numpy().astype(np.int64) * both["core_width"].to_numpy()).sum()),
         bytes=int(size.sum()),
@@ -107,7 +111,7 @@ def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: PatchGri
 
 
 def steps_of(model: Model, config: Config) -> dict[str, int]:
-    """Network evaluations, after rounding to the table: of a sample, and of a source for its lens score and once more.
+    """Evaluations after rounding to the table: of a window's sample, and of a source for its lens score and once more.
 
     "translate", "score" and "reconstruct"; without a lens score every source is reconstructed, for its only score.
     """
@@ -150,7 +154,7 @@ def project(
     sources = round(work.scored_pixels * rates.sources_per_pixel)
     reconstructed = round(sources * rates.reconstructed)
     evaluations = {
-        "translate": translated * config.samples * steps["translate"],
+        "translate": round(work.pixels * rates.live / WINDOW_PIXELS) * config.samples * steps["translate"],
         "score": sources * steps["score"] + reconstructed * steps["reconstruct"],
     }
     seconds = {
@@ -179,6 +183,7 @@ def project(
         tiles_done=tiles_done,
         direction=str(work.direction),
         observed=work.direction.observed.name,
+        seen_in="whole tiles" if config.patch == WHOLE else "windows",
         patches=work.windows,
         patches_translated=translated,
         sources=sources,

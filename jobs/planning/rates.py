@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from surveybridge.bridge_core.settings import WINDOW_PIXELS
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import quiet
@@ -43,7 +44,7 @@ PARTS = 4
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured rates per unit of work. Seconds, bytes; an `evaluation` is one window through the network once.
+    """Measured rates per unit of work. Seconds, bytes; an `evaluation` is 64 x 64 pixels through the network once.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Rates:
     load
         Seconds until the first tile: checkpoint and stores.
     live
-        Share of the windows that have a usable pixel.
+        Share of the windows that have a usable pixel, by their pixels.
     sources_per_pixel
         Sources by pixel of the core.
     stored
@@ -187,9 +188,8 @@ class _Calibration:
             return FIRST_SIDE
         self.sum["write_tile"] = trial["write"]
         each = (trial["translate"] + trial["score"]) / max(trial["evaluations"] + trial["score_evaluations"], 1)
-        windows = seconds / max(each * self.settings.sampling.samples * self.steps["translate"], 1e-9)
-        grid = self.settings.sampling.patches
-        return max(FIRST_SIDE, int(grid.stride * math.sqrt(windows)) - grid.stride)
+        evaluations = seconds / max(each * self.settings.sampling.samples * self.steps["translate"], 1e-9)
+        return max(FIRST_SIDE, self.settings.sampling.patches.core_side(evaluations * WINDOW_PIXELS))
 
     def _measure(self, outcome: Outcome, side: int) -> Failure | None:
         """Add one tile, or why it cannot be translated."""
@@ -224,7 +224,10 @@ class _Calibration:
         write = time.monotonic() - start
         if row["status"] != "ok":
             return Failure("write", str(row["reason"]), "")
-        windows, rows = done.value.windows, done.value.candidates
+        rows = done.value.candidates
+        (y, x), (height, width) = tile.core_origin, tile.core_shape
+        windows, pixels = self.settings.sampling.patches.count((y, y + height, x, x + width))
+        live = pixels * done.value.windows / windows
         found = rows.num_rows
         reconstructed = len(rows["score_asbridge"].drop_null()) if found else 0
         paths = {
@@ -235,9 +238,9 @@ class _Calibration:
         written = self.folder.folder.read_existing(list(paths.values()))  # a run of maps only has no candidates
         sizes = {name: len(written.get(path, b"")) for name, path in paths.items()}
         return {
-            "windows": len(self.settings.sampling.patches.windows(tile.shape, tile.origin, tile.core)),
-            "live": windows,
-            "evaluations": windows * self.settings.sampling.samples * self.steps["translate"],
+            "seen": pixels,
+            "live": live,
+            "evaluations": live / WINDOW_PIXELS * self.settings.sampling.samples * self.steps["translate"],
             "score_evaluations": found * self.steps["score"] + reconstructed * self.steps["reconstruct"],
             "translate": done.seconds["model"] - done.value.seconds_score,
             "score": done.value.seconds_score,
@@ -269,7 +272,7 @@ class _Calibration:
             score=total["score"] / total["score_evaluations"] if total["score_evaluations"] else translate,
             write_tile=total["write_tile"],
             write_pixel=max(total["write"] - tiles * total["write_tile"], 0.0) / total["pixels"],
-            live=total["live"] / total["windows"],
+            live=total["live"] / total["seen"],
             sources_per_pixel=total["sources"] / max(total["scored_pixels"], 1),
             stored=total["stored_bytes"] / total["bytes"],
             mosaic_bytes=total["mosaic_bytes"] / total["pixels"],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surveybridge.bridge_core.settings import WINDOW_PIXELS
 from surveybridge.bridge_core.spans import listening, span
 from surveybridge.cluster.stages import this_worker
 from surveybridge.jobs.profiling.spans import PARTS, Profiled
@@ -27,7 +28,7 @@ CLAIM, ABOUT, RECORDED = "operators.claim", "operators.json", "operators-trace.j
 """Files of a worker below `profiling.spans.PARTS`: its claim to do the part, what it did, and torch's trace of it."""
 
 BATCHES = 2
-"""Batches of windows that the part must fill: each call of the network is 2000 operators, half a megabyte of trace."""
+"""Batches that the windows of the part fill, if the smallest core does not: a call leaves half a megabyte of trace."""
 
 EVENTS_AT_MOST = 400_000
 """Largest number of events in the trace, the longest ones: 60 MB, which Perfetto still opens."""
@@ -69,9 +70,7 @@ def _record(translate: Callable[[Tile], Any], tile_id: str, store: str, how: Sam
 
     from surveybridge.storage.tiles import TileStore, part_of
 
-    grid = how.patches
-    windows = BATCHES * how.batch / how.samples * (64 / grid.size) ** 2
-    side = max(grid.stride, int(grid.stride * math.sqrt(windows)) - grid.stride)
+    side = how.patches.core_side(BATCHES * how.batch * WINDOW_PIXELS / how.samples)
     part = part_of(TileStore.open(store).read_tile(tile_id), side)
     translate(part)
     gpu = torch.cuda.is_available()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from surveybridge.jobs.config import JobConfig
 
@@ -21,7 +21,13 @@ RECONSTRUCT = 0.1
 """Largest false-alarm rate at which new runs reconstruct a source: of ordinary ones a tenth."""
 
 PATCHES = (64, 128)
-"""Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first is the default."""
+"""Sides of a patch that give equally good results, by `benchmarks/windows.py`; the first suits every network."""
+
+Patch = Annotated[
+    Literal["tile", 64, 128] | None,
+    BeforeValidator(lambda given: int(given) if isinstance(given, str) and given.isdigit() else given),
+]
+"""Windows as a run states them (`bridge_core.settings.windows_of`): whole tiles, or patches by their side."""
 
 
 def steps_of(bridge: str) -> int:
@@ -65,12 +71,16 @@ class TranslationConfig(JobConfig):
     executor: Literal["ray", "serial"] = Field("ray", description="ray, or serial in this process without Ray")
     seed: int = Field(0, ge=0, description="key of the sky's noise")
     batch: int | None = Field(
-        None, ge=1, description="patches in one network call (default: 16 on a CPU, 512 on a GPU)"
+        None,
+        ge=1,
+        description="patches of 64 pixels in one network call, or as many pixels of tiles (default: 16 on a CPU, 512 "
+        "on a GPU)",
     )
-    patch: int = Field(
-        64,
-        description="side of a patch in pixels, 64 or 128; 128 saves a third of the time on large tiles, but needs a "
-        "halo of 119 pixels",
+    patch: Patch = Field(
+        None,
+        description="what the network sees at once: the whole tile with 64 pixels around it, or patches of 64 or 128 "
+        "pixels a side, of which 128 need a halo of 119 (default: what the checkpoint's card states that it "
+        "was measured with, where the tiles have such a halo, else 64; of a run that goes on, what it began with)",
     )
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="arithmetic of the network")
     calibrated: bool = Field(
@@ -107,8 +117,8 @@ class TranslationConfig(JobConfig):
 
     @property
     def sampling(self) -> Sampling:
-        """How posteriors are sampled; without `batch` set, in batches as for a CPU, without `steps` as most are."""
-        from surveybridge.bridge_core.settings import PatchGrid, Sampling
+        """How posteriors are sampled; without `batch` as on a CPU, without `steps` as most, without `patch` in 64."""
+        from surveybridge.bridge_core.settings import Sampling, windows_of
 
         return Sampling(
             samples=self.samples,
@@ -116,7 +126,7 @@ class TranslationConfig(JobConfig):
             seed=self.seed,
             batch=self.batch or Sampling.batch,
             precision=self.precision,
-            patches=PatchGrid.of(self.patch),
+            patches=windows_of(self.patch or PATCHES[0]),
         )
 
     @property
@@ -132,13 +142,6 @@ class TranslationConfig(JobConfig):
             precision=self.precision,
             reconstruct=RECONSTRUCT if self.score_reconstruct is None else self.score_reconstruct,
         )
-
-    @field_validator("patch")
-    @classmethod
-    def _known_patch(cls, patch: int) -> int:
-        if patch not in PATCHES:
-            raise ValueError(f"--patch {patch} is not one of {', '.join(map(str, PATCHES))}")
-        return patch
 
     @model_validator(mode="after")
     def _pool(self) -> Self:

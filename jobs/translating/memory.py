@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surveybridge.bridge_core.settings import WINDOW_PIXELS, WholeTile
 from surveybridge.cluster.stages import GROUP_BYTES
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import asked_direction
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.network import NetworkConfig
     from surveybridge.bridge_core.problem import Direction, Problem
     from surveybridge.jobs.translating.config import Config
 
 SOURCES_PER_PIXEL = 1 / 1500
 """Density of sources for which memory is projected: 240 per square arcminute of 0.1" pixels, a deep field."""
 
-PROCESS_BYTES = 455 << 20
+PROCESS_BYTES = 450 << 20
 """Memory of a worker that has loaded Ray Data, torch, astropy, zarr and pyarrow, and done nothing yet."""
 
 GPU_PROCESS_BYTES = 3 << 30
@@ -30,7 +32,10 @@ READ_COPIES = 3.4
 """Copies of a tile while it is read: decoded, being checked, pickled, and in Ray's block."""
 
 MODEL_COPIES = 2.8
-"""Copies of a tile while it is translated: in Ray's block, and as arrays."""
+"""Copies of a tile while it is translated in patches, or its sources are scored: in Ray's block, and as arrays."""
+
+WHOLE_COPIES = 1.0
+"""Copies of a tile while it is translated as one window: in Ray's block. The window is counted with the network."""
 
 CATALOG_COPIES = 3.2
 """Copies of the candidates while they are made: scores, thumbnails, columns, pickled."""
@@ -38,7 +43,13 @@ CATALOG_COPIES = 3.2
 RECONSTRUCTION_COPIES = 10
 """Copies of a group's reconstructions while they are compared, most of them in the jackknife."""
 
-WRITE_COPIES = 2.1
+SAMPLER_PLANES = 8
+"""Images in network units that are alive for a sample while the network works: its input counts as two (measured)."""
+
+MALLOC_HOLDS = 32 << 20
+"""Arrays below glibc's largest threshold for a mapping of their own."""
+
+WRITE_COPIES = 1.9
 """Copies of a result while it is written: in Ray's block, and as arrays or as the file."""
 
 ROW_GROUP = 1024
@@ -67,29 +78,42 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     wanted = direction.wanted.planes
     seen = pixels * _HOMOGENISED_BYTES * _homogenised_bands(model.card, config)
     reading = pixels * _CONVOLVING_BYTES if seen else 0
-    tile = max(tile + seen, GROUP_BYTES)
+    image, tile = max(tile, GROUP_BYTES), max(tile + seen, GROUP_BYTES)
     row = candidate_bytes(model.card.problem)
     catalog = core * SOURCES_PER_PIXEL * row
     result = max(core * 4 * (2 * wanted + 1) + catalog, GROUP_BYTES)
-    arrays = _arrays_bytes(pixels, core, direction, model.card, config)
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())  # twice while they are loaded
+    height, width = _largest(manifest, "core_height"), _largest(manifest, "core_width")
+    copies = WHOLE_COPIES if isinstance(config.sampling.patches, WholeTile) else MODEL_COPIES
+    working = max(
+        copies * tile + _translating_bytes(pixels, (height, width), direction, model.card, config),
+        MODEL_COPIES * image + seen + _scoring_bytes(pixels, core, direction, model.card, config),
+    )
     return {
         "read": PROCESS_BYTES + round(READ_COPIES * tile + reading),
         "model": PROCESS_BYTES
         + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
-        + network_bytes(model, config)
-        + round(MODEL_COPIES * tile + arrays),
+        + 2 * weights
+        + round(working),
         "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * row)),
     }
 
 
-def network_bytes(model: Model, config: Config) -> int:
-    """Weights, twice while they are loaded, and the activations of a batch, as if on a CPU."""
-    network = model.card.network
-    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    plane = config.sampling.batch * (64 // network.stem) ** 2 * 4
+def activation_bytes(network: NetworkConfig, pixels: int, config: Config) -> float:
+    """The activations of one call of the network on so many pixels, as if on a CPU."""
     # measured: so many planes of the first stage's width are alive at the widest place of the network
     alive = 20 if config.precision == "float32" else 12
-    return int(2 * weights + plane * network.base * alive)
+    return pixels / network.stem**2 * 4 * network.base * alive
+
+
+def whole_activation_bytes(network: NetworkConfig, pixels: int, config: Config) -> float:
+    """The activations of a call on a whole tile: malloc gives large ones back at once, and holds others longer."""
+    plane = pixels / network.stem**2 * 4 * network.base  # the first stage's width in float32
+    single = config.precision == "float32"
+    stage = plane if single else plane / 2  # what a layer of the first stage makes, twice that of the second
+    # measured with cores of 768 to 2048 pixels, by which stages malloc holds
+    held = 3.2 * (stage / 2 < MALLOC_HOLDS) + 3.7 * (stage < MALLOC_HOLDS)
+    return ((9.4 if single else 5.1) + held) * plane
 
 
 def candidate_bytes(problem: Problem) -> int:
@@ -100,22 +124,40 @@ def candidate_bytes(problem: Problem) -> int:
     return planes * THUMBNAIL_BYTES + ROW_BYTES
 
 
-def _arrays_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
-    """Return the bytes of the model stage's arrays, without network and tile, at the larger of its two peaks."""
+def _translating_bytes(
+    pixels: int, core_shape: tuple[int, int], direction: Direction, card: Card, config: Config
+) -> float:
+    """Return what the model stage needs to translate a tile, without weights and the tile itself."""
+    channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
+    how, (height, width) = config.sampling, core_shape
+    core = height * width
+    if isinstance(how.patches, WholeTile):
+        window = how.patches.count((0, height, 0, width))[1]
+        call = how.windows_a_call(window) * window
+        told = 4 * 2 * channels if card.network.conditions else 0  # maps, once for the tile and once for a call
+        seen = window * (4 * channels + 9 * observed + told)  # the input, and of the window flux, noise and mask
+        drawn = call * (SAMPLER_PLANES * 4 * channels + told)
+        found = core * 4 * (4 * wanted + 1)  # mean and scatter so far and anew, coverage
+        return whole_activation_bytes(card.network, call, config) + seen + drawn + found
+    size = how.patches.size**2
+    images = pixels * 4 * channels  # in network units, float32
+    windows = core / how.patches.stride**2 * size * 8 * wanted  # mean and variance of each, in parts and together
+    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
+    call = how.windows_a_call(size) * size
+    return activation_bytes(card.network, call, config) + images * (1 + observed / channels) + 2 * windows + blending
+
+
+def _scoring_bytes(pixels: int, core: int, direction: Direction, card: Card, config: Config) -> float:
+    """Return what the model stage needs to score the sources of a tile, as `_translating_bytes`."""
     from surveybridge.bridge_core.anomaly import GROUP
 
-    channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
-    images = pixels * 4 * channels  # in network units, float32
-    planes = core * 4 * (2 * wanted + 1)  # mean, standard deviation, coverage
-    grid = config.sampling.patches
-    windows = core / grid.stride**2 * grid.size**2 * 8 * wanted  # mean and variance of each, in parts and together
-    blending = core * 8 * (2 + 4 * wanted)  # float64 sums, and what is made of them
-    translating = images * (1 + observed / channels) + 2 * windows + blending
-    sources = core * SOURCES_PER_PIXEL
-    group = min(max(GROUP, config.sampling.batch), sources + 8) * config.score_samples * channels * 64**2 * 4
+    channels, sources = card.network.image_channels, core * SOURCES_PER_PIXEL
+    planes = core * 4 * (2 * direction.wanted.planes + 1)  # mean, standard deviation, coverage
+    batch = config.scoring.batch
+    group = min(max(GROUP, batch), sources + 8) * config.score_samples * channels * WINDOW_PIXELS * 4
     catalog = CATALOG_COPIES * sources * candidate_bytes(card.problem)
-    scoring = images + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
-    return max(translating, scoring)
+    arrays = pixels * 4 * channels + RECONSTRUCTION_COPIES * group + catalog + 2 * planes
+    return activation_bytes(card.network, batch * WINDOW_PIXELS, config) + arrays
 
 
 _HOMOGENISED_BYTES = 9

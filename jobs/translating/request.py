@@ -9,23 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from surveybridge.bridge_core.settings import windows_of
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig, steps_of
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
+from surveybridge.jobs.translating.windows import check_halo, check_network, default_patch, halo_of_store
 from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.problems import is_default
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.runs import RunFolder
     from surveybridge.storage.star_lists import StarList
-    from surveybridge.storage.tiles import Tile, TileStore
+    from surveybridge.storage.tiles import TileStore
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,12 @@ class Request:
         return self.model.card.problem.direction(str(self.config.direction))
 
     @property
+    def sampling(self) -> Sampling:
+        """Return how its posteriors are sampled: as the settings say, in windows that the network can take."""
+        windows = windows_of(self.config.patch or PATCHES[0], self.model.card.network.window_multiple)
+        return replace(self.config.sampling, patches=windows)
+
+    @property
     def document(self) -> dict[str, Any]:
         """Return what run.json states: the fingerprint, a problem that is not the default, and the recalibration."""
         card = self.model.card
@@ -76,6 +84,11 @@ class Request:
     def of_version(self, version: int) -> Request:
         """Return the same translation as a run of some schema version, which another version of this code started."""
         return replace(self, fingerprint=self.fingerprint | {"code_schema_version": version})
+
+    def of_patches(self) -> Request:
+        """Return the same translation in patches of the first size, as those that state nothing else began."""
+        fingerprint = {key: value for key, value in self.fingerprint.items() if key != "patch"}
+        return replace(self, config=self.config.model_copy(update={"patch": PATCHES[0]}), fingerprint=fingerprint)
 
     def of_all_sources(self) -> Request:
         """Return the same translation with every source reconstructed, as those that state nothing else began."""
@@ -105,9 +118,12 @@ def check(config: Config) -> Request:
         model.card.calibrated(direction)  # refused where it is not
     steps = config.steps or steps_of(model.card.bridge.kind)
     config = config.model_copy(update={"to": None, "direction": str(direction), "steps": steps})
-    if config.score_reconstruct is None and begun is not None:
-        began_with = (LATER_KEYS | begun.run_json)["score_reconstruct"]
-        config = config.model_copy(update={"score_reconstruct": began_with})
+    if begun is not None:
+        began_with = LATER_KEYS | begun.run_json
+        unsaid = {name: began_with[name] for name in ("score_reconstruct", "patch") if getattr(config, name) is None}
+        config = config.model_copy(update=unsaid)
+    if config.patch is None:
+        config = config.model_copy(update={"patch": default_patch(model.card, halo_of_store(listed))})
     homogenisation = asked_homogenisation(model, config, begun)
     wishes = Wishes.read(model.card, direction, config.wanted_noise, config.wanted_psf)
     fingerprint = {
@@ -182,17 +198,17 @@ def _by_key(sampling: Sampling, scoring: Scoring) -> dict[str, Any]:
     """All settings but the batch, which decides nothing; seed and precision of the score are those of the sampling."""
     of_score = {key: value for key, value in vars(scoring).items() if key not in ("batch", "seed", "precision")}
     of_sampling = {key: value for key, value in vars(sampling).items() if key not in ("batch", "patches")}
-    return of_sampling | {f"score_{key}": of_score[key] for key in of_score} | {"patch": sampling.patches.size}
+    return of_sampling | {f"score_{key}": of_score[key] for key in of_score} | {"patch": sampling.patches.stated}
 
 
-def sampling_of(run_json: Mapping[str, Any]) -> Sampling:
-    """How the posterior of a run was sampled; the batch, which decides nothing, is the default one."""
-    from surveybridge.bridge_core.settings import PatchGrid, Sampling
+def sampling_of(run_json: Mapping[str, Any], card: Card) -> Sampling:
+    """How the posterior of a run by a checkpoint was sampled; the batch, which decides nothing, is the default one."""
+    from surveybridge.bridge_core.settings import Sampling, windows_of
     from surveybridge.storage.runs import LATER_KEYS
 
     known = LATER_KEYS | dict(run_json)
     stated = {one.name: known[one.name] for one in fields(Sampling) if one.name in known}
-    return Sampling(**stated, patches=PatchGrid.of(known["patch"]))
+    return Sampling(**stated, patches=windows_of(known["patch"], card.network.window_multiple))
 
 
 def checkpoint_of(run: RunFolder) -> str | None:
@@ -232,8 +248,13 @@ def asked_direction(model: Model, config: TranslationConfig) -> Direction:
     )
 
 
-def check_request(model: Model, store: TileStore, manifest: pa.Table, direction: Direction, patch: int) -> None:
-    """Refuse, before anything is written, a store that the checkpoint was not made for."""
+def check_request(
+    model: Model, store: TileStore, manifest: pa.Table, direction: Direction, patch: int | str | None = None
+) -> None:
+    """Refuse, before anything is written, a store that the checkpoint was not made for.
+
+    And windows that do not fit; without `patch` those of `default_patch`, which do.
+    """
     from surveybridge.storage.manifests import tiles_with
 
     card = model.card
@@ -249,13 +270,15 @@ def check_request(model: Model, store: TileStore, manifest: pa.Table, direction:
         raise RequestError(
             f"{store.url}: none of its {manifest.num_rows} tiles has {observed}, which {direction} needs; ingest it"
         )
+    check_network(card, patch)
     for tile_id in tiles_with(manifest, observed)["tile_id"].slice(0, 100).to_pylist():
         try:
-            tile = store.read_tile(tile_id, halo=0 if patch == PATCHES[0] else None)
+            tile = store.read_tile(tile_id)
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
         check_tile(model, tile)
-        check_halo(tile, patch, store.url)  # of the default nothing was read that it could exceed
+        if patch not in (None, PATCHES[0]):  # which stores of any halo are translated with
+            check_halo(tile, patch, store.url)
         return
 
 
@@ -286,19 +309,6 @@ def left_of(request: Request, run: RunFolder, ledger: pa.Table) -> list[str]:
     return pending(request.manifest, ledger, retry_failed=request.config.retry_failed)
 
 
-def check_halo(tile: Tile, patch: int, url: str) -> None:
-    """Refuse patches that reach beyond the halo: then two tiles would not cut the same patches at their border."""
-    from surveybridge.bridge_core.settings import PatchGrid
-
-    (height, width), (y0, y1, x0, x1) = tile.shape, tile.core
-    halo, reach = max(y0, height - y1, x0, width - x1), PatchGrid.of(patch).reach
-    if 0 < halo < reach:  # a field of one tile has none, and no neighbour
-        raise RequestError(
-            f"--patch {patch} reaches {reach} pixels beyond the core of a tile but those of {url} hold {halo}; ingest "
-            f"with --halo {reach}, or use --patch {PATCHES[0]}"
-        )
-
-
 def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
     """Return the settings of the stages; `attempts` counts earlier tries by tile."""
     from surveybridge.storage.objectstore import configured
@@ -310,7 +320,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         checkpoint=config.checkpoint,
         direction=str(request.direction),
         observed=request.direction.observed.name,
-        sampling=config.sampling,
+        sampling=request.sampling,
         scoring=config.scoring,
         homogenisation=Homogenisation.of_document(request.fingerprint.get("homogenise")),
         wishes=Wishes.of_document(request.fingerprint.get("wanted")),

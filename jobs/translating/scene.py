@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.conditions import Conditions
     from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
-    from surveybridge.bridge_core.translate import BandBlur, Scene
+    from surveybridge.bridge_core.scene import BandBlur, Scene
     from surveybridge.jobs.translating.wishes import Wishes
     from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
@@ -34,7 +34,7 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device, card: Card | None 
     import numpy as np
     import torch
 
-    from surveybridge.bridge_core.translate import Scene
+    from surveybridge.bridge_core.scene import Scene
 
     image = tile.shown[endpoint]
     return Scene(
@@ -54,7 +54,7 @@ def blurs_of(image: SurveyImage, card: Card) -> tuple[BandBlur, ...]:
     import functools
 
     from surveybridge.bridge_core.physics import Seeing
-    from surveybridge.bridge_core.translate import BandBlur
+    from surveybridge.bridge_core.scene import BandBlur
 
     sharp, found = parse_psf(card.bridge.parameters["sharp"]), []
     for number, band in enumerate(image.bands):

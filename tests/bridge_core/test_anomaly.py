@@ -12,8 +12,8 @@ from surveybridge.bridge_core import anomaly
 from surveybridge.bridge_core.anomaly import anomaly_score, jackknife_std, score_bounds, score_sources
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import Scoring
-from surveybridge.bridge_core.translate import Scene
 from tests.bridge_core.models import analytic_model, gaussian_denoiser, make_card, random_model
 
 HOW = Scoring(samples=4, midpoint=0.7089, steps=6, seed=3, batch=8, size=32, precision="float32")

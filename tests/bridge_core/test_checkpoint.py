@@ -274,16 +274,18 @@ def test_a_prediction_does_not_depend_on_the_other_windows_of_its_batch(model):
 def test_stating_the_conditions_later_leaves_the_identity_of_a_checkpoint(model, tmp_path):
     seen = ConditionRanges({"euclid": {"fwhm": {"VIS": (0.12, 0.19)}}})
     weights = model.network.state_dict()
-    bare, stated, other = (
+    bare, stated, whole, other = (
         load_checkpoint(save_checkpoint(card, weights, tmp_path / name))
         for name, card in {
             "bare": model.card,
             "stated": replace(model.card, conditions=seen),
+            "whole": replace(model.card, patch="tile"),
             "other": replace(model.card, name="other"),
         }.items()
     )
     assert stated.card.conditions == seen and bare.card.conditions is None
-    assert stated.sha256 == bare.sha256 != other.sha256
+    assert (whole.card.patch, bare.card.patch) == ("tile", 64)
+    assert stated.sha256 == whole.sha256 == bare.sha256 != other.sha256
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context, PairConditions, context_of, noise_map, vector_size
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet
+from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.training import Batch, bridge_loss, wanted_of
-from surveybridge.bridge_core.translate import Scene, translate_tile
+from surveybridge.bridge_core.translate import translate_tile
 from tests.bridge_core.models import PROBLEM, make_card
 
 CARD = make_card()

@@ -10,8 +10,9 @@ import torch
 from surveybridge.bridge_core import translate as core
 from surveybridge.bridge_core.redraw import redraw_tile
 from surveybridge.bridge_core.sampler import sample
+from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
-from surveybridge.bridge_core.translate import Scene, translate_tile
+from surveybridge.bridge_core.translate import translate_tile
 from tests.bridge_core.models import TO_EUCLID, TO_LSST, random_model
 
 # small windows, so that there is more than one group of them; and they share batches, as 3 does not divide 4

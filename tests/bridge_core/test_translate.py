@@ -13,9 +13,10 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend
 from surveybridge.bridge_core.problem import Direction, from_channels, to_channels
+from surveybridge.bridge_core.scene import Scene, observed_units
 from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import Posterior, Scene, observed_units, translate_tile, window_moments
+from surveybridge.bridge_core.translate import Posterior, translate_tile, window_moments
 from tests.bridge_core.models import (
     PROBLEM,
     SOFTENING,
@@ -26,6 +27,7 @@ from tests.bridge_core.models import (
     random_model,
 )
 
+GRID = PatchGrid()
 HOW = Sampling(samples=2, steps=2, seed=11, batch=16, precision="float32")
 CORE = (64, 128, 64, 128)
 # the state is float32, values in network units are below 3, and sinh turns an error of du into du / 0.25 relative
@@ -105,7 +107,7 @@ def test_batch_size_does_not_matter(batch):
 
 def test_order_of_windows_does_not_matter():
     model, (flux, valid) = random_model(), sky(3)
-    corners = HOW.patches.windows((192, 192), (0, 0), CORE)
+    corners = GRID.windows((192, 192), (0, 0), CORE)
     one = translate(model, flux, valid)
     assert one.windows == len(corners) > 1
     assert_same(one, translate(model, flux, valid, corners=corners[::-1]), **TOLERANCE)
@@ -226,7 +228,7 @@ def test_windows_without_any_observed_pixel_are_skipped():
     everywhere = translate(model, flux, valid).windows
     valid[:, :, 60:] = False
     out = translate(model, flux, valid, core=(64, 128, 0, 128))
-    full = len(HOW.patches.windows((192, 192), (0, 0), (64, 128, 0, 128)))
+    full = len(GRID.windows((192, 192), (0, 0), (64, 128, 0, 128)))
     assert 0 < out.windows < full
     assert out.mean[:, :, :60].isfinite().all()
     assert out.mean[:, :, 60:].isnan().all()
@@ -298,7 +300,7 @@ def test_averaging_samples_of_windows_with_their_own_noise_would_shrink_it():
     # the blend of moments keeps the deviation even then
     mixed_mean = torch.stack([moments[0][0][0], moments[1][0][1]])
     mixed_var = torch.stack([moments[0][1][0], moments[1][1][1]])
-    _, std = blend([(0, 0), (0, 16)], mixed_mean, mixed_var, how.patches, (8, 24, 20, 28))
+    _, std = blend([(0, 0), (0, 16)], mixed_mean, mixed_var, PatchGrid(32, 16, 0), (8, 24, 20, 28))
     assert float(std[0].mean()) >= 0.95 * float(shared_var[0, 0, 8:24, 20:28].sqrt().mean())
 
 

@@ -11,8 +11,8 @@ from surveybridge.bridge_core.anomaly import SourceScores, score_sources, score_
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.residuals import Cutouts
+from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import Precision, Scoring
-from surveybridge.bridge_core.translate import Scene
 from tests.bridge_core.models import make_card, random_model
 from tests.bridge_core.test_residuals import discriminant
 

@@ -218,7 +218,7 @@ def stages(gpu: int) -> dict[str, dict[str, float]]:
     manifest = pa.table(
         {"bytes": [side * side * 4 * 9], "height": [side], "width": [side], "core_height": [core], "core_width": [core]}
     )
-    heap = stage_memory(load_checkpoint(None), manifest, Config(store="s", run="r"))
+    heap = stage_memory(load_checkpoint(None), manifest, Config(store="s", run="r", patch="tile"))
     return {
         "model": {"CPU": 1, "GPU": gpu, "memory": heap["model"] + gpu * GPU_PROCESS_BYTES},
         "reader": {"CPU": IO_CPUS, "memory": heap["read"]},

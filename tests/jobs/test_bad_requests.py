@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from surveybridge.__main__ import main
+from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.cluster import connect, training
 from surveybridge.jobs.config import RequestError
 from surveybridge.storage.tiles import TileStore
@@ -119,6 +120,12 @@ def translate_request(case: str, folder, store: str, checkpoint: str) -> tuple[s
             return store, checkpoint, ["--patch", "100"]
         case "patch beyond the halo":
             return tiny.write_store(folder / "two", tile_size=tiny.SIDE // 2), checkpoint, ["--patch", "128"]
+        case "tile beyond the halo":
+            narrow = tiny.write_store(folder / "narrow", tile_size=tiny.SIDE // 2, halo=40)
+            return narrow, checkpoint, ["--patch", "tile"]
+        case "tile for statistics of a window":
+            network = NetworkConfig(base=8, multipliers=(1, 2), blocks=1, stem=2, norm="group")
+            return store, tiny.write_checkpoint(folder, "grouped", network=network), ["--patch", "tile"]
     raise AssertionError(case)
 
 
@@ -141,8 +148,10 @@ TRANSLATE = {
     "no checkpoint": ["mosaic-v9.safetensors does not exist", "shipped checkpoints"],
     "damaged checkpoint": ["tiny: cannot be read", "save it again"],
     "no survey": ["vis: none of its 1 tiles has lsst", "lsst->euclid"],
-    "odd patch": ["--patch 100", "64, 128"],
+    "odd patch": ["--patch 100", "'tile', 64 or 128"],
     "patch beyond the halo": ["--patch 128 reaches 119", "hold 64", "--halo 119", "--patch 64"],
+    "tile beyond the halo": ["--patch tile reaches 64", "hold 40", "--halo 64", "--patch 64"],
+    "tile for statistics of a window": ["--patch tile", "checkpoint grouped", "norm group", "--patch 64"],
     "one sample": ["--samples 1", "greater than or equal to 2"],
 }
 

@@ -229,7 +229,7 @@ def checkpoint(tmp_path_factory):
     values = 10 ** (21.5 + 0.4 * torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(2)))
     ends = [fit_endpoint(end, values if end.name == "column" else values / 1e19, {}) for end in problem.endpoints]
     folder = tmp_path_factory.mktemp("model")
-    return tiny.write_checkpoint(folder, "clouds", problem=problem.with_endpoints(ends), pixel_pc=0.2)
+    return tiny.write_checkpoint(folder, "clouds", problem=problem.with_endpoints(ends), pixel_pc=0.2, patch="tile")
 
 
 def test_every_pixel_with_data_is_translated_in_any_tiling_and_exported_with_unit_and_place(tmp_path, checkpoint):
@@ -287,7 +287,7 @@ def test_a_run_of_maps_only_can_be_planned(tmp_path, checkpoint, capsys):
     assert main([*planned, *QUICK, "--calibrate", "0.01", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["tiles"], found["evaluations"]["score"], found["sources"]) == (1, 0, 0)
-    assert found["evaluations"]["translate"] == found["patches"] * 2 * 2
+    assert found["evaluations"]["translate"] == (64 + 2 * 64) ** 2 / 64**2 * 2 * 2  # one tile with 64 pixels around
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ QUICK = {"samples": 2, "steps": 2, "score_samples": 2, "score_steps": 2, "precis
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), network=tiny.LARGER)
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), network=tiny.LARGER, patch="tile")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def planned(settings, seconds=0.1):
 def test_plan_writes_nothing_and_says_what_there_is_to_do(tmp_path, store, checkpoint, capsys):
     before = tiny.files_of(store)
     settings = words(request(store, tmp_path / "runs" / "field", checkpoint))
-    assert main(["plan", *settings, "--calibrate", "0.1"]) == 0
+    assert main(["plan", *settings, "--calibrate", "0.1", "--patch", "64"]) == 0
     shown = capsys.readouterr().out
     for said in ("16 tiles to do, 0 done", "81 windows", "evaluations", "CPU-hours", "a square degree", "read", "MiB"):
         assert said in shown
@@ -58,10 +58,8 @@ def test_plan_writes_nothing_and_says_what_there_is_to_do(tmp_path, store, check
 
 
 def test_json_holds_the_numbers(tmp_path, store, checkpoint, capsys):
-    assert (
-        main(["plan", *words(request(store, tmp_path / "run", checkpoint)), "--calibrate", "0.1", "--format", "json"])
-        == 0
-    )
+    asked = words(request(store, tmp_path / "run", checkpoint, patch=64))
+    assert main(["plan", *asked, "--calibrate", "0.1", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["tiles"], found["patches"]) == (16, 81)
     assert found["evaluations"]["translate"] == 81 * 2 * 2
@@ -71,21 +69,24 @@ def test_json_holds_the_numbers(tmp_path, store, checkpoint, capsys):
     assert found["wall_seconds"] > 0
 
 
-def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, monkeypatch):
-    settings = request(store, tmp_path / "run", checkpoint)
+@pytest.mark.parametrize("patch", ["64", "tile"])
+def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, monkeypatch, patch):
+    settings = request(store, tmp_path / "run", checkpoint, patch=patch)
     expected = planned(settings, seconds=20.0)
     calls = []
     given = UNet.given
 
     def count(self, x, emb):
-        calls.append(len(x))
+        calls.append(len(x) * x.shape[2] * x.shape[3] / 64**2)
         return given(self, x, emb)
 
     monkeypatch.setattr(UNet, "given", count)
     tally = run(settings)
     assert tally.statuses == {"ok": 16}
     # windows of tiles are counted exactly, sources by their density in the tiles that were looked at
-    assert sum(calls) - tally.candidates * 2 * 2 == expected.evaluations["translate"] == tally.patches * 2 * 2
+    assert sum(calls) - tally.candidates * 2 * 2 == expected.evaluations["translate"]
+    # cores of 48 pixels and 64 around
+    assert expected.evaluations["translate"] == tally.patches * (176 / 64 if patch == "tile" else 1) ** 2 * 2 * 2
     assert expected.evaluations["score"] == pytest.approx(tally.candidates * 2 * 2, rel=0.3)
 
 
@@ -98,8 +99,8 @@ def test_only_what_the_ledger_lacks_is_planned(tmp_path, store, checkpoint, caps
         folder.commit({"tile_id": tile_id, "status": "failed", "reason": "for the test"})
     before = tiny.files_of(tmp_path)
     found = planned(settings)
-    assert (found.tiles, found.tiles_done) == (4, 12)
-    assert found.patches < 81 / 3
+    assert (found.tiles, found.tiles_done, found.patches) == (4, 12, 4)
+    assert planned(settings | {"run": str(tmp_path / "other"), "patch": "64"}).patches == 81
     assert planned(settings | {"retry_failed": True}).tiles == 16
     for tile_id in ids[12:]:
         folder.commit({"tile_id": tile_id, "status": "failed", "reason": "for the test"})

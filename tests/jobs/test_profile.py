@@ -27,7 +27,7 @@ STAGES = ("read", "model", "write")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), patch="tile")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,6 @@ def check_table(found, tiles):
         ("model", "translate: network"),
         ("model", "translate: update"),
         ("model", "translate: moments"),
-        ("model", "translate: blend"),
         ("model", "candidates: detection"),
         ("model", "candidates: scoring: network"),
         ("write", "mosaic: encode"),
@@ -165,9 +164,11 @@ def test_a_profile_goes_to_object_storage_like_everything_else(tmp_path, store, 
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         folder = Folder.at("s3://profiles/one")
         folder.filesystem.mkdir("profiles")
-        assert translate(store, tmp_path / "run", checkpoint, "--profile", folder.url) == 3
+        assert translate(store, tmp_path / "run", checkpoint, "--profile", folder.url, "--patch", "64") == 3
         assert folder.names() == ["profile.json", "profile.txt", "trace.json"]
-        check_table(json.loads(folder.read("profile.json")), tiles=3)
+        found = json.loads(folder.read("profile.json"))
+        check_table(found, tiles=3)
+        assert {"translate: blend"} <= {row["part"] for row in found["rows"]}
 
 
 def test_a_profile_replaces_an_earlier_one_and_nothing_else(tmp_path, store, checkpoint, profiled, capsys):

@@ -207,6 +207,9 @@ def test_memory_grows_with_what_is_held():
     assert of(precision="float32")["model"] > of(precision="bfloat16")["model"]
     assert of(score_samples=20)["model"] > of(score_samples=5)["model"]
     assert of(direction=str(TO_LSST))["write"] > of()["write"]
+    # a whole tile is drawn a sample after the other
+    assert of(patch="tile", samples=4)["model"] == of(patch="tile", samples=8)["model"]
+    assert of(2048, patch="tile")["model"] > of(2048)["model"] and of(2048, patch="tile", batch=5000)["model"] > 2 << 31
 
 
 @pytest.mark.long  # five processes that import torch and Ray

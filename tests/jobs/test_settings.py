@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
+from surveybridge.bridge_core.network import NetworkConfig
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.jobs import evaluate
 from surveybridge.jobs.translate import Config
 from surveybridge.jobs.translating.config import TranslationConfig
 from surveybridge.jobs.translating.request import check, decisions, sampling_of, settings_of
 from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
 from tests import tiny
+from tests.bridge_core.models import make_card
 from tests.conftest import ROOT
 
 # What says where and how fast, and decides no pixel; store, direction and calibrated are keys of their own.
@@ -28,7 +30,7 @@ DECIDE_NOTHING = {
     "wanted_noise", "wanted_psf",  # likewise: `test_wishes`
 }  # fmt: skip
 OTHER = {
-    "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": 128, "precision": "float32",
+    "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": "tile", "precision": "float32",
     "score_reconstruct": 0.25,
 }  # fmt: skip
 USUAL = {"samples": 8, "steps": 6, "score_samples": 5, "score_steps": 8, "precision": "bfloat16", "seed": 0}
@@ -53,10 +55,30 @@ def test_a_knob_of_sampler_or_score_enters_the_run_by_itself_where_it_is_not_the
     assert decisions(Sampling(batch=3), Scoring(batch=5)) == USUAL
 
 
-def test_the_sampling_of_a_run_is_read_back_from_it():
-    how = Sampling(samples=3, steps=2, seed=5, precision="float32", patches=PatchGrid.of(128), order=1, eta=1.0)
-    assert sampling_of({"format": "x", "config": {}, **decisions(how, Scoring())}) == how
-    assert sampling_of(USUAL) == Sampling()  # earlier runs state no patch
+@pytest.mark.parametrize("patches", [PatchGrid.of(128), WholeTile()])
+def test_the_sampling_of_a_run_is_read_back_from_it(patches):
+    how = Sampling(samples=3, steps=2, seed=5, precision="float32", patches=patches, order=1, eta=1.0)
+    card = make_card(network=NetworkConfig(stem=2))
+    assert sampling_of({"format": "x", "config": {}, **decisions(how, Scoring())}, card) == how
+    assert sampling_of(USUAL, card) == Sampling()  # earlier runs state no patch
+
+
+@pytest.mark.parametrize(("given", "found"), [("64", 64), ("128", 128), (128, 128), ("tile", "tile"), (None, None)])
+def test_windows_are_given_in_words_or_numbers(given, found):
+    assert TranslationConfig(store="s", patch=given).patch == found
+
+
+def test_a_run_sees_tiles_in_windows_that_its_network_can_take(tmp_path):
+    store = tiny.write_store(tmp_path / "tiles")
+    network = NetworkConfig(base=4, multipliers=(1, 1, 1, 1), blocks=1, stem=2, norm="pixel")
+    for its_network, patch, windows in (
+        (replace(network, multipliers=(1, 2, 4)), "tile", WholeTile(64, 8)),
+        (network, "tile", WholeTile(64, 16)),
+        (replace(network, norm="group"), 64, PatchGrid()),
+    ):
+        checkpoint = tiny.write_checkpoint(tmp_path, network=its_network, patch=patch)
+        request = check(Config(store=store, run=str(tmp_path / "run"), checkpoint=checkpoint))
+        assert request.sampling.patches == settings_of(request, attempts={}).sampling.patches == windows
 
 
 def test_an_evaluation_samples_and_scores_as_it_is_told():
@@ -91,12 +113,12 @@ print(sorted(name for name in sys.modules if name in ("torch", "triton")))
 
 def test_processes_that_read_and_write_do_without_torch(tmp_path):
     tiny.write_store(tmp_path / "tiles")
-    checkpoint = tiny.write_checkpoint(tmp_path)
+    checkpoint = tiny.write_checkpoint(tmp_path, patch="tile")
     config = Config(store=str(tmp_path / "tiles"), run=str(tmp_path / "run"), checkpoint=checkpoint, samples=3)
     request = check(config)
     RunFolder.open_or_create(config.run, request.document)
     settings = settings_of(request, attempts={})
-    assert settings.sampling == replace(Sampling(), samples=3)
+    assert settings.sampling == replace(Sampling(), samples=3, patches=WholeTile())
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=pickle.dumps(settings), capture_output=True, timeout=120, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -13,8 +13,9 @@ import zarr
 
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.scene import observed_units
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import observed_units, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.storage.map_names import CLOUD_MAPS
 from surveybridge.storage.pairs import read_pairs
 from tests.jobs.test_bad_requests import refused

@@ -39,7 +39,7 @@ CLOSE_ON_THE_SKY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), patch="tile")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,17 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, store, checkpoint):
-    """Run folder of the serial executor, 16 patches a batch."""
+    """Run folder of the serial executor."""
     run = str(tmp_path_factory.mktemp("run") / "reference")
     assert translate(store, run, checkpoint) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def in_patches(tmp_path_factory, store, checkpoint):
+    """Run folder of the serial executor, 16 patches a batch."""
+    run = str(tmp_path_factory.mktemp("run") / "patches")
+    assert translate(store, run, checkpoint, "--patch", "64") == 0
     return run
 
 
@@ -119,10 +127,10 @@ def test_ray_writes_the_same_bytes_as_serial(tmp_path, store, checkpoint, ray_cl
     assert f"profile of worker {found['worker']}" in capsys.readouterr().out
 
 
-def test_batch_size_does_not_matter(tmp_path, store, checkpoint, reference):
-    assert translate(store, tmp_path / "run", checkpoint, "--batch", "4") == 0
-    assert all(row["n_patches"] * 2 > 16 for row in ledger(reference).values())  # there was more than one batch
-    assert_close(reference, tmp_path / "run")
+def test_batch_size_does_not_matter(tmp_path, store, checkpoint, in_patches):
+    assert translate(store, tmp_path / "run", checkpoint, "--batch", "4", "--patch", "64") == 0
+    assert all(row["n_patches"] * 2 > 16 for row in ledger(in_patches).values())  # there was more than one batch
+    assert_close(in_patches, tmp_path / "run")
 
 
 def test_large_patches_say_the_same_of_the_sky(tmp_path, checkpoint):
@@ -181,15 +189,15 @@ def test_patch_order_and_batches_share_one_noise_and_give_one_result(store, chec
     assert torch.equal(alone.std.nan_to_num(), reversed_.std.nan_to_num())
 
 
-def test_objects_belong_to_exactly_one_tile(tmp_path, store, checkpoint, reference):
+def test_objects_belong_to_exactly_one_tile(tmp_path, store, checkpoint, in_patches):
     whole = tiny.write_store(tmp_path / "whole", tile_size=tiny.SIDE)
-    assert translate(whole, tmp_path / "run", checkpoint) == 0
-    assert len(ledger(reference)) == 4 and len(ledger(tmp_path / "run")) == 1
-    found = candidates(reference)
+    assert translate(whole, tmp_path / "run", checkpoint, "--patch", "64") == 0
+    assert len(ledger(in_patches)) == 4 and len(ledger(tmp_path / "run")) == 1
+    found = candidates(in_patches)
     assert found.num_rows == len(tiny.BLOBS)
     x, y = found["x"].to_numpy(), found["y"].to_numpy()
     assert (np.minimum(abs(x - 95.5), abs(y - 95.5)) < 0.5).sum() == 4  # borders were put to the test
-    assert_close(reference, tmp_path / "run", leave_out=["tile_id", "run_id"])
+    assert_close(in_patches, tmp_path / "run", leave_out=["tile_id", "run_id"])
 
 
 def test_candidates_lie_on_the_objects_with_their_fluxes(reference):

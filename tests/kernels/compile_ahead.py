@@ -102,9 +102,11 @@ def variants(target: int) -> dict[str, dict[str, object]]:
         constexprs |= {"COEFFICIENTS": len(StepCoefficients._fields)}
         constexprs |= {f"{tensor}_i": 1 for tensor in ("xt", "pred", "x1", "prev", "z", "next")}
         report[name] = inspect(bridge_step_kernel, constexprs, TYPES | {"p_pred": network, "p_next": network}, target)
-    for target_known in (False, True):
-        constexprs = {"TARGET": target_known, "BLOCK": BLOCK}
-        report["accumulate" + ", target" * target_known] = inspect(accumulate_kernel, constexprs, TYPES, target)
+    for target_known, since in ((False, False), (True, False), (False, True)):
+        constexprs = {"TARGET": target_known, "SINCE": since, "BLOCK": BLOCK}
+        report["accumulate" + ", target" * target_known + ", since" * since] = inspect(
+            accumulate_kernel, constexprs, TYPES, target
+        )
     constexprs = {"SIZE": 64, "REACH": 2, "BLOCK": BLEND_BLOCK}
     report["blend"] = inspect(blend_kernel, constexprs, TYPES, target)
     for channels, film, dtype in (

@@ -52,6 +52,21 @@ def test_interpreted_triton_equals_naive_within_its_nan_guard_bands(shape, with_
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])
+@pytest.mark.parametrize("with_target", [False, True])
+def test_samples_in_parts_give_the_bits_of_all_in_one(impl, with_target):
+    samples = drawn((2, 9, 3, 23, 41)) * 40 + 1000
+    target = drawn((2, 3, 23, 41), 1) * 40 + 1000 if with_target else None
+    found, count = None, 0
+    for size in (1, 4, 2, 2):
+        part = samples[:, count : count + size]
+        with guarded_results((2, 3, 23, 41), (3 if with_target else 2) * (impl == "triton")):
+            before, found = found, accumulate(part, target, since=found, count=count, impl=impl)
+        assert before is None or not same_bits(before, found)  # what was found so far stays as it was
+        count += size
+    assert found is not None and same_bits(accumulate(samples, target), found)
+
+
+@pytest.mark.parametrize("impl", ["naive", "triton"])
 def test_samples_may_lie_first_and_nan_stays_nan(impl):
     samples = drawn((2, 4, 3, 5))
     samples[1, 2, 0, 0] = torch.nan
@@ -87,3 +102,16 @@ def test_a_wrong_request_is_refused_with_both_values(samples, target, message):
         accumulate(samples, target)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_samples_that_do_not_go_on_from_those_before_are_refused():
+    samples, before = torch.zeros(2, 4, 3), accumulate(torch.zeros(2, 4, 5))
+    for since, count, target, message in (
+        (None, 3, None, "3 samples before these, unknown"),
+        (before, 0, None, "0 samples before these, known"),
+        (before, 4, None, "shape [2, 5], no target, but these [2, 3], no target"),
+        (accumulate(samples), 4, torch.zeros(2, 3), "[2, 3], no target, but these [2, 3], a target"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            accumulate(samples, target, since=since, count=count)
+        assert message in str(refused.value)

@@ -40,7 +40,7 @@ def report(request, reports) -> dict[str, dict[str, int]]:
 
 
 def test_every_variant_compiles_down_to_machine_code(report):
-    assert len(report) == 16
+    assert len(report) == 17
     assert all(counts["cubin"] > 0 for counts in report.values())
 
 
@@ -64,6 +64,7 @@ def test_machine_code_fuses_only_within_square_roots_and_divisions(report):
     assert {variant for variant, counts in report.items() if counts["divide"]} == {
         "accumulate",
         "accumulate, target",
+        "accumulate, since",
         "blend",
     }
     assert report["first order, sky noise"]["sqrt"] == report["sky_noise C=3"]["sqrt"] > 0
@@ -77,6 +78,7 @@ def test_memory_is_read_and_written_four_floats_at_once(report):
     # samples one by one in a loop, mean and scatter; or also the target, and the closest sample
     assert report["accumulate"]["wide"] == 3
     assert report["accumulate, target"]["wide"] == 5
+    assert report["accumulate, since"]["wide"] == 5
     # 16 values a thread are read and written eight by eight in bfloat16 and four by four in float32; or weights as well
     assert all(report[f"pixel_norm C={kind}, bf16"]["wide"] >= 2 + 2 for kind in ("32, none", "96, one", "256, each"))
     assert report["pixel_norm C=64, one, fp32"]["wide"] >= 4 + 4
