@@ -417,5 +417,5 @@ def test_jobs_draw_samples_as_the_library_does_unless_told_otherwise():
     how, evaluation = Sampling(), job.Config(pairs="p", out="o")
     for name in ("samples", "steps", "order", "eta", "sigma_max", "from_end"):
         assert getattr(evaluation, name) == getattr(how, name), name
-    for config in (demo.Config(), Config(store="s", run="r")):
-        assert (config.samples, config.steps) == (how.samples, how.steps)
+    for sampling in (Config(store="s", run="r").sampling, demo.Config()):
+        assert (sampling.samples, sampling.steps) == (how.samples, how.steps)
