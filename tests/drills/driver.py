@@ -27,7 +27,7 @@ TILES = 25
 """Of the store."""
 SLICE = 3
 """Tiles of a read task."""
-HOLD_SECONDS = 120.0
+HOLD_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
