@@ -88,9 +88,9 @@ def test_windows_of_all_tiles_are_counted_from_the_manifest(store, grid, shown):
 def test_a_million_tiles_are_counted_in_seconds(store):
     manifest = store.manifest()
     many = pa.concat_tables([manifest] * (10**6 // manifest.num_rows))
-    start = time.monotonic()
+    start = time.process_time()
     work = work_of(many, TO_EUCLID, store.read_tile("t0000"), PatchGrid())
-    assert time.monotonic() - start < 20  # 2 s where nothing else runs
+    assert time.process_time() - start < 20  # of a core; 2 s where nothing else runs
     assert work.windows == 10**6 // 16 * work_of(manifest, TO_EUCLID, store.read_tile("t0000"), PatchGrid()).windows
 
 
