@@ -1,4 +1,4 @@
-"""A real browser for tests of pages, and a run whose candidates they grade."""
+"""A real browser for tests of pages, a run whose candidates they grade, and runs of a tiny network on a tiny store."""
 
 from __future__ import annotations
 
@@ -41,3 +41,39 @@ def run_to_grade(made_to_grade: RunFolder, tmp_path: Path) -> RunFolder:
     from surveybridge.storage.runs import RunFolder
 
     return RunFolder.open(shutil.copytree(made_to_grade.url, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny network whose card states whole tiles."""
+    from tests import tiny
+
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), patch="tile")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny store of four tiles, which nobody changes."""
+    from tests import tiny
+
+    return tiny.write_store(tmp_path_factory.mktemp("store") / "tiles")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, store: str, checkpoint: str) -> str:
+    """Run folder of the serial executor, in whole tiles; what tests do to it changes no result."""
+    from tests.jobs.test_translate import translate
+
+    run = str(tmp_path_factory.mktemp("run") / "whole")
+    assert translate(store, run, checkpoint) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_patches(tmp_path_factory: pytest.TempPathFactory, store: str, checkpoint: str) -> str:
+    """The same in patches, 16 a batch."""
+    from tests.jobs.test_translate import translate
+
+    run = str(tmp_path_factory.mktemp("run") / "patches")
+    assert translate(store, run, checkpoint, "--patch", "64") == 0
+    return run

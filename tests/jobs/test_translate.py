@@ -37,32 +37,6 @@ CLOSE_ON_THE_SKY: dict[str, Any] = {
 }  # degrees: 0.04 milliarcsec, for positions from float32 images
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), patch="tile")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return tiny.write_store(tmp_path_factory.mktemp("store") / "tiles")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, store, checkpoint):
-    """Run folder of the serial executor."""
-    run = str(tmp_path_factory.mktemp("run") / "reference")
-    assert translate(store, run, checkpoint) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
-def in_patches(tmp_path_factory, store, checkpoint):
-    """Run folder of the serial executor, 16 patches a batch."""
-    run = str(tmp_path_factory.mktemp("run") / "patches")
-    assert translate(store, run, checkpoint, "--patch", "64") == 0
-    return run
-
-
 def translate(store, run, checkpoint, *more, executor="serial"):
     what = ["--store", str(store), "--run", str(run), "--checkpoint", checkpoint, "--executor", executor]
     return main(["translate", *what, *QUICK, *more])
@@ -200,8 +174,8 @@ def test_objects_belong_to_exactly_one_tile(tmp_path, store, checkpoint, in_patc
     assert_close(in_patches, tmp_path / "run", leave_out=["tile_id", "run_id"])
 
 
-def test_candidates_lie_on_the_objects_with_their_fluxes(reference):
-    found = candidates(reference)
+def test_candidates_lie_on_the_objects_with_their_fluxes(whole):
+    found = candidates(whole)
     positions = np.stack([found["y"].to_numpy(), found["x"].to_numpy()], axis=1)
     distance = np.linalg.norm(positions[:, None] - np.array(tiny.BLOBS)[None], axis=2)
     assert (distance.min(0) < 0.3).all() and (distance.min(1) < 0.3).all()
@@ -214,8 +188,8 @@ def test_candidates_lie_on_the_objects_with_their_fluxes(reference):
     assert np.isfinite(found["score"].to_numpy()).all() and (found["score_std"].to_numpy() >= 0).all()
 
 
-def test_masked_pixels_are_not_invented(reference):
-    mosaic = RunFolder.open(reference).read_mosaic()
+def test_masked_pixels_are_not_invented(whole):
+    mosaic = RunFolder.open(whole).read_mosaic()
     bad = tiny.make_image("lsst").mask.any(0)
     assert bad.any()
     np.testing.assert_array_equal(np.isnan(mosaic.mean[0]), bad)
@@ -223,7 +197,7 @@ def test_masked_pixels_are_not_invented(reference):
     np.testing.assert_array_equal(mosaic.coverage == 0, bad)
 
 
-def test_a_corrupt_chunk_fails_its_tile_only_and_is_done_again_when_asked(tmp_path, checkpoint, reference, capsys):
+def test_a_corrupt_chunk_fails_its_tile_only_and_is_done_again_when_asked(tmp_path, checkpoint, whole, capsys):
     store = tiny.write_store(tmp_path / "tiles")
     repair = tiny.damage_tile(store, "t0002")
     run = tmp_path / "run"
@@ -258,7 +232,7 @@ def test_a_corrupt_chunk_fails_its_tile_only_and_is_done_again_when_asked(tmp_pa
     assert translate(store, run, checkpoint, "--retry-failed") == 0
     assert "this run: 1 tiles" in capsys.readouterr().out
     assert (ledger(run)["t0002"]["attempt"], ledger(run)["t0000"]["attempt"]) == (3, 1)
-    assert_close(reference, run, leave_out=["run_id"])
+    assert_close(whole, run, leave_out=["run_id"])
 
 
 def spoil(tile: Tile) -> Tile:
@@ -336,7 +310,7 @@ def test_a_band_masked_throughout_is_a_failure_not_an_empty_mosaic(tmp_path, che
     assert "lsst pixels are usable in all of g,r,i" in ledger(tmp_path / "run")["t0002"]["reason"]
 
 
-def test_an_interrupted_run_resumes_with_what_is_left(tmp_path, store, checkpoint, reference, capsys):
+def test_an_interrupted_run_resumes_with_what_is_left(tmp_path, store, checkpoint, whole, capsys):
     run = tmp_path / "run"
     assert translate(store, run, checkpoint) == 0
     before, rows = results(run), ledger(run)
@@ -360,30 +334,30 @@ def test_an_interrupted_run_resumes_with_what_is_left(tmp_path, store, checkpoin
         assert {k: v for k, v in row.items() if k not in WALL_CLOCK} == {
             k: v for k, v in rows[tile].items() if k not in WALL_CLOCK
         }
-    assert_close(reference, run)
+    assert_close(whole, run)
     assert translate(store, run, checkpoint) == 0
     assert "this run: 0 tiles" in capsys.readouterr().out
 
 
-def test_the_seed_makes_the_sky_and_the_mean_of_more_samples_is_no_copy(tmp_path, store, checkpoint, reference):
+def test_the_seed_makes_the_sky_and_the_mean_of_more_samples_is_no_copy(tmp_path, store, checkpoint, whole):
     assert translate(store, tmp_path / "run", checkpoint, "--seed", "1") == 0
-    first, second = (RunFolder.open(str(run)).read_mosaic().mean for run in (reference, tmp_path / "run"))
+    first, second = (RunFolder.open(str(run)).read_mosaic().mean for run in (whole, tmp_path / "run"))
     assert np.nanmean(abs(first - second)) > 0.01
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--score-samples", "3"), ("--precision", "bfloat16")])
-def test_a_run_is_not_continued_with_other_settings_of_the_score(store, checkpoint, reference, capsys, flag, value):
-    before = files(reference)
-    what = ["--store", store, "--run", reference, "--checkpoint", checkpoint, "--executor", "serial"]
+def test_a_run_is_not_continued_with_other_settings_of_the_score(store, checkpoint, whole, capsys, flag, value):
+    before = files(whole)
+    what = ["--store", store, "--run", whole, "--checkpoint", checkpoint, "--executor", "serial"]
     settings = dict(zip(QUICK[::2], QUICK[1::2], strict=True))
     was, settings[flag] = settings[flag], value
     assert main(["translate", *what, *(word for pair in settings.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert was in error and value in error and flag.strip("-").replace("-", "_") in error
-    assert files(reference) == before
+    assert files(whole) == before
 
 
-def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, capsys):
+def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, whole, capsys):
     store, run = tmp_path / "tiles", tmp_path / "run"
     tiny.write_store(store)
     assert translate(store, run, checkpoint) == 0
@@ -409,36 +383,34 @@ def test_a_changed_tile_is_done_again_alone(checkpoint, tmp_path, reference, cap
     assert [again[tile]["content"] for tile in manifest["tile_id"].to_pylist()] == manifest["content"].to_pylist()
 
 
-def test_a_run_whose_ledger_is_compacted_while_it_goes_holds_the_same(
-    tmp_path, store, checkpoint, reference, monkeypatch
-):
+def test_a_run_whose_ledger_is_compacted_while_it_goes_holds_the_same(tmp_path, store, checkpoint, whole, monkeypatch):
     monkeypatch.setattr("surveybridge.jobs.translating.engine.SEGMENT_TILES", 2)
     run = tmp_path / "run"
     assert translate(store, run, checkpoint) == 0
     assert len(list(run.glob("ledger/segments/*.parquet"))) == 2
     assert not list(run.glob("ledger/*.parquet")) and not list(run.glob("candidates/*.parquet"))
-    assert repr(candidates(run).to_pylist()) == repr(candidates(reference).to_pylist())  # NaN is no other NaN
-    assert tiny.files_of(run, "mosaics") == tiny.files_of(reference, "mosaics")
+    assert repr(candidates(run).to_pylist()) == repr(candidates(whole).to_pylist())  # NaN is no other NaN
+    assert tiny.files_of(run, "mosaics") == tiny.files_of(whole, "mosaics")
     wall_clock = {*WALL_CLOCK, "candidates_path"}
-    for tile, row in ledger(reference).items():
+    for tile, row in ledger(whole).items():
         assert {k: v for k, v in ledger(run)[tile].items() if k not in wall_clock} == {
             k: v for k, v in row.items() if k not in wall_clock
         }
 
 
-def test_a_second_driver_is_refused(tmp_path, store, checkpoint, reference, capsys):
-    with Lease.acquire(RunFolder.open(reference).folder):
-        assert translate(store, reference, checkpoint) == 2
+def test_a_second_driver_is_refused(tmp_path, store, checkpoint, whole, capsys):
+    with Lease.acquire(RunFolder.open(whole).folder):
+        assert translate(store, whole, checkpoint) == 2
     error = capsys.readouterr().err
-    assert reference in error and "is being written by process" in error and len(error.splitlines()) == 1
-    assert translate(store, reference, checkpoint) == 0
+    assert whole in error and "is being written by process" in error and len(error.splitlines()) == 1
+    assert translate(store, whole, checkpoint) == 0
 
 
-def test_no_tile_is_begun_when_the_minutes_are_over_and_a_rerun_goes_on(tmp_path, store, checkpoint, reference, capsys):
+def test_no_tile_is_begun_when_the_minutes_are_over_and_a_rerun_goes_on(tmp_path, store, checkpoint, whole, capsys):
     run = tmp_path / "run"
     assert translate(store, run, checkpoint, "--minutes", "0.0001") == 0
     out = capsys.readouterr().out
     done = len(ledger(run))
     assert done < 4 and f"{4 - done} tiles are left (0.0001 minutes are over)" in out
     assert translate(store, run, checkpoint) == 0
-    assert results(run) == results(reference)
+    assert results(run) == results(whole)

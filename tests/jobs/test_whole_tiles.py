@@ -22,41 +22,16 @@ from tests.jobs.test_sweep import list_only, sweep, the_run
 from tests.jobs.test_translate import assert_close, ledger, results, translate
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint"), patch="tile")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return tiny.write_store(tmp_path_factory.mktemp("store") / "tiles")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, store, checkpoint):
-    """Run folder of the default."""
-    run = str(tmp_path_factory.mktemp("run") / "whole")
-    assert translate(store, run, checkpoint) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
-def patches(tmp_path_factory, store, checkpoint):
-    run = str(tmp_path_factory.mktemp("run") / "patches")
-    assert translate(store, run, checkpoint, "--patch", "64") == 0
-    return run
-
-
 def stated(run) -> tuple[object, int]:
     """The windows in run.json, and the largest number of a tile."""
     folder = RunFolder.open(str(run))
     return folder.run_json["patch"], max(row["n_patches"] for row in ledger(run).values())
 
 
-def test_a_tile_is_one_window_where_the_store_has_the_halo_and_the_network_no_statistics(whole, patches):
+def test_a_tile_is_one_window_where_the_store_has_the_halo_and_the_network_no_statistics(whole, in_patches):
     assert stated(whole) == ("tile", 1)
     assert RunFolder.open(whole).run_json["config"]["patch"] == "tile"
-    assert stated(patches)[0] == 64 and stated(patches)[1] > 1
+    assert stated(in_patches)[0] == 64 and stated(in_patches)[1] > 1
 
 
 @pytest.mark.parametrize("why", ["halo", "norm", "card"])
@@ -104,8 +79,8 @@ def test_a_calibration_in_whole_tiles_states_them_in_the_card_and_new_runs_take_
     assert "--patch" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
-def test_both_say_the_same_of_the_sky(whole, patches):
-    one, other = (RunFolder.open(run).read_mosaic() for run in (whole, patches))
+def test_both_say_the_same_of_the_sky(whole, in_patches):
+    one, other = (RunFolder.open(run).read_mosaic() for run in (whole, in_patches))
     np.testing.assert_array_equal(one.coverage, other.coverage)
     known = np.isfinite(one.mean)
     np.testing.assert_array_equal(known, np.isfinite(other.mean))
@@ -132,13 +107,13 @@ def copied(run: str, to: Path) -> Path:
 
 
 def test_a_run_in_patches_goes_on_with_them_and_ends_with_the_bytes_of_one_that_was_not_interrupted(
-    tmp_path, store, checkpoint, patches, capsys
+    tmp_path, store, checkpoint, in_patches, capsys
 ):
-    run = copied(patches, tmp_path / "run")
+    run = copied(in_patches, tmp_path / "run")
     forget(run, "t0002")
     before = json.loads((run / "run.json").read_text())
     assert translate(store, run, checkpoint) == 0
-    assert results(run) == results(patches)
+    assert results(run) == results(in_patches)
     assert json.loads((run / "run.json").read_text()) == before
     capsys.readouterr()
     assert translate(store, run, checkpoint, "--patch", "tile") == 2
