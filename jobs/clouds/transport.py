@@ -18,9 +18,27 @@ Rates = Callable[[State], State]
 """Rates of change of density, momentum and field."""
 
 
+def reconstruct(cells: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """States on both sides of the left faces of cells, from slopes limited as van Leer (1974) does.
+
+    Parameters
+    ----------
+    cells : Tensor [V, X, Y, Z] float
+        Means of cells.
+    axis : int
+        Along which axis of `cells`.
+    """
+    left = cells - torch.roll(cells, 1, axis)
+    right = torch.roll(left, -1, axis)
+    product = left * right
+    rising = product > 0
+    half = torch.where(rising, product / torch.where(rising, left + right, torch.ones_like(left)), 0 * product)
+    return torch.roll(cells + half, 1, axis), cells - half
+
+
 def rates(
     state: State,
-    sides: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None,
+    sides: Callable[[Tensor, int], tuple[Tensor, Tensor]] = reconstruct,
     fluxes: Callable[[Tensor, Tensor, Tensor], Tensor] = hlld,
 ) -> State:
     """Rates of change of density, momentum and field by transport and pressure.
@@ -32,7 +50,6 @@ def rates(
     sides, fluxes : callable, optional
         What does the work of `reconstruct` and `hlld`, where that is not they.
     """
-    sides = sides or reconstruct
     field = centred_field(state.field)
     velocity = state.velocity
     cells = torch.cat([state.density.clamp(min=FLOOR)[None], velocity, field])
@@ -54,7 +71,7 @@ def rates(
 def compiled() -> Rates:
     """Return `rates` with its two costly parts compiled, which takes a C++ compiler and a minute; equal to rounding.
 
-    The parts are compiled apart: as one, they take the compiler more than ten minutes, and neighbours could each have
+    The parts are compiled apart: as one, they take the compiler more than nine minutes, and neighbours could each have
     their own rounding of the flux through the face between them.
     """
     return functools.partial(
@@ -62,24 +79,6 @@ def compiled() -> Rates:
         sides=torch.compile(reconstruct, fullgraph=True, dynamic=False),
         fluxes=torch.compile(hlld, fullgraph=True, dynamic=False),
     )
-
-
-def reconstruct(cells: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """States on both sides of the left faces of cells, from slopes limited as van Leer (1974) does.
-
-    Parameters
-    ----------
-    cells : Tensor [V, X, Y, Z] float
-        Means of cells.
-    axis : int
-        Along which axis of `cells`.
-    """
-    left = cells - torch.roll(cells, 1, axis)
-    right = torch.roll(left, -1, axis)
-    product = left * right
-    rising = product > 0
-    half = torch.where(rising, product / torch.where(rising, left + right, torch.ones_like(left)), 0 * product)
-    return torch.roll(cells + half, 1, axis), cells - half
 
 
 def curl(edges: Tensor) -> Tensor:
