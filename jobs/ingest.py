@@ -16,13 +16,14 @@ from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.jobs.ingesting.grids import AskedGrid, target_grid
+from surveybridge.jobs.ingesting.problems import problem_and_card
 from surveybridge.jobs.ingesting.texts import by_band, by_end, checked_psf, positive, psf_of_text
 from surveybridge.jobs.translating.config import NOISE_BOUND
 
 if TYPE_CHECKING:
+    from surveybridge.bridge_core.model import Card
     from surveybridge.storage.homogenise import WantedPsfs
     from surveybridge.storage.ingest import Foreseen
-    from surveybridge.storage.problems import ProblemTable
 
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
@@ -194,10 +195,6 @@ class Config(JobConfig):
             raise ValueError(
                 f"{short[0]} is a short form for the problem lsst-euclid; leave it out, or leave out {named[0]}"
             )
-        if self.problem is not None and self.checkpoint is not None:
-            raise ValueError(
-                f"--checkpoint {self.checkpoint} has a problem of its own; leave out --problem {self.problem}"
-            )
         if not self.image:
             if self.problem is not None or self.checkpoint is not None:
                 raise ValueError("--image is required; give NAME.BAND=FILE for each band of the problem")
@@ -215,15 +212,13 @@ def run(config: Config) -> int:
     from surveybridge.jobs.translating.alignment import aligned
     from surveybridge.storage.field_update import Slot
     from surveybridge.storage.ingest import foresee_field, ingest_field
-    from surveybridge.storage.problems import default_problem, read_problem
     from surveybridge.storage.readings import Allowances
 
     log = logging.getLogger(__name__)
     start = time.monotonic()
-    problem = default_problem() if config.problem is None else read_problem(config.problem)
+    problem, card = problem_and_card(config.problem, config.checkpoint)
     asked = AskedGrid(**config.model_dump(include={field.name for field in fields(AskedGrid)}))
-    if config.checkpoint is not None:
-        problem, asked = for_checkpoint(config.checkpoint, asked)
+    asked = asked if card is None else with_pixels_of(card, asked)
     images, how = named_images(config) if config.image else lsst_and_euclid(config)
     how |= {
         "tile_size": config.tile_size,
@@ -252,20 +247,16 @@ def run(config: Config) -> int:
     return 0
 
 
-def for_checkpoint(checkpoint: str, asked: AskedGrid) -> tuple[ProblemTable, AskedGrid]:
-    """Return the problem of a checkpoint, and the grid on a cloud with the pixels of its training maps."""
-    from surveybridge.bridge_core.checkpoint import load_checkpoint
-    from surveybridge.storage.problems import described
-
-    card = load_checkpoint(checkpoint).card
-    if asked.distance is not None and asked.pixel_pc is None:
-        if card.pixel_pc is None:
-            raise RequestError(
-                f"--distance, but checkpoint {card.name} says no size of the pixels of its training; give --pixel-pc, "
-                "or leave out --distance"
-            )
-        asked = replace(asked, pixel_pc=card.pixel_pc)
-    return described(card.problem.table), asked
+def with_pixels_of(card: Card, asked: AskedGrid) -> AskedGrid:
+    """Return the grid; on a cloud for which no other pixels are asked, with those of a checkpoint's training maps."""
+    if asked.distance is None or asked.pixel_pc is not None:
+        return asked
+    if card.pixel_pc is None:
+        raise RequestError(
+            f"--distance, but checkpoint {card.name} says no size of the pixels of its training; give --pixel-pc, "
+            "or leave out --distance"
+        )
+    return replace(asked, pixel_pc=card.pixel_pc)
 
 
 def wanted_psfs(config: Config) -> WantedPsfs | None:

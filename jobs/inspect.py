@@ -56,11 +56,12 @@ class Config(JobConfig):
 
 def run(config: Config) -> int:
     """Print what each image is; 2 if one is refused."""
+    from surveybridge.jobs.ingesting.problems import problem_and_card
     from surveybridge.jobs.ingesting.texts import by_end, positive
     from surveybridge.jobs.running.progress import quiet
     from surveybridge.storage.inspection import inspect_file
 
-    problem, card = problem_and_card(config)
+    problem, card = problem_and_card(config.problem, config.checkpoint)
     numbers = {
         "factor": by_end(config.factor, "--factor", "NUMBER", positive),
         "no_data": by_end(config.no_data, "--no-data", "NUMBER", float),
@@ -87,22 +88,6 @@ def check_named(given: Mapping[str, Mapping[str, float]], problem: ProblemTable,
         for band in of:
             if band not in bands:
                 raise RequestError(f"{flag} {name}.{band}: {name} has no band {band}; it has {','.join(bands)}")
-
-
-def problem_and_card(config: Config) -> tuple[ProblemTable, Card | None]:
-    """Return the problem whose bands, units and pixel scales are expected, and the card of the checkpoint, if asked."""
-    from surveybridge.storage.problems import default_problem, described, read_problem
-
-    if config.checkpoint is not None:
-        if config.problem is not None:
-            raise RequestError(
-                f"--checkpoint {config.checkpoint} has a problem of its own; leave out --problem {config.problem}"
-            )
-        from surveybridge.bridge_core.checkpoint import load_checkpoint
-
-        card = load_checkpoint(config.checkpoint).card
-        return described(card.problem.table), card
-    return (default_problem() if config.problem is None else read_problem(config.problem)), None
 
 
 def compared(one: Inspection, card: Card) -> Inspection:
