@@ -19,9 +19,9 @@ from surveybridge.bridge_core.sharpening import PAD
 from surveybridge.bridge_core.spectral import Physics
 from surveybridge.jobs.simulating.optics import Psf, transfer_functions
 from surveybridge.jobs.simulating.training_skies import SKY, draw_observation
+from surveybridge.jobs.translating.scene import half_noise_power
 from surveybridge.storage.homogenise import spline_lags
 from surveybridge.storage.psf import parse_psf
-from surveybridge.storage.psf_matching import noise_power
 from surveybridge.storage.spline import noise_covariance
 
 KEPT = 64
@@ -64,8 +64,7 @@ class Observations:
         # rounded, so that few of them need be computed
         before = [[round(float(r), 2) for r in one.correlation[:bands]] for one in drawn]
         lags = [[spline_lags(scale / NATIVE, r) for r in of] for of in before]
-        half = size // 2 + 1
-        power = [[noise_power(one, (size, size))[:, :half] for one in of] for of in lags]
+        power = [[half_noise_power(one, (size, size)) for one in of] for of in lags]
         self.power = torch.from_numpy(np.array(power))
         # noise of a pixel of the network over that of one of LSST
         share = [[noise_covariance(0.0, r) * (scale / NATIVE) ** 2 for r in of] for of in before]
