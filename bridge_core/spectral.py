@@ -252,7 +252,36 @@ def coloured_noise(noise: SkyNoise, step: int, factor: Tensor, shape: tuple[int,
     Tensor
         On the device of the windows. Where two windows overlap they have the same bits.
     """
-    wider = SkyNoise(noise.seed, noise.stream, noise.sample, noise.y0 - REACH, noise.x0 - REACH)
-    channels, height, width = shape
-    white = sky_noise(wider, step, (channels, height + 2 * REACH, width + 2 * REACH), device=noise.sample.device)
+    white = white_around(noise, step, shape, REACH)
     return convolved(white, finite_kernel(factor, 2 * (factor.shape[-1] - 1)).to(white.device))
+
+
+def noise_of_power(noise: SkyNoise, step: int, power: Tensor, shape: tuple[int, int, int], reach: int) -> Tensor:
+    """The sky's own noise with a power spectrum, float32 [N, C, H, W], through kernels that keep the variance.
+
+    Parameters
+    ----------
+    noise, step, shape
+        As of `coloured_noise`, which keeps the power at k = 0 instead; here that may be 0.
+    power
+        float64 [C, H', W' // 2 + 1] of an even W', on a grid on which white noise of unit variance has 1.
+    reach
+        Pixels to each side of the kernels; H' and W' are at least 2 reach + 1.
+
+    Returns
+    -------
+    Tensor
+        Its variance is the mean of `power` over all modes. Where two windows overlap they have the same bits.
+    """
+    whole = torch.fft.irfft2(power.sqrt(), s=(power.shape[-2], 2 * (power.shape[-1] - 1)))
+    kernel = whole.roll((reach, reach), (-2, -1))[..., : 2 * reach + 1, : 2 * reach + 1]
+    kept = kernel.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
+    kernel = kernel * (whole.square().sum((-2, -1)) / kept).sqrt()[..., None, None]
+    return convolved(white_around(noise, step, shape, reach), kernel)
+
+
+def white_around(noise: SkyNoise, step: int, shape: tuple[int, int, int], reach: int) -> Tensor:
+    """White noise of the sky in windows of `shape` and `reach` pixels around them."""
+    wider = SkyNoise(noise.seed, noise.stream, noise.sample, noise.y0 - reach, noise.x0 - reach)
+    channels, height, width = shape
+    return sky_noise(wider, step, (channels, height + 2 * reach, width + 2 * reach), device=noise.sample.device)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.jobs.ingesting.grids import AskedGrid, target_grid
 from surveybridge.jobs.ingesting.problems import problem_and_card
-from surveybridge.jobs.ingesting.texts import by_band, by_end, checked_psf, positive, psf_of_text
+from surveybridge.jobs.ingesting.texts import by_band, by_end, checked_psf, positive, profile_of_text, psf_of_text
 from surveybridge.jobs.translating.config import NOISE_BOUND
 
 if TYPE_CHECKING:
@@ -261,9 +261,7 @@ def with_pixels_of(card: Card, asked: AskedGrid) -> AskedGrid:
 
 def wanted_psfs(config: Config) -> WantedPsfs | None:
     """Return the PSFs to which images are to be brought, by name of a checkpoint or one by one; None for none."""
-    from surveybridge.storage.errors import StorageError
     from surveybridge.storage.homogenise import WantedPsfs
-    from surveybridge.storage.psf import Gaussian, parse_psf
 
     if not config.homogenise:
         return None
@@ -278,15 +276,7 @@ def wanted_psfs(config: Config) -> WantedPsfs | None:
                 f"--homogenise {card.name}: its card states no single PSF of its training images; give NAME.BAND=PSF"
             )
         return found
-
-    def profile(text: str) -> str:
-        value = psf_of_text(text)
-        try:
-            return str(Gaussian(value) if isinstance(value, float) else parse_psf(value))
-        except StorageError as error:
-            raise ValueError(str(error)) from None
-
-    return WantedPsfs(by_end(config.homogenise, "--homogenise", "PSF", profile), config.psf_noise)
+    return WantedPsfs(by_end(config.homogenise, "--homogenise", "PSF", profile_of_text), config.psf_noise)
 
 
 def describe(found: Foreseen, store: str) -> str:

@@ -16,6 +16,7 @@ JOBS = (
     "simulate-clouds",
     "inspect",
     "ingest",
+    "degrade",
     "pairs",
     "train",
     "calibrate",

@@ -23,7 +23,12 @@ def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], 
         try:
             found[name][band] = convert(value)
         except ValueError:
-            wanted = PSF_FORMS if what == "PSF" else "a number above 0" if convert is positive else "a number"
+            forms: dict[object, str] = {
+                psf_of_text: PSF_FORMS,
+                profile_of_text: PROFILE_FORMS,
+                positive: "a number above 0",
+            }
+            wanted = forms.get(convert, "a number")
             raise RequestError(f"{flag} {text}: expected NAME.BAND={what}, {wanted}") from None
     return found
 
@@ -36,7 +41,8 @@ def positive(text: str) -> float:
     return value
 
 
-PSF_FORMS = "a FWHM in arcsec above 0, gaussian:FWHM, moffat:FWHM,BETA, kolmogorov:FWHM or a FITS file"
+PROFILE_FORMS = "a FWHM in arcsec above 0, gaussian:FWHM, moffat:FWHM,BETA or kolmogorov:FWHM"
+PSF_FORMS = PROFILE_FORMS.replace(" or ", ", ") + " or a FITS file"
 
 
 def psf_of_text(text: str) -> str | float:
@@ -59,6 +65,18 @@ def psf_of_text(text: str) -> str | float:
     if not 0 < value < float("inf"):
         raise ValueError(text)
     return value
+
+
+def profile_of_text(text: str) -> str:
+    """Return a profile as `psf.parse_psf` reads it, a number being the FWHM of a Gaussian; ValueError if it is none."""
+    from surveybridge.storage.errors import StorageError
+    from surveybridge.storage.psf import Gaussian, parse_psf
+
+    value = psf_of_text(text)
+    try:
+        return str(Gaussian(value) if isinstance(value, float) else parse_psf(value))
+    except StorageError as error:
+        raise ValueError(str(error)) from None
 
 
 def checked_psf(text: str, flag: str) -> str | float:

@@ -1,0 +1,1 @@
+"""Showing stores as they would be through a worse seeing."""
