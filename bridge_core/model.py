@@ -14,6 +14,7 @@ from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.generation import Generation
 from surveybridge.bridge_core.network import NetworkConfig, UNet, for_bfloat16
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
@@ -58,6 +59,8 @@ class Card:
     patch
         Windows through which the results of the weights were measured, as a run states them (`settings.windows_of`):
         new runs see tiles through these. The windows of the training where nothing else was measured.
+    generation
+        What a generator makes from noise (`bridge_core.generation`); None of a network that translates images.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Card:
     clean_input: bool = True
     pixel_pc: float | None = None
     patch: int | str = PatchGrid.size
+    generation: Generation | None = None
 
     def __post_init__(self) -> None:
         """Refuse whole tiles of a network whose result depends on the size of its window."""
@@ -140,6 +144,7 @@ class Card:
             **({} if self.clean_input else {"clean_input": False}),
             **({"pixel_pc": self.pixel_pc} if self.pixel_pc else {}),
             **({"patch": self.patch} if self.patch != PatchGrid.size else {}),
+            **({"generation": self.generation.card} if self.generation else {}),
         }
 
     @classmethod
@@ -166,6 +171,7 @@ class Card:
             clean_input=card.get("clean_input", True),
             pixel_pc=card.get("pixel_pc"),
             patch=windows_of(card.get("patch", PatchGrid.size)).stated,
+            generation=Generation.from_card(card["generation"]) if card.get("generation") else None,
         )
 
 

@@ -35,11 +35,15 @@ class NetworkConfig:
     norm: str = "group"
     conditions: bool = False
     """Whether the network is told the observing conditions (`bridge_core.context`)."""
+    properties: int = 0
+    """Properties of the object in the middle that a generator may be told (`bridge_core.generation`)."""
 
     @property
     def card(self) -> dict[str, Any]:
         """JSON form; `from_card` reads it."""
-        return {name: value for name, value in asdict(self).items() if name != "conditions" or value}
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("conditions", "properties") or value
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> NetworkConfig:
@@ -50,6 +54,11 @@ class NetworkConfig:
     def input_channels(self) -> int:
         """Channels of the network's input: three images, and the maps of a network that is told conditions."""
         return (3 + (MAPS if self.conditions else 0)) * self.image_channels
+
+    @property
+    def told(self) -> int:
+        """Numbers that the network is told beside its images; 0 where it is told nothing."""
+        return vector_size(self.image_channels) if self.conditions else 2 * self.properties
 
     @property
     def window_multiple(self) -> int:
@@ -117,12 +126,12 @@ class UNet(nn.Module):
         self.upsamples = nn.ModuleList(Upsample(w) for w in upward[:-1])
         self.final_norm = make_norm(config.norm, widths[0])
         self.final_conv = nn.Conv2d(widths[0], 2 * c * config.stem**2, 3, padding=1)
-        if config.conditions:
+        if config.told:
             last = nn.Linear(config.time_dim, config.time_dim)
             # at first the conditions change nothing, so that training may begin with the weights of a network without
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            first = nn.Linear(vector_size(c), config.time_dim)
+            first = nn.Linear(config.told, config.time_dim)
             self.condition_embed = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, direction: Tensor, told: Tensor | None = None) -> Tensor:
@@ -138,7 +147,7 @@ class UNet(nn.Module):
         direction
             int64 [N], index of the wanted endpoint.
         told
-            The vector of `Context`, [N, V], if the network is told conditions.
+            The vector of `Context`, [N, V], if the network is told anything.
 
         Returns
         -------

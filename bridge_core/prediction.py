@@ -69,7 +69,7 @@ class Predictor:
         # the memory format follows that of the weights
         layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        if not network.config.conditions:
+        if not network.config.told:
             maps = told = None
         else:
             context = context or Context.blank(torch.ones_like(x1, dtype=torch.bool))

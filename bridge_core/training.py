@@ -90,17 +90,26 @@ def augment(ends: Ends, problem: Problem, generator: torch.Generator, *, roll: b
     part = torch.zeros(2, channels, dtype=torch.long)
     for row, end in zip(part, problem.endpoints, strict=True):
         row[: problem.channels] = end.flips(problem.channels)
-    part = part.flatten()
+    stacked = moved_about(torch.cat(ends, dim=1), part.flatten(), generator, roll=roll, crop=crop)
+    return stacked[:, :channels], stacked[:, channels:]
+
+
+def moved_about(
+    images: Tensor, part: Tensor, generator: torch.Generator, *, roll: bool, crop: int | None = None
+) -> Tensor:
+    """Apply a random dihedral transform to each of N images [N, C, H, W], and as `augment` says roll and crop.
+
+    `part` int64 [C] says which planes hold an angle, as `Endpoint.flips`.
+    """
     # a quarter turn adds pi / 2 to psi, so cos 2psi and sin 2psi change sign; a flip takes psi to -psi
     turned, flipped = (1.0 - 2.0 * sign[:, None, None] for sign in (part > 0, part == 2))
     axial = bool((part > 0).any())
-    pairs = torch.cat(ends, dim=1)
-    n, _, height, width = pairs.shape
+    n, _, height, width = images.shape
     draws = torch.randint(0, 2**30, (n, 5), generator=generator)
     crop = crop or height
     corners = torch.rand(n, 2, generator=generator) if crop < height else torch.full((n, 2), 0.5)
     out = []
-    for image, (turn, flip, rolled, dy, dx), corner in zip(pairs, draws.tolist(), corners.tolist(), strict=True):
+    for image, (turn, flip, rolled, dy, dx), corner in zip(images, draws.tolist(), corners.tolist(), strict=True):
         image = torch.rot90(image, turn % 4, (1, 2))
         image = image.flip(2) if flip % 2 else image
         if axial:
@@ -113,8 +122,7 @@ def augment(ends: Ends, problem: Problem, generator: torch.Generator, *, roll: b
             for space, part in zip((height - crop, width - crop), corner, strict=True)
         )
         out.append(image[:, top : top + crop, left : left + crop])
-    stacked = torch.stack(out)
-    return stacked[:, :channels], stacked[:, channels:]
+    return torch.stack(out)
 
 
 def rescaled(ends: Ends, problem: Problem, generator: torch.Generator, width: float) -> Ends:
@@ -175,6 +183,7 @@ class Batch:
         maps, vector = first[:, :0], first.new_zeros(len(first), 0)
         if card.network.conditions:
             context = context or Context.blank(observed_pixels(ends, index))
+        if context is not None:
             maps, vector = context.maps, context.vector
         return cls(filled(first), filled(second), known, index, t, eps, maps, vector, end_eps)
 
@@ -219,7 +228,7 @@ def bridge_loss(network: nn.Module, card: Card, batch: Batch, bright_weight: flo
     x_t = card.bridge.q_sample(x0.masked_fill(without, 0.0), end, t, batch.eps)
     target, weight = card.objective.target(card.bridge, t, x_t, x0, end, batch.eps)
     u, v = (k.to(device, x0.dtype)[t][:, None, None, None] for k in card.objective.input_table(card.bridge))
-    told = card.network.conditions
+    told = card.network.told > 0
     seen = x1 if card.clean_input else torch.zeros_like(x1)
     inputs = network_input(u * x_t + v * end, seen, batch.index, batch.maps if told else None)
     with torch.autocast(device.type, torch.bfloat16):

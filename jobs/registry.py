@@ -19,6 +19,7 @@ JOBS = (
     "degrade",
     "pairs",
     "train",
+    "generate",
     "calibrate",
     "evaluate",
     "plan",

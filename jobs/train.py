@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,17 +12,16 @@ from pydantic import Field
 from surveybridge.jobs.config import JobConfig, RequestError
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Problem
     from surveybridge.jobs.cutting.cut import Source
-    from surveybridge.storage.objectstore import Folder
-    from surveybridge.storage.pairs import Pairs
 
 EXAMPLES = """\
 surveybridge train --pairs pairs/train.zarr --out runs/mosaic --minutes 90
 surveybridge train --pairs pairs/train.zarr --out runs/quick --steps 200 --base 16
 surveybridge train --store tiles --out runs/mine --minutes 90
 surveybridge train --store tiles --checkpoint mosaic-v3 --limit 2000 --out runs/tuned --steps 300
+surveybridge train --pairs pairs/train.zarr --bridge diffusion --generate lsst euclid --out runs/galaxies --minutes 60
 surveybridge train --pairs clouds.zarr --problem clouds.toml --to density --out runs/clouds --minutes 30
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/four --workers 4 --minutes 60
 surveybridge train --pairs s3://bucket/train.zarr --out s3://bucket/runs/spot --workers 1,8 --minutes 60"""
@@ -36,6 +34,7 @@ LATER: dict[str, Any] = {
     **{"problem": None, "to": None, "conditions": False, "checkpoint": None},
     **{"store": None, "hold_back": 0.1, "hold_back_order": None},
     **{"crop": None, "rescale": 0.0},
+    **{"generate": (), "properties": ()},
     **{"end_share": 0.0, "end_noise": 0.0, "clean_input": True, "broadcast": True},
 }
 """Settings that earlier versions did not have, with the default that does what they did."""
@@ -98,6 +97,16 @@ class Config(JobConfig):
         "brownian",
         description="forward process; regression is none: one answer, for comparison (with --objective grad); seeing "
         "is physics, learnt from sharp skies alone (with --objective wiener)",
+    )
+    generate: tuple[str, ...] = Field(
+        (),
+        description="train a generator: endpoints whose stamps it makes together from noise, with no observed image; "
+        "with --bridge diffusion (default: translate)",
+    )
+    properties: tuple[Literal["magnitude", "size", "colour", "redshift"], ...] = Field(
+        (),
+        description="what a generator may be asked for, each known of the object in the middle by the table beside the "
+        "pairs (AB mag, half-light radius in arcsec, mag, redshift)",
     )
     end_share: float | None = Field(
         None,
@@ -188,9 +197,11 @@ def run(config: Config) -> int:
     from surveybridge.cluster.training import Scaling, fit
     from surveybridge.jobs.training.card import asked_problem, end_share_of, make_card, next_card, plot_loss, start_of
     from surveybridge.jobs.training.claim import FILE, check_folder, stated
-    from surveybridge.jobs.training.data import check_start, split_of
+    from surveybridge.jobs.training.data import check_crop, check_start, split_of
+    from surveybridge.jobs.training.generators import fit_generation
     from surveybridge.jobs.training.images import joined_ranges, ranges_of
     from surveybridge.jobs.training.memory import worker_bytes
+    from surveybridge.jobs.training.outcome import finished, summary
     from surveybridge.jobs.training.worker import make_recipe, read_log, train_loop
     from surveybridge.storage.objectstore import Folder, configured
     from surveybridge.storage.pairs import read_all_conditions, read_pairs, states_conditions
@@ -200,15 +211,15 @@ def run(config: Config) -> int:
     out = Folder.at(config.out)
     settings = config.model_dump() | {"out": out.url}
     settings["learning_rate"] = config.learning_rate or (RATE if start is None else FURTHER_RATE)
-    if config.bridge == "seeing":
-        settings["bright_weight"] = 0.0  # its loss is in units that follow the light already
+    if config.bridge == "seeing" or config.generate:
+        settings["bright_weight"] = 0.0  # the loss follows the light already, or nothing is observed that would tell
     if start is not None:
         settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
     source = None if config.store is None else _source(config, start)
     url = out.file_url(PAIRS) if source is not None else Folder.at(str(config.pairs)).url
     # pairs that are cut here state the conditions of each
     told = (source is not None or states_conditions(url)) if config.conditions is None else config.conditions
-    told = told or (start is not None and start.card.network.conditions)
+    told = not config.generate and (told or (start is not None and start.card.network.conditions))
     settings |= {
         "pairs": url,
         "conditions": told,
@@ -224,8 +235,8 @@ def run(config: Config) -> int:
     # Ray Train trains nothing in a finished run of the same name, so a new budget is a new run
     budget = f"{config.minutes}m" if config.minutes else f"{config.steps}s"
     name = hashlib.sha256(json.dumps([identity, budget], sort_keys=True).encode()).hexdigest()[:12]
-    if (end := _finished(out, config.name, name)) is not None:
-        print(_summary(out, config.name, end))
+    if (end := finished(out, config.name, name)) is not None:
+        print(summary(out, config.name, end))
         return 0
     check_folder(out, identity, config.name)
     if source is not None:
@@ -237,11 +248,15 @@ def run(config: Config) -> int:
     probe = read_pairs(url, config.grid, stop=min(FIT_PAIRS, available), problem=problem.table, conditions=told)
     recipe = {key: value for key, value in asdict(make_recipe(settings)).items() if LATER.get(key, ...) != value}
     if start is None:
-        card = make_card(settings, problem, probe, recipe)
+        generation = None
+        if config.generate:
+            training = available - settings["validation"]
+            generation = fit_generation(problem, config.generate, config.properties, probe, url, training)
+        card = make_card(settings, problem, probe, recipe, generation)
     else:
         check_start(start, probe)
         card = next_card(settings, start, probe, recipe)
-    _check_crop(config, card, probe)
+    check_crop(config.crop, card, probe)
     if told:
         seen = ranges_of(card.problem, read_all_conditions(url, config.grid, available, problem.table))
         # a network that was told them before still knows the others
@@ -281,24 +296,8 @@ def run(config: Config) -> int:
     finally:
         if started:
             stop_ray()
-    print(_summary(out, config.name, rows[-1]))
+    print(summary(out, config.name, rows[-1]))
     return 0
-
-
-def _check_crop(config: Config, card: Card, probe: Pairs) -> None:
-    """Refuse a part of a pair that the pairs do not have, or that the network cannot halve."""
-    if config.crop is None:
-        return
-    if config.grid == "cutout":
-        raise RequestError(
-            f"--crop {config.crop}: pairs of the cutout grid have no part that is the same sky; leave it out"
-        )
-    side = min(length for stamps in probe.ends.values() for length in stamps.shape[-2:])
-    multiple = card.network.window_multiple
-    if config.crop > side or config.crop % multiple:
-        raise RequestError(
-            f"--crop {config.crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
-        )
 
 
 def _check_rescale(config: Config, problem: Problem) -> None:
@@ -339,25 +338,10 @@ def _cut(config: Config, source: Source, url: str) -> None:
     cut_pairs(source, url, how, least, lambda items, what, _: progress(items, what, unit="parts"))
 
 
-def _finished(out: Folder, checkpoint: str, run: str) -> dict[str, str] | None:
-    """Return the last row of the log of a run whose results are all in `out`; None if something is left to do."""
-    results = (f"{checkpoint}.safetensors", f"{checkpoint}.json", "loss.csv", "loss.png")
-    if not all(out.exists(name) for name in results):
-        return None
-    provenance = json.loads(out.read(f"{checkpoint}.json"))["provenance"]
-    return provenance["log_end"] if provenance.get("run") == run else None
-
-
-def _summary(out: Folder, checkpoint: str, end: Mapping[str, str]) -> str:
-    """Return what the last row of its log says of a run."""
-    return (
-        f"{out.file_url(f'{checkpoint}.safetensors')}: {end['step']} steps, {float(end['seconds']) / 60:.1f} minutes, "
-        f"loss {end['loss']}, validation {end['validation_loss']}, energy {end['validation_energy']}"
-    )
-
-
 def _check(config: Config) -> None:
     """Refuse settings that contradict each other."""
+    from surveybridge.jobs.training.asked import check_generator
+
     if (config.pairs is None) == (config.store is None):
         raise RequestError(f"give either --pairs or --store (pairs={config.pairs}, store={config.store})")
     if (config.minutes is None) == (config.steps is None):
@@ -375,6 +359,7 @@ def _check(config: Config) -> None:
     if config.bridge == "seeing" and (config.crop is not None or config.rescale):
         which = f"--crop {config.crop}" if config.crop is not None else f"--rescale {config.rescale:g}"
         raise RequestError(f"{which}, but skies of --bridge seeing are seen whole and in their own units; leave it out")
+    check_generator(config.model_dump())
     fewest, most = config.workers[0], config.workers[-1]
     if not 1 <= fewest <= most:
         raise RequestError(f"--workers {','.join(map(str, config.workers))}: give N, or MIN,MAX with 1 <= MIN <= MAX")

@@ -28,7 +28,14 @@ BLOCK = 256
 QUANTITIES = ("noise", "fwhm", "wing", "correlation")
 """Conditions of an end, float32 [N, B]: arrays `<end>_<quantity>`."""
 
-LATER: Mapping[str, Any] = {"own_pixels": {}, "maps": {}, "conditions": True, "simulations": False, "block": 0}
+LATER: Mapping[str, Any] = {
+    "own_pixels": {},
+    "maps": {},
+    "conditions": True,
+    "simulations": False,
+    "block": 0,
+    "noise": {},
+}
 """Fields of `PairLayout` that earlier layouts do not state, and what they were."""
 
 UNFINISHED = "unfinished.json"
@@ -72,6 +79,8 @@ class PairLayout:
         Whether there is an array `simulation`, the name of the simulation of each pair.
     block : int
         Rows that are written at a time; 0 for `BLOCK`.
+    noise : mapping of str to mapping of str to float
+        Standard deviation of the sky by end and band, in their units, where it is the same for all pairs.
     """
 
     problem: ProblemTable
@@ -89,6 +98,7 @@ class PairLayout:
     conditions: bool = True
     simulations: bool = False
     block: int = 0
+    noise: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, tuple[int, ...]]:
@@ -266,7 +276,8 @@ class PairWriter:
                 noise = np.asarray(zarr.open_array(zarr_store(self.folder), path=f"{name}_noise", mode="r")[...])
             for k, band in enumerate(endpoint(layout.problem, name)["bands"]):
                 known = noise[np.isfinite(noise[:, k]), k]
-                sigma = {"sigma_noise": float(np.median(known))} if len(known) else {}
+                same = {"sigma_noise": layout.noise[name][band]} if band in layout.noise.get(name, {}) else {}
+                sigma = {"sigma_noise": float(np.median(known))} if len(known) else same
                 scale = layout.own_pixels.get(name, layout.pixel_arcsec)
                 bands[band if layout.own_pixels else f"{name}.{band}"] = {"pixel_arcsec": scale, **sigma}
         one_grid = {

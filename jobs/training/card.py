@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from surveybridge.bridge_core.generation import Generation
     from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Problem
     from surveybridge.storage.pairs import Pairs
@@ -25,7 +26,7 @@ SHARP_FWHM = 0.16
 
 SHAPE = (
     *("base", "stem", "norm", "objective", "bridge", "problem", "to"),
-    *("end_noise", "clean_input", "broadcast"),
+    *("end_noise", "clean_input", "broadcast", "generate", "properties"),
 )
 """Settings that a checkpoint brings along with its weights."""
 
@@ -45,7 +46,7 @@ def start_of(checkpoint: str | None, asked: Mapping[str, Any]) -> Model | None:
 
     if checkpoint is None:
         return None
-    also = [name for name in SHAPE if asked.get(name) is not None]
+    also = [name for name in SHAPE if asked.get(name) not in (None, ())]
     if also:
         flags = ", ".join(f"--{name.replace('_', '-')} {asked[name]}" for name in also)
         raise RequestError(f"--checkpoint {checkpoint} brings its own problem and network, but {flags}; leave one out")
@@ -107,7 +108,13 @@ def next_card(config: dict[str, Any], start: Model, pairs: Pairs, recipe: dict[s
     )
 
 
-def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: dict[str, Any]) -> Card:
+def make_card(
+    config: dict[str, Any],
+    problem: Problem,
+    pairs: Pairs,
+    recipe: dict[str, Any],
+    generation: Generation | None = None,
+) -> Card:
     """Return the card of a new checkpoint: bridge and network as requested, stretches and objective fitted to pairs.
 
     Parameters
@@ -120,6 +127,8 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         Some of the training pairs, on the grid of the network.
     recipe
         How it is optimised, for the provenance.
+    generation
+        What it makes from noise, if it is a generator.
     """
     import torch
 
@@ -142,9 +151,12 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
     bridge = constructors[config["bridge"]]()
     ends = _shown_otherwise(config, problem)
     images = [torch.from_numpy(pairs.ends[end.name]) for end in problem.endpoints]
+    if generation and len(generation.ends) == 1:
+        problem = replace(problem, wanted=generation.ends[0])
+    unseen = [end.name for end in problem.endpoints if generation and end.name not in generation.ends]
     fitted = [
         replace(
-            fit_endpoint(end, values, pairs.noise[end.name]),
+            end if end.name in unseen else fit_endpoint(end, values, pairs.noise[end.name]),
             pixel_scale=pairs.pixel_scale[end.name] or end.pixel_scale,
         )
         for end, values in zip(problem.endpoints, images, strict=True)
@@ -168,8 +180,9 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
             base=config["base"],
             stem=config["stem"],
             norm=config["norm"],
-            image_channels=problem.channels,
+            image_channels=generation.planes(problem) if generation else problem.channels,
             conditions=bool(config["conditions"]),
+            properties=len(generation.properties) if generation else 0,
         ),
         objective=replace(objective, end_share=config["end_share"] or 0.0),
         provenance={
@@ -180,6 +193,7 @@ def make_card(config: dict[str, Any], problem: Problem, pairs: Pairs, recipe: di
         end_noise=config["end_noise"],
         clean_input=config["clean_input"],
         pixel_pc=pairs.pixel_pc if math.isfinite(pairs.pixel_pc) else None,
+        generation=generation,
     )
 
 

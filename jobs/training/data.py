@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from surveybridge.jobs.config import RequestError
 
 if TYPE_CHECKING:
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.storage.pairs import Pairs
 
 VALIDATION = 128
@@ -19,6 +19,20 @@ def check_start(start: Model, pairs: Pairs) -> None:
     for end in start.card.problem.endpoints:
         scale = pairs.pixel_scale[end.name] or end.pixel_scale
         end.check(pairs.bands[end.name], pairs.units[end.name], scale, what=pairs.name, model=start.card.name)
+
+
+def check_crop(crop: int | None, card: Card, pairs: Pairs) -> None:
+    """Refuse a part, of `crop` pixels a side, that the pairs do not have or that the network cannot halve."""
+    if crop is None:
+        return
+    if card.grid == "cutout":
+        raise RequestError(f"--crop {crop}: pairs of the cutout grid have no part that is the same sky; leave it out")
+    side = min(length for stamps in pairs.ends.values() for length in stamps.shape[-2:])
+    multiple = card.network.window_multiple
+    if crop > side or crop % multiple:
+        raise RequestError(
+            f"--crop {crop}: give a multiple of {multiple}, the network's, up to {side}, the side of the pairs"
+        )
 
 
 def split_of(url: str, limit: int | None, validation: int | None, shards: int) -> dict[str, int]:

@@ -27,10 +27,13 @@ class Images:
         By end: float32 [N, P, H, W] in network units, NaN where there is no data.
     conditions
         Of the stamps; None where the network is told nothing of them.
+    properties
+        float32 [N, P], of a generator that is told them: of the objects in the middle, NaN where unknown.
     """
 
     planes: Ends
     conditions: StampConditions | None = None
+    properties: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.planes[0])
@@ -39,7 +42,11 @@ class Images:
     def of(cls, card: Card, pairs: Pairs) -> Images:
         """Bring pairs to the network units of a card."""
         first, second = (
-            end.fitted.forward(torch.from_numpy(pairs.ends[end.name]), end.bands) for end in card.problem.endpoints
+            # an end that a generator does not make is not fitted, and not kept
+            end.fitted.forward(torch.from_numpy(pairs.ends[end.name]), end.bands)
+            if card.generation is None or end.name in card.generation.ends
+            else torch.empty(len(pairs), 0)
+            for end in card.problem.endpoints
         )
         return cls((first, second), pairs.conditions)
 

@@ -39,6 +39,7 @@ from surveybridge.bridge_core.training import (
     wanted_of,
 )
 from surveybridge.bridge_core.translate import window_samples
+from surveybridge.jobs.training.generators import joint_batch, joint_energy, properties_of
 from surveybridge.jobs.training.images import Images
 from surveybridge.jobs.training.skies import Observations, turned
 from surveybridge.jobs.translating.request import read_model
@@ -213,6 +214,8 @@ class Shard:
         """Draw its part of one step."""
         generator = step_generator(self.seed, step, self.index)
         count = recipe.batch_size // recipe.shards
+        if card.generation is not None:
+            return joint_batch(card, self.training, self.rows(step, count), generator, varied=True)
         ends, told = self.training.rows(card, self.rows(step, count))
         channels = card.network.image_channels
         planes = ends if told is None else tuple(torch.cat(both, 1) for both in zip(ends, told.noise, strict=True))
@@ -243,6 +246,8 @@ def read_shard(config: dict[str, Any], card: Card, index: int) -> Shard:
         told = card.network.conditions and not seeing
         pairs = read_pairs(config["pairs"], config["grid"], first, last, problem=card.problem.table, conditions=told)
         images = Images.of(card, pairs)
+        if card.generation is not None:
+            return replace(images, properties=properties_of(card.generation, config["pairs"], first, last))
         if not seeing:
             return images
         planes = list(images.planes)
@@ -282,6 +287,12 @@ def validation_loss(
                     loss += float(sky_loss(network, card, drawn.to(session.device))) * len(sky)
                     count += len(sky)
                     continue
+                if card.generation is not None:
+                    some = torch.arange(len(shard.validation))[first : first + VALIDATION_BATCH]
+                    drawn_together = joint_batch(card, shard.validation, some, generator, varied=False)
+                    loss += float(bridge_loss(network, card, drawn_together.to(session.device))) * len(some)
+                    count += len(some)
+                    continue
                 ends, told = shard.validation.rows(card, slice(first, first + VALIDATION_BATCH))
                 for direction in card.problem.directions:
                     ways = torch.full((len(ends[0]),), direction.index)
@@ -312,6 +323,10 @@ def validation_energy(
                 seen = SkyBatch.draw(card, sky, shard.observations.draw(len(sky), generator), generator)
                 score += sky_energy(model, card, seen.to(session.device), shard.index, how)
                 count += len(sky)
+            continue
+        if card.generation is not None:
+            score += joint_energy(model, shard.validation, some, shard.index, how)
+            count += len(shard.validation.planes[0][some])
             continue
         images, told = shard.validation.rows(card, some)
         size = images[0].shape[-1]

@@ -221,11 +221,17 @@ def checkpoint_of(run: RunFolder) -> str | None:
 
 
 def read_model(path: str | None) -> Model:
-    """Load a checkpoint; AS-Bridge's `.pth` is imported, so that `check_request` can say why it does not fit."""
+    """Load a checkpoint that translates; AS-Bridge's `.pth` is imported: `check_request` says why it does not fit."""
     from surveybridge.bridge_core.asbridge import import_asbridge
     from surveybridge.bridge_core.checkpoint import load_checkpoint
 
-    return import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
+    model = import_asbridge(path) if path and path.endswith(".pth") else load_checkpoint(path)
+    if model.card.generation is not None:
+        raise RequestError(
+            f"checkpoint {model.card.name} makes images from noise and translates none; use `surveybridge generate "
+            f"--checkpoint {path}`, or choose another checkpoint"
+        )
+    return model
 
 
 def asked_direction(model: Model, config: TranslationConfig) -> Direction:

@@ -21,6 +21,7 @@ WRITING = {
     "ingest": ("--euclid", "v.fits", "--lsst", "g.fits", "r.fits", "i.fits", "--store"),
     "train": ("--pairs", "pairs.zarr", "--steps", 4, "--out"),
     "degrade": ("--store", "tiles", "--noise", "lsst.g=2", "--out"),
+    "generate": ("--checkpoint", "made", "--count", 8, "--out"),
     "pairs": ("--store", "tiles", "--out"),
     "translate": ("--store", "tiles", "--run"),
     "sweep": ("--store", "tiles", "--runs"),

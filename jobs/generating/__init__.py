@@ -1,0 +1,1 @@
+"""Stamps from noise: the room of `surveybridge generate`."""
