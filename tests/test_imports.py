@@ -112,6 +112,12 @@ def test_allowed_imports_pass(where, line):
     assert list(violations(line + "\n", Path(where))) == []
 
 
+def test_rivals_of_the_bridge_stand_apart_from_it(graph):
+    inside = {module for module in graph if module.startswith("bridge_core.comparators.")}
+    assert len(inside) > 5
+    assert {module: graph[module] & inside for module in graph.keys() - inside if graph[module] & inside} == {}
+
+
 def test_nothing_is_imported_in_a_circle(graph):
     assert circles(graph) == []
     assert circles(rooms_of(graph)) == []
