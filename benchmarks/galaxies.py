@@ -1,0 +1,153 @@
+"""Whether generated galaxies have the shapes, spectra and colours of true ones, and are new.
+
+    python -m benchmarks.galaxies --source pairs/train_regular.zarr --test pairs/test_regular.zarr
+        --made diffusion=made.zarr [NAME=STORE ...] [--limit N] [--halves 40] [--out benchmarks/results/galaxies.json]
+
+Prints distances of statistics as Holzschuh et al. 2022 define them (`bridge_core.likeness`): each of as many generated
+stamps as half of the source are, against that half, beside the floor, which is that of the other half, and beside the
+ceiling, Gaussian random fields of the source's mean power spectrum. Brackets hold 95% of random halves. Shapes and
+spectra are those of VIS, colours are g - i. Then how near the stamps are to those of the training, beside how near
+those of the test set are to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.clouds_rivals import named
+from surveybridge.bridge_core.fitting import fit_endpoint
+from surveybridge.bridge_core.likeness import Measured, gaussian_fields, halves, interval, measure, nearest
+from surveybridge.bridge_core.problem import Problem
+from surveybridge.storage.pairs import Pairs, problem_of_pairs, read_pairs
+
+QUANTILES = (0.0, 0.01, 0.1, 0.5)
+"""Of distances to the nearest stamp of the training; the first is the smallest."""
+SEED = 0
+
+
+def main() -> None:
+    """Print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="pair store of the training")
+    parser.add_argument("--test", required=True, help="pair store that no training has seen, of the same population")
+    parser.add_argument("--made", nargs="+", required=True, metavar="NAME=STORE")
+    parser.add_argument("--limit", type=int, help="pairs of each store")
+    parser.add_argument("--halves", type=int, default=40, help="random halves of the source")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    source, test = (read_pairs(url, stop=arguments.limit) for url in (arguments.source, arguments.test))
+    made = {name: read_pairs(url, stop=arguments.limit) for name, url in map(named, arguments.made)}
+    rows = likeness(source, made, arguments.halves)
+    print("\n".join(lines_of(rows)))
+    stretch = fit_endpoint(
+        Problem.from_table(problem_of_pairs(arguments.source))["euclid"], vis(source), source.noise["euclid"]
+    )
+    near = {"test": test} | made
+    distances = {
+        name: nearest(stretch.forward(vis(pairs), 1)[:, 0], stretch.forward(vis(source), 1)[:, 0])
+        for name, pairs in near.items()
+    }
+    memory = memorised(distances)
+    print("\n".join(memory_lines(memory)))
+    if arguments.out:
+        asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({"asked": asked, "rows": rows, "nearest": memory}, indent=1) + "\n")
+
+
+def vis(pairs: Pairs) -> Tensor:
+    """Stamps of VIS, float32 [N, 1, H, W], nJy."""
+    return torch.from_numpy(pairs.ends["euclid"])
+
+
+def measured(pairs: Pairs) -> Measured:
+    """What is measured on pairs: shapes and spectra of VIS, colours g - i."""
+    lsst = torch.from_numpy(pairs.ends["lsst"])
+    return measure(vis(pairs)[:, 0], pairs.pixel_scale["euclid"], lsst[:, 0], lsst[:, -1])
+
+
+def of_fields(source: Pairs) -> Measured:
+    """What is measured on Gaussian random fields of the same mean power spectrum."""
+    planes = torch.cat([torch.from_numpy(source.ends["lsst"]), vis(source)], 1)
+    fields = gaussian_fields(planes, SEED)
+    return measure(fields[:, -1], source.pixel_scale["euclid"], fields[:, 0], fields[:, -2])
+
+
+def likeness(source: Pairs, made: Mapping[str, Pairs], count: int) -> list[dict[str, Any]]:
+    """Rows of the table, one a statistic: its floor, then the distance of each set and of the ceiling."""
+    of_source = measured(source)
+    sets = {name: measured(pairs) for name, pairs in made.items()} | {"Gaussian fields": of_fields(source)}
+    drawn = {name: list(halves(one, of_source, count, SEED)) for name, one in sets.items()}
+    first = next(iter(drawn.values()))
+    rows: list[dict[str, Any]] = []
+    for name in first[0][1]:
+        if name not in first[0][0]:
+            continue
+        row: dict[str, Any] = {"statistic": name, "floor": _summary([floor[name] for _, floor in first])}
+        for label, pairs in drawn.items():
+            row[label] = _summary([one[name] for one, _ in pairs])
+            row[f"{label} / floor"] = row[label]["mean"] / row["floor"]["mean"]
+        rows.append(row)
+    return rows
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    """Mean and central 95% of some values."""
+    return {"mean": float(np.mean(values)), "interval": interval(values)}
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The table as Markdown, in hundredths."""
+    labels = [key for key in rows[0] if key not in ("statistic", "floor") and not key.endswith(" / floor")]
+    lines = ["| x 0.01 | floor | " + " | ".join(f"{label} | of the floor" for label in labels) + " |"]
+    lines += ["|---|---|" + "---|---|" * len(labels)]
+    for row in rows:
+        cells = [row["statistic"], _cell(row["floor"])]
+        for label in labels:
+            cells += [_cell(row[label]), f"{row[f'{label} / floor']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(found: Mapping[str, Any]) -> str:
+    """A mean and its interval, in hundredths."""
+    low, high = found["interval"]
+    return f"{100 * found['mean']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def memorised(distances: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Rows: quantiles of distances to the training, and the share below that which a hundredth of the test is below."""
+    limit = float(distances["test"].quantile(0.01))
+    return [
+        {
+            "set": name,
+            "quantiles": [float(values.quantile(q)) for q in QUANTILES],
+            "nearer": float((values < limit).float().mean()),
+        }
+        for name, values in distances.items()
+    ]
+
+
+def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of distances to the training as Markdown, network units."""
+    lines = [
+        "| distance to the training | nearest | 1% | 10% | median | nearer than 99% of the test |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        numbers = " | ".join(f"{value:.4f}" for value in row["quantiles"])
+        lines.append(f"| {row['set']} | {numbers} | {100 * row['nearer']:.1f}% |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

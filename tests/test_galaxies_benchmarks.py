@@ -1,0 +1,104 @@
+"""The benchmarks of generated galaxies: what their tables say of sets that are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import downstream, galaxies
+from tests import tiny
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A store, and another of the same population."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return tiny.write_pairs(folder / "one.zarr", 20), tiny.write_pairs(folder / "other.zarr", 16)
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    module.main()
+
+
+def test_the_source_is_as_far_from_itself_as_its_floor_and_every_stamp_of_it_is_memorised(
+    stores, tmp_path, monkeypatch, capsys
+):
+    source, test = stores
+    out = tmp_path / "galaxies.json"
+    wanted = ["--source", source, "--test", test, "--made", f"copies={source}", "--halves", 6, "--out", out]
+    run(galaxies, monkeypatch, *wanted)
+    found = json.loads(out.read_text())
+    average = next(row for row in found["rows"] if row["statistic"] == "average")
+    assert average["copies / floor"] < 1.2 < 2 < average["Gaussian fields / floor"]
+    low, high = average["floor"]["interval"]
+    assert low <= average["floor"]["mean"] <= high
+    copies = next(row for row in found["nearest"] if row["set"] == "copies")
+    assert copies["quantiles"][-1] < 2e-3 and copies["nearer"] == 1.0
+    said = capsys.readouterr().out
+    assert "| average |" in said and "| copies | 0.00" in said and "| power spectrum |" in said
+
+
+def test_a_denoiser_learns_and_its_table_compares_with_real_images_alone(stores, tmp_path, monkeypatch, capsys):
+    real, test = stores
+    out = tmp_path / "downstream.json"
+    sizes = ["--steps", 3, "--networks", 1, "--base", 4, "--blocks", 1, "--real-count", 8, "--test-count", 6]
+    run(downstream, monkeypatch, "--real", real, "--made", test, "--test", test, "--alphas", 0, 1, *sizes, "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["setting"] for row in rows} == {"alpha 0", "alpha 1", "augmented", "as few"}
+    assert {row["shift"] for row in rows} == set(downstream.SHIFTS)
+    for row in rows:
+        assert row["interval"][0] <= row["gain"] <= row["interval"][1]
+        assert row["setting"] != "alpha 0" or row["gain"] == 0
+    assert "| augmented |" in capsys.readouterr().out
+
+
+def test_a_network_that_is_trained_longer_errs_less(stores):
+    images = downstream.images_of(stores[0], 8)[..., 20:44, 20:44]
+    errors = []
+    for steps in (2, 40):
+        torch.manual_seed(0)
+        network = downstream.fit(downstream.Denoiser(8, 1), (images, images), 0.0, steps, 0, augmented=False)
+        errors.append(downstream.judge(network, images, downstream.SHIFTS["as trained"]).mean())
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_the_published_network_has_half_a_million_parameters():
+    count = sum(parameter.numel() for parameter in downstream.Denoiser().parameters())
+    assert count == pytest.approx(0.52e6, rel=0.02)
+
+
+def test_an_image_is_observed_through_its_psf_with_its_noise():
+    point = torch.zeros(1, 1, 64, 64)
+    point[..., 32, 32] = 1e6
+    generator = torch.Generator().manual_seed(0)
+    how = downstream.Shift(noise=5.0, sigma=3.0)
+    seen, wanted = downstream.observed(point, how, generator)
+    assert float(seen[..., 32, 32]) == pytest.approx(1e6 / (2 * math.pi * 9), rel=0.02)
+    assert float(seen[..., :12, :].std()) == pytest.approx(20.0, rel=0.1)
+    assert torch.equal(wanted, point)
+    coarse, _ = downstream.observed(point, downstream.Shift(coarse=2), generator)
+    assert coarse.shape == (1, 1, 32, 32)
+
+
+def test_training_images_come_from_the_generated_set_as_often_as_alpha_says():
+    real, made = torch.zeros(5, 1, 8, 8), torch.ones(3, 1, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    share = np.mean([float(downstream.drawn((real, made), 0.8, generator, augmented=False).mean()) for _ in range(200)])
+    assert share == pytest.approx(0.8, abs=0.03)
+    varied = downstream.drawn((torch.ones(5, 1, 8, 8), made), 0.0, generator, augmented=True)[:, 0, 4, 4]
+    assert float(varied.min()) < 0.9 and float(varied.max()) > 1.1
+
+
+def test_the_share_that_is_nearer_is_that_below_a_hundredth_of_the_test():
+    test, made = torch.linspace(1, 2, 101), torch.tensor([0.5, 1.005, 1.5, 1.6])
+    rows = galaxies.memorised({"test": test, "made": made})
+    assert rows[1]["nearer"] == 0.5 and rows[1]["quantiles"][0] == 0.5
+    assert rows[0]["nearer"] == pytest.approx(1 / 101)
