@@ -77,10 +77,7 @@ def main() -> None:
         for line, stamp in zip(axes, STAMPS, strict=True):
             store = str(Path(folder) / stamp.file)
             run = f"{store}-run"
-            path = arguments.data / stamp.file
-            ground = tuple(f"{path}[{name}]" for name in stamp.ground)
-            # their RMS maps allow for correlated noise: a single pixel scatters by less
-            ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store, euclid_noise="scaled"))
+            ingest_stamp(arguments.data, stamp, store)
             config = translate.Config(
                 store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
                 steps=arguments.steps, executor="serial",
@@ -96,6 +93,14 @@ def main() -> None:
     figure.suptitle(CREDIT, fontsize=9, y=0.0, va="bottom", color="0.35")
     figure.savefig(arguments.out, metadata={"Software": "surveybridge"})
     print(json.dumps(report, indent=1))
+
+
+def ingest_stamp(data: Path, stamp: Stamp, store: str) -> None:
+    """Make a tile store of a stamp in a folder."""
+    path = data / stamp.file
+    ground = tuple(f"{path}[{name}]" for name in stamp.ground)
+    # their RMS maps allow for correlated noise: a single pixel scatters by less
+    ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store, euclid_noise="scaled"))
 
 
 TITLES = (

@@ -117,12 +117,17 @@ class Card:
         return self.calibrated(direction).summary(direction)
 
     def outside(self, conditions: Mapping[str, Conditions]) -> list[str]:
-        """Return why conditions, by endpoint, lie outside of the training's; nothing where these are not stated."""
+        """Return why conditions, by endpoint, lie outside of the training's; nothing where these are not stated.
+
+        Those of endpoints that are not the problem's, whose images the network does not look at, say nothing.
+        """
         if self.conditions is None:
             return []
-        ends = self.problem.endpoints
+        ends = {end.name: end for end in self.problem.endpoints}
         return self.conditions.outside(
-            conditions, {end.name: end.bands for end in ends}, {end.name: end.unit for end in ends}
+            {name: seen for name, seen in conditions.items() if name in ends},
+            {name: end.bands for name, end in ends.items()},
+            {name: end.unit for name, end in ends.items()},
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -223,7 +224,7 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     lines = F.pad(weights.flip((-2, -1)), (0, width))
     bands = lines.repeat(*[1] * (lines.ndim - 1), width)[..., : width * (width + side - 1)]
     matrices = bands.unflatten(-1, (width, width + side - 1)).mT
-    total = torch.zeros(*torch.broadcast_shapes(x.shape[:-2], kernel.shape[:-2]), height, width, dtype=torch.float64)
+    total = torch.zeros(*np.broadcast_shapes(x.shape[:-2], kernel.shape[:-2]), height, width, dtype=torch.float64)
     total = total.to(x.device)
     for dy in range(side // 2 + 1 if folded else side):
         rows = values[..., dy : dy + height, :]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.conditions import ConditionRanges
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.bridge_core.objective import WIENER, Objective
@@ -37,8 +38,15 @@ def checkpoint(folder) -> str:
     problem = problem.with_endpoints([replace(end, pixel_scale=0.1, stretch=stretch) for end in problem.endpoints])
     network = NetworkConfig(base=4, blocks=1, stem=2, norm="pixel", conditions=True)
     bridge = Bridge.seeing("gaussian:0.16", num_steps=60)
+    trained = ConditionRanges({"lsst": {"fwhm": dict.fromkeys("gri", (0.1, 1.4))}})
     return tiny.write_checkpoint(
-        folder, "seeing", problem=problem, bridge=bridge, network=network, objective=Objective(WIENER, prior=PRIOR)
+        folder,
+        "seeing",
+        problem=problem,
+        bridge=bridge,
+        network=network,
+        objective=Objective(WIENER, prior=PRIOR),
+        conditions=trained,
     )
 
 
@@ -86,6 +94,7 @@ def test_lsst_alone_is_sharpened_as_it_is_beside_euclid(stores, tmp_path):
         assert translate(request).exit_code == 0
         run = RunFolder.open(str(tmp_path / f"run{alone}"))
         assert run.run_json["direction"] == "lsst->sharp"
+        assert set(run.ledger()["domain"].to_pylist()) == {"in"}
         found[alone] = {tile: run.read_tile_mosaic(tile) for tile in run.ledger()["tile_id"].to_pylist()}
     for tile, mosaic in found[True].items():
         other = found[False][tile]
