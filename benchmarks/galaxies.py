@@ -1,13 +1,15 @@
 """Whether generated galaxies have the shapes, spectra and colours of true ones, and are new.
 
     python -m benchmarks.galaxies --source pairs/train_regular.zarr --test pairs/test_regular.zarr
-        --made diffusion=made.zarr [NAME=STORE ...] [--limit N] [--halves 40] [--out benchmarks/results/galaxies.json]
+        --made diffusion=made.zarr [NAME=STORE ...] [--asked faint.zarr ...] [--limit N] [--halves 40]
+        [--out benchmarks/results/galaxies.json]
 
 Prints distances of statistics as Holzschuh et al. 2022 define them (`bridge_core.likeness`): each of as many generated
 stamps as half of the source are, against that half, beside the floor, which is that of the other half, and beside the
 ceiling, Gaussian random fields of the source's mean power spectrum. Brackets hold 95% of random halves. Shapes and
 spectra are those of VIS, colours are g - i. Then how near the stamps are to those of the training, beside how near
-those of the test set are to them.
+those of the test set are to them; and what stamps are like of which properties were asked for, beside the stamps of
+the source whose own are nearest.
 """
 
 from __future__ import annotations
@@ -24,13 +26,19 @@ from torch import Tensor
 
 from benchmarks.clouds_rivals import named
 from surveybridge.bridge_core.fitting import fit_endpoint
+from surveybridge.bridge_core.light import colour
 from surveybridge.bridge_core.likeness import Measured, gaussian_fields, halves, interval, measure, nearest
+from surveybridge.bridge_core.morphology import shapes
 from surveybridge.bridge_core.problem import Problem
+from surveybridge.storage.pair_properties import read_properties
+from surveybridge.storage.pair_store import open_store
 from surveybridge.storage.pairs import Pairs, problem_of_pairs, read_pairs
 
 QUANTILES = (0.0, 0.01, 0.1, 0.5)
 """Of distances to the nearest stamp of the training; the first is the smallest."""
 SEED = 0
+ZERO_POINT = 31.4
+"""AB, of a flux in nJy."""
 
 
 def main() -> None:
@@ -39,6 +47,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="pair store of the training")
     parser.add_argument("--test", required=True, help="pair store that no training has seen, of the same population")
     parser.add_argument("--made", nargs="+", required=True, metavar="NAME=STORE")
+    parser.add_argument("--asked", nargs="*", default=[], metavar="STORE", help="made with properties")
     parser.add_argument("--limit", type=int, help="pairs of each store")
     parser.add_argument("--halves", type=int, default=40, help="random halves of the source")
     parser.add_argument("--out", type=Path)
@@ -58,10 +67,14 @@ def main() -> None:
     }
     memory = memorised(distances)
     print("\n".join(memory_lines(memory)))
+    obeyed = [obedience(arguments.source, source, url) for url in arguments.asked]
+    print("\n".join(obedience_lines(obeyed)))
     if arguments.out:
         asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"asked": asked, "rows": rows, "nearest": memory}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"asked": asked, "rows": rows, "nearest": memory, "asked for": obeyed}, indent=1) + "\n"
+        )
 
 
 def vis(pairs: Pairs) -> Tensor:
@@ -146,6 +159,50 @@ def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         numbers = " | ".join(f"{value:.4f}" for value in row["quantiles"])
         lines.append(f"| {row['set']} | {numbers} | {100 * row['nearer']:.1f}% |")
+    return lines
+
+
+def obedience(source_url: str, source: Pairs, url: str) -> dict[str, Any]:
+    """What stamps are like that were made with properties, and as many of the source whose properties are nearest.
+
+    Medians of the VIS magnitude and g - i within 1", and of the size of the weighted moments in arcsec.
+    """
+    given: dict[str, float] = dict(open_store(url, None).attributes["given"])
+    made = read_pairs(url)
+    known = read_properties(source_url, tuple(given), 0, len(source))
+    away = ((known - np.array(list(given.values()))) / np.nanstd(known, 0)) ** 2
+    order = np.argsort(np.where(np.isfinite(away), away, np.inf).sum(1), kind="stable")[: len(made)]
+    return {"given": given, "made": _medians(made), "source": _medians(source.rows(order.tolist()))}
+
+
+def _medians(pairs: Pairs) -> dict[str, float]:
+    """Median magnitude, size and colour of stamps."""
+    image, scale = vis(pairs)[:, 0], pairs.pixel_scale["euclid"]
+    lsst = torch.from_numpy(pairs.ends["lsst"])
+    # a magnitude is a colour against an image of 1 nJy in the circle
+    one = torch.zeros_like(image)
+    one[..., image.shape[-2] // 2, image.shape[-1] // 2] = 1.0
+    found = {
+        "magnitude": ZERO_POINT + colour(image, one, scale),
+        "size": shapes(image, scale)["size"],
+        "colour": colour(lsst[:, 0], lsst[:, -1], scale),
+    }
+    return {name: float(np.nanmedian(values.numpy())) for name, values in found.items()}
+
+
+def obedience_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of what was asked for as Markdown."""
+    if not rows:
+        return []
+    names = list(rows[0]["made"])
+    lines = [
+        "| asked for | " + " | ".join(f"{name}: made, source" for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for row in rows:
+        asked = ", ".join(f"{name} {value:g}" for name, value in row["given"].items())
+        cells = [f"{row['made'][name]:.2f}, {row['source'][name]:.2f}" for name in names]
+        lines.append(f"| {asked} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.bridge_core.context import Context
+from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
@@ -82,8 +83,12 @@ def translate_tile(
     Raises
     ------
     BridgeError
-        If a network with statistics of the window is to see a whole tile.
+        If a network with statistics of the window is to see a whole tile, or the model is a generator.
     """
+    if model.card.generation is not None:
+        raise BridgeError(
+            f"checkpoint {model.card.name} makes images from noise and translates none; choose another checkpoint"
+        )
     with span("prepare"):
         seen = look(model, direction, scene, how, corners, wanted)
     coverage, end = seen.coverage, direction.wanted

@@ -7,10 +7,15 @@ import math
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from benchmarks import downstream, galaxies
+from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.pairs import read_ids, read_pairs
+from surveybridge.storage.problems import default_problem
 from tests import tiny
 
 pytestmark = pytest.mark.long
@@ -95,6 +100,25 @@ def test_training_images_come_from_the_generated_set_as_often_as_alpha_says():
     assert share == pytest.approx(0.8, abs=0.03)
     varied = downstream.drawn((torch.ones(5, 1, 8, 8), made), 0.0, generator, augmented=True)[:, 0, 4, 4]
     assert float(varied.min()) < 0.9 and float(varied.max()) > 1.1
+
+
+def test_what_was_asked_for_is_measured_beside_the_stamps_of_the_source_that_are_like_it(stores):
+    source, url = read_pairs(stores[0]), stores[0]
+    fluxes = source.ends["euclid"].sum((1, 2, 3))
+    magnitudes = 31.4 - 2.5 * np.log10(fluxes)
+    pq.write_table(pa.table({"id": read_ids(url), "mag_VIS": magnitudes}), url.replace(".zarr", ".parquet"))
+    brightest = np.argsort(magnitudes)[:2]
+    made = url.replace("one", "made")
+    table = default_problem()
+    layout = PairLayout(table, 2, (64, 64), 0.1, "made", conditions=False, attributes={"given": {"magnitude": 1.0}})
+    writer = PairWriter.open(made, layout)
+    lsst, euclid = (source.ends[name][brightest].transpose(0, 2, 3, 1) for name in ("lsst", "euclid"))
+    writer.write(0, ["a", "b"], {"lsst": lsst, "euclid": euclid})
+    writer.finish()
+    row = galaxies.obedience(url, source, made)
+    assert row["made"] == pytest.approx(row["source"])
+    assert row["made"]["magnitude"] == pytest.approx(np.median(magnitudes[brightest]), abs=0.1)
+    assert "| magnitude 1 |" in "\n".join(galaxies.obedience_lines([row]))
 
 
 def test_the_share_that_is_nearer_is_that_below_a_hundredth_of_the_test():

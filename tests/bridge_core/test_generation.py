@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from surveybridge.bridge_core.generate import generate, generator_direction
 from surveybridge.bridge_core.generation import DROPPED, DROPPED_ALL, Generation, forgotten
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.sampler import rho_steps
+from surveybridge.bridge_core.translate import translate_tile
 from tests.bridge_core.models import PROBLEM, TINY, make_card, random_model
 
 SIDE = 8
@@ -129,6 +131,11 @@ def test_a_generator_comes_back_from_its_file_as_it_was(model, tmp_path):
 def test_a_network_that_translates_makes_nothing_from_noise():
     with pytest.raises(BridgeError, match=r"tiny translates images .* train --generate"):
         generate(random_model(), [0], unknown(1, 0), seed=0)
+
+
+def test_a_generator_translates_no_tile(model):
+    with pytest.raises(BridgeError, match=r"tiny makes images from noise and translates none"):
+        translate_tile(model, model.card.problem.to("euclid"), cast("Any", None))
 
 
 @pytest.mark.parametrize(
