@@ -25,9 +25,10 @@ from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context, context_of
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.physics import Seeing
+from surveybridge.bridge_core.scene import BandBlur, physics_of
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.sharpening import FLOOR, PAD, SkyBatch, spectral_bridge
-from surveybridge.bridge_core.translate import BandBlur, physics_of, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs.simulating.scenes import SceneSpec
 from surveybridge.jobs.simulating.sharp_skies import draw_skies
 from surveybridge.jobs.simulating.training_skies import SKY

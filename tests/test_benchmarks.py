@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def request_(tmp_path_factory):
     store = tiny.write_store(folder / "tiles")
     checkpoint = tiny.write_checkpoint(folder)
     return check(Config(store=store, run=str(folder / "run"), checkpoint=checkpoint, executor="serial"))
+
+
+def test_every_benchmark_finds_what_it_imports():
+    names = [file.stem for file in Path(kernels.__file__).parent.glob("*.py")]
+    assert "seeing" in names
+    for name in names:
+        importlib.import_module(f"benchmarks.{name}")  # ImportError where something has moved
 
 
 @pytest.mark.parametrize("grid", [PatchGrid(), square_degree.LARGE, WholeTile()])
