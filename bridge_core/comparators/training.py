@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from surveybridge.bridge_core.comparators.budget import Budget
 from surveybridge.bridge_core.comparators.shape import condition
 from surveybridge.bridge_core.comparators.translator import Translator
-from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.training import Ends, augment, step_generator
 
@@ -24,32 +24,17 @@ class AdversarialRecipe:
 
     Parameters
     ----------
-    steps, seconds
-        Budget of this direction, one of the two; the other is None. Seconds count over all runs that led here.
+    budget
+        Of this direction, over all runs that led here; its seed is that of pairs and noise.
     batch_size
         Pairs a step.
     roll
         Whether half of the pairs are rolled around the window's edge, as bridges on the mosaic grid are trained.
-    seed
-        Of weights, pairs and noise.
     """
 
-    steps: int | None = None
-    seconds: float | None = None
+    budget: Budget
     batch_size: int = 32
     roll: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse no budget, and two of them."""
-        if (self.steps is None) == (self.seconds is None):
-            raise BridgeError(
-                f"a comparator's budget is {self.steps} steps and {self.seconds} seconds; give one of the two"
-            )
-
-    def progress(self, steps: int, seconds: float) -> float:
-        """Share of the budget that is used."""
-        return steps / self.steps if self.steps is not None else seconds / (self.seconds or 1e-9)
 
 
 @dataclass(frozen=True)
@@ -100,20 +85,20 @@ class AdversarialTraining:
         """
         if not self.step:
             self.network.fit_to(condition(ends[1 - direction.index], direction))
-        while self.recipe.progress(self.step, self.seconds) < 1:
-            began = time.perf_counter()
-            draws = step_generator(self.recipe.seed, self.step, 0)
+        while self.recipe.budget.progress(self.step, self.seconds) < 1:
+            began = time.process_time()
+            draws = step_generator(self.recipe.budget.seed, self.step, 0)
             rows = torch.randint(0, len(ends[0]), (self.recipe.batch_size,), generator=draws)
             batch = augment((ends[0][rows], ends[1][rows]), problem, draws, roll=self.recipe.roll)
             x1, x0 = batch[1 - direction.index], direction.wanted.planes_in(batch[direction.index])
             losses = self.update(condition(x1, direction), x0, draws)
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.process_time() - began
             yield losses
 
     def update(self, seen: Tensor, truth: Tensor, draws: torch.Generator) -> Losses:
         """Take one step of the critic, then one of the generator, on the same images [N, P, H, W]."""
         network, recipe = self.network, self.recipe
-        progress = recipe.progress(self.step, self.seconds)
+        progress = recipe.budget.progress(self.step, self.seconds)
         fall = min(1.0, 2 * (1 - min(progress, 1.0))) if network.falling else 1.0
         for optimizer, rate in zip(self.optimizers.values(), network.rates, strict=True):
             for group in optimizer.param_groups:
