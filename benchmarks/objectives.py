@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.samplers import draws, ends_of, judge, part
+from surveybridge.bridge_core.comparators.budget import Budget
 from surveybridge.bridge_core.evaluation import image_scores
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import UNet, channels_last
@@ -128,7 +129,7 @@ def main() -> None:
         if one.equal_time:
             steps = round(steps * step_seconds(everyone[0], problem, training) / step_seconds(one, problem, training))
         began = time.perf_counter()
-        model = train(one, problem, training, steps)
+        model, _ = train(one, problem, training, Budget(steps=steps))
         minutes = (time.perf_counter() - began) / 60
         for direction in model.card.problem.directions[::-1]:
             row = {"name": one.name, "direction": str(direction), "steps": steps, "minutes": round(minutes, 2)}
@@ -148,19 +149,23 @@ def main() -> None:
         (arguments.out / "objectives.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def train(one: Entrant, problem: Problem, pairs: Pairs, steps: int) -> Model:
-    """Return weights averaged over the end of a training; pairs, noise and start are the same for every entrant."""
-    torch.manual_seed(0)
+def train(one: Entrant, problem: Problem, pairs: Pairs, budget: Budget) -> tuple[Model, int]:
+    """Return weights averaged over the end of a training, and its steps.
+
+    Pairs, noise and start follow from the budget's seed, the same for every entrant.
+    """
+    torch.manual_seed(budget.seed)
     card = card_of(one, problem, pairs)
     network = channels_last(UNet(card.network))
-    state = TrainState(network, Recipe(bright_weight=one.bright_weight))
+    state = TrainState(network, Recipe(bright_weight=one.bright_weight, seed=budget.seed))
     next_batch = batches(card, pairs, state.recipe)
     loss_of = joint_loss if one.joint else bridge_loss
-    for step in range(steps):
-        loss_of(network, card, next_batch(step), one.bright_weight).backward()
-        state.update(step / steps)
+    began = time.process_time()
+    while (progress := budget.progress(state.step, time.process_time() - began)) < 1:
+        loss_of(network, card, next_batch(state.step), one.bright_weight).backward()
+        state.update(progress)
     network.load_state_dict(state.averages[0.05])
-    return Model(card, network.eval(), "")
+    return Model(card, network.eval(), ""), state.step
 
 
 def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
@@ -229,7 +234,19 @@ def sample_joint(
 
 def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, samples: int) -> dict[str, Any]:
     """Return energy score with its interval, CRPS, spread/skill and coverage of the held-out pairs."""
-    wanted, bridge = direction.wanted, model.card.bridge
+    wanted = direction.wanted
+    drawn = drawn_by(model, one, pairs, direction, samples)
+    display, truth = display_stretch(pairs)[wanted.name], torch.from_numpy(pairs.ends[wanted.name])
+    each = image_scores(drawn, truth, wanted.bands, display)["energy_score"]
+    rng = np.random.default_rng(0)
+    means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(DRAWS)]
+    row: dict[str, Any] = judge(drawn, pairs, wanted, display)
+    return row | {"energy_interval": [float(edge) for edge in np.quantile(means, [0.025, 0.975])]}
+
+
+def drawn_by(model: Model, one: Entrant, pairs: Pairs, direction: Direction, samples: int) -> Tensor:
+    """Return samples of an entrant, [K, N, C, H, W] in the unit of the wanted end."""
+    bridge = model.card.bridge
     steps = (end_then_rho_steps if one.from_end else rho_steps)(bridge, NFE, one.sigma_max)
 
     def draw(x1: Tensor, generator: torch.Generator) -> Tensor:
@@ -242,13 +259,7 @@ def scores(model: Model, one: Entrant, pairs: Pairs, direction: Direction, sampl
             precision="bfloat16",
         )  # fmt: skip
 
-    drawn = draws(model, pairs, direction, samples, draw)
-    display, truth = display_stretch(pairs)[wanted.name], torch.from_numpy(pairs.ends[wanted.name])
-    each = image_scores(drawn, truth, wanted.bands, display)["energy_score"]
-    rng = np.random.default_rng(0)
-    means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(DRAWS)]
-    row: dict[str, Any] = judge(drawn, pairs, wanted, display)
-    return row | {"energy_interval": [float(edge) for edge in np.quantile(means, [0.025, 0.975])]}
+    return draws(model, pairs, direction, samples, draw)
 
 
 def step_seconds(one: Entrant, problem: Problem, pairs: Pairs) -> float:

@@ -47,7 +47,7 @@ class DecoDiff(nn.Module):
         """Map noised blocks [N, 4 P, S / 2, S / 2] at steps int64 [N] to their deviation, of the same shape."""
         with torch.autocast(blocks.device.type, torch.bfloat16):
             heads = self.unet(torch.cat([blocks, torch.zeros_like(blocks).repeat(1, 2, 1, 1)], 1), t, 0 * t)
-        return heads[:, : self.depth].float()  # type: ignore[no-any-return]
+        return heads[:, : self.depth].float()
 
     def loss(self, images: Tensor, draws: torch.Generator) -> Tensor:
         """Squared error of the deviation of partly noised images, a scalar (its eqs. (5) and (6))."""

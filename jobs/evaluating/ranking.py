@@ -50,12 +50,12 @@ def _kinds(scores: pa.Table, anomalous: NDArray[np.bool_]) -> Found:
     return {
         "anomalous": int(anomalous.sum()),
         "regular": int((~anomalous).sum()),
-        "score": _ranking(floats(scores, "score"), anomalous, flux),
-        "baselines": {name: _ranking(floats(scores, name), anomalous, flux) for name in BASELINES},
+        "score": ranked(floats(scores, "score"), anomalous, flux),
+        "baselines": {name: ranked(floats(scores, name), anomalous, flux) for name in BASELINES},
     }
 
 
-def _ranking(score: Floats, anomalous: NDArray[np.bool_], flux: Floats) -> Found:
+def ranked(score: Floats, anomalous: NDArray[np.bool_], flux: Floats) -> Found:
     """All measures of one score, over the objects that have it; `unscored` counts the others."""
     known = np.isfinite(score)
     found: Found = {
