@@ -100,9 +100,7 @@ def main() -> None:
     display = display_stretch(judged)
     rows = []
     print(f"{len(training)} pairs to learn from, {len(judged)} to judge, K = {arguments.samples}")
-    print(
-        "rival         seed direction    | energy score as published, fair | of bright pixels: spread/skill, CRPS, in 68%"
-    )
+    print("rival         seed direction    | energy score as published, fair | bright: spread/skill | CRPS | in 68%")
     for name in arguments.rivals:
         for seed in arguments.seeds[: 1 if name == SHIPPED else None]:
             rival = trained(name, seed, problem, training, arguments)
@@ -112,14 +110,14 @@ def main() -> None:
                 rows.append(row)
                 print(line_of(row), flush=True)
             if arguments.out:
-                write(arguments, rows)
+                write(arguments, rows, "table1.json")
 
 
-def write(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Write what is judged so far."""
+def write(asked: argparse.Namespace, rows: list[dict[str, Any]], name: str) -> None:
+    """Write what is judged so far to a file of `--out`."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "table1.json").write_text(json.dumps({"asked": settings, "rows": rows}, indent=1) + "\n")
+    (asked.out / name).write_text(json.dumps({"asked": settings, "rows": rows}, indent=1) + "\n")
 
 
 def trained(name: str, seed: int, problem: Problem, pairs: Pairs, asked: argparse.Namespace) -> Trained:

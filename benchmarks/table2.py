@@ -7,14 +7,13 @@
 The whole of AS-Bridge's table 2, on the mosaic grid: rate of false positives at the thresholds that 1% and 5% of the
 lenses pass, area under the precision-recall curve (AUPR), and besides the area under the ROC curve (AUROC), also at
 matched flux; against all ordinary objects and against those that are like deflectors. Intervals (95%) are from drawing
-the objects anew. Rivals are trained on ordinary pairs, each network for `--seconds` of processor time on one thread. They
-stay in `--runs`: run again, they are not trained again.
+the objects anew. Rivals are trained on ordinary pairs, each network for `--seconds` of processor time on one thread.
+They stay in `--runs`: run again, they are not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.table1 import displayed, units
+from benchmarks.table1 import displayed, units, write
 from surveybridge.bridge_core.anomaly import score_windows
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.comparators.budget import Budget
@@ -91,10 +90,8 @@ def main() -> None:
             row = {"score": name, "against": against} | ranked(score[kept], anomalous[kept], flux[kept])
             rows.append(row)
             print(line_of(row), flush=True)
-    if arguments.out:
-        asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "table2.json").write_text(json.dumps({"asked": asked, "rows": rows}, indent=1) + "\n")
+        if arguments.out:
+            write(arguments, rows, "table2.json")
 
 
 def all_scores(

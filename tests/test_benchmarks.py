@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from astropy.io import fits
 
-from benchmarks import clouds_samplers, conditions, ingest, kernels, square_degree, train
+from benchmarks import clouds_samplers, conditions, ingest, kernels, square_degree, table1, table2, train
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.sampler import sample
-from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.bridge_core.translate import window_noise
 from surveybridge.jobs.planning.rates import Rates
 from surveybridge.jobs.translating.config import Config
@@ -207,3 +209,59 @@ def test_on_a_gpu_the_device_is_timed_over_twenty_calls_between_two_events(monke
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     assert kernels.clock(lambda: log.append("call"), True, kernels.CALLS) == pytest.approx(0.005 / 20)
     assert log == ["event", *["call"] * 20, "event", "wait"]
+
+
+@pytest.mark.long
+def test_table_1_trains_its_rivals_once_and_judges_both_directions(tmp_path, monkeypatch, capsys):
+    store = tiny.write_pairs(tmp_path / "pairs", 12)
+    command = ["table1", "--train", store, "--test", store, "--runs", str(tmp_path / "runs"), "--steps", "1"]
+    command += ["--limit", "2", "--samples", "2", "--base", "8", "--width", "2", "--rivals", "pix2pix", "ours"]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path)])
+    monkeypatch.setattr("benchmarks.objectives.NFE", 2)
+    table1.main()
+    first = json.loads((tmp_path / "table1.json").read_text())
+    trained = tiny.files_of(tmp_path / "runs")
+    table1.main()
+    assert json.loads((tmp_path / "table1.json").read_text()) == first
+    assert tiny.files_of(tmp_path / "runs") == trained
+    rows = first["rows"]
+    assert [(row["rival"], row["direction"]) for row in rows] == [
+        (rival, way) for rival in ("pix2pix", "ours") for way in ("lsst->euclid", "euclid->lsst")
+    ]
+    # two networks of one direction see as many pairs as one network of both
+    assert [row["steps"] for row in rows] == [2, 2, 2, 2] and {row["images"] for row in rows} == {32}
+    for row in rows:
+        low, high = row["energy_score_fair"]["interval"]
+        assert low <= row["energy_score_fair"]["value"] <= high
+        assert row["energy_score_fair"]["value"] < row["energy_score"]["value"]
+    assert capsys.readouterr().out.count("lsst->euclid") == 4
+    monkeypatch.setattr("sys.argv", [*command[:-2], "gan"])
+    with pytest.raises(SystemExit, match="'gan' is not one of pix2pix, spade, oasis, palette"):
+        table1.main()
+
+
+@pytest.mark.long
+def test_table_2_scores_lenses_and_ordinary_objects_by_all_rivals(tmp_path, monkeypatch):
+    store, lenses = tiny.write_pairs(tmp_path / "pairs", 6), tiny.write_pairs(tmp_path / "lenses", 6)
+    checkpoint = tiny.write_checkpoint(tmp_path)
+    command = ["table2", "--train", store, "--regular", store, "--lenses", lenses, "--checkpoint", checkpoint]
+    command += ["--runs", str(tmp_path / "runs"), "--steps", "1", "--base", "8", "--limit", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr(table2, "Scoring", lambda seed: Scoring(samples=2, steps=1, seed=seed))
+    monkeypatch.setattr(table2, "EfficientNetFeatures", missing)
+    table2.main()
+    rows = json.loads((tmp_path / "table2.json").read_text())["rows"]
+    assert [row["score"] for row in rows] == [
+        *("central_flux", "total_flux", "inverse_flux", "smooth_residual", "AS-Bridge", "ours"),
+        *("DeCo-Diff euclid", "DeCo-Diff euclid / flux", "DeCo-Diff lsst", "DeCo-Diff lsst and euclid"),
+        "CFM self-taught",
+    ]
+    # both stores hold the same objects, so no score tells them apart
+    by_name = {row["score"]: row for row in rows}
+    for name in ("central_flux", "DeCo-Diff lsst", "CFM self-taught"):
+        assert by_name[name]["auroc"]["value"] == pytest.approx(0.5)
+    assert {row["against"] for row in rows} == {"all"}
+
+
+def missing():
+    raise BridgeError("EfficientNet is not installed")
