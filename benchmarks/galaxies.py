@@ -108,13 +108,15 @@ def likeness(source: Pairs, made: Mapping[str, Pairs], count: int) -> list[dict[
         row: dict[str, Any] = {"statistic": name, "floor": _summary([floor[name] for _, floor in first])}
         for label, pairs in drawn.items():
             row[label] = _summary([one[name] for one, _ in pairs])
-            row[f"{label} / floor"] = row[label]["mean"] / row["floor"]["mean"]
+            row[f"{label} / floor"] = row[label]["mean"] / row["floor"]["mean"] if row[label] and row["floor"] else None
         rows.append(row)
     return rows
 
 
-def _summary(values: list[float]) -> dict[str, Any]:
-    """Mean and central 95% of some values."""
+def _summary(values: list[float]) -> dict[str, Any] | None:
+    """Mean and central 95% of some values; None where they are not known, as colours of types that a set lacks."""
+    if not np.isfinite(values).all():
+        return None
     return {"mean": float(np.mean(values)), "interval": interval(values)}
 
 
@@ -126,13 +128,16 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = [row["statistic"], _cell(row["floor"])]
         for label in labels:
-            cells += [_cell(row[label]), f"{row[f'{label} / floor']:.1f}"]
+            ratio = row[f"{label} / floor"]
+            cells += [_cell(row[label]), "-" if ratio is None else f"{ratio:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(found: Mapping[str, Any]) -> str:
-    """A mean and its interval, in hundredths."""
+def _cell(found: Mapping[str, Any] | None) -> str:
+    """A mean and its interval, in hundredths; a dash where there is none."""
+    if found is None:
+        return "-"
     low, high = found["interval"]
     return f"{100 * found['mean']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,12 @@ def test_what_was_asked_for_is_measured_beside_the_stamps_of_the_source_that_are
     assert row["made"] == pytest.approx(row["source"])
     assert row["made"]["magnitude"] == pytest.approx(np.median(magnitudes[brightest]), abs=0.1)
     assert "| magnitude 1 |" in "\n".join(galaxies.obedience_lines([row]))
+
+
+def test_what_a_set_has_none_of_is_a_dash():
+    row: dict[str, Any] = {"statistic": "colour of early types", "floor": {"mean": 0.02, "interval": (0.01, 0.03)}}
+    row |= {"made": galaxies._summary([0.1, math.nan]), "made / floor": None}
+    assert galaxies.lines_of([row])[-1] == "| colour of early types | 2.00 [1.00, 3.00] | - | - |"
 
 
 def test_the_share_that_is_nearer_is_that_below_a_hundredth_of_the_test():
