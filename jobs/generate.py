@@ -57,8 +57,9 @@ def run(config: Config) -> int:
 
     names = ("magnitude", "size", "colour", "redshift")
     given = {name: value for name in names if (value := getattr(config, name)) is not None}
-    asked = Asked(config.checkpoint, config.seed, config.steps, config.precision, given)
-    writer = begin(read_generator(config.checkpoint), asked, config.out, config.count)
+    model = read_generator(config.checkpoint)
+    asked = Asked(config.checkpoint, model.sha256, config.seed, config.steps, config.precision, given)
+    writer = begin(model, asked, config.out, config.count)
     missing = writer.missing()
     if writer.finished:
         print(f"{writer.folder.url}: {config.count} pairs, there already")

@@ -15,7 +15,7 @@ from surveybridge.bridge_core.generation import PROPERTIES
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.generating.checkpoint import read_generator
+from surveybridge.jobs.generating.checkpoint import ready_generator
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 
@@ -35,8 +35,8 @@ class Asked:
 
     Parameters
     ----------
-    checkpoint
-        Path or shipped name of the generator.
+    checkpoint, sha256
+        Path or shipped name of the generator, and its hash.
     seed, steps, precision
         As `bridge_core.generate.generate` takes them.
     given
@@ -44,6 +44,7 @@ class Asked:
     """
 
     checkpoint: str
+    sha256: str
     seed: int
     steps: int
     precision: Precision
@@ -91,8 +92,7 @@ def begin(model: Model, asked: Asked, url: str, count: int) -> PairWriter:
 
 def write_block(writer: PairWriter, asked: Asked, block: int) -> int:
     """Draw the pairs of a block and write them with their labels; returns their number."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = read_generator(asked.checkpoint).to(device, asked.precision)
+    model = ready_generator(asked.checkpoint, asked.sha256, asked.precision)
     generation, rows = generation_of(model), writer.layout.rows(block)
     given = [asked.given.get(name, math.nan) for name in generation.properties]
     values = torch.tensor([given] * len(rows), dtype=torch.float32).reshape(len(rows), len(given))

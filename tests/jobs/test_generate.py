@@ -14,6 +14,7 @@ import zarr
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.jobs.generating import blocks
+from surveybridge.jobs.generating.checkpoint import ready_generator
 from surveybridge.storage.pair_properties import read_properties
 from surveybridge.storage.pairs import read_ids, read_pairs
 from tests import tiny
@@ -144,6 +145,19 @@ def test_a_store_goes_on_where_it_was_killed_and_is_the_same(made, trained, tmp_
     assert generate(trained / "bridge", broken, "--magnitude", 22.5) == 0
     assert "20 pairs, there already" in capsys.readouterr().out
     assert refused(capsys, *generation(trained / "bridge", broken, "--magnitude", 23))
+
+
+def test_a_checkpoint_that_has_changed_meanwhile_is_refused(trained):
+    with pytest.raises(ValueError, match=r"has the hash \w+, but this store was begun with 000000000000"):
+        ready_generator(str(trained / "bridge"), "0" * 64, "float32")
+
+
+def test_either_precision_may_follow_the_other_in_a_process(made, trained, tmp_path):
+    exact = tmp_path / "made.zarr"
+    assert generate(trained / "bridge", exact, "--magnitude", 22.5, "--precision", "float32", count=4) == 0
+    found, rounded = stored(exact)["euclid"], stored(made)["euclid"][:4]
+    assert np.abs(found - rounded).mean() < 0.2 * np.abs(found).mean()
+    assert not np.array_equal(found, rounded)
 
 
 def test_another_seed_makes_other_pairs(made, trained, tmp_path):
