@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import downstream, galaxies
+from benchmarks import downstream, galaxies, galaxy_features
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.pairs import read_ids, read_pairs
 from surveybridge.storage.problems import default_problem
@@ -120,6 +121,34 @@ def test_what_was_asked_for_is_measured_beside_the_stamps_of_the_source_that_are
     assert row["made"] == pytest.approx(row["source"])
     assert row["made"]["magnitude"] == pytest.approx(np.median(magnitudes[brightest]), abs=0.1)
     assert "| magnitude 1 |" in "\n".join(galaxies.obedience_lines([row]))
+
+
+def test_stamps_are_shown_by_their_own_range_or_by_one_asinh(stores):
+    pairs = read_pairs(stores[0])
+    brighter = replace(pairs, ends={**pairs.ends, "euclid": 3 * pairs.ends["euclid"]})
+    assert torch.equal(galaxy_features.by_range(pairs), galaxy_features.by_range(brighter))
+    one, other = galaxy_features.by_asinh(pairs), galaxy_features.by_asinh(brighter)
+    assert one.shape == (20, 3, 64, 64) and float(one.min()) >= 0 and float(one.max()) <= 1
+    assert float(other[:, 0, 32, 32].mean()) > float(one[:, 0, 32, 32].mean()) + 0.05
+
+
+def test_features_of_the_source_are_at_their_floor_and_shifted_ones_are_not():
+    generator = torch.Generator().manual_seed(0)
+    source, like = torch.randn(400, 6, generator=generator), torch.randn(200, 6, generator=generator)
+    rows = galaxy_features.rows_of("range", source, {"like": like, "shifted": like + 0.5}, 6)
+    assert [row["distance"] for row in rows] == list(galaxy_features.DISTANCES)
+    for row in rows:
+        assert row["shifted"]["mean"] > row["floor"]["interval"][1] and row["shifted"]["mean"] > 4 * row["like"]["mean"]
+
+
+def test_the_features_of_copies_are_at_the_floor(stores, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra comparators")
+    out = tmp_path / "features.json"
+    wanted = ["--source", stores[0], "--made", f"other={stores[1]}", "--count", 10, "--halves", 2, "--out", out]
+    run(galaxy_features, monkeypatch, *wanted)
+    row = json.loads(out.read_text())["rows"][0]
+    assert row["other"]["mean"] < 3 * row["floor"]["mean"]
+    assert "| range | FD-lite0 |" in capsys.readouterr().out
 
 
 def test_what_a_set_has_none_of_is_a_dash():
