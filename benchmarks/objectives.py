@@ -68,6 +68,8 @@ class Entrant:
         Noise both endpoints together.
     sigma_data
         Of the preconditioning of `edm`, network units; None for `surveybridge train`'s.
+    grid
+        Of the pairs.
     equal_time
         Train for as long as the first entrant takes, not for as many steps.
     """
@@ -84,6 +86,7 @@ class Entrant:
     wanted: str | None = None
     joint: bool = False
     sigma_data: float | None = None
+    grid: str = "mosaic"
     equal_time: bool = False
 
 
@@ -170,7 +173,7 @@ def train(one: Entrant, problem: Problem, pairs: Pairs, budget: Budget) -> tuple
 
 def card_of(one: Entrant, problem: Problem, pairs: Pairs) -> Card:
     """Return the card that `surveybridge train` would write."""
-    names = ("name", "bridge", "objective", "base", "stem", "norm")
+    names = ("name", "grid", "bridge", "objective", "base", "stem", "norm")
     asked = Config(pairs=pairs.name, out=one.name, **{name: getattr(one, name) for name in names})
     settings = asked.model_dump() | {"conditions": False}
     problem = problem if one.wanted is None else replace(problem, wanted=one.wanted)
@@ -188,7 +191,7 @@ def batches(card: Card, pairs: Pairs, recipe: Recipe) -> Callable[[int], Batch]:
     def of(step: int) -> Batch:
         generator = step_generator(recipe.seed, step, 0)
         rows = torch.randint(0, len(pairs), (recipe.batch_size,), generator=generator)
-        ends = augment((first[rows], second[rows]), card.problem, generator, roll=True)
+        ends = augment((first[rows], second[rows]), card.problem, generator, roll=card.grid == "mosaic")
         return Batch.draw(card, ends, wanted, generator)
 
     return of

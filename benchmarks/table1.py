@@ -3,7 +3,7 @@
     python -m benchmarks.table1 --train ../shared/data/pairs/train_regular.zarr
         --test ../shared/data/pairs/test_regular.zarr --runs runs/table1 --out benchmarks/results
 
-AS-Bridge's whole table 1, on the mosaic grid: pix2pix, SPADE, OASIS, Palette, joint diffusion, AS-Bridge, and ours.
+AS-Bridge's whole table 1: pix2pix, SPADE, OASIS, Palette, joint diffusion, AS-Bridge, and ours.
 Each is trained for `--seconds` of processor time a direction, on one thread; a network that learns both directions at
 once gets both shares. What is trained stays in `--runs`: run again, it is not trained again. The last row is a shipped
 checkpoint, which was trained for hours. Scores are the energy score as published and fair (K samples), CRPS in units of
@@ -57,8 +57,11 @@ BRIDGES = {
     "ours": "edm",
 }
 """Entrants of `benchmarks.objectives`, by their names here."""
-SHIPPED = "mosaic-v2"
-"""It is told no conditions, and has seen such pairs as these."""
+SHIPPED = {"mosaic": "mosaic-v2", "cutout": "cutout-v1"}
+"""Checkpoint of each grid that is told no conditions, and has seen such pairs as these."""
+VALIDATION = 64
+"""Pairs at the end of the training store that adversarial networks are validated on."""
+REPORT_STEPS = 100
 SHIPPED_STEPS = 6
 AT_ONCE = 50
 """Pairs that are judged at a time."""
@@ -83,7 +86,8 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="pair store to learn from")
     parser.add_argument("--test", required=True, help="pair store to be judged on")
     parser.add_argument("--runs", type=Path, default=Path("runs/table1"), help="folder of what is trained")
-    parser.add_argument("--rivals", nargs="+", default=[*WIDTHS, *BRIDGES, SHIPPED])
+    parser.add_argument("--rivals", nargs="+", default=[*WIDTHS, *BRIDGES, "shipped"])
+    parser.add_argument("--grid", choices=list(SHIPPED), default="mosaic", help="mosaic, or the cutouts of the paper")
     parser.add_argument("--seconds", type=float, default=3600, help="processor seconds of training a direction")
     parser.add_argument("--steps", type=int, help="steps a direction instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -95,14 +99,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     problem = asked_problem(None, None, arguments.train)
-    training = read_pairs(arguments.train, "mosaic", problem=problem.table)
-    judged = read_pairs(arguments.test, "mosaic", stop=arguments.limit, problem=problem.table)
+    training = read_pairs(arguments.train, arguments.grid, problem=problem.table)
+    judged = read_pairs(arguments.test, arguments.grid, stop=arguments.limit, problem=problem.table)
     display = display_stretch(judged)
     rows = []
     print(f"{len(training)} pairs to learn from, {len(judged)} to judge, K = {arguments.samples}")
     print("rival         seed direction    | energy score as published, fair | bright: spread/skill | CRPS | in 68%")
     for name in arguments.rivals:
-        for seed in arguments.seeds[: 1 if name == SHIPPED else None]:
+        for seed in arguments.seeds[: 1 if name == "shipped" else None]:
             rival = trained(name, seed, problem, training, arguments)
             for direction in problem.directions[::-1]:
                 row = {"rival": name, "seed": seed, "direction": str(direction)} | dict(rival.cost)
@@ -123,8 +127,8 @@ def write(asked: argparse.Namespace, rows: list[dict[str, Any]], name: str) -> N
 def trained(name: str, seed: int, problem: Problem, pairs: Pairs, asked: argparse.Namespace) -> Trained:
     """Train a rival, or find it trained."""
     path = asked.runs / f"{name}-{seed}"
-    if name == SHIPPED:
-        model = load_checkpoint(SHIPPED).to("cpu", "bfloat16")
+    if name == "shipped":
+        model = load_checkpoint(SHIPPED[asked.grid]).to("cpu", "bfloat16")
         return Trained(name, lambda some, way: shipped_samples(model, some, way, asked.samples), {})
     if name in WIDTHS:
         if not path.with_suffix(".json").is_file():
@@ -132,11 +136,11 @@ def trained(name: str, seed: int, problem: Problem, pairs: Pairs, asked: argpars
         comparator = load_comparator(path)
         cost = comparator.card.provenance
         return Trained(name, lambda some, way: drawn_from(comparator, some, way, asked.samples), cost)
-    one = entrant(name, asked.base, problem)
+    one = replace(entrant(name, asked.base, problem), grid=asked.grid)
     if not path.with_suffix(".json").is_file():
         # it learns both directions at once
         budget = Budget(steps=2 * asked.steps) if asked.steps else Budget(seconds=2 * asked.seconds)
-        model, steps = train(one, problem, pairs, replace(budget, seed=seed))
+        model, steps = train(one, problem, split(pairs)[0], replace(budget, seed=seed))
         size = sum(value.numel() for value in model.network.parameters())
         cost = {"steps": steps, "images": 16 * steps, "parameters": size}
         save_checkpoint(replace(model.card, provenance=cost), model.network.state_dict(), path)
@@ -147,7 +151,7 @@ def trained(name: str, seed: int, problem: Problem, pairs: Pairs, asked: argpars
 def entrant(name: str, base: int, problem: Problem) -> Entrant:
     """Return the entrant of `benchmarks.objectives` that goes by another name here."""
     if name not in BRIDGES:
-        raise SystemExit(f"{name!r} is not one of {', '.join([*WIDTHS, *BRIDGES, SHIPPED])}")
+        raise SystemExit(f"{name!r} is not one of {', '.join([*WIDTHS, *BRIDGES, 'shipped'])}")
     return next(one for one in entrants(base, problem) if one.name == BRIDGES[name])
 
 
@@ -166,21 +170,34 @@ def units(problem: Problem, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def split(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """Return the pairs to train on, and those to validate on, which no rival is trained on."""
+    held_out = min(VALIDATION, len(pairs) // 4)
+    return part(pairs, slice(0, -held_out)), part(pairs, slice(-held_out, None))
+
+
 def train_adversarial(name: str, seed: int, problem: Problem, pairs: Pairs, asked: argparse.Namespace) -> None:
-    """Train both directions of an adversarial method; an interrupted training goes on."""
+    """Train both directions of an adversarial method, with a log of each; an interrupted training goes on."""
     shown = displayed(problem, pairs)
-    ends, side = units(shown, pairs), pairs.ends[problem.endpoints[0].name].shape[-1]
+    ends, kept = (units(shown, some) for some in split(pairs))
+    side = ends[0].shape[-1]
     budget = Budget(steps=asked.steps, seed=seed) if asked.steps else Budget(seconds=asked.seconds, seed=seed)
     networks, shapes, cost = {}, {}, {"steps": 0, "images": 0, "parameters": 0}
     for direction in shown.directions:
         shape = Shape.of(direction, side, asked.width or WIDTHS[name])
-        training = AdversarialTraining(new_network(name, shape, seed), AdversarialRecipe(budget, roll=True))
+        training = AdversarialTraining(
+            new_network(name, shape, seed), AdversarialRecipe(budget, roll=asked.grid == "mosaic")
+        )
         state = asked.runs / f"{name}-{seed}-{direction.index}.state.safetensors"
         if state.is_file():
             training.load(state)
+        log = state.with_name(f"{name}-{seed}-{direction.index}.log.csv")
         for losses in training.run(shown, direction, ends):
-            if losses.step % 100 == 0:
+            if losses.step % REPORT_STEPS == 0:
                 training.save(state)
+                with log.open("a") as file:
+                    file.write(f"{losses.step},{losses.generator:.5g},{losses.critic:.5g}")
+                    file.write(f",{training.validation(direction, kept):.5g}\n")
         training.save(state)
         networks[str(direction)], shapes[str(direction)] = training.finished(), shape
         cost["steps"] += training.step

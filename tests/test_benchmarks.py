@@ -212,18 +212,24 @@ def test_on_a_gpu_the_device_is_timed_over_twenty_calls_between_two_events(monke
 
 
 @pytest.mark.long
-def test_table_1_trains_its_rivals_once_and_judges_both_directions(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("grid", ["mosaic", "cutout"])
+def test_table_1_trains_its_rivals_once_and_judges_both_directions(grid, tmp_path, monkeypatch, capsys):
     store = tiny.write_pairs(tmp_path / "pairs", 12)
     command = ["table1", "--train", store, "--test", store, "--runs", str(tmp_path / "runs"), "--steps", "1"]
-    command += ["--limit", "2", "--samples", "2", "--base", "8", "--width", "2", "--rivals", "pix2pix", "ours"]
+    command += ["--limit", "2", "--samples", "2", "--base", "8", "--width", "2", "--grid", grid]
+    command += ["--rivals", "pix2pix", "ours"]
     monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path)])
     monkeypatch.setattr("benchmarks.objectives.NFE", 2)
+    monkeypatch.setattr(table1, "REPORT_STEPS", 1)
     table1.main()
     first = json.loads((tmp_path / "table1.json").read_text())
     trained = tiny.files_of(tmp_path / "runs")
     table1.main()
     assert json.loads((tmp_path / "table1.json").read_text()) == first
     assert tiny.files_of(tmp_path / "runs") == trained
+    for direction in (0, 1):
+        (line,) = (tmp_path / "runs" / f"pix2pix-0-{direction}.log.csv").read_text().splitlines()
+        assert line.startswith("1,") and float(line.split(",")[3]) > 0
     rows = first["rows"]
     assert [(row["rival"], row["direction"]) for row in rows] == [
         (rival, way) for rival in ("pix2pix", "ours") for way in ("lsst->euclid", "euclid->lsst")

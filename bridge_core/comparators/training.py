@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.func import functional_call
 
 from surveybridge.bridge_core.comparators.budget import Budget
 from surveybridge.bridge_core.comparators.shape import condition
 from surveybridge.bridge_core.comparators.translator import Translator
+from surveybridge.bridge_core.metrics import energy_score
 from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.training import Ends, augment, step_generator
 
@@ -142,6 +144,22 @@ class AdversarialTraining:
                 state.setdefault(int(number), {})[key] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
+
+    @torch.no_grad()
+    def validation(self, direction: Direction, ends: Ends, samples: int = 3) -> float:
+        """Return the mean fair energy score of K samples of pairs that are not trained on; training is not disturbed.
+
+        It is that of AS-Bridge's definition (`metrics.energy_score`), with the weights that would draw samples now.
+        """
+        x1, truth = ends[1 - direction.index], direction.wanted.planes_in(ends[direction.index])
+        seen, noise = condition(x1, direction), step_generator(self.recipe.budget.seed, 0, 1)
+        z = torch.randn(samples, len(seen), self.network.deviates, generator=noise).to(seen.device)
+        generator = self.network.generator.eval()
+        with torch.autocast(seen.device.type, torch.bfloat16):
+            drawn = [functional_call(generator, self.average, (seen, one)) for one in z]
+        generator.train()
+        images = torch.stack([self.network.shape.bounded(one) for one in drawn])
+        return float(energy_score(images, truth, fair=True).mean())
 
     def finished(self) -> Translator:
         """Return the network with the weights that draw samples: the average, where the method keeps one."""

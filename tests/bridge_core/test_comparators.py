@@ -20,6 +20,7 @@ from surveybridge.bridge_core.comparators.comparator import (
 from surveybridge.bridge_core.comparators.shape import Shape, condition
 from surveybridge.bridge_core.comparators.training import AdversarialRecipe, AdversarialTraining
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.metrics import energy_score
 from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.training import step_generator
 from tests.bridge_core.models import PROBLEM
@@ -86,7 +87,7 @@ def test_samples_have_the_shape_of_the_wanted_end_and_differ_by_their_noise(meth
 
 RATES = {"pix2pix": (2e-3, 2e-4), "spade": (2e-3, 1e-3), "oasis": (2e-3, 2e-3)}
 """Higher than published: a test has a few seconds, not days."""
-LEARNT = {"pix2pix": (160, 0.25), "spade": (50, 0.15), "oasis": (30, 0.85)}
+LEARNT = {"pix2pix": (90, 0.25), "spade": (35, 0.2), "oasis": (20, 0.9)}
 """Steps, and the share of the first distance from the truth that may be left after them."""
 
 
@@ -109,7 +110,26 @@ def test_a_few_pairs_are_learnt(method):
     before = apart()
     for step in range(steps):
         training.update(seen, truth, step_generator(0, step, 0))
-    assert apart() < left * before
+    assert apart() < left * before, (apart(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_validation_judges_what_would_be_drawn_and_leaves_the_training_alone(method):
+    direction = DISPLAYED.to("euclid")
+    recipe = AdversarialRecipe(Budget(steps=2), batch_size=2)
+    training, _ = trained(new_network(method, Shape.of(direction, SIDE, 2), 0), 2, recipe)
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    found = training.validation(direction, pairs(4))
+    assert training.validation(direction, pairs(4)) == found > 0
+    for name, value in training.network.state_dict().items():
+        assert torch.equal(value, before[name])
+    shape = training.network.shape
+    card = ComparatorCard(method, DISPLAYED, {str(direction): shape})
+    finished = Comparator(card, {str(direction): training.finished()})
+    ends = pairs(4)
+    drawn = finished.sample(ends[0], direction, 3, step_generator(0, 0, 1))[:, :, :1]
+    expected = energy_score(drawn, ends[1][:, :1], fair=True).mean()
+    assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def trained(network, steps, recipe, path=None):
