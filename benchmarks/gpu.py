@@ -48,6 +48,8 @@ class Bench:
     batches: tuple[int, ...]
     rounds: int
     tile: int
+    samples: int = Sampling.samples
+    """Of a translated tile."""
 
     def settle(self) -> None:
         """Wait for the device."""
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    bench = Bench(device, (2,), 1, 32) if arguments.quick else Bench(device, (16, 128, 512, 2048), 5, 1024)
+    bench = Bench(device, (2,), 1, 32, 2) if arguments.quick else Bench(device, (16, 128, 512, 2048), 5, 1024)
     parts: dict[str, Callable[[Bench], Any]] = {
         "machine": machine, "tests": run_tests, "kernels": kernel_rates, "sampler": sampler_rates,
         "network": network_rate, "training": training_rates, "model_stage": model_stage, "graph": graph,
@@ -187,7 +189,7 @@ def model_stage(bench: Bench) -> dict[str, Any]:
     scene = Scene(flux, torch.ones_like(flux, dtype=torch.bool), origin=(0, 0), core=core, psf_fwhm=7.0)
     found: dict[str, Any] = {"core": side}
     for grid in (WholeTile(), PatchGrid()):
-        how = Sampling(batch=DEFAULT_BATCH[bench.device.type], patches=grid)
+        how = Sampling(samples=bench.samples, batch=DEFAULT_BATCH[bench.device.type], patches=grid)
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 

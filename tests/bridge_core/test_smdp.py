@@ -225,7 +225,7 @@ def test_a_corrector_leaves_the_states_as_they_are():
     assert float(correct(lambda x, t: -x / 0.49, 0 * x + 2, 1.0, 0).mean()) < 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_toy_goes_back_to_both_of_its_pasts():
     """Q of the reverse SDE, twice the share of ends that come back to within a tenth of the rarer start."""
     states = physics_toy.trajectories(2500, seed=5)

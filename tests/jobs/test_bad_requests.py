@@ -227,7 +227,7 @@ def test_a_run_folder_of_another_run_is_refused_with_both_values(tmp_path, store
 
 def test_something_else_at_the_runs_place_is_left_alone(tmp_path, store, checkpoint, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
-    line = refused(capsys, "translate", "--store", store, "--run", tmp_path, "--checkpoint", checkpoint)
+    line = refused(capsys, "translate", "--store", store, "--run", tmp_path, "--checkpoint", checkpoint, *QUICK)
     assert "thesis.tex" in line and "give another --run URL" in line
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

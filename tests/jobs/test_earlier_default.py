@@ -23,7 +23,7 @@ def earlier(request):
 
 @pytest.fixture
 def store(tmp_path):
-    return tiny.write_store(tmp_path / "tiles")
+    return tiny.write_store(tmp_path / "tiles", tile_size=48)
 
 
 def begun_without_a_name(run, earlier) -> None:
@@ -42,13 +42,13 @@ def test_they_still_ship():
 def test_a_run_goes_on_with_it_and_another_checkpoint_is_refused(tmp_path, store, earlier, capsys):
     run, whole = tmp_path / "run", tmp_path / "whole"
     words = ["translate", "--store", store, *SERIAL]
-    list_only(store, "t0000", "t0003")
+    list_again = list_only(store, "t0000", "t0015")
     assert main([*words, "--run", str(whole), "--checkpoint", earlier]) == 0
     list_only(store, "t0000")
     assert main([*words, "--run", str(run), "--checkpoint", earlier]) == 0
     begun_without_a_name(run, earlier)
-    tiny.write_store(tmp_path / "tiles")
-    list_only(store, "t0000", "t0003")
+    list_again()
+    list_only(store, "t0000", "t0015")
     assert main([*words, "--run", str(run)]) == 0
     assert results(run) == results(whole)
     capsys.readouterr()
@@ -62,12 +62,12 @@ def test_a_sweep_goes_on_with_the_run_that_it_began(tmp_path, store, earlier):
     list_all = list_only(store, "t0000")
     assert main([*words, "--checkpoint", earlier]) == 0
     list_all()
-    list_only(store, "t0000", "t0003")
+    list_only(store, "t0000", "t0015")
     assert main(words) == 0
     assert len(the_run(runs).ok_tiles()) == 2
     # one that begins now begins with today's, also where an earlier one would be refused
     for wish in ([], ["--wanted-noise", "VIS=3"]):
         new = tmp_path / f"new{len(wish)}"
-        list_only(store, "t0003")
+        list_only(store, "t0015")
         assert main([*words[:3], "--runs", str(new), *SERIAL, *wish]) == 0
         assert RunFolder.open(the_run(new).url).run_json["model"] == DEFAULT_CHECKPOINT

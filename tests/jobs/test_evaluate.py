@@ -47,11 +47,12 @@ def stores(tmp_path_factory):
     return regular, lenses, tiny.write_checkpoint(folder)
 
 
-def evaluate(stores, out, *more: str) -> int:
-    """Evaluate with rough intervals of the ranking, and without plots: they take most of the time."""
+def evaluate(stores, out, *more: str, plotted: bool = False) -> int:
+    """Evaluate with rough intervals of the ranking, and as a rule without plots: they take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "DRAWS", 10)
-        patch.setattr(plots, "draw", lambda found, tables: {})
+        if not plotted:
+            patch.setattr(plots, "draw", lambda found, tables: {})
         return main(request(stores, out, *more))
 
 
@@ -183,9 +184,8 @@ def test_an_evaluation_replaces_an_earlier_one_and_leaves_other_files_alone(stor
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_very_few_pairs_are_judged_too(stores, tmp_path, capsys, monkeypatch, limit):
-    monkeypatch.setattr(ranking, "DRAWS", 10)
-    assert main(request(stores, tmp_path, "--limit", str(limit))) == 0
+def test_very_few_pairs_are_judged_too(stores, tmp_path, capsys, limit):
+    assert evaluate(stores, tmp_path, "--limit", str(limit), plotted=limit == 1) == 0
     assert f"anomalies: {limit} against {limit} regular (all)" in capsys.readouterr().out
 
 
@@ -330,7 +330,8 @@ def test_measures_follow_from_the_sums():
     assert sources["blended_lsst"]["pairs"] == 20
 
 
-def test_the_ranking_stands_beside_scores_without_a_model():
+def test_the_ranking_stands_beside_scores_without_a_model(monkeypatch):
+    monkeypatch.setattr(ranking, "DRAWS", 40)
     anomaly = summarise(*made_tables(), samples=4)["anomaly"]
     perfect, by_flux = anomaly["score"], anomaly["baselines"]["central_flux"]
     assert (perfect["auroc"]["value"], perfect["aupr"]["value"], perfect["precision_at"]["100"]["value"]) == (1, 1, 1)
@@ -342,7 +343,8 @@ def test_the_ranking_stands_beside_scores_without_a_model():
     assert anomaly["deflector_like"]["regular"] == 100
 
 
-def test_objects_without_a_score_are_left_out_and_counted():
+def test_objects_without_a_score_are_left_out_and_counted(monkeypatch):
+    monkeypatch.setattr(ranking, "DRAWS", 10)
     images, pixels, scores = made_tables()
     values = scores["score"].to_numpy().copy()
     values[[3, 5, 150]] = np.nan, np.inf, np.nan

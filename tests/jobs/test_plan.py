@@ -70,8 +70,9 @@ def test_json_holds_the_numbers(tmp_path, store, checkpoint, capsys):
 
 
 @pytest.mark.parametrize("patch", ["64", "tile"])
-def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, monkeypatch, patch):
-    settings = request(store, tmp_path / "run", checkpoint, patch=patch)
+def test_the_network_is_called_as_often_as_planned(tmp_path, monkeypatch, patch):
+    store = tiny.write_store(tmp_path / "tiles")
+    settings = request(store, tmp_path / "run", tiny.write_checkpoint(tmp_path), patch=patch)
     expected = planned(settings, seconds=20.0)
     calls = []
     given = UNet.given
@@ -82,11 +83,11 @@ def test_the_network_is_called_as_often_as_planned(tmp_path, store, checkpoint, 
 
     monkeypatch.setattr(UNet, "given", count)
     tally = run(settings)
-    assert tally.statuses == {"ok": 16}
+    assert tally.statuses == {"ok": 4}
     # windows of tiles are counted exactly, sources by their density in the tiles that were looked at
     assert sum(calls) - tally.candidates * 2 * 2 == expected.evaluations["translate"]
-    # cores of 48 pixels and 64 around
-    assert expected.evaluations["translate"] == tally.patches * (176 / 64 if patch == "tile" else 1) ** 2 * 2 * 2
+    # cores of 96 pixels and 64 around
+    assert expected.evaluations["translate"] == tally.patches * (224 / 64 if patch == "tile" else 1) ** 2 * 2 * 2
     assert expected.evaluations["score"] == pytest.approx(tally.candidates * 2 * 2, rel=0.3)
 
 

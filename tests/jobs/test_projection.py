@@ -85,13 +85,13 @@ def test_windows_of_all_tiles_are_counted_from_the_manifest(store, grid, shown):
     assert back.scored_pixels == work.scored_pixels
 
 
-def test_a_million_tiles_are_counted_in_seconds(store):
+def test_tiles_are_counted_at_fifty_thousand_a_second(store):
     manifest = store.manifest()
-    many = pa.concat_tables([manifest] * (10**6 // manifest.num_rows))
+    many = pa.concat_tables([manifest] * (10**5 // manifest.num_rows))
     start = time.process_time()
     work = work_of(many, TO_EUCLID, store.read_tile("t0000"), PatchGrid())
-    assert time.process_time() - start < 20  # of a core; 2 s where nothing else runs
-    assert work.windows == 10**6 // 16 * work_of(manifest, TO_EUCLID, store.read_tile("t0000"), PatchGrid()).windows
+    assert time.process_time() - start < 2  # of a core; 0.2 s where nothing else runs
+    assert work.windows == 10**5 // 16 * work_of(manifest, TO_EUCLID, store.read_tile("t0000"), PatchGrid()).windows
 
 
 def test_steps_are_counted_as_the_samplers_take_them():

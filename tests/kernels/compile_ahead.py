@@ -64,16 +64,19 @@ def inspect(
 
 
 def machine_code(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, bytes of stack and local memory (spills), FFMA in SASS, by Triton's own cuobjdump."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
+    """Registers a thread, bytes of stack and local memory (spills), FFMA in SASS, by Triton's own tools."""
+    usage_of, code_of = (
+        Path(triton.__file__).parent / "backends/nvidia/bin" / name for name in ("cuobjdump", "nvdisasm")
+    )
+    if not (usage_of.exists() and code_of.exists()):
         return {}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage, sass = (
-            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
+            subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
+            # without an analysis of the flow of data, which takes longer than all else
+            for command in ((usage_of, "-res-usage"), (code_of, "-ndf", "-c"))
         )
     counts = {name.lower(): int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return counts | {"ffma": len(re.findall(r"\bFFMA\b", sass))}

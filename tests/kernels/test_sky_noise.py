@@ -117,7 +117,7 @@ def test_key_and_counter_are_seed_pixel_step_sample_and_stream(impl):
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # by inductor's imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_and_compiled_and_a_million_interpreted():
+def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_and_compiled_and_many_interpreted():
     bands, side = 4, 1584
     noise = SkyNoise(0x0123456789ABCDEF, 3, torch.tensor([9]), torch.tensor([-40]), torch.tensor([2**31 - 100]))
     eager = sky_noise(noise, 77, (bands, side, side), impl="naive")[0]
@@ -130,10 +130,10 @@ def test_ten_million_deviates_have_the_same_bits_in_numpy_eager_and_compiled_and
     compiled = torch.compile(naive.box_muller, fullgraph=True)
     pairs = [compiled(words[0], words[1]), compiled(words[2], words[3])]
     assert torch.stack([z for pair in pairs for z in pair]).numpy().tobytes() == in_numpy.tobytes()
-    rows = 160  # the interpreter is a hundred times slower
+    rows = 16  # the interpreter takes 17 s for a million deviates
     interpreted = sky_noise(noise, 77, (bands, rows, side), impl="triton")[0]
     assert torch.equal(interpreted.view(torch.int32), eager[:, :rows].contiguous().view(torch.int32))
-    assert scipy.stats.kstest(in_numpy.ravel(), "norm").pvalue > 1e-3
+    assert scipy.stats.kstest(in_numpy.ravel()[::10], "norm").pvalue > 1e-3
 
 
 def test_portable_box_muller_has_the_same_bits_in_numpy_and_lies_close_to_float64():
