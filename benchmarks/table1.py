@@ -85,7 +85,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="pair store to learn from")
     parser.add_argument("--test", required=True, help="pair store to be judged on")
-    parser.add_argument("--runs", type=Path, default=Path("runs/table1"), help="folder of what is trained")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/table1"),
+        help="folder of what is trained; another one for another budget",
+    )
     parser.add_argument("--rivals", nargs="+", default=[*WIDTHS, *BRIDGES, "shipped"])
     parser.add_argument("--grid", choices=list(SHIPPED), default="mosaic", help="mosaic, or the cutouts of the paper")
     parser.add_argument("--seconds", type=float, default=3600, help="processor seconds of training a direction")

@@ -57,7 +57,12 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="pair store of ordinary objects to learn from")
     parser.add_argument("--regular", required=True, help="pair store of ordinary objects to be judged on")
     parser.add_argument("--lenses", required=True, help="pair store of anomalies")
-    parser.add_argument("--runs", type=Path, default=Path("runs/table2"), help="folder of what is trained")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/table2"),
+        help="folder of what is trained; another one for another budget",
+    )
     parser.add_argument("--checkpoint", default="mosaic-v2", help="of the scores of AS-Bridge and ours")
     parser.add_argument("--seconds", type=float, default=3600, help="processor seconds of training of each network")
     parser.add_argument("--steps", type=int, help="steps instead")
