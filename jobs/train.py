@@ -211,7 +211,7 @@ def run(config: Config) -> int:
     out = Folder.at(config.out)
     settings = config.model_dump() | {"out": out.url}
     settings["learning_rate"] = config.learning_rate or (RATE if start is None else FURTHER_RATE)
-    if config.bridge == "seeing" or config.generate:
+    if "seeing" in (config.bridge, start and start.card.bridge.kind) or config.generate:
         settings["bright_weight"] = 0.0  # the loss follows the light already, or nothing is observed that would tell
     if start is not None:
         settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
@@ -269,7 +269,7 @@ def run(config: Config) -> int:
         checkpoint = fit(
             # credentials go along with the loop: Ray shows the settings in its dashboard
             functools.partial(train_loop, configured()),
-            settings | {"card": card.to_json(), "start": config.checkpoint},
+            settings | {"card": card.to_json(), "start": from_anywhere(config.checkpoint)},
             storage_path=out.path("ray"),
             filesystem=None if out.is_local else out.filesystem,
             name=name,
@@ -336,6 +336,15 @@ def _cut(config: Config, source: Source, url: str) -> None:
     how = Cutting(HeldBack(config.hold_back, order, config.seed), count=config.limit, seed=config.seed)
     least = config.shards, config.validation or 1
     cut_pairs(source, url, how, least, lambda items, what, _: progress(items, what, unit="parts"))
+
+
+def from_anywhere(checkpoint: str | None) -> str | None:
+    """Return a checkpoint's name or path for workers, which run in folders of their own."""
+    from surveybridge.bridge_core.checkpoint import shipped_checkpoints
+
+    if checkpoint is None or checkpoint in shipped_checkpoints():
+        return checkpoint
+    return str(Path(checkpoint).absolute())
 
 
 def _check(config: Config) -> None:

@@ -15,7 +15,7 @@ from surveybridge.bridge_core.context import Context, noise_map, vector_size
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import make_model, start_weights
 from surveybridge.jobs.config import RequestError
-from surveybridge.jobs.train import Config, run
+from surveybridge.jobs.train import Config, from_anywhere, run
 from surveybridge.jobs.training.card import asked_problem, end_share_of, next_card, start_of
 from surveybridge.jobs.training.images import Images, ranges_of
 from surveybridge.jobs.training.worker import make_recipe, read_shard
@@ -191,3 +191,10 @@ def test_networks_that_are_told_conditions_learn_to_begin_with_nothing():
 def test_the_problem_of_the_pairs_is_trained_where_no_checkpoint_is_named(told_pairs):
     assert start_of(None, {"base": 16}) is None
     assert asked_problem(None, None, told_pairs).name == "lsst-euclid"
+
+
+def test_workers_find_a_checkpoint_of_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_anywhere("runs/mine/bridge") == str(tmp_path / "runs" / "mine" / "bridge")
+    assert from_anywhere("mosaic-v3") == "mosaic-v3"
+    assert from_anywhere(None) is None
