@@ -70,7 +70,7 @@ def put_field(
         As `named_among`; before anything is written.
     """
     note = {"job": "ingest", "field": slot.name or field.grid_id}
-    with Lease.acquire(store.folder, wait=slot.wait, note=note, remedy="give another --store URL") as lease:
+    with Lease.acquire(store.folder, wait=slot.wait, note=note, remedy="give another store") as lease:
         before = _listed(store)
         fields = fields_of(before)
         field = named_among(field, slot.name, fields.values(), store.url)

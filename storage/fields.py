@@ -100,7 +100,7 @@ def named_among(field: FieldGrid, name: str | None, present: Iterable[FieldGrid]
     if same_grid is not None and same_grid.name != name:
         raise StorageError(
             f"{url} holds grid {field.grid_id} as field {same_grid.name}, and field {name} would have the same one; "
-            f"replace it with --field {same_grid.name}, or give another --store URL"
+            f"name it {same_grid.name}, which replaces that one (ingest --field), or give another store"
         )
     of_name = next((other for other in there if other.name == name), None)
     return replace(field, name=name, prefix=f"{name}-" if of_name is None else of_name.prefix)

@@ -226,7 +226,7 @@ class TileStore:
         begun = names == [TILES] and folder.names(TILES) in ([], ["zarr.json"])  # by who was killed in `_put_root`
         if (names and not begun) or (folder.is_local and os.path.isfile(folder.path())):
             raise StorageError(
-                f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another --store URL"
+                f"{folder.url} is {folder.describe()}, neither empty nor a tile store; give another place"
             )
         return None
 

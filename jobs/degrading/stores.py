@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.degrading.worse import Worse, degraded_image
-from surveybridge.storage.field_update import Slot, put_field
+from surveybridge.storage.field_update import Slot, put_field, slot_in
 from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.homogenise import FILL_REACH
 from surveybridge.storage.images import SurveyImage
@@ -85,9 +85,17 @@ class Degradation:
         return replace(field, halo=max(field.halo - margin, 0))
 
     def put(self, out: TileStore, wait: float, watch: Watch) -> int:
-        """Write all fields into another store, one after the other; returns the number of tiles."""
-        for name in self.tiles:
-            slot = Slot(None if name == self.fields[name].grid_id else name, wait)
+        """Write all fields into another store, one after the other; returns the number of tiles.
+
+        Raises
+        ------
+        StorageError
+            If the store has a grid under another name; before anything is written.
+        """
+        slots = {name: Slot(None if name == self.fields[name].grid_id else name, wait) for name in self.tiles}
+        for name, slot in slots.items():
+            slot_in(out, self.smaller(name), slot)
+        for name, slot in slots.items():
             put_field(out, self.smaller(name), slot, functools.partial(self._watched, name, watch))
         return sum(map(len, self.tiles.values()))
 
@@ -100,7 +108,7 @@ class Degradation:
         for tile_id in self.tiles[name]:
             tile = self.store.read_tile(tile_id)
             images = {
-                survey: degraded_image(image, self.worse, tile.origin, f"tile {tile_id}")
+                survey: degraded_image(image, self.worse, tile.origin, tile.grid_id, f"tile {tile_id}")
                 for survey, image in tile.images.items()
             }
             (height, width), (y0, y1, x0, x1) = tile.shape, tile.core

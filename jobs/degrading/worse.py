@@ -23,7 +23,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.storage.homogenise import BandPlan, homogenise, noise_lags, plan_bands
 from surveybridge.storage.images import SurveyImage
 from surveybridge.storage.psf import Psf, parse_psf
-from surveybridge.storage.psf_matching import Matching, noise_power
+from surveybridge.storage.psf_matching import MOST_REACH, SUPPORT, Matching, noise_power
 
 REACH = 24
 """Pixels that the filter of the added noise reaches to each side."""
@@ -35,7 +35,7 @@ ROUNDING = 0.02
 """By so much more than the wanted noise an approximate kernel may pass of a mode and count as passing no more."""
 
 SAID = "degraded"
-"""Key, after band and dot, under which the provenance of an image says what was done."""
+"""Key, after band and dot, under which the provenance of an image says what was done; alone, how often."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Worse:
         Raises
         ------
         RequestError
-            If a PSF is not known, or is wider than the wanted one.
+            If a PSF is not known, is wider than the wanted one, or is so much narrower that no kernel is wide enough.
         """
         plans = plan_bands(image, self.targets(image))
         for number, (plan, target, factor) in enumerate(
@@ -91,14 +91,20 @@ class Worse:
                 plan.matching.limited or _passed(plan.matching).max() > factor**2 + ROUNDING
             ):
                 has = image.psf_fwhm[number] if source is None else source.fwhm
+                way = "by blurring alone; give a PSF that is wider at all radii"
+                if has < target.fwhm > MOST_REACH * image.pixel_scale / SUPPORT:
+                    reach = MOST_REACH * image.pixel_scale
+                    way = (
+                        f"through a kernel of {MOST_REACH} pixels, {reach:.3g} arcsec, to each side; "
+                        "give a PSF that is less wide, but wider than its own at all radii"
+                    )
                 raise RequestError(
-                    f"{where} {image.survey} {plan.band}: its PSF of {has:.3g} arcsec FWHM cannot become {target} by "
-                    "blurring alone; give a PSF that is wider at all radii"
+                    f"{where} {image.survey} {plan.band}: its PSF of {has:.3g} arcsec FWHM cannot become {target} {way}"
                 )
         return plans
 
 
-def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], where: str) -> SurveyImage:
+def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], grid: str, where: str) -> SurveyImage:
     """Return an image at its wider PSF with its larger noise.
 
     Parameters
@@ -107,6 +113,8 @@ def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], wh
     worse : Worse
     origin : (y, x)
         Global pixel of its corner, to which the added noise belongs: where two images overlap it has the same bits.
+    grid : str
+        Name of the pixel grid: others have other noise. So has an image that was degraded before.
     where : str
         What it is part of, for errors.
 
@@ -129,7 +137,8 @@ def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], wh
     missing = np.stack([
         missing_power(noise_lags(image, band), plan.matching, factors[band]) for band, plan in enumerate(plans)
     ])  # fmt: skip
-    key = hashlib.sha256(f"degrade {worse.seed}".encode()).digest()
+    times = int(image.provenance.get(SAID, 0))
+    key = hashlib.sha256(f"degrade {worse.seed} {grid} {times}".encode()).digest()
     noise = noise_of_power(
         window_noise(int.from_bytes(key[:8]), stream_of(image.survey), [(0, 0)], [origin], torch.device("cpu")),
         0,
@@ -137,11 +146,13 @@ def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], wh
         (len(image.bands), *image.flux.shape[1:]),
         REACH,
     )[0].numpy()
-    said = {}
+    said = {SAID: str(times + 1)}
     for band, (plan, factor) in enumerate(zip(plans, factors, strict=True)):
         flux[band] += noise[band] * np.sqrt(image.variance[band])
         variance[band] += mean_of_half(missing[band]) * image.variance[band]
-        said[f"{plan.band}.{SAID}"] = f"{plan.said or 'PSF as it was'}, then noise to x {factor:g} of before"
+        done = f"{plan.said or 'PSF as it was'}, then noise to x {factor:g} of before"
+        name = f"{plan.band}.{SAID}"
+        said[name] = f"{image.provenance[name]}; {done}" if name in image.provenance else done
     return replace(
         blurred,
         flux=flux,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import scipy
 
 from surveybridge.__main__ import main
 from surveybridge.storage.field_images import Field
+from surveybridge.storage.field_update import Slot, put_field
+from surveybridge.storage.fields import FieldGrid
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.ingest import cut_tile, tile_boxes
 from surveybridge.storage.psf import Gaussian, Moffat, Psf
@@ -18,6 +21,8 @@ from surveybridge.storage.tiles import Tile, TileStore
 from tests.storage.fits_files import tan_wcs
 
 galsim = pytest.importorskip("galsim", reason="needs the sim extra: galsim")
+
+pytestmark = pytest.mark.long
 
 SIDE, SCALE, SIGMA = 192, 0.2, 3.0
 
@@ -177,3 +182,54 @@ def test_a_halo_that_is_too_narrow_and_a_psf_that_is_not_known_are_refused(tmp_p
     assert "PSF is not known" in capsys.readouterr().err
     assert main(["degrade", "--store", store, "--out", store, "--noise", "ground.g=2"]) == 2
     assert "is the store that is read" in capsys.readouterr().err
+
+
+def test_a_store_that_is_degraded_again_has_the_noise_that_it_states(tmp_path):
+    store = store_of(tmp_path / "tiles", image_of(noise(False)), tile_size=SIDE, halo=0)
+    more = ("--noise", "ground.g=1.5", "ground.r=1.2")
+    for number in range(3):
+        tiles = degrade(store, tmp_path / f"worse{number}", *more)
+        store = str(tmp_path / f"worse{number}")
+    stated = np.sqrt(mosaic(tiles, "variance")[0].mean())
+    assert stated == pytest.approx(1.5**3 * SIGMA, rel=1e-3)
+    assert mosaic(tiles)[0].std() / stated == pytest.approx(1, abs=0.03)
+    said = tiles["t0000"].images["ground"].provenance["g.degraded"]
+    assert said.count("then noise to x 1.5 of before") == 3
+
+
+def one_tile(tile: Tile) -> Callable[[FieldGrid], list[Tile]]:
+    return lambda _: [tile]
+
+
+def two_fields(folder: Path) -> str:
+    """The fields a and b of one tile each, the same empty image a degree apart."""
+    store, (box,) = TileStore.create(str(folder)), tile_boxes((SIDE, SIDE), SIDE, 0)
+    for number, name in enumerate("ab"):
+        header = tan_wcs((SIDE, SIDE), SCALE, ra=53.0 + number).to_header_string()
+        field = Field({"ground": replace(image_of(np.zeros((SIDE, SIDE))), wcs_header=header)}, "ground")
+        tile = cut_tile(field, box)
+        tile = replace(tile, field=name, tile_id=f"{name}-0")
+        put_field(store, FieldGrid("", tile.grid_id, header, (SIDE, SIDE), SIDE, 0), Slot(name), one_tile(tile))
+    return str(folder)
+
+
+def test_fields_have_noise_of_their_own(tmp_path):
+    tiles = degrade(two_fields(tmp_path / "tiles"), tmp_path / "worse", "--noise", "ground.g=2")
+    one, other = (tiles[name].images["ground"].flux[0].ravel() for name in ("a-0", "b-0"))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 5 / SIDE  # of 192 x 192 pixels by chance: 1 / 192
+
+
+def test_a_grid_of_another_name_is_refused_before_any_field_is_written(tmp_path, capsys):
+    store = two_fields(tmp_path / "tiles")
+    tile = replace(TileStore.open(store).read_tile("b-0"), tile_id="t0000")
+    there = TileStore.create(str(tmp_path / "there"))
+    there.write_manifest([there.write_tile(replace(tile, field=tile.grid_id))])
+    assert main(["degrade", "--store", store, "--out", str(tmp_path / "there"), "--noise", "ground.g=2"]) == 2
+    assert "and field b would have the same one" in capsys.readouterr().err
+    assert TileStore.open(str(tmp_path / "there")).manifest()["tile_id"].to_pylist() == ["t0000"]
+
+
+def test_a_psf_that_is_too_wide_for_a_kernel_is_refused_as_that(tmp_path, capsys):
+    store = store_of(tmp_path / "tiles", image_of(noise(False)))
+    assert main(["degrade", "--store", store, "--out", str(tmp_path / "worse"), "--psf", "ground.g=8"]) == 2
+    assert "kernel of 20 pixels, 4 arcsec, to each side; give a PSF that is less wide" in capsys.readouterr().err

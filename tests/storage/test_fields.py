@@ -126,7 +126,7 @@ def test_without_a_name_a_field_takes_the_place_of_the_one_on_its_grid(tmp_path)
     put(tmp_path, 2)
     assert sorted(sky(tmp_path)) == [f"a-t{k:04d}" for k in range(6)]
     with pytest.raises(
-        StorageError, match="as field a, and field b would have the same one; replace it with --field a"
+        StorageError, match="as field a, and field b would have the same one; name it a, which replaces that one"
     ):
         put(tmp_path, 3, "b")
 
@@ -196,7 +196,7 @@ def test_a_reader_that_began_before_a_field_was_replaced_is_told_so_and_never_gi
 def test_two_ingests_at_once_are_refused_in_one_line_or_wait(tmp_path):
     put(tmp_path, 1, "a")
     with Lease.acquire(Folder.at(tmp_path)):
-        with pytest.raises(LeaseHeld, match=r"wait for it, stop it, or give another --store URL$"):
+        with pytest.raises(LeaseHeld, match=r"wait for it, stop it, or give another store$"):
             put(tmp_path, 2, "b", ra=41.0)
         assert set(fields_of(TileStore.open(tmp_path).manifest())) == {"a"}
     put(tmp_path, 2, "b", ra=41.0, wait=5.0)
