@@ -20,13 +20,13 @@ from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.problem import Endpoint, Problem
 
-PROPERTIES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "magnitude": ("AB mag", lambda value: value),
-    "size": ("arcsec", torch.log),
-    "colour": ("mag", lambda value: value),
-    "redshift": ("", torch.log1p),
+PROPERTIES: Mapping[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "magnitude": ("AB mag", lambda value: value, lambda scaled: scaled),
+    "size": ("arcsec", torch.log, torch.exp),
+    "colour": ("mag", lambda value: value, lambda scaled: scaled),
+    "redshift": ("", torch.log1p, torch.expm1),
 }
-"""What may be known of the object in the middle: its unit, and the scale on which the network is told it."""
+"""What may be known of the object in the middle: its unit, the scale on which the network is told it, and back."""
 
 LIMIT = 4.0
 """No number that is told exceeds this many standard deviations of the training."""
@@ -132,6 +132,13 @@ class Generation:
         ends = self.of(problem)
         parts = images.split([end.planes for end in ends], 1)
         return {end.name: end.fitted.inverse(part, end.bands) for end, part in zip(ends, parts, strict=True)}
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Least and largest value of a property, in its unit, that is told as it is: `LIMIT` on its scale."""
+        mean, std = self.properties[name]
+        ends = torch.tensor([mean - LIMIT * std, mean + LIMIT * std], dtype=torch.float64)
+        least, most = PROPERTIES[name][2](ends).tolist()
+        return least, most
 
     def told(self, values: Tensor) -> Context:
         """What the network is told of N stamps.

@@ -29,7 +29,7 @@ class Config(JobConfig):
     count: int = Field(gt=0, description="number of pairs")
     out: str = Field(description="pair store (Zarr group), local path or URL; a table of its pairs lies beside it")
     steps: int = Field(20, ge=2, description="network evaluations of a pair")
-    seed: int = Field(0, ge=0, description="seed of the noise from which they are made")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of the noise from which they are made")
     magnitude: float | None = Field(
         None, description="AB magnitude of the object in the middle, as the training's table has it (default: any)"
     )

@@ -328,8 +328,15 @@ def layout_at(folder: Folder) -> dict[str, Any] | None:
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """In which way two layouts differ, in the words of a message."""
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    there, here = (
-        ", ".join(f"{key} {str(values.get(key))[:60]}" for key in sorted(keys)[:3]) for values in (found, wanted)
-    )
-    return f"{there}, but this one would have {here}"
+    there, here = _flat(found), _flat(wanted)
+    keys = [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
+    texts = (", ".join(f"{key} {str(values.get(key))[:60]}" for key in keys[:3]) for values in (there, here))
+    return ", but this one would have ".join(texts)
+
+
+def _flat(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """A layout whose attributes stand beside what else it has, as its problem's, by themselves."""
+    flat = dict(layout)
+    for name in ("attributes", "problem"):
+        flat |= {f"{name}.{key}": value for key, value in flat.pop(name, {}).items()}
+    return flat

@@ -11,19 +11,25 @@ import pyarrow as pa
 import torch
 
 from surveybridge.bridge_core.generate import generate, generation_of
-from surveybridge.bridge_core.generation import PROPERTIES
+from surveybridge.bridge_core.generation import LIMIT, PROPERTIES
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.generating.checkpoint import ready_generator
 from surveybridge.storage.block_labels import write_block_labels
+from surveybridge.storage.objectstore import file_at
+from surveybridge.storage.pair_labels import labels_url
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.parquet import read_parquet
 
 EDITION = 1
 """Of what a seed draws: a store that was begun by another edition is not gone on with."""
 
 ROWS = 128
 """Pairs of a block."""
+
+COLUMNS = ("id", *PROPERTIES)
+"""Of the table beside the store."""
 
 STEP = 16
 """Values are rounded to this part of the noise of their band, as those of simulated pairs, which compresses them."""
@@ -57,7 +63,8 @@ def begin(model: Model, asked: Asked, url: str, count: int) -> PairWriter:
     Raises
     ------
     RequestError
-        If a property is asked for that the generator does not know.
+        If a property is asked for that the generator does not know, or is so far from its training that the network
+        would be told another; if the place of the table has another table.
     StorageError
         If there is anything else at `url`.
     """
@@ -68,6 +75,13 @@ def begin(model: Model, asked: Asked, url: str, count: int) -> PairWriter:
             f"--{unknown[0]} {asked.given[unknown[0]]:g}, but checkpoint {card.name} was trained with "
             f"{', '.join(generation.properties) or 'no properties'}; leave it out, or train with --properties"
         )
+    for name, value in asked.given.items():
+        least, most = generation.range_of(name)
+        if not least <= value <= most:
+            raise RequestError(
+                f"--{name} {value:g}, but checkpoint {card.name} knows what lies within {LIMIT:g} standard deviations "
+                f"of its training, {least:.4g} to {most:.4g}; give a value between them"
+            )
     layout = PairLayout(
         problem=card.problem.table,
         count=count,
@@ -87,7 +101,18 @@ def begin(model: Model, asked: Asked, url: str, count: int) -> PairWriter:
             "edition": EDITION,
         },
     )
+    _refuse_other_table(url)
     return PairWriter.open(url, layout)
+
+
+def _refuse_other_table(url: str) -> None:
+    """RequestError if there is a table beside the store that no generator has written."""
+    folder, name = file_at(labels_url(url))
+    if folder.exists(name) and read_parquet(folder.read(name)).column_names != list(COLUMNS):
+        raise RequestError(
+            f"--out {url}: its table would replace {folder.url}/{name}, which is another one; give another place, or "
+            "move that table"
+        )
 
 
 def write_block(writer: PairWriter, asked: Asked, block: int) -> int:

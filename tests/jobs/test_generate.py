@@ -144,7 +144,8 @@ def test_a_store_goes_on_where_it_was_killed_and_is_the_same(made, trained, tmp_
     capsys.readouterr()
     assert generate(trained / "bridge", broken, "--magnitude", 22.5) == 0
     assert "20 pairs, there already" in capsys.readouterr().out
-    assert refused(capsys, *generation(trained / "bridge", broken, "--magnitude", 23))
+    said = refused(capsys, *generation(trained / "bridge", broken, "--magnitude", 22.5, "--seed", 7))
+    assert "attributes.seed 0, but this one would have attributes.seed 7" in said
 
 
 def test_a_checkpoint_that_has_changed_meanwhile_is_refused(trained):
@@ -182,6 +183,14 @@ def test_what_a_generator_cannot_do_is_refused_before_anything_is_written(traine
     out = tmp_path / "out"
     said = refused(capsys, *generation(trained / "bridge", out, "--redshift", 1))
     assert "--redshift 1, but checkpoint bridge was trained with magnitude, size" in said
+    said = refused(capsys, *generation(trained / "bridge", out, "--magnitude", 40))
+    assert "--magnitude 40, but checkpoint bridge knows what lies within 4 standard deviations" in said
+    assert "--size" in refused(capsys, *generation(trained / "bridge", out, "--size", 1e-300))
+    assert "less than 18446744073709551616" in refused(capsys, *generation(trained / "bridge", out, "--seed", 2**64))
+    table = tmp_path / "out.parquet"
+    pq.write_table(pa.table({"precious": [1]}), table)
+    assert "its table would replace" in refused(capsys, *generation(trained / "bridge", out))
+    assert pq.read_table(table).column_names == ["precious"]
     said = refused(capsys, *generation("mosaic-v2", out))
     assert "mosaic-v2 translates images and makes none of its own" in said
     evaluate = ["evaluate", "--pairs", pairs, "--checkpoint", str(trained / "bridge"), "--out", str(out)]
