@@ -25,15 +25,19 @@ class Budget:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse no budget, and two of them."""
+        """Refuse no budget, two of them, and one that trains nothing or for ever."""
         if (self.steps is None) == (self.seconds is None):
             raise BridgeError(
                 f"a comparator's budget is {self.steps} steps and {self.seconds} seconds; give one of the two"
             )
+        given = self.seconds if self.steps is None else self.steps
+        if given is None or not 0 < given < math.inf:
+            unit = "seconds" if self.steps is None else "steps"
+            raise BridgeError(f"a comparator's budget is {given} {unit}; give a number above 0")
 
     def progress(self, steps: int, seconds: float) -> float:
         """Share of the budget that is used."""
-        return steps / self.steps if self.steps is not None else seconds / (self.seconds or 1e-9)
+        return steps / self.steps if self.steps is not None else seconds / (self.seconds or math.inf)
 
     @staticmethod
     def half_cosine(progress: float) -> float:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from surveybridge.bridge_core.comparators.fit import read_weights
 from surveybridge.bridge_core.comparators.oasis import Oasis
 from surveybridge.bridge_core.comparators.pix2pix import Pix2Pix
 from surveybridge.bridge_core.comparators.shape import Shape, condition
@@ -107,10 +108,14 @@ class Comparator:
         Raises
         ------
         BridgeError
-            Where the direction was not trained, or the images have another size.
+            Where the direction was not trained, the images have another size, or no sample is asked for.
         """
         network = self._network(direction)
         side = network.shape.side
+        if samples < 1 or x1.ndim != 4:
+            raise BridgeError(
+                f"{self.card.method}: {samples} samples of images {list(x1.shape)}; give at least 1, of [N, C, H, W]"
+            )
         if x1.shape[-2:] != (side, side):
             raise BridgeError(
                 f"{self.card.method}: images of {x1.shape[-2]} x {x1.shape[-1]} pixels, but it was trained on {side} x "
@@ -159,13 +164,13 @@ def load_comparator(path: str | Path) -> Comparator:
     Raises
     ------
     BridgeError
-        Where one of the two files is not there, or they do not fit each other.
+        Where one of the two files is not there or damaged, or they do not fit each other.
     """
-    for file in (f"{path}.safetensors", f"{path}.json"):
-        if not Path(file).is_file():
-            raise BridgeError(f"comparator {path}: {file} does not exist; train it first")
-    card = ComparatorCard.from_json(json.loads(Path(f"{path}.json").read_text()))
-    weights = load_file(f"{path}.safetensors")
+    weights, written = read_weights(path)
+    try:
+        card = ComparatorCard.from_json(written)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BridgeError(f"comparator {path}: {path}.json is no card of a comparator; train it again") from error
     networks = {}
     for direction, shape in card.shapes.items():
         network = METHODS[card.method](shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -55,12 +56,29 @@ def save_weights(network: nn.Module, card: Mapping[str, Any], path: str | Path) 
 
 def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     """Read what `save_weights` wrote into a network of the same sizes; returns the card."""
+    weights, card = read_weights(path)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BridgeError(f"comparator {path}: the weights are of another network; train it again") from error
+    return card
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read NAME.safetensors and NAME.json; `path` is without ending.
+
+    Raises
+    ------
+    BridgeError
+        Where one of the two files is not there, or is damaged.
+    """
     for file in (f"{path}.safetensors", f"{path}.json"):
         if not Path(file).is_file():
             raise BridgeError(f"comparator {path}: {file} does not exist; train it first")
     try:
-        network.load_state_dict(load_file(f"{path}.safetensors"))
-    except RuntimeError as error:
-        raise BridgeError(f"comparator {path}: the weights are of another network; train it again") from error
-    card: dict[str, Any] = json.loads(Path(f"{path}.json").read_text())
-    return card
+        weights, card = load_file(f"{path}.safetensors"), json.loads(Path(f"{path}.json").read_text())
+    except (SafetensorError, ValueError) as error:
+        raise BridgeError(f"comparator {path}: a file is damaged ({error}); train it again") from error
+    if not isinstance(card, dict):
+        raise BridgeError(f"comparator {path}: {path}.json is a {type(card).__name__}, no card; train it again")
+    return weights, card

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from surveybridge.bridge_core.comparators.budget import Budget
 from surveybridge.bridge_core.comparators.shape import condition
 from surveybridge.bridge_core.comparators.translator import Translator
+from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import energy_score
 from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.training import Ends, augment, step_generator
@@ -133,9 +135,13 @@ class AdversarialTraining:
         save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, path)
 
     def load(self, path: str | Path) -> None:
-        """Continue from what `save` wrote."""
-        tensors = load_file(path)
-        self.network.load_state_dict(_below(tensors, "network."))
+        """Continue from what `save` wrote; BridgeError if that is damaged, or of another method or size."""
+        try:
+            tensors = load_file(path)
+            self.network.load_state_dict(_below(tensors, "network."))
+        except (SafetensorError, RuntimeError) as error:
+            said = str(error).splitlines()[0]
+            raise BridgeError(f"{path} is no state of this training ({said}); delete it to begin anew") from error
         self.average = _below(tensors, "average.")
         for which, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}

@@ -198,6 +198,49 @@ def test_what_cannot_be_is_refused(tmp_path):
         load_comparator(tmp_path / "rival")
 
 
+@pytest.mark.parametrize("budget", [{"steps": 0}, {"steps": -1}, {"seconds": 0.0}, {"seconds": float("nan")}])
+def test_a_budget_that_trains_nothing_is_refused(budget):
+    with pytest.raises(BridgeError, match="give a number above 0"):
+        Budget(**budget)
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "said"),
+    [
+        ("json", b"{nonsense", "a file is damaged"),
+        ("json", b"[1]", "is a list, no card"),
+        ("json", b"{}", "is no card of a comparator"),
+        ("json", b'{"method": "spade", "problem": 3, "shapes": {}}', "is no card of a comparator"),
+        ("safetensors", b"", "a file is damaged"),
+        ("safetensors", b"x" * 64, "a file is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_comparator_is_named(tmp_path, ending, content, said):
+    comparator = untrained("spade")
+    save_comparator(comparator.card, comparator.networks, tmp_path / "rival")
+    (tmp_path / f"rival.{ending}").write_bytes(content)
+    with pytest.raises(BridgeError, match=f"comparator .*rival: .*{said}"):
+        load_comparator(tmp_path / "rival")
+
+
+def test_no_sample_and_a_single_image_without_its_axis_are_refused():
+    comparator, direction = untrained("spade"), DISPLAYED.directions[0]
+    x1 = pairs(1)[1 - direction.index]
+    for images, samples in ((x1, 0), (x1[0], 2)):
+        with pytest.raises(BridgeError, match=r"give at least 1, of \[N, C, H, W\]"):
+            comparator.sample(images, direction, samples, torch.Generator())
+
+
+def test_the_state_of_another_training_is_refused(tmp_path):
+    direction, recipe = DISPLAYED.directions[0], AdversarialRecipe(Budget(steps=1), batch_size=2)
+    shape = Shape.of(direction, SIDE, 2)
+    AdversarialTraining(new_network("spade", shape, 0), recipe).save(tmp_path / "state.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 64)
+    for name in ("state", "cut"):
+        with pytest.raises(BridgeError, match=rf"{name}.safetensors is no state of this training .*; delete it"):
+            AdversarialTraining(new_network("oasis", shape, 0), recipe).load(tmp_path / f"{name}.safetensors")
+
+
 def test_the_middle_of_a_wide_stamp_lies_on_the_pixels_of_the_other_end_with_its_flux():
     problem = problem_of((0.2, 0.1))
     direction = problem.to("euclid")
