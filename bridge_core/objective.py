@@ -114,7 +114,13 @@ class Objective:
         return (t == bridge.num_steps - 1) & (self.end_share > 0)
 
     def draw_steps(self, bridge: Bridge, count: int, generator: torch.Generator) -> Tensor:
-        """Training steps t, int64 [count]: uniform, or for `edm` log-normal in sigma."""
+        """Training steps t, int64 [count]: uniform; for `edm` log-normal in sigma; for `wiener` denser at the end.
+
+        What a sample through the seeing will be is decided in the first steps down, at large t.
+        """
+        if self.name == WIENER:
+            share = torch.rand(count, generator=generator, dtype=torch.float64).sqrt()
+            return (share * bridge.num_steps).long().clamp(max=bridge.num_steps - 1)
         if self.name != "edm":
             return torch.randint(0, bridge.num_steps, (count,), generator=generator)
         log_sigma = bridge.sigma.log()

@@ -46,7 +46,10 @@ FLOOR_STEP = 2**16 - 1
 NEAR = 1.5
 """Standard deviation, pixels, of the surroundings that say how bright a place is."""
 SHARE = (0.05, 3.0)
-"""Limits of the part of a bright place's light that may be wrong."""
+"""Limits of the part of a bright place's light by which the network's input is scaled."""
+MISSED, MISSED_LIMITS = 8.0, (5e-4, 0.6)
+"""Part of a bright place's light that the filter misses, over that of an object with the mean spectrum, and its limits:
+stars have more light at small scales. Where it was never below 0.05, the network made the last steps worse."""
 
 
 def prior_power(images: Tensor) -> tuple[float, ...]:
@@ -128,10 +131,11 @@ class Linear:
         line = torch.exp(-0.5 * (reach / NEAR) ** 2)
         around = F.pad(x0.abs(), (6, 6, 6, 6), mode="reflect").flatten(0, 1)
         bright = blur(around, line / line.sum())[:, 6:-6, 6:-6].view_as(x0)
-        share = (lost / (1 - lost)).clamp(*SHARE)
-        scale = (posterior + (share * bright) ** 2).sqrt()
+        missed = (MISSED * lost).clamp(*MISSED_LIMITS)
+        share = (lost / (1 - lost)).clamp(*SHARE)  # inputs of bright places stay below 1 / SHARE[0]
+        scale, shown = ((posterior + (part * bright) ** 2).sqrt() for part in (missed, share))
         level = 0.3 * torch.asinh(bright / posterior.sqrt())
-        return cls(x0, scale, torch.cat([x / (scale**2 + variance).sqrt(), x0 / scale, level], 1))
+        return cls(x0, scale, torch.cat([x / (shown**2 + variance).sqrt(), x0 / shown, level], 1))
 
 
 def _mean(modes: Tensor) -> Tensor:

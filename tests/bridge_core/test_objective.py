@@ -133,6 +133,12 @@ def test_published_objectives_draw_every_step_alike(name):
     assert float(((counts - 100) ** 2 / 100).sum() / 999) == pytest.approx(1, abs=0.2)
 
 
+def test_steps_through_the_seeing_are_drawn_in_proportion_to_their_number():
+    t = Objective("wiener", prior=(1.0,) * 25).draw_steps(Bridge.brownian(), 200_000, torch.Generator().manual_seed(1))
+    counts = torch.bincount(t, minlength=1000).double().view(10, 100).sum(1)
+    assert torch.allclose(counts / 200_000, (2 * torch.arange(10) + 1).double() / 100, atol=0.004)
+
+
 @pytest.mark.parametrize("kind", ["brownian", "diffusion"])
 def test_edm_draws_sigma_log_normally(kind):
     bridge = BRIDGES[kind]()

@@ -150,7 +150,7 @@ def test_the_scale_follows_light_and_the_state_alone():
     assert float(seen.scale[0, 0, 16, 16] / faint.scale[0, 0, 16, 16]) > 100
     target = (bright[..., PAD:-PAD, PAD:-PAD] - seen.x0) / seen.scale
     # what the network has to say stays within what bfloat16 can hold next to 1
-    assert float(target.abs().max()) < 30 < 1000 < float((bright[..., PAD:-PAD, PAD:-PAD] - seen.x0).abs().max())
+    assert float(target.abs().max()) < 64 < 1000 < float((bright[..., PAD:-PAD, PAD:-PAD] - seen.x0).abs().max())
 
 
 def test_an_image_of_unknown_seeing_is_refused():
