@@ -32,6 +32,8 @@ HIT = 0.1
 ENDS = 1000
 WINDOW = 20
 """States of the longest window."""
+SINGLE = 0.9
+"""Share of the training after which windows begin to grow."""
 WIDTHS = (30, 30, 25, 20, 10)
 
 
@@ -73,8 +75,10 @@ def one_step(score: Score, states: Tensor, rows: tuple[Tensor, Tensor], share: f
 
 
 def multi_step(score: Score, states: Tensor, rows: tuple[Tensor, Tensor], share: float) -> Tensor:
-    """Loss of windows that grow from 2 to `WINDOW` states, both ways, all at one time."""
-    size = 2 + round(share * (WINDOW - 2))
+    """Loss of windows that grow to `WINDOW` states, both ways, all at one time; of single steps in the first part."""
+    if share < SINGLE:
+        return one_step(score, states, rows, share)
+    size = 2 + round((share - SINGLE) / (1 - SINGLE) * (WINDOW - 2))
     m, n = int(rows[0][0]) % (len(states) - size), rows[1]
     window = states[m : m + size, n]
     times = TIMES[m : m + size]
@@ -103,8 +107,8 @@ def sliced(score: Score, states: Tensor, rows: tuple[Tensor, Tensor], share: flo
 
 Loss = Callable[[Score, Tensor, tuple[Tensor, Tensor], float], Tensor]
 LOSSES: dict[str, Loss] = {"1-step": one_step, "ISM": implicit, "SSM-VR": sliced, "multi-step": multi_step}
-STEPS = {"1-step": 4500, "ISM": 4500, "SSM-VR": 4500, "multi-step": 600}
-"""Of the optimiser; one of windows computes up to 76 times as much."""
+STEPS = {"1-step": 4500, "ISM": 4500, "SSM-VR": 4500, "multi-step": 5000}
+"""Of the optimiser; one of windows computes up to 76 times as much as one of `one_step`."""
 
 
 def train(loss: Loss, states: Tensor, steps: int, batch: int = 1024, seed: int = 0) -> Score:
