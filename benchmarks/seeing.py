@@ -57,10 +57,10 @@ def profile(kind: str, fwhm: float) -> Psf:
     return Gaussian(fwhm) if kind == "gaussian" else Moffat(fwhm, float(kind.split()[1]))
 
 
-def skies(count: int) -> tuple[Tensor, Tensor]:
+def skies(count: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
     """Sharp skies [N, 3, 96, 96] nJy, and which of them have an object in the middle, bool [N]."""
     spec = SceneSpec(size=SIZE, windows=12, grid="sharp")
-    drawn = draw_skies(spec, SEED, list(range(-(-count // 12))))
+    drawn = draw_skies(spec, seed, list(range(-(-count // 12))))
     return drawn.sharp[:count], torch.from_numpy(drawn.labels["role"][:count] != "sky")
 
 
