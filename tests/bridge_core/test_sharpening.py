@@ -165,7 +165,7 @@ def trained():
     model = model_of(HALF, base=16)
     model.network.train()
     state = TrainState(model.network, Recipe(learning_rate=3e-3, warmup_steps=20, ema_widths=(0.1,)))
-    generator, steps, batch = torch.Generator().manual_seed(0), 200, 16
+    generator, steps, batch = torch.Generator().manual_seed(0), 320, 16
     numbers = torch.rand(60, 2, generator=generator) * torch.tensor([0.75, 2.5]) + torch.tensor([0.45, 2.5])
     kept = context_of([Moffat(*of) for of in numbers.tolist()], torch.ones(60))
     for step in range(steps):
