@@ -24,7 +24,7 @@ from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.physics import filtered, frequencies
 from surveybridge.bridge_core.prediction import autocast
 from surveybridge.bridge_core.settings import Precision
-from surveybridge.bridge_core.spectral import Physics, SpectralBridge, coloured_noise, sample_spectral
+from surveybridge.bridge_core.spectral import Physics, SpectralBridge, coloured_noise, mean_power, sample_spectral
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 PAD = 16
@@ -94,7 +94,7 @@ def mirrored(x: Tensor, factor: Tensor) -> Tensor:
 def spectral_bridge(bridge: Bridge, physics: Physics) -> SpectralBridge:
     """The table by mode of a `Bridge.seeing`, with the floor of white noise."""
     power = physics.power.double()
-    variance = _mean(power)
+    variance = mean_power(power)
     return SpectralBridge(
         (bridge.s**2).to(power.device), physics.log_transfer, power + FLOOR * variance[..., None, None]
     )
@@ -122,10 +122,10 @@ class Linear:
     def of(cls, bridge: SpectralBridge, prior: Tensor, x: Tensor, t: int | Tensor) -> Linear:
         """Look at states x at a step, or one each [N]; `prior` as `prior_modes`."""
         a, noise, filter_ = bridge.a(t), bridge.s(t) ** 2, bridge.wiener(t, prior)
-        posterior = _mean(prior * noise / (a.abs() ** 2 * prior + noise))
+        posterior = mean_power(prior * noise / (a.abs() ** 2 * prior + noise))
         # of the peak of an object with the mean spectrum, the part that the filter does not bring back
-        lost = _mean(prior.sqrt() * (1 - filter_ * a).abs()) / _mean(prior.sqrt().expand(noise.shape))
-        posterior, lost, variance = (v.float()[..., None, None] for v in (posterior, lost, _mean(noise)))
+        lost = mean_power(prior.sqrt() * (1 - filter_ * a).abs()) / mean_power(prior.sqrt().expand(noise.shape))
+        posterior, lost, variance = (v.float()[..., None, None] for v in (posterior, lost, mean_power(noise)))
         x0 = mirrored(x, filter_)
         reach = torch.arange(-6, 7, dtype=x.dtype, device=x.device)
         line = torch.exp(-0.5 * (reach / NEAR) ** 2)
@@ -136,13 +136,6 @@ class Linear:
         scale, shown = ((posterior + (part * bright) ** 2).sqrt() for part in (missed, share))
         level = 0.3 * torch.asinh(bright / posterior.sqrt())
         return cls(x0, scale, torch.cat([x / (shown**2 + variance).sqrt(), x0 / shown, level], 1))
-
-
-def _mean(modes: Tensor) -> Tensor:
-    """Mean over all modes of real images, of whose modes [..., H, W // 2 + 1] half are kept; W is even."""
-    twice = torch.full((modes.shape[-1],), 2.0, dtype=modes.dtype, device=modes.device)
-    twice[0] = twice[-1] = 1.0
-    return (modes * twice).sum((-2, -1)) / (modes.shape[-2] * 2 * (modes.shape[-1] - 1))
 
 
 @dataclass(frozen=True)
@@ -283,7 +276,7 @@ def sharp_samples(
     bridge, prior = tables(model.card, context)
     assert context is not None
     shape = (observed.shape[1], observed.shape[2], observed.shape[3])
-    variance = _mean(bridge.power).float() * FLOOR / (1 + FLOOR)
+    variance = mean_power(bridge.power).float() * FLOOR / (1 + FLOOR)
     white = sky_noise(noise, FLOOR_STEP, shape, device=observed.device)
     return sample_spectral(
         bridge,

@@ -170,6 +170,13 @@ def sample_spectral(
     return denoise(x, steps[-1])
 
 
+def mean_power(modes: Tensor) -> Tensor:
+    """Mean over all modes of real images, of whose modes [..., H, W // 2 + 1] half are kept; W is even."""
+    twice = torch.full((modes.shape[-1],), 2.0, dtype=modes.dtype, device=modes.device)
+    twice[0] = twice[-1] = 1.0
+    return (modes * twice).sum((-2, -1)) / (modes.shape[-2] * 2 * (modes.shape[-1] - 1))
+
+
 def finite_kernel(factor: Tensor, width: int, reach: int = REACH) -> Tensor:
     """The kernel that multiplies modes by a factor, cut off at a reach, so that it means the same in every window.
 

@@ -30,6 +30,8 @@ class Degradation:
     ----------
     store : TileStore
     worse : Worse
+    fields : mapping of str to FieldGrid
+        Those of the store by name.
     tiles : mapping of str to list of str
         Ids by field.
     margins : mapping of str to int
@@ -38,6 +40,7 @@ class Degradation:
 
     store: TileStore
     worse: Worse
+    fields: Mapping[str, FieldGrid]
     tiles: Mapping[str, list[str]]
     margins: Mapping[str, int]
 
@@ -64,15 +67,10 @@ class Degradation:
         for name in (f"{end}.{band}" for asked in (worse.psfs, worse.noise) for end in asked for band in asked[end]):
             if name not in has:
                 raise RequestError(f"{name}: no tile of {store.url} has it; there are {', '.join(sorted(has))}")
-        found = cls(store, worse, tiles, margins)
+        found = cls(store, worse, fields_of(manifest), tiles, margins)
         for field in tiles:
             found.smaller(field)
         return found
-
-    @functools.cached_property
-    def fields(self) -> dict[str, FieldGrid]:
-        """The fields of the store by name."""
-        return fields_of(self.store.manifest())
 
     def smaller(self, name: str) -> FieldGrid:
         """A field whose tiles have the margin less around them; RequestError if they have too few pixels."""

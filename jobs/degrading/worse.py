@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surveybridge.bridge_core.spectral import noise_of_power
+from surveybridge.bridge_core.spectral import mean_power, noise_of_power
 from surveybridge.bridge_core.translate import window_noise
 from surveybridge.jobs.config import RequestError
 from surveybridge.storage.homogenise import BandPlan, homogenise, noise_lags, plan_bands
@@ -78,10 +78,9 @@ class Worse:
         RequestError
             If a PSF is not known, is wider than the wanted one, or is so much narrower that no kernel is wide enough.
         """
-        plans = plan_bands(image, self.targets(image))
-        for number, (plan, target, factor) in enumerate(
-            zip(plans, self.targets(image), self.factors(image), strict=True)
-        ):
+        targets = self.targets(image)
+        plans = plan_bands(image, targets)
+        for number, (plan, target, factor) in enumerate(zip(plans, targets, self.factors(image), strict=True)):
             source = image.psf(number)
             if target is None:
                 continue
@@ -134,22 +133,22 @@ def degraded_image(image: SurveyImage, worse: Worse, origin: tuple[int, int], gr
     plans, factors = worse.plans(image, where), worse.factors(image)
     blurred = homogenise(image, plans)
     flux, variance = blurred.flux.copy(), blurred.variance.copy()
-    missing = np.stack([
+    missing = torch.from_numpy(np.stack([
         missing_power(noise_lags(image, band), plan.matching, factors[band]) for band, plan in enumerate(plans)
-    ])  # fmt: skip
+    ]))  # fmt: skip
     times = int(image.provenance.get(SAID, 0))
     key = hashlib.sha256(f"degrade {worse.seed} {grid} {times}".encode()).digest()
     noise = noise_of_power(
         window_noise(int.from_bytes(key[:8]), stream_of(image.survey), [(0, 0)], [origin], torch.device("cpu")),
         0,
-        torch.from_numpy(missing),
+        missing,
         (len(image.bands), *image.flux.shape[1:]),
         REACH,
     )[0].numpy()
     said = {SAID: str(times + 1)}
     for band, (plan, factor) in enumerate(zip(plans, factors, strict=True)):
         flux[band] += noise[band] * np.sqrt(image.variance[band])
-        variance[band] += mean_of_half(missing[band]) * image.variance[band]
+        variance[band] += float(mean_power(missing[band])) * image.variance[band]
         done = f"{plan.said or 'PSF as it was'}, then noise to x {factor:g} of before"
         name = f"{plan.band}.{SAID}"
         said[name] = f"{image.provenance[name]}; {done}" if name in image.provenance else done
@@ -168,13 +167,6 @@ def missing_power(lags: tuple[float, ...], matching: Matching | None, factor: fl
     power = noise_power(lags, (MODES, MODES))[:, : MODES // 2 + 1]
     passed = 1.0 if matching is None else _passed(matching)
     return np.asarray(np.maximum(factor**2 - passed, 0) * power)
-
-
-def mean_of_half(power: NDArray[np.float64]) -> float:
-    """Mean over all modes of a spectrum [H, W // 2 + 1] of an even W: the variance of a pixel."""
-    weights = np.full(power.shape[1], 2.0)
-    weights[[0, -1]] = 1.0
-    return float((power * weights).sum() / (power.shape[0] * weights.sum()))
 
 
 def stream_of(survey: str) -> int:
