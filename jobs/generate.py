@@ -7,7 +7,6 @@ run the same command again to go on after an interruption. The table beside the 
 from __future__ import annotations
 
 import functools
-import time
 from typing import Literal
 
 from pydantic import Field
@@ -51,25 +50,19 @@ def run(config: Config) -> int:
     """
     from surveybridge.jobs.generating.blocks import Asked, begin, write_block
     from surveybridge.jobs.generating.checkpoint import read_generator
-    from surveybridge.jobs.running.blocks import written
-    from surveybridge.jobs.running.progress import progress
-    from surveybridge.storage.block_labels import finish_with_labels
+    from surveybridge.jobs.running.blocks import complete
 
     names = ("magnitude", "size", "colour", "redshift")
     given = {name: value for name in names if (value := getattr(config, name)) is not None}
     model = read_generator(config.checkpoint)
     asked = Asked(config.checkpoint, model.sha256, config.seed, config.steps, config.precision, given)
     writer = begin(model, asked, config.out, config.count)
-    missing = writer.missing()
-    if writer.finished:
+    work = functools.partial(write_block, writer, asked)
+    drawn = complete(writer, work, "generate", executor=config.executor, workers=config.workers)
+    if drawn is None:
         print(f"{writer.folder.url}: {config.count} pairs, there already")
         return 0
-    started = time.perf_counter()
-    work = functools.partial(write_block, writer, asked)
-    drawn = written(work, missing, executor=config.executor, workers=config.workers)
-    pairs = sum(progress(drawn, "generate", unit="blocks", total=len(missing)))
-    finish_with_labels(writer)
-    seconds = time.perf_counter() - started
+    pairs, seconds = drawn
     print(
         f"{writer.folder.url}: {config.count} pairs, {pairs} of them drawn in {seconds:.0f} s ({pairs / seconds:.1f}/s)"
     )

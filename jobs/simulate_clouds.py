@@ -8,7 +8,6 @@ number of workers simulates; run the same command again to go on after an interr
 from __future__ import annotations
 
 import functools
-import time
 from typing import Literal
 
 from pydantic import Field
@@ -57,9 +56,7 @@ def run(config: Config) -> int:
     """
     from surveybridge.jobs.clouds.blocks import begin, write_block
     from surveybridge.jobs.clouds.suites import SUITES
-    from surveybridge.jobs.running.blocks import written
-    from surveybridge.jobs.running.progress import progress
-    from surveybridge.storage.block_labels import finish_with_labels
+    from surveybridge.jobs.running.blocks import complete
 
     if config.device == "cuda" and config.executor == "serial":
         _check_cuda()
@@ -67,18 +64,21 @@ def run(config: Config) -> int:
         _check_compiler()
     count = config.simulations or SUITES[config.suite].simulations
     writer = begin(config.out, config.suite, count, config.cells, config.seed, config.device, compiled=config.compile)
-    missing = writer.missing()
     said = f"{writer.folder.url}: {writer.layout.count} pairs of {count} simulations"
-    if writer.finished:
+    made = complete(
+        writer,
+        functools.partial(write_block, writer),
+        "simulate-clouds",
+        executor=config.executor,
+        workers=config.workers,
+        gpus=1 if config.device == "cuda" else 0,
+        unit="simulations",
+    )
+    if made is None:
         print(f"{said}, there already")
         return 0
-    started = time.perf_counter()
-    work = functools.partial(write_block, writer)
-    gpus = 1 if config.device == "cuda" else 0
-    done = written(work, missing, executor=config.executor, workers=config.workers, gpus=gpus)
-    pairs = sum(progress(done, "simulate-clouds", unit="simulations", total=len(missing)))
-    finish_with_labels(writer)
-    print(f"{said}, {pairs} of them made in {time.perf_counter() - started:.0f} s")
+    pairs, seconds = made
+    print(f"{said}, {pairs} of them made in {seconds:.0f} s")
     return 0
 
 

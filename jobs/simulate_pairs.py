@@ -8,7 +8,6 @@ from the seed, whichever number of workers draws them; run the same command agai
 from __future__ import annotations
 
 import functools
-import time
 from typing import Literal
 
 from pydantic import Field
@@ -54,24 +53,18 @@ def run(config: Config) -> int:
     int
         Exit code 0.
     """
-    from surveybridge.jobs.running.blocks import written
-    from surveybridge.jobs.running.progress import progress
+    from surveybridge.jobs.running.blocks import complete
     from surveybridge.jobs.simulating.pair_blocks import SPECS, begin, write_block
-    from surveybridge.storage.block_labels import finish_with_labels
 
     spec = SPECS[config.grid]
     held_back = _held_back(config, spec.windows)
     writer = begin(config.out, config.count, config.seed, held_back, spec)
-    missing = writer.missing()
-    if writer.finished:
+    work = functools.partial(write_block, writer, config.seed, spec)
+    drawn = complete(writer, work, "simulate-pairs", executor=config.executor, workers=config.workers)
+    if drawn is None:
         print(f"{writer.folder.url}: {config.count} pairs, there already")
         return 0
-    started = time.perf_counter()
-    work = functools.partial(write_block, writer, config.seed, spec)
-    drawn = written(work, missing, executor=config.executor, workers=config.workers)
-    pairs = sum(progress(drawn, "simulate-pairs", unit="blocks", total=len(missing)))
-    finish_with_labels(writer)
-    seconds = time.perf_counter() - started
+    pairs, seconds = drawn
     print(
         f"{writer.folder.url}: {config.count} pairs, {pairs} of them drawn in {seconds:.0f} s ({pairs / seconds:.1f}/s)"
     )

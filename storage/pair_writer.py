@@ -314,6 +314,11 @@ class PairWriter:
         return {path: data.to_bytes() for path, data in contents.items() if path != "zarr.json"}
 
 
+def store_name(url: str) -> str:
+    """Name that a pair store at a path or URL states: its last part, without .zarr."""
+    return url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
+
+
 def layout_at(folder: Folder) -> dict[str, Any] | None:
     """What a pair store holds that a `PairWriter` has written or begun; None where there is none."""
     for name in (UNFINISHED, "zarr.json"):

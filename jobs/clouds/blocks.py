@@ -9,9 +9,10 @@ from surveybridge.jobs.clouds.simulation import Pair, pairs_of
 from surveybridge.jobs.clouds.suites import SUITES, VIEWS, plan_of
 from surveybridge.jobs.clouds.transport import compiled, rates
 from surveybridge.jobs.clouds.units import BOX
+from surveybridge.jobs.running.blocks import one_thread
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.map_names import CLOUD_MAPS
-from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.pair_writer import PairLayout, PairWriter, store_name
 from surveybridge.storage.problems import ProblemTable, read_problem
 
 EDITION = 1
@@ -40,7 +41,7 @@ def begin(
         count=simulations * each,
         shape=(cells, cells),
         pixel_arcsec=0.0,
-        name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        name=store_name(url),
         held_back=int(simulations * family.held_back) * each,
         attributes={
             "simulated": "surveybridge simulate-clouds",
@@ -63,13 +64,9 @@ def write_block(writer: PairWriter, number: int) -> int:
     """Simulate the cloud of a number and write its pairs with their labels; returns how many these are."""
     said = writer.layout.attributes
     plan = plan_of(said["suite"], said["seed"], number)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several threads differ in their last bits
-    try:
+    with one_thread():
         changes = compiled() if said.get("compiled") else rates
         pairs = list(pairs_of(plan, writer.layout.shape[0], said["device"], changes))
-    finally:
-        torch.set_num_threads(threads)
     arrays = {
         name: torch.stack([pair.maps[name] for pair in pairs]).cpu().numpy().reshape(-1, *shape)
         for name, shape in writer.layout.arrays.items()

@@ -36,7 +36,7 @@ from surveybridge.storage.pair_labels import (
     with_failed_tiles,
     write_pair_labels,
 )
-from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.pair_writer import PairLayout, PairWriter, store_name
 from surveybridge.storage.problems import ProblemTable, complete_problem, default_problem, end_names
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def cut_pairs(
         count=found.pairs,
         shape=(how.size, how.size),
         pixel_arcsec=source.pixel_arcsec,
-        name=out.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        name=store_name(out),
         held_back=found.held_back,
         sigma=end_names(source.problem),
         attributes={"cut": cut},

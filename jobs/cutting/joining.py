@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from surveybridge.jobs.config import RequestError
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pair_store import open_store
-from surveybridge.storage.pair_writer import QUANTITIES, PairLayout, PairWriter
+from surveybridge.storage.pair_writer import QUANTITIES, PairLayout, PairWriter, store_name
 from surveybridge.storage.pairs import Pairs, problem_of_pairs, read_ids, read_pairs
 from surveybridge.storage.problems import end_names
 
@@ -47,7 +47,7 @@ def join_pairs(urls: Sequence[str], out: str, progress: Progress) -> int:
         len(order),
         (first.ends[ends[0]].shape[-2], first.ends[ends[0]].shape[-1]),
         first.pixel_scale[ends[0]],
-        Folder.at(out).url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        store_name(Folder.at(out).url),
         held_back=sum(held_back),
         sigma=maps,
         gain=ends,

@@ -16,10 +16,11 @@ from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.generating.checkpoint import ready_generator
+from surveybridge.jobs.running.blocks import one_thread
 from surveybridge.storage.block_labels import write_block_labels
 from surveybridge.storage.objectstore import file_at
 from surveybridge.storage.pair_labels import labels_url
-from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.pair_writer import PairLayout, PairWriter, store_name
 from surveybridge.storage.parquet import read_parquet
 
 EDITION = 1
@@ -87,7 +88,7 @@ def begin(model: Model, asked: Asked, url: str, count: int) -> PairWriter:
         count=count,
         shape=(generation.side, generation.side),
         pixel_arcsec=card.problem[generation.ends[0]].pixel_scale,
-        name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        name=store_name(url),
         conditions=False,
         block=ROWS,
         noise=generation.noise,
@@ -121,12 +122,8 @@ def write_block(writer: PairWriter, asked: Asked, block: int) -> int:
     generation, rows = generation_of(model), writer.layout.rows(block)
     given = [asked.given.get(name, math.nan) for name in generation.properties]
     values = torch.tensor([given] * len(rows), dtype=torch.float32).reshape(len(rows), len(given))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several threads differ in their last bits
-    try:
+    with one_thread():
         made = generate(model, rows, values, asked.seed, asked.steps, asked.precision)
-    finally:
-        torch.set_num_threads(threads)
     arrays = {}
     for end in model.card.problem.endpoints:
         shape = (len(rows), *writer.layout.arrays[end.name])

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from surveybridge.jobs.running.blocks import one_thread
 from surveybridge.jobs.simulating.scenes import PLANES, ScenePairs, SceneSpec, draw_pairs
 from surveybridge.jobs.simulating.sharp_skies import SkyWindows, draw_skies
 from surveybridge.storage.block_labels import write_block_labels
-from surveybridge.storage.pair_writer import PairLayout, PairWriter
+from surveybridge.storage.pair_writer import PairLayout, PairWriter, store_name
 from surveybridge.storage.problems import default_problem, read_problem
 
 SPECS: dict[str, SceneSpec] = {
@@ -45,7 +46,7 @@ def begin(url: str, count: int, seed: int, held_back: int, spec: SceneSpec) -> P
         count=count,
         shape=(spec.size, spec.size),
         pixel_arcsec=0.1 if mosaic else 0.0,
-        name=url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        name=store_name(url),
         held_back=held_back,
         sigma=noisy if mosaic else (),
         gain=noisy,
@@ -65,13 +66,9 @@ def write_block(writer: PairWriter, seed: int, spec: SceneSpec, block: int) -> i
     """Draw the pairs of a block and write them with their labels; returns their number."""
     rows = writer.layout.rows(block)
     first, last = rows.start // spec.windows, -(-rows.stop // spec.windows)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several threads differ in their last bits
-    try:
+    with one_thread():
         draw = draw_skies if spec.grid == "sharp" else draw_pairs
         parts = [draw(spec, seed, number) for number in range(first, last)]
-    finally:
-        torch.set_num_threads(threads)
     keep = slice(rows.start - first * spec.windows, rows.stop - first * spec.windows)
     arrays = {name: torch.cat([part.conditions[name] for part in parts])[keep].numpy() for name in parts[0].conditions}
     for name in (plane for plane in (*PLANES, "sharp") if plane in writer.layout.arrays):
