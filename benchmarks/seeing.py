@@ -27,7 +27,7 @@ from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.physics import Seeing
 from surveybridge.bridge_core.scene import BandBlur, physics_of
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.sharpening import FLOOR, PAD, SkyBatch, spectral_bridge
+from surveybridge.bridge_core.sharpening import FLOOR, PAD, observed_windows
 from surveybridge.bridge_core.translate import window_samples
 from surveybridge.jobs.simulating.scenes import SceneSpec
 from surveybridge.jobs.simulating.sharp_skies import draw_skies
@@ -85,12 +85,7 @@ def observed(
     )
     context = Context(told.maps.expand(len(sky), -1, -1, -1), told.vector, physics)
     units = direction.wanted.forward(sky, card.network.image_channels)
-    bridge = spectral_bridge(card.bridge, physics)
-    # the sampler adds the floor itself
-    bare = type(bridge)(bridge.share, physics.log_transfer, physics.power.double())
-    last = card.bridge.num_steps - 1
-    batch = SkyBatch(units, torch.full((len(sky),), last), torch.randn(units.shape, generator=generator), context)
-    return batch.state(bare, last), context, torch.tensor(sigma)
+    return observed_windows(card, units, context, generator), context, torch.tensor(sigma)
 
 
 def judge(model: Model, sky: Tensor, there: Tensor, psf: Psf, depth: float, how: Sampling) -> dict[str, float]:

@@ -10,7 +10,7 @@ more than the sky.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -188,6 +188,33 @@ class SkyBatch:
     def state(self, bridge: SpectralBridge, t: int | Tensor) -> Tensor:
         """The windows at a step, or at one each: [N, C, H, W], without the pixels around."""
         return bridge.q_sample(self.sky, t, self.eps)[..., PAD:-PAD, PAD:-PAD]
+
+
+def observed_windows(card: Card, sky: Tensor, context: Context, generator: torch.Generator) -> Tensor:
+    """Observe skies as their context says: the end of the process, without the floor, which sampling adds.
+
+    Parameters
+    ----------
+    card
+        Of a `Bridge.seeing`.
+    sky
+        float32 [N, C, G, G] network units, with `PAD` pixels around.
+    context
+        Of the windows, with their physics.
+    generator
+        Of the noise, on the CPU.
+
+    Returns
+    -------
+    Tensor
+        float32 [N, C, G - 2 PAD, G - 2 PAD] network units.
+    """
+    bridge, _ = tables(card, context)
+    assert context.physics is not None
+    bare = replace(bridge, power=context.physics.power.double())
+    last = card.bridge.num_steps - 1
+    batch = SkyBatch(sky, torch.full((len(sky),), last), torch.randn(sky.shape, generator=generator), context)
+    return batch.state(bare, last)
 
 
 def sky_loss(network: nn.Module, card: Card, batch: SkyBatch) -> Tensor:

@@ -10,7 +10,10 @@ With --store: translates tiles that both surveys have observed, and learns by wh
 predicted brightness are too small or too large on that sky, and how often its ordinary objects have which lens score.
 `translate --calibrated` applies both.
 
-Either is written into the card of a copy of the checkpoint.
+A checkpoint that goes through the seeing says what no telescope observes. It takes --pairs with sharp skies, which are
+observed as in a training, and learns the factors of its standard deviations from them.
+
+Each is written into the card of a copy of the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,21 +23,23 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from surveybridge.jobs.config import JobConfig, RequestError
-from surveybridge.jobs.translating.config import Patch
+from surveybridge.jobs.translating.config import Patch, steps_of
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.settings import Sampling
     from surveybridge.jobs.calibrating.store import Asked
 
 EXAMPLES = """\
 surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/mosaic/bridge --out runs/calibrated
 surveybridge calibrate --store field.zarr --tiles 8 --out runs/here
-surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --out s3://survey/models --executor ray"""
+surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --out s3://survey/models --executor ray
+surveybridge calibrate --pairs skies.zarr --checkpoint seeing-v1 --out runs/calibrated"""
 
 ONLY = {
     "pairs": ("start", "limit", "sigma", "draws"),
     "store": (
-        *("tiles", "to", "samples", "steps", "arcs", "hold_back", "hold_back_order"),
+        *("tiles", "to", "arcs", "hold_back", "hold_back_order"),
         *("known_lenses", "known_lenses_radius", "executor", "workers", "patch"),
     ),
 }
@@ -49,7 +54,7 @@ class Config(JobConfig):
     pairs: tuple[str, ...] = Field(
         (),
         description="pair stores of regular objects, each with its table beside it, local paths or URLs: for the lens "
-        "score",
+        "score; or of sharp skies, for a checkpoint that goes through the seeing",
     )
     store: str | None = Field(
         None, description="tile store with both surveys, local path or URL: for intervals and false-alarm rates"
@@ -67,8 +72,10 @@ class Config(JobConfig):
     draws: int = Field(2, ge=1, description="with --pairs: number of noise draws that are averaged")
     tiles: int = Field(16, ge=1, description="with --store: largest number of tiles, spread over the store")
     to: str | None = Field(None, description="with --store: endpoint to translate to (default: all that there are)")
-    samples: int = Field(8, ge=2, description="with --store: posterior samples K of each patch")
-    steps: int = Field(6, ge=1, description="with --store: network evaluations per sample")
+    samples: int = Field(8, ge=2, description="for intervals: posterior samples K of each patch")
+    steps: int | None = Field(
+        None, ge=1, description="for intervals: network evaluations per sample (default: as of translate)"
+    )
     patch: Patch = Field(
         None,
         description="with --store: what the network sees at once, as of translate; the calibrated checkpoint's card "
@@ -155,23 +162,52 @@ def calibrated_card(config: Config, model: Model) -> tuple[Card | None, int]:
 
     from surveybridge.bridge_core.residuals import Asked
 
+    check_kind(config, model.card)
     if config.store is not None:
         from surveybridge.jobs.calibrating.store import calibrate_on_store
 
-        asked = store_request(config)
-        return calibrate_on_store(model, asked)
+        return calibrate_on_store(model, store_request(config, model.card))
     try:
         from surveybridge.jobs.calibrating.pairs import PairRows, calibrate_on_pairs
+        from surveybridge.jobs.calibrating.skies import calibrate_on_skies
     except ModuleNotFoundError as missing:
         raise RequestError(
             f"calibrate needs the package {missing.name}, which is not installed; pip install 'surveybridge[sim]'"
         ) from None
     stores = [PairRows(url, config.start, config.limit) for url in config.pairs]
+    if model.card.bridge.kind == "seeing":
+        return calibrate_on_skies(model, stores, sampling_of(config, model.card)), 0
     sigma = config.sigma or noise_level(model.card)
     discriminant = calibrate_on_pairs(model, stores, Asked(sigma, config.draws, config.seed, config.batch or 16))
     # rates that were measured with another score say nothing of this one
     kept = model.card.recalibration and replace(model.card.recalibration, false_alarms=None)
     return replace(model.card, discriminant=discriminant, recalibration=kept), 0
+
+
+def check_kind(config: Config, card: Card) -> None:
+    """Refuse what a checkpoint of this kind of bridge cannot be calibrated by."""
+    seeing = card.bridge.kind == "seeing"
+    if seeing and config.store is not None:
+        raise RequestError(
+            f"checkpoint {card.name} says what the sky is behind the seeing, which no tile of {config.store} has "
+            "observed; give --pairs with sharp skies, such as `surveybridge simulate-pairs --grid sharp` draws"
+        )
+    strange = ("sigma", "draws") if seeing else ("samples", "steps") if config.pairs else ()
+    if given := [name for name in strange if name in config.model_fields_set]:
+        what = "lens scores, which it has none of" if seeing else "intervals, which --pairs does not measure of it"
+        raise RequestError(f"--{given[0]} with checkpoint {card.name} is for {what}; leave it out")
+
+
+def sampling_of(config: Config, card: Card) -> Sampling:
+    """How posteriors are sampled."""
+    from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
+
+    return Sampling(
+        samples=config.samples,
+        steps=config.steps or steps_of(card.bridge.kind),
+        seed=config.seed,
+        batch=config.batch or DEFAULT_BATCH["cpu"],
+    )
 
 
 def noise_level(card: Card) -> float:
@@ -182,9 +218,8 @@ def noise_level(card: Card) -> float:
     return float(bridge.sigma[-1]) if starts_without_x0(card, bridge.num_steps - 1) else SIGMA
 
 
-def store_request(config: Config) -> Asked:
+def store_request(config: Config, card: Card) -> Asked:
     """The calibration on a store that is asked for."""
-    from surveybridge.bridge_core.settings import Sampling
     from surveybridge.jobs.calibrating.store import Asked
 
     return Asked(
@@ -198,7 +233,7 @@ def store_request(config: Config) -> Asked:
         hold_back_order=config.hold_back_order,
         known_lenses=config.known_lenses,
         known_lenses_radius=config.known_lenses_radius,
-        sampling=Sampling(samples=config.samples, steps=config.steps, seed=config.seed),
+        sampling=sampling_of(config, card),
         patch=config.patch,
         batch=config.batch,
         executor=config.executor,

@@ -297,9 +297,7 @@ def gather(out: Folder, tiles: Sequence[str]) -> Gathered:
 def print_scale(what: str, counts: PullCounts, scale: StdScale, samples: int) -> None:
     """Print the factors of a band, and the coverage before and after by predicted S/N."""
     before, after = counts.coverage(samples), held_out_coverage(counts, scale.noise, samples)
-    print(
-        f"{what}: share of observed pixels in the 68% interval; after: each half of the sky by the factors of the other"
-    )
+    print(f"{what}: share of pixels in the 68% interval; after: each half of the sky by the factors of the other")
     print("  S/N predicted       before   after   pixels")
     edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(KNOTS)]
     for edge, one, other, pixels in zip(edges, before.shares, after.shares, before.pixels, strict=True):

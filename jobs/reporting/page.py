@@ -175,9 +175,9 @@ def _recalibration(run_json: Mapping[str, Any]) -> dict[str, str]:
         f"{band} by {min(scale['factor']):.2f} to {max(scale['factor']):.2f}" for band, scale in said["bands"].items()
     )
     rates = f", false-alarm rates by {said['objects']} objects" if said["false_alarms"] else ""
+    sky = f"{said['tiles']} tiles of {said['store']}" if "store" in said else f"{said['skies']} simulated skies"
     return {
-        "calibrated": f"std of {factors}{rates}: {said['tiles']} tiles of {said['store']} with {said['checkpoint']} "
-        f"({said['checkpoint_sha256'][:12]})"
+        "calibrated": f"std of {factors}{rates}: {sky} with {said['checkpoint']} ({said['checkpoint_sha256'][:12]})"
     }
 
 

@@ -75,6 +75,10 @@ class Observations:
         ]
         self.numbers = torch.tensor(numbers, dtype=torch.float32).mT  # [KEPT, Q, B] in the order of QUANTITIES
 
+    def typical_noise(self) -> Tensor:
+        """Median noise of a pixel by band, float32 [B] in the observed endpoint's unit."""
+        return self.sky.median(0).values * float(np.sqrt(np.prod(DEPTH)))
+
     def draw(self, count: int, generator: torch.Generator) -> Context:
         """What a network is told of `count` observations, with their physics."""
         which = torch.randint(0, KEPT, (count,), generator=generator)
