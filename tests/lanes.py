@@ -143,7 +143,10 @@ def start(lane: str, more: Sequence[str], folder: Path, counted: bool, variables
         arguments = ["nice", "-n", str(LANES[lane].niceness), *arguments]
     # Hundreds of processes start, and none of them should have to compile what it imports.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= variables
+    # Lanes that share a folder of temporary files delete what is old there, at the same time.
+    temporary = folder / lane
+    temporary.mkdir()
+    environment |= {**variables, "PYTEST_DEBUG_TEMPROOT": str(temporary)}
     with open(folder / f"{lane}.log", "wb") as log:
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -209,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shared = {} if chosen.processor or FORKING.isdisjoint(lanes) else server_of_forks()
     if chosen.processor:
         more += [f"--processor={chosen.processor}"]
-    with TemporaryDirectory(prefix="lanes") as folder:
+    # a test that was killed may leave what cannot be deleted, such as a disk that is mounted
+    with TemporaryDirectory(prefix="lanes", ignore_cleanup_errors=True) as folder:
 
         def begin(lane: str) -> Run:
             return start(lane, more, Path(folder), bool(chosen.processor), shared)

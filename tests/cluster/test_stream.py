@@ -157,20 +157,22 @@ def test_a_slow_model_does_not_let_readers_fill_the_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_small_items_flow_at_hundreds_a_second_through_a_driver_that_does_not_grow(tmp_path):
+def test_small_items_cost_a_driver_that_does_not_grow_a_few_milliseconds_each(tmp_path):
     def memory():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     stages = Stages(lambda: str, lambda: lambda item, value: value, lambda: lambda outcome: {"tile_id": outcome.item})
-    start, before, count = 0.0, 0, 0
+    start, used, before, count = 0.0, 0.0, 0, 0
     for count, _ in enumerate(Stream(names(4000), stages), 1):
         if count == 1000:  # from here on groups are full
-            start, before = time.monotonic(), memory()
+            start, used, before = time.monotonic(), time.process_time(), memory()
     rate, growth = 3000 / (time.monotonic() - start), memory() - before
-    print(f"{rate:.0f} items/s, driver grew by {growth / 1e6:.0f} MB")
+    cost = (time.process_time() - used) / 3000  # the rate by the clock is a busy machine's, too
+    print(f"{rate:.0f} items/s, {1000 * cost:.1f} ms of the driver an item, which grew by {growth / 1e6:.0f} MB")
     assert count == 4000
     assert growth < 20e6
-    assert rate > 100
+    assert cost < 4e-3
+    assert rate > 20
 
 
 def test_a_running_cluster_is_used_and_not_claimed():

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -120,8 +121,7 @@ def run(settings) -> Tally:
 # Other programs take their share of the processors, another one from minute to minute. So what was planned and what was
 # used are compared in seconds of processor time: planned wall time times the share of a processor that the measuring
 # process had, and what the process with the model used. Both have one thread: on a machine that does nothing else these
-# are seconds of the clock. Two rounds that agree with their plans are the median of three, whatever the third would be:
-# one in which caches were fought over is forgotten.
+# are seconds of the clock. What counts is the median: a round in which caches were fought over is forgotten.
 
 
 def planned_busy(settings) -> tuple[float, int]:
@@ -132,15 +132,19 @@ def planned_busy(settings) -> tuple[float, int]:
     return (expected.wall_seconds - expected.start_seconds) * share, expected.tiles
 
 
+ROUNDS = 5
+
+
 def agreed(ratios: list[float]) -> bool:
-    """Whether two rounds took what was planned, within a quarter."""
-    return sum(ratio == pytest.approx(1.0, rel=0.25) for ratio in ratios) == 2
+    """Whether the median round took what was planned within a quarter, of two rounds both of them."""
+    decisive = ratios if len(ratios) == 2 else [median(ratios)]
+    return len(ratios) > 1 and all(ratio == pytest.approx(1.0, rel=0.25) for ratio in decisive)
 
 
 @pytest.mark.long  # calibrations and runs that are long enough to be measured
 def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
     ratios = []
-    for number in range(3):
+    for number in range(ROUNDS):
         settings = request(store, tmp_path / f"run{number}", checkpoint, samples=4, steps=6, score_samples=3)
         busy, tiles = planned_busy(settings)
         used = time.process_time()
@@ -154,7 +158,7 @@ def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
 @pytest.mark.slow  # Ray's actors import torch
 def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cluster):
     ratios = []
-    for number in range(3):
+    for number in range(ROUNDS):
         more = {"executor": "ray", "samples": 4, "steps": 6}
         settings = request(store, tmp_path / f"run{number}", checkpoint, **more)
         busy, tiles = planned_busy(settings)
