@@ -1,12 +1,12 @@
 """Are sharpened skies right in flux and in spread, at every seeing, depth and PSF profile.
 
-    python -m benchmarks.seeing --checkpoint runs/seeing/seeing-v1/seeing-v1 --count 48
+    python -m benchmarks.seeing --checkpoint seeing-v1 --count 48
 
 Skies of `simulating.sharp_skies` that no training has seen (other seeds) are observed through the process of the bridge
 at `SEEING` x `DEPTHS` x `PROFILES`, sharpened, and held against themselves. Of pixels whose truth is above three times
 the noise of the image, per band: median ratio of summed flux in apertures of one FWHM about the objects in the middle,
-share of pixels whose truth lies within a standard deviation of the mean (68%), and spread over error. It prints a table
-and writes it to benchmarks/results/seeing.json.
+share of pixels whose truth lies in the 68% interval, and spread over error, with standard deviations of the samples
+and, where the card has a recalibration, by that. It prints a table and writes it to benchmarks/results/seeing.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.conditions import ConditionRanges, Conditions
 from surveybridge.bridge_core.context import Context, context_of
+from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.physics import Seeing
 from surveybridge.bridge_core.scene import BandBlur, physics_of
@@ -92,13 +93,22 @@ def judge(model: Model, sky: Tensor, there: Tensor, psf: Psf, depth: float, how:
     """Flux ratio, coverage, and spread over error at one seeing and depth, over all bands."""
     x1, context, sigma = observed(model, sky, psf, depth, torch.Generator().manual_seed(SEED))
     corners = [(1000 * n, 1000) for n in range(len(sky))]
-    drawn = window_samples(model, model.card.problem.directions[0], x1, corners, how, context=context)
-    truth = sky[..., PAD:-PAD, PAD:-PAD]
+    direction = model.card.problem.directions[0]
+    drawn = window_samples(model, direction, x1, corners, how, context=context)
     inner = np.s_[..., 8:-8, 8:-8]
-    mean, std, truth = drawn.mean(1)[inner], drawn.std(1)[inner], truth[inner]
+    mean, std, truth = drawn.mean(1)[inner], drawn.std(1)[inner], sky[..., PAD:-PAD, PAD:-PAD][inner]
     bright = truth > SNR * sigma[:, None, None]
     error = (mean - truth)[bright]
-    spread = std[bright] * math.sqrt(1 + 1 / how.samples)
+    stated = {"": std}
+    if model.card.recalibration is not None:
+        factors = [model.card.recalibration.factors(one.numpy(), direction) for one in mean]
+        stated["_calibrated"] = std * torch.from_numpy(np.stack(factors))
+    held = {}
+    for name, deviation in stated.items():
+        inside = error.abs() < interval_width(0.68, how.samples) * deviation[bright]
+        spread = deviation[bright] * math.sqrt(1 + 1 / how.samples)
+        held["inside_68" + name] = round(float(inside.float().mean()), 4)
+        held["spread_over_error" + name] = round(float((spread.square().mean() / error.square().mean()).sqrt()), 3)
     y, x = np.indices(truth.shape[-2:]) - (truth.shape[-1] - 1) / 2
     disc = torch.from_numpy(np.hypot(y, x) <= APERTURE)
     fluxes, found = ((image * disc).sum((-2, -1))[there] for image in (truth, mean))
@@ -107,8 +117,7 @@ def judge(model: Model, sky: Tensor, there: Tensor, psf: Psf, depth: float, how:
     return {
         "flux": round(float(ratio.median()), 4),
         "flux_16_84": round(float((ratio.quantile(0.84) - ratio.quantile(0.16)) / 2), 4),
-        "inside_68": round(float((error.abs() < spread).float().mean()), 4),
-        "spread_over_error": round(float((spread.square().mean() / error.square().mean()).sqrt()), 3),
+        **held,
         "pixels": int(bright.sum()),
         "objects": int(seen.sum()),
     }

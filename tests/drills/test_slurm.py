@@ -81,8 +81,8 @@ def test_a_job_drained_queued_again_and_cancelled_ends_with_the_bytes_of_an_undi
     assert "tiles are left (SIGTERM): run the same command again" in runs.log(job), runs.log(job)[-4000:]
     runs.until(job, lambda: runs.done() >= drained + 2)  # it queued itself again, and goes on
     site.ask("scontrol", "requeue", job)  # as when a node is taken away from it
-    killed = runs.done()
-    runs.until(job, lambda: runs.done() >= killed + 3)
+    runs.until(job, lambda: site.state(job) != "RUNNING")
+    runs.until(job, lambda: site.state(job) == "RUNNING")  # what it left is gone on with below
     site.ask("scancel", job)
     runs.until(job, lambda: site.state(job) == "CANCELLED")
     left = len(tiles := RunFolder.open(runs.run).ok_tiles())

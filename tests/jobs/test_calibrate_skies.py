@@ -92,7 +92,8 @@ def test_a_run_with_calibrated_intervals_has_the_factors_of_its_card(calibrated,
         (tile,) = RunFolder.open(str(run)).ledger()["tile_id"].to_pylist()
         mosaics.append(RunFolder.open(str(run)).read_tile_mosaic(tile))
     raw, ours = mosaics
-    scales = load_checkpoint(calibrated).card.recalibration.intervals["lsst->sharp"]
+    card = load_checkpoint(calibrated).card
+    scales = card.calibrated(card.problem.directions[0]).intervals["lsst->sharp"]
     for plane, band in enumerate("gri"):
         assert np.array_equal(raw.mean[plane], ours.mean[plane], equal_nan=True)
         expected = raw.std[plane] * scales[band].of(raw.mean[plane])
