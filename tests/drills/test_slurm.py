@@ -62,7 +62,7 @@ class Runs:
             return 0
         return len(RunFolder.open(self.run).ok_tiles())
 
-    def until(self, job: str, condition, seconds: float = 240) -> None:
+    def until(self, job: str, condition, seconds: float = 600) -> None:
         """Wait for something of the job."""
         deadline = time.monotonic() + seconds
         while not condition():

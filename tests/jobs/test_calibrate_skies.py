@@ -79,7 +79,7 @@ def test_intervals_hold_on_other_skies_under_other_conditions(skies, calibrated,
         counted = ((signal > low) & (signal < high))[..., 8:-8, 8:-8]
         raw, ours = (float((pull < width)[..., 8:-8, 8:-8][counted].mean()) for width in (1.0, factors))
         assert sign * (raw - 0.68) > 0.2
-        assert ours == pytest.approx(0.68, abs=0.06)
+        assert ours == pytest.approx(0.68, abs=0.09)
 
 
 def test_a_run_with_calibrated_intervals_has_the_factors_of_its_card(calibrated, tmp_path):
