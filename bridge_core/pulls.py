@@ -142,7 +142,7 @@ class Coverage:
         return float(self.inside[part].sum() / pixels) if pixels else float("nan")
 
 
-def fit_scale(counts: PullCounts, noise: float, samples: int) -> StdScale:
+def fit_scale(counts: PullCounts, noise: float, samples: int, least: float = 0.0) -> StdScale:
     """Learn the factor of a band's standard deviation.
 
     Parameters
@@ -153,6 +153,8 @@ def fit_scale(counts: PullCounts, noise: float, samples: int) -> StdScale:
         What signals were divided by.
     samples
         K behind mean and standard deviation.
+    least
+        Smallest factor.
     """
     total = counts.pixels.sum(0)
     if not total.any():
@@ -167,7 +169,7 @@ def fit_scale(counts: PullCounts, noise: float, samples: int) -> StdScale:
     errors = np.array([_error(counts.pixels[:, rows]) for rows in bins])
     blocks = [int(counts.blocks[np.unique(_KNOT_OF[rows])].max()) for rows in bins]
     variance = np.maximum(errors**2, (BLOCK_ERROR / np.maximum(blocks, 1)) ** 2)
-    kept = np.exp(logs * TYPICAL**2 / (TYPICAL**2 + variance))
+    kept = np.maximum(np.exp(logs * TYPICAL**2 / (TYPICAL**2 + variance)), least)
     return StdScale(
         noise=noise,
         snr=tuple(float(f"{value:.5g}") for value in np.sinh(places)),
@@ -178,12 +180,12 @@ def fit_scale(counts: PullCounts, noise: float, samples: int) -> StdScale:
     )
 
 
-def held_out_coverage(counts: PullCounts, noise: float, samples: int) -> Coverage:
+def held_out_coverage(counts: PullCounts, noise: float, samples: int, least: float = 0.0) -> Coverage:
     """Coverage of each half of the blocks after calibration by the other: what more of this sky would show."""
     odd = np.arange(GROUPS) % 2 == 1
     one, other = counts.part(odd), counts.part(~odd)
-    return one.coverage(samples, fit_scale(other, noise, samples)) + other.coverage(
-        samples, fit_scale(one, noise, samples)
+    return one.coverage(samples, fit_scale(other, noise, samples, least)) + other.coverage(
+        samples, fit_scale(one, noise, samples, least)
     )
 
 

@@ -36,6 +36,9 @@ APART = 1024
 """Pixels between the places of two skies, so that each has noise of its own."""
 FEWEST = 32
 """Skies that a calibration needs."""
+LEAST = 1.0
+"""Smallest factor. Where the mean is faint most pixels are sky, and few hold light that the image does not show: an
+interval that holds 68% of all of them would be far too narrow for these few."""
 
 
 def calibrate_on_skies(model: Model, stores: Sequence[PairRows], how: Sampling) -> Card:
@@ -80,9 +83,9 @@ def calibrate_on_skies(model: Model, stores: Sequence[PairRows], how: Sampling) 
         pulls, everywhere = (sky - mean) / std, np.ones(sky.shape[-2:], np.bool_)
         for (plane, band), (n, corner) in itertools.product(enumerate(wanted.bands), enumerate(corners)):
             counts[band] += PullCounts.of(mean[n, plane] / noise[band], pulls[n, plane], everywhere, corner)
-    scales = {band: fit_scale(counts[band], noise[band], how.samples) for band in wanted.bands}
+    scales = {band: fit_scale(counts[band], noise[band], how.samples, LEAST) for band in wanted.bands}
     for band, scale in scales.items():
-        print_scale(f"{direction} {band}", counts[band], scale, how.samples)
+        print_scale(f"{direction} {band}", counts[band], scale, how.samples, LEAST)
     provenance = {
         "checkpoint": card.name,
         "checkpoint_sha256": model.sha256,

@@ -294,9 +294,9 @@ def gather(out: Folder, tiles: Sequence[str]) -> Gathered:
     return Gathered(counts, tables["ordinary"], tables["lenses"])
 
 
-def print_scale(what: str, counts: PullCounts, scale: StdScale, samples: int) -> None:
-    """Print the factors of a band, and the coverage before and after by predicted S/N."""
-    before, after = counts.coverage(samples), held_out_coverage(counts, scale.noise, samples)
+def print_scale(what: str, counts: PullCounts, scale: StdScale, samples: int, least: float = 0.0) -> None:
+    """Print the factors of a band, none below `least`, and the coverage before and after by predicted S/N."""
+    before, after = counts.coverage(samples), held_out_coverage(counts, scale.noise, samples, least)
     print(f"{what}: share of pixels in the 68% interval; after: each half of the sky by the factors of the other")
     print("  S/N predicted       before   after   pixels")
     edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(KNOTS)]

@@ -66,6 +66,18 @@ def test_the_coverage_that_is_told_is_that_of_pixels_it_was_not_learnt_on():
     assert held_out_coverage(shuffled, NOISE, K).between(3.0, KNOTS[-1]) != told.between(3.0, KNOTS[-1])
 
 
+def test_factors_may_be_kept_from_making_intervals_narrower():
+    mean, std, observed = sky(4, 320, 320)
+    counts = counted(mean, 1.6 * std, observed)  # too unsure of faint pixels, too sure of bright ones
+    free, kept = fit_scale(counts, NOISE, K), fit_scale(counts, NOISE, K, 1.0)
+    assert min(free.factor) < 0.7 < 1 < max(free.factor)
+    assert kept.factor == tuple(max(one, 1.0) for one in free.factor)
+    assert kept.snr == free.snr
+    told = held_out_coverage(counts, NOISE, K, 1.0)
+    assert told.between(KNOTS[0], 1.0) == pytest.approx(counts.coverage(K).between(KNOTS[0], 1.0), abs=0.01)
+    assert told.between(20.0, KNOTS[-1]) == pytest.approx(0.68, abs=0.05)
+
+
 def test_the_number_of_samples_does_not_enter_the_factor():
     rng = np.random.default_rng(7)
     found = []
