@@ -15,6 +15,8 @@ from surveybridge.bridge_core.settings import PatchGrid, Sampling
 from surveybridge.bridge_core.translate import translate_tile
 from tests.bridge_core.models import TO_EUCLID, TO_LSST, random_model
 
+pytestmark = pytest.mark.long
+
 # small windows, so that there is more than one group of them; and they share batches, as 3 does not divide 4
 HOW = Sampling(samples=3, steps=2, seed=5, batch=4, precision="float32", patches=PatchGrid(32, 14, 8))
 ORIGIN = (1000, -520)

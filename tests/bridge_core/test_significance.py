@@ -10,6 +10,8 @@ from surveybridge.bridge_core.correlation import disc, error_factor
 from surveybridge.bridge_core.detection import SIGNIFICANCE, aperture_flux, detect, significance
 from surveybridge.storage.photometry import sky_statistics
 
+pytestmark = pytest.mark.long
+
 SIDE = 1024
 
 

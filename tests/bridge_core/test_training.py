@@ -26,6 +26,8 @@ from surveybridge.bridge_core.training import (
 )
 from tests.bridge_core.models import PROBLEM, TINY, make_card
 
+pytestmark = pytest.mark.long
+
 PIXEL = NetworkConfig(base=8, stem=2, norm="pixel")
 RECIPE = Recipe(learning_rate=2e-3, warmup_steps=5, batch_size=8, seed=4)
 

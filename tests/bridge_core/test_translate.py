@@ -27,6 +27,8 @@ from tests.bridge_core.models import (
     random_model,
 )
 
+pytestmark = pytest.mark.long
+
 GRID = PatchGrid()
 HOW = Sampling(samples=2, steps=2, seed=11, batch=16, precision="float32")
 CORE = (64, 128, 64, 128)

@@ -23,6 +23,8 @@ from tests.bridge_core import test_clouds_bridge as clouds
 from tests.bridge_core import test_context as told
 from tests.bridge_core.models import TINY, TO_EUCLID, TO_LSST, make_card, random_model
 
+pytestmark = pytest.mark.long
+
 HOW = Sampling(samples=3, steps=2, seed=7, batch=4, precision="float32", patches=WholeTile())
 
 

@@ -12,6 +12,8 @@ from surveybridge.storage.grids import pixel_to_pixel
 from surveybridge.storage.tiles import TileStore
 from tests.storage.fits_files import gaussians, tan_wcs, write_survey_file
 
+pytestmark = pytest.mark.long
+
 FINE, COARSE = (400, 420), (240, 250)
 
 

@@ -25,6 +25,8 @@ from tests import tiny
 from tests.bridge_core.models import AnalyticModel
 from tests.storage.fits_files import gaussians
 
+pytestmark = pytest.mark.long
+
 SIDE = 320
 TAU = 0.11
 """True scatter of VIS around what LSST lets expect, network units."""

@@ -29,6 +29,8 @@ from surveybridge.storage.tiles import TileStore
 from tests import tiny
 from tests.storage.fits_files import gaussians
 
+pytestmark = pytest.mark.long
+
 QUICK = {"samples": 2, "steps": 2, "score_samples": 2, "score_steps": 2, "precision": "float32", "executor": "serial"}
 STAR = (20.3, 70.8)
 """(y, x) of a point source in the first of four tiles."""

@@ -13,6 +13,8 @@ from tests import tiny
 from tests.jobs.test_sweep import list_only, the_run
 from tests.jobs.test_translate import QUICK, results
 
+pytestmark = pytest.mark.long
+
 SERIAL = ["--executor", "serial", *QUICK]
 
 

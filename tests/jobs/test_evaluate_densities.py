@@ -35,6 +35,8 @@ from surveybridge.storage.problems import read_problem
 from tests import tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.long
+
 K = 3
 QUICK = ["--samples", str(K), "--steps", "2", "--precision", "float32"]
 RNG = np.random.default_rng(11)

@@ -18,6 +18,8 @@ from surveybridge.jobs.simulating.training_skies import Observation, nominal
 from surveybridge.storage.coregister import coregister, resample_stamps
 from surveybridge.storage.images import MASK_PLANES, SurveyImage
 
+pytestmark = pytest.mark.long
+
 N = 256
 SIDE = 51.2
 

@@ -14,6 +14,8 @@ from tests.drills.drill import results
 from tests.jobs.test_bad_requests import write_fits
 from tests.storage.disks import fill, remount, small_disk
 
+pytestmark = pytest.mark.long
+
 QUICK = ["--samples", "2", "--steps", "1", "--score-samples", "2", "--score-steps", "1", "--executor", "serial"]
 
 

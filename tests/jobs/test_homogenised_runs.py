@@ -19,6 +19,8 @@ from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import TileStore
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 FAST = ["--samples", "2", "--steps", "2", "--score-samples", "2", "--score-steps", "2", "--executor", "serial"]
 
 TRAINED = {"lsst": {"g": 0.77, "r": 0.73, "i": 0.71}, "euclid": {"VIS": 0.16}}

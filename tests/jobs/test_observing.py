@@ -23,6 +23,8 @@ from surveybridge.jobs.simulating.sky_files import sky_of
 from surveybridge.storage.field_images import read_field
 from surveybridge.storage.problems import default_problem
 
+pytestmark = pytest.mark.long
+
 G_BAND, R_BAND, I_BAND, VIS = INSTRUMENTS
 
 

@@ -17,6 +17,8 @@ from surveybridge.storage.runs import FINGERPRINT_KEYS, RunFolder
 from surveybridge.storage.schema import CANDIDATES
 from surveybridge.storage.tiles import Tile, TileStore
 
+pytestmark = pytest.mark.long
+
 SIDE = 96
 """Side of a tile's core, pixels; the field is two tiles wide, and starts at global pixel (1000, 2000)."""
 BANDS = {"lsst": ("g", "r", "i"), "euclid": ("VIS",)}

@@ -17,6 +17,8 @@ from surveybridge.kernels.dispatch import Impl
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 from tests.kernels.guards import guarded, guarded_results
 
+pytestmark = pytest.mark.long
+
 K = StepCoefficients(p=1.3, q=-0.53, r=0.217, h=0.117, a=0.33, b=0.41, c=0.23, d=0.31, u=1.7, v=-0.61)
 SHAPES = [(1, 1, 1, 1), (3, 3, 23, 41), (2, 4, 16, 32), (1, 2, 1, 513), (5, 1, 27, 19), (2, 6, 9, 17)]
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,8 @@ from surveybridge.storage.spline import TAPS, interpolation_matrix, tap_weights
 from tests.storage.fits_files import gaussians, tan_wcs
 from tests.storage.wcs_headers import bent, true_sky, unusual
 
+pytestmark = pytest.mark.long
+
 FINE, COARSE = (128, 128), (72, 72)
 
 

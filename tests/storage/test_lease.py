@@ -16,6 +16,8 @@ import pytest
 from surveybridge.storage.lease import FILE, Lease, LeaseHeld, LeaseLost, read_holder
 from surveybridge.storage.objectstore import Folder
 
+pytestmark = pytest.mark.long
+
 DRIVER = """
 import json, sys, time
 from surveybridge.storage.lease import Lease, LeaseHeld

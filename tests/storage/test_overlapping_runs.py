@@ -19,6 +19,8 @@ from surveybridge.storage.regions import Cone
 from tests.storage.overlaps import Field, write_run
 from tests.storage.test_publishing import content
 
+pytestmark = pytest.mark.long
+
 WEST = Field("west", 149.996, 2.0, 20.0, side=2, scale=0.4)
 EAST = Field("east", 150.008, 2.004, -50.0, side=2, scale=0.4)
 
