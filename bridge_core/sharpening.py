@@ -303,31 +303,16 @@ def sharp_samples(
     bridge, prior = tables(model.card, context)
     assert context is not None
     shape = (observed.shape[1], observed.shape[2], observed.shape[3])
+    variance = mean_power(bridge.power).float() * FLOOR / (1 + FLOOR)
+    white = sky_noise(noise, FLOOR_STEP, shape, device=observed.device)
     return sample_spectral(
         bridge,
         denoiser(model, (bridge, prior), context, head, steps, precision),
-        _with_floor(bridge, observed, noise),
+        observed + variance.sqrt()[..., None, None] * white,
         list(steps),
         lambda step, factor: coloured_noise(noise, step, factor, shape),
         apply=mirrored,
     )
-
-
-def single_answer(
-    model: Model,
-    observed: Tensor,
-    head: int,
-    noise: SkyNoise,
-    *,
-    context: Context | None,
-    precision: Precision = "float32",
-) -> Tensor:
-    """E[x0 | x] of observed windows in one evaluation of the network; parameters and result as `sharp_samples`."""
-    bridge, prior = tables(model.card, context)
-    assert context is not None
-    last = model.card.bridge.num_steps - 1
-    denoise = denoiser(model, (bridge, prior), context, head, [last], precision)
-    return denoise(_with_floor(bridge, observed, noise), last)
 
 
 def about_both_means(samples: Tensor, answer: Tensor) -> Tensor:
@@ -343,7 +328,7 @@ def about_both_means(samples: Tensor, answer: Tensor) -> Tensor:
     samples
         float32 [P, K, B, H, W].
     answer
-        float32 [P, B, H, W], of `single_answer`.
+        float32 [P, B, H, W], samples of a single step.
     """
     count = samples.shape[1]
     shift = (answer - samples.mean(1)) / 2
@@ -353,10 +338,3 @@ def about_both_means(samples: Tensor, answer: Tensor) -> Tensor:
     if count % 2:
         side[-1] = 0.0
     return samples + shift[:, None] + side[:, None, None, None] * apart[:, None]
-
-
-def _with_floor(bridge: SpectralBridge, observed: Tensor, noise: SkyNoise) -> Tensor:
-    """Add the white noise of `FLOOR` to windows."""
-    variance = mean_power(bridge.power).float() * FLOOR / (1 + FLOOR)
-    shape = (observed.shape[1], observed.shape[2], observed.shape[3])
-    return observed + variance.sqrt()[..., None, None] * sky_noise(noise, FLOOR_STEP, shape, device=observed.device)

@@ -20,7 +20,7 @@ from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.sampler import begin, bridge_end, draw, end_then_rho_steps, rho_steps, sample
 from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
-from surveybridge.bridge_core.sharpening import about_both_means, sharp_samples, single_answer
+from surveybridge.bridge_core.sharpening import about_both_means, sharp_samples
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import departure
 from surveybridge.kernels.accumulate import accumulate
@@ -239,26 +239,10 @@ def window_samples(
     drawn = torch.cat(draws).unflatten(0, (len(wanted), how.samples))
     if model.card.bridge.kind != "seeing":
         return drawn
-    # windows one by one: then its bits do not depend on which others are wanted
-    answers = [_answer(model, direction, windows, window, corners, how, context) for window in sorted(wanted)]
+    # windows one by one: then their bits do not depend on which others are wanted
+    once = (how, steps[:1])
+    answers = [_drawn(model, direction, windows, [(window, 0)], corners, once, context) for window in sorted(wanted)]
     return about_both_means(drawn, torch.cat(answers))
-
-
-def _answer(
-    model: Model,
-    direction: Direction,
-    windows: Tensor,
-    window: int,
-    corners: Sequence[tuple[int, int]],
-    how: Sampling,
-    context: Context | None,
-) -> Tensor:
-    """The single answer for a window, float32 [1, B, H, W] in the unit; arguments as `window_samples`."""
-    noise = window_noise(how.seed, direction.index, [(window, 0)], corners, windows.device)
-    told = context and context.rows([window])
-    x1 = windows[window : window + 1]
-    u = single_answer(model, x1, direction.index, noise, context=told, precision=how.precision)
-    return direction.wanted.inverse(u)
 
 
 def _drawn(
