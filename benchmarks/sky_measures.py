@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import cut
+from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.scene import cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.stretch import Stretch
@@ -119,7 +120,7 @@ def measure(
     """
     known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
     places = {
-        kind: _places(objects, kind, field, known)
+        kind: places_of(objects, kind, field, known)
         for kind, objects in (("galaxy", field.galaxies), ("star", field.stars))
     }
     centres, owner = covering(np.concatenate([places["star"][:, 1:], places["galaxy"][:, 1:]]))
@@ -131,7 +132,7 @@ def measure(
     return Sums(
         flux_ratios(means, centres, owner[stars:], places["galaxy"], truth, GALAXY_ARCSEC)[:, 1],
         flux_ratios(means, centres, owner[:stars], places["star"], truth, STAR_ARCSEC),
-        pixel_sums(drawn, centres, tile, countable),
+        pixel_sums(drawn, centres, *seen_by_vis(tile), countable),
         labelled(rows, field),
         len(x_lens),
     )
@@ -153,24 +154,35 @@ def translate_windows(
     patch: int | str | None = None,
 ) -> NDArray[np.float32]:
     """Samples of VIS in windows by their middles (y, x), [W, K, S, S] nJy: as a run with `wishes` translates them."""
-    grid = PatchGrid()
     how = Sampling(samples=SAMPLES, patches=windows_for(model.card, patch, halo_of_tile(tile)))
-    direction = model.card.problem.to("euclid")
-    scene = scene_of(tile, direction.observed.name, torch.device("cpu"))
+    return drawn_windows(model, model.card.problem.to("euclid"), tile, centres, how, wishes)[:, :, 0]
+
+
+def drawn_windows(
+    model: Model,
+    direction: Direction,
+    tile: Tile,
+    centres: NDArray[np.int64],
+    how: Sampling,
+    wishes: Wishes | None = None,
+) -> NDArray[np.float32]:
+    """Samples of all bands of a direction's wanted end in windows by their middles (y, x), [W, K, B, S, S]."""
+    grid = PatchGrid()
+    scene = scene_of(tile, direction.observed.name, torch.device("cpu"), model.card)
     half = grid.size // 2
     corners = [(int(y) - half, int(x) - half) for y, x in centres]
     wanted = wanted_conditions(model.card, tile, direction, wishes)
     if isinstance(how.patches, WholeTile):
         seen = look(model, direction, scene, how, wanted=wanted)
-        field = torch.cat(list(whole_samples(model, direction, seen, how, seen.box)), dim=1)[0, :, 0]
+        field = torch.cat(list(whole_samples(model, direction, seen, how, seen.box)), dim=1)[0].numpy()
         top, left = seen.box[0], seen.box[2]
-        return np.stack([field[:, y - top : y - top + grid.size, x - left : x - left + grid.size] for y, x in corners])
+        return np.stack([field[..., y - top :, x - left :][..., : grid.size, : grid.size] for y, x in corners])
     seen = look(model, direction, scene, how, corners, wanted)
     if len(seen.live) != len(corners):
         raise ValueError(f"{len(corners) - len(seen.live)} windows show nothing, but hold objects that are known")
     windows = cut(seen.x1, corners, scene.origin, grid.size)
     told = cut_context(seen.context, corners, scene.origin, grid.size)
-    return window_samples(model, direction, windows, corners, how, context=told)[:, :, 0].numpy()
+    return window_samples(model, direction, windows, corners, how, context=told).numpy()
 
 
 def flux_ratios(
@@ -205,25 +217,51 @@ def flux_ratios(
     return ratios
 
 
-def pixel_sums(
-    drawn: NDArray[np.float32], centres: NDArray[np.int64], tile: Tile, countable: NDArray[np.bool_]
-) -> Floats:
-    """Return `Sums.windows`: bright pixels are those whose mean is above 3 sigma of VIS; each counts in one window."""
+def seen_by_vis(tile: Tile) -> tuple[Floats, float]:
+    """The image of VIS, [H, W], and the noise of its sky, nJy."""
     image = tile.images["euclid"]
-    sigma = float(np.sqrt(np.median(image.variance[0][image.valid[0]])))
+    return image.flux[0].astype(np.float64), float(np.sqrt(np.median(image.variance[0][image.valid[0]])))
+
+
+def pixel_sums(
+    drawn: NDArray[np.float32],
+    centres: NDArray[np.int64],
+    truth: Floats,
+    sigma: float,
+    countable: NDArray[np.bool_],
+    display: Stretch = DISPLAY,
+) -> Floats:
+    """Return `Sums.windows`: bright pixels are those whose mean is above 3 sigma; each counts in one window.
+
+    Parameters
+    ----------
+    drawn : float32 [W, K, S, S]
+        Samples in the windows.
+    centres : int64 [W, 2]
+        Their middles (y, x).
+    truth : float64 [H, W]
+        What is predicted, of the whole field.
+    sigma : float
+        Noise of a pixel.
+    countable : bool [H, W]
+        Pixels that may be counted.
+    display : Stretch
+        Of one band, in which variance and squared error are taken.
+    """
     samples, half = drawn.shape[1], drawn.shape[2] // 2
     width = interval_width(0.68, samples)
+    bands = tuple(display.softening)
     left, sums = countable.copy(), np.zeros((len(drawn), 4))
     inner = np.s_[half - USED : half + USED]
     for n, (y, x) in enumerate(centres):
         there = (slice(y - USED, y + USED), slice(x - USED, x + USED))
         part = torch.from_numpy(drawn[n][:, inner, inner]).double()
-        true = torch.from_numpy(image.flux[0][there].astype(np.float64))
+        true = torch.from_numpy(truth[there])
         mean, std = part.mean(0), part.std(0)
         bright = (mean > BRIGHT_SIGMAS * sigma) & torch.from_numpy(left[there])
         left[there] = False
-        shown = DISPLAY.forward(part.float()[:, None], ("VIS",))[:, 0].double()
-        shown_true = DISPLAY.forward(true.float()[None], ("VIS",))[0].double()
+        shown = display.forward(part.float()[:, None], bands)[:, 0].double()
+        shown_true = display.forward(true.float()[None], bands)[0].double()
         sums[n] = (
             int(bright.sum()),
             int(((true - mean).abs() <= width * std)[bright].sum()),
@@ -295,7 +333,7 @@ def near(shape: tuple[int, int], x: Floats, y: Floats, radius: float) -> NDArray
     return found
 
 
-def _places(objects: Catalogue, kind: str, field: SimulatedField, known: NDArray[np.bool_]) -> Floats:
+def places_of(objects: Catalogue, kind: str, field: SimulatedField, known: NDArray[np.bool_]) -> Floats:
     """I magnitude, x and y of the objects to translate, [N, 3]: inside, with all of their flux known."""
     x, y = field.euclid.pixels(*field.sky(objects))
     magnitude = objects["mag_i"]
