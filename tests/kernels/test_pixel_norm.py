@@ -62,7 +62,7 @@ def test_what_is_overwritten_has_the_bits_of_what_a_gradient_is_wanted_of(dtype,
 
 
 def test_a_film_of_a_wider_type_is_not_rounded():
-    x, weight, bias, film = inputs((2, 8, 3, 5), torch.bfloat16, 2)
+    x, _, _, film = inputs((2, 8, 3, 5), torch.bfloat16, 2)
     assert film is not None
     h = x.clone()
     found = film_silu(h, film.float())
