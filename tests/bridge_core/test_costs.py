@@ -48,8 +48,9 @@ def flops(network: UNet) -> int:
 
 def test_a_network_call_has_no_more_operators_than_before(model):
     operators, _ = one_call(model)
-    most = {"mkldnn_convolution": 39, "native_layer_norm": 29, "silu": 29, "add": 42, "mul": 14, "cat": 3, "addmm": 14}
-    assert {name: operators[name] for name in most} == most
+    most = {"mkldnn_convolution": 39, "native_layer_norm": 29, "add": 28, "cat": 3, "addmm": 14}
+    in_place = {"mul_": 14, "add_": 14, "silu_": 29, "mul": 0, "silu": 0}
+    assert {name: operators[name] for name in most | in_place} == most | in_place
     # weights lie in the type that they are used in, and the input is written in it
     assert operators["_to_copy"] <= 14
     assert operators["clone"] + operators["contiguous"] <= 4

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surveybridge.kernels.pixel_norm import pixel_norm_silu
+from surveybridge.kernels.pixel_norm import film_silu, pixel_norm_silu
 from tests.kernels.guards import guarded, guarded_results
 
 CHANNELS = (8, 24, 32, 64, 96, 128)
@@ -47,6 +47,28 @@ def unit_in_the_last_place(value: Tensor) -> Tensor:
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_overwritten_has_the_bits_of_what_a_gradient_is_wanted_of(dtype, rows):
+    x, weight, bias, film = inputs((2, 24, 3, 5), dtype, rows)
+    before = x.clone()
+    found = pixel_norm_silu(x, weight, bias, film)
+    assert torch.equal(bits(x), bits(before))
+    wanted = pixel_norm_silu(x, weight.detach().requires_grad_(), bias, film)
+    assert wanted.requires_grad and not found.requires_grad
+    assert torch.equal(bits(found), bits(wanted.detach())) and found.stride() == wanted.stride()
+
+
+def test_a_film_of_a_wider_type_is_not_rounded():
+    x, _, _, film = inputs((2, 8, 3, 5), torch.bfloat16, 2)
+    assert film is not None
+    h = x.clone()
+    found = film_silu(h, film.float())
+    scale, shift = film.float()[:, :, None, None].chunk(2, dim=1)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, F.silu(x * (1 + scale) + shift)) and torch.equal(bits(h), bits(x))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
