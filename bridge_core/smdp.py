@@ -2,7 +2,7 @@
 
 SMDP (Holzschuh, Vegetti & Thuerey 2023, arXiv 2301.10250): dx = P(x) dt + g dW carries the wanted state at t = 0 to
 the observed one. Its reverse is dx = [P - g^2 s] dt + g dW with the score s = grad log p_t, and the probability flow
-has g^2 s / 2 and no noise. A step down subtracts a step of the solver forward, so any solver will do.
+has g^2 s / 2 and no noise. A step down subtracts a step of the solver forward, or is one with negative time.
 """
 
 from __future__ import annotations
