@@ -253,12 +253,13 @@ def train(network: nn.Module, loss: Loss[Batch], draw: Draw[Batch], passes: int)
 def profile(x: Tensor) -> Tensor:
     """Radial profile of the amplitudes of fields, [N, bins]."""
     k = wavenumbers().round()
-    amplitude = torch.fft.rfft2(x[:, 0].double()).abs()
+    amplitude = torch.fft.rfft2(x[:, 0]).abs()
     return torch.stack([amplitude[:, k == one].mean(1) for one in BINS], 1)
 
 
 def measured(answer: Tensor, x0: Tensor) -> dict[str, float]:
-    """The numbers of the table, and the mean squared error of the field itself."""
+    """The numbers of the table, and the mean squared error of the field itself, which may be huge."""
+    answer, x0 = answer.double(), x0.double()
     rest = (HEAT.forward(answer, END) - HEAT.forward(x0, END)).square().mean()
     spectral = (profile(answer).log() - profile(x0).log()).abs().mean()
     error = (answer - x0).square().mean()
