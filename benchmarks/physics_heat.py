@@ -301,12 +301,13 @@ def table(training: Tensor, judged: Tensor, passes: int) -> list[dict[str, objec
             for steps in STEPS:
                 score = exact_score if loss is None else Score(network, END / steps)
                 add(f"{name}, {'SDE' if sde else 'ODE'}", steps, backward(score, seen, steps, sde=sde), cost)
-    for name, make in (("U-Net", lambda: UNet(1)), ("Fourier operator", FourierOperator)):
+    makers: dict[str, Callable[[], nn.Module]] = {"U-Net": lambda: UNet(1), "Fourier operator": FourierOperator}
+    for name, make in makers.items():
         torch.manual_seed(0)
-        network = make()
-        cost = cost_of(network, train(network, at_once, partial(drawn, training), passes))
+        rival = make()
+        cost = cost_of(rival, train(rival, at_once, partial(drawn, training), passes))
         with torch.no_grad():
-            add(name, 1, network(seen), cost)
+            add(name, 1, rival(seen), cost)
     return rows
 
 
