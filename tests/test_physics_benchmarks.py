@@ -121,8 +121,9 @@ def test_a_draw_from_the_posterior_has_the_power_of_fields_and_explains_what_is_
     assert found[0]["reconstruction"] < found[1]["reconstruction"] < 0.2 * physics_heat.SEEN_NOISE**2
 
 
+@pytest.mark.long
 def test_the_heat_equation_is_run_backward_in_all_ways(tmp_path, monkeypatch, capsys):
-    for name, value in {"STEPS": (8, 9), "BATCH": 4, "WINDOWS": 1, "SINGLE": 0.5}.items():
+    for name, value in {"STEPS": (4, 5), "BATCH": 4, "WINDOWS": 1, "WINDOW": 4, "SINGLE": 0.5}.items():
         monkeypatch.setattr(physics_heat, name, value)
     out = tmp_path / "heat.json"
     command = ["physics_heat", "--passes", "12", "--fields", "8", "--judged", "2", "--out", str(out)]
@@ -139,10 +140,11 @@ def test_a_window_counts_its_passes_and_has_a_gradient(monkeypatch):
     for benchmark in (physics_heat, physics_buoyancy):
         monkeypatch.setattr(benchmark, "BATCH", 4)
         monkeypatch.setattr(benchmark, "WINDOWS", 1)
+        monkeypatch.setattr(benchmark, "WINDOW", 5)
     fields, runs = physics_heat.fields(4, generator), physics_buoyancy.simulated(1, 4, seed=6)
     unet, correction = physics_heat.score_network(), physics_buoyancy.Correction()
     some = physics_buoyancy.drawn(runs, 0, generator)
-    for share, passes in ((0.0, 4), (1.0, 2 * 7)):  # at last windows of 8 states, each step both ways
+    for share, passes in ((0.0, 4), (1.0, 2 * 4)):  # at last windows of 5 states, each step both ways
         for network, (loss, taken) in (
             (unet, physics_heat.windows(unet, fields, share, generator)),
             (correction, physics_buoyancy.windows(correction, some, share, generator)),
@@ -153,9 +155,10 @@ def test_a_window_counts_its_passes_and_has_a_gradient(monkeypatch):
             assert any(bool(slope.any()) for slope in slopes if slope is not None)
 
 
+@pytest.mark.long
 def test_smoke_is_run_backward_in_all_ways(tmp_path, monkeypatch, capsys):
-    short = {"STEPS": 8, "TIMES": [float(t) for t in range(9)], "SAMPLES": 2}
-    for name, value in (short | {"BATCH": 2, "WINDOWS": 1, "SINGLE": 0.5}).items():
+    short = {"STEPS": 4, "TIMES": [float(t) for t in range(5)], "SAMPLES": 2}
+    for name, value in (short | {"BATCH": 2, "WINDOWS": 1, "WINDOW": 4, "SINGLE": 0.5}).items():
         monkeypatch.setattr(physics_buoyancy, name, value)
     out = tmp_path / "buoyancy.json"
     command = ["physics_buoyancy", "--passes", "12", "--scenes", "2", "--judged", "1", "--out", str(out)]
