@@ -3,11 +3,13 @@
 The toy of SMDP (arXiv 2301.10250): dx = -7 sign(x) x^2 dt + 0.03 dW from x = +1 or -1, over t = 0 to 10, where both
 have ended around 0. Q is twice the smaller share of 1000 ends, even in -0.1 .. 0.1, that go back to within `HIT` of +1
 or -1: 1 is a fair draw from the posterior. `python -m benchmarks.physics_toy` trains each loss on 2500, 250 and 25
-trajectories and prints Q of the reverse SDE and of the probability flow; a minute each.
+trajectories and prints Q of the reverse SDE and of the probability flow; a minute each. `--trajectories 25` does one
+count.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import time
@@ -146,9 +148,13 @@ def quality(score: Score, *, sde: bool, hit: float = HIT, seed: int = 1) -> floa
 
 
 def main() -> None:
-    """Print and keep the table."""
-    rows = []
-    for count in (2500, 250, 25):
+    """Print the table, and keep it with the rows of other counts that were there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trajectories", type=int, nargs="+", default=[2500, 250, 25])
+    counts = parser.parse_args().trajectories
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = [row for row in kept if row["trajectories"] not in counts]
+    for count in counts:
         states = trajectories(count)
         for name, loss in LOSSES.items():
             started = time.perf_counter()
@@ -162,6 +168,7 @@ def main() -> None:
             }
             print(row, flush=True)
             rows.append(row)
+    rows.sort(key=lambda row: -row["trajectories"])
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 SMDP (Holzschuh, Vegetti & Thuerey 2023, arXiv 2301.10250): dx = P(x) dt + g dW carries the wanted state at t = 0 to
 the observed one. Its reverse is dx = [P - g^2 s] dt + g dW with the score s = grad log p_t, and the probability flow
-has g^2 s / 2 and no noise. A step down subtracts a step of the solver forward, so any solver will do.
+has g^2 s / 2 and no noise. A step down subtracts a step of the solver forward, or is one with negative time.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ class Process:
         Its drift.
     forcing
         g, or g(t); a Tensor [H, W // 2 + 1] has a value for each Fourier mode.
+    negative_time
+        Whether a step down is the solver's with -dt, and not its step forward subtracted: for solvers of which the
+        latter grows without limit, as of flows.
     """
 
     operator: Operator
     forcing: float | Callable[[float], float | Tensor]
+    negative_time: bool = False
 
     def g(self, t: float) -> float | Tensor:
         """The forcing at a time."""
@@ -64,6 +68,8 @@ class Process:
     def step_down(self, x: Tensor, t: float, dt: float, s: Tensor, c: float, z: Tensor | None = None) -> Tensor:
         """The state at t - dt from x at t: x - P_dt(x) + dt c g^2 s, and with z also g sqrt(dt) z.
 
+        P_dt(x) is the solver's step forward less x; with `negative_time`, x less its step backward.
+
         Parameters
         ----------
         x, s
@@ -76,7 +82,8 @@ class Process:
             [N, ...] standard normal, or None for a step without noise.
         """
         g = self.g(t)
-        down = 2 * x - self.operator.forward(x, dt) + dt * c * scaled(s, g * g)
+        before = self.operator.forward(x, -dt) if self.negative_time else 2 * x - self.operator.forward(x, dt)
+        down = before + dt * c * scaled(s, g * g)
         return down if z is None else down + math.sqrt(dt) * scaled(z, g)
 
     def window_loss(

@@ -92,6 +92,14 @@ def test_a_longer_window_takes_each_step_from_the_one_before():
         process.window_loss(lambda x, t: x, states[:1], times[:1])
 
 
+def test_a_solver_that_knows_negative_time_takes_the_step_down_itself():
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    for negative_time, factor in ((True, math.exp(0.8 * STEP)), (False, 2 - math.exp(-0.8 * STEP))):
+        process = Process(Decay(0.8), 0.6, negative_time)
+        down = process.step_down(x, TIME, STEP, -x, SDE)
+        torch.testing.assert_close(down, (factor - STEP * 0.36) * x, rtol=1e-12, atol=0)
+
+
 def gaussian_field() -> tuple[Tensor, Heat, float]:
     """Power [H, W // 2 + 1] of a field, its operator, and the variance of white noise at the end."""
     k = (-Heat().log_transfer(SHAPE)).sqrt()
