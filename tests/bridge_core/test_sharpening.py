@@ -167,7 +167,7 @@ def trained():
     model = model_of(HALF, base=16)
     model.network.train()
     state = TrainState(model.network, Recipe(learning_rate=3e-3, warmup_steps=20, ema_widths=(0.1,)))
-    generator, steps, batch = torch.Generator().manual_seed(0), 320, 16
+    generator, steps, batch = torch.Generator().manual_seed(0), 640, 16
     numbers = torch.rand(60, 2, generator=generator) * torch.tensor([0.75, 2.5]) + torch.tensor([0.45, 2.5])
     kept = context_of([Moffat(*of) for of in numbers.tolist()], torch.ones(60))
     for step in range(steps):
@@ -195,6 +195,14 @@ def test_a_network_learns_what_the_closed_form_lacks(trained):
     assert error == pytest.approx(1.0, abs=0.1)
     # a small network is a little less sure than the closed form, of the modes that it sees
     assert 0.9 < ratios[0] < 1.3
+
+
+@pytest.mark.long
+def test_the_variance_of_modes_that_are_seen_is_that_of_the_exact_denoiser(trained):
+    # of the same windows and steps, which have errors of their own
+    of = [(Moffat(fwhm, beta), sigma) for fwhm, beta, sigma in ((0.7, 3.0, 0.2), (0.85, 2.7, 0.45), (1.1, 3.3, 0.12))]
+    found, exact = (np.array([judge(model, *one)[2][0] for one in of]) for model in (trained, silent(TRUE)))
+    assert np.mean(found / exact) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.long
