@@ -103,7 +103,7 @@ def judge(model: Model, sky: Tensor, there: Tensor, psf: Psf, depth: float, how:
     if model.card.recalibration is not None:
         factors = [model.card.recalibration.factors(one.numpy(), direction) for one in mean]
         stated["_calibrated"] = std * torch.from_numpy(np.stack(factors))
-    held = {}
+    held: dict[str, float] = {}
     for of, image in (("", mean), ("_true", truth)):
         bright = image > SNR * sigma[:, None, None]
         error = (mean - truth)[bright]

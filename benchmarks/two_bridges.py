@@ -133,10 +133,11 @@ def measure_field(
         truth, sigma = seen_by_vis(tile) if band == "VIS" else (clean, sky_noise(tile.shown["lsst"])[plane])
         white, side = WHITE[band]
         display = Stretch.asbridge({band: sigma}, {band: white * (PIXEL / side) ** 2})
-        found[band] = (
-            flux_ratios(raw[:, :, plane].mean(1), centres, owner, places, clean, GALAXY_ARCSEC)[:, 1],
-            *(pixel_sums(samples[:, :, plane], centres, truth, sigma, countable, display) for samples in (raw, sure)),
+        ratios = flux_ratios(raw[:, :, plane].mean(1), centres, owner, places, clean, GALAXY_ARCSEC)[:, 1]
+        sums, recalibrated_sums = (
+            pixel_sums(samples[:, :, plane], centres, truth, sigma, countable, display) for samples in (raw, sure)
         )
+        found[band] = ratios, sums, recalibrated_sums
     return found
 
 
