@@ -1,6 +1,7 @@
 """Are sharpened skies right in flux and in spread, at every seeing, depth and PSF profile.
 
-    python -m benchmarks.seeing --checkpoint seeing-v1 --count 48
+    python -m benchmarks.seeing --checkpoint seeing-v1 --count 24
+    python -m benchmarks.seeing --checkpoint seeing-v1 --count 24 --brightest 600 --out seeing-no-stars.json
 
 Skies of `simulating.sharp_skies` that no training has seen (other seeds) are observed through the process of the bridge
 at `SEEING` x `DEPTHS` x `PROFILES`, sharpened, and held against themselves: median ratio of summed flux within 0.8" of
@@ -132,6 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--count", type=int, default=48, help="skies")
+    parser.add_argument(
+        "--brightest", type=float, default=math.inf, help="nJy: skies with a brighter pixel are left out"
+    )
     parser.add_argument("--samples", type=int, default=8, help="K")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -139,6 +143,8 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
     sky, there = skies(arguments.count)
+    kept = sky.amax((1, 2, 3)) <= arguments.brightest
+    sky, there = sky[kept], there[kept]
     how = Sampling(samples=arguments.samples, steps=arguments.steps, seed=5)
     rows = []
     for fwhm in SEEING:
@@ -147,7 +153,9 @@ def main() -> None:
                 found = judge(model, sky, there, profile(kind, fwhm), noise, how)
                 rows.append({"seeing": fwhm, "depth": depth, "psf": kind, **found})
                 print(rows[-1], flush=True)
-    arguments.out.write_text(json.dumps({"checkpoint": model.card.name, "floor": FLOOR, "rows": rows}, indent=1) + "\n")
+    arguments.out.write_text(
+        json.dumps({"checkpoint": model.card.name, "skies": len(sky), "floor": FLOOR, "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
