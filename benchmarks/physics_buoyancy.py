@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.physics_heat import Loss, cost_of, train
+from benchmarks.physics_heat import Loss, cost_of, train, window_size
 from benchmarks.smoke import SIDE, Smoke, scenes, starts
 from surveybridge.bridge_core.smdp import ODE, SDE, Process
 
@@ -154,7 +154,7 @@ def windows(network: nn.Module, batch: Drawn, share: float, generator: torch.Gen
         return one_step(network, batch, share, generator)
     solver, states = batch
     part = states.unflatten(1, (-1, BATCH))[:, :, :WINDOWS].flatten(1, 2)
-    size = 3 + round((share - SINGLE) / (1 - SINGLE) * (WINDOW - 3))
+    size = window_size(share, SINGLE, WINDOW)
     m = int(torch.randint(0, STEPS + 2 - size, (1,), generator=generator))
     both = process(solver).window_loss(
         Score(network, solver), part[m : m + size], TIMES[m : m + size], c=ODE, direction="bidirectional"

@@ -188,11 +188,16 @@ def one_step(network: nn.Module, x0: Tensor, share: float, generator: torch.Gene
     return (below - down).square().mean() / (FORCING**2 * dt), len(x0)
 
 
+def window_size(share: float, single: float, longest: int) -> int:
+    """States of the windows at a share of the training, of which `single` goes by single steps: from 3 up."""
+    return 3 + round((share - single) / (1 - single) * (longest - 3))
+
+
 def windows(network: nn.Module, x0: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
     """Loss of windows that grow to `WINDOW` states, both ways, of a part of the fields; of single steps at first."""
     if share < SINGLE:
         return one_step(network, x0, share, generator)
-    size = 3 + round((share - SINGLE) / (1 - SINGLE) * (WINDOW - 3))
+    size = window_size(share, SINGLE, WINDOW)
     states, times = trajectories(x0[:WINDOWS], generator)
     m = int(torch.randint(0, len(times) + 1 - size, (1,), generator=generator))
     score, dt = Score(network, times[1]), times[1]

@@ -118,7 +118,7 @@ def measure(
     patch
         What the network sees at once, as of `translate`.
     """
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
+    known = known_pixels(tile)
     places = {
         kind: places_of(objects, kind, field, known)
         for kind, objects in (("galaxy", field.galaxies), ("star", field.stars))
@@ -126,16 +126,26 @@ def measure(
     centres, owner = covering(np.concatenate([places["star"][:, 1:], places["galaxy"][:, 1:]]))
     drawn = translate_windows(model, tile, centres, patch=patch)
     means = drawn.mean(1)
-    x_lens, y_lens = field.euclid.pixels(*field.sky(field.lenses))
-    countable = known & ~near(known.shape, x_lens, y_lens, LENS_ARCSEC / 0.1)
+    countable = away_from_lenses(known, field)
     stars = len(places["star"])
     return Sums(
         flux_ratios(means, centres, owner[stars:], places["galaxy"], truth, GALAXY_ARCSEC)[:, 1],
         flux_ratios(means, centres, owner[:stars], places["star"], truth, STAR_ARCSEC),
         pixel_sums(drawn, centres, *seen_by_vis(tile), countable),
         labelled(rows, field),
-        len(x_lens),
+        len(field.lenses["u"]),
     )
+
+
+def known_pixels(tile: Tile) -> NDArray[np.bool_]:
+    """Pixels of which all bands of all ends are known, [H, W]."""
+    return np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
+
+
+def away_from_lenses(known: NDArray[np.bool_], field: SimulatedField) -> NDArray[np.bool_]:
+    """Known pixels that no lens is near, [H, W]."""
+    x, y = field.euclid.pixels(*field.sky(field.lenses))
+    return known & ~near(known.shape, x, y, LENS_ARCSEC / 0.1)
 
 
 def covering(places: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -271,6 +281,16 @@ def pixel_sums(
     return sums
 
 
+def share_inside(windows: Floats) -> float:
+    """Share of the bright pixels of `Sums.windows` whose truth lies in the 68% interval."""
+    return float(windows[:, 1].sum() / windows[:, 0].sum())
+
+
+def spread_over_error(windows: Floats) -> float:
+    """Spread of the samples over the error of their mean in the display, by `Sums.windows`."""
+    return float(np.sqrt((1 + 1 / SAMPLES) * windows[:, 2].sum() / windows[:, 3].sum()))
+
+
 def labelled(rows: pd.DataFrame, field: SimulatedField) -> pd.DataFrame:
     """Return `Sums.candidates`, with what each row is."""
     found = rows[["system_id", "score", "false_alarm", "kind"]].rename(columns={"system_id": "system"})
@@ -297,8 +317,8 @@ def summary(sums: Sums, seed: int = 0) -> dict[str, Any]:
         "sources": len(rows),
         "galaxies": len(sums.galaxies),
         "flux": _boot(sums.galaxies, np.median, rng),
-        "inside_68": _boot(sums.windows, lambda w: w[:, 1].sum() / w[:, 0].sum(), rng),
-        "spread_skill": _boot(sums.windows, lambda w: np.sqrt((1 + 1 / SAMPLES) * w[:, 2].sum() / w[:, 3].sum()), rng),
+        "inside_68": _boot(sums.windows, share_inside, rng),
+        "spread_skill": _boot(sums.windows, spread_over_error, rng),
         "false_per_thousand": _boot(false, np.mean, rng),
         "lenses": sums.lenses,
         "lenses_first": _boot(found, np.sum, rng),

@@ -1,6 +1,6 @@
 """The same fields through the bridge between surveys and through a bridge of seeing: who should take which.
 
-    python -m benchmarks.two_bridges                 # some 15 minutes of one core
+    python -m benchmarks.two_bridges                 # some 6 minutes of one core
     python -m benchmarks.two_bridges --fields 1 --seeing 0.7,1.1
 
 Fields of `benchmarks.skies` without stars, seen by LSST through Gaussian PSFs of each seeing at the depth of ten years.
@@ -27,15 +27,17 @@ from numpy.typing import NDArray
 from benchmarks.skies import field, images, observed_tile
 from benchmarks.sky_measures import (
     GALAXY_ARCSEC,
-    LENS_ARCSEC,
     SAMPLES,
+    away_from_lenses,
     covering,
     drawn_windows,
     flux_ratios,
-    near,
+    known_pixels,
     pixel_sums,
     places_of,
     seen_by_vis,
+    share_inside,
+    spread_over_error,
 )
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from surveybridge.bridge_core.model import Model
@@ -118,17 +120,16 @@ def measure_field(
     tile, drawn = prepared(model, tile), field(seed, TRAINING.stars)
     if (homogenisation := Homogenisation.of_card(model.card, NOISE_BOUND)) is not None:
         tile = homogenisation.applied(tile, None)
-    known = np.logical_and.reduce([image.valid.all(axis=0) for image in tile.shown.values()])
+    known = known_pixels(tile)
     places = places_of(drawn.galaxies, "galaxy", drawn, known)
     centres, owner = covering(places[:, 1:])
     how = Sampling(samples=SAMPLES, patches=windows_for(model.card, None, halo_of_tile(tile)))
     raw = drawn_windows(model, direction, tile, centres, how)
     sure = raw if model.card.recalibration is None else recalibrated(model, direction, raw)
-    x, y = drawn.euclid.pixels(*drawn.sky(drawn.lenses))
-    countable = known & ~near(known.shape, x, y, LENS_ARCSEC / PIXEL)
+    countable = away_from_lenses(known, drawn)
     found = {}
     for plane, band in enumerate(direction.wanted.bands):
-        instrument = wanted_instrument(model, direction, band)
+        instrument = wanted_instrument(model, band)
         clean = images(seed, instrument, REGISTERED, TRAINING.stars)
         truth, sigma = seen_by_vis(tile) if band == "VIS" else (clean, sky_noise(tile.shown["lsst"])[plane])
         white, side = WHITE[band]
@@ -147,7 +148,7 @@ def recalibrated(model: Model, direction: Direction, drawn: NDArray[np.float32])
     return torch.stack([recalibrated_samples(model, direction, one.mean(0), one) for one in windows]).numpy()
 
 
-def wanted_instrument(model: Model, direction: Direction, band: str) -> Instrument:
+def wanted_instrument(model: Model, band: str) -> Instrument:
     """What would see the noise-free image of a wanted band."""
     if band == "VIS":
         return TRAINING.band(band)
@@ -159,9 +160,8 @@ def summary(ratios: Floats, raw: Floats, sure: Floats) -> dict[str, Any]:
     """Median flux ratio; share in the 68% interval, and spread over error in the display, raw and recalibrated."""
     measures: dict[str, Any] = {"flux": round(float(np.median(ratios)), 4), "galaxies": len(ratios)}
     for name, sums in (("", raw), ("_calibrated", sure)):
-        pixels, inside, variance, error = sums.sum(0)
-        measures["inside_68" + name] = round(float(inside / pixels), 4)
-        measures["spread_skill" + name] = round(float(np.sqrt((1 + 1 / SAMPLES) * variance / error)), 3)
+        measures["inside_68" + name] = round(share_inside(sums), 4)
+        measures["spread_skill" + name] = round(spread_over_error(sums), 3)
     return measures | {"pixels": int(raw[:, 0].sum())}
 
 

@@ -121,15 +121,20 @@ def test_a_draw_from_the_posterior_has_the_power_of_fields_and_explains_what_is_
     assert found[0]["reconstruction"] < found[1]["reconstruction"] < 0.2 * physics_heat.SEEN_NOISE**2
 
 
+def rows_of(benchmark, arguments, out, monkeypatch):
+    """What a benchmark with windows writes after the shortest training."""
+    for name, value in {"WINDOWS": 1, "WINDOW": 4, "SINGLE": 0.5}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr("sys.argv", [benchmark.__name__, "--passes", "12", *arguments, "--out", str(out)])
+    benchmark.main()
+    return json.loads(out.read_text())["rows"]
+
+
 @pytest.mark.long
 def test_the_heat_equation_is_run_backward_in_all_ways(tmp_path, monkeypatch, capsys):
-    for name, value in {"STEPS": (4, 5), "BATCH": 4, "WINDOWS": 1, "WINDOW": 4, "SINGLE": 0.5}.items():
+    for name, value in {"STEPS": (4, 5), "BATCH": 4}.items():
         monkeypatch.setattr(physics_heat, name, value)
-    out = tmp_path / "heat.json"
-    command = ["physics_heat", "--passes", "12", "--fields", "8", "--judged", "2", "--out", str(out)]
-    monkeypatch.setattr("sys.argv", command)
-    physics_heat.main()
-    rows = json.loads(out.read_text())["rows"]
+    rows = rows_of(physics_heat, ["--fields", "8", "--judged", "2"], tmp_path / "heat.json", monkeypatch)
     assert capsys.readouterr().out.count("'reconstruction'") == len(rows) == 3 + 3 * 2 * 2 + 2
     by_name = {(row["method"], row["steps"]): row for row in rows}
     assert all(0.8 < row["weights"] / by_name["U-Net", 1]["weights"] < 1.25 for row in rows if "weights" in row)
@@ -157,14 +162,9 @@ def test_a_window_counts_its_passes_and_has_a_gradient(monkeypatch):
 
 @pytest.mark.long
 def test_smoke_is_run_backward_in_all_ways(tmp_path, monkeypatch, capsys):
-    short = {"STEPS": 4, "TIMES": [float(t) for t in range(5)], "SAMPLES": 2}
-    for name, value in (short | {"BATCH": 2, "WINDOWS": 1, "WINDOW": 4, "SINGLE": 0.5}).items():
+    for name, value in {"STEPS": 4, "TIMES": [float(t) for t in range(5)], "SAMPLES": 2, "BATCH": 2}.items():
         monkeypatch.setattr(physics_buoyancy, name, value)
-    out = tmp_path / "buoyancy.json"
-    command = ["physics_buoyancy", "--passes", "12", "--scenes", "2", "--judged", "1", "--out", str(out)]
-    monkeypatch.setattr("sys.argv", command)
-    physics_buoyancy.main()
-    rows = json.loads(out.read_text())["rows"]
+    rows = rows_of(physics_buoyancy, ["--scenes", "2", "--judged", "1"], tmp_path / "buoyancy.json", monkeypatch)
     assert capsys.readouterr().out.count("'start_smoke'") == len(rows) == 9
     by_name = {row["method"]: row for row in rows}
     assert by_name["physics alone"]["start_smoke"] < by_name["the end itself"]["start_smoke"]
