@@ -160,6 +160,26 @@ thread.join()
     assert elsewhere.stdout.split()[2] == str(tmp_path / "surveybridge.py")
 
 
+def test_a_fork_that_collects_garbage_closes_no_file_of_its_own(monkeypatch):
+    # A server that has forked much is at another point between two collections.
+    monkeypatch.setattr(warm, "python", functools.cache(warm.python.__wrapped__))
+    program = """
+import gc, os
+handles = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+gc.collect()
+for handle in handles:
+    os.fstat(handle)
+print(handles[0])
+"""
+    others = [subprocess.Popen([warm.python(), "-c", "import time; time.sleep(60)"]) for _ in range(3)]
+    try:
+        assert run(warm.python(), "-c", program).stdout == "3\n"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def test_the_console_script_is_the_command():
     words = ["ingest", "--no-such-flag", "1"]
     fork, real = (

@@ -232,6 +232,7 @@ def serve(folder: str, before: Mapping[bytes, bytes]) -> Request:
         except OSError:  # no memory, or no more processes: whoever asks tries a real one
             pid = -1
         if pid == 0:
+            gc.freeze()  # or sockets of the server, collected late, would close what the fork has opened by then
             return request
         for handle in request.received:
             os.close(handle)
