@@ -1,7 +1,7 @@
 """Simulate pairs for training under many observing conditions, and write them as a pair store.
 
 Scenes with galaxies and stars are observed by LSST and Euclid with other PSFs, depths, noise, registration and defects
-each; windows of 64 x 64 pixels are cut out of them. A share has the conditions of an ideal survey. The pairs follow
+each; windows are cut out of them. A share has the conditions of an ideal survey. The pairs follow
 from the seed, whichever number of workers draws them; run the same command again to go on after an interruption.
 """
 
@@ -17,6 +17,7 @@ from surveybridge.jobs.config import JobConfig, RequestError
 EXAMPLES = """\
 surveybridge simulate-pairs --out pairs/sky.zarr --count 40000
 surveybridge simulate-pairs --out pairs/more.zarr --count 100000 --seed 2 --workers 8
+surveybridge simulate-pairs --out pairs/wide.zarr --count 8000 --size 128
 surveybridge simulate-pairs --out pairs/stamps.zarr --count 8000 --grid cutout
 surveybridge simulate-pairs --out pairs/skies.zarr --count 8000 --grid sharp
 surveybridge simulate-pairs --out s3://bucket/pairs/sky.zarr --count 512 --executor serial"""
@@ -33,6 +34,12 @@ class Config(JobConfig):
         "mosaic",
         description="mosaic: both surveys on Euclid's pixels, with masks; cutout: complete stamps on their own pixels; "
         "sharp: LSST beside the same sky in its bands, without noise at Euclid's resolution, 96 x 96 pixels",
+    )
+    size: int | None = Field(
+        None,
+        ge=32,
+        description="side in pixels of the windows of the mosaic grid, up to half of a scene, 256: a network that is "
+        "to translate whole tiles should see more than their edges (default: 64)",
     )
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     validation: int | None = Field(
@@ -54,9 +61,10 @@ def run(config: Config) -> int:
         Exit code 0.
     """
     from surveybridge.jobs.running.blocks import complete
-    from surveybridge.jobs.simulating.pair_blocks import SPECS, begin, write_block
+    from surveybridge.jobs.simulating.pair_blocks import begin, spec_of, write_block
 
-    spec = SPECS[config.grid]
+    _check_size(config)
+    spec = spec_of(config.grid, config.size)
     held_back = _held_back(config, spec.windows)
     writer = begin(config.out, config.count, config.seed, held_back, spec)
     work = functools.partial(write_block, writer, config.seed, spec)
@@ -69,6 +77,18 @@ def run(config: Config) -> int:
         f"{writer.folder.url}: {config.count} pairs, {pairs} of them drawn in {seconds:.0f} s ({pairs / seconds:.1f}/s)"
     )
     return 0
+
+
+def _check_size(config: Config) -> None:
+    """Refuse windows that do not fit the scenes, or the grid."""
+    from surveybridge.jobs.simulating.pair_blocks import LARGEST
+
+    if config.size is None:
+        return
+    if config.grid != "mosaic":
+        raise RequestError(f"--size {config.size}, but stamps of --grid {config.grid} have one size; leave it out")
+    if config.size > LARGEST:
+        raise RequestError(f"--size {config.size}: windows of a scene have up to {LARGEST} pixels a side; give fewer")
 
 
 def _held_back(config: Config, windows: int) -> int:

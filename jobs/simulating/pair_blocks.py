@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,10 @@ SPECS: dict[str, SceneSpec] = {
     "sharp": SceneSpec(size=96, windows=12, grid="sharp"),
 }
 """What is drawn, by grid."""
+
+LARGEST = 256
+"""Side of the largest windows in pixels: half of a scene."""
+
 EDITION = 2
 """Of what a seed draws: a store that was begun by another edition is not gone on with."""
 
@@ -35,6 +40,12 @@ CLASSES = {
     "star": "star", "sky": "none",
 }  # fmt: skip
 """`central_class` of a window, by what it was centred on."""
+
+
+def spec_of(grid: str, size: int | None) -> SceneSpec:
+    """What is drawn; windows of `size` pixels a side are as many as would fill the same length if they lay in a row."""
+    spec = SPECS[grid]
+    return spec if size is None else replace(spec, size=size, windows=max(1, round(spec.windows * spec.size / size)))
 
 
 def begin(url: str, count: int, seed: int, held_back: int, spec: SceneSpec) -> PairWriter:

@@ -93,6 +93,28 @@ def test_what_cannot_be_is_refused(store, tmp_path, capsys):
     pq.read_table(store.with_suffix(".parquet"))
 
 
+def test_larger_windows_show_the_same_scenes(store, tmp_path):
+    out = tmp_path / "wide.zarr"
+    assert simulate(out, "--executor", "serial", "--size", 96, count=20) == 0
+    wide, small = read_pairs(str(out)), read_pairs(str(store))
+    assert wide.ends["lsst"].shape == (20, 3, 96, 96) and wide.ends["euclid"].shape == (20, 1, 96, 96)
+    # five windows of a scene instead of eight, under the conditions of that scene
+    assert np.array_equal(stored(out, "lsst_fwhm")[::5], stored(store, "lsst_fwhm")[:32:8])
+    labels = pq.read_table(out.with_suffix(".parquet")).to_pylist()
+    assert [row["scene"] for row in labels] == [scene for scene in range(4) for _ in range(5)]
+    bright = [n for n, row in enumerate(labels) if (row["mag_VIS"] or 99) < 22.5]
+    middles = np.nanmax(wide.ends["euclid"][bright, 0, 45:51, 45:51], (1, 2))
+    assert len(bright) > 5 and np.median(middles / stored(out, "euclid_noise")[bright, 0]) > 10
+    assert small.ends["lsst"].shape[-1] == 64
+
+
+@pytest.mark.parametrize(("size", "more", "said"), [(320, (), "up to 256"), (96, ("--grid", "sharp"), "have one size")])
+def test_windows_that_do_not_fit_are_refused(tmp_path, capsys, size, more, said):
+    out = tmp_path / "wide.zarr"
+    assert said in refused(capsys, "simulate-pairs", "--out", out, "--count", 20, "--size", size, *more)
+    assert not out.exists()
+
+
 def test_stamps_on_own_pixels_are_read_on_both_grids(tmp_path):
     out = tmp_path / "stamps.zarr"
     assert simulate(out, "--executor", "serial", "--grid", "cutout", count=24) == 0
