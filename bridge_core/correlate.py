@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def blur(image: Tensor, line: Tensor) -> Tensor:
     """Separable correlation of [C, H, W] with a line of odd length, zeros beyond the array."""
-    reach = len(line) // 2
-    x = F.conv2d(image[:, None], line.view(1, 1, -1, 1), padding=(reach, 0))
-    return F.conv2d(x, line.view(1, 1, 1, -1), padding=(0, reach))[:, 0]
+    return correlated(F.pad(image, (len(line) // 2,) * 4), line)
+
+
+def correlated(image: Tensor, line: Tensor) -> Tensor:
+    """Separable correlation of [C, H, W] with a line of L values: [C, H - L + 1, W - L + 1].
+
+    Each image has the same bits whatever others there are.
+    """
+    number = len(image)
+    # of one channel alone PyTorch's sums have other bits, and of none it has no groups
+    planes = image if number > 1 else torch.cat([image, image.new_zeros(2 - number, *image.shape[1:])])
+    # channels of one image take it a third to a fifteenth of the time of as many images, and have the same bits
+    along = [line.view(1, 1, *shape).expand(len(planes), -1, -1, -1) for shape in ((-1, 1), (1, -1))]
+    for kernel in along:
+        planes = F.conv2d(planes[None], kernel, groups=len(planes))[0]
+    return planes[:number]

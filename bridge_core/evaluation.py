@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.correlate import correlated
 from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
 from surveybridge.bridge_core.morphology import STATISTICS, power_spectrum, shapes
@@ -244,9 +245,7 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     reach = math.ceil(3 * sigma)
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
     line = line / line.sum()
-    padded = torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")
-    blurred = torch.nn.functional.conv2d(padded, line.view(1, 1, -1, 1))
-    return torch.nn.functional.conv2d(blurred, line.view(1, 1, 1, -1))
+    return correlated(torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")[:, 0], line)[:, None]
 
 
 def matches(found: Floats, true: Floats, reach: float) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surveybridge.bridge_core.correlate import correlated
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 
 STEPS = 10
@@ -128,4 +129,4 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     line = line / line.sum()
     padded = F.pad(images, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+    return correlated(padded[:, 0], line)[:, None]
