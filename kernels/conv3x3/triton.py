@@ -52,14 +52,14 @@ def conv3x3_triton(
     scale, shift, film = (None, None, None) if norm is None else norm
     if film is not None and (film.stride(0) % UNIT or film.stride(1) != 1 or not is_aligned(film)):
         film = film.clone(memory_format=torch.contiguous_format)
-    bias, skip_bias, scale, shift = (None if t is None else t.contiguous() for t in (bias, skip_bias, scale, shift))
+    vectors = [None if t is None else t.contiguous() for t in (skip_bias, scale, shift)]
     film_n = 0 if film is None or len(film) == 1 else film.stride(0) // UNIT
     sizes = tile_sizes(c)
     pixels = n * high * wide  # of the sums or, doubled, of x: memory for 2^31 of them is on no device
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on that of its tensors
         conv3x3_kernel[(triton.cdiv(pixels, sizes["PIXELS"]), 4 if up else 1)](
-            out, act, x, weight, bias, added, skip if skip is None else by_input(skip),
-            skip_bias, scale, shift, film, pixels, high, wide, film_n,
+            out, act, x, weight, bias.contiguous(), added, skip if skip is None else by_input(skip),
+            *vectors, film, pixels, high, wide, film_n,
             CX=cx, C=c, CR=0 if skip is None else skip.shape[1], XS=x.stride(3),
             RS=0 if added is None else added.stride(3), OS=0 if out is None else out.stride(3),
             SIDE=weight.shape[-1], STRIDE=stride, UNIT=UNIT,

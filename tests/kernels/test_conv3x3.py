@@ -56,6 +56,11 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
+def convolve(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+    """Of what either result is, the tests know."""
+    return conv3x3(*arguments, **options)
+
+
 def result(case: Case, n: int, h: int, w: int) -> tuple[int, int, int, int]:
     """Shape of the sum that is kept."""
     scale = case.shuffle * (1 + case.doubled)
@@ -119,7 +124,7 @@ def some_of(given: dict[str, Any], part: Any) -> dict[str, Any]:
 def of_magnitudes(given: dict[str, Any]) -> Tensor:
     """The sums of the magnitudes of all terms, in float32."""
     magnitudes = changed(given, lambda tensor: tensor.float().abs()) | {"norm": None, "keep": True}
-    found: Tensor = conv3x3(**magnitudes, impl="naive")[0]
+    found: Tensor = convolve(**magnitudes, impl="naive")[0]
     return found
 
 
@@ -127,9 +132,9 @@ def of_magnitudes(given: dict[str, Any]) -> Tensor:
 @every_case
 def test_interpreted_triton_is_half_a_unit_from_naive_in_float32_between_nan(case, size):
     given = inputs(case, *size)
-    expected, expected_a = conv3x3(**changed(given, Tensor.float), impl="naive")
+    expected, expected_a = convolve(**changed(given, Tensor.float), impl="naive")
     with guarded_results(result(case, *size), case.keep + case.norm):
-        found, found_a = conv3x3(**given, impl="triton")
+        found, found_a = convolve(**given, impl="triton")
     assert (found is not None, found_a is not None) == (case.keep, case.norm)
     if case.keep:
         assert found.shape == expected.shape and found.dtype == torch.bfloat16
@@ -144,10 +149,10 @@ def test_interpreted_triton_is_half_a_unit_from_naive_in_float32_between_nan(cas
 @every_case
 def test_a_sample_has_the_same_bits_in_every_batch(case):
     given = inputs(case, 64, 2, 3)
-    whole = conv3x3(**given, impl="triton")
+    whole = convolve(**given, impl="triton")
     for batch in (1, 3, 16):
         few = some_of(given, lambda tensor, batch=batch: tensor[64 - batch :])
-        for found, expected in zip(conv3x3(**few, impl="triton"), whole, strict=True):
+        for found, expected in zip(convolve(**few, impl="triton"), whole, strict=True):
             assert expected is None or torch.equal(bits(found), bits(expected[64 - batch :]))
 
 
@@ -162,7 +167,7 @@ def test_a_pixel_has_the_same_bits_in_every_window_where_it_sees_no_border(case)
         high, wide = (tensor.shape[i] // size[i - 1] for i in (2, 3))
         return tensor[..., high : 6 * high, 3 * wide : 8 * wide]
 
-    whole, cropped = conv3x3(**given, impl="triton"), conv3x3(**some_of(given, cut), impl="triton")
+    whole, cropped = convolve(**given, impl="triton"), convolve(**some_of(given, cut), impl="triton")
     for found, expected in zip(cropped, whole, strict=True):
         if expected is not None:  # the crop ends where the window does
             inner = found[..., scale:, scale:-scale]
@@ -171,10 +176,10 @@ def test_a_pixel_has_the_same_bits_in_every_window_where_it_sees_no_border(case)
 
 def test_channels_of_wider_pixels_are_read_and_written_in_place():
     given = inputs(CASES["second of a block"], 2, 3, 5)
-    expected, expected_a = conv3x3(**given, impl="triton")
+    expected, expected_a = convolve(**given, impl="triton")
     wide_x, wide_rest, wide_out = (last((2, 96, 3, 5), torch.bfloat16) for _ in range(3))
     given["x"], given["rest"] = wide_x[:, 64:].copy_(given["x"]), Rest(wide_rest[:, :32].copy_(given["rest"].x))
-    found, found_a = conv3x3(**given, out=wide_out[:, 32:64], impl="triton")
+    found, found_a = convolve(**given, out=wide_out[:, 32:64], impl="triton")
     assert found.data_ptr() == wide_out[:, 32:].data_ptr()
     assert torch.equal(bits(wide_out[:, 32:64]), bits(expected)) and torch.equal(bits(found_a), bits(expected_a))
     assert wide_out[:, :32].isnan().all() and wide_out[:, 64:].isnan().all()
@@ -182,23 +187,23 @@ def test_channels_of_wider_pixels_are_read_and_written_in_place():
 
 def test_any_layout_has_the_bits_of_channels_last_memory():
     given = inputs(CASES["first of a block, film of each sample"], 3, 3, 5)
-    _, expected = conv3x3(**given, impl="triton")
+    _, expected = convolve(**given, impl="triton")
     wide = [last((3, 168, 3, 5), torch.bfloat16) for _ in range(2)]
     planar = {"x": given["x"].contiguous(), "weight": given["weight"].contiguous()}
     for change in (planar, {"x": wide[0][:, 1:97].copy_(given["x"])}, {"x": wide[1][:, 4:100].copy_(given["x"])}):
-        assert torch.equal(bits(conv3x3(**given | change, impl="triton")[1]), bits(expected))
+        assert torch.equal(bits(convolve(**given | change, impl="triton")[1]), bits(expected))
     norm = given["norm"]
     film = torch.zeros(3, 67, dtype=torch.bfloat16)[:, 3:].copy_(norm.film)
     gaps = torch.stack([norm.weight, norm.bias], 1)
     moved = Norm(gaps[:, 0], gaps[:, 1], film)
-    assert torch.equal(bits(conv3x3(**given | {"norm": moved}, impl="triton")[1]), bits(expected))
+    assert torch.equal(bits(convolve(**given | {"norm": moved}, impl="triton")[1]), bits(expected))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 6)], ids=str)
 def test_the_weight_of_upsampling_is_that_of_a_convolution_after_doubling(size):
     x, weight, bias = torch.randn(2, 5, *size), torch.randn(7, 5, 3, 3), torch.randn(7)
     expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-    found, _ = conv3x3(x, upsampling_weight(weight), bias, impl="naive")
+    found, _ = convolve(x, upsampling_weight(weight), bias, impl="naive")
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     rounded = upsampling_weight(weight.bfloat16())
     exact = upsampling_weight(weight.bfloat16().float())
@@ -214,7 +219,7 @@ def test_naive_is_the_networks_own_operations(case):
     expected = F.conv2d(x, weight, given["bias"], case.stride, padding=1)
     if rest is not None:
         expected = expected + (rest.x if rest.weight is None else F.conv2d(rest.x, rest.weight, rest.bias))
-    found, found_a = conv3x3(**given, impl="naive")
+    found, found_a = convolve(**given, impl="naive")
     # sums of four rounded weights are rounded again
     torch.testing.assert_close(
         F.pixel_unshuffle(found, case.shuffle), expected, rtol=1e-4, atol=0.02 if case.doubled else 1e-5
@@ -229,9 +234,9 @@ def test_naive_is_the_networks_own_operations(case):
 
 def test_nan_reaches_its_neighbours_alone():
     given = inputs(CASES["second of a block"], 2, 5, 7)
-    clean, _ = conv3x3(**given, impl="triton")
+    clean, _ = convolve(**given, impl="triton")
     given["x"][1, 3, 2, 4] = torch.nan
-    found, found_a = conv3x3(**given, impl="triton")
+    found, found_a = convolve(**given, impl="triton")
     lost = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
     lost[1, :, 1:4, 3:6] = True
     assert torch.equal(found.isnan(), lost.expand_as(found)) and torch.equal(found_a.isnan(), found.isnan())
@@ -241,13 +246,13 @@ def test_nan_reaches_its_neighbours_alone():
 def test_widths_that_no_program_can_hold_or_normalise_are_refused():
     for case in (Case(16, 48), Case(16, 256, norm=False), Case(16, 32, rest=40)):
         with pytest.raises(ValueError, match=r"48 output|256 output|rest\.x has 40 channels"):
-            conv3x3(**inputs(case, 1, 2, 2), impl="triton")
+            convolve(**inputs(case, 1, 2, 2), impl="triton")
 
 
 @pytest.mark.parametrize("impl", ["naive", "triton"])
 def test_no_sample_gives_no_result(impl):
     given = inputs(CASES["second of a block"], 2, 3, 5)
-    found, found_a = conv3x3(**some_of(given, lambda tensor: tensor[:0]), impl=impl)
+    found, found_a = convolve(**some_of(given, lambda tensor: tensor[:0]), impl=impl)
     assert found.shape == found_a.shape == (0, 32, 3, 5)
 
 
@@ -270,7 +275,7 @@ def test_no_sample_gives_no_result(impl):
 def test_a_wrong_request_is_refused_with_both_values(change, message):
     right = inputs(CASES["second of a block"], 2, 3, 5) | {"impl": "triton"}
     with pytest.raises(ValueError) as refused:
-        conv3x3(**right | change)
+        convolve(**right | change)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -279,6 +284,6 @@ def test_a_gradient_is_refused_where_triton_is_asked_for():
     given = inputs(CASES["second of a block"], 2, 3, 5)
     given["bias"].requires_grad_()
     with pytest.raises(ValueError, match=r"a gradient is wanted of bias; use impl='naive', or torch\.no_grad\(\)"):
-        conv3x3(**given, impl="triton")
+        convolve(**given, impl="triton")
     with torch.no_grad():
-        assert conv3x3(**given, impl="triton")[0].isfinite().all()
+        assert convolve(**given, impl="triton")[0].isfinite().all()
