@@ -118,7 +118,7 @@ def run_tests(bench: Bench) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, capture_output=True, text=True, timeout=480,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0:

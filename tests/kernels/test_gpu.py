@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
@@ -171,3 +172,24 @@ def test_a_convolution_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_i
     for batch in (1, 3, 16, 64):
         few = on("cuda", slice(n - batch, n), torch.bfloat16)
         assert all(b is None or torch.equal(a, b[n - batch :]) for a, b in zip(few, whole, strict=True))
+
+
+def test_the_network_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_in_every_batch_and_crop():
+    model = load_checkpoint("mosaic-v2")
+    direction, (high, wide) = model.card.problem.directions[-1], (64, 384)
+    generator = torch.Generator().manual_seed(2)
+    x, x1 = (torch.randn((66, 3, 16, 16), generator=generator) for _ in range(2))
+    long = torch.randn((1, 3, high, wide), generator=generator)
+    expected = model.predict(x, x1, 100, direction)
+    model.to("cuda", "bfloat16")
+
+    def on_gpu(some: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        return model.predict(some.cuda(), seen.cuda(), 100, direction, "bfloat16").cpu().float()
+
+    whole = on_gpu(x, x1)
+    assert (whole - expected).square().mean().sqrt() < 0.02 * expected.square().mean().sqrt()
+    for batch in (1, 3, 16, 64):
+        assert torch.equal(on_gpu(x[66 - batch :], x1[66 - batch :]), whole[66 - batch :])
+    left, reach = 160, model.card.network.reach
+    cropped, longer = on_gpu(long[..., left:], long[..., left:]), on_gpu(long, long)
+    assert torch.equal(cropped[..., reach:], longer[..., left + reach :])
