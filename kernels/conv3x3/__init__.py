@@ -56,9 +56,9 @@ def conv3x3(
     norm : Norm, optional
         What follows; without it there is no activation.
     out : Tensor, optional
-        Where h is written, channels-last or some channels of wider pixels.
+        Where h is written if it is not shuffled, channels-last or some channels of wider pixels.
     keep : bool
-        Whether h is wanted.
+        Whether h is wanted where `out` is not given.
     impl : {"auto", "naive", "triton"}
         "auto" is Triton on CUDA tensors, naive otherwise.
 
@@ -77,11 +77,16 @@ def conv3x3(
             f"conv3x3: x has shape {list(x.shape)} and weight {list(weight.shape)} but must be [N, Cx, H, W] and "
             "[C, Cx, 3, 3], or [4, C, Cx, 2, 2] of upsampling_weight"
         )
+    if weight.ndim == 5 and stride > 1:
+        raise ValueError(f"conv3x3: stride is {stride} but weight, of shape {list(weight.shape)}, doubles; take 1")
+    if rest is not None and (rest.weight is None) != (rest.bias is None):
+        raise ValueError("conv3x3: rest has a weight without a bias or a bias without a weight; give both or neither")
     if any(side % (stride * unshuffle) for side in x.shape[2:]):
         raise ValueError(
             f"conv3x3: x has shape {list(x.shape)} but its sides must be multiples of {stride * unshuffle}; pad it"
         )
     named = {"x": x, "weight": weight, "bias": bias} | _fields("rest", rest) | _fields("norm", norm)
+    named |= {} if out is None else {"out": out}
     for name, shapes in _shapes(x, weight, stride, unshuffle, rest).items():
         if name in named and named[name].shape not in shapes:
             raise ValueError(
@@ -94,7 +99,7 @@ def conv3x3(
     if choose_impl(impl, x.device) == "naive":
         h = conv3x3_naive(x, weight, bias, stride, unshuffle, shuffle, rest)
         a = None if norm is None else activate_naive(h, norm)
-        return (h if out is None else out.copy_(h)) if keep else None, a
+        return (out.copy_(h) if out is not None else h if keep else None), a
     _check_fused(named, norm, shuffle)
     from surveybridge.kernels.conv3x3.triton import conv3x3_triton  # late: absent where there is no GPU
 
@@ -116,17 +121,17 @@ def _shapes(
     return {
         "weight": ((c, cx, 3, 3), (4, c, cx, 2, 2)),
         "rest.x": ((n, cr, high, wide),), "rest.weight": ((c, cr, 1, 1),),
-        "norm.film": ((n, 2 * c), (1, 2 * c)),
+        "norm.film": ((n, 2 * c), (1, 2 * c)), "out": ((n, c, high, wide),),
     } | dict.fromkeys(("bias", "rest.bias", "norm.weight", "norm.bias"), ((c,),))  # fmt: skip
 
 
 def _check_fused(named: dict[str, Tensor], norm: Norm | None, shuffle: int) -> None:
     """Refuse what the fused kernel does not take."""
-    channels, doubled = named["weight"].shape[-4], named["weight"].ndim == 5
+    channels, doubled, gradient = named["weight"].shape[-4], named["weight"].ndim == 5, torch.is_grad_enabled()
     for name, tensor in named.items():
         if tensor.dtype != torch.bfloat16:
             raise ValueError(f"conv3x3: {name} is {tensor.dtype} but the fused kernel needs bfloat16; use impl='naive'")
-        if torch.is_grad_enabled() and tensor.requires_grad:
+        if gradient and tensor.requires_grad:
             raise ValueError(f"conv3x3: a gradient is wanted of {name}; use impl='naive', or torch.no_grad()")
     if channels > WIDTHS[-1] or (norm is not None and channels not in WIDTHS):
         raise ValueError(f"conv3x3: {channels} output channels but the fused kernel takes {WIDTHS}; use impl='naive'")

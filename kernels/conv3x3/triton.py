@@ -9,6 +9,8 @@ channel, and a sum over nine neighbours times input channels that are gathered f
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -57,7 +59,7 @@ def conv3x3_triton(
     sizes = tile_sizes(c)
     pixels = n * high * wide  # of the sums or, doubled, of x: memory for 2^31 of them is on no device
     with torch.cuda.device_of(x):  # Triton launches on the current device, not on that of its tensors
-        conv3x3_kernel[(triton.cdiv(pixels, sizes["PIXELS"]), 4 if up else 1)](
+        conv3x3_kernel[(-(-pixels // sizes["PIXELS"]), 4 if up else 1)](
             out, act, x, weight, bias.contiguous(), added, skip if skip is None else by_input(skip),
             *vectors, film, pixels, high, wide, film_n,
             CX=cx, C=c, CR=0 if skip is None else skip.shape[1], XS=x.stride(3),
@@ -69,16 +71,19 @@ def conv3x3_triton(
     return out, act
 
 
+@cache
 def tile_sizes(channels: int) -> dict[str, int]:
     """Return how many pixels and channels, powers of two, one program holds."""
     return {"PIXELS": 64 if channels > 64 else 128, "WIDTH": max(16, triton.next_power_of_2(channels))}
 
 
+@cache
 def launch_options(channels: int) -> dict[str, int | bool]:
     """Return Triton's options for so many output channels."""
     return LAUNCH | {"num_warps": 8 if channels > 32 else 4}
 
 
+@cache
 def chunk(channels: int) -> int:
     """Return how many input channels are multiplied at once: a power of two that divides them if one does."""
     return next((size for size in (64, 32, 16) if channels % size == 0), 16)
