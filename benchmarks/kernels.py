@@ -31,6 +31,7 @@ from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.conv3x3 import Norm, conv3x3
 from surveybridge.kernels.dispatch import Impl
 from surveybridge.kernels.pixel_norm import pixel_norm_silu
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
@@ -87,7 +88,7 @@ def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) 
             taken.append(clock(variant.call, device == "cuda", calls))
     median = {(v.name, v.impl): statistics.median(taken[WARM:]) for v, taken in zip(timed, seconds, strict=True)}
     rows = []
-    print(f"\n{device:<38} {'ms':>9} {'GB/s':>8} {'of a copy':>9} {'x naive':>8}")
+    print(f"\n{device:<40} {'ms':>9} {'GB/s':>8} {'of a copy':>9} {'x naive':>8}")
     copy = timed[0].bytes / median["copy", "torch"]
     for variant in timed:
         took = median[variant.name, variant.impl]
@@ -101,7 +102,7 @@ def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) 
         row["times_naive"] = median.get((variant.name, "naive"), took) / took
         rows.append(row)
         print(
-            f"{variant.name + ', ' + variant.impl:<38} {row['ms']:9.3f} {row['gb_per_second']:8.1f} "
+            f"{variant.name + ', ' + variant.impl:<40} {row['ms']:9.3f} {row['gb_per_second']:8.1f} "
             f"{row['of_copy']:9.1%} {row['times_naive']:8.2f}",
             flush=True,
         )
@@ -118,6 +119,7 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
     stacked = channels_last((windows, 3 * BANDS, size, size), device)
     hidden = channels_last((windows, CHANNELS, size // 2, size // 2), device)
     weight, bias, film = (torch.randn(*of, device=device, dtype=torch.bfloat16) for of in NORM)
+    kernel = channels_last((CHANNELS, CHANNELS, 3, 3), device)
     target = torch.empty_like(x_t)
     window = torch.arange(windows, dtype=torch.int32, device=device)
     noise = SkyNoise(1, 0, window, window * 40, window * 50)
@@ -135,6 +137,8 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
         found.append(Variant("second order step", impl, partial(step, table=second, step=3, x0_prev=x0), 24 * values))
         norm = partial(pixel_norm_silu, hidden, weight, bias, film, impl=impl)
         found.append(Variant("norm, FiLM and SiLU", impl, norm, 4 * hidden.numel()))
+        conv = partial(conv3x3, hidden, kernel, bias, norm=Norm(weight, bias, film), keep=False, impl=impl)
+        found.append(Variant("convolution, norm, FiLM and SiLU", impl, conv, 4 * hidden.numel()))
         found += reductions(windows, size, device, impl)
     return found
 

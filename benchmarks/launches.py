@@ -5,7 +5,8 @@
 The network runs on tensors without memory, and every operator that would write some counts as one kernel, which reads
 its arguments and writes its result once; a convolution counts as two, because cuDNN adds the bias in a pass of its own.
 Weights count too, but are shared by all windows. Caches, and copies that cuDNN makes inside, are left out. The first
-row is the network in autocast on CUDA: convolutions and linear layers in bfloat16, norms in float32, casts between.
+row is the network in autocast on CUDA: convolutions and linear layers in bfloat16, norms in float32, casts between. The
+last is the path that a GPU takes, with all of its Python up to the launch of each kernel, which is counted instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.network import for_bfloat16
 from surveybridge.bridge_core.prediction import Predictor
 from surveybridge.bridge_core.settings import Precision
+
+WAYS = ("autocast", "typed", "fused", "convolved")
+"""In autocast; without; with norm, FiLM and SiLU in a kernel; with convolutions and what follows in one (on CUDA)."""
 
 
 class Launches(TorchDispatchMode):
@@ -107,8 +111,32 @@ def fused(launches: Launches) -> Iterator[None]:
         yield
 
 
+class Counted:
+    """Stands in for a Triton kernel: a launch is counted, with every tensor that it is given once."""
+
+    def __init__(self, launches: Launches, name: str) -> None:
+        self.launches, self.name = launches, name
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """Return what launches."""
+        return lambda *arguments, **constants: self.launches.add(self.name, arguments, None)
+
+
+@contextmanager
+def convolved(launches: Launches) -> Iterator[None]:
+    """Take the path of CUDA as it is, through the kernel of convolutions too."""
+    kernel = "surveybridge.kernels.conv3x3"
+    with (
+        fused(launches),
+        patch("surveybridge.bridge_core.fused.choose_impl", return_value="triton"),
+        patch(f"{kernel}.choose_impl", return_value="triton"),
+        patch(f"{kernel}.triton.conv3x3_kernel", Counted(launches, "conv3x3")),
+    ):
+        yield
+
+
 def count(windows: int, size: int, way: str) -> Launches:
-    """Count one evaluation in bfloat16: by "autocast", "typed" (without it) or "fused" (the kernels as well)."""
+    """Count one evaluation in bfloat16 in one of `WAYS`."""
     network = for_bfloat16(load_checkpoint().network.to("meta"))
     x1 = torch.empty(windows, network.config.image_channels, size, size, device="meta")
     launches = Launches()
@@ -119,9 +147,13 @@ def count(windows: int, size: int, way: str) -> Launches:
         with torch.inference_mode(), CudaAutocast(), launches:
             network.given(stacked, embedding)
         return launches
-    with patch("surveybridge.bridge_core.prediction.autocast", cuda_autocast):
+    context: dict[str, Callable[[Launches], AbstractContextManager[None]]] = {"fused": fused, "convolved": convolved}
+    with (
+        patch("surveybridge.bridge_core.prediction.autocast", cuda_autocast),
+        context.get(way, nullcontext)(launches),
+    ):
         predictor = Predictor(network, x1, 1, [100], "bfloat16")
-        with fused(launches) if way == "fused" else nullcontext(), launches:
+        with launches:
             predictor(0, x1)
     return launches
 
@@ -136,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     print(f"one evaluation of {arguments.windows} windows of {arguments.size} pixels")
-    for way in ("autocast", "typed", "fused"):
+    for way in WAYS:
         found = count(arguments.windows, arguments.size, way)
         row = {
             "way": way,

@@ -168,13 +168,7 @@ class UNet(nn.Module):
 
     def given(self, x: Tensor, emb: Tensor) -> Tensor:
         """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] if all share one step."""
-        height, width = x.shape[-2:]
-        multiple = self.config.window_multiple
-        if height % multiple or width % multiple:
-            raise BridgeError(
-                f"window of {height} x {width} pixels but this network halves them down from multiples of {multiple}; "
-                "choose another window size"
-            )
+        check_window(self.config, x)
         h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips = []
         for i, blocks in enumerate(self.down_blocks):
@@ -190,6 +184,17 @@ class UNet(nn.Module):
                 h = self.upsamples[i](h)
         h = self.final_conv(self.final_norm(h))
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
+
+
+def check_window(config: NetworkConfig, x: Tensor) -> None:
+    """Refuse windows that the network cannot halve as often as it has to."""
+    height, width = x.shape[-2:]
+    multiple = config.window_multiple
+    if height % multiple or width % multiple:
+        raise BridgeError(
+            f"window of {height} x {width} pixels but this network halves them down from multiples of {multiple}; "
+            "choose another window size"
+        )
 
 
 def network_input(scaled: Tensor, x1: Tensor, direction: Tensor, maps: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.fused import FusedUNet, takes
 from surveybridge.bridge_core.network import UNet, network_input
 from surveybridge.bridge_core.settings import Precision
 
@@ -82,10 +83,15 @@ class Predictor:
             embedded = network.embed(torch.tensor(list(times), device=x1.device), direction).split(1)
             rows = embedded if told is None else [row + network.condition_embed(told) for row in embedded]
             self._embedded = [row.to(dtype) for row in rows]
+            self._fused = FusedUNet(network, head) if takes(network, x1.device) else None
+            if self._fused is not None:
+                self._films = [self._fused.films(row) for row in self._embedded]
 
     def __call__(self, step: int, x_t: Tensor) -> Tensor:
         """Output of the head at ``times[step]``, [N, C, H, W]; the state x_t is in the input already."""
         with torch.inference_mode(), autocast(x_t.device, self._autocast):
+            if self._fused is not None:
+                return self._fused(self._stacked, self._films[step])
             return self.network.given(self._stacked, self._embedded[step])[:, self._head]
 
 

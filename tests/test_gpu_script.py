@@ -26,5 +26,7 @@ def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     assert "skipped" in found["tests"]["summary"]
     assert {row["name"] for row in found["kernels"]} >= {"copy", "second order step", "accumulate", "blend"}
     assert found["sampler"]["2"][-1]["times_published"] > 60
+    assert [row["way"] for row in found["network"]] == ["operators", "kernels"]
+    assert found["network"][1]["rms_off_operators"] < 0.03
     assert found["network"][0]["share"] > 0  # of a rate that is measured: on a busy processor it may be anything
     assert all(found["model_stage"][windows]["core_pixels_per_second"] > 0 for windows in ("tile", "64"))

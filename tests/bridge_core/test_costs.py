@@ -74,6 +74,15 @@ def test_an_evaluation_on_a_gpu_launches_half_of_what_autocast_does_and_moves_tw
     assert after.bytes / 512 < 11.8e6
 
 
+def test_with_the_kernel_of_convolutions_it_launches_37_and_moves_a_sixth_of_the_bytes():
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    found = launches.count(512, SIDE, "convolved")
+    # a norm for each skip connection, and nothing else: no copy, cast, sum, concatenation, or change of layout
+    assert found.kernels == {"conv3x3": 34, "pixel_norm_silu": 3}
+    assert found.kernels.total() <= 60
+    assert 4e6 < found.bytes / 512 < 5e6
+
+
 @pytest.mark.parametrize(("norm", "cast"), [("pixel", False), ("group", True)])
 def test_weights_that_are_rounded_to_bfloat16_need_no_autocast_but_those_of_group_norm(norm, cast):
     rounded = random_model(make_card(network=replace(TINY, norm=norm))).to("cpu", "bfloat16")

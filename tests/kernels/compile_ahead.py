@@ -22,6 +22,7 @@ from surveybridge.kernels.blend.triton import BLOCK as BLEND_BLOCK
 from surveybridge.kernels.blend.triton import blend_kernel
 from surveybridge.kernels.bridge_step.naive import StepCoefficients
 from surveybridge.kernels.bridge_step.triton import bridge_step_kernel
+from surveybridge.kernels.conv3x3.triton import UNIT, chunk, conv3x3_kernel, launch_options, tile_sizes
 from surveybridge.kernels.dispatch import LAUNCH
 from surveybridge.kernels.pixel_norm.naive import EPS
 from surveybridge.kernels.pixel_norm.triton import ACCESS, block_sizes, pixel_norm_kernel
@@ -40,7 +41,11 @@ TYPES = (
 
 
 def inspect(
-    kernel: triton.JITFunction, constexprs: Mapping[str, object], types: dict[str, str], target: int
+    kernel: triton.JITFunction,
+    constexprs: Mapping[str, object],
+    types: dict[str, str],
+    target: int,
+    options: Mapping[str, object] = LAUNCH,
 ) -> dict[str, object]:
     """Compile as a launch on contiguous aligned tensors would, and count what matters in PTX and SASS."""
     signature = {name: "constexpr" if name in constexprs else types.get(name, "i32") for name in kernel.arg_names}
@@ -50,7 +55,7 @@ def inspect(
         if signature[parameter.name].startswith(("*", "i32")) and not parameter.do_not_specialize
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     ptx = compiled.asm["ptx"]
     found: dict[str, object] = {
         "fma": len(re.findall(r"\bfma\.rn\S*\.?f(?:32|64)", ptx)),
@@ -59,6 +64,11 @@ def inspect(
         "divide": len(re.findall(r"\bdiv\.rn\.f(?:32|64)", ptx)),
         "approximate": len(re.findall(r"\.approx|div\.full", ptx)),
         "cubin": len(compiled.asm["cubin"]),
+        "shared": compiled.metadata.shared,
+        "threads": 32 * compiled.metadata.num_warps,
+        "matrix": next(iter(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\S*", ptx)), ""),
+        "copies": len(copies := re.findall(r"cp\.async\.c[ag]\.shared\.global.*?\], \[.*?\], (\w+)", ptx)),
+        "narrow_copies": sum(int(size, 0) < 16 for size in copies),
     }
     return found | machine_code(compiled.asm["cubin"])
 
@@ -123,7 +133,40 @@ def variants(target: int) -> dict[str, dict[str, object]]:
         types = dict.fromkeys(("p_out", "p_x", "p_weight", "p_bias", "p_film"), f"*{dtype}")
         name = f"pixel_norm C={channels}, {film}, {dtype}"
         report[name] = inspect(pixel_norm_kernel, constexprs | block_sizes(channels), types, target)
-    return report
+    return report | {f"conv3x3 {name}": convolution(variant, target) for name, variant in CONVOLUTIONS.items()}
+
+
+CONVOLUTIONS: dict[str, dict[str, int]] = {
+    "first": {"CX": 60, "C": 32, "XS": 15, "OS": 32, "UNSHUFFLE": 2, "NORM": 1},
+    "32, film": {"CX": 32, "C": 32, "NORM": 2},
+    "32, rest": {"CX": 32, "C": 32, "RS": 32, "OS": 32, "NORM": 1},
+    "96 to 32, film": {"CX": 96, "C": 32, "NORM": 2},
+    "32, rest of 96": {"CX": 32, "C": 32, "CR": 96, "RS": 96, "OS": 32, "NORM": 1},
+    "32 to 32, halved": {"CX": 32, "C": 32, "XS": 96, "OS": 32, "STRIDE": 2, "NORM": 1},
+    "64, film": {"CX": 64, "C": 64, "NORM": 2},
+    "64, rest of 192": {"CX": 64, "C": 64, "CR": 192, "RS": 192, "OS": 64, "NORM": 1},
+    "64, doubled": {"CX": 64, "C": 64, "OS": 96, "SIDE": 2},
+    "256 to 128, film": {"CX": 256, "C": 128, "NORM": 2},
+    "128, rest": {"CX": 128, "C": 128, "RS": 128, "OS": 256, "NORM": 1},
+    "128, rest of 256": {"CX": 128, "C": 128, "CR": 256, "RS": 256, "OS": 128, "NORM": 1},
+    "128, doubled": {"CX": 128, "C": 128, "OS": 192, "SIDE": 2},
+    "16, film": {"CX": 16, "C": 16, "NORM": 2},
+    "last": {"CX": 32, "C": 12, "OS": 1, "SHUFFLE": 2},
+}
+"""Of the shipped networks: what the kernel is compiled for; NORM is 2 with FiLM."""
+
+
+def convolution(variant: Mapping[str, int], target: int) -> dict[str, object]:
+    """Compile a variant as the wrapper would launch it."""
+    sizes = {"CR": 0, "RS": 0, "OS": 0, "SIDE": 3, "STRIDE": 1, "UNSHUFFLE": 1, "SHUFFLE": 1, "XS": variant["CX"]}
+    given = sizes | dict(variant)
+    norm = given.pop("NORM", 0)
+    absent = {"p_act": norm, "p_scale": norm, "p_shift": norm, "p_film": norm > 1, "p_rest": given["RS"]}
+    absent |= {"p_out": given["OS"], "p_skip": given["CR"], "p_skip_bias": given["CR"]}
+    constexprs: dict[str, object] = dict(given) | {name: None for name, there in absent.items() if not there}
+    constexprs |= {"EPS": EPS, "UNIT": UNIT, "BX": chunk(given["CX"]), "BR": chunk(given["CR"]), "WIDEN": False}
+    pointers = {name: "*bf16" for name in conv3x3_kernel.arg_names if name.startswith("p_")}
+    return inspect(conv3x3_kernel, constexprs | tile_sizes(given["C"]), pointers, target, launch_options(given["C"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory between bands of NaN, so that a kernel that reads or writes beyond its tensors is found out."""
+"""Memory between bands of NaN, so that a kernel that reads or writes beyond its tensors is found out; and rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GUARD = 4096  # values of NaN on each side, at least twice what one program covers
+GUARD = 32768  # values of NaN on each side, at least twice what one program covers
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -40,3 +40,20 @@ def guarded_results(shape: tuple[int, ...], count: int) -> Iterator[None]:
     assert len(outputs) == count
     for memory in outputs:
         assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()
+
+
+@contextmanager
+def rounding_to_nearest() -> Iterator[None]:
+    """Let Triton's interpreter round float32 to bfloat16 as GPUs do: by itself it cuts bits off, twice as far off."""
+    import triton.language as tl  # late: Triton is absent where there is no GPU
+    from triton.runtime import interpreter
+
+    plain = interpreter._convert_float
+
+    def convert(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return plain(values, source, target, mode)
+        return torch.from_numpy(np.ascontiguousarray(values)).bfloat16().view(torch.uint16).numpy()
+
+    with patch.object(interpreter, "_convert_float", convert):
+        yield

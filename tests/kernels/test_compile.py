@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def report(request, reports) -> dict[str, dict[str, int]]:
 
 
 def test_every_variant_compiles_down_to_machine_code(report):
-    assert len(report) == 17
+    assert len(report) == 17 + 15
     assert all(counts["cubin"] > 0 for counts in report.values())
 
 
@@ -50,7 +51,8 @@ def test_no_product_and_sum_are_fused_in_ptx_since_that_would_change_the_bits(re
 
 def test_no_operation_is_approximate_but_in_the_norm_whose_result_is_rounded_to_a_tolerance(report):
     approximate = {variant for variant, counts in report.items() if counts["approximate"]}
-    assert approximate == {variant for variant in report if variant.startswith("pixel_norm")} != set()
+    norms = {variant for variant in report if variant.startswith(("pixel_norm", "conv3x3"))}
+    assert approximate == norms - {"conv3x3 64, doubled", "conv3x3 128, doubled", "conv3x3 last"} != set()
 
 
 def test_machine_code_fuses_only_within_square_roots_and_divisions(report):
@@ -89,4 +91,33 @@ def test_nothing_spills_and_half_the_threads_of_a_multiprocessor_fit(report):
         pytest.skip("this Triton ships no cuobjdump")
     for variant, counts in report.items():
         assert counts["stack"] == counts["local"] == 0, variant
-        assert counts["reg"] <= 64, variant  # 65536 registers / 64 = 1024 threads, half of an sm_90's
+        if not variant.startswith("conv3x3"):
+            assert counts["reg"] <= 64, variant  # 65536 registers / 64 = 1024 threads, half of an sm_90's
+
+
+def convolutions(report) -> dict[str, dict[str, Any]]:
+    return {variant: counts for variant, counts in report.items() if variant.startswith("conv3x3")}
+
+
+def test_two_programs_of_a_convolution_fit_on_a_multiprocessor(report):
+    for variant, counts in convolutions(report).items():
+        assert 2 * counts["shared"] <= 160 * 1024, variant  # an sm_80 has 164 KiB, of which each program takes one more
+        if "reg" in counts:
+            assert 2 * counts["threads"] * counts["reg"] <= 65536, variant
+
+
+def test_convolutions_are_products_of_the_widest_kind(report, request):
+    instruction = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+    target = request.node.callspec.params["report"]
+    for variant, counts in convolutions(report).items():
+        assert counts["matrix"].startswith(instruction[target]), variant
+
+
+def test_convolutions_copy_sixteen_bytes_at_once(report):
+    found = convolutions(report)
+    assert all(counts["copies"] for counts in found.values())
+    # pixels of 15 channels allow no more, and weights for 16 output channels are too few for all threads
+    narrow = {"conv3x3 first", "conv3x3 16, film", "conv3x3 last"}
+    assert {variant for variant, counts in found.items() if counts["narrow_copies"]} == narrow
+    # sums and activations, of 16 bytes too
+    assert all(counts["wide"] >= 4 for variant, counts in found.items() if variant != "conv3x3 last")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
+from surveybridge.kernels.conv3x3 import Norm, Rest, conv3x3, upsampling_weight
 from surveybridge.kernels.pixel_norm import pixel_norm_silu
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
@@ -117,3 +120,76 @@ def test_a_norm_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_in_every
     for batch in (1, 3, 16):
         assert torch.equal(on_gpu(x[64 - batch :], 64 - batch), whole[64 - batch :])
     assert torch.equal(on_gpu(x[..., 1:6, 2:7], 0), whole[..., 1:6, 2:7])
+
+
+@pytest.mark.parametrize(
+    ("cx", "c", "how"),
+    [
+        (60, 32, {"unshuffle": 2}),
+        (32, 32, {"rest": 32}),
+        (96, 32, {"film": True}),
+        (32, 64, {"stride": 2}),
+        (64, 64, {"rest": 192}),
+        (128, 128, {"rest": 128}),
+        (64, 64, {"doubled": True}),
+        (128, 128, {"doubled": True}),
+        (16, 16, {"film": True}),
+        (32, 12, {"shuffle": 2}),
+    ],
+    ids=str,
+)
+def test_a_convolution_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_in_every_batch(cx, c, how):
+    n, side, generator = 66, 8, torch.Generator().manual_seed(c)  # as many as there are channels nowhere
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        drawn = (scale * torch.randn(shape, generator=generator)).bfloat16()
+        return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
+
+    before, after = how.get("stride", 1) * how.get("unshuffle", 1), 1 + how.get("doubled", False)
+    weight, cr = normal(c, cx, 3, 3, scale=(9 * cx) ** -0.5), how.get("rest", 0)
+    weight = upsampling_weight(weight) if "doubled" in how else weight
+    x = normal(n, cx // how.get("unshuffle", 1) ** 2, side * before, side * before)
+    skip = (normal(c, cr, 1, 1, scale=cr**-0.5), normal(c)) if cr not in (0, c) else ()
+    rest = Rest(normal(n, cr, side * after, side * after), *skip) if cr else None
+    norm = Norm(normal(c), normal(c), normal(n, 2 * c) if "film" in how else None) if "shuffle" not in how else None
+    sizes = {name: value for name, value in how.items() if name in ("stride", "unshuffle", "shuffle")}
+    given = {"x": x, "weight": weight, "bias": normal(c), "rest": rest, "norm": norm}
+
+    def on(device: str, part: slice, dtype: torch.dtype) -> tuple[Any, Any]:
+        def of(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return (value[part] if len(value) == n else value).to(device, dtype)
+            return type(value)(*map(of, value)) if value is not None else None
+
+        return conv3x3(**{name: of(value) for name, value in given.items()}, **sizes)
+
+    expected, whole = on("cpu", slice(0, n), torch.float32), on("cuda", slice(0, n), torch.bfloat16)
+    for wanted, found in zip(expected, whole, strict=True):
+        if wanted is None or found is None:
+            continue
+        unit = torch.exp2(wanted.abs().clamp(min=2.0**-126).log2().floor() - 7)
+        assert ((found.cpu().float() - wanted).abs() <= unit + 1e-4 * wanted.abs().amax()).all()
+    for batch in (1, 3, 16, 64):
+        few = on("cuda", slice(n - batch, n), torch.bfloat16)
+        assert all(b is None or torch.equal(a, b[n - batch :]) for a, b in zip(few, whole, strict=True))
+
+
+def test_the_network_on_the_gpu_is_near_float32_on_the_cpu_and_the_same_bits_in_every_batch_and_crop():
+    model = load_checkpoint("mosaic-v2")
+    direction, (high, wide) = model.card.problem.directions[-1], (64, 384)
+    generator = torch.Generator().manual_seed(2)
+    x, x1 = (torch.randn((66, 3, 16, 16), generator=generator) for _ in range(2))
+    long = torch.randn((1, 3, high, wide), generator=generator)
+    expected = model.predict(x, x1, 100, direction)
+    model.to("cuda", "bfloat16")
+
+    def on_gpu(some: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        return model.predict(some.cuda(), seen.cuda(), 100, direction, "bfloat16").cpu().float()
+
+    whole = on_gpu(x, x1)
+    assert (whole - expected).square().mean().sqrt() < 0.02 * expected.square().mean().sqrt()
+    for batch in (1, 3, 16, 64):
+        assert torch.equal(on_gpu(x[66 - batch :], x1[66 - batch :]), whole[66 - batch :])
+    left, reach = 160, model.card.network.reach
+    cropped, longer = on_gpu(long[..., left:], long[..., left:]), on_gpu(long, long)
+    assert torch.equal(cropped[..., reach:], longer[..., left + reach :])
