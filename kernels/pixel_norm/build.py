@@ -76,7 +76,7 @@ def build(folder: Path) -> Path:
 
 
 def command(compiler: str, capability: str, out: Path) -> list[str]:
-    """Return the command line, with torch's own headers, libraries and ABI; nothing is fused that the source does not."""
+    """Return the command line, with torch's own headers, libraries and ABI; nothing is fused beyond the source."""
     from torch.utils.cpp_extension import include_paths, library_paths  # late: it imports setuptools
 
     return [

@@ -13,7 +13,8 @@
 #include <ATen/ops/silu.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 
 namespace {
 
@@ -25,6 +26,11 @@ using Pair = std::tuple<F, F>;
 constexpr int LANES = 8;     // of an AVX2 vector of float32
 constexpr int STEPS = 16;    // vectors that RowwiseMoments sums before it merges them
 constexpr int PIXELS = 2 * LANES;  // that are merged side by side
+constexpr auto PARTS = [] {
+  std::array<float, STEPS> parts{};
+  for (int j = 0; j < STEPS; ++j) parts[j] = 1.0f / static_cast<float>(j + 1);
+  return parts;
+}();
 constexpr int64_t GRAIN = 32768;  // values that are worth a thread
 
 Pair load(const float* p, int n) {
@@ -44,11 +50,14 @@ void store(BFloat16* p, const Pair& v, int n) {
   at::vec::convert_from_float<BFloat16>(std::get<0>(v), std::get<1>(v)).store(p, n);
 }
 
-// What an operation that ends in memory of this type leaves there.
+// What an operation that ends in memory of this type leaves there: the nearest value, the even one of two.
 template <typename T>
-Pair rounded(const F& a, const F& b) {
-  if constexpr (std::is_same_v<T, float>) return {a, b};
-  return at::vec::convert_to_float<BFloat16>(at::vec::convert_from_float<BFloat16>(a, b));
+F rounded(const F& value) {
+  if constexpr (std::is_same_v<T, float>) return value;
+  using I = at::vec::Vectorized<int32_t>;
+  const I bits = at::vec::cast<int32_t>(value), odd = (bits >> I(16)) & I(1);
+  const F nearest = at::vec::cast<float>((bits + odd + I(0x7fff)) & I(static_cast<int32_t>(0xffff0000)));
+  return F::blendv(nearest, value, value != value);
 }
 
 struct Moments {
@@ -74,7 +83,7 @@ void lane_moments(const T* x, int64_t c, float* out) {
     const int64_t steps = std::min<int64_t>(STEPS, (c - first) / WIDE);
     __m256 mean[HALVES] = {}, m2[HALVES] = {};
     for (int64_t j = 0; j < steps; ++j) {
-      const __m256 part = _mm256_set1_ps(1.0f / static_cast<float>(j + 1));
+      const __m256 part = _mm256_set1_ps(PARTS[j]);
       for (int half = 0; half < HALVES; ++half) {
         const __m256 value = lanes(x + first + j * WIDE + half * LANES), delta = value - mean[half];
         mean[half] = _mm256_fmadd_ps(delta, part, mean[half]);
@@ -93,14 +102,13 @@ void lane_moments(const T* x, int64_t c, float* out) {
   _mm256_storeu_ps(out + LANES, all_m2);
 }
 
-// The moments of `pixels` neighbours, x [pixels, c], whose lanes are merged side by side.
-template <typename T>
-Moments moments(const T* x, int64_t pixels, int64_t c, float eps) {
-  alignas(64) float by_pixel[PIXELS * PIXELS] = {}, by_lane[PIXELS * PIXELS];
-  for (int64_t i = 0; i < pixels; ++i) lane_moments(x + i * c, c, by_pixel + i * PIXELS);
+// The moments of PIXELS pixels, whose lanes are merged side by side; by_pixel [PIXELS, means and sums of LANES].
+Moments merged_lanes(const float* by_pixel, int64_t c, float eps) {
+  alignas(64) float by_lane[PIXELS * PIXELS];
   for (int i = 0; i < PIXELS; i += F::size()) {
     for (int j = 0; j < PIXELS; j += F::size()) {
-      at::vec::transpose_mxn<float, F::size(), F::size()>(by_pixel + i * PIXELS + j, PIXELS, by_lane + j * PIXELS + i, PIXELS);
+      at::vec::transpose_mxn<float, F::size(), F::size()>(
+          by_pixel + i * PIXELS + j, PIXELS, by_lane + j * PIXELS + i, PIXELS);
     }
   }
   Moments found;
@@ -142,18 +150,20 @@ F silu(const F& z, const float* table) {
 
 // Of one pixel, x [c]; scale is 1 + that of the FiLM, or null.
 template <typename T>
-void pixel(const T* x, float mean, float rstd, const T* weight, const T* bias, const T* scale, const T* shift, int c, const float* table, T* out) {
+void pixel(const T* x, float mean, float rstd, const float* weight, const float* bias, const float* scale,
+           const float* shift, int c, const float* table, T* out) {
   for (int d = 0; d < c; d += 2 * F::size()) {
     const int n = std::min(c - d, 2 * F::size());
     auto [a, b] = load(x + d, n);
     const auto [wa, wb] = load(weight + d, n);
     const auto [ba, bb] = load(bias + d, n);
-    std::tie(a, b) = rounded<T>(normal(a, mean, rstd, wa, ba, T()), normal(b, mean, rstd, wb, bb, T()));
+    a = rounded<T>(normal(a, mean, rstd, wa, ba, T()));
+    b = rounded<T>(normal(b, mean, rstd, wb, bb, T()));
     if (scale) {
       const auto [sa, sb] = load(scale + d, n);
       const auto [ta, tb] = load(shift + d, n);
-      std::tie(a, b) = rounded<T>(a * sa, b * sb);
-      std::tie(a, b) = rounded<T>(a + ta, b + tb);
+      a = rounded<T>(rounded<T>(a * sa) + ta);
+      b = rounded<T>(rounded<T>(b * sb) + tb);
     }
     if constexpr (std::is_same_v<T, float>) {
       store(out + d, Pair{silu(a), silu(b)}, n);
@@ -164,33 +174,39 @@ void pixel(const T* x, float mean, float rstd, const T* weight, const T* bias, c
 }
 
 template <typename T>
-void all_pixels(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& scale, const Tensor& shift, double eps, Tensor& out) {
+void all_pixels(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& scale, const Tensor& shift,
+                float eps, Tensor& out) {
   const int64_t c = x.size(1), plane = x.size(2) * x.size(3), rows = x.size(0) * plane;
-  const T *p_x = x.const_data_ptr<T>(), *p_weight = weight.const_data_ptr<T>(), *p_bias = bias.const_data_ptr<T>();
-  const T* p_scale = scale.defined() ? scale.const_data_ptr<T>() : nullptr;
-  const T* p_shift = scale.defined() ? shift.const_data_ptr<T>() : nullptr;
-  const int64_t film_row = scale.defined() && scale.size(0) > 1 ? c : 0;
+  const bool film = scale.defined(), each = film && scale.size(0) > 1;
+  const T* p_x = x.const_data_ptr<T>();
+  const float *p_weight = weight.const_data_ptr<float>(), *p_bias = bias.const_data_ptr<float>();
+  const float* p_scale = film ? scale.const_data_ptr<float>() : nullptr;
+  const float* p_shift = film ? shift.const_data_ptr<float>() : nullptr;
+  const float* table = std::is_same_v<T, float> ? nullptr : silu_table();
   T* p_out = out.data_ptr<T>();
-  const float* table = nullptr;
-  if constexpr (!std::is_same_v<T, float>) table = silu_table();
   at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / c), [&](int64_t begin, int64_t end) {
+    alignas(64) float sums[PIXELS * PIXELS] = {};
     for (int64_t first = begin; first < end; first += PIXELS) {
       const int64_t pixels = std::min<int64_t>(PIXELS, end - first);
-      const Moments found = moments(p_x + first * c, pixels, c, static_cast<float>(eps));
-      for (int64_t i = 0; i < pixels; ++i) {
-        const int64_t row = first + i, film = film_row ? row / plane * film_row : 0;
-        pixel<T>(p_x + row * c, found.mean[i], found.rstd[i], p_weight, p_bias, p_scale ? p_scale + film : nullptr, p_shift + film, static_cast<int>(c), table, p_out + row * c);
+      for (int64_t i = 0; i < pixels; ++i) lane_moments(p_x + (first + i) * c, c, sums + i * PIXELS);
+      const Moments found = merged_lanes(sums, c, eps);
+      for (int64_t row = first; row < first + pixels; ++row) {
+        const int64_t own = each ? row / plane * c : 0;
+        pixel<T>(p_x + row * c, found.mean[row - first], found.rstd[row - first], p_weight, p_bias,
+                 film ? p_scale + own : nullptr, p_shift + own, static_cast<int>(c), table, p_out + row * c);
       }
     }
   });
 }
 
-// x [n, c, h, w] in dense channels-last memory; weight, bias [c]; scale (1 + that of the FiLM) and shift [1 or n, c].
-// All are contiguous and of one type, float32 or bfloat16, and c is a multiple of 8 or 16, at most 256 or 512.
-Tensor pixel_norm_silu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, double eps) {
+// x [n, c, h, w], float32 or bfloat16, in dense channels-last memory; weight, bias [c]; scale (1 + that of the FiLM) and
+// shift [1 or n, c]; these are contiguous and of x's type. c is a multiple of 8 (float32) or 16, up to 32 times as many.
+Tensor pixel_norm_silu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& scale,
+                       const std::optional<Tensor>& shift, double eps) {
   Tensor out = at::empty({x.size(0), x.size(2), x.size(3), x.size(1)}, x.options()).permute({0, 3, 1, 2});
   const auto run = x.scalar_type() == at::kFloat ? all_pixels<float> : all_pixels<BFloat16>;
-  run(x, weight, bias, scale.value_or(Tensor()), shift.value_or(Tensor()), eps, out);
+  run(x, weight.to(at::kFloat), bias.to(at::kFloat), scale ? scale->to(at::kFloat) : Tensor(),
+      shift ? shift->to(at::kFloat) : Tensor(), static_cast<float>(eps), out);
   return out;
 }
 
