@@ -123,7 +123,7 @@ def check_norm() -> Iterator[Finding]:
     if fused_on_cpu():
         yield Finding("norm", "ok", "norm, FiLM and SiLU are one pass of C++ on the processor, with the bits of torch")
     else:
-        message = "norm, FiLM and SiLU are plain torch on the processor: the same bits, but a sixth slower in bfloat16"
+        message = "norm, FiLM and SiLU are plain torch on the processor: the same bits, but about a fifth slower"
         yield Finding("norm", "note", message, "python -m surveybridge.kernels.pixel_norm.build, with a C++ compiler")
 
 

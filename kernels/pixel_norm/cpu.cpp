@@ -3,7 +3,7 @@
 // Sources of what is repeated here, operation by operation: ATen/native/cpu/moments_utils.h (RowwiseMoments),
 // ATen/native/cpu/layer_norm_kernel.cpp and ATen/native/cpu/Activation.cpp (SiLU) of PyTorch. ATen computes layer norms
 // with AVX2 even where it has AVX-512, so sums run over 8 lanes, and its compiler fused some multiplications with
-// additions: these are written as fma here, and nothing else may be fused (-ffp-contract=off).
+// additions: these are written as fmadd here, and nothing else may be fused (-ffp-contract=off). `build.py` compares.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -23,15 +23,15 @@ using at::Tensor;
 using F = at::vec::Vectorized<float>;
 using Pair = std::tuple<F, F>;
 
-constexpr int LANES = 8;     // of an AVX2 vector of float32
-constexpr int STEPS = 16;    // vectors that RowwiseMoments sums before it merges them
+constexpr int LANES = 8;           // of an AVX2 vector of float32
+constexpr int STEPS = 16;          // vectors that RowwiseMoments sums before it merges them
 constexpr int PIXELS = 2 * LANES;  // that are merged side by side
-constexpr auto PARTS = [] {
+constexpr int64_t GRAIN = 32768;   // values that are worth a thread
+constexpr auto PARTS = [] {        // 1 / 1, 1 / 2, ... of each step
   std::array<float, STEPS> parts{};
   for (int j = 0; j < STEPS; ++j) parts[j] = 1.0f / static_cast<float>(j + 1);
   return parts;
 }();
-constexpr int64_t GRAIN = 32768;  // values that are worth a thread
 
 Pair load(const float* p, int n) {
   return {F::loadu(p, std::min(n, F::size())), F::loadu(p + F::size(), std::max(n - F::size(), 0))};
