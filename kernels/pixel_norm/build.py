@@ -70,7 +70,10 @@ def build(folder: Path) -> Path:
         package = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
         check = [sys.executable, "-m", "surveybridge.kernels.pixel_norm.build", str(made)]
         _run(check, "its bits are not those of plain torch", {**os.environ, "PYTHONPATH": package})
-        return made.replace(cpp.library(folder))
+        library = cpp.library(folder)
+        for older in folder.glob(library.name.rpartition("-")[0] + "-*.so"):  # of another source
+            older.unlink()
+        return made.replace(library)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
