@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) setuptools torch
 	@echo "env: installing surveybridge and its pinned dependencies"
 	@$(PIP) --no-build-isolation -e '.[sim,dev]'
+	@-.venv/bin/python -m surveybridge.kernels.pixel_norm.build
 	@touch $@
 	@echo "env: ready: .venv/bin/surveybridge"
 

@@ -5,6 +5,7 @@
 All variants are timed in turn, round after round in one process, so that a machine that slows down slows all of them.
 A time is that of the median round, and a ratio is that of two medians. GB/s counts the bytes that a fused kernel must
 move (see the docstrings of `kernels`), and is compared with a plain copy of one tensor into another in the same rounds.
+Where the C++ norm was built, the CPU has rows for it, and for evaluations of the network with and without it.
 On a GPU, a round is 20 calls between two events, so that the device works while the host prepares the next call; of
 what takes longer than 20 ms, it is one call. Tensors lie in memory as they do in the sampler.
 """
@@ -21,19 +22,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.patches import taper
-from surveybridge.bridge_core.settings import PatchGrid
+from surveybridge.bridge_core.prediction import Predictor
+from surveybridge.bridge_core.settings import PatchGrid, Precision
 from surveybridge.kernels.accumulate import accumulate
 from surveybridge.kernels.blend import blend
 from surveybridge.kernels.bridge_step import StepCoefficients, StepTable, bridge_step
 from surveybridge.kernels.conv3x3 import Norm, conv3x3
 from surveybridge.kernels.dispatch import Impl
-from surveybridge.kernels.pixel_norm import pixel_norm_silu
+from surveybridge.kernels.pixel_norm import cpp, pixel_norm_silu
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
 
 BANDS = 3
@@ -81,6 +85,8 @@ def main() -> None:
 def report(device: str, impls: tuple[Impl, ...], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the variants in turn; print and return a row for each."""
     timed = variants(arguments.windows, arguments.size, device, impls)
+    if device == "cpu" and cpp.loaded():
+        timed += networks(arguments.windows, arguments.size)
     seconds: list[list[float]] = [[] for _ in timed]
     for _ in range(WARM + arguments.repeats):
         for taken, variant in zip(seconds, timed, strict=True):
@@ -141,6 +147,33 @@ def variants(windows: int, size: int, device: str, impls: tuple[Impl, ...]) -> l
         found.append(Variant("convolution, norm, FiLM and SiLU", impl, conv, 4 * hidden.numel()))
         found += reductions(windows, size, device, impl)
     return found
+
+
+def networks(windows: int, size: int) -> list[Variant]:
+    """Return the C++ norm, and evaluations of the default network in both types with plain torch's norm and with it."""
+    hidden = channels_last((windows, CHANNELS, size // 2, size // 2), "cpu")
+    weight, bias, film = (torch.randn(*of, dtype=torch.bfloat16) for of in NORM)
+
+    def norm() -> Tensor:
+        with torch.inference_mode():
+            return pixel_norm_silu(hidden, weight, bias, film, impl="cpp")
+
+    found = [Variant("norm, FiLM and SiLU", "cpp", partial(norm), 4 * hidden.numel())]
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    for precision in precisions:
+        model, x1 = load_checkpoint().to("cpu", precision), torch.randn(windows, BANDS, size, size)
+        predictor = model.predictor(x1, model.card.problem.directions[-1], [100], precision)
+        predictor.input.copy_(x1)
+        for impl in ("naive", "cpp"):
+            call = partial(evaluate, predictor, x1, impl == "cpp")
+            found.append(Variant(f"network in {precision}", impl, call, 2 * x1.numel() * x1.element_size()))
+    return found
+
+
+def evaluate(predictor: Predictor, state: Tensor, fused: bool) -> Tensor:
+    """Return the network's output, with the C++ norm or as if it had not been built."""
+    with patch.object(cpp, "loaded", lambda: fused):
+        return predictor(0, state)
 
 
 def channels_last(shape: tuple[int, ...], device: str) -> Tensor:

@@ -183,7 +183,7 @@ def timings(all_ways: list[Way], batch: int, rounds: int, device: str = "cpu") -
 
 OPERATIONS = {
     "convolutions": ("mkldnn_convolution", "conv2d", "_convolution"),
-    "layer norms": ("native_layer_norm",),
+    "layer norms": ("native_layer_norm", "surveybridge::pixel_norm_silu"),  # the second with FiLM and SiLU
     "activations, FiLM, sums": ("silu", "mul", "add", "cat"),
     "casts and copies": ("copy_", "_to_copy", "to", "clone", "contiguous"),
     "linear layers": ("addmm", "linear"),

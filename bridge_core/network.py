@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from surveybridge.bridge_core.context import MAPS, vector_size
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.kernels.pixel_norm import film_silu, pixel_norm_silu
+from surveybridge.kernels.pixel_norm import cpp, film_silu, pixel_norm_silu
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,11 @@ class PixelNorm(nn.Module):
     def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
         """Map [N, C, H, W], and scale and shift [N, 2C] or [1, 2C], to the shape of x."""
         return pixel_norm_silu(x, self.weight, self.bias, film)
+
+
+def fused_on_cpu() -> bool:
+    """Whether `PixelNorm` takes its C++ kernel on this processor; plain torch gives the same bits."""
+    return cpp.loaded()
 
 
 class GroupNorm(nn.GroupNorm):

@@ -71,6 +71,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from machine.check_python()
     yield from machine.check_packages()
     yield from machine.check_processor()
+    yield from machine.check_norm()
     yield from machine.check_memory()
     local = [url for url in config.write if "://" not in url]
     scratch = [tempfile.gettempdir(), os.environ.get("RAY_TMPDIR", "/tmp")]

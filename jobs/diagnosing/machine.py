@@ -116,6 +116,17 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding("processor", "note", what, "translate with --precision float32, and expect it to be slow")
 
 
+def check_norm() -> Iterator[Finding]:
+    """Report whether networks take the C++ norm on this processor, which has the bits of plain torch."""
+    from surveybridge.bridge_core.network import fused_on_cpu
+
+    if fused_on_cpu():
+        yield Finding("norm", "ok", "norm, FiLM and SiLU are one pass of C++ on the processor, with the bits of torch")
+    else:
+        message = "norm, FiLM and SiLU are plain torch on the processor: the same bits, but about a fifth slower"
+        yield Finding("norm", "note", message, "python -m surveybridge.kernels.pixel_norm.build, with a C++ compiler")
+
+
 def described_machine() -> dict[str, str | float | None]:
     """Describe this machine and its software, to be kept next to numbers that were measured on it."""
     import torch

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from surveybridge.kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.pixel_norm import cpp
 from surveybridge.kernels.pixel_norm.naive import film_silu, pixel_norm_silu_naive
 
 __all__ = ["film_silu", "pixel_norm_silu"]
@@ -14,7 +17,7 @@ TYPES = (torch.float32, torch.bfloat16)
 
 
 def pixel_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None = None, *, impl: Impl = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor, film: Tensor | None = None, *, impl: Impl | Literal["cpp"] = "auto"
 ) -> Tensor:
     """Normalise each pixel over its channels, modulate it, and apply SiLU.
 
@@ -34,8 +37,10 @@ def pixel_norm_silu(
         float32 or bfloat16 [C].
     film : Tensor, optional
         float32 or bfloat16 [N, 2C], or [1, 2C] for all samples: the scale, then the shift, of each channel.
-    impl : {"auto", "naive", "triton"}
-        "auto" is Triton on CUDA tensors where no gradient is wanted, naive otherwise.
+    impl : {"auto", "naive", "triton", "cpp"}
+        "auto" is Triton on CUDA tensors where no gradient is wanted, naive otherwise. "cpp" has the bits of "naive" on
+        the CPU in one pass; "auto" takes it under `torch.no_grad` or in inference mode where `cpp.refusal` has nothing
+        against it, which includes that its library was built.
 
     Returns
     -------
@@ -45,7 +50,8 @@ def pixel_norm_silu(
     Raises
     ------
     ValueError
-        If shapes, dtypes or devices do not fit, or Triton is asked for what a gradient is wanted of.
+        If shapes, dtypes or devices do not fit, or Triton or C++ is asked for what a gradient is wanted of, or C++ for
+        what it cannot do.
     """
     given = {"x": x, "weight": weight, "bias": bias} | ({} if film is None else {"film": film})
     if x.ndim != 4:
@@ -67,8 +73,14 @@ def pixel_norm_silu(
             f"[1, {2 * c}]"
         )
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values())
-    if impl == "triton" and gradient:
-        raise ValueError("pixel norm: impl is 'triton' but a gradient is wanted; use impl='auto', or torch.no_grad()")
+    if impl in ("triton", "cpp") and gradient:
+        raise ValueError(f"pixel norm: impl is {impl!r} but a gradient is wanted; use impl='auto', or torch.no_grad()")
+    if impl == "cpp":
+        if (reason := cpp.refusal(x, film)) is not None:
+            raise ValueError(f"pixel norm: impl is 'cpp' but {reason}; use impl='auto'")
+        return cpp.pixel_norm_silu_cpp(x, weight, bias, film)
+    if impl == "auto" and x.device.type == "cpu" and not torch.is_grad_enabled() and cpp.refusal(x, film) is None:
+        return cpp.pixel_norm_silu_cpp(x, weight, bias, film)
     if gradient or choose_impl(impl, x.device) == "naive":
         return pixel_norm_silu_naive(x, weight, bias, film)
     from surveybridge.kernels.pixel_norm.triton import pixel_norm_silu_triton  # late: absent where there is no GPU

@@ -16,6 +16,7 @@ from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import window_samples
+from surveybridge.kernels.pixel_norm import cpp
 from tests.bridge_core.models import TINY, TO_EUCLID, make_card, random_model
 
 WINDOWS, SIDE = 4, 64
@@ -46,7 +47,8 @@ def flops(network: UNet) -> int:
     return counter.get_total_flops()
 
 
-def test_a_network_call_has_no_more_operators_than_before(model):
+def test_a_network_call_has_no_more_operators_than_before(model, monkeypatch):
+    monkeypatch.setattr(cpp, "loaded", lambda: False)  # else each norm, with FiLM and SiLU, is one operator
     operators, _ = one_call(model)
     most = {"mkldnn_convolution": 39, "native_layer_norm": 29, "add": 28, "cat": 3, "addmm": 14}
     in_place = {"mul_": 14, "add_": 14, "silu_": 29, "mul": 0, "silu": 0}

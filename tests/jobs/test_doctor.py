@@ -20,11 +20,13 @@ from surveybridge.jobs.diagnosing.machine import (
     check_disk,
     check_gpu,
     check_memory,
+    check_norm,
     check_packages,
     check_processor,
     check_python,
 )
 from surveybridge.jobs.diagnosing.services import check_checkpoint, check_ray, check_read, check_write
+from surveybridge.kernels.pixel_norm import cpp
 from surveybridge.storage.objectstore import Folder
 from tests import tiny
 from tests.storage.faults import moto_server
@@ -84,6 +86,15 @@ def test_a_processor_without_bfloat16_is_noted(tmp_path):
     assert "Xeon, bfloat16 by amx_bf16, avx512_bf16" in only(check_processor(amx)).message
     finding = only(check_processor(old))
     assert finding.status == "note" and "--precision float32" in finding.remedy
+
+
+def test_the_norm_of_the_processor_is_cpp_or_noted(monkeypatch):
+    monkeypatch.setattr(cpp, "loaded", lambda: True)
+    assert only(check_norm()).status == "ok"
+    monkeypatch.setattr(cpp, "loaded", lambda: False)
+    finding = only(check_norm())
+    assert finding.status == "note" and "the same bits" in finding.message
+    assert "surveybridge.kernels.pixel_norm.build" in finding.remedy
 
 
 def test_a_driver_whose_gpu_torch_does_not_see_is_trouble(tmp_path, monkeypatch):

@@ -267,5 +267,6 @@ def test_operators_are_counted_once_and_by_kind():
     shares = shares_by_kind(own)
     assert shares["convolutions"] == 0.75 and sum(shares.values()) == 1
     assert kind_of("aten::native_layer_norm") == "norms" and kind_of("aten::_to_copy") == "casts and copies"
+    assert kind_of("surveybridge::pixel_norm_silu") == "norms"
     assert kind_of("aten::addmm") == "linear layers" and kind_of("aten::bitwise_xor") not in KINDS
     assert covered([(0, 2), (1, 3), (5, 6)]) == 4
