@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,13 @@ from torch import Tensor
 def blur(image: Tensor, line: Tensor) -> Tensor:
     """Separable correlation of [C, H, W] with a line of odd length, zeros beyond the array."""
     return correlated(F.pad(image, (len(line) // 2,) * 4), line)
+
+
+def gaussian_blur(image: Tensor, sigma: float, edge: str = "reflect") -> Tensor:
+    """Smooth [N, 1, H, W] by a Gaussian of `sigma` pixels; beyond the edge it is mirrored, or as `F.pad` has it."""
+    reach = math.ceil(3 * sigma)
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
+    return correlated(F.pad(image, (reach,) * 4, mode=edge)[:, 0], line / line.sum())[:, None]
 
 
 def correlated(image: Tensor, line: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ that it has raised), and `bright_truth` where the observed pixel itself is above
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
-from surveybridge.bridge_core.correlate import correlated
+from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.detection import detect
 from surveybridge.bridge_core.metrics import crps, energy_score, interval_width, patch_energy_score, ranks
 from surveybridge.bridge_core.morphology import STATISTICS, power_spectrum, shapes
@@ -238,14 +237,6 @@ def trivial_scores(observed: Tensor, wanted: Tensor, pixel_scale: float, noise: 
         "inverse_flux": -central.numpy(),
         "smooth_residual": (residual.double() ** 2).mean((1, 2, 3)).numpy(),
     }
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Smooth [N, 1, H, W] by a Gaussian of `sigma` pixels, mirrored at the edge."""
-    reach = math.ceil(3 * sigma)
-    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
-    line = line / line.sum()
-    return correlated(torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")[:, 0], line)[:, None]
 
 
 def matches(found: Floats, true: Floats, reach: float) -> int:

@@ -20,8 +20,8 @@ from torch import Tensor
 from surveybridge.bridge_core.apertures import aperture
 from surveybridge.bridge_core.batches import balanced
 from surveybridge.bridge_core.context import Context, Views, told_conditions
+from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.discriminant import Measured
-from surveybridge.bridge_core.evaluation import gaussian_blur
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import begin, denoise, draw, starts_without_x0, step_at

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.evaluation import gaussian_blur
+from surveybridge.bridge_core.correlate import gaussian_blur
 
 PARSEC = 3.0857e18
 """cm."""

@@ -1,8 +1,8 @@
 """Simulate pairs for training under many observing conditions, and write them as a pair store.
 
 Scenes with galaxies and stars are observed by LSST and Euclid with other PSFs, depths, noise, registration and defects
-each; windows are cut out of them. A share has the conditions of an ideal survey. The pairs follow
-from the seed, whichever number of workers draws them; run the same command again to go on after an interruption.
+each; windows are cut out of them. A share has the conditions of an ideal survey. The pairs follow from the seed,
+whichever number of workers draws them; run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations

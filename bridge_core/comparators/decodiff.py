@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surveybridge.bridge_core.correlate import correlated
+from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.network import NetworkConfig, UNet
 
 STEPS = 10
@@ -73,8 +73,10 @@ class DecoDiff(nn.Module):
         off = (self.corrected(images) - images).abs() / sigma.view(-1, 1, 1)
         fine = (off.amax(1, keepdim=True) / CLIP).clamp(max=1)
         coarse = (F.pixel_unshuffle(off, BLOCK).mean(1, keepdim=True) / (CLIP / 2)).clamp(max=1)
-        coarse = F.interpolate(_blurred(coarse, 1.0), scale_factor=BLOCK, mode="bilinear", align_corners=False)
-        return (_blurred(fine, 3.0) * coarse).sqrt()[:, 0]
+        coarse = F.interpolate(
+            gaussian_blur(coarse, 1.0, "replicate"), scale_factor=BLOCK, mode="bilinear", align_corners=False
+        )
+        return (gaussian_blur(fine, 3.0, "replicate") * coarse).sqrt()[:, 0]
 
     def score(self, images: Tensor, sigma: Tensor) -> Tensor:
         """Score images by the largest value of their map, float32 [N]."""
@@ -122,11 +124,3 @@ def _shuffled(x: Tensor, side: int, draws: torch.Generator) -> Tensor:
     flat = parts.reshape(-1, depth, side, side)
     dealt = flat[torch.randperm(len(flat), generator=draws)].view(parts.shape)
     return dealt.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
-
-
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    reach = math.ceil(3 * sigma)
-    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    line = line / line.sum()
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    return correlated(padded[:, 0], line)[:, None]

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-from surveybridge.bridge_core.correlate import blur, correlated
-from surveybridge.bridge_core.evaluation import gaussian_blur
+from surveybridge.bridge_core.correlate import blur, correlated, gaussian_blur
 
 LINE = torch.tensor([0.1, 0.5, 1.0, 0.3, -0.2])
 

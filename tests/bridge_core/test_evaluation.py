@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from surveybridge.bridge_core.apertures import aperture
+from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.evaluation import (
     LEVELS,
     PIXEL_SUMS,
     REGIONS,
     PixelMeasures,
     PixelSums,
-    gaussian_blur,
     image_scores,
     matches,
     morphology,
