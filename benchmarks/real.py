@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from surveybridge.storage.tiles import TileStore
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 GROUND, VIS = "lsst", "euclid"
+GROUND_ZERO_POINT = 30.0
+"""AB, of all ground bands."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=Path("docs/real.png"))
     parser.add_argument("--checkpoint")
+    parser.add_argument("--red", type=float, default=1.0, help="factor on the third ground band, as of another colour")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--steps", type=int, default=translate.Config.model_fields["steps"].default)
     arguments = parser.parse_args()
@@ -77,7 +81,7 @@ def main() -> None:
         for line, stamp in zip(axes, STAMPS, strict=True):
             store = str(Path(folder) / stamp.file)
             run = f"{store}-run"
-            ingest_stamp(arguments.data, stamp, store)
+            ingest_stamp(arguments.data, stamp, store, arguments.red)
             config = translate.Config(
                 store=store, run=run, checkpoint=arguments.checkpoint, samples=arguments.samples,
                 steps=arguments.steps, executor="serial",
@@ -95,12 +99,17 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def ingest_stamp(data: Path, stamp: Stamp, store: str) -> None:
-    """Make a tile store of a stamp in a folder."""
+def ingest_stamp(data: Path, stamp: Stamp, store: str, red: float) -> None:
+    """Make a tile store of a stamp in a folder, the third ground band times a factor."""
     path = data / stamp.file
     ground = tuple(f"{path}[{name}]" for name in stamp.ground)
+    zero_point = () if red == 1 else (f"{GROUND}.i={GROUND_ZERO_POINT - 2.5 * math.log10(red)}",)
     # their RMS maps allow for correlated noise: a single pixel scatters by less
-    ingest.run(ingest.Config(euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store, euclid_noise="scaled"))
+    ingest.run(
+        ingest.Config(
+            euclid=f"{path}[{stamp.vis}]", lsst=ground, store=store, euclid_noise="scaled", zero_point=zero_point
+        )
+    )
 
 
 TITLES = (

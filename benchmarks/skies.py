@@ -3,6 +3,7 @@
     python -m benchmarks.skies                                  # all conditions, some 40 minutes of one core
     python -m benchmarks.skies --only training,seeing-0.9       # some
     python -m benchmarks.skies --homogenise off                 # images with the PSFs that they have
+    python -m benchmarks.skies --cosmic-rays --only cosmic-rays # rays of VIS found and masked, as by `ingest`
     python -m benchmarks.skies --checkpoint mosaic-v2 --seed 9
 
 The same fields, from seeds, are simulated under each of the shipped skies (`simulate --sky`), written as FITS, read,
@@ -68,21 +69,24 @@ def main() -> None:
         default="64",
         help="what the network sees at once, as of `translate`; tile translates whole fields, in ten times the time",
     )
+    parser.add_argument("--cosmic-rays", action="store_true", help="as `ingest --cosmic-rays euclid.VIS`")
     parser.add_argument(
-        "--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT[-off][-tile].json)"
+        "--out", type=Path, help="JSON (default: benchmarks/results/skies-CHECKPOINT[-off][-tile][-rays].json)"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
     homogenisation = Homogenisation.of_card(model.card, NOISE_BOUND) if arguments.homogenise == "auto" else None
     patch = windows_of(arguments.patch).stated
-    file = f"skies-{model.card.name}{'-off' * (arguments.homogenise == 'off')}{'-tile' * (patch == WHOLE)}.json"
+    file = f"skies-{model.card.name}{'-off' * (arguments.homogenise == 'off')}{'-tile' * (patch == WHOLE)}"
+    file += f"{'-rays' * arguments.cosmic_rays}.json"
     out = arguments.out or Path(__file__).with_name("results") / file
     settings = {
         "checkpoint_sha256": model.sha256, "seed": arguments.seed, "fields": arguments.fields, "size": SIZE,
         "lenses_a_field": LENSES, "samples": SAMPLES,
         "homogenisation": homogenisation and homogenisation.document,
         **({} if patch == PatchGrid.size else {"patch": patch}),
+        **({"cosmic_rays": "sought"} if arguments.cosmic_rays else {}),
     }  # fmt: skip
     report = earlier(out, settings)
     skies = chosen(arguments.only)
@@ -91,7 +95,10 @@ def main() -> None:
             continue
         started = time.process_time()
         sums = Sums.joined(
-            [measure_field(model, homogenisation, sky, arguments.seed + k, patch) for k in range(arguments.fields)]
+            [
+                measure_field(model, homogenisation, sky, arguments.seed + k, patch, arguments.cosmic_rays)
+                for k in range(arguments.fields)
+            ]
         )
         report["skies"][name] = summary(sums) | {"processor_seconds": round(time.process_time() - started, 1)}
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -123,12 +130,17 @@ def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_field(
-    model: Model, homogenisation: Homogenisation | None, sky: Observing, seed: int, patch: int | str | None = None
+    model: Model,
+    homogenisation: Homogenisation | None,
+    sky: Observing,
+    seed: int,
+    patch: int | str | None = None,
+    cosmic_rays: bool = False,
 ) -> Sums:
-    """Simulate, read, translate, score and measure one field."""
+    """Simulate, read, with or without a search for cosmic rays, translate, score and measure one field."""
     drawn = field(seed, sky.stars)
     with tempfile.TemporaryDirectory() as folder:
-        tile = observed_tile(Path(folder), sky, seed)
+        tile = observed_tile(Path(folder), sky, seed, cosmic_rays)
     tile = prepared(model, tile)
     if homogenisation is not None:
         tile = homogenisation.applied(tile, None)
@@ -138,8 +150,8 @@ def measure_field(
     return measure(model, tile, drawn, truth, table, patch)
 
 
-def observed_tile(folder: Path, sky: Observing, seed: int) -> Tile:
-    """The whole field as one tile, by way of FITS files."""
+def observed_tile(folder: Path, sky: Observing, seed: int, cosmic_rays: bool = False) -> Tile:
+    """The whole field as one tile, by way of FITS files, of which rays in VIS are masked if asked."""
     drawn = field(seed, sky.stars)
     paths: dict[str, str] = {}
     for instrument in sky.instruments:
@@ -150,7 +162,8 @@ def observed_tile(folder: Path, sky: Observing, seed: int) -> Tile:
     files = {"lsst": {band: paths[band] for band in "gri"}, "euclid": {"VIS": paths["VIS"]}}
     # a PSF that no profile describes is given as an image
     stamps = {"VIS": f"{paths['VIS']}[PSF]"} if sky.band("VIS").psf_kind == "optical" else {}
-    opened = open_field(default_problem(), files, "euclid", numbers={"psf": {"euclid": stamps}})
+    sought = {"euclid": {"VIS": True}} if cosmic_rays else {}
+    opened = open_field(default_problem(), files, "euclid", numbers={"psf": {"euclid": stamps}, "cosmic_rays": sought})
     whole = (0, SIZE, 0, SIZE)
     return cut_tile(aligned(opened).strip(0, SIZE), TileBox("t0000", whole, whole))
 

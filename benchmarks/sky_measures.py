@@ -23,7 +23,7 @@ from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.scene import cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import whole_samples, window_samples
+from surveybridge.bridge_core.translate import whole_samples, window_samples, with_shared_start
 from surveybridge.jobs.simulating.field import SimulatedField
 from surveybridge.jobs.simulating.population import Catalogue
 from surveybridge.jobs.translating.scene import scene_of, wanted_conditions
@@ -164,7 +164,8 @@ def translate_windows(
     patch: int | str | None = None,
 ) -> NDArray[np.float32]:
     """Samples of VIS in windows by their middles (y, x), [W, K, S, S] nJy: as a run with `wishes` translates them."""
-    how = Sampling(samples=SAMPLES, patches=windows_for(model.card, patch, halo_of_tile(tile)))
+    windows = windows_for(model.card, patch, halo_of_tile(tile))
+    how = with_shared_start(model.card, Sampling(samples=SAMPLES, patches=windows))
     return drawn_windows(model, model.card.problem.to("euclid"), tile, centres, how, wishes)[:, :, 0]
 
 

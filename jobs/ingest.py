@@ -17,7 +17,15 @@ from pydantic import Field, model_validator
 from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.jobs.ingesting.grids import AskedGrid, target_grid
 from surveybridge.jobs.ingesting.problems import problem_and_card
-from surveybridge.jobs.ingesting.texts import by_band, by_end, checked_psf, positive, profile_of_text, psf_of_text
+from surveybridge.jobs.ingesting.texts import (
+    bands_named,
+    by_band,
+    by_end,
+    checked_psf,
+    positive,
+    profile_of_text,
+    psf_of_text,
+)
 from surveybridge.jobs.translating.config import NOISE_BOUND
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store tiles
 surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --store s3://bucket/tiles --tile-size 1024
+surveybridge ingest --euclid vis.fits --lsst g.fits r.fits i.fits --cosmic-rays euclid.VIS --store tiles
 surveybridge ingest --euclid "c.fits[VIS_BGSUB]" --lsst "c.fits[DES_G_BGSUB]" "c.fits[DES_R_BGSUB]" \\
     "c.fits[DES_I_BGSUB]" --store tiles
 surveybridge ingest --lsst g.fits r.fits i.fits --store tiles --field tract9813-patch42
@@ -126,6 +135,11 @@ class Config(JobConfig):
         (),
         description="where variances come from, as NAME=auto, NAME=file (a map), NAME=scaled (a map, scaled to what "
         "the pixels of the sky scatter by) or NAME=sky",
+    )
+    cosmic_rays: tuple[str, ...] = Field(
+        (),
+        description="find cosmic rays in these images and mask them, as NAME.BAND, such as euclid.VIS: where no mask "
+        "shows them; the PSF must be known, and astroscrappy be there (extra cosmic-rays)",
     )
     mask: tuple[str, ...] = Field((), description="masks in separate files, as NAME.BAND=FILE or FILE[EXT]")
     variance: tuple[str, ...] = Field((), description="variance maps in separate files, as NAME.BAND=FILE")
@@ -312,6 +326,7 @@ def named_images(config: Config) -> tuple[dict[str, dict[str, str]], dict[str, A
             "zero_point": zero_points(config),
             "factor": by_end(config.factor, "--factor", "NUMBER", positive),
             "no_data": by_end(config.no_data, "--no-data", "NUMBER", float),
+            "cosmic_rays": bands_named(config.cosmic_rays, "--cosmic-rays"),
         },
         "maps": {role: by_end(getattr(config, role), f"--{role}", "FILE", str) for role in MAPS},
     }
@@ -337,7 +352,11 @@ def lsst_and_euclid(config: Config) -> tuple[dict[str, dict[str, str]], dict[str
             maps.setdefault(role, {})[survey] = by_band(given, config.lsst_bands, f"--{survey}-{role}")
     return images, {
         "noise": {"lsst": config.lsst_noise, "euclid": config.euclid_noise},
-        "numbers": {"psf": psfs, "zero_point": zero_points(config)},
+        "numbers": {
+            "psf": psfs,
+            "zero_point": zero_points(config),
+            "cosmic_rays": bands_named(config.cosmic_rays, "--cosmic-rays"),
+        },
         "maps": maps,
     }
 

@@ -192,6 +192,12 @@ def open_field(
     for given in (images, noise or {}, *numbers.values(), *maps.values()):
         for name in given:
             endpoint(problem, name)
+    for name in numbers.get("cosmic_rays", {}):
+        if name not in images:
+            raise StorageError(
+                f"cosmic rays are sought in images of {name}, but there are only those of {', '.join(images)}; give "
+                f"them, or leave out --cosmic-rays {name}"
+            )
     first = onto if isinstance(onto, str) else onto.endpoint
     if isinstance(onto, str) and onto not in images:
         raise StorageError(f"onto {onto}: images of {', '.join(images) or 'nothing'} are given; give those of {onto}")

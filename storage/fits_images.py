@@ -15,6 +15,7 @@ import numpy as np
 from surveybridge.storage.celestial import (
     celestial_wcs,
 )
+from surveybridge.storage.cosmic_rays import check_astroscrappy
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_files import open_fits
 from surveybridge.storage.fits_hdus import extensions
@@ -29,7 +30,13 @@ from surveybridge.storage.units import njy_per_unit
 
 log = logging.getLogger(__name__)
 
-NUMBERS = {"psf": "PSF", "zero_point": "zero point", "factor": "factor", "no_data": "value of no data"}
+NUMBERS = {
+    "psf": "PSF",
+    "zero_point": "zero point",
+    "factor": "factor",
+    "no_data": "value of no data",
+    "cosmic_rays": "search for cosmic rays",
+}
 """What a user may say of a band, and how messages call it."""
 
 SAME_SCALE = 0.01
@@ -83,10 +90,10 @@ def open_images(
         Euclid's MER products are 2-5 times the noise that is there; weights count if they agree with the sky within a
         factor of `fits_planes.WEIGHT_SCALE`. Of what is no flux, "auto" takes any map, and none as exact. What a map
         marks as not covered stays unusable with all of them.
-    numbers : mapping of "psf", "zero_point", "factor" or "no_data" to mapping of band to value, optional
+    numbers : mapping of "psf", "zero_point", "factor", "no_data" or "cosmic_rays" to mapping of band to value, optional
         FWHM in arcsec or a text as `fits_psf.given_psf` reads it, AB magnitude of one count, the value of one in the
         unit of an endpoint that is no flux, and the value in the file that means no data; they count instead of what
-        the files say.
+        the files say. And whether cosmic rays are found in the pixels of the file, and masked.
     maps : mapping of "mask", "variance", "rms" or "weight" to mapping of band to path, optional
         Maps in files of their own, on the pixels of the image. They count instead of those in the image's file, for
         the noise unless `noise` is "sky". A weight is an inverse variance.
@@ -134,6 +141,12 @@ def open_images(
             raise StorageError(f"{endpoint['name']}: a zero point, but it is in {unit}, no flux; leave it out")
         if band in numbers.get("factor", {}) and is_flux:
             raise StorageError(f"{endpoint['name']}: a factor, but it is a flux; give a zero point instead")
+        if band in numbers.get("cosmic_rays", {}):
+            if not (is_flux and quantity(endpoint, band)["extensive"]):
+                raise StorageError(
+                    f"{endpoint['name']}: a search for cosmic rays, but it is in {unit}, no flux; leave it out"
+                )
+            check_astroscrappy()
     names = frozenset({*bands, *filters})
     planes = []
     for band in bands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,7 @@ from surveybridge.storage.celestial import (
     pixel_area,
     wcs_header_string,
 )
+from surveybridge.storage.cosmic_rays import DOUBTED, REFUSED, RayFinder, contrast_for
 from surveybridge.storage.errors import StorageError
 from surveybridge.storage.fits_checksums import check_sums
 from surveybridge.storage.fits_files import open_fits
@@ -37,6 +39,8 @@ from surveybridge.storage.problems import EndpointTable
 from surveybridge.storage.psf import Psf
 from surveybridge.storage.readings import Allowances, BandReading
 from surveybridge.storage.units import njy_per_unit
+
+log = logging.getLogger(__name__)
 
 Noise = Literal["auto", "file", "scaled", "sky"]
 """Where variances come from; see `fits_images.open_images`."""
@@ -65,7 +69,7 @@ class Request:
     storage_options: Mapping[str, Any] | None
 
     def given(self, quantity: str, band: str) -> Any | None:
-        """What the user says of a band: its psf, zero_point, factor, or no_data; None if nothing."""
+        """What the user says of a band: its psf, zero_point, factor, no_data or cosmic_rays; None if nothing."""
         return self.numbers.get(quantity, {}).get(band)
 
     @property
@@ -188,10 +192,13 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             f"{where}: a noise of {largest:.3g} {unit} has a square beyond what tiles hold (float32, up to 3.4e38); "
             "leave out the noise map"
         )
+    noise_sigma = float(np.sqrt(np.median(variance[usable])))
     if request.is_flux:
-        _check_sky(sky, float(np.sqrt(np.median(variance[usable]))), where, request)
+        _check_sky(sky, noise_sigma, where, request)
     level = sky.level if request.is_flux and request.allow.subtract_sky else 0.0
     height, width = extension.size
+    finished = functools.partial(_finished, flux - level, variance, bits, sky.sigma)
+    read: Callable[[Box], Planes]
     if extension.boxes:
         own_map = noise_map is not None and variance is noise_map.variance
         settled = _Settled(
@@ -208,8 +215,17 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
         )
         read = functools.partial(_read_part, file, given, request, wcs_header, settled)
     else:
-        planes = _finished(flux - level, variance, bits, sky.sigma)
-        read = functools.partial(_part_of, planes)
+        read = functools.partial(_part_of, finished())
+    rays, unusable = "", float(1 - usable.mean())
+    if request.given("cosmic_rays", band):
+        contrast = contrast_for(psf.fwhm, pixel_scale(wcs_header), where)
+        finder = RayFinder(read, (height, width), noise_sigma, contrast)
+        read = finder.masked
+        hit = (
+            _sample_rays(finder, finished(), extension.boxes) if extension.boxes else finder.rays((0, height, 0, width))
+        )
+        rays = _ray_words(hit, usable, contrast, bool(extension.boxes), where)
+        unusable = float(1 - (usable & ~hit).mean())
     return Plane(
         shape=(height, width),
         read=read,
@@ -228,7 +244,7 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             psf_wing=psf.wing,
             psf_source=psf.source,
             noise_source=noise_note,
-            noise_sigma=float(np.sqrt(np.median(variance[usable]))),
+            noise_sigma=noise_sigma,
             map_sigma=math.nan if noise_map is None else noise_map.sigma,
             uncovered=0.0 if noise_map is None else float(1 - noise_map.covered.mean()),
             sky_level=sky.level,
@@ -241,11 +257,41 @@ def read_plane(path: str, band: str, given: Mapping[str, str], request: Request)
             mask_source=mask.source,
             mask_shares=mask.shares,
             zeros=float(zeros.mean()),
-            unusable=float(1 - usable.mean()),
+            unusable=unusable,
             wcs=wcs_note,
+            cosmic_rays=rays,
             notes=notes,
         ),
     )
+
+
+def _sample_rays(finder: RayFinder, planes: Planes, boxes: tuple[Box, ...]) -> NDArray[np.bool_]:
+    """Cosmic rays in the boxes of a sample, which lie one below the other."""
+    ends = np.cumsum([y1 - y0 for y0, y1, _, _ in boxes])[:-1]
+    flux, variance, mask = planes
+    parts = zip(np.split(flux, ends), np.split(variance, ends), np.split(mask, ends), strict=True)
+    return np.concatenate([finder.look_at(part) for part in parts])
+
+
+def _ray_words(found: NDArray[np.bool_], usable: NDArray[np.bool_], contrast: float, sampled: bool, where: str) -> str:
+    """What is said of the cosmic rays that were found; a warning, or a refusal, of more than one believes."""
+    pixels = np.count_nonzero(usable)
+    share = np.count_nonzero(found) / pixels
+    of = f"{pixels} usable pixels{' of a sample' if sampled else ''}"
+    doubt = f"{where}: {share:.2%} of {of} are taken for cosmic rays, expected"
+    if share > REFUSED:
+        raise StorageError(
+            f"{doubt} at most {REFUSED:.0%}; is its noise map too low? Scale it by --noise NAME=scaled (or "
+            "--euclid-noise scaled), or leave out --cosmic-rays"
+        )
+    if share > DOUBTED:
+        log.warning(
+            "%s less than %s unless it is a single exposure; compare noise and PSF with the image, by `surveybridge "
+            "inspect`, or leave out --cosmic-rays",
+            doubt,
+            f"{DOUBTED:.0%}",
+        )
+    return f"{int(found.sum())} of {of} ({share:.3%}) masked, at a contrast above {contrast:.2f}"
 
 
 def _psf(

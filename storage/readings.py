@@ -71,6 +71,8 @@ class BandReading:
         Share of the pixels that are exactly 0 over an area, and therefore no data.
     unusable : float
         Share of the pixels that are not usable, for any reason.
+    cosmic_rays : str
+        How many pixels were found to be of cosmic rays, in words; "" where they were not sought.
     wcs : str
         What there is to say of the WCS, such as that it was turned to ICRS.
     notes : tuple of str
@@ -100,6 +102,7 @@ class BandReading:
     mask_shares: tuple[tuple[str, float], ...]
     zeros: float
     unusable: float
+    cosmic_rays: str = ""
     wcs: str = ""
     notes: tuple[str, ...] = ()
 
@@ -118,6 +121,8 @@ class BandReading:
         }
         if self.zeros:
             texts["no_data"] = f"{self.zeros:.2%} are exactly 0 over an area"
+        if self.cosmic_rays:
+            texts["cosmic_rays"] = self.cosmic_rays
         if self.wcs:
             texts["wcs"] = self.wcs
         if self.notes:
@@ -155,6 +160,7 @@ class BandReading:
             "mask": self.mask_source + (f"; {shares}" if shares else ""),
             "unusable": f"{self.unusable:.2%} of the pixels"
             + (f", {self.zeros:.2%} exactly 0 over an area" if self.zeros else ""),
+            "cosmic rays": self.cosmic_rays,
             "WCS": self.wcs,
             "notes": "; ".join(self.notes),
         }

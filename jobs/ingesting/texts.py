@@ -33,6 +33,18 @@ def by_end(texts: Sequence[str], flag: str, what: str, convert: Callable[[str], 
     return found
 
 
+def bands_named(texts: Sequence[str], flag: str) -> dict[str, dict[str, bool]]:
+    """Return texts NAME.BAND as True by endpoint and band, or raise RequestError."""
+    for text in texts:
+        if "=" in text:
+            raise RequestError(f"{flag} {text}: expected NAME.BAND alone, endpoint and band of the problem")
+        if text.count(".") == 0 or not all(text.partition(".")[::2]):
+            raise RequestError(f"{flag} {text}: expected NAME.BAND, endpoint and band of the problem")
+        if texts.count(text) > 1:
+            raise RequestError(f"{flag} {text}: is given twice; keep one")
+    return by_end([f"{text}=yes" for text in texts], flag, "yes", bool)
+
+
 def positive(text: str) -> float:
     """Return a number above 0; ValueError if it is none."""
     value = float(text)
