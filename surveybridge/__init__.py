@@ -6,9 +6,15 @@ when it is first used, so that `open_run` does without torch and `load_checkpoin
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from surveybridge.version import __version__ as __version__
+
+# Read when torch loads OpenMP. By default its threads keep a core busy while they wait for each other, which is many
+# times slower than one thread as soon as another process computes on that core (docs/performance.md, "More cores").
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __all__ = [
     "PosteriorMap",
