@@ -3,13 +3,15 @@
     python -m benchmarks.clouds_samplers --pairs clouds.zarr --checkpoint runs/density/density --out benchmarks/results
 
 `published` is Astro-DSB's: from the noisy end of the bridge down any number of its 999 steps, with new noise at each,
-to the state at index 0. `ours` is that of `translate`: second order, from the table's end. Both see the same maps in
-one process, those that the store holds back.
+to the state at index 0. `ours` is that of `translate`: second order, from the table's end at once to a noise level of
+2; `eta 1` has new noise at each step, as the published one has, and `whole` also levels between the end and 2. All see
+the same maps in one process, those that the store holds back.
 
 The numbers are of log10 of what is predicted over what is true, in dex: fair CRPS, mean and standard deviation of a
 single sample and of the median of K, share of the truths inside the 68% interval of the samples; and milliseconds per
 sample of a map. The first two rows look at no maps: the mean of all other pairs, and pixels of theirs drawn at random.
-All are printed and written to clouds_samplers.json.
+The last column is the difference of a CRPS to that of the first published row, on the same maps, with its standard
+error over simulations. All are printed and written to clouds_samplers.json.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import argparse
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.bridge import Bridge
@@ -34,7 +39,7 @@ from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import filled
 from surveybridge.bridge_core.translate import window_noise, window_samples
 from surveybridge.storage.pair_store import held_back_of, open_store
-from surveybridge.storage.pairs import read_pairs
+from surveybridge.storage.pairs import read_pairs, read_simulations
 
 PUBLISHED, OURS = (999, 250, 50, 10), (6, 8, 10)
 """Network evaluations a sample."""
@@ -63,24 +68,34 @@ def main() -> None:
     observed = torch.from_numpy(pairs.ends[direction.observed.name][rows])
     windows = filled(direction.observed.forward(observed, model.card.network.image_channels))
     print(f"{model.card.name}, {len(rows)} maps of {windows.shape[-1]} pixels, K = {arguments.samples}")
-    print("sampler     NFE |   CRPS | single mean    std | median mean    std | inside 68% | ms a sample")
+    print("sampler     NFE |   CRPS | single mean    std | median mean    std | inside 68% | ms a sample | difference")
     others = truth[: len(pairs) - held]
     known = others[torch.isfinite(others)]
     shape = (arguments.samples, *truth[rows].shape)
     drawn = torch.randint(len(known), shape, generator=torch.Generator().manual_seed(0))
     alike = {"mean": torch.full(shape, float(known.mean())), "no maps": known[drawn]}
     table = [{"sampler": name, "nfe": 0} | scores(said, truth[rows]) | {"ms": 0.0} for name, said in alike.items()]
+    simulations = read_simulations(arguments.pairs) or list(map(str, range(len(pairs))))
+    groups, first = np.array([simulations[row] for row in rows]), None
     for row in table:
         print_row(row)
-    for name, nfe in [("published", n) for n in arguments.published] + [("ours", n) for n in arguments.ours]:
+    plain = Sampling(samples=arguments.samples, precision="float32")
+    noisy = replace(plain, eta=1.0)
+    whole = replace(noisy, sigma_max=float(model.card.bridge.sigma[-1]))
+    asked = [("published", replace(plain, steps=nfe)) for nfe in arguments.published]
+    for sampler, settings in (("ours", plain), ("eta 1", noisy), ("whole", whole)):
+        asked += [(sampler, replace(settings, steps=nfe)) for nfe in arguments.ours]
+    for name, how in asked:
         began = time.perf_counter()
-        how = Sampling(samples=arguments.samples, steps=nfe, precision="float32")
         samples = published(model, direction, windows, how) if name == "published" else ours(model, windows, how)
         seconds = time.perf_counter() - began
+        said = samples.log10()
+        by_group = means_by(groups, crps(said, truth[rows]).where(truth[rows].isfinite(), torch.nan))
+        first = by_group if first is None else first
         table.append(
-            {"sampler": name, "nfe": nfe}
-            | scores(samples.log10(), truth[rows])
-            | {"ms": 1e3 * seconds / (len(rows) * arguments.samples)}
+            {"sampler": name, "nfe": how.steps}
+            | scores(said, truth[rows])
+            | {"ms": 1e3 * seconds / (len(rows) * arguments.samples), "difference": mean_and_error(by_group - first)}
         )
         print_row(table[-1])
     if arguments.out is not None:
@@ -153,13 +168,27 @@ def scores(samples: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
+def means_by(groups: NDArray[np.str_], values: Tensor) -> NDArray[np.float64]:
+    """Means of maps [N, B, H, W] by their group [N], pixels without data left out; in the groups' order."""
+    of_maps = values.flatten(1).double().nanmean(1).numpy()
+    return np.array([of_maps[groups == group].mean() for group in np.unique(groups)])
+
+
+def mean_and_error(values: ArrayLike) -> tuple[float, float]:
+    """Mean of some values and its standard error, which is NaN for a single one."""
+    found = np.asarray(values, np.float64)
+    error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+    return float(found.mean()), float(error)
+
+
 def print_row(row: dict[str, Any]) -> None:
     """Print the scores of a sampler."""
     single = f"{row['single_mean']:+11.4f} {row['single_std']:.4f}"
     median = f"{row['median_mean']:+11.4f} {row['median_std']:.4f}"
+    difference = "{:+.4f} +- {:.4f}".format(*row["difference"]) if "difference" in row else ""
     print(
         f"{row['sampler']:10} {row['nfe']:4d} | {row['crps']:.4f} | {single} | {median} | {row['inside_68']:10.3f} | "
-        f"{row['ms']:.1f}",
+        f"{row['ms']:11.1f} | {difference}",
         flush=True,
     )
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surveybridge.bridge_core.correlate import gaussian_line
 from surveybridge.jobs.clouds.projection import Sums, angle, dispersion
 from surveybridge.jobs.clouds.units import SOUND, CloudUnits
 
@@ -61,8 +62,7 @@ def smooth(planes: Tensor, fwhm: float) -> Tensor:
     """Planes [P, H, W] through a Gaussian beam, FWHM in pixels; the sky beyond their edges is their mirror image."""
     sigma = fwhm / math.sqrt(8 * math.log(2))
     reach = min(math.ceil(4 * sigma), min(planes.shape[1:]) - 1)
-    steps = torch.arange(-reach, reach + 1, dtype=planes.dtype, device=planes.device)
-    kernel = torch.exp(-0.5 * (steps / sigma).square())
+    kernel = gaussian_line(sigma, reach, planes)
     kernel = kernel / kernel.sum()
     wide = F.pad(planes[:, None], (reach, reach, reach, reach), mode="reflect")
     return F.conv2d(F.conv2d(wide, kernel[None, None, None]), kernel[None, None, :, None])[:, 0]

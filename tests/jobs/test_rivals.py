@@ -121,6 +121,9 @@ def test_a_diffusion_is_sampled_as_ddim_and_samples_do_not_depend_on_the_neighbo
     second = rival.predict(CloudMaps.read(store, ("column",), 5, 6), 2)
     torch.testing.assert_close(both[:, 1:], second, rtol=1e-3, atol=0)
     assert (both[0] != both[1]).any()
+    # a network that has learnt nothing would overflow
+    (direction,) = rival.model.card.problem.directions
+    assert float(direction.wanted.forward(both.flatten(0, 1)[:, None], 1).abs().max()) <= 2.5 + 1e-4
 
 
 def test_a_rival_that_knows_the_truth_has_no_error_and_bad_pixels_do_not_count(store, tmp_path):
@@ -146,12 +149,47 @@ def test_a_rival_that_knows_the_truth_has_no_error_and_bad_pixels_do_not_count(s
     assert single["relative_bias"]["value"] == pytest.approx(1, abs=1e-5)
 
 
-def test_the_benchmark_trains_what_is_missing_each_in_its_way_and_once(store, tmp_path, capsys, monkeypatch):
-    held = tmp_path / "held.zarr"
+def with_held_back(store, folder):
+    """Copy a store; of the copy the last eight pairs are held back."""
+    held = folder / "held.zarr"
     shutil.copytree(store, held)
     zarr.open_group(str(held)).attrs["held_back"] = 8
+    return str(held)
+
+
+def test_the_benchmark_trains_on_what_is_wanted_and_refuses_a_checkpoint_of_another_task(store, tmp_path, monkeypatch):
+    """A store of clouds states columns and densities as its endpoints, whatever is wanted of it."""
+    train = with_held_back(store, tmp_path)
+    asked = ["--train", train, "--suites", f"null={store}", "--runs", str(tmp_path), "--training", "4"]
+    asked += [
+        "--base",
+        "8",
+        "--batch-size",
+        "16",
+        "--steps",
+        "2",
+        "--samples",
+        "2",
+        "--limit",
+        "4",
+        "--rivals",
+        "U-Net",
+    ]
+    monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked, "--wanted", "field"])
+    with without_ray(), quick_energies():
+        clouds_rivals.main()
+    problem = json.loads((tmp_path / "U-Net" / "U-Net.json").read_text())["problem"]
+    assert (problem["name"], problem["wanted"]) == ("clouds-field", "field")
+    fields = f"fields={tmp_path / 'U-Net' / 'U-Net'}"
+    monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked[:-1], "3PLF", "--checkpoints", fields])
+    with pytest.raises(SystemExit, match="predicts field, and density is wanted"):
+        clouds_rivals.main()
+
+
+def test_the_benchmark_trains_what_is_missing_each_in_its_way_and_once(store, tmp_path, capsys, monkeypatch):
+    held = with_held_back(store, tmp_path)
     runs = tmp_path / "runs"
-    asked = ["--train", str(held), "--suites", f"id={held}", "--runs", str(runs), "--training", "4", "--samples", "2"]
+    asked = ["--train", held, "--suites", f"id={held}", "--runs", str(runs), "--training", "4", "--samples", "2"]
     asked += ["--rivals", "U-Net", "DSB-without-M2", "DSB-quarter", "--base", "8", "--batch-size", "16", "--steps", "2"]
     asked += ["--rescale", "0.5", "--problem", "clouds-density"]
     monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked])
@@ -163,8 +201,14 @@ def test_the_benchmark_trains_what_is_missing_each_in_its_way_and_once(store, tm
         clouds_rivals.main()
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     # the last column is a time
-    assert [line.split(" | ")[:-1] for line in first] == [line.split(" | ")[:-1] for line in again]
-    assert [line.split(" | ")[1] for line in first[1:]] == ["U-Net", "DSB-without-M2", "DSB-quarter"]
+    assert [line.split(" | ")[:12] for line in first] == [line.split(" | ")[:12] for line in again]
+    names = ["U-Net", "DSB-without-M2", "DSB-quarter"]
+    assert [line.split(" | ")[1] for line in first[1:4]] == names
+    assert [line.split(" | ")[0][2:] for line in first[4:]] == [
+        name
+        for title in ("std of r, one sample", "std of r, median", "CRPS (dex)", "68% holds")
+        for name in (title, *names)
+    ]
     assert {path.name: path.read_bytes() for path in runs.glob("*/*.safetensors")} == weights
     kinds = {
         name: (card["bridge"]["kind"], card.get("end_noise"), card.get("clean_input")) for name, card in cards.items()
@@ -186,7 +230,7 @@ def test_the_benchmark_prints_one_table_of_all(store, tmp_path, capsys, monkeypa
     monkeypatch.setattr(sys, "argv", ["clouds_rivals", *asked])
     clouds_rivals.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[:2] for line in table[1:]] == [
+    assert [line.split(" | ")[:2] for line in table[1:7]] == [
         [f"| {suite}", rival] for suite in ("id", "again") for rival in ("3PLF", "MDR", "DSB")
     ]
     rows = json.loads(out.read_text())["rows"]
