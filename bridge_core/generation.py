@@ -133,6 +133,17 @@ class Generation:
         parts = images.split([end.planes for end in ends], 1)
         return {end.name: end.fitted.inverse(part, end.bands) for end, part in zip(ends, parts, strict=True)}
 
+    def sky(self, problem: Problem) -> float:
+        """Standard deviation of the sky of its ends in network units, root mean square of bands; 0 if none is known."""
+        levels = []
+        for end in self.of(problem):
+            known = self.noise.get(end.name, {})
+            if end.kind == "asinh" and all(band in known for band in end.bands):
+                sigma = torch.tensor([known[band] for band in end.bands])[:, None, None]
+                shown = end.fitted.forward(sigma, end.bands) - end.fitted.forward(torch.zeros_like(sigma), end.bands)
+                levels.append(shown.square().mean())
+        return round(float(torch.stack(levels).mean().sqrt()), 4) if levels else 0.0
+
     def range_of(self, name: str) -> tuple[float, float]:
         """Least and largest value of a property, in its unit, that is told as it is: `LIMIT` on its scale."""
         mean, std = self.properties[name]

@@ -41,6 +41,9 @@ class Objective:
         Share of the states in training that lie at the table's end and have nothing of x0 in them: b x1 + s eps. What
         the network says there is E[x0 | x1], and a sampler may begin with it (`sampler.begin`). With 0 the states of
         the end are as all others; only `edm` can do without x0.
+    noise
+        Standard deviation, in network units, of white noise that x0 holds and the network need not learn: where there
+        is nothing else in x0, `edm` is exact with a network that answers 0. With 0 all of x0 is to be learnt.
     prior
         Of `wiener`: mean power of x0 at `spectral.KNOTS`, in network units squared.
     """
@@ -50,10 +53,11 @@ class Objective:
     log_sigma_mean: float = -1.0
     log_sigma_std: float = 1.4
     end_share: float = 0.0
+    noise: float = 0.0
     prior: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an unknown name, and a share that is none."""
+        """Refuse an unknown name, a share that is none, and noise below 0."""
         if self.name not in (*OBJECTIVES, WIENER):
             raise BridgeError(f"objective {self.name!r} is not one of {(*OBJECTIVES, WIENER)}")
         if not 0 <= self.end_share < 1 or (self.end_share and self.name != "edm"):
@@ -61,11 +65,17 @@ class Objective:
                 f"objective {self.name!r}, share of states at the bridge's end {self.end_share:g}: give a share from 0 "
                 "to below 1 with edm, 0 with others"
             )
+        if not self.noise >= 0 or (self.noise and self.name != "edm"):
+            raise BridgeError(
+                f"objective {self.name!r}, noise {self.noise:g} network units: give 0 or more with edm, 0 with others"
+            )
 
     @property
     def card(self) -> dict[str, Any]:
         """JSON form; `from_card` reads it."""
-        card = {name: value for name, value in asdict(self).items() if name not in ("end_share", "prior") or value}
+        card = {
+            name: value for name, value in asdict(self).items() if name not in ("end_share", "noise", "prior") or value
+        }
         return card | ({"prior": list(self.prior)} if self.prior else {})
 
     @classmethod
@@ -84,7 +94,9 @@ class Objective:
             return torch.ones_like(a), -s / a.sqrt(), torch.zeros_like(a)
         if self.name == "edm":
             variance = bridge.sigma**2 + self.sigma_data**2
-            c_skip, c_out = self.sigma_data**2 / variance, bridge.sigma * self.sigma_data / variance.sqrt()
+            c_out = bridge.sigma * self.sigma_data / variance.sqrt()
+            still = self.noise or self.sigma_data
+            c_skip = still**2 / (bridge.sigma**2 + still**2)
             return c_skip / a, c_out, -b
         return 1 / a, -s / a, -b
 

@@ -213,6 +213,8 @@ def run(config: Config) -> int:
     settings["learning_rate"] = config.learning_rate or (RATE if start is None else FURTHER_RATE)
     if "seeing" in (config.bridge, start and start.card.bridge.kind) or config.generate:
         settings["bright_weight"] = 0.0  # the loss follows the light already, or nothing is observed that would tell
+    if config.generate:
+        settings["noise_known"] = True  # a generator of earlier versions had to learn the sky, and cannot go on here
     if start is not None:
         settings["checkpoint"] = f"{start.card.name}-{start.sha256[:12]}"
     source = None if config.store is None else _source(config, start)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import downstream, galaxies, galaxy_features
+from benchmarks import bridge_pairs, downstream, galaxies, galaxy_features
 from surveybridge.storage.pair_writer import PairLayout, PairWriter
 from surveybridge.storage.pairs import read_ids, read_pairs
 from surveybridge.storage.problems import default_problem
@@ -51,6 +51,21 @@ def test_the_source_is_as_far_from_itself_as_its_floor_and_every_stamp_of_it_is_
     assert copies["quantiles"][-1] < 2e-3 and copies["nearer"] == 1.0
     said = capsys.readouterr().out
     assert "| average |" in said and "| copies | 0.00" in said and "| power spectrum |" in said
+
+
+def test_stamps_of_a_bridge_stand_beside_the_observed_ones_that_they_were_drawn_for(
+    stores, tmp_path, monkeypatch, capsys
+):
+    url = tmp_path / "drawn.zarr"
+    some = ["--pairs", stores[0], "--out", url, "--to", "lsst", "--start", 3, "--count", 5, "--evaluations", 2]
+    run(bridge_pairs, monkeypatch, *some)
+    made, source = read_pairs(str(url)), read_pairs(stores[0], start=3, stop=8)
+    assert read_ids(str(url)) == read_ids(stores[0], 3, 8)
+    assert np.array_equal(made.ends["euclid"], source.ends["euclid"]) and made.noise == source.noise
+    # of the same objects, in nJy: bright where they are bright, with noise of its own
+    for drawn, true in zip(made.ends["lsst"][:, 2], source.ends["lsst"][:, 2], strict=True):
+        assert 0.5 < np.corrcoef(drawn.ravel(), true.ravel())[0, 1] < 0.9999
+    assert "5 pairs" in capsys.readouterr().out
 
 
 def test_a_denoiser_learns_and_its_table_compares_with_real_images_alone(stores, tmp_path, monkeypatch, capsys):

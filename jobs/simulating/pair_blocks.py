@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from surveybridge.jobs.running.blocks import one_thread
+from surveybridge.jobs.simulating.exposures import VIS_SCALE
 from surveybridge.jobs.simulating.scenes import PLANES, ScenePairs, SceneSpec, draw_pairs
 from surveybridge.jobs.simulating.sharp_skies import SkyWindows, draw_skies
 from surveybridge.storage.block_labels import write_block_labels
@@ -23,7 +24,7 @@ SPECS: dict[str, SceneSpec] = {
 }
 """What is drawn, by grid."""
 
-LARGEST = 256
+LARGEST = round(SceneSpec.side / VIS_SCALE / 2)
 """Side of the largest windows in pixels: half of a scene."""
 
 EDITION = 2

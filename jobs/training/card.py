@@ -171,6 +171,7 @@ def make_card(
     problem = problem.with_endpoints(
         [replace(end, spread=config["broadcast"] or end.name not in ends) for end in fitted]
     )
+    still = generation.sky(problem) if generation and objective.name == "edm" else 0.0
     return Card(
         name=config["name"],
         grid=config["grid"],
@@ -184,7 +185,7 @@ def make_card(
             conditions=bool(config["conditions"]),
             properties=len(generation.properties) if generation else 0,
         ),
-        objective=replace(objective, end_share=config["end_share"] or 0.0),
+        objective=replace(objective, end_share=config["end_share"] or 0.0, noise=still),
         provenance={
             "command": shlex.join(["surveybridge", "train", *sys.argv[2:]]),
             "pairs": pairs.name,

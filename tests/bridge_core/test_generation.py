@@ -16,7 +16,10 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.generate import generate, generator_direction
 from surveybridge.bridge_core.generation import DROPPED, DROPPED_ALL, Generation, forgotten
 from surveybridge.bridge_core.model import Card, Model
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.problem import Endpoint
 from surveybridge.bridge_core.sampler import rho_steps
+from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.translate import translate_tile
 from tests.bridge_core.models import PROBLEM, TINY, make_card, random_model
 
@@ -116,6 +119,42 @@ def test_a_known_denoiser_makes_the_images_that_it_knows(model, monkeypatch):
     end = card.problem["euclid"]
     torch.testing.assert_close(end.forward(made["euclid"], 1), image[:, 3:].expand(3, -1, -1, -1), atol=1e-4, rtol=0)
     assert generator_direction(card.problem).index == 0
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_a_network_that_knows_nothing_makes_the_sky(model, monkeypatch, noise):
+    """What the objective knows of the noise reaches the stamps: with 20 evaluations their spread is that of the sky."""
+    card = replace(model.card, objective=Objective("edm", sigma_data=0.5, noise=noise), bridge=Bridge.diffusion())
+
+    class Silent:
+        def __init__(self, x1: torch.Tensor) -> None:
+            self.input = torch.empty_like(x1)
+
+        def __call__(self, step: int, x_t: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x_t)
+
+    monkeypatch.setattr(Model, "predictor", lambda self, x1, *rest: Silent(x1))
+    made = generate(replace(model, card=card), range(32), unknown(32), seed=2)
+    shown = torch.cat([end.forward(made[end.name], len(end.bands)) for end in card.problem.endpoints], 1)
+    assert shown.std().item() == pytest.approx(noise, rel=0.05)
+    assert shown.mean().item() == pytest.approx(0, abs=noise / 20)
+
+
+def test_the_sky_in_network_units_is_that_of_the_stretch():
+    generation = card_of().generation
+    assert generation is not None
+
+    # softening of 2 sigma shows sigma as scale asinh(1/2), whatever the band
+    def shown(end: Endpoint, scale: float) -> Endpoint:
+        return replace(end, stretch=Stretch({band: 2 * NOISE[end.name][band] for band in end.bands}, scale, -1.0))
+
+    ends = [shown(end, 0.2) for end in PROBLEM.endpoints]
+    assert generation.sky(PROBLEM.with_endpoints(ends)) == pytest.approx(0.2 * math.asinh(0.5), abs=1e-4)
+    unlike = shown(ends[0], 0.4)
+    both = math.hypot(0.4, 0.2) / math.sqrt(2) * math.asinh(0.5)
+    assert generation.sky(PROBLEM.with_endpoints([unlike, ends[1]])) == pytest.approx(both, abs=1e-4)
+    unknown_noise = replace(generation, noise={"lsst": {"g": 0.3}})
+    assert unknown_noise.sky(PROBLEM.with_endpoints(ends)) == 0
 
 
 def test_a_generator_comes_back_from_its_file_as_it_was(model, tmp_path):

@@ -104,6 +104,34 @@ def test_edm_is_table_1_of_karras_2022_in_zeta(batch, kind):
     torch.testing.assert_close(u * x_t + v * x1, zeta / (sigma**2 + sd**2).sqrt(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", sorted(BRIDGES))
+def test_where_x0_is_noise_alone_edm_needs_nothing_of_the_network(kind):
+    """P (x_t + R x1) is then E[x0 | x_t, x1]: the regression of x0 on it has slope 1 at every noise level."""
+    bridge, objective = BRIDGES[kind](), Objective("edm", sigma_data=0.4, noise=0.07)
+    x0, x1, eps = torch.randn(3, 5, 1, 400, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x0 = 0.07 * x0
+    x_t = bridge.q_sample(x0, x1, TIMES, eps)
+    p, _, r = map(column, objective.table(bridge))
+    expected = p * (x_t + r * x1)
+    slope = (x0 * expected).mean((1, 2, 3)) / expected.square().mean((1, 2, 3))
+    # of 160 000 pixels; where sigma is large, little of x0 is in x_t, and the slope is that much less certain
+    error = 1 / 400 * bridge.sigma[TIMES] / 0.07
+    assert ((slope - 1).abs() < 5 * error + 1e-9).all()
+    target, _ = objective.target(bridge, TIMES, x_t, x0, x1, eps)
+    q = column(objective.table(bridge)[1])
+    torch.testing.assert_close(expected + q * target, x0, rtol=0, atol=1e-9)
+
+
+def test_noise_that_is_known_is_in_the_card_where_there_is_some():
+    assert "noise" not in Objective("edm").card
+    known = Objective("edm", noise=0.12)
+    assert Objective.from_card(json.loads(json.dumps(known.card))) == known
+    with pytest.raises(BridgeError, match=r"noise -0\.1"):
+        Objective("edm", noise=-0.1)
+    with pytest.raises(BridgeError, match=r"eps.*noise 0\.1"):
+        Objective("eps", noise=0.1)
+
+
 def test_edm_keeps_input_and_target_at_unit_variance():
     bridge, objective, n = Bridge.brownian(), Objective("edm", sigma_data=0.3), 20_000
     for t in (0, 300, 999):

@@ -98,6 +98,7 @@ def test_training_leaves_a_generator_that_has_learnt(trained, pairs):
     known = read_properties(pairs, ("magnitude",), 0, 12)
     assert card.generation.properties["magnitude"][0] == pytest.approx(np.nanmean(known), abs=2e-4)
     assert card.generation.noise["lsst"]["g"] == pytest.approx(tiny.SIGMA["g"])
+    assert card.objective.noise == card.generation.sky(card.problem) > 0.05
 
 
 def test_the_store_is_a_pair_store_with_a_table_of_what_was_asked_for(made):
