@@ -13,6 +13,8 @@ gc.disable()
 ENVIRONMENT = {
     "TRITON_INTERPRET": "1",
     "OMP_NUM_THREADS": "1",
+    # where a test takes two threads, the second would keep its core busy between operations
+    "OMP_WAIT_POLICY": "passive",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
@@ -36,6 +38,7 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+import pickle
 import random
 import shutil
 import sys
@@ -49,6 +52,7 @@ import pytest
 
 from tests import warm
 from tests.lanes import LANES, lane_of, may_hold
+from tests.once import MADE_ONCE, once
 from tests.processor import PerTest
 from tests.sharing import Sharing
 
@@ -77,16 +81,27 @@ def shared_field_files(shared_data: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def shared_field(shared_field_files: dict[str, dict[str, str]]) -> Field:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what the processes of a run make for each other, by `once`; of this process where it is alone."""
+    return Path(os.environ.get(MADE_ONCE) or tmp_path_factory.mktemp("once"))
+
+
+@pytest.fixture(scope="session")
+def shared_field(shared_field_files: dict[str, dict[str, str]], made_once: Path) -> Field:
     """The shared field as `ingest` reads it, both surveys on Euclid's grid; that takes 8 s."""
     from surveybridge.storage.ingest import read_field
     from surveybridge.storage.problems import default_problem
 
-    return read_field(default_problem(), shared_field_files, "euclid")
+    def make(folder: Path) -> None:
+        with (folder / "field").open("wb") as file:
+            pickle.dump(read_field(default_problem(), shared_field_files, "euclid"), file, protocol=5)
+
+    field: Field = pickle.loads((once(made_once / "field", make) / "field").read_bytes())
+    return field
 
 
 @pytest.fixture(scope="session")
-def shared_field_run(shared_field: Field, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def shared_field_run(request: pytest.FixtureRequest, made_once: Path) -> RunFolder:
     """A run of 16 tiles with the candidates of the shared field, scored by the shipped checkpoint, and empty mosaics.
 
     What reads candidates asks for no more, and to score takes half a minute.
@@ -104,20 +119,24 @@ def shared_field_run(shared_field: Field, tmp_path_factory: pytest.TempPathFacto
 
     if DEFAULT_CHECKPOINT not in shipped_checkpoints():
         pytest.skip("no checkpoint ships with this tree")
-    model, how, cpu = load_checkpoint(None), Scoring(samples=2, steps=1, reconstruct=0.1), torch.device("cpu")
-    run = RunFolder.open_or_create(tmp_path_factory.mktemp("shared") / "run", RUN | {"run_id": "field"})
-    for box in tile_boxes(shared_field.shape, 512, 64):
-        tile = cut_tile(shared_field, box)
-        rows = find_candidates(model, tile, how, RunFacts("field"), cpu).rows
-        nothing = np.zeros((1, *tile.core_shape), np.float32)
-        header = core_header(tile)
-        empty = TileMosaic(
-            tile.tile_id, header, ("VIS",), nothing, nothing, nothing[0], (box.core[0], box.core[2]), tile.grid_id
-        )
-        run.write_mosaic(empty)
-        run.write_candidates(tile.tile_id, rows)
-        run.commit({"tile_id": tile.tile_id, "status": "ok", "n_candidates": rows.num_rows})
-    return run
+
+    def make(folder: Path) -> None:
+        shared_field: Field = request.getfixturevalue("shared_field")
+        model, how, cpu = load_checkpoint(None), Scoring(samples=2, steps=1, reconstruct=0.1), torch.device("cpu")
+        run = RunFolder.open_or_create(folder / "run", RUN | {"run_id": "field"})
+        for box in tile_boxes(shared_field.shape, 512, 64):
+            tile = cut_tile(shared_field, box)
+            rows = find_candidates(model, tile, how, RunFacts("field"), cpu).rows
+            nothing = np.zeros((1, *tile.core_shape), np.float32)
+            header = core_header(tile)
+            empty = TileMosaic(
+                tile.tile_id, header, ("VIS",), nothing, nothing, nothing[0], (box.core[0], box.core[2]), tile.grid_id
+            )
+            run.write_mosaic(empty)
+            run.write_candidates(tile.tile_id, rows)
+            run.commit({"tile_id": tile.tile_id, "status": "ok", "n_candidates": rows.num_rows})
+
+    return RunFolder.open(once(made_once / "scored", make) / "run")
 
 
 @pytest.fixture(autouse=True)

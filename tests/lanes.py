@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.once import MADE_ONCE
 from tests.processor import Group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +147,7 @@ def start(lane: str, more: Sequence[str], folder: Path, counted: bool, variables
     # Lanes that share a folder of temporary files delete what is old there, at the same time.
     temporary = folder / lane
     temporary.mkdir()
-    environment |= {**variables, "PYTEST_DEBUG_TEMPROOT": str(temporary)}
+    environment |= {**variables, "PYTEST_DEBUG_TEMPROOT": str(temporary), MADE_ONCE: str(folder / "once")}
     with open(folder / f"{lane}.log", "wb") as log:
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -123,11 +123,21 @@ def test_many_that_are_killed_together_with_their_forks_leave_the_server_at_work
 
 @pytest.mark.parametrize(
     "words, variables",
-    [(["-W", "error"], {}), (["-X", "dev"], {}), ([], {"OMP_NUM_THREADS": "3"}), ([], {"RAY_DEDUP_LOGS": "0"})],
+    [
+        *((["-W", "error"], {}), (["-X", "dev"], {})),
+        *(([], {"OMP_NUM_THREADS": "3"}), ([], {"RAY_DEDUP_LOGS": "0"}), ([], {"RAY_CLIENT_MODE": "1"})),
+    ],
 )
 def test_other_options_and_settings_that_imports_read_get_a_real_process(words, variables):
     done = run(warm.python(), *words, "-c", "import sys; print(sys.executable)", env=os.environ | variables)
     assert done.stdout == f"{sys.executable}\n", done.stderr
+
+
+@pytest.mark.parametrize("variables", [{}, {"RAY_CLIENT_MODE": "0"}])
+def test_with_and_without_what_ray_sets_as_it_is_imported_it_is_a_fork(variables):
+    rest = {name: value for name, value in os.environ.items() if name != "RAY_CLIENT_MODE"}
+    done = run(warm.python(), "-c", "import sys; print(sys.executable)", env=rest | variables)
+    assert done.stdout == f"{warm.python()}\n", done.stderr
 
 
 def test_what_the_drivers_of_submitted_jobs_are_given_is_read_in_the_fork():

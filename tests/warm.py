@@ -135,7 +135,9 @@ def python() -> str:
     from surveybridge.cluster import connect  # noqa: F401  # sets RAY_DEDUP_LOGS_SKIP_REGEX, with which to import Ray
 
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    server = subprocess.Popen([sys.executable, __file__, folder], env=os.environ | AGENTS, process_group=0, **pipes)
+    # Ray sets RAY_CLIENT_MODE to 0 as it is imported: what has it and what has it not can both be forked
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_CLIENT_MODE"} | AGENTS
+    server = subprocess.Popen([sys.executable, __file__, folder], env=environment, process_group=0, **pipes)
     assert server.stdin is not None and server.stdout is not None
     atexit.register(server.wait)
     atexit.register(server.stdin.close)
@@ -323,7 +325,7 @@ def ray_settings() -> tuple[Callable[[], int], Callable[[int], None]]:
 
     Its table of symbols is that of ELF: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.symtab.html.
     """
-    file = str(sys.modules["ray._raylet"].__file__)
+    file = os.path.realpath(str(sys.modules["ray._raylet"].__file__))  # as the kernel names it below
     elf = Path(file).read_bytes()
     (start,), (size, number) = struct.unpack_from("<Q", elf, 40), struct.unpack_from("<HH", elf, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", elf, start + n * size) for n in range(number)]

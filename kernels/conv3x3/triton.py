@@ -141,9 +141,10 @@ def conv3x3_kernel(
     o_first = ((i_n * (H * STRIDE) + o_y) * UNSHUFFLE * row + o_x * UNSHUFFLE) * XS
     p_w = p_weight + i_phase * (C * SIDE * SIDE * CX) + o_c[None, :] * (SIDE * SIDE * CX)
     b_sum = tl.zeros((PIXELS, WIDTH), tl.float32)
-    for k in range(SIDE * SIDE * tl.cdiv(CX, BX)):
-        i_tap = k // tl.cdiv(CX, BX)
-        o_k = k % tl.cdiv(CX, BX) * BX + tl.arange(0, BX)
+    parts: tl.constexpr = (CX + BX - 1) // BX
+    for k in range(SIDE * SIDE * parts):
+        i_tap = k // parts
+        o_k = k % parts * BX + tl.arange(0, BX)
         i_ky, i_kx = i_tap // SIDE, i_tap % SIDE
         m_y = (o_y + i_ky >= 0) & (o_y + i_ky < H * STRIDE)
         m_x = m_m & m_y & (o_x + i_kx >= 0) & (o_x + i_kx < W * STRIDE)

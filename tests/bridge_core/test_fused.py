@@ -71,7 +71,7 @@ def test_in_float32_it_is_the_network(config, head):
 @pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
 def test_kernels_in_bfloat16_are_as_near_to_float32_as_torch_in_bfloat16(config):
     network = random_network(config)
-    x, emb = images(config, 2, 8, 16)
+    x, emb = images(config, 2, 4, 16)
     x, emb = x.bfloat16().float(), emb.bfloat16().float()
     expected = network.given(x, emb)[:, config.image_channels :]
     rounded = for_bfloat16(copy.deepcopy(network))
@@ -84,7 +84,7 @@ def test_kernels_in_bfloat16_are_as_near_to_float32_as_torch_in_bfloat16(config)
 
 def test_the_shipped_network_is_as_near_to_float32():
     network = channels_last(load_checkpoint().network)
-    x, emb = images(network.config, 1, 16, 24)
+    x, emb = images(network.config, 1, 8, 24)
     emb = network.embed(torch.full((1,), 100), torch.ones(1, dtype=torch.long))
     expected = network.given(x, emb)[:, 3:]
     rounded = for_bfloat16(copy.deepcopy(network))
@@ -96,16 +96,16 @@ def test_the_shipped_network_is_as_near_to_float32():
 
 def test_a_sample_has_the_same_bits_in_every_batch():
     network = for_bfloat16(random_network(SMALL))
-    x, emb = images(SMALL, 64, 4, 4)
+    x, emb = images(SMALL, 36, 4, 4)  # 144 pixels, of which a program has 128
     whole = interpreted(network, x, emb)
-    for batch in (1, 3, 16):
-        assert torch.equal(interpreted(network, x[64 - batch :], emb[64 - batch :]), whole[64 - batch :])
+    for batch in (1, 5):
+        assert torch.equal(interpreted(network, x[36 - batch :], emb[36 - batch :]), whole[36 - batch :])
 
 
 def test_a_cropped_window_has_the_same_bits_beyond_the_reach():
     config = replace(SMALL, stem=1)
     network = for_bfloat16(random_network(config))
-    x, emb = images(config, 1, 4, 96)
+    x, emb = images(config, 1, 2, 96)
     whole, left = interpreted(network, x, emb), 24
     cropped = interpreted(network, x[..., left:], emb)
     reach = config.reach
@@ -123,11 +123,11 @@ def test_a_prediction_on_cuda_takes_the_kernels(monkeypatch):
         monkeypatch.setattr(f"surveybridge.{module}.choose_impl", lambda impl, device: "triton")
     monkeypatch.setattr(UNet, "given", None)
     predictor = model.predictor(x, TO_EUCLID, [40, 80], "bfloat16")
+    found = [predictor(step, x) for step in (0, 1)]
     for step in (0, 1):
-        found = predictor(step, x)
-        assert found.stride() == expected[step].contiguous().stride()
-        assert rms_off(found, expected[step].float()) < 0.03
-    assert not torch.equal(predictor(0, x), predictor(1, x))
+        assert found[step].stride() == expected[step].contiguous().stride()
+        assert rms_off(found[step], expected[step].float()) < 0.03
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(

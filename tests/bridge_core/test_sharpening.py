@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -185,11 +186,16 @@ def trained():
     return model
 
 
+@pytest.fixture(scope="module")
+def judged(trained):
+    """What is said of the trained network by FWHM, beta and noise: two tests ask for the same."""
+    return functools.cache(lambda fwhm, beta, sigma: judge(trained, Moffat(fwhm, beta), sigma))
+
+
 @pytest.mark.long
-def test_a_network_learns_what_the_closed_form_lacks(trained):
-    psf = Moffat(0.7, 3.0)
-    before, _, _ = judge(silent(HALF), psf, 0.2)
-    inside, error, ratios = judge(trained, psf, 0.2)
+def test_a_network_learns_what_the_closed_form_lacks(judged):
+    before, _, _ = judge(silent(HALF), Moffat(0.7, 3.0), 0.2)
+    inside, error, ratios = judged(0.7, 3.0, 0.2)
     assert before < 0.6
     assert inside == pytest.approx(0.68, abs=0.05)
     assert error == pytest.approx(1.0, abs=0.1)
@@ -198,17 +204,18 @@ def test_a_network_learns_what_the_closed_form_lacks(trained):
 
 
 @pytest.mark.long
-def test_the_variance_of_modes_that_are_seen_is_that_of_the_exact_denoiser(trained):
+def test_the_variance_of_modes_that_are_seen_is_that_of_the_exact_denoiser(judged):
     # of the same windows and steps, which have errors of their own
-    of = [(Moffat(fwhm, beta), sigma) for fwhm, beta, sigma in ((0.7, 3.0, 0.2), (0.85, 2.7, 0.45), (1.1, 3.3, 0.12))]
-    found, exact = (np.array([judge(model, *one)[2][0] for one in of]) for model in (trained, silent(TRUE)))
+    of, model = ((0.7, 3.0, 0.2), (0.85, 2.7, 0.45), (1.1, 3.3, 0.12)), silent(TRUE)
+    found = np.array([judged(*one)[2][0] for one in of])
+    exact = np.array([judge(model, Moffat(fwhm, beta), sigma)[2][0] for fwhm, beta, sigma in of])
     assert np.mean(found / exact) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("fwhm", "beta", "sigma"), [(0.55, 4.0, 0.12), (0.85, 2.7, 0.45), (1.1, 3.3, 0.12)])
-def test_coverage_holds_through_any_seeing_of_the_range(trained, fwhm, beta, sigma):
-    inside, _, _ = judge(trained, Moffat(fwhm, beta), sigma)
+def test_coverage_holds_through_any_seeing_of_the_range(judged, fwhm, beta, sigma):
+    inside, _, _ = judged(fwhm, beta, sigma)
     assert inside == pytest.approx(0.68, abs=0.05)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.data._internal.block_batching import util
 
+from surveybridge.cluster import stream
 from surveybridge.cluster.connect import start_ray
 from surveybridge.cluster.stages import MAX_KILLS, Stages
 from surveybridge.cluster.stream import Stream
@@ -157,22 +159,49 @@ def test_a_slow_model_does_not_let_readers_fill_the_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_small_items_cost_a_driver_that_does_not_grow_a_few_milliseconds_each(tmp_path):
+def test_small_items_cost_a_driver_that_does_not_grow_as_much_as_a_few_tasks_of_ray(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "READ_TASKS", 128)  # groups as large as of twice as many items
+
     def memory():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     stages = Stages(lambda: str, lambda: lambda item, value: value, lambda: lambda outcome: {"tile_id": outcome.item})
     start, used, before, count = 0.0, 0.0, 0, 0
-    for count, _ in enumerate(Stream(names(2500), stages), 1):
-        if count == 1000:  # from here on groups are full
+    for count, _ in enumerate(Stream(names(1250), stages), 1):
+        if count == 500:  # from here on groups are full
             start, used, before = time.monotonic(), time.process_time(), memory()
-    rate, growth = 1500 / (time.monotonic() - start), memory() - before
-    cost = (time.process_time() - used) / 1500  # the rate by the clock is a busy machine's, too
-    print(f"{rate:.0f} items/s, {1000 * cost:.1f} ms of the driver an item, which grew by {growth / 1e6:.0f} MB")
-    assert count == 2500
-    assert growth < 10e6
-    assert cost < 4e-3
-    assert rate > 20
+    rate, growth = 750 / (time.monotonic() - start), memory() - before
+    cost = (time.process_time() - used) / 750  # the rate by the clock is a busy machine's, too
+    task = cost_of_a_task(300)  # and so are seconds of a core, where another program takes its other half
+    print(
+        f"{rate:.0f} items/s at {1000 * cost:.1f} ms of the driver, {cost / task:.1f} tasks; {growth / 1e6:.0f} MB more"
+    )
+    assert count == 1250
+    assert growth < 5e6
+    assert cost < 8 * task
+
+
+def test_nobody_is_told_to_set_the_memory_of_an_operator(caplog):
+    """Ray Data would have a margin of its own above what a stage has used, in a call that only this package makes."""
+    stages = Stages(lambda: str, lambda: partial(hold, b"x" * 50_000_000), lambda: lambda outcome: {"tile_id": "t"})
+    assert len(list(Stream(names(2), stages, memory={"model": 100_000_000}))) == 2
+    assert "memory" not in caplog.text
+
+
+def hold(held, item, value):
+    """Return the value; a model that holds memory."""
+    assert held
+    return value
+
+
+def cost_of_a_task(count):
+    """Seconds of this process that a task of Ray costs, which does nothing and whose result is waited for."""
+    nothing = ray.remote(lambda: None)
+    ray.get(nothing.remote())
+    used = time.process_time()
+    for _ in range(count):
+        ray.get(nothing.remote())
+    return (time.process_time() - used) / count
 
 
 def test_a_running_cluster_is_used_and_not_claimed():

