@@ -121,13 +121,13 @@ def train(loss: Loss, states: Tensor, steps: int, batch: int = 1024, seed: int =
     torch.manual_seed(seed)
     score = Score()
     average = AveragedModel(score)
-    optimizer = torch.optim.Adam(score.parameters(), lr=3e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(score.parameters(), lr=3e-3, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    count, both = states.shape[1], torch.cat([states, -states], 1)
     for step in range(steps):
-        rows = torch.randint(0, len(states) - 1, (batch // 2,)), torch.randint(0, states.shape[1], (batch // 2,))
+        m, n = torch.randint(0, len(states) - 1, (batch // 2,)), torch.randint(0, count, (batch // 2,))
         optimizer.zero_grad()
-        for sign in (1, -1):
-            loss(score, sign * states, rows, step / steps).backward()
+        (2 * loss(score, both, (torch.cat([m, m]), torch.cat([n, n + count])), step / steps)).backward()
         nn.utils.clip_grad_norm_(score.parameters(), 1.0)
         optimizer.step()
         schedule.step()

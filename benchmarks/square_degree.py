@@ -5,11 +5,11 @@
 The stages themselves are timed on tiles of the store, as `surveybridge plan` does (`jobs.planning.rates`), and
 multiplied by the work of a square degree, as `plan` does (`jobs.planning.projection`), all of which has data::
 
-    hours = (B read + W K S translate + N E score + T write_tile + P write_pixel) / 3600
+    hours = (B read + W V translate + H detect + N E score + T write_tile + P write_pixel) / 3600
 
-for B bytes of tiles, W windows of 64 x 64 pixels (larger ones count by their pixels), K samples of S network
-evaluations each, N sources of E evaluations (on average: those of the lens score, and of reconstructions for the share
-of sources that has them), T tiles, P pixels.
+for B bytes of tiles with H pixels (halos included), W windows of 64 x 64 pixels (larger ones count by their pixels) of
+V evaluations (K samples of S steps each: K S, or K (S - 1) + 1 where they share the first), N sources of E evaluations
+(on average: those of the lens score, and of reconstructions for the share of sources that has them), T tiles, P pixels.
 On a CPU the stages share the core, so everything counts; a GPU is paid for while its model works, and reading and
 writing go on beside it. Other windows change W, and the time of one: they are timed in turns with those asked for.
 What the settings mean for quality is in docs/results.md and docs/performance.md.
@@ -32,9 +32,9 @@ import pyarrow as pa
 import torch
 
 from surveybridge.bridge_core.settings import DEFAULT_BATCH, WINDOW_PIXELS, PatchGrid, Sampling, WholeTile, Windows
-from surveybridge.bridge_core.translate import translate_tile
+from surveybridge.bridge_core.translate import translate_tile, with_shared_start
 from surveybridge.jobs.diagnosing.machine import described_machine
-from surveybridge.jobs.planning.projection import project, steps_of, work_of
+from surveybridge.jobs.planning.projection import evaluations_of, project, work_of
 from surveybridge.jobs.planning.rates import Rates, calibrate
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.request import Request, check, settings_of, todo_of
@@ -56,6 +56,8 @@ class Setting:
     grid: Windows
     all_sources: bool = False
     """Whether every source is reconstructed."""
+    own_starts: bool = False
+    """Whether samples share no start where they could."""
 
 
 def settings_around(samples: int, steps: int, asked: Windows, whole: Windows) -> list[Setting]:
@@ -66,6 +68,7 @@ def settings_around(samples: int, steps: int, asked: Windows, whole: Windows) ->
         Setting("half the samples", half, steps, asked),
         Setting("4 steps", samples, 4, asked),
         Setting("half the samples, 4 steps", half, 4, asked),
+        Setting("a start for each sample", samples, steps, asked, own_starts=True),
         Setting("whole tiles", samples, steps, whole),
         Setting("patches of 64 pixels", samples, steps, SMALL),
         Setting("patches of 128 pixels", samples, steps, LARGE),
@@ -140,8 +143,8 @@ def measured(request: Request, seconds: float, rounds: int) -> tuple[Rates, Tile
     """Return rates of the stages, a tile of the store, and the seconds of an evaluation by the windows."""
     settings = settings_of(request, attempts={})
     todo = todo_of(request)
-    steps = steps_of(request.model, request.config)
-    rates, tile = calibrate(request.store, todo, settings, request.document, steps, seconds)
+    each = evaluations_of(request.model, request.sampling, request.config.scoring)
+    rates, tile = calibrate(request.store, todo, settings, request.document, each, seconds)
     translator = TileTranslator(settings)
     # large enough for whole batches of any
     part = part_of(tile, 4 * LARGE.stride)
@@ -172,7 +175,10 @@ def row_of(setting: Setting, request: Request, manifest: pa.Table, tile: Tile, r
     config = request.config.model_copy(update={"samples": setting.samples, "steps": setting.steps})
     rates = replace(rates, reconstructed=1.0) if setting.all_sources else rates
     work = work_of(manifest, request.direction, tile, setting.grid)
-    found = project(work, steps_of(request.model, config), rates, config, {}, tiles_done=0, cpus=None)
+    how = replace(request.sampling, samples=setting.samples, steps=setting.steps, shared_start=False)
+    how = how if setting.own_starts else with_shared_start(request.model.card, how)
+    each = evaluations_of(request.model, how, config.scoring)
+    found = project(work, each, rates, config, {}, tiles_done=0, cpus=None)
     grid, area = setting.grid, found.square_degrees
     return {
         "name": setting.name,
@@ -204,7 +210,9 @@ def square_degree(tile: Tile, tile_size: int, halo: int) -> pa.Table:
         "surveys": [list(tile.images)] * count,
         "bytes": np.full(count, (tile_size + 2 * halo) ** 2 * planes * (4 + 4 + 1)),  # flux, variance, mask
     }
-    return pa.table(columns | {name: np.full(count, tile_size) for name in ("core_height", "core_width")})
+    sides = dict.fromkeys(("core_height", "core_width"), tile_size)
+    sides |= dict.fromkeys(("height", "width"), tile_size + 2 * halo)
+    return pa.table(columns | {name: np.full(count, side) for name, side in sides.items()})
 
 
 def show(rows: list[dict[str, Any]], rates: Rates, config: Config, price: float) -> None:
@@ -212,7 +220,8 @@ def show(rows: list[dict[str, Any]], rates: Rates, config: Config, price: float)
     unit = "GPU" if rates.gpus else "core"
     print(
         f"{rates.device}, {rates.threads} threads, {config.precision}, batch {config.batch}: "
-        f"{1 / rates.translate:.4g} evaluations/s to translate, {1 / rates.score:.4g} to score, read "
+        f"{1 / rates.translate:.4g} evaluations/s to translate, {1 / rates.score:.4g} to score, detect "
+        f"{1e-6 / max(rates.detect, 1e-12):.2f} million pixels/s, read "
         f"{1e-6 / rates.read:.0f} MB/s, write {1e3 * rates.write_tile:.0f} ms a tile; ${price:g} a {unit}-hour"
     )
     stages = list(rows[0]["stage_hours"])

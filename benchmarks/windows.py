@@ -11,6 +11,7 @@ processor seconds of a tile, medians of rounds that go through all kinds of wind
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -57,9 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load_checkpoint(arguments.checkpoint).to("cpu", "bfloat16")
-    store = TileStore.open(arguments.store)
-    tiles = [store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist()]
-    tiles = [tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= WholeTile.halo][: arguments.tiles]
+    tiles = whole_tiles(arguments.store, arguments.tiles)
     if not tiles:
         parser.error(f"no tile of {arguments.store} has both endpoints and a halo of 64 pixels on every side")
     rows: list[dict[str, Any]] = []
@@ -72,6 +71,14 @@ def main() -> None:
         document = {"checkpoint": model.card.name, "settings": settings, "rows": rows}
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "windows.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def whole_tiles(url: str, count: int) -> list[Tile]:
+    """Read the first tiles of a store that have both endpoints and the halo of a whole tile, `count` at most."""
+    store = TileStore.open(url)
+    tiles = (store.read_tile(tile_id) for tile_id in store.manifest()["tile_id"].to_pylist())
+    suited = (tile for tile in tiles if len(tile.images) == 2 and halo(tile) >= WholeTile.halo)
+    return list(itertools.islice(suited, count))
 
 
 def measure(model: Model, tiles: list[Tile], direction: Direction, samples: int, rounds: int) -> list[dict[str, Any]]:
@@ -135,8 +142,13 @@ def translate(model: Model, tile: Tile, direction: Direction, grid: Windows, sam
     return translate_tile(model, direction, scene, Sampling(samples=samples, patches=grid))
 
 
-def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int) -> dict[str, float]:
-    """Return RMSE in the observed noise, spread/skill and coverage of bright and sky pixels, bands and tiles pooled."""
+def quality(
+    tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples: int, brightest: float = np.inf
+) -> dict[str, float]:
+    """Return RMSE in the observed noise, spread/skill and coverage of bright and sky pixels, bands and tiles pooled.
+
+    Bright ones are predicted to be up to `brightest` times the noise.
+    """
     error, spread, bright = [], [], []
     for tile, posterior in zip(tiles, posteriors, strict=True):
         y0, y1, x0, x1 = tile.core
@@ -150,7 +162,7 @@ def quality(tiles: list[Tile], posteriors: list[Posterior], wanted: str, samples
         bright.append((mean / sigma)[known])
     e, s, m = (np.concatenate(parts) for parts in (error, spread, bright))
     row = {}
-    for name, where in (("bright", m > 3), ("sky", m < 1.5)):
+    for name, where in (("bright", (m > 3) & (m < brightest)), ("sky", m < 1.5)):
         row[f"rmse_{name}"] = float(np.sqrt(np.mean(e[where] ** 2)))
         row[f"spread_skill_{name}"] = float(
             np.sqrt((1 + 1 / samples) * np.mean(s[where] ** 2) / np.mean(e[where] ** 2))

@@ -30,6 +30,7 @@ from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
 from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
 from surveybridge.bridge_core.scene import Scene, cut_context, observed_units, tell
 from surveybridge.bridge_core.settings import Scoring
+from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.translate import START, window_noise
 from surveybridge.kernels.accumulate import accumulate
@@ -38,6 +39,8 @@ MIN_VALID = 0.2
 """A cutout with a smaller share of pixels usable in both surveys has no score (NaN)."""
 GROUP = 64
 """Sources whose reconstructions are held at a time, in whole batches: 2 MB each while they are compared."""
+SOURCES = "sources"
+"""Span in which the network looks at sources, once all is known that a tile's have in common."""
 MIDPOINT_STREAM = 2
 ANCESTRAL_STREAM = 3
 
@@ -163,7 +166,8 @@ def score_sources(
         x1, x0, valid = (cut(image, some, observed.origin, how.size) for image in (condition, target, usable))
         return Cutouts(x1, x0, valid, some, cut_views(told, some, observed.origin, how.size))
 
-    return _in_two_stages(model, cutouts, len(corners), how)
+    with span(SOURCES):
+        return _in_two_stages(model, cutouts, len(corners), how)
 
 
 def score_windows(model: Model, cutouts: Cutouts, how: Scoring) -> SourceScores:

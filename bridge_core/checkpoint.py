@@ -16,6 +16,8 @@ from surveybridge.bridge_core.model import Card, Model, make_model
 
 DEFAULT_CHECKPOINT = "mosaic-v3"
 
+HEAD_ENDING = ".maps.safetensors"
+
 EARLIER_DEFAULTS = ("mosaic-v2",)
 """Shipped checkpoints that were the default before; what was begun with them goes on with them."""
 
@@ -54,6 +56,14 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
     return make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
 
 
+def head_file(path: str | Path | None = None) -> Path:
+    """Where a checkpoint's head for maps without samples lies (`maps.load_head`), if it has one.
+
+    It is a file of its own, so that a checkpoint stays what it is to runs that have begun with it.
+    """
+    return Path(f"{_resolve(path)}{HEAD_ENDING}")
+
+
 def _identity(weights: bytes, card: bytes) -> str:
     """SHA-256 of weights and card as `save_checkpoint` wrote them, without the conditions and windows of the card.
 
@@ -75,7 +85,11 @@ def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints inside the package."""
     folder = resources.files("surveybridge.bridge_core") / "checkpoints"
     return (
-        sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".safetensors"))
+        sorted(
+            Path(f.name).stem
+            for f in folder.iterdir()
+            if f.name.endswith(".safetensors") and not f.name.endswith(HEAD_ENDING)
+        )
         if folder.is_dir()
         else []
     )
@@ -92,7 +106,8 @@ def check_shipped(name: str) -> None:
     folder = Path(str(resources.files("surveybridge.bridge_core") / "checkpoints"))
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     sums = {file: digest for digest, file in (line.split() for line in lines)}
-    for file in (folder / f"{name}.safetensors", folder / f"{name}.json"):
+    head = folder / f"{name}{HEAD_ENDING}"
+    for file in (folder / f"{name}.safetensors", folder / f"{name}.json", *([head] if head.is_file() else [])):
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != sums.get(file.name):
             raise BridgeError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
-from surveybridge.bridge_core.correlate import blur
+from surveybridge.bridge_core.correlate import blur, gaussian_line
 from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, planes_of_channels, to_channels
 from surveybridge.bridge_core.spectral import Physics
 from surveybridge.bridge_core.stretch import LinearStretch, Stretch
@@ -268,8 +268,7 @@ def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
     Tensor
         float32 [N, C, H, W]; 0 where no noise is known, or the end's stretch knows no sky.
     """
-    reach = torch.arange(-math.ceil(3 * NEAR), math.ceil(3 * NEAR) + 1, dtype=sigma.dtype, device=sigma.device)
-    line = torch.exp(-0.5 * (reach / NEAR) ** 2)
+    line = gaussian_line(NEAR, math.ceil(3 * NEAR), sigma)
     flat = sigma.flatten(0, 1)
     known = torch.isfinite(flat) & (flat > 0)
     variance = blur(torch.where(known, flat**2, 0.0), line) / blur(known.float(), line)

@@ -17,8 +17,14 @@ def blur(image: Tensor, line: Tensor) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: float, edge: str = "reflect") -> Tensor:
     """Smooth [N, 1, H, W] by a Gaussian of `sigma` pixels; beyond the edge it is mirrored, or as `F.pad` has it."""
     reach = math.ceil(3 * sigma)
-    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
+    line = gaussian_line(sigma, reach, image)
     return correlated(F.pad(image, (reach,) * 4, mode=edge)[:, 0], line / line.sum())[:, None]
+
+
+def gaussian_line(sigma: float, reach: int, like: Tensor) -> Tensor:
+    """A Gaussian of `sigma` pixels at -reach .. reach, 1 in the middle: [2 reach + 1], of type and device of `like`."""
+    places = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
+    return torch.exp(-0.5 * (places / sigma) ** 2)
 
 
 def correlated(image: Tensor, line: Tensor) -> Tensor:

@@ -231,10 +231,22 @@ class Model:
         context: Context | None = None,
     ) -> Tensor:
         """Network output of the wanted head, [N, C, H, W], at table index t."""
+        return self.ready(x_t, x1, t, direction, precision, context)(0, x_t)
+
+    def ready(
+        self,
+        x_t: Tensor,
+        x1: Tensor,
+        t: int,
+        direction: Direction,
+        precision: Precision = "float32",
+        context: Context | None = None,
+    ) -> Predictor:
+        """The network on a batch x1 at table index t alone, with the state x_t as its input."""
         predictor = self.predictor(x1, direction, [t], precision, context)
         u, v = self.card.objective.input_table(self.card.bridge)
         predictor.input.copy_(x_t * float(u[t]) + x1 * float(v[t]))
-        return predictor(0, x_t)
+        return predictor
 
     def to(self, device: str | torch.device, precision: Precision) -> Model:
         """Move the network; for bfloat16 in NHWC memory and with rounded weights, which is final; returns self."""

@@ -168,6 +168,10 @@ class UNet(nn.Module):
 
     def given(self, x: Tensor, emb: Tensor) -> Tensor:
         """Do the same as `forward` with the embedding [N, time_dim], or [1, time_dim] if all share one step."""
+        return self.heads(self.features(x, emb))
+
+    def features(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Return what the heads read, [N, base, H / stem, W / stem]; arguments as of `given`."""
         check_window(self.config, x)
         h = self.init_conv(F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x)
         skips = []
@@ -182,7 +186,12 @@ class UNet(nn.Module):
             h = through(blocks, h, emb)
             if i < len(self.upsamples):
                 h = self.upsamples[i](h)
-        h = self.final_conv(self.final_norm(h))
+        normed: Tensor = self.final_norm(h)
+        return normed
+
+    def heads(self, features: Tensor) -> Tensor:
+        """Return both heads, [N, 2C, H, W], of the `features`."""
+        h: Tensor = self.final_conv(features)
         return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surveybridge.bridge_core.correlate import blur
+from surveybridge.bridge_core.correlate import blur, gaussian_line
 from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.blend import blend as blend_windows
 
@@ -65,8 +65,7 @@ def fill_masked(image: Tensor, valid: Tensor, width: float = 3.0) -> Tensor:
     width
         Standard deviation of the weight, pixels.
     """
-    reach = torch.arange(-FILL_REACH, FILL_REACH + 1, dtype=image.dtype, device=image.device)
-    line = torch.exp(-0.5 * (reach / width) ** 2)
+    line = gaussian_line(width, FILL_REACH, image)
     known = torch.where(valid, image, torch.zeros_like(image))
     weight = blur(valid.to(image.dtype), line)
     mean = blur(known, line) / weight.clamp(min=1e-6)
@@ -89,8 +88,7 @@ def local_coverage(valid: Tensor, fwhm: float) -> Tensor:
         float32 [H, W], 0..1.
     """
     observed = valid.all(0, keepdim=True).float()
-    reach = torch.arange(-FILL_REACH, FILL_REACH + 1, dtype=torch.float32)
-    line = torch.exp(-0.5 * (reach / max(fwhm / 2.3548, 0.3)) ** 2).to(valid.device)
+    line = gaussian_line(max(fwhm / 2.3548, 0.3), FILL_REACH, observed)
     # beyond the array nothing is observed: the padding counts as masked
     return (observed * blur(observed, line / line.sum()))[0].clamp(0, 1)
 

@@ -94,6 +94,19 @@ class Predictor:
                 return self._fused(self._stacked, self._films[step])
             return self.network.given(self._stacked, self._embedded[step])[:, self._head]
 
+    def with_features(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same as a call, and return beside the output what the heads read and the embedding of the step.
+
+        Returns
+        -------
+        tuple of Tensor
+            Output [N, C, H, W], `UNet.features`, and embeddings [N, time_dim] or [1, time_dim]; a head can learn from
+            them.
+        """
+        with torch.no_grad(), autocast(self._stacked.device, self._autocast):
+            features = self.network.features(self._stacked, self._embedded[step])
+            return self.network.heads(features)[:, self._head], features, self._embedded[step]
+
 
 @contextmanager
 def autocast(device: torch.device, precision: Precision) -> Iterator[None]:

@@ -46,6 +46,7 @@ def sample(
     context: Context | None = None,
     trajectory: list[Tensor] | None = None,
     end: Tensor | None = None,
+    answer: Tensor | None = None,
 ) -> Tensor:
     """Draw x0 given x1.
 
@@ -78,6 +79,8 @@ def sample(
         If given, the state after every step is appended.
     end
         float32 [N, C, H, W], the bridge's end; by default x1 (see `bridge_end`).
+    answer
+        [N, C, H, W], what the network says of the start, where that is known already: then it is not called there.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def sample(
     """
     predictor = model.predictor(x1, direction, steps, precision, context)
     return Trajectory(model, x1 if end is None else end, predictor, steps, eta, order, renoise=renoise).run(
-        start, noise, trajectory
+        start, noise, trajectory, answer
     )
 
 
@@ -118,14 +121,23 @@ class Trajectory:
         u, v = model.card.objective.input_table(model.card.bridge)
         self.scale = float(u[steps[0]]), float(v[steps[0]])
 
-    def run(self, start: Tensor, noise: NoiseSource | None, trajectory: list[Tensor] | None = None) -> Tensor:
-        """Run from `start`, the state at the first step, to x0."""
+    def run(
+        self,
+        start: Tensor,
+        noise: NoiseSource | None,
+        trajectory: list[Tensor] | None = None,
+        answer: Tensor | None = None,
+    ) -> Tensor:
+        """Run from `start`, the state at the first step, to x0; `answer` is what the network says of it, if known."""
         u, v = self.scale
         x, x0 = start.clone(memory_format=torch.contiguous_format), torch.empty_like(self.x1)
         self.predict.input.copy_(x * u + self.x1 * v)
         for i, k in enumerate(self.table.rows):
-            with span("network"):
-                pred = self.predict(i, x)
+            if answer is not None and i == 0:
+                pred = answer
+            else:
+                with span("network"):
+                    pred = self.predict(i, x)
             z = noise(i) if callable(noise) and k.d != 0 else noise
             with span("update"):
                 bridge_step(
@@ -184,10 +196,14 @@ def denoise(
     context: Context | None = None,
 ) -> Tensor:
     """The network's E[x0 | x_t = x, x1], float32 [N, C, H, W], within the card's clamp."""
-    pred = model.predict(x, x1, t, direction, precision, context)
-    p, q, r = (float(v[t]) for v in model.card.objective.table(model.card.bridge))
+    return x0_of(model.card, x, x1, t, model.predict(x, x1, t, direction, precision, context))
+
+
+def x0_of(card: Card, x: Tensor, x1: Tensor, t: int, pred: Tensor) -> Tensor:
+    """E[x0 | x_t = x, x1], float32 [N, C, H, W], by the network's output `pred`, within the card's clamp."""
+    p, q, r = (float(v[t]) for v in card.objective.table(card.bridge))
     x0 = p * (x + r * x1) + q * pred.float()
-    return x0.clamp(*model.card.clamp) if model.card.clamp else x0
+    return x0.clamp(*card.clamp) if card.clamp else x0
 
 
 def bridge_end(card: Card, x1: Tensor, noise: SkyNoise) -> Tensor:

@@ -191,7 +191,7 @@ class Sampling:
     Parameters
     ----------
     samples
-        K, posterior draws per window; at least 2.
+        K, posterior draws per window; at least 2, or 0 for mean and deviation from one evaluation (`maps`).
     steps
         Network evaluations a draw.
     sigma_max
@@ -210,6 +210,9 @@ class Sampling:
         Of the network.
     patches
         The windows through which the network sees a tile.
+    shared_start
+        All samples of a window begin with the noise of the first, so that the network sees the start once a window;
+        only where the first transition forgets it (`translate.shares_start`).
     """
 
     samples: int = 8
@@ -222,12 +225,14 @@ class Sampling:
     batch: int = 16
     precision: Precision = "bfloat16"
     patches: Windows = field(default_factory=PatchGrid)
+    shared_start: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot give a standard deviation."""
-        if self.samples < 2 or self.steps < 1 or self.batch < 1:
+        if self.samples < 0 or self.samples == 1 or self.steps < 1 or self.batch < 1:
             raise BridgeError(
-                f"samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2, 1 and 1"
+                f"samples {self.samples}, steps {self.steps}, batch {self.batch}: need at least 2 (or 0, for maps from "
+                "one evaluation), 1 and 1"
             )
 
     @property
@@ -235,11 +240,17 @@ class Sampling:
         """The number of patches whose samples are held at a time: four batches, so that memory does not grow with K."""
         if isinstance(self.patches, WholeTile):
             return 1
-        return max(1, 4 * self.windows_a_call(self.patches.size**2) // self.samples)
+        return max(1, 4 * self.windows_a_call(self.patches.size**2) // max(1, self.samples))
 
     def windows_a_call(self, pixels: int) -> int:
         """Return the number of windows of this size in one call of the network."""
         return max(1, self.batch * WINDOW_PIXELS // pixels)
+
+    def evaluations(self, steps: int) -> int:
+        """Return the number of network evaluations of a window, of samples that take so many steps."""
+        if self.samples == 0:
+            return 1
+        return self.samples * (steps - 1) + 1 if self.shared_start else self.samples * steps
 
 
 @dataclass(frozen=True)

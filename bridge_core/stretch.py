@@ -92,6 +92,32 @@ class Stretch:
         """Bring mean and standard deviation of `averaged` back to the unit."""
         return mean, std
 
+    def moments(self, u: Tensor, log_width: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a flux whose network units are Gaussian.
+
+        With a = (mean of u - offset) / scale, E the exponential of the variance of u / scale, and q = cosh 2a, the flux
+        has the mean softening sinh(a) sqrt(E) and the variance softening^2 (E - 1) (q E + 1) / 2. The second is given
+        here, and E follows from it.
+
+        Parameters
+        ----------
+        u
+            [..., B, H, W], mean in network units.
+        log_width
+            [..., B, H, W], logarithm of the standard deviation of the flux over the derivative of `inverse` by
+            u / scale, softening cosh(a).
+
+        Returns
+        -------
+        tuple of Tensor
+            Mean and standard deviation, [..., B, H, W] in the unit.
+        """
+        a = (u - self.offset) / self._column(self.scale, bands, u)
+        softening, width = self._column(self.softening, bands, u), log_width.exp()
+        p = 1 / torch.cosh(2 * a)
+        e = (1 - p + ((1 + p) ** 2 + 4 * (1 + p) * width**2).sqrt()) / 2
+        return softening * torch.sinh(a) * e.sqrt(), softening * torch.cosh(a) * width
+
     def of_bands(self, bands: Sequence[str]) -> Stretch:
         """Return the part of it that concerns some bands."""
         scale = {b: self.scale[b] for b in bands} if isinstance(self.scale, dict) else self.scale

@@ -17,7 +17,15 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.sampler import begin, bridge_end, draw, end_then_rho_steps, rho_steps, sample
+from surveybridge.bridge_core.sampler import (
+    begin,
+    bridge_end,
+    draw,
+    end_then_rho_steps,
+    rho_steps,
+    sample,
+    starts_without_x0,
+)
 from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.sharpening import about_both_means, sharp_samples
@@ -55,6 +63,23 @@ class Posterior:
         return cls(mean.masked_fill(hole, torch.nan), std.masked_fill(hole, torch.nan), coverage, windows)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """The first step of some windows, which all samples of a window have in common.
+
+    state: float32 [P, C, H, W], where they start; answer: [P, C, H, W], what the network says of it.
+    """
+
+    state: Tensor
+    answer: Tensor
+
+    def rows(self, index: Sequence[int]) -> Opening:
+        """The same of windows by their number, which may come again; of a single one it is no copy."""
+        if len(self.state) == 1:
+            return Opening(*(one.expand(len(index), -1, -1, -1) for one in (self.state, self.answer)))
+        return Opening(self.state[list(index)], self.answer[list(index)])
+
+
 def translate_tile(
     model: Model,
     direction: Direction,
@@ -83,8 +108,11 @@ def translate_tile(
     Raises
     ------
     BridgeError
-        If a network with statistics of the window is to see a whole tile, or the model is a generator.
+        If a network with statistics of the window is to see a whole tile, the model is a generator, or no samples are
+        asked for.
     """
+    if how.samples == 0:
+        raise BridgeError("samples 0: a translation by samples needs at least 2; maps without are of `maps.map_tile`")
     if model.card.generation is not None:
         raise BridgeError(
             f"checkpoint {model.card.name} makes images from noise and translates none; choose another checkpoint"
@@ -142,10 +170,11 @@ def whole_samples(
     """
     end, (top, left), (y0, y1, x0, x1) = direction.wanted, seen.origin, box
     batch = how.windows_a_call(seen.x1.shape[-2] * seen.x1.shape[-1])
-    steps = sampler_steps(model.card, how)
+    sampler = (how, sampler_steps(model.card, how))
+    opening = opening_of(model, direction, seen.x1[None], seen.live, sampler, seen.context)
     for first in range(0, how.samples, batch):
         rows = [(0, sample) for sample in range(first, min(first + batch, how.samples))]
-        drawn = _drawn(model, direction, seen.x1[None], rows, seen.live, (how, steps), seen.context)
+        drawn = _drawn(model, direction, seen.x1[None], rows, seen.live, sampler, seen.context, opening)
         part = drawn[..., y0 - top : y1 - top, x0 - left : x1 - left]
         yield end.fitted.averaged(part, end.bands)[None]
 
@@ -228,13 +257,14 @@ def window_samples(
     wanted = set(range(len(corners)) if only is None else only)
     draws = []
     steps = sampler_steps(model.card, how)
+    opening = opening_of(model, direction, windows, corners, (how, steps), context)
     batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
         kept = [n for n, (p, _) in enumerate(part) if p in wanted]
         if not kept:
             continue
-        flux = _drawn(model, direction, windows, part, corners, (how, steps), context)
+        flux = _drawn(model, direction, windows, part, corners, (how, steps), context, opening)
         draws.append(flux if len(kept) == len(part) else flux[kept])
     drawn = torch.cat(draws).unflatten(0, (len(wanted), how.samples))
     if model.card.bridge.kind != "seeing":
@@ -245,6 +275,59 @@ def window_samples(
     return about_both_means(drawn, torch.cat(answers))
 
 
+def opening_of(
+    model: Model,
+    direction: Direction,
+    windows: Tensor,
+    corners: Sequence[tuple[int, int]],
+    sampler: tuple[Sampling, list[int]],
+    context: Context | None = None,
+) -> Opening | None:
+    """The first step of all windows, from the noise of their first sample; None where each sample has its own.
+
+    Arguments are those of `window_samples`, and the sampler's steps.
+
+    Raises
+    ------
+    BridgeError
+        If samples cannot share it with this checkpoint and these steps.
+    """
+    how, steps = sampler
+    if not how.shared_start:
+        return None
+    if not shares_start(model.card, how):
+        raise BridgeError(
+            f"checkpoint {model.card.name}: samples of {len(steps)} steps from {steps[0]} of its table cannot share a "
+            "start: there is one step alone, or the first transition keeps something of it; leave shared_start out"
+        )
+    batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
+    states, answers = [], []
+    for i in range(0, len(corners), batch):
+        index = list(range(i, min(i + batch, len(corners))))
+        x1, told = windows[index], context and context.rows(index)
+        noise = window_noise(how.seed, direction.index, [(window, 0) for window in index], corners, windows.device)
+        with span("start"):
+            states.append(begin(model.card, x1, steps[0], draw(noise, START, x1)))
+        with span("network"):
+            answers.append(model.predict(states[-1], x1, steps[0], direction, how.precision, told))
+    return Opening(torch.cat(states), torch.cat(answers))
+
+
+def shares_start(card: Card, how: Sampling) -> bool:
+    """Whether all samples of a window may begin with the same noise.
+
+    So where the start has nothing of x0: what comes of it then is the network's answer alone, E[x0 | x1], whatever the
+    noise was, and the first transition adds noise of each sample's own.
+    """
+    steps = sampler_steps(card, how)
+    return how.samples > 0 and len(steps) > 1 and not card.end_noise and starts_without_x0(card, steps[0])
+
+
+def with_shared_start(card: Card, how: Sampling) -> Sampling:
+    """Return how a run that begins now samples: with one start for all samples, where they may share it."""
+    return replace(how, shared_start=shares_start(card, how))
+
+
 def _drawn(
     model: Model,
     direction: Direction,
@@ -253,13 +336,15 @@ def _drawn(
     corners: Sequence[tuple[int, int]],
     sampler: tuple[Sampling, list[int]],
     context: Context | None,
+    opening: Opening | None = None,
 ) -> Tensor:
     """One batch of (window, sample), float32 [N, B, H, W] in the unit; arguments as `window_samples`, and its steps."""
     how, steps = sampler
     index = [window for window, _ in rows]
     x1 = windows[index]
     noise = window_noise(how.seed, direction.index, rows, corners, windows.device)
-    u = network_units(model, x1, direction, steps, noise, how, context and context.rows(index))
+    begun = opening and opening.rows(index)
+    u = network_units(model, x1, direction, steps, noise, how, context and context.rows(index), begun)
     return direction.wanted.inverse(u)
 
 
@@ -271,13 +356,17 @@ def network_units(
     noise: SkyNoise,
     how: Sampling,
     context: Context | None,
+    opening: Opening | None = None,
 ) -> Tensor:
-    """One sample of each window x1 [N, C, H, W], in network units; the other arguments are those of `sample`."""
+    """One sample of each window x1 [N, C, H, W], in network units, from its `opening` if it has one.
+
+    The other arguments are those of `sample`.
+    """
     if model.card.bridge.kind == "seeing":
         return sharp_samples(model, x1, direction.index, steps, noise, context=context, precision=how.precision)
     with span("start"):
         end = bridge_end(model.card, x1, noise)
-        start = begin(model.card, end, steps[0], draw(noise, START, x1))
+        start = opening.state if opening else begin(model.card, end, steps[0], draw(noise, START, x1))
     return sample(
         model,
         x1,
@@ -291,6 +380,7 @@ def network_units(
         precision=how.precision,
         context=context,
         end=end,
+        answer=opening.answer if opening else None,
     )
 
 

@@ -13,7 +13,10 @@ predicted brightness are too small or too large on that sky, and how often its o
 A checkpoint that goes through the seeing says what no telescope observes. It takes --pairs with sharp skies, which are
 observed as in a training, and learns the factors of its standard deviations from them.
 
-Each is written into the card of a copy of the checkpoint.
+With --pairs --maps: fits the head that says the standard deviation of every pixel from one evaluation of the network,
+for `translate --samples 0`. It is a file of its own beside a copy of the checkpoint, which stays as it is.
+
+All else is written into the card of a copy of the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from surveybridge.jobs.config import JobConfig, RequestError
 from surveybridge.jobs.translating.config import Patch, steps_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surveybridge.bridge_core.maps import MapsHead
     from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.settings import Sampling
     from surveybridge.jobs.calibrating.store import Asked
@@ -34,10 +40,11 @@ EXAMPLES = """\
 surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/mosaic/bridge --out runs/calibrated
 surveybridge calibrate --store field.zarr --tiles 8 --out runs/here
 surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --out s3://survey/models --executor ray
-surveybridge calibrate --pairs skies.zarr --checkpoint seeing-v1 --out runs/calibrated"""
+surveybridge calibrate --pairs skies.zarr --checkpoint seeing-v1 --out runs/calibrated
+surveybridge calibrate --pairs skies.zarr pairs/train.zarr --maps --checkpoint runs/mosaic/bridge --out runs/maps"""
 
 ONLY = {
-    "pairs": ("start", "limit", "sigma", "draws"),
+    "pairs": ("start", "limit", "sigma", "draws", "maps"),
     "store": (
         *("tiles", "to", "arcs", "hold_back", "hold_back_order"),
         *("known_lenses", "known_lenses_radius", "executor", "workers", "patch"),
@@ -70,6 +77,11 @@ class Config(JobConfig):
         "the bridge where the network has learnt to begin with nothing there)",
     )
     draws: int = Field(2, ge=1, description="with --pairs: number of noise draws that are averaged")
+    maps: bool = Field(
+        False,
+        description="with --pairs: fit the head of `translate --samples 0` instead of the lens score, on 2048 pairs of "
+        "each store if --limit says nothing",
+    )
     tiles: int = Field(16, ge=1, description="with --store: largest number of tiles, spread over the store")
     to: str | None = Field(None, description="with --store: endpoint to translate to (default: all that there are)")
     samples: int = Field(8, ge=2, description="for intervals: posterior samples K of each patch")
@@ -114,6 +126,8 @@ class Config(JobConfig):
         other = "store" if self.store is None else "pairs"
         if strange := [name for name in ONLY[other] if name in self.model_fields_set]:
             raise ValueError(f"--{strange[0].replace('_', '-')} is for --{other}; leave it out")
+        if self.maps and (strange := [name for name in OF_SCORE if name in self.model_fields_set]):
+            raise ValueError(f"--{strange[0]} is not for --maps; leave it out")
         if self.hold_back_order is not None and self.hold_back is None:
             raise ValueError(f"--hold-back-order {self.hold_back_order} says nothing without --hold-back; give both")
         if "known_lenses_radius" in self.model_fields_set and self.known_lenses is None:
@@ -123,6 +137,8 @@ class Config(JobConfig):
         return self
 
 
+OF_SCORE = ("sigma", "draws", "samples", "steps")
+"""Settings of lens score and intervals."""
 SIGMA = 2.0
 """Noise far above that of images, network units."""
 ARCS_A_TILE = 16
@@ -131,12 +147,7 @@ ARCS_A_TILE = 16
 
 def run(config: Config) -> int:
     """Measure, learn, say how good the result is, and write the checkpoint; 3 if tiles failed, 1 if all did."""
-    import tempfile
-    from pathlib import Path
-
-    from surveybridge.bridge_core.checkpoint import save_checkpoint
     from surveybridge.jobs.translating.request import read_model
-    from surveybridge.storage.objectstore import Folder
 
     model = read_model(config.checkpoint)
     if not model.card.physical:
@@ -144,16 +155,49 @@ def run(config: Config) -> int:
             f"checkpoint {model.card.name} has no stretch, so fluxes cannot enter it; use one trained here"
         )
     weights = {name: value.clone() for name, value in model.network.state_dict().items()}
+    if config.maps:
+        return fit_maps(config, model, weights)
     card, failed = calibrated_card(config, model)
     if card is None:
         return 1
-    out = Folder.at(config.out)
+    print(write(config.out, card, weights))
+    return 3 if failed else 0
+
+
+def write(url: str, card: Card, weights: dict[str, Tensor], head: MapsHead | None = None) -> str:
+    """Write a checkpoint, and its head for maps without samples if there is one; returns the URL of the last file."""
+    import tempfile
+    from pathlib import Path
+
+    from surveybridge.bridge_core.checkpoint import head_file, load_checkpoint, save_checkpoint
+    from surveybridge.bridge_core.maps import save_head
+    from surveybridge.storage.objectstore import Folder
+
+    out = Folder.at(url)
     with tempfile.TemporaryDirectory() as scratch:
         path = save_checkpoint(card, weights, Path(scratch, card.name))
-        for file in (path.with_suffix(".json"), path):
+        files = [path.with_suffix(".json"), path]
+        if head is not None:
+            files.append(head_file(path))
+            save_head(head, load_checkpoint(path), files[-1])
+        for file in files:
             out.put(file.read_bytes(), file.name)
-    print(out.file_url(f"{card.name}.safetensors"))
-    return 3 if failed else 0
+    return out.file_url(files[-1].name)
+
+
+def fit_maps(config: Config, model: Model, weights: dict[str, Tensor]) -> int:
+    """Fit the head for maps without samples, and write it beside a copy of the checkpoint; returns 0."""
+    from surveybridge.bridge_core.maps import check_maps
+    from surveybridge.jobs.calibrating.maps import PAIRS, fit_head, read
+
+    check_maps(model.card)
+    stores = [read(model.card, url, config.start, config.limit or PAIRS) for url in config.pairs]
+    for url, pairs in zip(config.pairs, stores, strict=True):
+        if not len(pairs):
+            raise RequestError(f"{url} has {pairs.stored} pairs but --start is {config.start}; give a smaller one")
+    head = fit_head(model, stores, config.seed, config.batch or 16)
+    print(write(config.out, model.card, weights, head))
+    return 0
 
 
 def calibrated_card(config: Config, model: Model) -> tuple[Card | None, int]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from surveybridge.jobs.config import JobConfig, RequestError
+from surveybridge.jobs.running.threads import threads
 from surveybridge.version import __version__
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def check(config: Config) -> tuple[Settings, Model, bool]:
         directions=tuple(map(str, objects)),
         densities=tuple(map(str, densities)),
         out=out.url,
-        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // config.workers)),
+        threads=threads(config.workers),
         start=config.start,
         counts={
             which: min(probe.stored - config.start, config.limit or probe.stored) for which, probe in probes.items()

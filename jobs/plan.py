@@ -49,7 +49,7 @@ def plan(config: Config) -> Projection:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from surveybridge.jobs.planning.projection import Projection, project, steps_of, work_of
+    from surveybridge.jobs.planning.projection import Projection, evaluations_of, project, work_of
     from surveybridge.jobs.planning.rates import calibrate
     from surveybridge.jobs.translating.domain import foreseen_domains
     from surveybridge.jobs.translating.memory import stage_memory
@@ -64,12 +64,12 @@ def plan(config: Config) -> Projection:
     done = request.manifest.num_rows - len(todo)
     if not todo:
         return Projection(tiles=0, tiles_done=done, other_tiles=request.others)
-    steps = steps_of(request.model, config)
+    each = evaluations_of(request.model, request.sampling, config.scoring)
     settings = settings_of(request, attempts={})
-    rates, tile = calibrate(request.store, todo, settings, request.document, steps, config.calibrate)
+    rates, tile = calibrate(request.store, todo, settings, request.document, each, config.calibrate)
     projection = project(
         work_of(manifest, request.direction, tile, settings.sampling.patches),
-        steps,
+        each,
         rates,
         config,
         stage_memory(request.model, manifest, config),

@@ -106,8 +106,10 @@ def _ways(request: Request, settings: Mapping[str, Any]) -> Iterator[Request]:
     from surveybridge.storage.schema import RESUMED_VERSIONS
 
     ways = [request]
+    if request.sampling.shared_start:
+        ways.append(request.of_own_starts())
     if settings["patch"] is None:
-        ways += [way.of_patches() for way in ways]
+        ways.append(request.of_patches())
     if settings["score_reconstruct"] is None:
         ways += [way.of_all_sources() for way in ways]
     for way in ways:

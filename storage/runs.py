@@ -72,7 +72,10 @@ its tiles, and which of them have changed is compared tile by tile (`pending`).
 LATER_KEYS = {"patch": 64, "stars": None, "score_reconstruct": 1.0}
 """Those of them that earlier runs do not state, and the values that held for such runs."""
 
-OPTIONAL_KEYS: dict[str, Any] = {"calibrated": False, "homogenise": None, "wanted": None}
+OPTIONAL_KEYS: dict[str, Any] = {
+    **{"calibrated": False, "homogenise": None, "wanted": None, "shared_start": False},
+    "maps_head": None,
+}
 """Further such settings, which a run states only where they differ from these values."""
 
 READ_TRIES = 20

@@ -376,7 +376,7 @@ def translate(
 
     from surveybridge.bridge_core.errors import BridgeError
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
-    from surveybridge.bridge_core.translate import translate_tile
+    from surveybridge.bridge_core.translate import translate_tile, with_shared_start
     from surveybridge.jobs.translating.config import NOISE_BOUND, steps_of
     from surveybridge.jobs.translating.homogenising import Homogenisation
     from surveybridge.jobs.translating.scene import wanted_conditions
@@ -403,7 +403,7 @@ def translate(
         halo = halo_of_tile(observed)
     else:
         scene, wcs, halo = _scene_of_arrays(direction.observed, observed, valid, device), None, None
-    how = replace(how, patches=windows_for(card, None, halo))
+    how = with_shared_start(card, replace(how, patches=windows_for(card, None, halo)))
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
     wanted = wanted_conditions(card, observed, direction) if isinstance(observed, Tile) else None

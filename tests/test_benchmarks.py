@@ -15,6 +15,7 @@ from astropy.io import fits
 from benchmarks import clouds_samplers, conditions, ingest, kernels, square_degree, table1, table2, train
 from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.sampler import sample
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.bridge_core.translate import window_noise
@@ -27,8 +28,8 @@ from tests.bridge_core.models import TO_EUCLID, make_card, random_model
 
 RATES = Rates(
     device="CPU", gpus=0, threads=2, tiles=1, tile_side=96, seconds=1.0, load=5.0, read=1e-9, translate=1e-3,
-    score=2e-3, write_tile=0.01, write_pixel=1e-8, live=1.0, sources_per_pixel=1e-4, stored=0.4, mosaic_bytes=10.0,
-    candidates_bytes=20_000, source_bytes=90_000, ledger_bytes=8_000, gpu_bytes=None,
+    score=2e-3, detect=1e-6, write_tile=0.01, write_pixel=1e-8, live=1.0, sources_per_pixel=1e-4, stored=0.4,
+    mosaic_bytes=10.0, candidates_bytes=20_000, source_bytes=90_000, ledger_bytes=8_000, gpu_bytes=None,
 )  # fmt: skip
 
 
@@ -64,9 +65,20 @@ def test_a_square_degree_costs_what_its_formula_says(request_, grid):
     assert row["sources"] == pytest.approx(sources, rel=1e-4)
     tiles = pixels / 512**2
     seconds = tiles * 640**2 * 4 * 9 * 1e-9 + evaluations * 1e-3 + tiles * 0.01 + pixels * 1e-8
-    seconds += row["evaluations"]["score"] * 2e-3
+    seconds += row["evaluations"]["score"] * 2e-3 + tiles * 640**2 * 1e-6
     # two threads are two cores, and loading is no part of it
     assert row["hours"] == pytest.approx(2 * seconds / 3600, rel=2e-3)
+
+
+def test_where_samples_share_their_start_a_square_degree_has_fewer_evaluations(tmp_path):
+    store = tiny.write_store(tmp_path / "tiles")
+    checkpoint = tiny.write_checkpoint(tmp_path, objective=Objective("edm", end_share=0.1), patch="tile")
+    request = check(Config(store=store, run=str(tmp_path / "run"), checkpoint=checkpoint, executor="serial"))
+    tile = TileStore.open(store).read_tile("t0000")
+    manifest = square_degree.square_degree(tile, 512, 64)
+    settings = (square_degree.Setting("one", 4, 6, WholeTile(), own_starts=own) for own in (False, True))
+    shared, own = (square_degree.row_of(one, request, manifest, tile, RATES) for one in settings)
+    assert shared["evaluations"]["translate"] / own["evaluations"]["translate"] == pytest.approx(21 / 24, rel=1e-6)
 
 
 def test_a_gpu_is_held_while_its_model_works(request_):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +17,11 @@ from surveybridge.bridge_core.false_alarms import FEWEST, FalseAlarms, fit_false
 from surveybridge.bridge_core.pulls import KNOTS, PullCounts, fit_scale, held_out_coverage
 from surveybridge.bridge_core.recalibration import Recalibration, StdScale
 from surveybridge.bridge_core.settings import WINDOW_PIXELS, PatchGrid, Sampling, Scoring
-from surveybridge.bridge_core.translate import sampler_steps
+from surveybridge.bridge_core.translate import sampler_steps, with_shared_start
 from surveybridge.jobs.calibrating.stages import Counts, Settings, calibration_stages, noise_of, parts, read_counts
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.running.threads import threads
 from surveybridge.jobs.translating.config import NOISE_BOUND
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.request import check_request
@@ -216,13 +216,14 @@ def settings_of(
 ) -> Settings:
     """The settings of the stages; the noise is that of the first tile."""
     tile = store.read_tile(tiles[0], halo=0)
+    windows = windows_for(model.card, asked.patch, halo_of_store(store.manifest()))
     scored = model.card.problem.scored is not None and model.card.discriminant is not None
     return Settings(
         store=asked.store,
         checkpoint=asked.checkpoint,
         out=asked.out,
         noise={str(one): noise_of(one.wanted, tile.images[one.wanted.name]) for one in directions},
-        sampling=replace(asked.sampling, patches=windows_for(model.card, asked.patch, halo_of_store(store.manifest()))),
+        sampling=with_shared_start(model.card, replace(asked.sampling, patches=windows)),
         # the catalog's other score, which nobody looks at here, is not made
         scoring=Scoring(seed=asked.sampling.seed, reconstruct=0.0) if scored else None,
         homogenisation=Homogenisation.of_card(model.card, NOISE_BOUND),
@@ -230,7 +231,7 @@ def settings_of(
         held_back=held_back,
         known_lenses=known_lenses_of(store.manifest(), asked),
         batch=asked.batch,
-        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // asked.workers)),
+        threads=threads(asked.workers),
         fields=fields_of(store.manifest()),
         filesystems=configured(),
     )
@@ -273,7 +274,7 @@ def say_cost(model: Model, manifest: pa.Table, tiles: Sequence[str], settings: S
         manifest.num_rows,
         " and ".join(settings.noise),
         windows,
-        round(pixels / WINDOW_PIXELS) * how.samples * steps,
+        round(pixels / WINDOW_PIXELS) * how.evaluations(steps),
         scored,
     )
 

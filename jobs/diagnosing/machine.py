@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-OPTIONAL = ("sim", "hips")
+OPTIONAL = ("sim", "hips", "cosmic-rays")
 """Extras of the package, which only some commands need."""
 
 NVIDIA_DRIVER = Path("/dev/nvidiactl")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
+from surveybridge.jobs.running.threads import threads
 from surveybridge.jobs.translating.homogenising import Homogenisation
-from surveybridge.jobs.translating.request import checkpoint_of, read_model, sampling_of, threads
+from surveybridge.jobs.translating.request import checkpoint_of, read_model, sampling_of
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
 
@@ -73,6 +74,8 @@ def redraw(
     from surveybridge.storage.tiles import TileStore
 
     facts = run.run_json
+    if not facts["samples"]:
+        raise RequestError(f"--samples {count}, but run {run.url} made maps without samples; leave --samples out")
     if count > facts["samples"]:
         raise RequestError(f"--samples {count}, but run {run.url} drew {facts['samples']}; give at most as many")
     model = _model_of(run, checkpoint)

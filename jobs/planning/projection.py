@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction
-    from surveybridge.bridge_core.settings import Windows
+    from surveybridge.bridge_core.settings import Sampling, Scoring, Windows
     from surveybridge.jobs.planning.rates import Rates
     from surveybridge.jobs.translating.config import Config
     from surveybridge.storage.tiles import Tile
@@ -40,7 +40,7 @@ class Work:
     """The work to do, from the manifest alone.
 
     `windows` are those through which the network sees the tiles, and `pixels` theirs; of tiles with masked parts fewer
-    are translated.
+    are translated. Of tiles with both ends, `scored_pixels` are those of the cores, and `detect_pixels` all.
     """
 
     direction: Direction
@@ -49,6 +49,7 @@ class Work:
     pixels: int
     core_pixels: int
     scored_pixels: int
+    detect_pixels: int
     bytes: int
     square_degrees: float
 
@@ -92,35 +93,42 @@ def work_of(manifest: pa.Table, direction: Direction, tile: Tile, grid: Windows)
     from surveybridge.storage.manifests import tiles_with
 
     numbers = ("core_height", "core_width", "core_y0", "core_x0", "bytes")
-    manifest = tiles_with(manifest.select(["surveys", *numbers]), direction.observed.name)
+    manifest = manifest.select(["surveys", *numbers, "height", "width"])
+    manifest = tiles_with(manifest, direction.observed.name)
     height, width, y, x, size = (manifest[name].to_numpy().astype(np.int64) for name in numbers)
     windows, seen = grid.count((y, y + height, x, x + width))
     both = tiles_with(manifest, direction.wanted.name)
     pixels = height * width
     scale = next(iter(tile.images.values())).pixel_scale / 3600
+
+    def area(tiles: pa.Table, *sides: str) -> int:
+        """Return the sum over tiles of the product of two columns."""
+        height, width = (tiles[side].to_numpy().astype(np.int64) for side in sides)
+        return int((height * width).sum())
+
     return Work(
         direction=direction,
         tiles=manifest.num_rows,
         windows=int(windows.sum()),
         pixels=int(seen.sum()),
         core_pixels=int(pixels.sum()),
-        scored_pixels=int((both["core_height"].to_numpy().astype(np.int64) * both["core_width"].to_numpy()).sum()),
+        scored_pixels=area(both, "core_height", "core_width"),
+        detect_pixels=area(both, "height", "width"),
         bytes=int(size.sum()),
         square_degrees=float(pixels.sum()) * scale**2,
     )
 
 
-def steps_of(model: Model, config: Config) -> dict[str, int]:
-    """Evaluations after rounding to the table: of a window's sample, and of a source for its lens score and once more.
+def evaluations_of(model: Model, sampling: Sampling, scoring: Scoring) -> dict[str, int]:
+    """Network evaluations after rounding to the table: of a window, and of a source for its lens score and once more.
 
     "translate", "score" and "reconstruct"; without a lens score every source is reconstructed, for its only score.
     """
     from surveybridge.bridge_core.anomaly import reconstruction_steps
     from surveybridge.bridge_core.translate import sampler_steps
 
-    sampling, scoring = config.sampling, config.scoring
     return {
-        "translate": len(sampler_steps(model.card, sampling)),
+        "translate": sampling.evaluations(len(sampler_steps(model.card, sampling))),
         "score": 2 * model.card.discriminant.draws if model.card.discriminant else 0,
         "reconstruct": scoring.samples * len(reconstruction_steps(model, scoring)),
     }
@@ -128,7 +136,7 @@ def steps_of(model: Model, config: Config) -> dict[str, int]:
 
 def project(
     work: Work,
-    steps: Mapping[str, int],
+    each: Mapping[str, int],
     rates: Rates,
     config: Config,
     memory: Mapping[str, int],
@@ -140,8 +148,8 @@ def project(
 
     Parameters
     ----------
-    work, steps, rates, memory
-        Of `work_of`, `steps_of`, `jobs.planning.rates.calibrate` and `jobs.translating.memory.stage_memory`.
+    work, each, rates, memory
+        Of `work_of`, `evaluations_of`, `jobs.planning.rates.calibrate` and `jobs.translating.memory.stage_memory`.
     config
         The request.
     tiles_done
@@ -154,13 +162,13 @@ def project(
     sources = round(work.scored_pixels * rates.sources_per_pixel)
     reconstructed = round(sources * rates.reconstructed)
     evaluations = {
-        "translate": round(work.pixels * rates.live / WINDOW_PIXELS) * config.samples * steps["translate"],
-        "score": sources * steps["score"] + reconstructed * steps["reconstruct"],
+        "translate": round(work.pixels * rates.live / WINDOW_PIXELS) * each["translate"],
+        "score": sources * each["score"] + reconstructed * each["reconstruct"],
     }
     seconds = {
         "read": work.bytes * rates.read,
         "translate": evaluations["translate"] * rates.translate,
-        "score": evaluations["score"] * rates.score,
+        "score": evaluations["score"] * rates.score + work.detect_pixels * rates.detect,
         "write": tiles * rates.write_tile + work.core_pixels * rates.write_pixel,
     }
     workers = min(config.workers, max(tiles, 1)) if config.executor == "ray" else 1

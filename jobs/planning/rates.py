@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import platform
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from surveybridge.bridge_core.anomaly import SOURCES
 from surveybridge.bridge_core.settings import WINDOW_PIXELS
+from surveybridge.bridge_core.spans import listening
 from surveybridge.cluster.stages import Failure, Outcome, model_outcome, read_outcome, write_outcome
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import quiet
@@ -54,6 +57,8 @@ class Rates:
         Seconds a byte of the tile uncompressed.
     translate, score
         Seconds an evaluation.
+    detect
+        Seconds a pixel of a tile with both ends, its halo included, until its sources are scored.
     write_tile, write_pixel
         Seconds a tile, and more for each pixel of its core.
     load
@@ -82,6 +87,7 @@ class Rates:
     read: float
     translate: float
     score: float
+    detect: float
     write_tile: float
     write_pixel: float
     live: float
@@ -100,7 +106,7 @@ def calibrate(
     todo: Sequence[str],
     settings: Settings,
     run_json: Mapping[str, Any],
-    steps: Mapping[str, int],
+    each: Mapping[str, int],
     seconds: float,
 ) -> tuple[Rates, Tile]:
     """Read, translate and write as a worker would, into a temporary folder.
@@ -113,8 +119,8 @@ def calibrate(
         Of the run.
     run_json
         As for `RunFolder.open_or_create`.
-    steps
-        Evaluations of a sample ("translate"), of a source ("score"), and more of one that is reconstructed.
+    each
+        Evaluations of a window ("translate"), of a source ("score"), and more of one that is reconstructed.
     seconds
         How long it may take; one tile or part of it is always done.
 
@@ -129,7 +135,7 @@ def calibrate(
         If none of the first tiles can be translated.
     """
     with tempfile.TemporaryDirectory(prefix="surveybridge-plan-") as folder, quiet("surveybridge.jobs", logging.ERROR):
-        return _Calibration(store, replace(settings, run=folder), run_json, steps).go(spread(todo), seconds)
+        return _Calibration(store, replace(settings, run=folder), run_json, each).go(spread(todo), seconds)
 
 
 def spread(items: Sequence[str]) -> list[str]:
@@ -140,14 +146,28 @@ def spread(items: Sequence[str]) -> list[str]:
     return [items[place] for place in places]
 
 
+class _Stopwatch:
+    """Listener that adds up the seconds of the spans of one name."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seconds = name, 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        if name == self.name:
+            self.seconds += time.monotonic() - start
+
+
 class _Calibration:
     def __init__(
-        self, store: TileStore, settings: Settings, run_json: Mapping[str, Any], steps: Mapping[str, int]
+        self, store: TileStore, settings: Settings, run_json: Mapping[str, Any], each: Mapping[str, int]
     ) -> None:
         begin = time.monotonic()
         self.store = store
         self.settings = settings
-        self.steps = steps
+        self.each = each
         self.folder = RunFolder.open_or_create(settings.run, run_json)
         stages = tile_stages(settings)
         self.read, self.model, self.write = stages.make_read(), stages.make_model(), stages.make_write()
@@ -187,8 +207,9 @@ class _Calibration:
         if isinstance(trial, Failure):
             return FIRST_SIDE
         self.sum["write_tile"] = trial["write"]
-        each = (trial["translate"] + trial["score"]) / max(trial["evaluations"] + trial["score_evaluations"], 1)
-        evaluations = seconds / max(each * self.settings.sampling.samples * self.steps["translate"], 1e-9)
+        spent = trial["translate"] + trial["detect"] + trial["score"]
+        one = spent / max(trial["evaluations"] + trial["score_evaluations"], 1)
+        evaluations = seconds / max(one * self.each["translate"], 1e-9)
         return max(FIRST_SIDE, self.settings.sampling.patches.core_side(evaluations * WINDOW_PIXELS))
 
     def _measure(self, outcome: Outcome, side: int) -> Failure | None:
@@ -216,7 +237,9 @@ class _Calibration:
     def _try(self, outcome: Outcome) -> dict[str, float] | Failure:
         """Translate and write what was read; return how long that took."""
         tile: Tile = outcome.value
-        done = model_outcome(self.model, outcome)
+        watch = _Stopwatch(SOURCES)
+        with listening(watch):
+            done = model_outcome(self.model, outcome)
         if done.failure is not None:
             return done.failure
         start = time.monotonic()
@@ -240,10 +263,12 @@ class _Calibration:
         return {
             "seen": pixels,
             "live": live,
-            "evaluations": live / WINDOW_PIXELS * self.settings.sampling.samples * self.steps["translate"],
-            "score_evaluations": found * self.steps["score"] + reconstructed * self.steps["reconstruct"],
+            "evaluations": live / WINDOW_PIXELS * self.each["translate"],
+            "score_evaluations": found * self.each["score"] + reconstructed * self.each["reconstruct"],
             "translate": done.seconds["model"] - done.value.seconds_score,
-            "score": done.value.seconds_score,
+            "score": watch.seconds,
+            "detect": done.value.seconds_score - watch.seconds,
+            "detect_pixels": math.prod(tile.shape) if len(tile.images) == 2 else 0,
             "write": write,
             "pixels": done.value.mosaic.coverage.size,
             "found": found,
@@ -257,7 +282,7 @@ class _Calibration:
         none = len(parquet_bytes(CANDIDATES.empty_table(), votable=True)) if total["candidates_bytes"] else 0
         translate = total["translate"] / max(total["evaluations"], 1)
         gpus = torch.cuda.device_count()
-        usual = self.settings.scoring.reconstruct if self.steps["score"] else 1.0
+        usual = self.settings.scoring.reconstruct if self.each["score"] else 1.0
         return Rates(
             device=torch.cuda.get_device_name() if gpus else f"CPU ({platform.machine()})",
             gpus=gpus,
@@ -268,8 +293,9 @@ class _Calibration:
             load=self.load,
             read=total["read"] / total["bytes"],
             translate=translate,
-            # the time of detection is in that of scoring; without a source in any part an evaluation costs as much
+            # without a source in any part an evaluation costs as much
             score=total["score"] / total["score_evaluations"] if total["score_evaluations"] else translate,
+            detect=total["detect"] / max(total["detect_pixels"], 1),
             write_tile=total["write_tile"],
             write_pixel=max(total["write"] - tiles * total["write_tile"], 0.0) / total["pixels"],
             live=total["live"] / total["seen"],

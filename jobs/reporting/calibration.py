@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 HEADING = "Calibration"
 TILES = 12
 """So many tiles are compared, evenly over the list of those with candidates."""
+WITHOUT_SAMPLES = 10**6
+"""Number of samples as of which a standard deviation is judged that comes from none: it has no scatter of its own."""
 LEVELS = np.linspace(0.05, 0.95, 19)
 EDGES = np.linspace(-6, 6, 61)
 COLOURS = {"sky": "0.45", "bright": BLUE}
@@ -79,7 +81,7 @@ def calibration_plot(
     said, share = _said(pulls, wanted)
     if judged is not None:
         said += " Diamonds: what surveybridge evaluate found on pairs of its own, with 95% intervals."
-    samples = int(run.run_json["samples"])
+    samples = behind_moments(run)
     panels = [
         panel(
             lambda axes: _draw_coverage(axes, pulls, judged),
@@ -99,6 +101,11 @@ def calibration_plot(
         f"is right, below it too small, above it too large. {said}",
         tuple(panels),
     )
+
+
+def behind_moments(run: RunFolder) -> int:
+    """Return the number of samples behind mean and standard deviation; of maps without samples, as if of very many."""
+    return int(run.run_json["samples"]) or WITHOUT_SAMPLES
 
 
 def tile_pulls(mosaic: TileMosaic, observed: NDArray[np.floating[Any]], samples: int) -> Pulls:
@@ -147,7 +154,7 @@ def _read_pulls(run: RunFolder, rows: pa.Table, survey: str) -> list[Pulls]:
         except FileNotFoundError:  # the catalog may have been kept without the mosaics
             continue
         candidates = candidates.filter(pc.and_(pc.is_finite(candidates["x"]), pc.is_finite(candidates["y"])))
-        found.append(tile_pulls(mosaic, observed_planes(mosaic, candidates, survey), int(run.run_json["samples"])))
+        found.append(tile_pulls(mosaic, observed_planes(mosaic, candidates, survey), behind_moments(run)))
     return [pulls for pulls in found if sum(pulls.pixels.values())]
 
 

@@ -139,6 +139,13 @@ def _chosen(run_json: Mapping[str, Any]) -> str:
     return "" if most == 1 else f" for sources with a false-alarm rate of at most {most:g}"
 
 
+def _drawn(run_json: Mapping[str, Any]) -> str:
+    """How mean and standard deviation were found."""
+    if run_json.get("samples") == 0:
+        return "maps from one evaluation, without samples"
+    return f"{run_json.get('samples')} samples of {run_json.get('steps')} steps"
+
+
 def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str, str]:
     """Return what a reader wants to know first, as one text per name."""
     rate, published = status["tiles_per_minute"], status["published"]
@@ -146,7 +153,7 @@ def summary(status: Mapping[str, Any], run_json: Mapping[str, Any]) -> dict[str,
         "state": status["state"] + _driver(status),
         "direction": str(status["direction"]),
         "model": f"{status['model']} ({str(run_json.get('checkpoint_sha256'))[:12]})",
-        "sampling": f"{run_json.get('samples')} samples of {run_json.get('steps')} steps; scores from "
+        "sampling": f"{_drawn(run_json)}; scores from "
         f"{run_json.get('score_samples')} of {run_json.get('score_steps')}{_chosen(run_json)}; "
         f"{run_json.get('precision')}, "
         f"seed {run_json.get('seed')}",

@@ -48,7 +48,12 @@ class TranslationConfig(JobConfig):
         None, description="endpoint to translate to (default: the one with the catalog, such as euclid)"
     )
     direction: str | None = Field(None, description="the same, as both endpoints in quotes: 'lsst->euclid'")
-    samples: int = Field(8, ge=2, description="posterior samples K of each patch")
+    samples: int = Field(
+        8,
+        ge=0,
+        description="posterior samples K of each patch, at least 2; 0 for maps of mean and standard deviation from one "
+        "evaluation, with a checkpoint that has a head for them",
+    )
     steps: int | None = Field(
         None,
         ge=1,
@@ -145,6 +150,10 @@ class TranslationConfig(JobConfig):
 
     @model_validator(mode="after")
     def _pool(self) -> Self:
+        if self.samples == 1:
+            raise ValueError("--samples 1 has no standard deviation; give at least 2, or 0 for maps without samples")
+        if self.samples == 0 and self.calibrated:
+            raise ValueError("--calibrated has factors of the deviations of samples; leave it out with --samples 0")
         if self.min_workers > self.workers:
             raise ValueError(
                 f"--min-workers {self.min_workers} is above --workers {self.workers}; give at most that many"

@@ -128,6 +128,8 @@ def _translating_bytes(
     pixels: int, core_shape: tuple[int, int], direction: Direction, card: Card, config: Config
 ) -> float:
     """Return what the model stage needs to translate a tile, without weights and the tile itself."""
+    from surveybridge.bridge_core.translate import shares_start
+
     channels, observed, wanted = card.network.image_channels, direction.observed.planes, direction.wanted.planes
     how, (height, width) = config.sampling, core_shape
     core = height * width
@@ -135,7 +137,9 @@ def _translating_bytes(
         window = how.patches.count((0, height, 0, width))[1]
         call = how.windows_a_call(window) * window
         told = 4 * 2 * channels if card.network.conditions else 0  # maps, once for the tile and once for a call
-        seen = window * (4 * channels + 9 * observed + told)  # the input, and of the window flux, noise and mask
+        answer = (4 if config.precision == "float32" else 2) * channels if shares_start(card, how) else 0
+        pixel = 4 * channels + 9 * observed  # the input, and of the window flux, noise and mask
+        seen = window * (pixel + told + answer)
         drawn = call * (SAMPLER_PLANES * 4 * channels + told)
         found = core * 4 * (4 * wanted + 1)  # mean and scatter so far and anew, coverage
         return whole_activation_bytes(card.network, call, config) + seen + drawn + found

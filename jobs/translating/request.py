@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surveybridge.bridge_core.settings import windows_of
 from surveybridge.jobs.config import RequestError
+from surveybridge.jobs.running.threads import threads
 from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig, steps_of
 from surveybridge.jobs.translating.homogenising import Homogenisation
 from surveybridge.jobs.translating.scene import check_tile
@@ -58,7 +59,8 @@ class Request:
     def sampling(self) -> Sampling:
         """Return how its posteriors are sampled: as the settings say, in windows that the network can take."""
         windows = windows_of(self.config.patch or PATCHES[0], self.model.card.network.window_multiple)
-        return replace(self.config.sampling, patches=windows)
+        shared = self.fingerprint.get("shared_start", False)
+        return replace(self.config.sampling, patches=windows, shared_start=shared)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -85,16 +87,23 @@ class Request:
         """Return the same translation as a run of some schema version, which another version of this code started."""
         return replace(self, fingerprint=self.fingerprint | {"code_schema_version": version})
 
+    def of_own_starts(self) -> Request:
+        """Return the same translation with a start for each sample, as those that state nothing else began."""
+        return replace(self, fingerprint=_without(self.fingerprint, "shared_start"))
+
     def of_patches(self) -> Request:
         """Return the same translation in patches of the first size, as those that state nothing else began."""
-        fingerprint = {key: value for key, value in self.fingerprint.items() if key != "patch"}
-        return replace(self, config=self.config.model_copy(update={"patch": PATCHES[0]}), fingerprint=fingerprint)
+        config = self.config.model_copy(update={"patch": PATCHES[0]})
+        return replace(self, config=config, fingerprint=_without(self.fingerprint, "patch", "shared_start"))
 
     def of_all_sources(self) -> Request:
         """Return the same translation with every source reconstructed, as those that state nothing else began."""
-        fingerprint = {key: value for key, value in self.fingerprint.items() if key != "score_reconstruct"}
         config = self.config.model_copy(update={"score_reconstruct": 1.0})
-        return replace(self, config=config, fingerprint=fingerprint)
+        return replace(self, config=config, fingerprint=_without(self.fingerprint, "score_reconstruct"))
+
+
+def _without(fingerprint: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in fingerprint.items() if key not in keys}
 
 
 def check(config: Config) -> Request:
@@ -125,6 +134,7 @@ def check(config: Config) -> Request:
     if config.patch is None:
         config = config.model_copy(update={"patch": default_patch(model.card, halo_of_store(listed))})
     homogenisation = asked_homogenisation(model, config, begun)
+    maps_head = head_digest(model, config)
     wishes = Wishes.read(model.card, direction, config.wanted_noise, config.wanted_psf)
     fingerprint = {
         "checkpoint_sha256": model.sha256,
@@ -133,6 +143,8 @@ def check(config: Config) -> Request:
         **recalibration,
         **({"homogenise": homogenisation.document} if homogenisation else {}),
         **({"wanted": wishes.document} if wishes else {}),
+        **({"shared_start": True} if asked_to_share(model.card, config, begun) else {}),
+        **({"maps_head": maps_head} if maps_head else {}),
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
@@ -179,6 +191,36 @@ def asked_homogenisation(model: Model, config: TranslationConfig, begun: RunFold
     if config.homogenise == "off":
         return None
     return Homogenisation.of_card(model.card, config.psf_noise)
+
+
+def asked_to_share(card: Card, config: TranslationConfig, begun: RunFolder | None) -> bool:
+    """Return whether the samples of a window share a start: as a run has begun, else where they may."""
+    from surveybridge.bridge_core.translate import shares_start
+
+    return shares_start(card, config.sampling) if begun is None else bool(begun.run_json.get("shared_start", False))
+
+
+def head_digest(model: Model, config: TranslationConfig) -> str | None:
+    """SHA-256 of the head that makes maps without samples; None where samples are drawn.
+
+    Raises
+    ------
+    BridgeError
+        Where the checkpoint has none that fits it.
+    RequestError
+        Where it is to be profiled, which looks at samples.
+    """
+    if config.samples:
+        return None
+    from surveybridge.bridge_core.checkpoint import head_file
+    from surveybridge.bridge_core.maps import check_maps, load_head
+
+    if getattr(config, "profile", None) is not None:
+        raise RequestError("--profile looks at a call of the sampler, which --samples 0 does not make; leave one out")
+    check_maps(model.card)
+    file = head_file(config.checkpoint)
+    load_head(model, file)  # refused where it is another's
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 DECISIONS = ("samples", "steps", "score_samples", "score_steps", "precision", "seed")
@@ -339,8 +381,3 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         stars=request.stars,
         filesystems=configured(),
     )
-
-
-def threads(workers: int) -> int:
-    """Return the threads of a process that holds a network, if there are `workers` of them on a machine."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers))

@@ -22,6 +22,7 @@ from surveybridge.storage.errors import StorageUnavailable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from surveybridge.bridge_core.maps import MapsHead
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.mosaics import TileMosaic
@@ -142,7 +143,14 @@ class TileTranslator:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_checkpoint(settings.checkpoint).to(self.device, settings.sampling.precision)
+        model = load_checkpoint(settings.checkpoint)
+        self.head: MapsHead | None = None
+        if settings.sampling.samples == 0:
+            from surveybridge.bridge_core.checkpoint import head_file
+            from surveybridge.bridge_core.maps import load_head
+
+            self.head = load_head(model, head_file(settings.checkpoint)).to(self.device)
+        self.model = model.to(self.device, settings.sampling.precision)
         batch = settings.batch or DEFAULT_BATCH[self.device.type]
         self.sampling = replace(settings.sampling, batch=batch)
         self.scoring = replace(settings.scoring, batch=batch)
@@ -155,6 +163,7 @@ class TileTranslator:
 
     def translate(self, tile: Tile) -> Translation:
         """Do the same as a call, without its log context."""
+        from surveybridge.bridge_core.maps import map_tile
         from surveybridge.bridge_core.translate import recalibrated, translate_tile
         from surveybridge.jobs.translating.domain import tile_domain
         from surveybridge.storage.mosaics import TileMosaic
@@ -164,13 +173,12 @@ class TileTranslator:
         direction = self.model.card.problem.direction(settings.direction)
         tile = prepared(self.model, tile)
         with span("translate"):
-            posterior = translate_tile(
-                self.model,
-                direction,
-                scene_of(tile, direction.observed.name, self.device, self.model.card),
-                self.sampling,
-                wanted=wanted_conditions(self.model.card, tile, direction, settings.wishes),
-            )
+            scene = scene_of(tile, direction.observed.name, self.device, self.model.card)
+            wanted = wanted_conditions(self.model.card, tile, direction, settings.wishes)
+            if self.head is None:
+                posterior = translate_tile(self.model, direction, scene, self.sampling, wanted=wanted)
+            else:
+                posterior = map_tile(self.model, self.head, direction, scene, self.sampling, wanted)
         if settings.calibrated:
             posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()

@@ -152,7 +152,7 @@ TRANSLATE = {
     "patch beyond the halo": ["--patch 128 reaches 119", "hold 64", "--halo 119", "--patch 64"],
     "tile beyond the halo": ["--patch tile reaches 64", "hold 40", "--halo 64", "--patch 64"],
     "tile for statistics of a window": ["--patch tile", "checkpoint grouped", "norm group", "--patch 64"],
-    "one sample": ["--samples 1", "greater than or equal to 2"],
+    "one sample": ["--samples 1", "give at least 2"],
 }
 
 

@@ -124,10 +124,10 @@ def run(settings) -> Tally:
 # are seconds of the clock. What counts is the median: a round in which caches were fought over is forgotten.
 
 
-def planned_busy(settings) -> tuple[float, int]:
+def planned_busy(settings, seconds) -> tuple[float, int]:
     """Seconds of processor time that a plan expects after the start, and its tiles."""
     used, clock = time.process_time(), time.monotonic()
-    expected = planned(settings, seconds=2.5)
+    expected = planned(settings, seconds)
     share = (time.process_time() - used) / (time.monotonic() - clock)
     return (expected.wall_seconds - expected.start_seconds) * share, expected.tiles
 
@@ -145,8 +145,8 @@ def agreed(ratios: list[float]) -> bool:
 def test_a_serial_run_takes_what_was_planned(tmp_path, store, checkpoint):
     ratios = []
     for number in range(ROUNDS):
-        settings = request(store, tmp_path / f"run{number}", checkpoint, samples=4, steps=6, score_samples=3)
-        busy, tiles = planned_busy(settings)
+        settings = request(store, tmp_path / f"run{number}", checkpoint, samples=3, steps=4, score_samples=3)
+        busy, tiles = planned_busy(settings, 1.5)
         used = time.process_time()
         assert run(settings).statuses == {"ok": tiles}
         ratios.append(busy / (time.process_time() - used))
@@ -161,7 +161,7 @@ def test_a_run_on_ray_takes_what_was_planned(tmp_path, store, checkpoint, ray_cl
     for number in range(ROUNDS):
         more = {"executor": "ray", "samples": 4, "steps": 6}
         settings = request(store, tmp_path / f"run{number}", checkpoint, **more)
-        busy, tiles = planned_busy(settings)
+        busy, tiles = planned_busy(settings, 2.5)
         seen: list[tuple[float, float, dict]] = []
 
         def watch(receipt, seen=seen):

@@ -107,7 +107,7 @@ def check_table(found, tiles):
         ("model", "translate: update"),
         ("model", "translate: moments"),
         ("model", "candidates: detection"),
-        ("model", "candidates: scoring: network"),
+        ("model", "candidates: scoring: sources: network"),
         ("write", "mosaic: encode"),
         ("write", "ledger row: storage put"),
     ):

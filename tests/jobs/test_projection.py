@@ -13,8 +13,8 @@ import pytest
 from benchmarks import memory
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.discriminant import Discriminant
-from surveybridge.bridge_core.settings import PatchGrid
-from surveybridge.jobs.planning.projection import project, steps_of, work_of
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
+from surveybridge.jobs.planning.projection import evaluations_of, project, work_of
 from surveybridge.jobs.planning.rates import Rates, spread
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.memory import stage_memory
@@ -32,6 +32,7 @@ RATES = Rates(
     read=1e-9,
     translate=1e-3,
     score=2e-3,
+    detect=1e-7,
     write_tile=0.01,
     write_pixel=0.0,
     live=0.5,
@@ -94,17 +95,20 @@ def test_tiles_are_counted_at_fifty_thousand_a_second(store):
     assert work.windows == 10**5 // 16 * work_of(manifest, TO_EUCLID, store.read_tile("t0000"), PatchGrid()).windows
 
 
-def test_steps_are_counted_as_the_samplers_take_them():
+def test_evaluations_are_counted_as_the_samplers_make_them():
     model = load_checkpoint()
     model = replace(model, card=replace(model.card, discriminant=None))
-    assert steps_of(model, config(steps=12, score_samples=5, score_steps=8)) == {
-        "translate": 12, "score": 0, "reconstruct": 5 * 8,
+    assert evaluations_of(model, Sampling(samples=3, steps=12), Scoring(samples=5, steps=8)) == {
+        "translate": 3 * 12, "score": 0, "reconstruct": 5 * 8,
     }  # fmt: skip
+    shared = Sampling(samples=3, steps=12, shared_start=True)
+    assert evaluations_of(model, shared, Scoring())["translate"] == 3 * 11 + 1
     # one step from the middle of the table ends at its beginning: two evaluations
-    assert steps_of(model, config(steps=1, score_samples=5, score_steps=1)) == {
-        "translate": 1, "score": 0, "reconstruct": 5 * 2,
+    assert evaluations_of(model, Sampling(samples=3, steps=1), Scoring(samples=5, steps=1)) == {
+        "translate": 3, "score": 0, "reconstruct": 5 * 2,
     }  # fmt: skip
-    assert steps_of(model, config(steps=10_000))["translate"] < 10_000  # no more than the table has
+    most = Sampling(samples=2, steps=10_000)
+    assert evaluations_of(model, most, Scoring())["translate"] < 2 * 10_000  # no more than the table has
 
 
 def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
@@ -112,7 +116,7 @@ def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
     numbers = (1.0,) * 30
     learnt = Discriminant(2.0, 3, (1.0, 4.0), (0.0, 3.0), (numbers,) * 6, numbers, numbers, 0.0, 1.0, (0.0, 1.0))
     plain, calibrated = (replace(model, card=replace(model.card, discriminant=one)) for one in (None, learnt))
-    counts = [steps_of(one, config(score_samples=2, score_steps=8)) for one in (plain, calibrated)]
+    counts = [evaluations_of(one, Sampling(), Scoring(samples=2, steps=8)) for one in (plain, calibrated)]
     assert [count["score"] for count in counts] == [0, 2 * 3]
     assert counts[0]["reconstruct"] == counts[1]["reconstruct"] == 2 * 8
 
@@ -122,8 +126,8 @@ def test_a_lens_score_costs_two_evaluations_for_each_of_its_noises():
 
 def projected(store, *, cpus=None, rates=RATES, **settings):
     work = work_of(store.manifest(), TO_EUCLID, store.read_tile("t0000"), PatchGrid())
-    steps = {"translate": 6, "score": 4, "reconstruct": 30}
-    return project(work, steps, rates, config(samples=4, score_samples=3, **settings), {}, tiles_done=0, cpus=cpus)
+    each = {"translate": 24, "score": 4, "reconstruct": 30}
+    return project(work, each, rates, config(score_samples=3, **settings), {}, tiles_done=0, cpus=cpus)
 
 
 def test_work_times_rates_is_the_projection(store):
@@ -134,6 +138,9 @@ def test_work_times_rates_is_the_projection(store):
     assert found.reconstructed == 7  # a fifth
     assert found.sources == round(34364e-3)
     assert found.stage_seconds["translate"] == pytest.approx(found.evaluations["translate"] * 1e-3)
+    tiles = store.manifest().to_pylist()
+    seen = sum(tile["height"] * tile["width"] for tile in tiles if len(tile["surveys"]) == 2)
+    assert found.stage_seconds["score"] == pytest.approx(found.evaluations["score"] * 2e-3 + seen * 1e-7)
     assert found.wall_seconds == pytest.approx(sum(found.stage_seconds.values()) + 0.5)
     assert found.device_hours == pytest.approx(found.wall_seconds / 3600)
     assert found.device_hours_per_square_degree == pytest.approx(found.device_hours / found.square_degrees)

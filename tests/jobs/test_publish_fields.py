@@ -1,4 +1,4 @@
-"""Acceptance of a published catalog by its readers: on the shared field, and on 64 simulated tiles across RA 0.
+"""Acceptance of a published catalog by its readers: on the shared field, and on 25 simulated tiles across RA 0.
 
 The simulated ones go through ingest and translate as commands, with a network of random weights, since a catalog is
 one of any scores; the shared field has the scores of the shipped one (`shared_field_run`).
@@ -65,7 +65,7 @@ class Published:
         return sorted(glob.glob(f"{Catalog.open(self.catalog).table_url}/dataset/*/*/*.parquet"))
 
 
-@pytest.fixture(scope="module", params=["shared field", "64 simulated tiles"])
+@pytest.fixture(scope="module", params=["shared field", "25 simulated tiles"])
 def published(request, tmp_path_factory) -> Published:
     """One of the two runs, published in small partitions."""
     folder = tmp_path_factory.mktemp("accepted")
@@ -76,7 +76,7 @@ def published(request, tmp_path_factory) -> Published:
         store, run = str(folder / "tiles"), str(folder / "run")
         euclid, lsst, truth = simulated_across_ra_zero(folder / "sky")
         images = ["--euclid", str(euclid), "--lsst", *map(str, lsst)]
-        assert main(["ingest", *images, "--store", store, "--tile-size", "100"]) == 0
+        assert main(["ingest", *images, "--store", store, "--tile-size", "160"]) == 0
         checkpoint = tiny.write_checkpoint(folder)
         assert main(["translate", "--store", store, "--run", run, "--checkpoint", checkpoint, *QUICK]) == 0
     opened = RunFolder.open(run)
@@ -110,7 +110,7 @@ def test_hats_finds_it_strictly_valid_and_it_holds_each_row_once(published):
 
     assert is_valid_catalog(published.catalog, strict=True)
     assert len(published.leaves) >= PARTITIONS // 2
-    assert len(published.run.ok_tiles()) in (16, 64)
+    assert len(published.run.ok_tiles()) in (16, 25)
     found = Catalog.open(published.catalog).dataset().to_table()
     assert sorted(found["object_id"].to_pylist()) == sorted(published.names)
     assert found.num_rows > 50

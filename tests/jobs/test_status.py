@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from surveybridge.__main__ import main
@@ -244,7 +245,8 @@ def test_what_is_no_run_folder_is_refused(tmp_path, capsys):
     assert "is not a run folder: found nothing" in capsys.readouterr().err
 
 
-def test_a_hundred_thousand_tiles_take_less_than_five_seconds(tmp_path):
+def test_a_hundred_thousand_tiles_take_a_few_times_as_long_as_reading_their_rows(tmp_path):
+    """Which is less than a second; side by side, in seconds of a core, because other lanes have the cores, too."""
     tiles, failed = 100_000, 30_000
     run = make_run(tmp_path / "runs" / "r1", make_store(tmp_path / "tiles", tiles + 100))
     rng = np.random.default_rng(0)
@@ -270,9 +272,14 @@ def test_a_hundred_thousand_tiles_take_less_than_five_seconds(tmp_path):
     for start in range(0, tiles, 1000):
         data = parquet_bytes(table.slice(start, 1000))
         run.folder.put(data, f"ledger/segments/0-1000-{start:06d}.parquet")
-    start_time = time.monotonic()
+    began = time.process_time()
+    rows = sum(len(pq.read_table(path).to_pylist()) for path in (tmp_path / "runs" / "r1").glob("ledger/segments/*"))
+    read = time.process_time() - began
+    began = time.process_time()
     found = run_status(run)
-    assert time.monotonic() - start_time < 5
+    took = time.process_time() - began
+    print(f"rows of {rows} tiles are read in {read:.1f} s, their status in {took:.1f} s of a core")
+    assert took < 4 * read
     assert found["tiles"] == {"manifest": tiles + 100, "ok": tiles - failed, "failed": failed, "quarantined": 0} | {
         "left": 100
     }

@@ -51,7 +51,7 @@ def parse(*argv: str) -> Config:
         (["--"], "at least 1 item"),
         (["--", "trnslate"], "-- trnslate: unknown job 'trnslate'; did you mean translate?"),
         (["--", "translate", "--stroe", "x"], "-- translate: unknown setting '--stroe'; did you mean --store?"),
-        (["--", "translate", *S3, "--samples", "1"], "--samples 1: "),
+        (["--", "translate", *S3, "--samples", "1"], "--samples 1 has no standard deviation"),
         (["--", "submit", "--", "query"], "submit cannot submit itself"),
         (["--pipeline", "Nightly", "--", "translate", *S3], "--pipeline Nightly: "),
         (["--date", "yesterday", "--", "translate", *S3], "--date yesterday: "),

@@ -18,6 +18,7 @@ from surveybridge.bridge_core.stretch import Stretch
 from surveybridge.bridge_core.training import Recipe
 from surveybridge.storage.objectstore import Folder
 from tests import tiny, warm
+from tests.jobs.held_training import Hold
 from tests.jobs.training_runs import (
     SMALL,
     STEPS,
@@ -25,10 +26,13 @@ from tests.jobs.training_runs import (
     command,
     losses,
     same_weights,
-    wait_for_checkpoint,
+    wait_for_hold,
     without_ray,
 )
 from tests.storage.faults import moto_server
+
+FIRST = 10
+"""Steps at the first report."""
 
 # Ray Train takes 20 s to its first step.
 pytestmark = pytest.mark.slow
@@ -90,11 +94,13 @@ def test_a_finished_run_is_not_trained_further_and_starts_no_ray(trained, pairs,
     assert tiny.files_of(trained) == before
 
 
-def killed_and_run_again(arguments: list[str], out: str, folder, environment: dict[str, str]) -> str:
+def killed_and_run_again(pairs: str, out: str, folder, environment: dict[str, str]) -> str:
     """Kill the command after its first checkpoint, run it again, and return what it said then."""
+    hold = Hold(str(folder), (FIRST,))
+    arguments = command(pairs, out, hold)
     driver = begin(arguments, environment, folder / "first.log")
     try:
-        committed = wait_for_checkpoint(out, driver)
+        wait_for_hold(hold, FIRST, out, driver)
     finally:
         os.kill(warm.fork_of(driver.pid), signal.SIGKILL)
         driver.wait()
@@ -104,8 +110,8 @@ def killed_and_run_again(arguments: list[str], out: str, folder, environment: di
     code = again.wait(timeout=500)
     said = (folder / "second.log").read_text()
     assert code == 0, said[-5000:]
-    first = min(int(step) for step in re.findall(r"\bstep=(\d+) ", said))
-    assert 0 < committed < first <= STEPS  # it did not start over
+    steps = [int(step) for step in re.findall(r"\bstep=(\d+) ", said)]
+    assert steps == list(range(2 * FIRST, STEPS + 1, FIRST))  # it did not start over
     return said
 
 
@@ -139,7 +145,7 @@ def test_a_run_in_object_storage_goes_on_where_its_driver_was_killed_and_is_the_
     out = f"{bucket}/runs/one"
     secret = f"key-{uuid.uuid4().hex}"
     environment = os.environ | {"AWS_SECRET_ACCESS_KEY": secret}
-    said = killed_and_run_again(command(store.url, out), out, tmp_path, environment)
+    said = killed_and_run_again(store.url, out, tmp_path, environment)
     assert same_weights(trained, out)
     assert curve(out) == curve(trained)
     assert Folder.at(out).names() == [
