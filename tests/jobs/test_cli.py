@@ -283,17 +283,17 @@ def test_help_loads_nothing_but_pydantic(arguments):
     assert not loaded & HEAVY
 
 
-def test_every_help_takes_less_than_twice_the_time_of_importing_pydantic_and_yaml():
+def test_every_help_takes_little_more_time_than_importing_what_settings_are_declared_and_read_with():
+    # `import pydantic` alone loads nothing that anyone uses
+    imports = ["-c", "import yaml; from pydantic import BaseModel, Field, ValidationError"]
     commands = {job: ["-m", "surveybridge", job, "--help"] for job in available_jobs()}
     slow: dict[str, float] = {}
     for rounds in (1, 5, 20, 60):  # those that were too slow are tried again, in case that the machine was busy
-        taken = processor_seconds(
-            {"": ["-c", "import pydantic, yaml"]} | {job: commands[job] for job in slow or commands}, rounds
-        )
-        slow = {job: seconds / taken[""] for job, seconds in taken.items() if seconds >= 2 * taken[""]}
+        taken = processor_seconds({"": imports} | {job: commands[job] for job in slow or commands}, rounds)
+        slow = {job: seconds / taken[""] for job, seconds in taken.items() if seconds >= 1.5 * taken[""]}
         if not slow:
             return
-    raise AssertionError(f"times as long as `import pydantic, yaml`: {slow}")
+    raise AssertionError(f"times as long as `{imports[1]}`: {slow}")
 
 
 def processor_seconds(commands: dict[str, list[str]], rounds: int) -> dict[str, float]:
