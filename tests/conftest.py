@@ -54,7 +54,7 @@ from tests import warm
 from tests.lanes import LANES, lane_of, may_hold
 from tests.once import MADE_ONCE, once
 from tests.processor import PerTest
-from tests.sharing import Sharing
+from tests.sharing import LEFT_OUT, Sharing
 
 if TYPE_CHECKING:
     from surveybridge.storage.ingest import Field
@@ -218,8 +218,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_sessionfinish(exitstatus: int) -> None:
-    """End the process at the end of its `atexit` functions: to take a million objects apart takes Python 4 s."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tell apart that tests have failed and that some were not run; end the process without its modules.
+
+    It ends when its `atexit` functions have: to take a million objects apart takes Python 4 s.
+    """
+    if session.shouldfail or session.stash.get(LEFT_OUT, False):
+        session.exitstatus = exitstatus = pytest.ExitCode.INTERRUPTED
     _exit_status.append(int(exitstatus))
 
 

@@ -4,6 +4,9 @@ A lane is a process of pytest, with forks that share its files where they can; `
 is in one lane. Two lanes that start clusters, servers and browsers run side by side, and those that only compute fill
 the cores while they wait: three that start so much make each other miss their deadlines on two cores, Slurm included,
 though it sleeps most of the time. What follows -- goes to pytest.
+
+A few tests that fail are run once more when all lanes have ended, and pass if they do so alone: a machine that is slow
+for a moment must not refuse a change. They are named at the end, whatever comes of it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ from tests.processor import Group
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = ("passed", "failed", "errors", "skipped")
+TESTS_FAILED = 1
+"""What pytest ends with where tests have failed, and all have been run."""
+RUN_AGAIN = 5
+"""Failures, of all lanes together, that are run again; more of them are no accident."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Run:
     """A lane under way, or at its end."""
 
     lane: str
+    name: str
+    """Of its files in `folder`."""
     folder: Path
     process: subprocess.Popen[bytes]
     group: Group | None
@@ -91,11 +100,18 @@ class Run:
     seconds: float = 0.0
     used: float | None = None
     """Processor seconds of it and of all that it started, where they are counted."""
+    again: Run | None = None
+    """Its failures, run again."""
+
+    @property
+    def code(self) -> int:
+        """What it has ended with, or its failures, where they were run again."""
+        return (self.again or self).process.returncode
 
     @property
     def log(self) -> str:
         """What it has printed."""
-        return (self.folder / f"{self.lane}.log").read_text(errors="replace")
+        return (self.folder / f"{self.name}.log").read_text(errors="replace")
 
     def end(self) -> None:
         """Note what it took."""
@@ -104,22 +120,35 @@ class Run:
             self.used = self.group.seconds()
             self.group.close()
 
+    def failed(self) -> list[str]:
+        """Names of the tests that failed."""
+        file = self.folder / f"{self.name}.xml"
+        cases = ET.parse(file).iter("testcase") if file.exists() else ()
+        return [
+            f"{case.get('classname', '')}::{case.get('name', '')}"
+            for case in cases
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+
     def outcomes(self) -> Counter[str]:
         """Tests by outcome; none of a process that did not come to its end."""
-        file = self.folder / f"{self.lane}.xml"
+        file = self.folder / f"{self.name}.xml"
         counts: Counter[str] = Counter()
         for suite in ET.parse(file).iter("testsuite") if file.exists() else ():
             tests, failed, errors, skipped = (int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped"))
             counts.update(passed=tests - failed - errors - skipped, failed=failed, errors=errors, skipped=skipped)
+        if self.again and not self.again.code:
+            counts.update(passed=counts.pop("failed", 0) + counts.pop("errors", 0))
         return counts
 
 
-def command(lane: str, file: str, more: Sequence[str]) -> list[str]:
-    """What runs a lane, and leaves the outcomes of its tests in `file`."""
+def command(lane: str, folder: Path, name: str, more: Sequence[str]) -> list[str]:
+    """What runs a lane, and leaves the outcomes of its tests in `folder` by `name`, and there what has failed."""
     if lane == "lint":
         return ["make", "--no-print-directory", "lint"]
     processes = f"--processes={LANES[lane].workers}"
-    return [sys.executable, "-m", "pytest", "--lane", lane, processes, *more, f"--junitxml={file}"]
+    files = ["-o", f"cache_dir={folder / lane}.failed", f"--junitxml={folder / name}.xml"]
+    return [sys.executable, "-m", "pytest", "--lane", lane, processes, *more, *files]
 
 
 def server_of_forks() -> dict[str, str]:
@@ -137,22 +166,25 @@ def forks_are_on() -> bool:
     return warm.is_on()
 
 
-def start(lane: str, more: Sequence[str], folder: Path, counted: bool, variables: Mapping[str, str]) -> Run:
-    """Start a lane with more variables; what it says goes to a file."""
-    arguments = command(lane, str(folder / f"{lane}.xml"), more)
+def start(
+    lane: str, more: Sequence[str], folder: Path, counted: bool, variables: Mapping[str, str], name: str | None = None
+) -> Run:
+    """Start a lane with more variables; what it says goes to a file, by its own name or another."""
+    name = name or lane
+    arguments = command(lane, folder, name, more)
     if LANES[lane].niceness:
         arguments = ["nice", "-n", str(LANES[lane].niceness), *arguments]
     # Hundreds of processes start, and none of them should have to compile what it imports.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # Lanes that share a folder of temporary files delete what is old there, at the same time.
-    temporary = folder / lane
+    temporary = folder / name
     temporary.mkdir()
     environment |= {**variables, "PYTEST_DEBUG_TEMPROOT": str(temporary), MADE_ONCE: str(folder / "once")}
-    with open(folder / f"{lane}.log", "wb") as log:
+    with open(folder / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
-    return Run(lane, folder, process, Group(lane, process.pid) if counted else None)
+    return Run(lane, name, folder, process, Group(name, process.pid) if counted else None)
 
 
 def as_they_end(lanes: Sequence[str], begin: Callable[[str], Run]) -> Iterator[Run]:
@@ -175,6 +207,20 @@ def as_they_end(lanes: Sequence[str], begin: Callable[[str], Run]) -> Iterator[R
             run.process.wait()
 
 
+def failures(runs: Sequence[Run]) -> int:
+    """Number of tests that failed, in lanes that have come to their end."""
+    return sum(count for run in runs for outcome, count in run.outcomes().items() if outcome in ("failed", "errors"))
+
+
+def run_again(runs: Sequence[Run], begin: Callable[[str], Run]) -> None:
+    """Run what has failed of each lane once more, one lane after the other, unless there is too much of it."""
+    some = [run for run in runs if run.process.returncode == TESTS_FAILED and run.lane != "lint"]
+    if 0 < failures(some) <= RUN_AGAIN:
+        for run in some:
+            (run.again,) = as_they_end([run.lane], begin)
+            print(f"\n==== lane {run.lane}, what has failed, again and alone\n{run.again.log}", flush=True)
+
+
 def table(runs: Sequence[Run]) -> str:
     """A row a lane."""
     rows = [f"{'lane':<8}{'exit':>5}{'seconds':>9}{'CPU s':>7}" + "".join(f"{name:>9}" for name in OUTCOMES)]
@@ -182,9 +228,19 @@ def table(runs: Sequence[Run]) -> str:
         counts = run.outcomes()
         used = "-" if run.used is None else f"{run.used:.0f}"
         numbers = "".join(f"{counts[name]:>9}" for name in OUTCOMES)
-        row = f"{run.lane:<8}{run.process.returncode:>5}{run.seconds:>9.0f}{used:>7}{numbers}"
+        row = f"{run.lane:<8}{run.code:>5}{run.seconds:>9.0f}{used:>7}{numbers}"
         rows.append(f"{row}  {LANES[run.lane].tests}")
     return "\n".join(rows)
+
+
+def tried_twice(runs: Sequence[Run]) -> list[str]:
+    """A line a test that was run again."""
+    return [
+        f"{'failed again, alone' if test in run.again.failed() else 'passed when run again, alone'}: {test}"
+        for run in runs
+        if run.again
+        for test in run.failed()
+    ]
 
 
 def closing_line(runs: Sequence[Run], seconds: float) -> str:
@@ -222,10 +278,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in as_they_end(lanes, begin):
             print(f"\n==== lane {run.lane}, after {run.seconds:.0f} s\n{run.log}", flush=True)
             ended.append(run)
+
+        def begin_again(lane: str) -> Run:
+            failures_only = ["--last-failed", "--last-failed-no-failures=none", *more]
+            return start(lane, failures_only, Path(folder), bool(chosen.processor), shared, f"{lane}-again")
+
+        run_again(ended, begin_again)
         if shared and not forks_are_on():
             print("the server of forks (tests/warm.py) has ended too early: processes were real ones, and took longer")
-        print(f"{table(ended)}\n{closing_line(ended, time.monotonic() - begun)}", flush=True)
-    return int(any(run.process.returncode for run in ended))
+        print("\n".join([*tried_twice(ended), table(ended), closing_line(ended, time.monotonic() - begun)]), flush=True)
+    return int(any(run.code for run in ended))
 
 
 if __name__ == "__main__":

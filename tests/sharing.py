@@ -19,6 +19,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+LEFT_OUT = pytest.StashKey[bool]()
+"""Of a session: whether tests were not run because the process died that would have run them."""
+
 
 class Sharing:
     """A plugin that lets `count` processes run the tests.
@@ -98,6 +101,7 @@ def _pass_on(session: pytest.Session, forks: Sequence[Fork]) -> None:
                 running.remove(fork)
                 fork.reports.close()
                 if status := fork.end():
+                    session.stash[LEFT_OUT] = True
                     hooks.pytest_runtest_logreport(report=_death(fork, status))
                 continue
             if name == "pytest_runtest_logstart":

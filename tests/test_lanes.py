@@ -102,7 +102,7 @@ def test_all_lanes_together_run_every_test_once(elsewhere, capsys):
     ],
 )
 def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, bad, script, code):
-    def command(lane, file, more):
+    def command(lane, folder, name, more):
         return [sys.executable, "-c", script if lane == bad else f"print('{lane} is done')"]
 
     monkeypatch.setattr(lanes, "command", command)
@@ -114,6 +114,65 @@ def test_one_bad_lane_fails_all_and_the_others_are_told_of(monkeypatch, capsys, 
         assert f"{lane} is done" in printed
     ended = list(rows(printed))
     assert ended.index("drills") < ended.index("ray")
+
+
+LUCK = """
+from pathlib import Path
+import pytest
+
+@pytest.fixture
+def room():
+    if {at!r} == "setup" and not Path({file!r}).exists():
+        Path({file!r}).touch()
+        raise OSError("not yet")
+
+def test_luck(room):
+    if {at!r} == "call" and not Path({file!r}).exists():
+        Path({file!r}).touch()
+        raise AssertionError("not yet")
+
+def test_never_fails(): ...
+"""
+"""A test that fails the first time."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("at", ["setup", "call"])
+def test_a_failure_that_is_none_alone_is_told_of_and_forgiven(elsewhere, capsys, at):
+    (elsewhere / "one" / "test_fast.py").write_text(LUCK.format(at=at, file=str(elsewhere / "tried")))
+    assert main(["fast"]) == 0
+    printed = capsys.readouterr().out
+    assert rows(printed) == {"fast": [0, 4, 0, 0, 0]}
+    assert "not yet" in printed and "lane fast, what has failed, again and alone" in printed
+    assert "\npassed when run again, alone: one.test_fast::test_luck\n" in printed
+    assert len([path for path in (elsewhere / "ran").iterdir() if path.name.startswith("test_never_fails")]) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("text", "code", "row", "again"),
+    [
+        ("def test_a(): raise AssertionError", 1, [2, 1, 0, 0], ["failed again, alone: one.test_fast::test_a"]),
+        ("def test_a():\n    import os; os._exit(7)\ndef test_b(): ...", 2, None, None),  # b would never be run
+        ("def test_a(): raise AssertionError\n" + "".join(f"test_{i} = test_a\n" for i in range(6)), 1, None, None),
+        ("raise AssertionError", 2, None, None),
+    ],
+)
+def test_a_failure_that_stays_or_leaves_others_out_fails_the_lane(elsewhere, capsys, text, code, row, again):
+    (elsewhere / "one" / "test_fast.py").write_text(text)
+    assert main(["fast"]) == 1
+    printed = capsys.readouterr().out
+    found = rows(printed)["fast"]
+    assert found[0] == code and (row is None or found[1:] == row)
+    assert [line for line in printed.splitlines() if "again, alone: " in line] == (again or [])
+    assert ("again and alone" in printed) == bool(again)
+
+
+@pytest.mark.long
+def test_what_an_early_end_has_left_out_is_not_forgiven(elsewhere, capsys):
+    (elsewhere / "one" / "test_fast.py").write_text(LUCK.format(at="call", file=str(elsewhere / "tried")))
+    assert main(["fast", "--", "-x"]) == 1
+    assert "again and alone" not in capsys.readouterr().out
 
 
 def test_a_lane_that_is_none_is_refused(capsys):
@@ -166,7 +225,7 @@ def test_processes_share_files_and_one_that_dies_is_a_failed_test(tmp_path):
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "--processes", "2", "-v", f"--junitxml={tmp_path}/tests.xml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and " 2 failed, 4 passed, 1 skipped in " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 2 and " 2 failed, 4 passed, 1 skipped in " in done.stdout, done.stdout + done.stderr
     assert (
         "Captured stdout call" in done.stdout and done.stdout.count("said by") == done.stdout.count("said by it") == 2
     )
@@ -182,7 +241,7 @@ def test_the_first_failure_ends_all_processes_where_that_is_asked_for(tmp_path):
         (tmp_path / name).write_text(text.replace("sleep(1)", "sleep(60)"))
     command = [sys.executable, "-m", "pytest", "--processes", "2", "-x"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1 and "stopping after 1 failures" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 2 and "stopping after 1 failures" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.long
