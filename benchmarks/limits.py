@@ -108,7 +108,7 @@ def field_cases(model: Model, folder: Path) -> list[Case]:
         vis = str(folder / "field_euclid_vis.fits")
         ingest.run(ingest.Config(euclid=vis, lsst=bands, store=store, tile_size=TILE, halo=0))
         (tile_id,) = TileStore.open(store).manifest()["tile_id"].to_pylist()
-        tile = prepared(model, TileStore.open(store).read_tile(tile_id))
+        tile = prepared(model.card, TileStore.open(store).read_tile(tile_id))
     scene, wanted = scene_of(tile, OBSERVED, torch.device("cpu")), wanted_conditions(model.card, tile, direction)
     height, width = scene.valid.shape[-2:]
     usable = scene.valid.all(0).numpy()

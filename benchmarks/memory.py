@@ -2,6 +2,7 @@
 
     python -m benchmarks.memory                              # three tile sizes, a small network: 3 minutes on one core
     python -m benchmarks.memory --sides 256 --checkpoint mosaic-v2
+    python -m benchmarks.memory --early                      # tiles are prepared where they are read, as beside GPUs
 
 Each stage does one tile in a process of its own, as a Ray worker would: its input comes out of a memory map (Ray's
 object store), and its output goes into an Arrow column. The largest resident set of the process (VmHWM) is measured.
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--patch", help="windows, as of translate (default: those of the card)")
+    parser.add_argument("--early", action="store_true", help="prepare tiles where they are read; this stage alone")
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a child does, in `--folder`
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -65,8 +67,8 @@ def main() -> None:
         for side in arguments.sides:
             place = Path(folder) / str(side)
             asked = {"direction": arguments.direction, "samples": arguments.samples, "patch": arguments.patch}
-            config = prepare(place, side, checkpoint, **asked)
-            for stage, numbers in compare(place, config).items():
+            config = prepare(place, side, checkpoint, arguments.early, **asked)
+            for stage, numbers in compare(place, config, STAGES[:1] if arguments.early else STAGES).items():
                 projected, measured = numbers["projected"] / 2**20, numbers["measured"] / 2**20
                 print(
                     f"{side:5d} px   {stage:<6} {projected:7.0f} MiB {measured:7.0f} MiB {projected / measured:6.2f}",
@@ -74,7 +76,7 @@ def main() -> None:
                 )
 
 
-def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
+def prepare(place: Path, side: int, checkpoint: str, early: bool = False, **settings: Any) -> Config:
     """Write a store of one tile, an empty run folder, and the settings that the children need."""
     store = TileStore.create(place / "tiles")
     store.write_manifest([store.write_tile(crowded_tile(side, load_checkpoint(checkpoint).card.problem))])
@@ -86,7 +88,7 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
     )
     request = check(config)
     RunFolder.open_or_create(config.run, request.document)
-    worker = replace(settings_of(request, attempts={}), threads=1)
+    worker = replace(settings_of(request, attempts={}, early=early), threads=1)
     (place / "settings.pickle").write_bytes(pickle.dumps(worker))
     return request.config
 
@@ -94,7 +96,8 @@ def prepare(place: Path, side: int, checkpoint: str, **settings: Any) -> Config:
 def compare(place: Path, config: Config, stages: Sequence[str] = STAGES) -> dict[str, dict[str, int]]:
     """Return projected and measured bytes by stage; a stage that is left out has left its result at the place."""
     model = load_checkpoint(config.checkpoint)
-    projected = stage_memory(model, TileStore.open(config.store).manifest(), config)
+    early = pickle.loads((place / "settings.pickle").read_bytes()).early
+    projected = stage_memory(model, TileStore.open(config.store).manifest(), config, 1.0 if early else None)
     found: dict[str, dict[str, int]] = {}
     for stage in stages:
         command = [sys.executable, "-m", "benchmarks.memory", "--stage", stage, "--folder", str(place)]

@@ -69,7 +69,7 @@ def main() -> None:
     rows = []
     for direction in model.card.problem.directions[::-1]:
         found = [
-            drawn(model, direction, prepared(model, tile), seed, arguments.samples)
+            drawn(model, direction, prepared(model.card, tile), seed, arguments.samples)
             for tile in tiles
             for seed in range(arguments.seeds)
         ]

@@ -141,7 +141,7 @@ def measure_field(
     drawn = field(seed, sky.stars)
     with tempfile.TemporaryDirectory() as folder:
         tile = observed_tile(Path(folder), sky, seed, cosmic_rays)
-    tile = prepared(model, tile)
+    tile = prepared(model.card, tile)
     if homogenisation is not None:
         tile = homogenisation.applied(tile, None)
     rows = find_candidates(model, tile, SCORING, RunFacts("skies"), torch.device("cpu"))

@@ -117,7 +117,7 @@ def measure_field(
     model: Model, direction: Direction, tile: Tile, seed: int
 ) -> dict[str, tuple[Floats, Floats, Floats]]:
     """By band: flux ratios of galaxies [N], and `pixel_sums` [W, 4] by the samples and by the recalibrated ones."""
-    tile, drawn = prepared(model, tile), field(seed, TRAINING.stars)
+    tile, drawn = prepared(model.card, tile), field(seed, TRAINING.stars)
     if (homogenisation := Homogenisation.of_card(model.card, NOISE_BOUND)) is not None:
         tile = homogenisation.applied(tile, None)
     known = known_pixels(tile)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,21 +41,41 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
     BridgeError
         Where there is no such checkpoint, card and weights disagree, or the file is no safetensors.
     """
+    base, weights_file, card_file = _files(path)
+    with _readable(base):
+        card = Card.from_json(json.loads(card_file.read_text()))
+        weights = load_file(weights_file)
+    return make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
+
+
+def load_card(path: str | Path | None = None) -> Card:
+    """The card of a checkpoint alone, for those who need no network; arguments and errors as of `load_checkpoint`."""
+    base, _, card_file = _files(path)
+    with _readable(base):
+        return Card.from_json(json.loads(card_file.read_text()))
+
+
+def _files(path: str | Path | None) -> tuple[Path, Path, Path]:
+    """A checkpoint's name without ending, its weights and its card, which are there."""
     base = _resolve(path)
     weights_file, card_file = Path(f"{base}.safetensors"), Path(f"{base}.json")
     for file in (weights_file, card_file):
         if not file.is_file():
             raise BridgeError(f"checkpoint {base}: {file} does not exist; shipped checkpoints: {shipped_checkpoints()}")
+    return base, weights_file, card_file
+
+
+@contextlib.contextmanager
+def _readable(base: Path) -> Iterator[None]:
+    """Whatever cannot be read of a checkpoint is a BridgeError that names it."""
     try:
-        card = Card.from_json(json.loads(card_file.read_text()))
-        weights = load_file(weights_file)
+        yield
     except BridgeError:
         raise
     except Exception as error:
         raise BridgeError(
             f"checkpoint {base}: cannot be read ({type(error).__name__}: {error}); save it again"
         ) from error
-    return make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
 
 
 def head_file(path: str | Path | None = None) -> Path:

@@ -44,7 +44,7 @@ IO_CPUS = 0
 """CPUs reserved for a reader and for a writer: none, since they wait for storage. If they needed some while models held
 all CPUs (as after the loss of a node), lost items would never be read again, and the stream would hang."""
 IO_PER_MODEL = 2
-"""Largest number of readers, and of writers, for each model."""
+"""Largest number of readers, and of writers, for each model. A GPU has readers for all CPUs: they work for it, too."""
 READ_TASKS = 256
 """Read tasks of a small run, so that many readers can share it; in a large run each task has `READ_AT_MOST` items."""
 READ_AT_MOST = 64
@@ -153,7 +153,9 @@ class Stream:
     ) -> Generator[tuple[str, dict[str, Any], Mapping[str, Interval]], None, None]:
         smallest, largest = (min(count, len(items)) for count in self.workers)
         source = _Source(items, job)
-        io = TaskPoolStrategy(min(IO_PER_MODEL * largest, len(source.slices)))
+        gpus = gpus_of_model(self.gpus)
+        readers = TaskPoolStrategy(min(readers_of(largest, gpus), len(source.slices)))
+        writers = TaskPoolStrategy(min(IO_PER_MODEL * largest, len(source.slices)))
         memory = {stage: {"memory": size} for stage, size in self.memory.items()}
         tabular: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
         with DataContext.current(_context()):
@@ -161,7 +163,7 @@ class Stream:
                 ray.data.read_datasource(
                     source,
                     override_num_blocks=len(source.slices),
-                    compute=io,
+                    compute=readers,
                     num_cpus=IO_CPUS,
                     **memory.get("read", {}),
                 )
@@ -170,14 +172,14 @@ class Stream:
                     fn_constructor_args=(job,),
                     compute=ActorPoolStrategy(min_size=smallest, max_size=largest),
                     num_cpus=1,
-                    num_gpus=gpus_of_model(self.gpus) or None,
+                    num_gpus=gpus or None,
                     **tabular,
                     **memory.get("model", {}),
                 )
                 .map_batches(
                     _write_group,
                     fn_kwargs={"job": job},
-                    compute=io,
+                    compute=writers,
                     num_cpus=IO_CPUS,
                     **tabular,
                     **memory.get("write", {}),
@@ -203,6 +205,12 @@ class Stream:
 def gpus_of_model(gpus: float | None) -> float:
     """Return the GPUs of a model actor: as many as were asked for, else one if the cluster has any."""
     return (1.0 if ray.cluster_resources().get("GPU", 0) else 0.0) if gpus is None else gpus
+
+
+def readers_of(models: int, gpus: float) -> int:
+    """Return the largest number of readers: beside GPUs one for each CPU of the cluster that no model holds."""
+    cpus = int(ray.cluster_resources().get("CPU", 0)) if gpus else 0
+    return max(IO_PER_MODEL * models, cpus - models)
 
 
 @dataclass(frozen=True)

@@ -460,7 +460,7 @@ def _scene_of_tile(model: Model, tile: Tile, direction: Direction, device: Any) 
         raise BridgeError(
             f"tile {tile.tile_id} has {', '.join(tile.images)} but no {name}, which {direction} needs; choose another"
         )
-    tile = prepared(model, tile)
+    tile = prepared(model.card, tile)
     return scene_of(tile, name, device, model.card)
 
 

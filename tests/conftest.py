@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 
@@ -153,7 +154,14 @@ def seeds() -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray cluster of 4 logical CPUs for the whole session; starting one takes 5-9 s.
+    """One Ray cluster of 4 logical CPUs for the whole session; starting one takes 5-9 s."""
+    with ray_of(cpus=4):
+        yield
+
+
+@contextlib.contextmanager
+def ray_of(cpus: int, gpus: int = 0) -> Iterator[None]:
+    """A Ray cluster of so many logical CPUs and GPUs, which need not be there, on this machine.
 
     A stream has one reader and one writer for a model: each takes two seconds of a core to start.
     """
@@ -165,7 +173,8 @@ def ray_cluster() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="sb", dir="/tmp")
     with warm.executable():
         ray.init(
-            num_cpus=4,
+            num_cpus=cpus,
+            num_gpus=gpus,
             include_dashboard=False,
             object_store_memory=150_000_000,
             _temp_dir=folder,

@@ -12,8 +12,10 @@ import pytest
 import torch
 from astropy.io import fits
 
-from benchmarks import clouds_samplers, conditions, ingest, kernels, square_degree, table1, table2, train
+from benchmarks import clouds_samplers, conditions, ingest, kernels, preparing, square_degree, table1, table2, train
+from benchmarks.memory import crowded_tile
 from surveybridge.bridge_core.bridge import Bridge
+from surveybridge.bridge_core.checkpoint import load_card
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.sampler import sample
@@ -89,6 +91,14 @@ def test_a_gpu_is_held_while_its_model_works(request_):
         square_degree.Setting("one", 4, 6, PatchGrid()), on_ray, manifest, tile, replace(RATES, gpus=1)
     )
     assert row["hours"] == pytest.approx(row["stage_hours"]["translate"] + row["stage_hours"]["score"], rel=1e-3)
+
+
+def test_what_a_tile_costs_before_a_network_sees_it_is_all_of_its_parts():
+    tile = crowded_tile(120, load_card().problem)
+    objects, spent = preparing.prepared_once(load_card(), tile)
+    assert objects >= 4
+    parts = [spent[name] for name in preparing.PARTS]
+    assert all(seconds > 0 for seconds in parts) and sum(parts) < spent["all"]
 
 
 def test_the_time_to_a_score_is_that_of_the_first_report_that_reached_it():

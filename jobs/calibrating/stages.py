@@ -133,7 +133,7 @@ class TileMeasurer:
         from surveybridge.jobs.calibrating.objects import measure_lenses, measure_objects
         from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 
-        tile = prepared(self.model, tile)
+        tile = prepared(self.model.card, tile)
         shown = self.shown(tile)
         held = held_pixels(tile, self.settings.held_back)
         counts: Counts = {}

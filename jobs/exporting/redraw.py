@@ -98,7 +98,7 @@ def redraw(
         tile = _read_tile(store, tile_id, contents[tile_id], run.url)
         if homogenisation is not None:
             tile = homogenisation.applied(tile, run_fields.get(tile.grid_id))
-        tile = prepared(model, tile)
+        tile = prepared(model.card, tile)
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device, model.card)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)

@@ -165,10 +165,12 @@ def project(
         "translate": round(work.pixels * rates.live / WINDOW_PIXELS) * each["translate"],
         "score": sources * each["score"] + reconstructed * each["reconstruct"],
     }
+    detect = work.detect_pixels * rates.detect
+    early = bool(rates.gpus) and config.executor == "ray"  # readers do it, as `stages.Settings.early` has it
     seconds = {
-        "read": work.bytes * rates.read,
+        "read": work.bytes * rates.read + early * detect,
         "translate": evaluations["translate"] * rates.translate,
-        "score": evaluations["score"] * rates.score + work.detect_pixels * rates.detect,
+        "score": evaluations["score"] * rates.score + (not early) * detect,
         "write": tiles * rates.write_tile + work.core_pixels * rates.write_pixel,
     }
     workers = min(config.workers, max(tiles, 1)) if config.executor == "ray" else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surveybridge.jobs.translating.scene import scene_of
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from surveybridge.bridge_core.model import Model
+    from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.settings import Scoring
     from surveybridge.jobs.translating.sources import Found
     from surveybridge.storage.problems import ProblemTable
@@ -43,24 +44,110 @@ class Candidates(NamedTuple):
     listed: tuple[int, int, int] = (0, 0, 0)
 
 
-def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> Candidates:
-    """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows.
+@dataclass(frozen=True)
+class Objects:
+    """The N objects centred in a tile's core, and all of their rows that needs no network.
 
-    Empty where a tile lacks one of the ends, or the problem makes maps only. What cannot be a lens, such as a star, has
-    a row without scores; what is not reconstructed (`Scoring.reconstruct`) lacks AS-Bridge's alone.
+    Parameters
+    ----------
+    x, y : float64 [N]
+        Pixels of the tile's arrays.
+    asked : bool [N]
+        Whether they may be lenses, and are to be scored.
+    columns : dict of str to array
+        Of the catalog, without scores and pictures.
+    listed : (int, int, int)
+        As in `Candidates`.
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    asked: NDArray[np.bool_]
+    columns: dict[str, Any]
+    listed: tuple[int, int, int]
+
+    def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lines and columns of the pixels in which they are centred, int64 [N] each."""
+        import numpy as np
+
+        return np.floor(self.y + 0.5).astype(int), np.floor(self.x + 0.5).astype(int)
+
+
+def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> Candidates:
+    """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows."""
+    return score_objects(model, tile, find_objects(model.card, tile, run), how, run, device)
+
+
+def find_objects(card: Card, tile: Tile, run: RunFacts) -> Objects | None:
+    """Detect on the endpoint with the catalog, and measure what is centred in the core.
+
+    None where a tile lacks one of the ends, or the problem makes maps only. It needs no network, so that those who read
+    tiles do it while others' networks work.
+    """
+    import numpy as np
+
+    from surveybridge.bridge_core.spans import span
+    from surveybridge.jobs.translating.domain import object_domains
+    from surveybridge.jobs.translating.sources import find_sources, may_be_lenses
+    from surveybridge.storage.flags import BITS
+    from surveybridge.storage.problems import described
+    from surveybridge.storage.sky import healpix_29, rounded_sky_name, sky_name
+
+    direction = card.problem.scored
+    if direction is None or not is_scored(card, tile):
+        return None
+    found_on = tile.images[direction.wanted.name]
+    with span("detection"):
+        found = find_sources(found_on, tile.core, run.version, run.stars)
+    sources = found.sources
+    if len(sources) == 0:
+        return Objects(sources.x, sources.y, np.zeros(0, np.bool_), {}, found.listed)
+    columns = found.columns | measured(tile, found, described(card.problem.table), run.version)
+    asked = np.ones(len(sources), np.bool_)
+    domains: list[str | None] = [found_on.provenance.get("domain")] * len(sources)
+    if run.version >= 5:
+        asked = may_be_lenses(found, columns["masked"], columns["flags"])
+        domains = object_domains(card, tile, sources.x, sources.y)
+        out = np.array([domain is not None and domain != "in" for domain in domains])
+        columns["flags"] = columns["flags"] | BITS["OUT_OF_DOMAIN"] * out.astype(np.int32)
+    ra, dec = found_on.wcs.all_pix2world(sources.x, sources.y, 0)
+    heads = found_on.wcs.all_pix2world(found.head_x, found.head_y, 0)
+    name = sky_name if run.version >= 4 else rounded_sky_name
+    columns |= {
+        "object_id": [name(r, d) for r, d in zip(ra, dec, strict=True)],
+        "system_id": [sky_name(r, d) for r, d in zip(*heads, strict=True)],
+        "ra": ra,
+        "dec": dec,
+        "_healpix_29": healpix_29(ra, dec),
+        "field": [tile.field] * len(sources),
+        "tile_id": [tile.tile_id] * len(sources),
+        "domain": domains,
+        "x": tile.origin[1] + sources.x,
+        "y": tile.origin[0] + sources.y,
+        "a": sources.a,
+        "b": sources.b,
+        "theta": sources.theta,
+        "run_id": [run.run_id] * len(sources),
+    }
+    return Objects(sources.x, sources.y, asked, columns, found.listed)
+
+
+def score_objects(
+    model: Model, tile: Tile, objects: Objects | None, how: Scoring, run: RunFacts, device: torch.device
+) -> Candidates:
+    """Score a tile's objects, and make catalog rows of all that `find_objects` has found.
+
+    What cannot be a lens, such as a star, has a row without scores; what is not reconstructed (`Scoring.reconstruct`)
+    lacks AS-Bridge's alone.
     """
     import numpy as np
     import pyarrow as pa
 
     from surveybridge.bridge_core.anomaly import score_sources
     from surveybridge.bridge_core.spans import span
-    from surveybridge.jobs.translating.domain import object_domains
     from surveybridge.jobs.translating.rates import rate_inputs
-    from surveybridge.jobs.translating.sources import find_sources, may_be_lenses
-    from surveybridge.storage.flags import BITS
     from surveybridge.storage.problems import described
     from surveybridge.storage.schema import candidates_schema, stamps
-    from surveybridge.storage.sky import healpix_29, rounded_sky_name, sky_name
     from surveybridge.storage.thumbnails import thumbnails
 
     problem = model.card.problem
@@ -69,32 +156,19 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
         return Candidates(no_candidates())
     table = described(problem.table)
     schema = candidates_schema(table, run.version)
-    if not is_scored(model, tile):
+    if objects is None:
         return Candidates(schema.empty_table())
-    found_on = tile.images[direction.wanted.name]
-    with span("detection"):
-        found = find_sources(found_on, tile.core, run.version, run.stars)
-    sources = found.sources
-    if len(sources) == 0:
-        return Candidates(schema.empty_table(), found.listed)
-    column, line = np.floor(sources.x + 0.5).astype(int), np.floor(sources.y + 0.5).astype(int)
+    if len(objects.asked) == 0:
+        return Candidates(schema.empty_table(), objects.listed)
+    asked, columns = objects.asked, dict(objects.columns)
+    line, column = objects.pixels()
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
-    columns = found.columns | measured(tile, found, table, run.version)
-    asked = np.ones(len(sources), np.bool_)
-    domains: list[str | None] = [found_on.provenance.get("domain")] * len(sources)
-    if run.version >= 5:
-        asked = may_be_lenses(found, columns["masked"], columns["flags"])
-        domains = object_domains(model.card, tile, sources.x, sources.y)
-        out = np.array([domain is not None and domain != "in" for domain in domains])
-        columns["flags"] = columns["flags"] | BITS["OUT_OF_DOMAIN"] * out.astype(np.int32)
     with span("scoring"):
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
         some = [centre for centre, is_asked in zip(centres, asked, strict=True) if is_asked]
         scores = score_sources(model, observed, wanted, some, how)
     reconstructed = np.zeros(len(asked), np.bool_)
     reconstructed[asked] = scores.reconstructed.numpy()
-    ra, dec = found_on.wcs.all_pix2world(sources.x, sources.y, 0)
-    name = sky_name if run.version >= 4 else rounded_sky_name
 
     def filled(values: torch.Tensor, has: NDArray[np.bool_] = asked) -> pa.Array:
         """Return scores for all objects, null for those that have none."""
@@ -109,40 +183,25 @@ def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, devic
         return stamps(name, whole, schema)
 
     columns |= {
-        "object_id": [name(r, d) for r, d in zip(ra, dec, strict=True)],
-        "ra": ra,
-        "dec": dec,
-        "_healpix_29": healpix_29(ra, dec),
-        "field": [tile.field] * len(sources),
-        "tile_id": [tile.tile_id] * len(sources),
-        "domain": domains,
         "score": filled(scores.score),
         "score_std": filled(scores.score_std),
         "false_alarm": filled(scores.false_alarm),
         "score_asbridge": filled(scores.published, reconstructed),
-        "x": tile.origin[1] + sources.x,
-        "y": tile.origin[0] + sources.y,
-        "a": sources.a,
-        "b": sources.b,
-        "theta": sources.theta,
-        "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(sources),
-        "run_id": [run.run_id] * len(sources),
+        "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(asked),
         "thumbnail_mean": stamped("thumbnail_mean", scores.mean),
         "thumbnail_error": stamped("thumbnail_error", scores.error),
     }
-    heads = found_on.wcs.all_pix2world(found.head_x, found.head_y, 0)
-    columns["system_id"] = [sky_name(r, d) for r, d in zip(*heads, strict=True)]
     rates = model.card.recalibration.false_alarms if model.card.recalibration else None
     if run.calibrated and rates is not None:
         inputs = rate_inputs(columns, tile, direction, table)
-        conditions = np.array([[inputs.conditions[name] for name in rates.conditions]] * len(sources))
+        conditions = np.array([[inputs.conditions[name] for name in rates.conditions]] * len(asked))
         rate = rates.rate(columns["score"].to_numpy(zero_copy_only=False), inputs.flux, inputs.colour, conditions)
         columns["false_alarm"] = pa.array(np.asarray(rate, np.float64), mask=~asked, from_pandas=False)
     for end in problem.endpoints:
         thumbnail = f"thumbnail_{end.name}"
         columns[thumbnail] = stamps(thumbnail, thumbnails(tile.images[end.name], column, line), schema)
     rows = pa.table({name: columns[name] for name in schema.names if name in columns})
-    return Candidates(rows, found.listed)
+    return Candidates(rows, objects.listed)
 
 
 def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dict[str, Any]:
@@ -185,17 +244,17 @@ def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dic
     return columns
 
 
-def is_scored(model: Model, tile: Tile) -> bool:
+def is_scored(card: Card, tile: Tile) -> bool:
     """Return whether the objects of a tile are scored: both ends are there, and one of them has objects."""
-    problem = model.card.problem
+    problem = card.problem
     return problem.scored is not None and {end.name for end in problem.endpoints} <= set(tile.images)
 
 
-def catalogued_part(model: Model, tile: Tile) -> dict[str, Any]:
+def catalogued_part(card: Card, tile: Tile) -> dict[str, Any]:
     """Return the columns of the ledger that say where in its core a tile has a catalog: where both ends have data."""
     from surveybridge.storage.covered_cells import core_coverage
 
-    if not is_scored(model, tile):
+    if not is_scored(card, tile):
         return {"catalogued": False, "covered_cells": None}
     return {"catalogued": True, "covered_cells": core_coverage(tile.images.values(), tile.core)}
 

@@ -104,7 +104,7 @@ def translate(
                 request.direction.observed.name,
             )
         if todo and not drain.is_set():
-            stages = make_stages(settings_of(request, _attempts(earlier, todo)))
+            stages = make_stages(settings_of(request, _attempts(earlier, todo), early=on_ray and _has_gpus()))
             with _budget(config.minutes, tally, drain):
                 _work(_executor(request, stages, todo, drain, memory), watch, folder, lease, todo, tally, drain)
             lease.check()
@@ -197,6 +197,13 @@ def _executor(
         background.wait()
 
     return Executor(receipts(), stream.in_flight, background.submit)
+
+
+def _has_gpus() -> bool:
+    """Whether the models of a cluster that has been started have GPUs."""
+    from surveybridge.cluster.stream import gpus_of_model
+
+    return gpus_of_model(None) > 0
 
 
 @contextlib.contextmanager

@@ -77,7 +77,8 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     direction = asked_direction(model, config)
     wanted = direction.wanted.planes
     seen = pixels * _HOMOGENISED_BYTES * _homogenised_bands(model.card, config)
-    reading = pixels * _CONVOLVING_BYTES if seen else 0
+    has_gpu = torch.cuda.is_available() if gpus is None else gpus
+    reading = pixels * ((_CONVOLVING_BYTES if seen else 0) + (_PREPARING_BYTES if has_gpu else 0))
     image, tile = max(tile, GROUP_BYTES), max(tile + seen, GROUP_BYTES)
     row = candidate_bytes(model.card.problem)
     catalog = core * SOURCES_PER_PIXEL * row
@@ -91,10 +92,7 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     )
     return {
         "read": PROCESS_BYTES + round(READ_COPIES * tile + reading),
-        "model": PROCESS_BYTES
-        + (GPU_PROCESS_BYTES if (torch.cuda.is_available() if gpus is None else gpus) else 0)
-        + 2 * weights
-        + round(working),
+        "model": PROCESS_BYTES + (GPU_PROCESS_BYTES if has_gpu else 0) + 2 * weights + round(working),
         "write": PROCESS_BYTES + round(WRITE_COPIES * result + 0.7 * min(catalog, ROW_GROUP * row)),
     }
 
@@ -169,6 +167,10 @@ _HOMOGENISED_BYTES = 9
 
 _CONVOLVING_BYTES = 96
 """Of a pixel while a band is convolved: a dozen planes of float64, padded."""
+
+
+_PREPARING_BYTES = 32
+"""Of a pixel while objects are found and measured, which readers do beside GPUs (measured)."""
 
 
 def _homogenised_bands(card: Card, config: Config) -> int:

@@ -324,7 +324,7 @@ def check_request(
             tile = store.read_tile(tile_id)
         except Exception:
             continue  # whatever is wrong with this tile, it becomes a ledger row later
-        check_tile(model, tile)
+        check_tile(model.card, tile)
         if patch not in (None, PATCHES[0]):  # which stores of any halo are translated with
             check_halo(tile, patch, store.url)
         return
@@ -357,8 +357,8 @@ def left_of(request: Request, run: RunFolder, ledger: pa.Table) -> list[str]:
     return pending(request.manifest, ledger, retry_failed=request.config.retry_failed)
 
 
-def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
-    """Return the settings of the stages; `attempts` counts earlier tries by tile."""
+def settings_of(request: Request, attempts: dict[str, int], *, early: bool = False) -> Settings:
+    """Return the settings of the stages; `attempts` counts earlier tries by tile, and `early` is that of `Settings`."""
     from surveybridge.storage.objectstore import configured
 
     config = request.config
@@ -377,6 +377,7 @@ def settings_of(request: Request, attempts: dict[str, int]) -> Settings:
         run_id=request.run_id,
         version=request.version,
         threads=threads(config.workers),
+        early=early,
         attempts=attempts,
         stars=request.stars,
         filesystems=configured(),

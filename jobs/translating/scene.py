@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surveybridge.bridge_core.conditions import Conditions
-    from surveybridge.bridge_core.model import Card, Model
+    from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.scene import BandBlur, Scene
     from surveybridge.jobs.translating.wishes import Wishes
@@ -98,21 +98,20 @@ def wanted_conditions(card: Card, tile: Tile, direction: Direction, wishes: Wish
     return known if wishes is None else wishes.applied(end.bands, known)
 
 
-def prepared(model: Model, tile: Tile) -> Tile:
+def prepared(card: Card, tile: Tile) -> Tile:
     """Return a tile as the model needs it; refused where an image does not match the data on which it was trained.
 
     For a model that is told conditions it is measured how the surveys lie on each other.
     """
-    check_tile(model, tile)
-    return with_registration(tile) if model.card.network.conditions else tile
+    check_tile(card, tile)
+    return with_registration(tile) if card.network.conditions else tile
 
 
-def check_tile(model: Model, tile: Tile) -> None:
+def check_tile(card: Card, tile: Tile) -> None:
     """Refuse a tile with an image that does not match the data on which the model was trained.
 
     Images of other endpoints than those of the model's problem, which it does not look at, are let be.
     """
-    card = model.card
     known = {end.name for end in card.problem.endpoints}
     for name, image in tile.images.items():
         if name not in known:

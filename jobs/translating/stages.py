@@ -13,7 +13,13 @@ from surveybridge.bridge_core.spans import span
 from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
-from surveybridge.jobs.translating.candidates import RunFacts, catalogued_part, find_candidates
+from surveybridge.jobs.translating.candidates import (
+    Objects,
+    RunFacts,
+    catalogued_part,
+    find_objects,
+    score_objects,
+)
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from surveybridge.bridge_core.maps import MapsHead
+    from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.settings import Sampling, Scoring
     from surveybridge.storage.fields import FieldGrid
     from surveybridge.storage.mosaics import TileMosaic
@@ -56,10 +63,25 @@ class Settings:
     version: int
     """Schema version of the run: what it keeps as candidates, and what it says of them."""
     threads: int
+    early: bool
+    """Whether tiles are prepared where they are read, since a GPU must not wait for that. On CPUs somebody has to wait,
+    and fewer processes need torch."""
     attempts: Mapping[str, int]
     stars: StarList | None = field(repr=False)
     """Known stars in and around the tiles."""
     filesystems: Mapping[str, Mapping[str, Any]] = field(repr=False)  # fsspec's options by protocol: secrets
+
+
+@dataclass(frozen=True)
+class PreparedTile:
+    """A tile, and all that is known of it without a network, so that no GPU waits for this."""
+
+    tile: Tile
+    objects: Objects | None
+    """Those of its core; None where none are sought."""
+    content: str
+    place: Mapping[str, Any]
+    """Columns of the ledger that say which part of the sky the tile owns, and what its images are."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +109,35 @@ def tile_stages(settings: Settings) -> Stages:
     )
 
 
+def facts_of(settings: Settings) -> RunFacts:
+    """What the rows of the catalog say of their run."""
+    return RunFacts(settings.run_id, settings.version, settings.calibrated, settings.stars)
+
+
 def log_around(settings: Settings) -> Around:
     """Log lines about a tile name it and the run."""
     return lambda tile_id: log_context(run=settings.run_id, tile=tile_id)
 
 
+def prepare_tile(card: Card, tile: Tile, run: RunFacts) -> PreparedTile:
+    """Do with a tile, or a part of it, all that needs its card, but no network: find and measure objects, and so on."""
+    from surveybridge.jobs.translating.domain import tile_domain
+    from surveybridge.storage.tiles import tile_content, tile_place
+
+    with span("registration"):
+        tile = prepared(card, tile)
+    with span("objects"):
+        objects = find_objects(card, tile, run)
+    with span("digest of the pixels"):
+        content = tile_content(tile)
+    place = tile_place(tile)
+    if run.version >= 5:
+        place["domain"] = tile_domain(card, tile)
+    return PreparedTile(tile, objects, content, place | catalogued_part(card, tile) | {"psf": words(tile)})
+
+
 class TileReader:
-    """Reads tiles; needs no model and no GPU."""
+    """Reads tiles; needs no model and no GPU, and no torch unless it prepares them (`Settings.early`)."""
 
     def __init__(self, settings: Settings) -> None:
         from surveybridge.storage.tiles import TileStore
@@ -103,7 +147,7 @@ class TileReader:
         self.store = TileStore.open(settings.store)
         self.around = log_around(settings)
 
-    def __call__(self, tile_id: str) -> Tile:
+    def __call__(self, tile_id: str) -> Tile | PreparedTile:
         """Core and halo of one tile, with something in it to translate."""
         with self.around(tile_id):
             tile = self.store.read_tile(tile_id)
@@ -117,10 +161,16 @@ class TileReader:
                     f"tile {tile_id}: 0 of {usable.size} {observed} pixels are usable in all of {','.join(image.bands)}"
                 )
             how = self.settings.homogenisation
-            if how is None:
-                return tile
-            with span("homogenisation"):
-                return how.applied(tile, self._fields.get(tile.field))
+            if how is not None:
+                with span("homogenisation"):
+                    tile = how.applied(tile, self._fields.get(tile.field))
+            return prepare_tile(self._card, tile, facts_of(self.settings)) if self.settings.early else tile
+
+    @functools.cached_property
+    def _card(self) -> Card:
+        from surveybridge.bridge_core.checkpoint import load_card
+
+        return load_card(self.settings.checkpoint)
 
     @functools.cached_property
     def _fields(self) -> dict[str, FieldGrid]:
@@ -156,22 +206,23 @@ class TileTranslator:
         self.scoring = replace(settings.scoring, batch=batch)
         self.around = log_around(settings)
 
-    def __call__(self, tile_id: str, tile: Tile) -> Translation:
+    def __call__(self, tile_id: str, read: Tile | PreparedTile) -> Translation:
         """Posterior of the unseen survey over the tile's core, and the candidates in it."""
         with self.around(tile_id):
-            return self.translate(tile)
+            return self.translate(read)
 
-    def translate(self, tile: Tile) -> Translation:
+    def translate(self, read: Tile | PreparedTile) -> Translation:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.maps import map_tile
         from surveybridge.bridge_core.translate import recalibrated, translate_tile
-        from surveybridge.jobs.translating.domain import tile_domain
         from surveybridge.storage.mosaics import TileMosaic
-        from surveybridge.storage.tiles import core_header, tile_content, tile_place
+        from surveybridge.storage.tiles import core_header
 
         settings = self.settings
         direction = self.model.card.problem.direction(settings.direction)
-        tile = prepared(self.model, tile)
+        start = time.monotonic()
+        known = read if isinstance(read, PreparedTile) else prepare_tile(self.model.card, read, facts_of(settings))
+        preparing, tile = time.monotonic() - start, known.tile
         with span("translate"):
             scene = scene_of(tile, direction.observed.name, self.device, self.model.card)
             wanted = wanted_conditions(self.model.card, tile, direction, settings.wishes)
@@ -183,17 +234,13 @@ class TileTranslator:
             posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()
         with span("candidates"):
-            facts = RunFacts(settings.run_id, settings.version, settings.calibrated, settings.stars)
-            candidates, stars = find_candidates(self.model, tile, self.scoring, facts, self.device)
-        with span("digest of the pixels"):
-            content = tile_content(tile)
-        place = tile_place(tile)
-        if settings.version >= 5:
-            place["domain"] = tile_domain(self.model.card, tile)
+            candidates, stars = score_objects(
+                self.model, tile, known.objects, self.scoring, facts_of(settings), self.device
+            )
         return Translation(
             tile_id=tile.tile_id,
-            content=content,
-            place=place | catalogued_part(self.model, tile) | {"psf": words(tile)},
+            content=known.content,
+            place=known.place,
             mosaic=TileMosaic(
                 tile_id=tile.tile_id,
                 wcs_header=core_header(tile),
@@ -205,11 +252,11 @@ class TileTranslator:
                 grid_id=tile.grid_id,
                 unit=direction.wanted.unit,
                 recalibration=self.model.card.recalibration_of(direction) if settings.calibrated else None,
-                domain=place["domain"] if settings.version >= 5 else None,
+                domain=known.place["domain"] if settings.version >= 5 else None,
             ),
             windows=posterior.windows,
             candidates=candidates,
-            seconds_score=time.monotonic() - start,
+            seconds_score=preparing + time.monotonic() - start,
             stars=stars,
         )
 

@@ -74,7 +74,7 @@ def test_a_run_of_maps_says_so_and_has_a_mean_and_a_deviation_of_every_observed_
 
 def test_a_tile_is_what_its_head_says_of_one_evaluation_of_the_network(mapped, store, headed):
     model = load_checkpoint(headed)
-    tile = prepared(model, TileStore.open(store).read_tile("t0001"))
+    tile = prepared(model.card, TileStore.open(store).read_tile("t0001"))
     direction = model.card.problem.to("euclid")
     calls: list[int] = []
     model.network.final_conv.register_forward_hook(lambda _, given, out: calls.append(len(out)))

@@ -106,7 +106,7 @@ def check_table(found, tiles):
         ("model", "translate: network"),
         ("model", "translate: update"),
         ("model", "translate: moments"),
-        ("model", "candidates: detection"),
+        ("model", "objects: detection"),
         ("model", "candidates: scoring: sources: network"),
         ("write", "mosaic: encode"),
         ("write", "ledger row: storage put"),
@@ -148,7 +148,7 @@ def test_the_trace_has_a_row_for_each_stage_and_torchs_operators_in_the_models(p
 def test_the_table_says_where_all_of_the_time_went(profiled):
     check_table(document(profiled / "profile", "profile.json"), tiles=3)
     text = (profiled / "profile" / "profile.txt").read_text()
-    assert "candidates: detection" in text and "ui.perfetto.dev" in text
+    assert "objects: detection" in text and "ui.perfetto.dev" in text
     assert sorted(file.name for file in (profiled / "profile").iterdir()) == [
         "profile.json",
         "profile.txt",

@@ -147,6 +147,16 @@ def test_work_times_rates_is_the_projection(store):
     assert found.requests["read"] == 15 * 7 and found.requests["write"] == 15 * 3
 
 
+def test_readers_look_for_objects_beside_gpus_and_models_do_elsewhere(store):
+    gpu = replace(RATES, gpus=1)
+    cpu, alone = projected(store).stage_seconds, projected(store, executor="serial", rates=gpu).stage_seconds
+    beside = projected(store, rates=gpu).stage_seconds
+    tiles = store.manifest().to_pylist()
+    detect = 1e-7 * sum(tile["height"] * tile["width"] for tile in tiles if len(tile["surveys"]) == 2)
+    assert beside["read"] - cpu["read"] == pytest.approx(detect) == cpu["score"] - beside["score"]
+    assert alone == cpu  # one process does all
+
+
 def test_workers_share_the_tiles_and_no_more_work_than_there_is(store):
     busy = [
         found.wall_seconds - found.start_seconds

@@ -37,7 +37,7 @@ def tile(shift: tuple[float, float]) -> Tile:
 
 @pytest.mark.parametrize(("shift", "arcsec"), [((0.0, 0.0), 0.005), ((0.6, -0.8), 0.1 / math.sqrt(2))])
 def test_both_ways_are_told_the_offset_that_the_objects_show(shift, arcsec):
-    found = prepared(TOLD, tile(shift))
+    found = prepared(TOLD.card, tile(shift))
     wanted = wanted_conditions(TOLD.card, found, TO_EUCLID)
     seen = scene_of(found, "lsst", torch.device("cpu")).conditions
     assert wanted is not None and seen is not None
@@ -49,12 +49,12 @@ def test_both_ways_are_told_the_offset_that_the_objects_show(shift, arcsec):
 def test_a_survey_alone_or_one_without_usable_pixels_lies_nowhere():
     both = tile((0.0, 0.0))
     alone = replace(both, images={"lsst": both.images["lsst"]})
-    assert math.isnan(prepared(TOLD, alone).registration)
+    assert math.isnan(prepared(TOLD.card, alone).registration)
     dark = tiny.with_images(both, lsst=tiny.without_data(both.images["lsst"]))
-    assert math.isnan(prepared(TOLD, dark).registration)
+    assert math.isnan(prepared(TOLD.card, dark).registration)
 
 
 def test_a_network_that_is_told_nothing_needs_no_offset():
     model = random_model(replace(make_card(), problem=tiny.problem_with()))
     one = tile((0.0, 0.0))
-    assert prepared(model, one) is one
+    assert prepared(model.card, one) is one
