@@ -5,7 +5,8 @@
 All variants are timed in turn, round after round in one process, so that a machine that slows down slows all of them.
 A time is that of the median round, and a ratio is that of two medians. GB/s counts the bytes that a fused kernel must
 move (see the docstrings of `kernels`), and is compared with a plain copy of one tensor into another in the same rounds.
-Where the C++ norm was built, the CPU has rows for it, and for evaluations of the network with and without it.
+Where the C++ norm was built, the CPU has rows for it, and for evaluations of the network with and without it; and on
+processors without instructions for bfloat16 one of the network with PyTorch's own convolutions of that type.
 On a GPU, a round is 20 calls between two events, so that the device works while the host prepares the next call; of
 what takes longer than 20 ms, it is one call. Tensors lie in memory as they do in the sampler.
 """
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surveybridge.bridge_core import network
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.patches import taper
 from surveybridge.bridge_core.prediction import Predictor
@@ -167,12 +169,19 @@ def networks(windows: int, size: int) -> list[Variant]:
         for impl in ("naive", "cpp"):
             call = partial(evaluate, predictor, x1, impl == "cpp")
             found.append(Variant(f"network in {precision}", impl, call, 2 * x1.numel() * x1.element_size()))
+        if precision == "bfloat16" and not network.bfloat16_is_fast():
+            call = partial(evaluate, predictor, x1, True, own_sums=False)
+            found.append(Variant("network in bfloat16", "torch", call, 2 * x1.numel() * x1.element_size()))
     return found
 
 
-def evaluate(predictor: Predictor, state: Tensor, fused: bool) -> Tensor:
-    """Return the network's output, with the C++ norm or as if it had not been built."""
-    with patch.object(cpp, "loaded", lambda: fused):
+def evaluate(predictor: Predictor, state: Tensor, fused: bool, own_sums: bool = True) -> Tensor:
+    """Return the network's output, with the C++ norm or as if it had not been built.
+
+    Without `own_sums` PyTorch convolves bfloat16 even where the processor has no instructions for it.
+    """
+    fast = network.bfloat16_is_fast if own_sums else lambda: True
+    with patch.object(cpp, "loaded", lambda: fused), patch.object(network, "bfloat16_is_fast", fast):
         return predictor(0, state)
 
 

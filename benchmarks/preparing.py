@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from statistics import median
 
@@ -45,9 +45,9 @@ def main() -> None:
         print(f"{side:>6} px{rounds[0][0]:>9}{seconds['all']:>9.2f}{parts}", flush=True)
 
 
-def prepared_once(card: Card, tile: Tile) -> tuple[int, Counter[str]]:
+def prepared_once(card: Card, tile: Tile) -> tuple[int, dict[str, float]]:
     """Prepare a tile; return the number of its objects, and processor seconds of all and of each span."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def timed(name: str) -> Iterator[None]:

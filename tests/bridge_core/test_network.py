@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from surveybridge.bridge_core import network
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
+from surveybridge.bridge_core.network import Conv2d, NetworkConfig, UNet, channels_last
 
 SMALL = {"base": 8, "multipliers": (1, 2), "blocks": 1, "time_dim": 16}
 
@@ -131,3 +133,61 @@ def test_no_pixel_beyond_the_reach_is_seen_and_nearly_all_within(stem, multiplie
 
 def test_shipped_network_sees_167_pixels():
     assert NetworkConfig(base=32, stem=2, norm="pixel").reach == 167
+
+
+@pytest.fixture
+def summed_in_float32(monkeypatch):
+    """This processor has no instructions for bfloat16, or has to do without."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN here: convolutions of bfloat16 are PyTorch's own")
+    monkeypatch.setattr(network, "bfloat16_is_fast", lambda: False)
+
+
+SHAPES = [(60, 32, 3, 1), (64, 64, 3, 1), (32, 32, 3, 2), (24, 8, 3, 1), (96, 32, 1, 1)]
+"""Channels in and out, size and stride of convolutions of networks, large and small."""
+
+
+@pytest.mark.parametrize(("given", "made", "size", "stride"), SHAPES)
+def test_a_convolution_of_bfloat16_is_the_exact_sum_rounded_once(summed_in_float32, given, made, size, stride):
+    torch.manual_seed(5)
+    layer = Conv2d(given, made, size, stride, padding=size // 2).bfloat16()
+    assert layer.bias is not None
+    x = torch.randn(3, given, 16, 24).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = layer(x)
+        terms = x.double(), layer.weight.double(), layer.bias.double()
+        sizes = terms[0].abs(), terms[1].abs(), terms[2].abs()
+        exact, size_of_terms = (F.conv2d(*values, stride, size // 2) for values in (terms, sizes))
+    assert found.dtype == torch.bfloat16
+    ulp = 2.0 ** (torch.frexp(exact)[1] - 8)
+    assert ((found.double() - exact).abs() <= ulp / 2 + 1e-6 * size_of_terms).all()  # and what float32 loses
+
+
+@pytest.mark.parametrize(("given", "made", "size", "stride"), SHAPES)
+def test_its_bits_depend_neither_on_the_batch_nor_on_the_window(summed_in_float32, given, made, size, stride):
+    torch.manual_seed(6)
+    layer = Conv2d(given, made, size, stride, padding=size // 2).bfloat16()
+    x = torch.randn(5, given, 80, 64).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        whole = layer(x)
+        assert torch.equal(layer(x[3:4]), whole[3:4])
+        for height, width in ((8, 8), (12, 24), (48, 40)):
+            part = layer(x[:, :, 8 : 8 + height, 16 : 16 + width].contiguous(memory_format=torch.channels_last))
+            top, left = 8 // stride, 16 // stride
+            there = whole[:, :, top : top + part.shape[2], left : left + part.shape[3]]
+            assert torch.equal(part[:, :, 1:-1, 1:-1], there[:, :, 1:-1, 1:-1])
+
+
+def test_a_training_step_in_bfloat16_has_the_gradients_of_one_in_float32(summed_in_float32):
+    torch.manual_seed(7)
+    x, gradients = torch.randn(4, 9, 32, 32), []
+    for precision in (False, True):
+        learner = make().train().requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision):
+            said = run(learner, x)
+        assert said.dtype == (torch.bfloat16 if precision else torch.float32)
+        said.float().square().mean().backward()
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in learner.parameters() if weight.grad is not None])
+        )
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()

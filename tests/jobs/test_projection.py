@@ -13,6 +13,7 @@ import pytest
 from benchmarks import memory
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.discriminant import Discriminant
+from surveybridge.bridge_core.network import bfloat16_is_fast
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring
 from surveybridge.jobs.planning.projection import evaluations_of, project, work_of
 from surveybridge.jobs.planning.rates import Rates, spread
@@ -221,7 +222,8 @@ def test_memory_grows_with_what_is_held():
     assert set(of()) == {"read", "model", "write"}
     assert all(of(2048)[stage] > of(1024)[stage] > of(512)[stage] for stage in of())
     assert of(batch=256)["model"] > of(batch=16)["model"]
-    assert of(precision="float32")["model"] > of(precision="bfloat16")["model"]
+    exact, rounded = (of(precision=precision)["model"] for precision in ("float32", "bfloat16"))
+    assert exact > rounded if bfloat16_is_fast() else exact == rounded
     assert of(score_samples=20)["model"] > of(score_samples=5)["model"]
     assert of(direction=str(TO_LSST))["write"] > of()["write"]
     # a whole tile is drawn a sample after the other
