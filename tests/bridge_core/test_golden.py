@@ -84,7 +84,8 @@ def test_ten_steps_of_the_ancestral_sampler_follow_the_published_trajectory(
         trajectory=states,
     )
     assert len(states) == 10
-    torch.testing.assert_close(torch.stack(states), golden["traj_states"], **TOLERANCE)
+    # processors add in different orders: on one with AVX2 alone, 5 of 245,760 values are off by up to 1.3e-4
+    torch.testing.assert_close(torch.stack(states), golden["traj_states"], rtol=1e-4, atol=2e-4)
 
 
 def test_energy_score_equals_the_published_one(golden: dict[str, torch.Tensor]) -> None:
