@@ -57,3 +57,21 @@ def rounding_to_nearest() -> Iterator[None]:
 
     with patch.object(interpreter, "_convert_float", convert):
         yield
+
+
+@contextmanager
+def sums_without_an_order() -> Iterator[None]:
+    """Let Triton's interpreter multiply matrices in float64, and round the sums.
+
+    In float32 the order in which NumPy adds may depend on where in the block a row lies, as on processors with AVX2
+    alone; on a GPU it does not.
+    """
+    from triton.runtime import interpreter
+
+    def create_dot(_builder: Any, a: Any, b: Any, d: Any, *_how: Any) -> Any:
+        assert a.data.dtype == b.data.dtype == d.data.dtype == np.float32
+        summed = np.matmul(a.data, b.data, dtype=np.float64) + d.data
+        return interpreter.TensorHandle(summed.astype(np.float32), d.dtype.scalar)
+
+    with patch.object(interpreter.InterpreterBuilder, "create_dot", create_dot):
+        yield

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surveybridge.kernels.conv3x3 import Norm, Rest, conv3x3, upsampling_weight
-from tests.kernels.guards import guarded, guarded_results, rounding_to_nearest
+from tests.kernels.guards import guarded, guarded_results, rounding_to_nearest, sums_without_an_order
 from tests.kernels.test_pixel_norm import bits, last, unit_in_the_last_place
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long  # products in Triton's interpreter
 
 @pytest.fixture(autouse=True)
 def rounding() -> Iterator[None]:
-    with rounding_to_nearest():
+    with rounding_to_nearest(), sums_without_an_order():
         yield
 
 
