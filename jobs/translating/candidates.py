@@ -50,8 +50,8 @@ class Objects:
 
     Parameters
     ----------
-    x, y : float64 [N]
-        Pixels of the tile's arrays.
+    line, column : int64 [N]
+        The pixels of the tile's arrays in which they are centred.
     asked : bool [N]
         Whether they may be lenses, and are to be scored.
     columns : dict of str to array
@@ -60,17 +60,11 @@ class Objects:
         As in `Candidates`.
     """
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    line: NDArray[np.int64]
+    column: NDArray[np.int64]
     asked: NDArray[np.bool_]
     columns: dict[str, Any]
     listed: tuple[int, int, int]
-
-    def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Lines and columns of the pixels in which they are centred, int64 [N] each."""
-        import numpy as np
-
-        return np.floor(self.y + 0.5).astype(int), np.floor(self.x + 0.5).astype(int)
 
 
 def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> Candidates:
@@ -100,8 +94,9 @@ def find_objects(card: Card, tile: Tile, run: RunFacts) -> Objects | None:
     with span("detection"):
         found = find_sources(found_on, tile.core, run.version, run.stars)
     sources = found.sources
+    line, column = np.floor(sources.y + 0.5).astype(int), np.floor(sources.x + 0.5).astype(int)
     if len(sources) == 0:
-        return Objects(sources.x, sources.y, np.zeros(0, np.bool_), {}, found.listed)
+        return Objects(line, column, np.zeros(0, np.bool_), {}, found.listed)
     columns = found.columns | measured(tile, found, described(card.problem.table), run.version)
     asked = np.ones(len(sources), np.bool_)
     domains: list[str | None] = [found_on.provenance.get("domain")] * len(sources)
@@ -129,7 +124,7 @@ def find_objects(card: Card, tile: Tile, run: RunFacts) -> Objects | None:
         "theta": sources.theta,
         "run_id": [run.run_id] * len(sources),
     }
-    return Objects(sources.x, sources.y, asked, columns, found.listed)
+    return Objects(line, column, asked, columns, found.listed)
 
 
 def score_objects(
@@ -161,7 +156,7 @@ def score_objects(
     if len(objects.asked) == 0:
         return Candidates(schema.empty_table(), objects.listed)
     asked, columns = objects.asked, dict(objects.columns)
-    line, column = objects.pixels()
+    line, column = objects.line, objects.column
     centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
     with span("scoring"):
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
