@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.batches import balanced
-from surveybridge.bridge_core.context import Views
+from surveybridge.bridge_core.context import Views, row_numbers
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.metrics import unit_range
@@ -261,7 +261,7 @@ def reconstruct(model: Model, cutouts: Cutouts, how: Scoring, *, spread: bool) -
     drawn = []
     for some in balanced(len(rows), how.batch):
         part = rows[some]
-        index = [i for i, _ in part]
+        index = row_numbers([i for i, _ in part], x0.device)
         times = torch.full((len(part),), steps[0], device=x0.device)
         z = draw(window_noise(how.seed, MIDPOINT_STREAM, part, corners, x0.device), START, x0[index])
         start = model.card.bridge.q_sample(x0[index], x1[index], times, z)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.kernels.transfer import to_device
 
 
 class Transition(NamedTuple):
@@ -173,7 +174,7 @@ class Bridge:
         t
             int64 [N].
         """
-        a, b, s = (v.to(x0.device, x0.dtype)[t][:, None, None, None] for v in (self.a, self.b, self.s))
+        a, b, s = (to_device(v.to(x0.dtype), x0.device)[t][:, None, None, None] for v in (self.a, self.b, self.s))
         return a * x0 + b * x1 + s * eps
 
     def transition(self, t: int, s: int, eta: float = 1.0) -> Transition:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from surveybridge.bridge_core.conditions import QUANTITIES, Conditions
 from surveybridge.bridge_core.correlate import blur, gaussian_line
-from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, planes_of_channels, to_channels
+from surveybridge.bridge_core.problem import Direction, Endpoint, Problem, planes_at, planes_of_channels, to_channels
 from surveybridge.bridge_core.spectral import Physics
 from surveybridge.bridge_core.stretch import LinearStretch, Stretch
+from surveybridge.kernels.transfer import to_device
 
 MAPS = 2
 """Maps of the observed end by channel: noise, and known or not."""
@@ -38,6 +39,11 @@ DROPPED_ALL = 0.1
 """Share of training pairs of which the network is told nothing but the pixels that are known."""
 
 _NOISE, _FWHM, _WING, _CORRELATION = range(len(QUANTITIES))
+
+
+def row_numbers(index: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Return numbers of windows, int64 [N], where they can be used as an index without being waited for."""
+    return to_device(index if isinstance(index, Tensor) else torch.tensor(list(index), dtype=torch.int64), device)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Context:
 
     def rows(self, index: Sequence[int] | slice | Tensor) -> Context:
         """The context of some of the windows."""
-        index = index if isinstance(index, slice | Tensor) else list(index)
+        index = index if isinstance(index, slice) else row_numbers(index, self.maps.device)
         vector = self.vector if len(self.vector) == 1 else self.vector[index]
         return Context(self.maps[index], vector, self.physics and self.physics.rows(index))
 
@@ -81,7 +87,7 @@ class Views(NamedTuple):
     first: Context
     second: Context
 
-    def rows(self, index: Sequence[int] | slice) -> Views:
+    def rows(self, index: Sequence[int] | slice | Tensor) -> Views:
         """The contexts of some of the windows."""
         return Views(self.first.rows(index), self.second.rows(index))
 
@@ -172,7 +178,7 @@ def context_of(
         Conditions by endpoint; the registration is that of the wanted one.
     """
     observed, wanted = direction.observed, direction.wanted
-    known = to_channels(valid[observed.band_of].float(), channels)
+    known = to_channels(planes_at(valid, observed.band_of).float(), channels)
     noise = torch.zeros_like(known)
     if sigma is not None:
         noise = noise_map(observed, sigma.where(valid, torch.nan)[None], channels)[0] * known
@@ -185,7 +191,7 @@ def context_of(
         torch.tensor([direction.index]),
         torch.tensor([sigma is not None]),
     )
-    return Context(torch.cat([noise, known])[None], vector.to(valid.device))
+    return Context(torch.cat([noise, known])[None], to_device(vector, valid.device))
 
 
 def condition_vector(
@@ -272,10 +278,10 @@ def noise_map(end: Endpoint, sigma: Tensor, channels: int) -> Tensor:
     flat = sigma.flatten(0, 1)
     known = torch.isfinite(flat) & (flat > 0)
     variance = blur(torch.where(known, flat**2, 0.0), line) / blur(known.float(), line)
-    slope = torch.tensor(slopes(end), dtype=sigma.dtype, device=sigma.device)[:, None, None]
+    slope = to_device(torch.tensor(slopes(end), dtype=sigma.dtype), sigma.device)[:, None, None]
     told = (variance.view_as(sigma).sqrt() * slope / NOISE_UNIT).log()
     told = told.where(torch.isfinite(told), 0.0).clamp(-LIMIT, LIMIT)
-    return to_channels(told[..., end.band_of, :, :], channels)
+    return to_channels(planes_at(told, end.band_of), channels)
 
 
 def observed_noise(end: Endpoint, flux: Tensor, sigma: Tensor, gain: Tensor, channels: int) -> Tensor:
@@ -313,7 +319,7 @@ def slopes(end: Endpoint) -> list[float]:
 
 def _features(end: Endpoint, table: Tensor) -> Tensor:
     """Quantities [N, Q, B] as numbers of the order of 1, NaN where unknown."""
-    slope = torch.tensor(slopes(end), dtype=table.dtype, device=table.device)
+    slope = to_device(torch.tensor(slopes(end), dtype=table.dtype), table.device)
     scale = end.pixel_scale or torch.nan
     told = torch.empty_like(table)
     told[:, _NOISE] = (table[:, _NOISE] * slope / NOISE_UNIT).log()

@@ -15,6 +15,7 @@ from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import rho_steps, sample
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.transfer import to_device
 
 STEPS = 20
 """Network evaluations of a stamp."""
@@ -104,7 +105,7 @@ def _drawn(
     card, device, side = model.card, next(model.network.parameters()).device, generation.side
     steps = rho_steps(card.bridge, count, SIGMA_MAX)
     zero = torch.zeros(len(rows), dtype=torch.int64, device=device)
-    noise = SkyNoise(seed, STREAM, zero, torch.tensor(rows, device=device) * side, zero)
+    noise = SkyNoise(seed, STREAM, zero, to_device(torch.tensor(rows) * side, device), zero)
     z = sky_noise(noise, 0, (card.network.image_channels, side, side))
     context = generation.told(values).to(device) if generation.properties else None
     nothing = torch.zeros_like(z)

@@ -17,6 +17,7 @@ from torch import Tensor
 from surveybridge.bridge_core.correlate import blur, gaussian_line
 from surveybridge.bridge_core.settings import PatchGrid
 from surveybridge.kernels.blend import blend as blend_windows
+from surveybridge.kernels.transfer import to_device
 
 FILL_REACH = 8
 
@@ -38,7 +39,7 @@ def cut(image: Tensor, corners: Sequence[tuple[int, int]], origin: tuple[int, in
     ys, xs = ((corner[:, axis] - origin[axis])[:, None] + reach for axis in (0, 1))
     inside = ((ys >= 0) & (ys < height))[:, :, None] & ((xs >= 0) & (xs < width))[:, None, :]
     flat = ys.clamp(0, height - 1)[:, :, None] * width + xs.clamp(0, width - 1)[:, None, :]
-    windows = image.flatten(-2)[..., flat.to(image.device)].masked_fill(~inside.to(image.device), 0)
+    windows = image.flatten(-2)[..., to_device(flat, image.device)].masked_fill(~to_device(inside, image.device), 0)
     return windows.movedim(-3, 0).contiguous()
 
 

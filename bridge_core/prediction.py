@@ -13,6 +13,7 @@ from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.fused import FusedUNet, takes
 from surveybridge.bridge_core.network import UNet, network_input
 from surveybridge.bridge_core.settings import Precision
+from surveybridge.kernels.transfer import to_device
 
 
 class Predictor:
@@ -80,7 +81,7 @@ class Predictor:
         self.input = self._stacked[:, :channels]
         self._head = slice(head * channels, (head + 1) * channels)
         with torch.inference_mode(), autocast(x1.device, precision):
-            embedded = network.embed(torch.tensor(list(times), device=x1.device), direction).split(1)
+            embedded = network.embed(to_device(torch.tensor(list(times)), x1.device), direction).split(1)
             rows = embedded if told is None else [row + network.condition_embed(told) for row in embedded]
             self._embedded = [row.to(dtype) for row in rows]
             self._fused = FusedUNet(network, head) if takes(network, x1.device) else None

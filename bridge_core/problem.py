@@ -366,7 +366,17 @@ def planes_of_channels(planes: int, channels: int) -> list[int]:
 def to_channels(u: Tensor, channels: int) -> Tensor:
     """Show planes [..., P, H, W] in the network's channels [..., C, H, W], by `planes_of_channels`."""
     planes = u.shape[-3]
-    return u if planes == channels else u[..., planes_of_channels(planes, channels), :, :].contiguous()
+    return planes_at(u, planes_of_channels(planes, channels))
+
+
+def planes_at(u: Tensor, places: Sequence[int]) -> Tensor:
+    """Return the planes of [..., P, H, W] at some places, in that order; all of them as they are are no copy.
+
+    On a GPU it waits for nothing, as a list of indices would.
+    """
+    if list(places) == list(range(u.shape[-3])):
+        return u
+    return torch.stack([u[..., place, :, :] for place in places], -3)
 
 
 def from_channels(u: Tensor, planes: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from surveybridge.bridge_core.apertures import aperture
 from surveybridge.bridge_core.batches import balanced
-from surveybridge.bridge_core.context import Context, Views, told_conditions
+from surveybridge.bridge_core.context import Context, Views, row_numbers, told_conditions
 from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.model import Model
@@ -27,6 +27,7 @@ from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import begin, denoise, draw, starts_without_x0, step_at
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.translate import window_noise
+from surveybridge.kernels.transfer import to_device
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)
 """Edges of the rings; the third and fourth hold the arcs of most galaxy-scale lenses."""
@@ -65,13 +66,13 @@ class Cutouts(NamedTuple):
     corners: Sequence[tuple[int, int]]
     views: Views | None = None
 
-    def context(self, direction: Direction, index: Sequence[int] | slice) -> Context | None:
+    def context(self, direction: Direction, index: Sequence[int] | slice | Tensor) -> Context | None:
         """What the network is told of some of the cutouts in a direction."""
         return None if self.views is None else self.views[direction.index].rows(index)
 
     def rows(self, index: Sequence[int]) -> Cutouts:
         """Return some of the cutouts."""
-        some = list(index)
+        some = row_numbers(index, self.x1.device)
         views = None if self.views is None else self.views.rows(some)
         return Cutouts(self.x1[some], self.x0[some], self.valid[some], [self.corners[i] for i in some], views)
 
@@ -104,7 +105,7 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
         columns = []
         for step, direction in enumerate(_both(problem)):
             wanted = direction.wanted
-            rings = ring_masks(shape, wanted.pixel_scale).to(cutouts.x1.device)
+            rings = to_device(ring_masks(shape, wanted.pixel_scale), cutouts.x1.device)
             parts = []
             for some in balanced(n, batch):
                 x0, x1 = images[wanted.name][some], images[direction.observed.name][some]
@@ -119,16 +120,18 @@ def measure(model: Model, cutouts: Cutouts, asked: Asked) -> Measured:
                 residual = x0 - denoise(model, x_t, x1, t, direction, asked.precision, context)
                 of_bands = wanted.planes_in(residual).double()
                 smoothing = SMOOTHING_ARCSEC / wanted.pixel_scale
-                parts.append(ring_features(of_bands, valid[some], rings, smoothing).cpu())
+                parts.append(ring_features(of_bands, valid[some], rings, smoothing))
             columns.append(torch.cat(parts) if parts else torch.zeros(0, 0))
         found.append(torch.cat(columns, 1))
     flux = scored.observed.inverse(cutouts.x1).double() * valid
     circle = aperture(shape, FLUX_ARCSEC / scored.observed.pixel_scale).double()
-    inside = (flux * circle.to(flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # in the end's unit, nJy
+    inside = (flux * to_device(circle, flux.device)).sum((2, 3)).clamp(min=1.0).cpu().numpy()  # in the end's unit, nJy
     colour = -2.5 * np.log10(inside[:, 0] / inside[:, -1])
     told = {} if cutouts.views is None else told_conditions(problem, cutouts.views, n)
-    conditions = {name: values.double().cpu().numpy() for name, values in told.items()}
-    return Measured(torch.stack(found).numpy(), np.log10(inside[:, -1]), colour, conditions)
+    # a device is waited for once, not for each of them
+    values = torch.stack(list(told.values())).double().cpu().numpy() if told else ()
+    conditions = dict(zip(told, values, strict=True))
+    return Measured(torch.stack(found).cpu().numpy(), np.log10(inside[:, -1]), colour, conditions)
 
 
 def _both(problem: Problem) -> tuple[Direction, Direction]:

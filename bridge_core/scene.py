@@ -22,6 +22,7 @@ from surveybridge.bridge_core.problem import Direction, Endpoint, planes_of_chan
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile, check_core
 from surveybridge.bridge_core.sharpening import PAD
 from surveybridge.bridge_core.spectral import Physics
+from surveybridge.kernels.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def tell(
         return context_of(direction, channels, scene.sigma, scene.valid, ends)
     # the process has one noise for a tile, and no place of which nothing is known
     everywhere, noise = torch.ones_like(scene.valid), ends[observed.name].noise
-    sigma = torch.tensor(noise, dtype=scene.flux.dtype, device=scene.flux.device)[:, None, None]
+    sigma = to_device(torch.tensor(noise, dtype=scene.flux.dtype), scene.flux.device)[:, None, None]
     told = context_of(direction, channels, sigma.expand(scene.flux.shape), everywhere, ends)
     return replace(told, physics=physics_of(card, direction, scene.blurs, noise, size).to(scene.flux.device))
 

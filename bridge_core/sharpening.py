@@ -26,6 +26,7 @@ from surveybridge.bridge_core.prediction import autocast
 from surveybridge.bridge_core.settings import Precision
 from surveybridge.bridge_core.spectral import Physics, SpectralBridge, coloured_noise, mean_power, sample_spectral
 from surveybridge.kernels.sky_noise import SkyNoise, sky_noise
+from surveybridge.kernels.transfer import to_device
 
 PAD = 16
 """Pixels by which a window is mirrored to each side before its modes are multiplied."""
@@ -256,7 +257,7 @@ def denoiser(
     with torch.inference_mode(), autocast(device, precision):
         which = torch.full((1,), head, device=device)
         embedded = {
-            t: network.embed(torch.tensor([t], device=device), which, context.vector).to(typed) for t in set(steps)
+            t: network.embed(to_device(torch.tensor([t]), device), which, context.vector).to(typed) for t in set(steps)
         }
 
     def denoise(x: Tensor, t: int) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.kernels.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Stretch:
                 f"bands {missing} are not in this checkpoint's stretch, which knows {sorted(self.softening)}"
             )
         column = [values[band] if isinstance(values, dict) else values for band in bands]
-        return torch.tensor(column, dtype=like.dtype, device=like.device)[:, None, None]
+        return to_device(torch.tensor(column, dtype=like.dtype), like.device)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -358,4 +359,5 @@ def stretch_from_card(card: Mapping[str, Any]) -> AnyStretch:
 
 def _column(by_band: Mapping[str, float], bands: tuple[str, ...], like: Tensor) -> Tensor:
     """Values by band as [B, 1, 1]."""
-    return torch.tensor([by_band[band] for band in bands], dtype=like.dtype, device=like.device)[:, None, None]
+    column = torch.tensor([by_band[band] for band in bands], dtype=like.dtype)
+    return to_device(column, like.device)[:, None, None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
-from surveybridge.bridge_core.context import Context
+from surveybridge.bridge_core.context import Context, row_numbers
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.patches import blend, cut
@@ -73,11 +73,11 @@ class Opening:
     state: Tensor
     answer: Tensor
 
-    def rows(self, index: Sequence[int]) -> Opening:
-        """The same of windows by their number, which may come again; of a single one it is no copy."""
+    def rows(self, index: Tensor) -> Opening:
+        """The same of windows by their number, int64 [N], which may come again; of a single one it is no copy."""
         if len(self.state) == 1:
             return Opening(*(one.expand(len(index), -1, -1, -1) for one in (self.state, self.answer)))
-        return Opening(self.state[list(index)], self.answer[list(index)])
+        return Opening(self.state[index], self.answer[index])
 
 
 def translate_tile(
@@ -125,7 +125,7 @@ def translate_tile(
         return Posterior.of(mean, std, coverage, 0)
     moments_of = _whole_moments if isinstance(how.patches, WholeTile) else _blended_moments
     mean, std = moments_of(model, direction, seen, how)
-    mean, std = (moment.cpu() for moment in end.fitted.summary(mean, std, end.bands))
+    mean, std = torch.stack(end.fitted.summary(mean, std, end.bands)).cpu()  # the device is waited for once
     return Posterior.of(mean, std, coverage, len(seen.live))
 
 
@@ -303,9 +303,10 @@ def opening_of(
     batch = how.windows_a_call(windows.shape[-2] * windows.shape[-1])
     states, answers = [], []
     for i in range(0, len(corners), batch):
-        index = list(range(i, min(i + batch, len(corners))))
-        x1, told = windows[index], context and context.rows(index)
-        noise = window_noise(how.seed, direction.index, [(window, 0) for window in index], corners, windows.device)
+        some = slice(i, i + batch)
+        rows = [(window, 0) for window in range(len(corners))[some]]
+        x1, told = windows[some], context and context.rows(some)
+        noise = window_noise(how.seed, direction.index, rows, corners, windows.device)
         with span("start"):
             states.append(begin(model.card, x1, steps[0], draw(noise, START, x1)))
         with span("network"):
@@ -340,7 +341,7 @@ def _drawn(
 ) -> Tensor:
     """One batch of (window, sample), float32 [N, B, H, W] in the unit; arguments as `window_samples`, and its steps."""
     how, steps = sampler
-    index = [window for window, _ in rows]
+    index = row_numbers([window for window, _ in rows], windows.device)
     x1 = windows[index]
     noise = window_noise(how.seed, direction.index, rows, corners, windows.device)
     begun = opening and opening.rows(index)
@@ -399,12 +400,13 @@ def window_noise(
     """The sky's noise for a batch whose rows are (window, sample), windows by the global (y, x) of their corners."""
 
     def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
+        return torch.tensor(values, dtype=torch.int32)
 
-    return SkyNoise(
+    noise = SkyNoise(
         seed=seed,
         stream=stream,
         sample=column([sample for _, sample in rows]),
         y0=column([corners[window][0] for window, _ in rows]),
         x0=column([corners[window][1] for window, _ in rows]),
     )
+    return noise.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -115,6 +116,11 @@ class SurveyImage:
     def valid(self) -> NDArray[np.bool_]:
         """Usable pixels, bool [C, H, W]."""
         return np.asarray(self.mask == 0)
+
+    @functools.cached_property
+    def sky_noise(self) -> tuple[float, ...]:
+        """`sky_noise` of all of it; it takes a look at every pixel, and travels with the image once that is done."""
+        return sky_noise(self)
 
 
 Box = tuple[int, int, int, int]

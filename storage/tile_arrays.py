@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 from surveybridge.storage.errors import DamagedData, StorageError
 from surveybridge.storage.grids import shifted_header
-from surveybridge.storage.images import MASK_PLANES, SurveyImage, sky_noise
+from surveybridge.storage.images import MASK_PLANES, SurveyImage
 from surveybridge.storage.objectstore import Folder, check_name
 from surveybridge.storage.psf import Psf, PsfImage, parse_psf
 from surveybridge.storage.shards import SHARD_KEY, read_shard, write_shard
@@ -253,7 +253,7 @@ def _image_attributes(image: SurveyImage) -> dict[str, Any]:
         "psf_fwhm": [None if math.isnan(value) else value for value in map(float, image.psf_fwhm)],
         "zero_point": None if math.isnan(image.zero_point) else image.zero_point,
         "noise_correlation": [float(value) for value in image.noise_correlation],
-        "sky_noise": [None if math.isnan(value) else value for value in sky_noise(image)],
+        "sky_noise": [None if math.isnan(value) else value for value in image.sky_noise],
         "mask_planes": dict(MASK_PLANES),
         "provenance": dict(image.provenance),
         "units": units,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.translating.registration import with_registration
 from surveybridge.storage.homogenise import native_pixel, noise_lags
-from surveybridge.storage.images import seeing, sky_noise
+from surveybridge.storage.images import seeing
 from surveybridge.storage.psf import parse_psf
 from surveybridge.storage.psf_matching import noise_power
 
@@ -35,15 +35,16 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device, card: Card | None 
     import torch
 
     from surveybridge.bridge_core.scene import Scene
+    from surveybridge.kernels.transfer import to_device
 
     image = tile.shown[endpoint]
     return Scene(
-        torch.from_numpy(image.flux).to(device),
-        torch.from_numpy(image.valid).to(device),
+        to_device(torch.from_numpy(image.flux), device),
+        to_device(torch.from_numpy(image.valid), device),
         origin=tile.origin,
         core=tile.core,
         psf_fwhm=seeing(image) / image.pixel_scale,
-        sigma=torch.from_numpy(np.sqrt(image.variance)).to(device),
+        sigma=to_device(torch.from_numpy(np.sqrt(image.variance)), device),
         conditions=conditions_of(image, tile.registration),
         blurs=() if card is None or card.bridge.kind != "seeing" else blurs_of(image, card),
     )
@@ -79,7 +80,7 @@ def conditions_of(image: SurveyImage, registration: float = math.nan) -> Conditi
     """How an image was observed, from what its tile states, and how it lies on the other's, arcsec."""
     from surveybridge.bridge_core.conditions import Conditions
 
-    return Conditions(sky_noise(image), image.psf_fwhm, image.psf_wing, image.noise_correlation, registration)
+    return Conditions(image.sky_noise, image.psf_fwhm, image.psf_wing, image.noise_correlation, registration)
 
 
 def wanted_conditions(card: Card, tile: Tile, direction: Direction, wishes: Wishes | None = None) -> Conditions | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from surveybridge.kernels.blend.naive import blend_naive
 from surveybridge.kernels.dispatch import Impl, choose_impl
+from surveybridge.kernels.transfer import to_device
 
 __all__ = ["blend"]
 
@@ -71,7 +72,7 @@ def blend(
             f"blend: {len(off)} of {p} corners are not multiples of the stride {stride}, first {off[:1]}, and "
             f"{p - len(set(corners))} are given twice; take them from one grid"
         )
-    taper = taper.to(mean.device)
+    taper = to_device(taper, mean.device)
     if choose_impl(impl, mean.device) == "naive":
         return blend_naive(mean, variance, corners, taper, box)
     from surveybridge.kernels.blend.triton import blend_triton  # late: Triton is absent where there is no GPU

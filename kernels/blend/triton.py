@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from surveybridge.kernels.dispatch import LAUNCH, check_launch
+from surveybridge.kernels.transfer import to_device
 
 BLOCK = 256
 
@@ -41,7 +42,7 @@ def blend_triton(
     index[at[window, 0], at[window, 1]] = window.int()
     with torch.cuda.device_of(mean):  # Triton launches on the current device, not on that of its tensors
         blend_kernel[(triton.cdiv(h * w, BLOCK), c)](
-            *out, mean.contiguous(), variance.contiguous(), index.to(mean.device), taper,
+            *out, mean.contiguous(), variance.contiguous(), to_device(index, mean.device), taper,
             y0 - first[0] * stride, x0 - first[1] * stride, rows, columns, h * w, w, stride,
             SIZE=size, REACH=triton.cdiv(size, stride), BLOCK=BLOCK, **LAUNCH,
         )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surveybridge.kernels.transfer import to_device
+
 
 class StepCoefficients(NamedTuple):
     """The ten numbers of one step, for any bridge, grid and sampler; see `bridge_step`.
@@ -45,7 +47,7 @@ class StepTable:
     def of(cls, rows: Iterable[StepCoefficients], device: torch.device | str = "cpu") -> StepTable:
         """Round the coefficients to float32 and put them on `device`, once for a trajectory."""
         rows = tuple(StepCoefficients(*map(float, row)) for row in rows)
-        return cls(rows, torch.tensor(rows, dtype=torch.float32, device=device))
+        return cls(rows, to_device(torch.tensor(rows, dtype=torch.float32), device))
 
 
 def bridge_step_naive(

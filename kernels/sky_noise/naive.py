@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surveybridge.kernels.transfer import to_device
+
 GROUP = 4  # bands that one counter serves
 GROUP_STREAM = 1 << 24  # between the streams of two groups of bands
 MAX_BANDS = GROUP * 256
@@ -57,7 +59,7 @@ class SkyNoise:
     stream : int
         Number of one of 2^32 independent fields (0 <= stream < 2^32), e.g. one per direction or purpose.
     sample : Tensor
-        [N] integer, the posterior draw of each window (0 <= sample < 2^16).
+        [N] integer, the posterior draw of each window (0 <= sample < 2^16; on a GPU that is not checked).
     y0, x0 : Tensor
         [N] integer, the global pixel of each window's corner, modulo 2^32; so negative ones are well defined, too.
 
@@ -74,7 +76,7 @@ class SkyNoise:
     x0: Tensor
 
     def __post_init__(self) -> None:
-        """Check the ranges once, here, since reading a tensor on a GPU would stall every step."""
+        """Check the ranges once, here, and of numbers on a GPU not even once, which would have to be waited for."""
         for name, value, bits in (("seed", self.seed, 64), ("stream", self.stream, 32)):
             if not 0 <= value < 1 << bits:
                 raise ValueError(f"sky noise: {name} is {value} but must be in [0, 2^{bits}); take it modulo 2^{bits}")
@@ -89,7 +91,11 @@ class SkyNoise:
                 raise ValueError(
                     f"sky noise: {name} is on {tensor.device} but sample on {self.sample.device}; move one of them"
                 )
-        if self.sample.numel() and not 0 <= int(self.sample.min()) <= int(self.sample.max()) < 1 << 16:
+        if (
+            self.sample.device.type == "cpu"
+            and self.sample.numel()
+            and not 0 <= int(self.sample.min()) <= int(self.sample.max()) < 1 << 16
+        ):
             raise ValueError(
                 f"sky noise: sample spans {int(self.sample.min())} to {int(self.sample.max())} but must be in "
                 "[0, 65536); draw further samples under another seed"
@@ -97,7 +103,7 @@ class SkyNoise:
 
     def to(self, device: torch.device | str) -> SkyNoise:
         """Return the same noise with its tensors on `device`."""
-        return SkyNoise(self.seed, self.stream, self.sample.to(device), self.y0.to(device), self.x0.to(device))
+        return SkyNoise(self.seed, self.stream, *(to_device(x, device) for x in (self.sample, self.y0, self.x0)))
 
 
 def sky_noise_naive(noise: SkyNoise, step: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
