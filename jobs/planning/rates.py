@@ -247,7 +247,7 @@ class _Calibration:
         write = time.monotonic() - start
         if row["status"] != "ok":
             return Failure("write", str(row["reason"]), "")
-        rows = done.value.candidates
+        rows = done.value.candidates.rows
         (y, x), (height, width) = tile.core_origin, tile.core_shape
         windows, pixels = self.settings.sampling.patches.count((y, y + height, x, x + width))
         live = pixels * done.value.windows / windows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,13 +39,6 @@ class RunFacts(NamedTuple):
     stars: StarList | None = None
 
 
-class Candidates(NamedTuple):
-    """Rows of the catalog, and of the list of stars: those in the core, those matched, and those too wide for stars."""
-
-    rows: pa.Table
-    listed: tuple[int, int, int] = (0, 0, 0)
-
-
 @dataclass(frozen=True)
 class Objects:
     """The N objects centred in a tile's core, and all of their rows that needs no network.
@@ -55,7 +50,7 @@ class Objects:
     asked : bool [N]
         Whether they may be lenses, and are to be scored.
     columns : dict of str to array
-        Of the catalog, without scores and pictures.
+        Of the catalog, without what a network says; thumbnails as `thumbnails` cuts them.
     listed : (int, int, int)
         As in `Candidates`.
     """
@@ -67,8 +62,40 @@ class Objects:
     listed: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The objects of a tile with their scores, which whoever writes them makes into rows; no tensors.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of the run's catalog.
+    columns : dict of str to array
+        By name, of one length; none where nothing was found.
+    listed : (int, int, int)
+        Of the list of stars: those in the core, those matched, and those too wide for stars.
+    """
+
+    schema: pa.Schema
+    columns: Mapping[str, Any]
+    listed: tuple[int, int, int] = (0, 0, 0)
+
+    @functools.cached_property
+    def rows(self) -> pa.Table:
+        """Rows of the catalog."""
+        import pyarrow as pa
+
+        from surveybridge.storage.schema import stamps, thumbnail_names
+
+        if not self.columns:
+            return self.schema.empty_table()
+        packed = {name: stamps(name, self.columns[name], self.schema) for name in thumbnail_names(self.schema)}
+        columns = {**self.columns, **packed}
+        return pa.table({name: columns[name] for name in self.schema.names if name in columns})
+
+
 def find_candidates(model: Model, tile: Tile, how: Scoring, run: RunFacts, device: torch.device) -> Candidates:
-    """Detect on the endpoint with the catalog, keep objects centred in the core, score them, and make catalog rows."""
+    """Detect on the endpoint with the catalog, keep objects centred in the core, and score them."""
     return score_objects(model, tile, find_objects(model.card, tile, run), how, run, device)
 
 
@@ -86,6 +113,7 @@ def find_objects(card: Card, tile: Tile, run: RunFacts) -> Objects | None:
     from surveybridge.storage.flags import BITS
     from surveybridge.storage.problems import described
     from surveybridge.storage.sky import healpix_29, rounded_sky_name, sky_name
+    from surveybridge.storage.thumbnails import thumbnails
 
     direction = card.problem.scored
     if direction is None or not is_scored(card, tile):
@@ -124,16 +152,19 @@ def find_objects(card: Card, tile: Tile, run: RunFacts) -> Objects | None:
         "theta": sources.theta,
         "run_id": [run.run_id] * len(sources),
     }
+    with span("thumbnails"):
+        for end in card.problem.endpoints:
+            columns[f"thumbnail_{end.name}"] = thumbnails(tile.images[end.name], column, line)
     return Objects(line, column, asked, columns, found.listed)
 
 
 def score_objects(
     model: Model, tile: Tile, objects: Objects | None, how: Scoring, run: RunFacts, device: torch.device
 ) -> Candidates:
-    """Score a tile's objects, and make catalog rows of all that `find_objects` has found.
+    """Score a tile's objects.
 
-    What cannot be a lens, such as a star, has a row without scores; what is not reconstructed (`Scoring.reconstruct`)
-    lacks AS-Bridge's alone.
+    What cannot be a lens, such as a star, has no scores; what is not reconstructed (`Scoring.reconstruct`) lacks
+    AS-Bridge's alone.
     """
     import numpy as np
     import pyarrow as pa
@@ -142,26 +173,27 @@ def score_objects(
     from surveybridge.bridge_core.spans import span
     from surveybridge.jobs.translating.rates import rate_inputs
     from surveybridge.storage.problems import described
-    from surveybridge.storage.schema import candidates_schema, stamps
-    from surveybridge.storage.thumbnails import thumbnails
+    from surveybridge.storage.schema import candidates_schema
 
     problem = model.card.problem
     direction = problem.scored
     if direction is None:
-        return Candidates(no_candidates())
+        return Candidates(no_candidates(), {})
     table = described(problem.table)
     schema = candidates_schema(table, run.version)
     if objects is None:
-        return Candidates(schema.empty_table())
+        return Candidates(schema, {})
     if len(objects.asked) == 0:
-        return Candidates(schema.empty_table(), objects.listed)
-    asked, columns = objects.asked, dict(objects.columns)
-    line, column = objects.line, objects.column
-    centres = [(tile.origin[0] + int(y), tile.origin[1] + int(x)) for y, x in zip(line, column, strict=True)]
+        return Candidates(schema, {}, objects.listed)
+    asked = objects.asked
+    centres = [
+        (tile.origin[0] + int(y), tile.origin[1] + int(x))
+        for y, x, is_asked in zip(objects.line, objects.column, asked, strict=True)
+        if is_asked
+    ]
     with span("scoring"):
         observed, wanted = (scene_of(tile, end.name, device) for end in (direction.observed, direction.wanted))
-        some = [centre for centre, is_asked in zip(centres, asked, strict=True) if is_asked]
-        scores = score_sources(model, observed, wanted, some, how)
+        scores = score_sources(model, observed, wanted, centres, how)
     reconstructed = np.zeros(len(asked), np.bool_)
     reconstructed[asked] = scores.reconstructed.numpy()
 
@@ -171,20 +203,20 @@ def score_objects(
         whole[asked] = values.numpy()
         return pa.array(whole, mask=~has, from_pandas=False)  # NaN is not null
 
-    def stamped(name: str, images: torch.Tensor) -> pa.Array:
+    def stamped(images: torch.Tensor) -> NDArray[np.float32]:
         """Return thumbnails for all objects, NaN for those that have none."""
         whole = np.full((len(asked), *images.shape[1:]), np.nan, np.float32)
         whole[asked] = images.numpy()
-        return stamps(name, whole, schema)
+        return whole
 
-    columns |= {
+    columns = objects.columns | {
         "score": filled(scores.score),
         "score_std": filled(scores.score_std),
         "false_alarm": filled(scores.false_alarm),
         "score_asbridge": filled(scores.published, reconstructed),
         "model_id": [f"{model.card.name}-{model.sha256[:12]}"] * len(asked),
-        "thumbnail_mean": stamped("thumbnail_mean", scores.mean),
-        "thumbnail_error": stamped("thumbnail_error", scores.error),
+        "thumbnail_mean": stamped(scores.mean),
+        "thumbnail_error": stamped(scores.error),
     }
     rates = model.card.recalibration.false_alarms if model.card.recalibration else None
     if run.calibrated and rates is not None:
@@ -192,11 +224,7 @@ def score_objects(
         conditions = np.array([[inputs.conditions[name] for name in rates.conditions]] * len(asked))
         rate = rates.rate(columns["score"].to_numpy(zero_copy_only=False), inputs.flux, inputs.colour, conditions)
         columns["false_alarm"] = pa.array(np.asarray(rate, np.float64), mask=~asked, from_pandas=False)
-    for end in problem.endpoints:
-        thumbnail = f"thumbnail_{end.name}"
-        columns[thumbnail] = stamps(thumbnail, thumbnails(tile.images[end.name], column, line), schema)
-    rows = pa.table({name: columns[name] for name in schema.names if name in columns})
-    return Candidates(rows, objects.listed)
+    return Candidates(schema, columns, objects.listed)
 
 
 def measured(tile: Tile, found: Found, table: ProblemTable, version: int) -> dict[str, Any]:
@@ -254,11 +282,11 @@ def catalogued_part(card: Card, tile: Tile) -> dict[str, Any]:
     return {"catalogued": True, "covered_cells": core_coverage(tile.images.values(), tile.core)}
 
 
-def no_candidates() -> pa.Table:
-    """A table without rows, which takes the columns of its run when it is written."""
+def no_candidates() -> pa.Schema:
+    """Columns of a table without rows, which takes those of its run when it is written."""
     import pyarrow as pa
 
-    return pa.table({name: pa.array([], pa.string() if name == "object_id" else pa.float64()) for name in _NEEDED})
+    return pa.schema([(name, pa.string() if name == "object_id" else pa.float64()) for name in _NEEDED])
 
 
 _NEEDED = ("object_id", "ra", "dec")

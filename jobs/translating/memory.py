@@ -79,7 +79,9 @@ def stage_memory(model: Model, manifest: pa.Table, config: Config, gpus: float |
     wanted = direction.wanted.planes
     seen = pixels * _HOMOGENISED_BYTES * _homogenised_bands(model.card, config)
     has_gpu = torch.cuda.is_available() if gpus is None else gpus
-    reading = pixels * ((_CONVOLVING_BYTES if seen else 0) + (_PREPARING_BYTES if has_gpu else 0))
+    reading = float(pixels * (_CONVOLVING_BYTES if seen else 0))
+    if has_gpu:
+        reading += pixels * _PREPARING_BYTES + _CUT_COPIES * core * SOURCES_PER_PIXEL * _cut_bytes(model.card.problem)
     image, tile = max(tile, GROUP_BYTES), max(tile + seen, GROUP_BYTES)
     row = candidate_bytes(model.card.problem)
     catalog = core * SOURCES_PER_PIXEL * row
@@ -124,8 +126,12 @@ def candidate_bytes(problem: Problem) -> int:
     """A row of the catalog; 0 where only maps are made."""
     if problem.scored is None:
         return 0
-    planes = sum(len(end.bands) for end in problem.endpoints) + 2 * len(problem.scored.wanted.bands)
-    return planes * THUMBNAIL_BYTES + ROW_BYTES
+    return _cut_bytes(problem) + 2 * len(problem.scored.wanted.bands) * THUMBNAIL_BYTES + ROW_BYTES
+
+
+def _cut_bytes(problem: Problem) -> int:
+    """The thumbnails of a row that are cut out of the images; 0 where only maps are made."""
+    return 0 if problem.scored is None else sum(len(end.bands) for end in problem.endpoints) * THUMBNAIL_BYTES
 
 
 def _translating_bytes(
@@ -177,6 +183,9 @@ _CONVOLVING_BYTES = 96
 
 _PREPARING_BYTES = 32
 """Of a pixel while objects are found and measured, which readers do beside GPUs (measured)."""
+
+_CUT_COPIES = 2.8
+"""Copies of the thumbnails that readers cut out: as they are, pickled, and in Ray's block (measured)."""
 
 
 def _homogenised_bands(card: Card, config: Config) -> int:

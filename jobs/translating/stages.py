@@ -14,6 +14,7 @@ from surveybridge.cluster.stages import Outcome, Stages
 from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import log_context, start_worker
 from surveybridge.jobs.translating.candidates import (
+    Candidates,
     Objects,
     RunFacts,
     catalogued_part,
@@ -26,8 +27,6 @@ from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from surveybridge.bridge_core.maps import MapsHead
     from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.settings import Sampling, Scoring
@@ -94,10 +93,8 @@ class Translation:
     """Columns of the ledger that say which part of the sky the tile owns, and what its images are."""
     mosaic: TileMosaic
     windows: int
-    candidates: pa.Table
+    candidates: Candidates
     seconds_score: float
-    stars: tuple[int, int, int] = (0, 0, 0)
-    """Of the list of stars: those in the tile, those matched, and those of them that are too wide for stars."""
 
 
 def tile_stages(settings: Settings) -> Stages:
@@ -234,9 +231,7 @@ class TileTranslator:
             posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()
         with span("candidates"):
-            candidates, stars = score_objects(
-                self.model, tile, known.objects, self.scoring, facts_of(settings), self.device
-            )
+            candidates = score_objects(self.model, tile, known.objects, self.scoring, facts_of(settings), self.device)
         return Translation(
             tile_id=tile.tile_id,
             content=known.content,
@@ -257,7 +252,6 @@ class TileTranslator:
             windows=posterior.windows,
             candidates=candidates,
             seconds_score=preparing + time.monotonic() - start,
-            stars=stars,
         )
 
 
@@ -301,19 +295,19 @@ class TileWriter:
             with span("ledger row"):
                 self.folder.commit(row)
         if outcome.failure is None and self.settings.stars is not None:
-            row["stars"] = outcome.value.stars
+            row["stars"] = outcome.value.candidates.listed
         return row
 
     def _write(self, done: Translation) -> dict[str, Any]:
         with span("mosaic"):
             self.folder.write_mosaic(done.mosaic)
         with span("catalog"):
-            self.folder.write_candidates(done.tile_id, done.candidates)
+            self.folder.write_candidates(done.tile_id, done.candidates.rows)
         return {
             "status": "ok",
             "content": done.content,
             **done.place,
-            "n_candidates": done.candidates.num_rows,
+            "n_candidates": done.candidates.rows.num_rows,
             "n_patches": done.windows,
         }
 

@@ -45,10 +45,10 @@ def test_a_tile_prepared_where_it_is_read_is_translated_to_the_same(config):
     first, second = late[1], early[1]
     for name in ("mean", "std", "coverage"):
         np.testing.assert_array_equal(getattr(first.mosaic, name), getattr(second.mosaic, name))
-    assert first.candidates.num_rows > 0
-    assert parquet_bytes(first.candidates) == parquet_bytes(second.candidates)  # NaN is equal to itself
-    assert (first.content, first.place, first.windows, first.stars) == (
-        *(second.content, second.place, second.windows, second.stars),
+    assert first.candidates.rows.num_rows > 0
+    assert parquet_bytes(first.candidates.rows) == parquet_bytes(second.candidates.rows)  # NaN is equal to itself
+    assert (first.content, first.place, first.windows, first.candidates.listed) == (
+        *(second.content, second.place, second.windows, second.candidates.listed),
     )
 
 
@@ -62,7 +62,7 @@ def test_a_model_that_is_given_a_prepared_tile_finds_nothing_itself(config, monk
     for name in ("find_objects", "catalogued_part", "prepared", "words"):
         monkeypatch.setattr(translating, name, refuse)
     monkeypatch.setattr(candidates, "measured", refuse)
-    assert model("t0001", read).candidates.num_rows == len(read.objects.asked) > 0
+    assert model("t0001", read).candidates.rows.num_rows == len(read.objects.asked) > 0
 
 
 def test_a_tile_on_which_the_checkpoint_was_not_trained_fails_where_it_is_prepared(config):

@@ -76,7 +76,7 @@ def translated(request, stamps, tmp_path_factory):
     run = str(tmp_path_factory.mktemp("translated") / "run")
     settings = {"direction": request.param, "executor": "serial", "samples": 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "score_objects", lambda *_: Candidates(no_candidates()))
+        patch.setattr(stages, "score_objects", lambda *_: Candidates(no_candidates(), {}))
         assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
     return read_field(run, store), galaxies
 
