@@ -24,6 +24,7 @@ from surveybridge.storage.tiles import TileStore
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Fluxes = NDArray[np.float64]
 
 WIDTHS = {"68.3%": 1.0, "90%": 1.645, "95%": 1.96}
 """Half-widths in std of the intervals, by what they hold of a normal distribution."""
@@ -153,14 +154,8 @@ def pixel_arcsec(wcs: WCS) -> float:
 
 def flux_ratios(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) -> dict[str, Any]:
     """Return translated over true aperture flux by band: median, its standard error, 16 and 84%, and number."""
-    radius = diameter_arcsec / 2 / pixel_arcsec(field.wcs)
-    x, y = field.wcs.all_world2pix(galaxies.ra, galaxies.dec, 0)
     result: dict[str, Any] = {}
-    for k, band in enumerate(field.bands):
-        mean, true = (
-            sep.sum_circle(np.ascontiguousarray(np.nan_to_num(image[k])), x, y, radius)[0]
-            for image in (field.mean, field.true)
-        )
+    for band, (mean, true) in aperture_fluxes(field, galaxies, diameter_arcsec).items():
         ratio = mean / true
         low, middle, high = np.percentile(ratio, [16, 50, 84]) if len(ratio) else [np.nan] * 3
         error = 1.253 * (high - low) / 2 / max(len(ratio), 1) ** 0.5  # of a median, normal distribution
@@ -169,6 +164,18 @@ def flux_ratios(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) ->
             "sum_over_sum": float(mean.sum() / true.sum()),
         }  # fmt: skip
     return result
+
+
+def aperture_fluxes(field: Field, galaxies: pd.DataFrame, diameter_arcsec: float) -> dict[str, tuple[Fluxes, Fluxes]]:
+    """Return translated and true flux within an aperture by band, each float64 [N], nJy."""
+    radius = diameter_arcsec / 2 / pixel_arcsec(field.wcs)
+    x, y = field.wcs.all_world2pix(galaxies.ra, galaxies.dec, 0)
+
+    def measured(plane: Image) -> Fluxes:
+        found: Fluxes = sep.sum_circle(np.ascontiguousarray(np.nan_to_num(plane)), x, y, radius)[0]
+        return found
+
+    return {band: (measured(field.mean[k]), measured(field.true[k])) for k, band in enumerate(field.bands)}
 
 
 def coverages(field: Field) -> dict[str, Any]:
