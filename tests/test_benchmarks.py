@@ -97,8 +97,9 @@ def test_what_a_tile_costs_before_a_network_sees_it_is_all_of_its_parts():
     tile = crowded_tile(120, load_card().problem)
     objects, spent = preparing.prepared_once(load_card(), tile)
     assert objects >= 4
-    parts = [spent[name] for name in preparing.PARTS]
-    assert all(seconds > 0 for seconds in parts) and sum(parts) < spent["all"]
+    assert all(spent[name] > 0 for name in (*preparing.PARTS, *preparing.BESIDE))
+    assert sum(spent[name] for name in preparing.PARTS if name != "thumbnails") < spent["all"]
+    assert spent["thumbnails"] < spent["objects"]
 
 
 def test_the_time_to_a_score_is_that_of_the_first_report_that_reached_it():
