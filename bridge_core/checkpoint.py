@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def load_checkpoint(path: str | Path | None = None) -> Model:
     with _readable(base):
         card = Card.from_json(json.loads(card_file.read_text()))
         weights = load_file(weights_file)
-    return make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
+    model = make_model(card, weights, _identity(weights_file.read_bytes(), card_file.read_bytes()))
+    return replace(model, file=base)
 
 
 def load_card(path: str | Path | None = None) -> Card:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,11 +204,14 @@ class Model:
         In evaluation mode.
     sha256
         Hash of weights and card without its conditions and windows, the model's identity in run folders.
+    file
+        Where it was loaded from, without ending; None for one that was not.
     """
 
     card: Card
     network: UNet
     sha256: str
+    file: Path | None = field(default=None, kw_only=True)
 
     def predictor(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
     from numpy.typing import ArrayLike, NDArray
 
+    from surveybridge.bridge_core.maps import MapsHead
     from surveybridge.bridge_core.model import Model
     from surveybridge.bridge_core.problem import Direction, Endpoint
     from surveybridge.bridge_core.scene import Scene
@@ -333,7 +334,8 @@ def translate(
     valid : bool array, optional
         Usable pixels, [B, H, W] or what broadcasts to it; only with arrays (a tile has its own mask).
     samples : int
-        Posterior samples, at least 2.
+        Posterior samples, at least 2; or 0 for mean and standard deviation alone, from one evaluation of the network
+        and the head of its checkpoint (`mosaic-v3` has one).
     steps : int, optional
         Network evaluations for each sample; by default as `surveybridge translate` takes.
     seed : int
@@ -350,7 +352,8 @@ def translate(
     Raises
     ------
     BridgeError
-        If the model is not for tiles, does not go to that end, or was trained on other bands, units or pixels.
+        If the model is not for tiles, does not go to that end, or was trained on other bands, units or pixels; or has
+        no head for maps without samples.
 
     Examples
     --------
@@ -375,6 +378,7 @@ def translate(
     from astropy.units import Unit
 
     from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.bridge_core.maps import map_tile
     from surveybridge.bridge_core.settings import DEFAULT_BATCH, Sampling
     from surveybridge.bridge_core.translate import translate_tile, with_shared_start
     from surveybridge.jobs.translating.config import NOISE_BOUND, steps_of
@@ -392,6 +396,7 @@ def translate(
             "checkpoint"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = None if samples else _head_of(model).to(device)
     steps = steps or steps_of(card.bridge.kind)
     how = Sampling(samples=samples, steps=steps, seed=seed, batch=DEFAULT_BATCH[device.type])
     if isinstance(observed, Tile):
@@ -407,7 +412,10 @@ def translate(
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
     wanted = wanted_conditions(card, observed, direction) if isinstance(observed, Tile) else None
-    posterior = translate_tile(moved, direction, scene, how, wanted=wanted)
+    if head is None:
+        posterior = translate_tile(moved, direction, scene, how, wanted=wanted)
+    else:
+        posterior = map_tile(moved, head, direction, scene, how, wanted)
     made_by = {
         "code_version": __version__,
         "direction": str(direction),
@@ -427,6 +435,21 @@ def translate(
         wcs=wcs,
         header=_header(made_by),
     )
+
+
+def _head_of(model: Model) -> MapsHead:
+    """Return the head for maps without samples that lies beside a model's checkpoint; refuse a model that has none."""
+    from surveybridge.bridge_core.checkpoint import head_file
+    from surveybridge.bridge_core.errors import BridgeError
+    from surveybridge.bridge_core.maps import check_maps, load_head
+
+    check_maps(model.card)
+    if model.file is None:
+        raise BridgeError(
+            f"samples is 0 but {model.card.name} was not loaded from a file, beside which a head for maps would lie; "
+            "load it with load_checkpoint, or draw samples"
+        )
+    return load_head(model, head_file(model.file))
 
 
 def _degrees_and_arcsec(place: Any) -> tuple[float, float, float]:
