@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -186,30 +186,38 @@ SKY_SIGMA = 3.0
 """A pixel is of the sky if its flux is below so many standard deviations of its noise."""
 
 
-def sky_noise(image: SurveyImage, box: tuple[slice, slice] = np.s_[:, :]) -> tuple[float, ...]:
+def sky_noise(image: SurveyImage) -> tuple[float, ...]:
     """Standard deviation of the noise of the sky, the root of its mean variance, by band, in the image's unit.
 
     To two digits, so that neighbouring tiles mostly say the same. Where there is no sky, all usable pixels count; NaN
-    where there are none.
-
-    Parameters
-    ----------
-    image : SurveyImage
-        Its variances count, not the scatter of its pixels.
-    box : (rows, columns)
-        The part that is looked at.
+    where there are none. Variances count, not the scatter of the pixels.
     """
-    found = []
+    return noise_in(image, [np.s_[:, :]])[0]
+
+
+def noise_in(image: SurveyImage, boxes: Sequence[tuple[slice, slice]]) -> list[tuple[float, ...]]:
+    """`sky_noise` of parts of an image, which may overlap, by their rows and columns."""
+    planes = []
     for flux, variance, mask in zip(image.flux, image.variance, image.mask, strict=True):
-        values, squared, usable = flux[box], variance[box], mask[box] == 0
+        usable = mask == 0
         with np.errstate(invalid="ignore"):
-            sky = squared[usable & (np.abs(values) < SKY_SIGMA * np.sqrt(squared))]
-        # in double precision, because the variance of columns in cm-2 is as large as single precision goes
-        known = (sky if sky.size >= LEAST_SKY else squared[usable & (squared > 0)]).astype(np.float64)
-        # single pixels of a map may say anything
-        known = known[known <= HIGHEST_VARIANCE * np.median(known)] if known.size else known
-        found.append(float(f"{np.sqrt(np.mean(known)):.2g}") if known.size else math.nan)
-    return tuple(found)
+            sky = usable & (np.abs(flux) < SKY_SIGMA * np.sqrt(variance))
+            planes.append((variance, sky, usable & (variance > 0)))
+    return [tuple(_noise_of(*(plane[box] for plane in of_band)) for of_band in planes) for box in boxes]
+
+
+def _noise_of(variance: NDArray[np.float32], sky: NDArray[np.bool_], usable: NDArray[np.bool_]) -> float:
+    """Noise of a part of a band."""
+    known = variance[sky]
+    if known.size < LEAST_SKY:
+        known = variance[usable]
+    if not known.size:
+        return math.nan
+    # in double precision, because the variance of columns in cm-2 is as large as single precision goes
+    known = known.astype(np.float64)
+    if known.max() > HIGHEST_VARIANCE * known.min():  # else none is as far above the median
+        known = known[known <= HIGHEST_VARIANCE * np.median(known)]  # single pixels of a map may say anything
+    return float(f"{math.sqrt(known.mean()):.2g}")
 
 
 def seeing(image: SurveyImage) -> float:

@@ -6,6 +6,7 @@ its card. Both are put together here.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.jobs.translating.scene import conditions_of
 from surveybridge.storage.domain import PIXEL_PC, of_other_pixels, with_reasons
 from surveybridge.storage.flags import NEAR_ARCSEC
-from surveybridge.storage.images import sky_noise
+from surveybridge.storage.images import noise_in
 
 if TYPE_CHECKING:
     from surveybridge.bridge_core.model import Card
@@ -113,17 +114,23 @@ def object_domains(card: Card, tile: Tile, x: NDArray[np.float64], y: NDArray[np
     """
     if card.conditions is None:
         return [tile.domain] * len(x)
-    whole = {name: conditions_of(image) for name, image in tile.shown.items()}
-    found: list[str | None] = []
-    for column, line in zip(np.floor(x + 0.5).astype(int), np.floor(y + 0.5).astype(int), strict=True):
+    column, line = (np.floor(place + 0.5).astype(int) for place in (x, y))
+    near = {}
+    for name, image in tile.shown.items():
+        half = round(NEAR_ARCSEC / image.pixel_scale)
+        boxes = [
+            (slice(max(row - half, 0), row + half + 1), slice(max(place - half, 0), place + half + 1))
+            for row, place in zip(line, column, strict=True)
+        ]
+        near[name] = noise_in(image, boxes)
+
+    @functools.cache  # to two digits, many have the same
+    def said(noises: tuple[tuple[float, ...], ...]) -> str | None:
+        """What is said of an object with these noises around it, by image and band."""
         here = {}
-        for name, image in tile.shown.items():
-            half = round(NEAR_ARCSEC / image.pixel_scale)
-            box = (slice(max(line - half, 0), line + half + 1), slice(max(column - half, 0), column + half + 1))
-            around = sky_noise(image, box)
-            noise = tuple(
-                of_tile if math.isnan(near) else near for near, of_tile in zip(around, whole[name].noise, strict=True)
-            )
-            here[name] = Conditions(noise, image.psf_fwhm, whole[name].wing, image.noise_correlation)
-        found.append(with_reasons(tile.domain, card.outside(here), known=True))
-    return found
+        for noise, (name, image) in zip(noises, tile.shown.items(), strict=True):
+            filled = (of_tile if math.isnan(one) else one for one, of_tile in zip(noise, image.sky_noise, strict=True))
+            here[name] = Conditions(tuple(filled), image.psf_fwhm, image.psf_wing, image.noise_correlation)
+        return with_reasons(tile.domain, card.outside(here), known=True)
+
+    return [said(noises) for noises in zip(*near.values(), strict=True)]
