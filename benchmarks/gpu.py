@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --device cpu --quick --out /tmp          # the same code, small, to see that it runs
 
 Every part is tried by itself: if it fails, its error is written down, and the others go on. The document is
-``gpu.json``, with machine, tests, kernels, sampler, network, training, model stage and graph.
+``gpu.json``, with machine, tests, kernels, sampler, network, training, model stage, graph, scoring and square degree:
+what a square degree costs is what the model stage and the scoring take for its pixels and sources.
 """
 
 from __future__ import annotations
@@ -28,17 +29,25 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import kernels, sampler
+from surveybridge.bridge_core.anomaly import score_sources
 from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.fused import FusedUNet
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
 from surveybridge.bridge_core.sampler import Trajectory, begin, draw
 from surveybridge.bridge_core.scene import Scene
-from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling, WholeTile
+from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
 from surveybridge.bridge_core.translate import START, sampler_steps, translate_tile, window_noise
 
 SIDE = 64
+SOURCES_APART = 39
+"""Pixels between the sources of a tile: a deep field has one in 1500 pixels."""
+RECONSTRUCTED = 0.1
+"""Share of ordinary sources that `translate` reconstructs (`jobs.translating.config.RECONSTRUCT`)."""
+PIXEL_ARCSEC = 0.1
+SOURCES = 475_000
+"""A square degree of Euclid Q1, 30 million in 63.1 (arXiv 2503.15302)."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -82,6 +91,7 @@ def main() -> None:
     parts: dict[str, Callable[[Bench], Any]] = {
         "machine": machine, "tests": run_tests, "kernels": kernel_rates, "sampler": sampler_rates,
         "network": network_rate, "training": training_rates, "model_stage": model_stage, "graph": graph,
+        "scoring": scoring, "square_degree": lambda _: square_degree(document["model_stage"], document["scoring"]),
     }  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"date": time.strftime("%Y-%m-%d")}
@@ -102,7 +112,7 @@ def main() -> None:
 
 def machine(bench: Bench) -> dict[str, Any]:
     """Describe the device and the versions."""
-    found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found: dict[str, Any] = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
     if bench.device.type == "cuda":
         import triton
 
@@ -185,7 +195,7 @@ def training_rates(bench: Bench) -> list[dict[str, Any]]:
         some = Batch.draw(card, images, wanted_of(card.problem, batch), step_generator(0, 0, 0)).to(bench.device)
 
         def step(state: TrainState = state, some: Batch = some) -> None:
-            bridge_loss(state.network, card, some, state.recipe.bright_weight).backward()  # type: ignore[no-untyped-call]
+            bridge_loss(state.network, card, some, state.recipe.bright_weight).backward()
             state.update(0.5)
 
         rows.append({"batch": batch, "pairs_per_second": batch / bench.seconds(step)})
@@ -221,6 +231,41 @@ def model_stage(bench: Bench) -> dict[str, Any]:
             busy = sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6
             row |= {"busy_seconds": busy, "busy": busy / took, "peak_memory": torch.cuda.max_memory_allocated()}
         found[str(grid.stated)] = row
+    return found
+
+
+def scoring(bench: Bench) -> dict[str, Any]:
+    """Time the lens score of the sources of a tile, and their reconstructions, each in seconds a source."""
+    model = load_checkpoint().to(bench.device, "bfloat16")
+    direction, side = model.card.problem.directions[-1], bench.tile
+    places = range(SOURCES_APART // 2, side, SOURCES_APART)
+    centres = [(y, x) for y in places for x in places]
+    scenes = []
+    for end in (direction.observed, direction.wanted):
+        flux = torch.randn(len(end.bands), side, side, device=bench.device)
+        valid, core = torch.ones_like(flux, dtype=torch.bool), (0, side, 0, side)
+        scenes.append(Scene(flux, valid, (0, 0), core, psf_fwhm=7.0, sigma=torch.ones_like(flux)))
+    observed, wanted = scenes
+    taken = {}
+    for name, share in (("lens_score", 0.0), ("with_reconstructions", 1.0)):
+        how = Scoring(batch=DEFAULT_BATCH[bench.device.type], reconstruct=share)
+        taken[name] = bench.seconds(partial(score_sources, model, observed, wanted, centres, how)) / len(centres)
+    reconstructed = max(taken["with_reconstructions"] - taken["lens_score"], 0.0)
+    return {"sources": len(centres), "seconds_lens_score": taken["lens_score"], "seconds_reconstructed": reconstructed}
+
+
+def square_degree(model_stage: dict[str, Any], scoring: dict[str, Any]) -> dict[str, Any]:
+    """Return hours of the device for a square degree, by the windows: of its pixels and of its sources.
+
+    What readers and writers do is not in it: that is not done on the device.
+    """
+    pixels = (3600 / PIXEL_ARCSEC) ** 2
+    each = scoring["seconds_lens_score"] + RECONSTRUCTED * scoring["seconds_reconstructed"]
+    score = SOURCES * each / 3600
+    found = {}
+    for windows in (str(WholeTile().stated), str(PatchGrid().stated)):
+        translate = pixels / model_stage[windows]["core_pixels_per_second"] / 3600
+        found[windows] = {"hours_translate": translate, "hours_score": score, "hours": translate + score}
     return found
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.gpu import PIXEL_ARCSEC, SOURCES
 from surveybridge.bridge_core.settings import DEFAULT_BATCH, WINDOW_PIXELS, PatchGrid, Sampling, WholeTile, Windows
 from surveybridge.bridge_core.translate import translate_tile, with_shared_start
 from surveybridge.jobs.diagnosing.machine import described_machine
@@ -42,7 +43,6 @@ from surveybridge.jobs.translating.scene import scene_of
 from surveybridge.jobs.translating.stages import TileTranslator
 from surveybridge.storage.tiles import Tile, part_of
 
-PIXEL_ARCSEC = 0.1
 SMALL, LARGE = PatchGrid(), PatchGrid.of(128)
 
 
@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument("--direction", help="such as 'lsst->euclid' (default: the one in which objects are scored)")
     parser.add_argument("--samples", type=int, default=8, help="K")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--sources", type=float, default=475_000,
-                        help="a square degree (default: Euclid Q1, 30 million in 63.1, arXiv 2503.15302)")  # fmt: skip
+    parser.add_argument(
+        "--sources", type=float, default=SOURCES, help=f"a square degree (default: {SOURCES}, Euclid Q1)"
+    )
     parser.add_argument("--tile-size", type=int, default=512, help="core of a tile, pixels")
     parser.add_argument("--halo", type=int, default=64, help="smallest halo, pixels")
     parser.add_argument("--core-price", type=float, default=0.085,

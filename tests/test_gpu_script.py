@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
+from surveybridge.jobs.translating.config import RECONSTRUCT
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,6 +25,7 @@ def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads((tmp_path / "gpu.json").read_text())
     parts = {"machine", "tests", "kernels", "sampler", "network", "training", "model_stage", "graph"}
+    parts |= {"scoring", "square_degree"}
     assert set(found) == parts | {"date"}
     assert "skipped" in found["tests"]["summary"]
     assert {row["name"] for row in found["kernels"]} >= {"copy", "second order step", "accumulate", "blend"}
@@ -30,3 +34,9 @@ def test_every_part_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     assert found["network"][1]["rms_off_operators"] < 0.03
     assert found["network"][0]["share"] > 0  # of a rate that is measured: on a busy processor it may be anything
     assert all(found["model_stage"][windows]["core_pixels_per_second"] > 0 for windows in ("tile", "64"))
+    assert gpu.RECONSTRUCTED == RECONSTRUCT  # which cannot be imported where pydantic is not
+    assert found["scoring"]["seconds_reconstructed"] > found["scoring"]["seconds_lens_score"] > 0
+    for windows, hours in found["square_degree"].items():
+        rate = found["model_stage"][windows]["core_pixels_per_second"]
+        assert hours["hours_translate"] == pytest.approx(36_000**2 / rate / 3600)
+        assert hours["hours"] == hours["hours_translate"] + hours["hours_score"]
