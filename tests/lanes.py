@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = ("passed", "failed", "errors", "skipped")
 TESTS_FAILED = 1
 """What pytest ends with where tests have failed, and all have been run."""
+SLOWEST = 25
+"""Tests that are named with what they took, to be looked at first where `make test` is to be faster."""
 RUN_AGAIN = 5
 """Failures, of all lanes together, that are run again; more of them are no accident."""
 
@@ -120,14 +122,15 @@ class Run:
             self.used = self.group.seconds()
             self.group.close()
 
+    def cases(self) -> list[ET.Element]:
+        """Tests that have come to their end, as pytest reports them."""
+        file = self.folder / f"{self.name}.xml"
+        return list(ET.parse(file).iter("testcase")) if file.exists() else []
+
     def failed(self) -> list[str]:
         """Names of the tests that failed."""
-        file = self.folder / f"{self.name}.xml"
-        cases = ET.parse(file).iter("testcase") if file.exists() else ()
         return [
-            f"{case.get('classname', '')}::{case.get('name', '')}"
-            for case in cases
-            if case.find("failure") is not None or case.find("error") is not None
+            name_of(case) for case in self.cases() if case.find("failure") is not None or case.find("error") is not None
         ]
 
     def outcomes(self) -> Counter[str]:
@@ -140,6 +143,11 @@ class Run:
         if self.again and not self.again.code:
             counts.update(passed=counts.pop("failed", 0) + counts.pop("errors", 0))
         return counts
+
+
+def name_of(case: ET.Element) -> str:
+    """Name of a test."""
+    return f"{case.get('classname', '')}::{case.get('name', '')}"
 
 
 def command(lane: str, folder: Path, name: str, more: Sequence[str]) -> list[str]:
@@ -243,6 +251,12 @@ def tried_twice(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def slowest(runs: Sequence[Run], number: int = SLOWEST) -> list[str]:
+    """A line for each of the tests that took longest by the clock, with what was made for them."""
+    cases = [(float(case.get("time", 0)), run.lane, name_of(case)) for run in runs for case in run.cases()]
+    return [f"{seconds:>6.0f} s  {lane:<8}{name}" for seconds, lane, name in sorted(cases, reverse=True)[:number]]
+
+
 def closing_line(runs: Sequence[Run], seconds: float) -> str:
     """The sum of all, in the words in which pytest ends."""
     counts = sum((run.outcomes() for run in runs), Counter[str]())
@@ -286,7 +300,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_again(ended, begin_again)
         if shared and not forks_are_on():
             print("the server of forks (tests/warm.py) has ended too early: processes were real ones, and took longer")
-        print("\n".join([*tried_twice(ended), table(ended), closing_line(ended, time.monotonic() - begun)]), flush=True)
+        print(
+            "\n".join(
+                [
+                    "",
+                    *slowest(ended),
+                    "",
+                    *tried_twice(ended),
+                    table(ended),
+                    closing_line(ended, time.monotonic() - begun),
+                ]
+            ),
+            flush=True,
+        )
     return int(any(run.code for run in ended))
 
 

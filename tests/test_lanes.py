@@ -12,7 +12,7 @@ import pytest
 
 from tests import lanes
 from tests.conftest import ROOT
-from tests.lanes import LANES, lane_of, main, may_hold
+from tests.lanes import LANES, Run, lane_of, main, may_hold, slowest
 from tests.processor import Group
 
 FILES = {
@@ -71,6 +71,15 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     monkeypatch.setattr(lanes, "server_of_forks", dict)
     return tmp_path
+
+
+def test_the_slowest_tests_are_named_with_their_lanes(tmp_path):
+    runs = []
+    for lane, times in (("fast", {"quick": 0.2, "slow": 7.4}), ("ray", {"waits": 12.6})):
+        cases = "".join(f'<testcase classname="tests.a" name="test_{n}" time="{t}"/>' for n, t in times.items())
+        (tmp_path / f"{lane}.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+        runs.append(Run(lane, lane, tmp_path, process=None, group=None))  # type: ignore[arg-type]
+    assert slowest(runs, 2) == ["    13 s  ray     tests.a::test_waits", "     7 s  fast    tests.a::test_slow"]
 
 
 def rows(printed: str) -> dict[str, list[int]]:
