@@ -300,19 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_again(ended, begin_again)
         if shared and not forks_are_on():
             print("the server of forks (tests/warm.py) has ended too early: processes were real ones, and took longer")
-        print(
-            "\n".join(
-                [
-                    "",
-                    *slowest(ended),
-                    "",
-                    *tried_twice(ended),
-                    table(ended),
-                    closing_line(ended, time.monotonic() - begun),
-                ]
-            ),
-            flush=True,
-        )
+        said = [*slowest(ended), *tried_twice(ended), table(ended), closing_line(ended, time.monotonic() - begun)]
+        print("\n".join(said), flush=True)
     return int(any(run.code for run in ended))
 
 
