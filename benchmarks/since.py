@@ -4,7 +4,7 @@
     python -m benchmarks.since --before ../before --work runs/since --out benchmarks/results/since.json
 
 Both evaluate the shared pairs (`surveybridge evaluate`) and translate tiles from the middle of the shared field, with
-their own defaults: numerics of the network, windows and starts of the samples are those of each. Intervals are 95% from
+their own defaults; this commit sees the tiles as one window each, as `mosaic-v3` does. Intervals are 95% from
 drawing pairs, galaxies, or squares of 64 x 64 pixels of the field anew, the same for both, so that those of the
 differences are of pairs with themselves. A field keeps mean and std and no samples: its score is the CRPS of a normal
 distribution of these, in units of the sky's noise. What is finished in --work is kept if this is stopped; give another
@@ -80,6 +80,7 @@ def main() -> None:
         help="arithmetic of the other commit (29d18a7 takes six times as long in bfloat16 where a CPU has no "
         "instructions for it)",
     )  # fmt: skip
+    parser.add_argument("--patch", default="tile", help="windows of the field, of this commit (default: whole tiles)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     work = arguments.work.resolve()
@@ -158,10 +159,10 @@ def field_rows(arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, 
     for direction in DIRECTIONS:
         before = work / f"field-{count}-{direction.replace('->', '-')}"
         after = work / f"after-{before.name}"
-        # as `benchmarks.field` has it, which draws few scores
+        # few scores are drawn, as by `benchmarks.field`
         config = translate.Config(
             store=str(store), run=str(after), checkpoint=arguments.checkpoint, direction=direction,
-            score_samples=2, score_steps=2, executor="serial",
+            patch=arguments.patch, score_samples=2, score_steps=2, executor="serial",
         )  # fmt: skip
         if translate.run(config) != 0:
             raise SystemExit(f"{after}: tiles failed; see its ledger")
