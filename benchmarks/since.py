@@ -4,16 +4,17 @@
     python -m benchmarks.since --before ../before --work runs/since --out benchmarks/results/since.json
 
 Both evaluate the shared pairs (`surveybridge evaluate`) and translate tiles from the middle of the shared field, with
-their own defaults; this commit sees the tiles as one window each, as `mosaic-v3` does. Intervals are 95% from
-drawing pairs, galaxies, or squares of 64 x 64 pixels of the field anew, the same for both, so that those of the
-differences are of pairs with themselves. A field keeps mean and std and no samples: its score is the CRPS of a normal
-distribution of these, in units of the sky's noise. What is finished in --work is kept if this is stopped; give another
-folder for other settings.
+their own defaults; this commit sees a tile as one window, as `mosaic-v3` does, and in patches. Intervals are 95% from
+drawing pairs, galaxies, or squares of 64 x 64 pixels of the field anew, the same for both, so that differences are of
+pairs with themselves. A field keeps mean and std and no samples: its score is the CRPS of a normal distribution of
+these, in units of the sky's noise. What is finished in --work is kept if this is stopped; give another folder for other
+settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -80,7 +81,9 @@ def main() -> None:
         help="arithmetic of the other commit (29d18a7 takes six times as long in bfloat16 where a CPU has no "
         "instructions for it)",
     )  # fmt: skip
-    parser.add_argument("--patch", default="tile", help="windows of the field, of this commit (default: whole tiles)")
+    parser.add_argument(
+        "--patches", nargs="+", default=["tile", "64"], help="windows in which this commit sees the field"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     work = arguments.work.resolve()
@@ -156,18 +159,18 @@ def field_rows(arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, 
     command = [sys.executable, "-m", "benchmarks.field", "--data", str(data), "--work", str(work)]
     command += ["--tiles", str(count), "--checkpoint", arguments.checkpoint, "--precision", arguments.precision_before]
     subprocess.run(command, cwd=arguments.before, check=True)  # it resumes
-    for direction in DIRECTIONS:
+    for patch, direction in itertools.product(arguments.patches, DIRECTIONS):
         before = work / f"field-{count}-{direction.replace('->', '-')}"
-        after = work / f"after-{before.name}"
+        after = work / f"after-{patch}-{before.name}"
         # few scores are drawn, as by `benchmarks.field`
         config = translate.Config(
             store=str(store), run=str(after), checkpoint=arguments.checkpoint, direction=direction,
-            patch=arguments.patch, score_samples=2, score_steps=2, executor="serial",
+            patch=patch, score_samples=2, score_steps=2, executor="serial",
         )  # fmt: skip
         if translate.run(config) != 0:
             raise SystemExit(f"{after}: tiles failed; see its ledger")
         fields = {side: read_field(str(at), str(store)) for side, at in (("before", before), ("after", after))}
-        yield from rows_of(f"{count} tiles of the field", direction, measures_of_fields(fields, truth))
+        yield from rows_of(f"{count} tiles, by {patch}", direction, measures_of_fields(fields, truth))
 
 
 def measures_of_fields(fields: Mapping[str, Field], truth: pd.DataFrame) -> dict[str, dict[str, Shares]]:
