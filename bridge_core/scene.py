@@ -80,6 +80,11 @@ class Scene:
         (y, x), (y0, y1, x0, x1) = self.origin, self.core
         return y + y0, y + y1, x + x0, x + x1
 
+    def to(self, device: torch.device) -> Scene:
+        """Return the same with its images on a device."""
+        sigma = None if self.sigma is None else to_device(self.sigma, device)
+        return replace(self, flux=to_device(self.flux, device), valid=to_device(self.valid, device), sigma=sigma)
+
     def framed(self, box: tuple[int, int, int, int]) -> Scene:
         """Return the same sky in arrays of another extent, which hold the core; what is not known there is masked.
 

@@ -35,19 +35,19 @@ def scene_of(tile: Tile, endpoint: str, device: torch.device, card: Card | None 
     import torch
 
     from surveybridge.bridge_core.scene import Scene
-    from surveybridge.kernels.transfer import to_device
 
     image = tile.shown[endpoint]
-    return Scene(
-        to_device(torch.from_numpy(image.flux), device),
-        to_device(torch.from_numpy(image.valid), device),
+    scene = Scene(
+        torch.from_numpy(image.flux),
+        torch.from_numpy(image.valid),
         origin=tile.origin,
         core=tile.core,
         psf_fwhm=seeing(image) / image.pixel_scale,
-        sigma=to_device(torch.from_numpy(np.sqrt(image.variance)), device),
+        sigma=torch.from_numpy(np.sqrt(image.variance)),
         conditions=conditions_of(image, tile.registration),
         blurs=() if card is None or card.bridge.kind != "seeing" else blurs_of(image, card),
     )
+    return scene.to(device)
 
 
 def blurs_of(image: SurveyImage, card: Card) -> tuple[BandBlur, ...]:

@@ -93,6 +93,16 @@ def test_objects_are_waited_for_when_all_of_a_group_are_done_however_many_batche
     assert waits[0] == waits[1] == [known, *[measured] * 3, known, *[reconstructed] * 3]
 
 
+def test_a_tile_goes_to_a_gpu_without_waiting(monkeypatch):
+    here = scene(3)
+    with pretended_gpu(monkeypatch) as gpu:
+        there = here.to(GPU)
+        assert not gpu.waits
+        for name in ("flux", "valid", "sigma"):
+            assert getattr(there, name).device == GPU
+            assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+
+
 def test_what_waits_for_a_gpu_is_seen_on_one_that_pretends(monkeypatch):
     values = torch.arange(6.0)
     with pretended_gpu(monkeypatch) as gpu:
