@@ -94,16 +94,21 @@ CHILD = """
 import pickle, sys
 import numpy as np
 from surveybridge.cluster.stages import Failure, Outcome
+from surveybridge.jobs.translating.candidates import Candidates
 from surveybridge.jobs.translating.stages import Translation, tile_stages
 from surveybridge.storage.mosaics import TileMosaic
-from surveybridge.storage.schema import CANDIDATES
+from surveybridge.storage.schema import CANDIDATES, CELL, thumbnail_names
 from surveybridge.storage.tiles import core_header, tile_content, tile_place
 
 stages = tile_stages(pickle.loads(sys.stdin.buffer.read()))
 tile = stages.make_read()("t0000")
 write, zeros = stages.make_write(), np.zeros((1, *tile.core_shape), np.float32)
 mosaic = TileMosaic("t0000", core_header(tile), ("VIS",), zeros, zeros, zeros[0], tile.core_origin, tile.grid_id)
-done = Translation("t0000", tile_content(tile), tile_place(tile), mosaic, 1, CANDIDATES.empty_table(), 0.1)
+planes = {name: CANDIDATES.field(name).type.list_size // CELL**2 for name in thumbnail_names(CANDIDATES)}
+cut = {name: np.zeros((2, number, CELL, CELL), np.float32) for name, number in planes.items()}
+assert Candidates(CANDIDATES, cut | {"object_id": ["a", "b"]}).rows["object_id"].to_pylist() == ["a", "b"]
+none = Candidates(CANDIDATES, {})
+done = Translation("t0000", tile_content(tile), tile_place(tile), mosaic, 1, none, 0.1)
 row = write(Outcome("t0000", done, None, {"read": 0.1, "model": 0.2}))
 assert row["status"] == "ok", row
 assert write(Outcome("t0001", None, Failure("model", "no", ""), {}))["status"] == "failed"
