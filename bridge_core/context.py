@@ -72,7 +72,8 @@ class Context:
 
     def to(self, device: torch.device) -> Context:
         """The same on a device."""
-        return Context(self.maps.to(device), self.vector.to(device), self.physics and self.physics.to(device))
+        physics = self.physics and self.physics.to(device)
+        return Context(to_device(self.maps, device), to_device(self.vector, device), physics)
 
     @classmethod
     def blank(cls, known: Tensor) -> Context:
