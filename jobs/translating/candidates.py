@@ -178,7 +178,7 @@ def score_objects(
     problem = model.card.problem
     direction = problem.scored
     if direction is None:
-        return Candidates(no_candidates(), {})
+        return Candidates(schema_of_maps_only(), {})
     table = described(problem.table)
     schema = candidates_schema(table, run.version)
     if objects is None:
@@ -282,7 +282,7 @@ def catalogued_part(card: Card, tile: Tile) -> dict[str, Any]:
     return {"catalogued": True, "covered_cells": core_coverage(tile.images.values(), tile.core)}
 
 
-def no_candidates() -> pa.Schema:
+def schema_of_maps_only() -> pa.Schema:
     """Columns of a table without rows, which takes those of its run when it is written."""
     import pyarrow as pa
 

@@ -15,7 +15,7 @@ from benchmarks.field_measures import coverages, flux_ratios, ideal_coverage, is
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, shipped_checkpoints
 from surveybridge.jobs import translate
 from surveybridge.jobs.translating import stages
-from surveybridge.jobs.translating.candidates import Candidates, no_candidates
+from surveybridge.jobs.translating.candidates import Candidates, schema_of_maps_only
 from surveybridge.storage import ingest
 from surveybridge.storage.flags import BITS, CUTS
 from surveybridge.storage.query import EVERY_ROW, Listing, query
@@ -76,7 +76,7 @@ def translated(request, stamps, tmp_path_factory):
     run = str(tmp_path_factory.mktemp("translated") / "run")
     settings = {"direction": request.param, "executor": "serial", "samples": 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "score_objects", lambda *_: Candidates(no_candidates(), {}))
+        patch.setattr(stages, "score_objects", lambda *_: Candidates(schema_of_maps_only(), {}))
         assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
     return read_field(run, store), galaxies
 
