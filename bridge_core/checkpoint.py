@@ -21,6 +21,10 @@ DEFAULT_CHECKPOINT = "mosaic-v3"
 
 HEAD_ENDING = ".maps.safetensors"
 
+STATED = ("conditions", "patch", "consistency")
+"""Keys of a card that are no part of a checkpoint's identity. Conditions decide no pixel and no score; windows, and how
+light is brought to agree, a run states itself. So a card may state them later, and runs that began before go on."""
+
 EARLIER_DEFAULTS = ("mosaic-v2",)
 """Shipped checkpoints that were the default before; what was begun with them goes on with them."""
 
@@ -89,13 +93,9 @@ def head_file(path: str | Path | None = None) -> Path:
 
 
 def _identity(weights: bytes, card: bytes) -> str:
-    """SHA-256 of weights and card as `save_checkpoint` wrote them, without the conditions and windows of the card.
-
-    These decide no pixel and no score of a run, which states its windows itself, and may be stated later: a run that
-    was begun before then goes on.
-    """
+    """SHA-256 of weights and card as `save_checkpoint` wrote them, without what is `STATED` elsewhere."""
     document = json.loads(card)
-    decides = {key: value for key, value in document.items() if key not in ("conditions", "patch")}
+    decides = {key: value for key, value in document.items() if key not in STATED}
     if decides != document:
         card = _card_text(decides).encode()
     return hashlib.sha256(weights + card).hexdigest()

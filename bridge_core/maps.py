@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surveybridge.bridge_core.conditions import Conditions
+from surveybridge.bridge_core.consistency import Consistency
 from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
@@ -30,7 +31,7 @@ from surveybridge.bridge_core.scene import Scene, cut_context, look
 from surveybridge.bridge_core.settings import Precision, Sampling, WholeTile
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import START, Posterior, window_noise
+from surveybridge.bridge_core.translate import START, Posterior, compared_box, consistent, window_noise
 
 INSIDE = 0.6827
 """Share of a Gaussian within its standard deviation."""
@@ -146,7 +147,13 @@ def flux_moments(head: MapsHead, direction: Direction, seen: Evaluated) -> tuple
 
 
 def map_tile(
-    model: Model, head: MapsHead, direction: Direction, scene: Scene, how: Sampling, wanted: Conditions | None = None
+    model: Model,
+    head: MapsHead,
+    direction: Direction,
+    scene: Scene,
+    how: Sampling,
+    wanted: Conditions | None = None,
+    consistency: Consistency | None = None,
 ) -> Posterior:
     """Posterior of the wanted endpoint over the core of a tile, from one evaluation of each window.
 
@@ -154,7 +161,7 @@ def map_tile(
     ----------
     head
         Of the model's network.
-    model, direction, scene, how, wanted
+    model, direction, scene, how, wanted, consistency
         As of `translate_tile`; of `how`, seed, windows, batch and precision count.
     """
     with span("prepare"):
@@ -171,11 +178,14 @@ def map_tile(
             return flux_moments(head, direction, found)
 
     if isinstance(grid, WholeTile):
-        (top, left), (y0, y1, x0, x1) = seen.origin, seen.box
-        mean, std = (
-            of[0, :, y0 - top : y1 - top, x0 - left : x1 - left] for of in asked(seen.x1[None], seen.live, seen.context)
-        )
-        return Posterior.of(mean.cpu(), std.cpu(), coverage, 1)
+        box = compared_box(seen, how, consistency)
+        (top, left), (y0, y1, x0, x1) = seen.origin, box
+        both = torch.cat(asked(seen.x1[None], seen.live, seen.context))
+        both = both[..., y0 - top : y1 - top, x0 - left : x1 - left]
+        if consistency is not None:
+            both = consistent(consistency, both, scene.framed(box))
+        mean, std = both.cpu()
+        return Posterior.of(mean, std, coverage, 1)
     parts = []
     batch = how.windows_a_call(grid.size**2)
     for first in range(0, len(seen.live), batch):

@@ -16,6 +16,7 @@ from surveybridge.bridge_core.context import Context
 from surveybridge.bridge_core.discriminant import Discriminant
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.generation import Generation
+from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.network import NetworkConfig, UNet, for_bfloat16
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.prediction import Predictor
@@ -62,6 +63,9 @@ class Card:
         new runs see tiles through these. The windows of the training where nothing else was measured.
     generation
         What a generator makes from noise (`bridge_core.generation`); None of a network that translates images.
+    consistency
+        How the light of either end follows from that of the other, by which new runs bring translations to agree with
+        what was observed; None where it was not measured.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Card:
     pixel_pc: float | None = None
     patch: int | str = PatchGrid.size
     generation: Generation | None = None
+    consistency: LightRelation | None = None
 
     def __post_init__(self) -> None:
         """Refuse whole tiles of a network whose result depends on the size of its window."""
@@ -151,6 +156,7 @@ class Card:
             **({"pixel_pc": self.pixel_pc} if self.pixel_pc else {}),
             **({"patch": self.patch} if self.patch != PatchGrid.size else {}),
             **({"generation": self.generation.card} if self.generation else {}),
+            **({"consistency": self.consistency.card} if self.consistency else {}),
         }
 
     @classmethod
@@ -178,6 +184,7 @@ class Card:
             pixel_pc=card.get("pixel_pc"),
             patch=windows_of(card.get("patch", PatchGrid.size)).stated,
             generation=Generation.from_card(card["generation"]) if card.get("generation") else None,
+            consistency=LightRelation.from_card(card["consistency"]) if card.get("consistency") else None,
         )
 
 
@@ -203,7 +210,8 @@ class Model:
     network
         In evaluation mode.
     sha256
-        Hash of weights and card without its conditions and windows, the model's identity in run folders.
+        Hash of weights and card but for what a run states itself (`checkpoint.STATED`): the model's identity in run
+        folders.
     file
         Where it was loaded from, without ending; None for one that was not.
     """

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
+from surveybridge.bridge_core.consistency import Consistency
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
-from surveybridge.bridge_core.translate import Posterior, moments, whole_samples, window_samples
+from surveybridge.bridge_core.translate import Posterior, compared_box, moments, whole_samples, window_samples
 
 
 def redraw_tile(
@@ -23,6 +24,7 @@ def redraw_tile(
     how: Sampling,
     region: tuple[int, int, int, int],
     wanted: Conditions | None = None,
+    consistency: Consistency | None = None,
 ) -> tuple[Posterior, Tensor]:
     """The samples that `translate_tile` took its moments of, over a part of the core.
 
@@ -32,7 +34,7 @@ def redraw_tile(
 
     Parameters
     ----------
-    model, direction, scene, how, wanted
+    model, direction, scene, how, wanted, consistency
         As `translate_tile` was given them.
     region
         (y0, y1, x0, x1) in array pixels, inside the core.
@@ -44,7 +46,8 @@ def redraw_tile(
     Tensor
         float32 [K, B, h, w] in the wanted endpoint's unit: each sample, its patches blended by the weights of the mean,
         so that the mean over K is the posterior's. Where patches overlap their samples average, so that the scatter
-        over K may lie below the posterior's `std`, which does not shrink.
+        over K may lie below the posterior's `std`, which does not shrink. Light that was brought to agree is so in each
+        sample, by the factor of the mean.
     """
     seen = look(model, direction, scene, how, wanted=wanted)
     (y0, y1, x0, x1), core, origin = region, scene.core, scene.origin
@@ -54,11 +57,22 @@ def redraw_tile(
     if not (coverage > 0).any():
         nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)
         return Posterior(nothing[0], nothing[0], coverage, 0), nothing
-    found = (_of_whole if isinstance(how.patches, WholeTile) else _of_patches)(model, direction, seen, how, box)
-    mean, std = stretch.summary(found.mean, found.std, bands)
-    each = stretch.summary(found.samples, torch.zeros_like(found.samples), bands)[0].cpu()
-    posterior = Posterior.of(mean.cpu(), std.cpu(), coverage, found.windows)
-    return posterior, each.masked_fill(coverage <= 0, torch.nan)
+    if consistency is not None:
+        frame = compared_box(seen, how, consistency)
+        found = _of_whole(model, direction, seen, how, frame)
+    else:
+        found = (_of_whole if isinstance(how.patches, WholeTile) else _of_patches)(model, direction, seen, how, box)
+    both = torch.stack(stretch.summary(found.mean, found.std, bands))
+    each = stretch.summary(found.samples, torch.zeros_like(found.samples), bands)[0]
+    if consistency is not None:
+        # what there was around the core when the tile was translated decides the factor, whatever the region is
+        factor = consistency.to(both.device).factor(both[0], scene.framed(frame))
+        inner = slice(consistency.margin, -consistency.margin)
+        there = slice(y0 - core[0], y1 - core[0]), slice(x0 - core[2], x1 - core[2])
+        both, each = ((of[..., inner, inner] * factor)[..., *there] for of in (both, each))
+    mean, std = both.cpu()
+    posterior = Posterior.of(mean, std, coverage, found.windows)
+    return posterior, each.cpu().masked_fill(coverage <= 0, torch.nan)
 
 
 class _Found(NamedTuple):

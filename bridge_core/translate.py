@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
+from surveybridge.bridge_core.consistency import Consistency
 from surveybridge.bridge_core.context import Context, row_numbers
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
@@ -87,6 +88,7 @@ def translate_tile(
     how: Sampling = Sampling(),
     corners: Sequence[tuple[int, int]] | None = None,
     wanted: Conditions | None = None,
+    consistency: Consistency | None = None,
 ) -> Posterior:
     """Posterior of the wanted endpoint over the core of a tile.
 
@@ -104,12 +106,15 @@ def translate_tile(
         Patches in the order to compute them; by default all that touch the core. The result does not depend on it.
     wanted
         How the wanted endpoint is to be observed; by default as those of the training typically were.
+    consistency
+        How its light is brought to agree with what was observed, on a tile that is seen as one window; by default it
+        stays as the samples have it.
 
     Raises
     ------
     BridgeError
         If a network with statistics of the window is to see a whole tile, the model is a generator, or no samples are
-        asked for.
+        asked for; or light is to agree in patches.
     """
     if how.samples == 0:
         raise BridgeError("samples 0: a translation by samples needs at least 2; maps without are of `maps.map_tile`")
@@ -123,10 +128,57 @@ def translate_tile(
     if not seen.live:
         mean = std = torch.full((len(end.bands), *coverage.shape), torch.nan)
         return Posterior.of(mean, std, coverage, 0)
-    moments_of = _whole_moments if isinstance(how.patches, WholeTile) else _blended_moments
-    mean, std = moments_of(model, direction, seen, how)
-    mean, std = torch.stack(end.fitted.summary(mean, std, end.bands)).cpu()  # the device is waited for once
+    box = compared_box(seen, how, consistency)
+    if isinstance(how.patches, WholeTile):
+        mean, std = _whole_moments(model, direction, seen, how, box)
+    else:
+        mean, std = _blended_moments(model, direction, seen, how)
+    both = torch.stack(end.fitted.summary(mean, std, end.bands))
+    if consistency is not None:
+        both = consistent(consistency, both, scene.framed(box))
+    mean, std = both.cpu()  # the device is waited for once
     return Posterior.of(mean, std, coverage, len(seen.live))
+
+
+def compared_box(seen: Seen, how: Sampling, consistency: Consistency | None) -> tuple[int, int, int, int]:
+    """Return the box of the pixels that are needed: the core's, and of light that is to agree some around it.
+
+    Raises
+    ------
+    BridgeError
+        If the windows are patches, or a tile does not reach so far beyond its core.
+    """
+    if consistency is None:
+        return seen.box
+    (y0, y1, x0, x1), margin, windows = seen.box, consistency.margin, how.patches
+    if not isinstance(windows, WholeTile):
+        raise BridgeError("light is brought to agree in whole tiles, not in patches; leave consistency out")
+    if margin > windows.halo:
+        raise BridgeError(
+            f"light that is to agree needs {margin} pixels around a core, and a window has {windows.halo}; leave "
+            "consistency out"
+        )
+    return y0 - margin, y1 + margin, x0 - margin, x1 + margin
+
+
+def consistent(consistency: Consistency, moments: Tensor, frame: Scene) -> Tensor:
+    """Bring the light of moments to agree with the observed one.
+
+    Parameters
+    ----------
+    moments
+        float32 [2, B, H, W], mean and standard deviation in the box of `compared_box`.
+    frame
+        The observed end in that box.
+
+    Returns
+    -------
+    Tensor
+        float32 [2, B, h, w], of the core.
+    """
+    with span("consistency"):
+        inner, consistency = slice(consistency.margin, -consistency.margin), consistency.to(moments.device)
+        return moments[..., inner, inner] * consistency.factor(moments[0], frame)
 
 
 def _blended_moments(model: Model, direction: Direction, seen: Seen, how: Sampling) -> tuple[Tensor, Tensor]:
@@ -140,10 +192,12 @@ def _blended_moments(model: Model, direction: Direction, seen: Seen, how: Sampli
         return blend(seen.live, mean, variance, how.patches, seen.box)
 
 
-def _whole_moments(model: Model, direction: Direction, seen: Seen, how: Sampling) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the core, as `_blended_moments`, a batch of samples after the other."""
+def _whole_moments(
+    model: Model, direction: Direction, seen: Seen, how: Sampling, box: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over a box, as `_blended_moments`, a batch of samples after the other."""
     found, count = None, 0
-    for samples in whole_samples(model, direction, seen, how, seen.box):
+    for samples in whole_samples(model, direction, seen, how, box):
         with span("moments"):
             found = accumulate(samples, since=found, count=count)
         count += samples.shape[1]

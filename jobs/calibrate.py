@@ -16,6 +16,9 @@ observed as in a training, and learns the factors of its standard deviations fro
 With --pairs --maps: fits the head that says the standard deviation of every pixel from one evaluation of the network,
 for `translate --samples 0`. It is a file of its own beside a copy of the checkpoint, which stays as it is.
 
+With --pairs --consistency: learns how the light of one survey follows from the bands of the other, and how far the
+network's is off, by which `translate` then makes the light of its maps agree with what was observed.
+
 All else is written into the card of a copy of the checkpoint.
 """
 
@@ -41,10 +44,11 @@ surveybridge calibrate --pairs pairs/train.zarr --start 3600 --checkpoint runs/m
 surveybridge calibrate --store field.zarr --tiles 8 --out runs/here
 surveybridge calibrate --store s3://survey/tiles --checkpoint runs/mine/mine --out s3://survey/models --executor ray
 surveybridge calibrate --pairs skies.zarr --checkpoint seeing-v1 --out runs/calibrated
-surveybridge calibrate --pairs skies.zarr pairs/train.zarr --maps --checkpoint runs/mosaic/bridge --out runs/maps"""
+surveybridge calibrate --pairs skies.zarr pairs/train.zarr --maps --checkpoint runs/mosaic/bridge --out runs/maps
+surveybridge calibrate --pairs skies.zarr --consistency --checkpoint runs/mosaic/bridge --out runs/consistent"""
 
 ONLY = {
-    "pairs": ("start", "limit", "sigma", "draws", "maps"),
+    "pairs": ("start", "limit", "sigma", "draws", "maps", "consistency"),
     "store": (
         *("tiles", "to", "arcs", "hold_back", "hold_back_order"),
         *("known_lenses", "known_lenses_radius", "executor", "workers", "patch"),
@@ -81,6 +85,11 @@ class Config(JobConfig):
         False,
         description="with --pairs: fit the head of `translate --samples 0` instead of the lens score, on 2048 pairs of "
         "each store if --limit says nothing",
+    )
+    consistency: bool = Field(
+        False,
+        description="with --pairs: learn how the light of one end follows from the other's instead of the lens score, "
+        "from 4096 pairs of each store if --limit says nothing",
     )
     tiles: int = Field(16, ge=1, description="with --store: largest number of tiles, spread over the store")
     to: str | None = Field(None, description="with --store: endpoint to translate to (default: all that there are)")
@@ -126,8 +135,11 @@ class Config(JobConfig):
         other = "store" if self.store is None else "pairs"
         if strange := [name for name in ONLY[other] if name in self.model_fields_set]:
             raise ValueError(f"--{strange[0].replace('_', '-')} is for --{other}; leave it out")
-        if self.maps and (strange := [name for name in OF_SCORE if name in self.model_fields_set]):
-            raise ValueError(f"--{strange[0]} is not for --maps; leave it out")
+        if self.maps and self.consistency:
+            raise ValueError("--maps and --consistency learn one thing each; give one of them")
+        apart = "maps" if self.maps else "consistency" if self.consistency else None
+        if apart and (strange := [name for name in OF_SCORE if name in self.model_fields_set]):
+            raise ValueError(f"--{strange[0]} is not for --{apart}; leave it out")
         if self.hold_back_order is not None and self.hold_back is None:
             raise ValueError(f"--hold-back-order {self.hold_back_order} says nothing without --hold-back; give both")
         if "known_lenses_radius" in self.model_fields_set and self.known_lenses is None:
@@ -157,6 +169,8 @@ def run(config: Config) -> int:
     weights = {name: value.clone() for name, value in model.network.state_dict().items()}
     if config.maps:
         return fit_maps(config, model, weights)
+    if config.consistency:
+        return fit_consistency(config, model, weights)
     card, failed = calibrated_card(config, model)
     if card is None:
         return 1
@@ -197,6 +211,31 @@ def fit_maps(config: Config, model: Model, weights: dict[str, Tensor]) -> int:
             raise RequestError(f"{url} has {pairs.stored} pairs but --start is {config.start}; give a smaller one")
     head = fit_head(model, stores, config.seed, config.batch or 16)
     print(write(config.out, model.card, weights, head))
+    return 0
+
+
+def fit_consistency(config: Config, model: Model, weights: dict[str, Tensor]) -> int:
+    """Learn how light is brought to agree, print it, and write a copy of the checkpoint that says so; returns 0."""
+    from dataclasses import replace
+
+    from surveybridge.bridge_core.checkpoint import head_file
+    from surveybridge.bridge_core.maps import load_head
+    from surveybridge.jobs.calibrating.light import PAIRS, fit_relation, read
+
+    if model.card.bridge.kind == "seeing":
+        raise RequestError(
+            f"checkpoint {model.card.name} goes through the seeing, where the light of both ends is the same; leave "
+            "--consistency out"
+        )
+    stores = [read(model.card, url, config.start, config.limit or PAIRS) for url in config.pairs]
+    relation = fit_relation(model, stores, config.seed, config.batch or 16)
+    terms = " + ".join(f"{weight:.3g} {band}" for band, weight in relation.weights.items())
+    print(f"{relation.band} = {terms}, within {relation.scatter:.1%}; {relation.provenance['bright']} bright pairs")
+    for direction, error in relation.error.items():
+        print(f"{direction}: light of the network is off by {error:.1%} beyond that")
+    head = None if model.file is None else head_file(model.file)
+    kept = load_head(model, head) if head is not None and head.is_file() else None
+    print(write(config.out, replace(model.card, consistency=relation), weights, kept))
     return 0
 
 

@@ -106,6 +106,8 @@ def _ways(request: Request, settings: Mapping[str, Any]) -> Iterator[Request]:
     from surveybridge.storage.schema import RESUMED_VERSIONS
 
     ways = [request]
+    if settings["consistency"] is None and "consistency" in request.fingerprint:
+        ways.append(request.of_light_alone())
     if request.sampling.shared_start:
         ways.append(request.of_own_starts())
     if settings["patch"] is None:

@@ -59,6 +59,7 @@ def provenance_cards(run_json: Mapping[str, Any], finished_at: str | None = None
         ("SB_STEPS", run_json.get("steps"), "network evaluations of a sample"),
         ("SB_SEED", run_json.get("seed"), "key of the noise on the sky"),
         ("SB_PREC", run_json.get("precision"), "arithmetic of the network"),
+        ("SB_LIGHT", bool(run_json.get("consistency")) or None, "light brought to agree with what was observed"),
         ("SB_CALIB", run_json.get("calibrated"), "std scaled by the recalibration in the card"),
         ("SB_STORE", run_json.get("store"), ""),
         ("SB_DONE", finished_at, "last of the tiles was finished (UTC)"),

@@ -74,7 +74,7 @@ LATER_KEYS = {"patch": 64, "stars": None, "score_reconstruct": 1.0}
 
 OPTIONAL_KEYS: dict[str, Any] = {
     **{"calibrated": False, "homogenise": None, "wanted": None, "shared_start": False},
-    "maps_head": None,
+    **{"maps_head": None, "consistency": None},
 }
 """Further such settings, which a run states only where they differ from these values."""
 

@@ -316,6 +316,7 @@ def translate(
     steps: int | None = None,
     seed: int = 0,
     homogenise: Literal["auto", "off"] = "auto",
+    consistency: Literal["auto", "off"] = "auto",
 ) -> PosteriorMap:
     """Translate a tile, or arrays of the observed end, as `surveybridge translate` does, in this process.
 
@@ -342,6 +343,8 @@ def translate(
         Key of the noise.
     homogenise : "auto" or "off"
         Whether a tile is brought to the PSF of the training images, as `surveybridge translate` does.
+    consistency : "auto" or "off"
+        Whether the light of the result is brought to agree with that of a tile, as `surveybridge translate` does.
 
     Returns
     -------
@@ -383,6 +386,7 @@ def translate(
     from surveybridge.bridge_core.translate import translate_tile, with_shared_start
     from surveybridge.jobs.translating.config import NOISE_BOUND, steps_of
     from surveybridge.jobs.translating.homogenising import Homogenisation
+    from surveybridge.jobs.translating.light import compared_light, relation_for
     from surveybridge.jobs.translating.scene import wanted_conditions
     from surveybridge.jobs.translating.windows import halo_of_tile, windows_for
     from surveybridge.storage.celestial import celestial_wcs
@@ -411,11 +415,15 @@ def translate(
     how = with_shared_start(card, replace(how, patches=windows_for(card, None, halo)))
     # On a copy, since weights that are rounded to bfloat16 stay so.
     moved = replace(model, network=copy.deepcopy(model.network)).to(device, how.precision)
-    wanted = wanted_conditions(card, observed, direction) if isinstance(observed, Tile) else None
+    wanted = agreeing = None
+    if isinstance(observed, Tile):
+        wanted = wanted_conditions(card, observed, direction)
+        relation = None if consistency == "off" else relation_for(card, direction, how.patches)
+        agreeing, _ = compared_light(card, relation, observed, direction, wanted, how.patches)
     if head is None:
-        posterior = translate_tile(moved, direction, scene, how, wanted=wanted)
+        posterior = translate_tile(moved, direction, scene, how, wanted=wanted, consistency=agreeing)
     else:
-        posterior = map_tile(moved, head, direction, scene, how, wanted)
+        posterior = map_tile(moved, head, direction, scene, how, wanted, agreeing)
     made_by = {
         "code_version": __version__,
         "direction": str(direction),
@@ -425,6 +433,7 @@ def translate(
         "steps": steps,
         "seed": seed,
         "precision": how.precision,
+        "consistency": agreeing is not None,
     }
     return PosteriorMap(
         mean=posterior.mean.numpy(),

@@ -131,6 +131,7 @@ class TileMeasurer:
         """Do the same as a call, without its log context."""
         from surveybridge.bridge_core.translate import translate_tile
         from surveybridge.jobs.calibrating.objects import measure_lenses, measure_objects
+        from surveybridge.jobs.translating.light import compared_light, relation_for
         from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 
         tile = prepared(self.model.card, tile)
@@ -139,12 +140,12 @@ class TileMeasurer:
         counts: Counts = {}
         for name, noise in self.settings.noise.items():
             direction = self.model.card.problem.direction(name)
+            wanted = wanted_conditions(self.model.card, tile, direction)
+            relation = relation_for(self.model.card, direction, self.sampling.patches)
+            consistency, _ = compared_light(self.model.card, relation, shown, direction, wanted, self.sampling.patches)
+            scene = scene_of(shown, direction.observed.name, self.device, self.model.card)
             posterior = translate_tile(
-                self.model,
-                direction,
-                scene_of(shown, direction.observed.name, self.device, self.model.card),
-                self.sampling,
-                wanted=wanted_conditions(self.model.card, tile, direction),
+                self.model, direction, scene, self.sampling, wanted=wanted, consistency=consistency
             )
             counts[name] = pulls_of(posterior, tile, direction, noise, held)
         if self.scoring is None:

@@ -14,6 +14,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.progress import progress
 from surveybridge.jobs.running.threads import threads
 from surveybridge.jobs.translating.homogenising import Homogenisation
+from surveybridge.jobs.translating.light import compared_light, relation_of
 from surveybridge.jobs.translating.request import checkpoint_of, read_model, sampling_of
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
@@ -82,7 +83,7 @@ def redraw(
     store = TileStore.open(store_url or run.store_url)
     contents, run_fields = _contents(run), run.fields()
     homogenisation = Homogenisation.of_document(facts.get("homogenise"))
-    wishes = Wishes.of_document(facts.get("wanted"))
+    wishes, relation = Wishes.of_document(facts.get("wanted")), relation_of(facts)
     settings = facts.get("config", {})
     torch.set_num_threads(threads(settings.get("workers", 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,9 +103,9 @@ def redraw(
         (y0, y1, x0, x1), (top, left) = part, tile.origin
         scene = scene_of(tile, direction.observed.name, device, model.card)
         here = (y0 - top, y1 - top, x0 - left, x1 - left)
-        posterior, drawn = redraw_tile(
-            model, direction, scene, how, here, wanted_conditions(model.card, tile, direction, wishes)
-        )
+        wanted = wanted_conditions(model.card, tile, direction, wishes)
+        consistency, _ = compared_light(model.card, relation, tile, direction, wanted, how.patches)
+        posterior, drawn = redraw_tile(model, direction, scene, how, here, wanted, consistency)
         if facts.get("calibrated"):
             posterior = recalibrated(model, direction, posterior)
             drawn = recalibrated_samples(model, direction, posterior.mean, drawn)

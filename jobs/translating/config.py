@@ -109,6 +109,12 @@ class TranslationConfig(JobConfig):
         le=10,
         description="factor by which that may enlarge the noise of a pixel; where it would, the PSF comes only as near",
     )
+    consistency: Literal["auto", "off"] | None = Field(
+        None,
+        description="multiply mean and deviation so that their light agrees with what was observed, at the resolution "
+        "of both, where the checkpoint's card says how, in whole tiles (auto), or not (off) (default: auto; of a run "
+        "that goes on, what it began with)",
+    )
     wanted_noise: tuple[str, ...] = Field(
         (),
         description="depth that is asked of the wanted endpoint: BAND=STD of its sky noise per pixel, in its unit "

@@ -14,6 +14,7 @@ from surveybridge.jobs.config import RequestError
 from surveybridge.jobs.running.threads import threads
 from surveybridge.jobs.translating.config import PATCHES, Config, TranslationConfig, steps_of
 from surveybridge.jobs.translating.homogenising import Homogenisation
+from surveybridge.jobs.translating.light import relation_for, relation_of
 from surveybridge.jobs.translating.scene import check_tile
 from surveybridge.jobs.translating.stages import Settings
 from surveybridge.jobs.translating.windows import check_halo, check_network, default_patch, halo_of_store
@@ -23,6 +24,7 @@ from surveybridge.storage.problems import is_default
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from surveybridge.bridge_core.light_relation import LightRelation
     from surveybridge.bridge_core.model import Card, Model
     from surveybridge.bridge_core.problem import Direction
     from surveybridge.bridge_core.settings import Sampling, Scoring
@@ -87,14 +89,19 @@ class Request:
         """Return the same translation as a run of some schema version, which another version of this code started."""
         return replace(self, fingerprint=self.fingerprint | {"code_schema_version": version})
 
+    def of_light_alone(self) -> Request:
+        """Return the same translation with light as the network has it, as those that state nothing else began."""
+        return replace(self, fingerprint=_without(self.fingerprint, "consistency"))
+
     def of_own_starts(self) -> Request:
         """Return the same translation with a start for each sample, as those that state nothing else began."""
-        return replace(self, fingerprint=_without(self.fingerprint, "shared_start"))
+        return replace(self, fingerprint=_without(self.fingerprint, "shared_start", "consistency"))
 
     def of_patches(self) -> Request:
         """Return the same translation in patches of the first size, as those that state nothing else began."""
         config = self.config.model_copy(update={"patch": PATCHES[0]})
-        return replace(self, config=config, fingerprint=_without(self.fingerprint, "patch", "shared_start"))
+        without = _without(self.fingerprint, "patch", "shared_start", "consistency")
+        return replace(self, config=config, fingerprint=without)
 
     def of_all_sources(self) -> Request:
         """Return the same translation with every source reconstructed, as those that state nothing else began."""
@@ -134,6 +141,7 @@ def check(config: Config) -> Request:
     if config.patch is None:
         config = config.model_copy(update={"patch": default_patch(model.card, halo_of_store(listed))})
     homogenisation = asked_homogenisation(model, config, begun)
+    relation = asked_consistency(model.card, direction, config, begun)
     maps_head = head_digest(model, config)
     wishes = Wishes.read(model.card, direction, config.wanted_noise, config.wanted_psf)
     fingerprint = {
@@ -145,6 +153,7 @@ def check(config: Config) -> Request:
         **({"wanted": wishes.document} if wishes else {}),
         **({"shared_start": True} if asked_to_share(model.card, config, begun) else {}),
         **({"maps_head": maps_head} if maps_head else {}),
+        **({"consistency": relation.card} if relation else {}),
         "grid": model.card.grid,
         "code_schema_version": version_at(config.run),
         "store": store.url,
@@ -191,6 +200,17 @@ def asked_homogenisation(model: Model, config: TranslationConfig, begun: RunFold
     if config.homogenise == "off":
         return None
     return Homogenisation.of_card(model.card, config.psf_noise)
+
+
+def asked_consistency(
+    card: Card, direction: Direction, config: TranslationConfig, begun: RunFolder | None
+) -> LightRelation | None:
+    """Return how light is brought to agree: as asked for, else as a run has begun, else as the card says."""
+    if config.consistency is None and begun is not None:
+        return relation_of(begun.run_json)
+    return (
+        None if config.consistency == "off" else relation_for(card, direction, windows_of(config.patch or PATCHES[0]))
+    )
 
 
 def asked_to_share(card: Card, config: TranslationConfig, begun: RunFolder | None) -> bool:
@@ -372,6 +392,7 @@ def settings_of(request: Request, attempts: dict[str, int], *, early: bool = Fal
         scoring=config.scoring,
         homogenisation=Homogenisation.of_document(request.fingerprint.get("homogenise")),
         wishes=Wishes.of_document(request.fingerprint.get("wanted")),
+        relation=relation_of(request.fingerprint),
         batch=config.batch,
         calibrated=config.calibrated,
         run_id=request.run_id,

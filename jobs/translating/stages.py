@@ -22,11 +22,13 @@ from surveybridge.jobs.translating.candidates import (
     score_objects,
 )
 from surveybridge.jobs.translating.homogenising import Homogenisation, words
+from surveybridge.jobs.translating.light import compared_light, unchanged
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
 from surveybridge.jobs.translating.wishes import Wishes
 from surveybridge.storage.errors import StorageUnavailable
 
 if TYPE_CHECKING:
+    from surveybridge.bridge_core.light_relation import LightRelation
     from surveybridge.bridge_core.maps import MapsHead
     from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.settings import Sampling, Scoring
@@ -54,6 +56,8 @@ class Settings:
     """The PSFs to which images are brought; None for none."""
     wishes: Wishes | None
     """What is asked of the wanted end."""
+    relation: LightRelation | None
+    """By which light is brought to agree with what was observed; None where it stays as the network has it."""
     batch: int | None
     """Windows in one call of the network; None for as many as keep the device busy."""
     calibrated: bool
@@ -223,10 +227,16 @@ class TileTranslator:
         with span("translate"):
             scene = scene_of(tile, direction.observed.name, self.device, self.model.card)
             wanted = wanted_conditions(self.model.card, tile, direction, settings.wishes)
+            consistency, why = compared_light(
+                self.model.card, settings.relation, tile, direction, wanted, self.sampling.patches
+            )
+            place = dict(known.place) | ({"psf": unchanged(known.place["psf"], why)} if why else {})
             if self.head is None:
-                posterior = translate_tile(self.model, direction, scene, self.sampling, wanted=wanted)
+                posterior = translate_tile(
+                    self.model, direction, scene, self.sampling, wanted=wanted, consistency=consistency
+                )
             else:
-                posterior = map_tile(self.model, self.head, direction, scene, self.sampling, wanted)
+                posterior = map_tile(self.model, self.head, direction, scene, self.sampling, wanted, consistency)
         if settings.calibrated:
             posterior = recalibrated(self.model, direction, posterior)
         start = time.monotonic()
@@ -235,7 +245,7 @@ class TileTranslator:
         return Translation(
             tile_id=tile.tile_id,
             content=known.content,
-            place=known.place,
+            place=place,
             mosaic=TileMosaic(
                 tile_id=tile.tile_id,
                 wcs_header=core_header(tile),

@@ -1,0 +1,266 @@
+"""Flux consistency: the light that a network says there is, held against the light that was observed.
+
+A sharp image cannot be read off a blurred one, but how much light there is can. Each image convolved with the other's
+PSF shows the sky at one resolution (the cross-convolution of Yuan & Akerlof 2008, ApJ 677, 808), where the light in a
+band of one end follows from the bands of the other but for the scatter of colours. What the network says of the wanted
+end is multiplied by the factor that brings both to agree there, as far as noise and colours allow.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from surveybridge.bridge_core.correlate import correlated, gaussian_line
+from surveybridge.bridge_core.light_relation import LightRelation
+from surveybridge.bridge_core.patches import fill_masked
+from surveybridge.bridge_core.physics import Psf, Shape
+from surveybridge.bridge_core.problem import Direction, Problem
+from surveybridge.bridge_core.scene import Scene
+from surveybridge.kernels.transfer import to_device
+
+REACH = 1.5
+"""Radius, in FWHM of the widest PSF, to which kernels are kept: both images lack the same light beyond."""
+
+SMOOTHED = 0.5
+"""Standard deviation of the Gaussian in which images are compared, in that of the resolution that they share."""
+
+LEAST_TRANSFER = 3e-3
+"""Modes of which a PSF leaves less are not brought back."""
+
+KNOWN = 0.9
+"""Share of the light around a pixel, by the widest PSF, that has to come from known pixels."""
+
+LIMITS = (0.2, 5.0)
+"""Of the factor."""
+
+
+@dataclass(frozen=True)
+class BandOptics:
+    """What has to be known of a band: PSF, its FWHM, and the side of the pixels that it was taken with, arcsec."""
+
+    psf: Psf
+    fwhm: float
+    pixel: float
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How the light of a tile is compared in one direction.
+
+    Parameters
+    ----------
+    observed, wanted
+        complex64 [B, H, W // 2 + 1]: what the bands of either end are multiplied by, mode by mode, before they are
+        added; of a frame that reaches `margin` pixels beyond the core.
+    around
+        complex64 [H, W // 2 + 1]: the widest PSF, by which pixels have to be known.
+    smoothing
+        Standard deviation, pixels, of the Gaussian in which the images are compared.
+    noise
+        Of a pixel of the observed light, in the end's unit, times the root of the pixels that share it over those that
+        are compared.
+    scatter, error
+        As in `LightRelation`, in the direction.
+    margin
+        Pixels beyond the core that are looked at.
+    """
+
+    observed: Tensor
+    wanted: Tensor
+    around: Tensor
+    smoothing: float
+    noise: float
+    scatter: float
+    error: float
+    margin: int
+
+    def to(self, device: torch.device) -> Consistency:
+        """Return the same on a device."""
+        return replace(
+            self,
+            observed=to_device(self.observed, device),
+            wanted=to_device(self.wanted, device),
+            around=to_device(self.around, device),
+        )
+
+    def factor(self, mean: Tensor, scene: Scene) -> Tensor:
+        """Return what the wanted end is to be multiplied by.
+
+        Parameters
+        ----------
+        mean
+            float32 [B, H, W], what the network says of the frame, in the wanted endpoint's unit.
+        scene
+            The observed end in the frame.
+
+        Returns
+        -------
+        Tensor
+            float32 [H - 2 margin, W - 2 margin], within `LIMITS`; 1 where there is nothing to compare.
+        """
+        there = _summed(fill_masked(scene.flux, scene.valid), self.observed)
+        said = _summed(mean, self.wanted)
+        known = scene.valid.all(0)
+        share = _summed(known[None].to(mean.dtype), self.around[None]) / self.around[0, 0].real
+        counted = (known & (share > KNOWN)).to(mean.dtype)
+        # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
+        # was observed counts as if it agreed
+        shown = said.clamp(min=0)
+        reach = _smoothing_reach(self.smoothing)
+        line = gaussian_line(self.smoothing, reach, mean)
+        products = torch.stack([shown * (there - said) * counted, shown.square()])
+        excess, power = correlated(products, line / line.sum())
+        # noise draws the factor towards 1, as does the scatter of colours where it could explain the whole difference
+        off = excess / (power + (self.noise / self.error) ** 2)
+        believed = self.error**2 + off**2
+        factor = (1 + off * believed / (believed + self.scatter**2)).clamp(*LIMITS)
+        cut = self.margin - reach
+        return factor[cut : factor.shape[0] - cut, cut : factor.shape[1] - cut]
+
+
+def margin_of(fwhm: float) -> int:
+    """Pixels beyond a core that are looked at, by the FWHM in pixels of the resolution that both images share."""
+    return math.ceil(REACH * fwhm) + _smoothing_reach(_smoothing(fwhm))
+
+
+def consistency_of(
+    relation: LightRelation,
+    problem: Problem,
+    direction: Direction,
+    optics: Mapping[str, Sequence[BandOptics]],
+    noise: Sequence[tuple[float, Callable[[Shape], NDArray[np.float64]]]],
+    pixel_scale: float,
+    core: Shape,
+) -> Consistency:
+    """Find how a tile's light is compared.
+
+    Parameters
+    ----------
+    problem
+        That of `relation`, with a catalog.
+    optics
+        By endpoint, of its bands.
+    noise
+        Of the observed bands: standard deviation of the sky in the end's unit, and its power by mode of a shape,
+        float64 [H, W // 2 + 1] with mean 1.
+    pixel_scale
+        Of the grid, arcsec.
+    core
+        Its height and width, pixels.
+    """
+    assert problem.catalog is not None
+    (other,) = (end.name for end in problem.endpoints if end.name != problem.catalog)
+    sharp = optics[problem.catalog][problem[problem.catalog].bands.index(relation.band)]
+    others = tuple(optics[other])
+    fwhm = shared_fwhm(sharp, others) / pixel_scale
+    margin = margin_of(fwhm)
+    height, width = core[0] + 2 * margin, core[1] + 2 * margin
+    kernels = kernels_of(sharp, others, pixel_scale, (height, width))
+    of_end = {}
+    for name in (problem.catalog, other):
+        own = kernels.others if name == other else kernels.around
+        of_end[name] = own * torch.tensor(relation.weights_of(problem, name))[:, None, None]
+    observed = of_end[direction.observed.name]
+    variance = sum(
+        sigma**2 * _mean_of_modes(kernel.abs().double().square().numpy() * power((height, width)), width)
+        for kernel, (sigma, power) in zip(observed, noise, strict=True)
+    )
+    return Consistency(
+        observed=observed,
+        wanted=of_end[direction.wanted.name],
+        around=kernels.around,
+        smoothing=_smoothing(fwhm),
+        noise=math.sqrt(float(variance)) / SMOOTHED,
+        scatter=relation.scatter,
+        error=relation.error[str(direction)],
+        margin=margin,
+    )
+
+
+class Kernels(NamedTuple):
+    """What the bands of both ends are convolved with before they are compared, in modes of an image.
+
+    around: complex64 [H, W // 2 + 1], the widest PSF of the other end, for the sharp image; others: complex64
+    [B, H, W // 2 + 1], which bring the bands of the other end to the widest PSF and that of the sharp image.
+    """
+
+    around: Tensor
+    others: Tensor
+
+
+def shared_fwhm(sharp: BandOptics, others: Sequence[BandOptics]) -> float:
+    """FWHM in arcsec of the resolution at which both ends are compared."""
+    return math.hypot(sharp.fwhm, max(band.fwhm for band in others))
+
+
+@functools.lru_cache(maxsize=16)
+def kernels_of(sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: float, shape: Shape) -> Kernels:
+    """Make the kernels for images of a shape with opposite sides as neighbours; tiles of a field have them in common.
+
+    Parameters
+    ----------
+    sharp
+        The band of the end with the catalog.
+    others
+        The bands of the other end.
+    pixel_scale
+        Of the grid, arcsec.
+    """
+    wide = max(others, key=lambda band: band.fwhm)
+    reach = math.ceil(REACH * shared_fwhm(sharp, others) / pixel_scale)
+
+    def transfer(band: BandOptics) -> NDArray[Any]:
+        v = np.asarray(np.fft.fftfreq(shape[0], pixel_scale), np.float64)[:, None]
+        u = np.asarray(np.fft.rfftfreq(shape[1], pixel_scale), np.float64)[None, :]
+        return np.asarray(band.psf.transfer(u, v) * np.sinc(u * band.pixel) * np.sinc(v * band.pixel))
+
+    def kept(transfer: NDArray[Any]) -> Tensor:
+        """Modes of a kernel of which nothing lies beyond the reach."""
+        kernel = np.fft.irfft2(transfer, shape)
+        y, x = (np.abs(np.fft.fftfreq(side, 1 / side)) for side in shape)
+        found = np.fft.rfft2(np.where(np.hypot(y[:, None], x) <= reach, kernel, 0))
+        return torch.from_numpy(found.astype(np.complex64))
+
+    broad, narrow = transfer(wide), transfer(sharp)
+    brought = []
+    for band in others:
+        own = transfer(band)
+        brought.append(kept(narrow * broad * np.conj(own) / (np.abs(own) ** 2 + LEAST_TRANSFER**2)))
+    return Kernels(kept(broad), torch.stack(brought))
+
+
+def _smoothing(fwhm: float) -> float:
+    """Standard deviation, pixels, of the Gaussian in which images of a resolution are compared."""
+    return max(SMOOTHED * fwhm / (2 * math.sqrt(2 * math.log(2))), 0.5)
+
+
+def _smoothing_reach(smoothing: float) -> int:
+    return math.ceil(3 * smoothing)
+
+
+def _mean_of_modes(half: NDArray[np.float64], width: int) -> float:
+    """Mean over all modes of a field of which `rfft2` has one half."""
+    twice = np.full(half.shape[1], 2.0)
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    return float((half * twice).sum() / (half.shape[0] * width))
+
+
+def convolved(images: Tensor, kernels: Tensor) -> Tensor:
+    """Images [B, H, W], each convolved with its kernel in modes [B, H, W // 2 + 1]: [B, H, W]."""
+    return torch.fft.irfft2(torch.fft.rfft2(images) * kernels, s=images.shape[-2:])
+
+
+def _summed(images: Tensor, kernels: Tensor) -> Tensor:
+    """The sum of `convolved`, [H, W]."""
+    return torch.fft.irfft2((torch.fft.rfft2(images) * kernels).sum(0), s=images.shape[-2:])

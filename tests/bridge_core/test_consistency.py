@@ -1,0 +1,284 @@
+"""Flux consistency: a network's light is brought to agree with what was observed, and else left as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
+from surveybridge.bridge_core.consistency import LIMITS, BandOptics, Consistency, consistency_of
+from surveybridge.bridge_core.errors import BridgeError
+from surveybridge.bridge_core.light_relation import LightRelation
+from surveybridge.bridge_core.maps import MapsHead, map_tile
+from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.objective import Objective
+from surveybridge.bridge_core.problem import Direction
+from surveybridge.bridge_core.redraw import redraw_tile
+from surveybridge.bridge_core.scene import Scene
+from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
+from surveybridge.bridge_core.translate import translate_tile
+from surveybridge.storage.psf import Gaussian, Moffat, Psf
+from tests.bridge_core.models import PROBLEM, TO_EUCLID, TO_LSST, make_card, random_model
+
+SCALE, SIDE, MARGIN_FWHM = 0.1, 200, 0.8
+Psfs = Mapping[str, tuple[Psf, ...]]
+RELATION = LightRelation(
+    "VIS", {"g": 0.2, "r": -0.1, "i": 0.9}, scatter=0.04, error={"lsst->euclid": 0.15, "euclid->lsst": 0.12}
+)
+ROUND = {"lsst": (Gaussian(0.8), Gaussian(0.75), Gaussian(0.7)), "euclid": (Gaussian(0.17),)}
+WINGED = {"lsst": (Moffat(0.9, 3.0), Moffat(0.8, 3.0), Moffat(0.7, 2.5)), "euclid": (Moffat(0.17, 2.5),)}
+COLOURS = torch.tensor([[0.3, 0.6, 1.0 + 0.1], [0.8, 0.9, 1.0], [0.2, 0.5, 1.1]])
+"""Fluxes in g, r, i of three kinds of sources, before they are scaled so that the relation gives 1 in VIS."""
+
+
+def optics(psfs: Psfs) -> dict[str, list[BandOptics]]:
+    return {name: [BandOptics(psf, psf.fwhm, SCALE) for psf in of] for name, of in psfs.items()}
+
+
+def made(
+    direction: Direction,
+    psfs: Psfs = ROUND,
+    core: tuple[int, int] = (SIDE, SIDE),
+    noise: float = 0.5,
+) -> Consistency:
+    white = [(noise, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * len(direction.observed.bands)
+    return consistency_of(RELATION, PROBLEM, direction, optics(psfs), white, SCALE, core)
+
+
+def image(psf: Psf, sources: Sequence[tuple[float, float, float]], shape: tuple[int, int]) -> Tensor:
+    """Point sources (y, x, flux), float64 [H, W], as a PSF shows them on pixels."""
+    high, wide = shape[0] + 256, shape[1] + 256  # so far around that nothing comes in on the other side
+    v = np.asarray(np.fft.fftfreq(high, SCALE), np.float64)[:, None]
+    u = np.asarray(np.fft.rfftfreq(wide, SCALE), np.float64)[None]
+    modes = sum(flux * np.exp(-2j * np.pi * SCALE * (u * x + v * y)) for y, x, flux in sources)
+    blurred = np.fft.irfft2(modes * psf.transfer(u, v) * np.sinc(u * SCALE) * np.sinc(v * SCALE), (high, wide))
+    return torch.from_numpy(np.roll(blurred, (128, 128), (0, 1))[128:-128, 128:-128].copy())
+
+
+class Sky:
+    """Sources of known colours as both ends see them, with some pixels around a core."""
+
+    def __init__(self, psfs: Psfs, margin: int, said: Sequence[float], flux: float = 2e4) -> None:
+        """`said` is how much of its light a network sees of each source."""
+        side = SIDE + 2 * margin
+        weights = torch.tensor(list(RELATION.weights.values()))
+        colours = COLOURS / (COLOURS @ weights)[:, None]
+        places = [(margin + 40.0 + 60 * (n % 3), margin + 40.0 + 60 * (n // 3)) for n in range(len(said))]
+        self.places = [(int(y) - margin, int(x) - margin) for y, x in places]
+        self.lsst = torch.stack(
+            [
+                image(psf, [(*at, flux * float(colours[n % 3, band])) for n, at in enumerate(places)], (side, side))
+                for band, psf in enumerate(psfs["lsst"])
+            ]
+        )
+        self.euclid = image(psfs["euclid"][0], [(*at, flux) for at in places], (side, side))[None]
+        factors = torch.tensor(said, dtype=torch.float64)
+        nearest = torch.cdist(
+            torch.cartesian_prod(torch.arange(side), torch.arange(side)).double(),
+            torch.tensor(places, dtype=torch.float64),
+        ).argmin(1)
+        self.said = factors[nearest].view(side, side)
+
+    def ends(self, direction: Direction) -> tuple[Tensor, Tensor]:
+        """What is observed, and what a network says, float32."""
+        both = (self.lsst, self.euclid) if direction is TO_EUCLID else (self.euclid, self.lsst)
+        return both[0].float(), (both[1] * self.said).float()
+
+
+def frame(flux: Tensor, consistency: Consistency, valid: Tensor | None = None) -> Scene:
+    margin = consistency.margin
+    core = (margin, flux.shape[-2] - margin, margin, flux.shape[-1] - margin)
+    return Scene(flux, torch.ones_like(flux, dtype=torch.bool) if valid is None else valid, (0, 0), core, 8.0)
+
+
+@pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST], ids=str)
+@pytest.mark.parametrize("psfs", [ROUND, WINGED], ids=["round", "winged"])
+def test_light_that_agrees_stays_and_light_that_does_not_is_brought_to_agree(direction, psfs):
+    said = (1.0, 0.4, 3.0, 1.0, 1.5, 0.8)
+    consistency = made(direction, psfs)
+    sky = Sky(psfs, consistency.margin, said)
+    observed, told = sky.ends(direction)
+    factor = consistency.factor(told, frame(observed, consistency))
+    assert factor.shape == (SIDE, SIDE)
+    for (y, x), share in zip(sky.places, said, strict=True):
+        # what colours might explain is not believed to the full
+        assert float(factor[y, x]) * share == pytest.approx(1, abs=0.01 if share == 1 else 0.05), share
+        around = factor[y - 3 : y + 4, x - 3 : x + 4]
+        assert float(around.max() - around.min()) < 0.05
+    assert float(factor[0, 0]) == pytest.approx(1, abs=0.01)
+
+
+def test_noise_and_what_colours_explain_draw_it_to_one():
+    consistency = made(TO_EUCLID)
+    bright, faint = (Sky(ROUND, consistency.margin, (0.5,) * 2, flux) for flux in (2e4, 20.0))
+    factors = []
+    for sky in (bright, faint):
+        observed, told = sky.ends(TO_EUCLID)
+        factors.append(float(consistency.factor(told, frame(observed, consistency))[sky.places[0]]))
+    assert factors[0] > 1.9 and 1 < factors[1] < 1.1
+    observed, told = Sky(ROUND, consistency.margin, (0.97,) * 2).ends(TO_EUCLID)
+    corrections = [
+        float(replace(consistency, scatter=scatter).factor(told, frame(observed, consistency))[40, 40]) - 1
+        for scatter in (0.0, 0.15, 1.0)
+    ]
+    assert corrections[0] == pytest.approx(1 / 0.97 - 1, rel=0.1)
+    assert corrections[1] == pytest.approx(corrections[0] / 2, rel=0.1) and abs(corrections[2]) < 0.002
+
+
+def test_noise_alone_is_hardly_changed():
+    consistency, generator = made(TO_EUCLID, noise=1.0), torch.Generator().manual_seed(4)
+    side = SIDE + 2 * consistency.margin
+    observed, told = (torch.randn(bands, side, side, generator=generator) for bands in (3, 1))
+    factor = consistency.factor(0.1 * told, frame(observed, consistency))
+    assert float((factor - 1).abs().max()) < 0.05
+
+
+def test_the_noise_is_that_of_the_light_which_is_compared():
+    consistency, generator = made(TO_EUCLID, noise=2.0), torch.Generator().manual_seed(5)
+    side = SIDE + 2 * consistency.margin
+    noise = 2 * torch.randn(3, side, side, generator=generator)
+    light = torch.fft.irfft2((torch.fft.rfft2(noise) * consistency.observed).sum(0), s=noise.shape[-2:])
+    assert float(light.std()) / 0.5 == pytest.approx(consistency.noise, rel=0.05)
+
+
+def test_where_pixels_are_not_known_light_stays_as_it_is():
+    consistency = made(TO_EUCLID)
+    sky = Sky(ROUND, consistency.margin, (2.0,) * 6)
+    observed, told = sky.ends(TO_EUCLID)
+    valid = torch.ones_like(observed, dtype=torch.bool)
+    (y, x), other = sky.places[1], sky.places[4]
+    hole = np.s_[
+        y + consistency.margin - 3 : y + consistency.margin + 4, x + consistency.margin - 3 : x + consistency.margin + 4
+    ]
+    valid[1][hole] = False  # one band is enough
+    lost = torch.where(valid, observed, torch.nan)
+    factor = consistency.factor(told, frame(lost, consistency, valid))
+    assert factor.isfinite().all()
+    assert float(factor[y, x]) > 0.9 and float(factor[other]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_it_stays_within_limits():
+    consistency = made(TO_EUCLID)
+    sky = Sky(ROUND, consistency.margin, (100.0, 0.01))
+    observed, told = sky.ends(TO_EUCLID)
+    factor = consistency.factor(told, frame(observed, consistency))
+    assert (float(factor.min()), float(factor.max())) == pytest.approx(LIMITS)
+
+
+def test_neighbouring_cores_have_the_same_factor_where_they_see_the_same():
+    consistency = made(TO_EUCLID)
+    observed, told = Sky(WINGED, consistency.margin, (1.0, 0.4, 3.0, 2.0, 1.5, 0.8)).ends(TO_EUCLID)
+    whole = consistency.factor(told, frame(observed, consistency))
+    part = made(TO_EUCLID, core=(90, 76))
+    m, high, wide = consistency.margin, 90, 76
+    cut = np.s_[..., 30 : 30 + high + 2 * m, 50 : 50 + wide + 2 * m]
+    assert part.margin == m
+    found = part.factor(told[cut].contiguous(), frame(observed[cut].contiguous(), part))
+    torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=1e-4, atol=1e-4)
+
+
+# ---- in a translation
+
+HOW = Sampling(samples=3, steps=2, seed=7, batch=2, precision="float32", patches=WholeTile())
+CORE = (64, 120, 64, 104)
+
+
+def shining() -> Model:
+    """A network that says there is light everywhere."""
+    model = random_model(replace(make_card(), objective=Objective("edm", sigma_data=0.3, end_share=0.1)))
+    torch.nn.init.normal_(model.network.final_conv.weight, std=0.01)
+    bias = model.network.final_conv.bias
+    assert bias is not None
+    torch.nn.init.constant_(bias, 0.5)
+    return model
+
+
+def tile(direction: Direction) -> tuple[Scene, Consistency]:
+    flux = 5 * torch.randn(len(direction.observed.bands), 184, 168, generator=torch.Generator().manual_seed(2))
+    flux += torch.linspace(0, 40, 168)
+    valid = torch.ones(flux.shape, dtype=torch.bool)
+    valid[:, 80:90, 70:80] = False
+    consistency = made(direction, core=(CORE[1] - CORE[0], CORE[3] - CORE[2]))
+    return Scene(flux, valid, (300, -77), CORE, 8.0), consistency
+
+
+@pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST], ids=str)
+def test_mean_and_deviation_are_multiplied_by_the_factor_of_the_mean(direction):
+    view, consistency = tile(direction)
+    model = shining()
+    plain = translate_tile(model, direction, view, HOW)
+    found = translate_tile(model, direction, view, HOW, consistency=consistency)
+    torch.testing.assert_close(found.coverage, plain.coverage)
+    factor = (found.mean / plain.mean)[:, found.coverage > 0]
+    assert float((factor - 1).abs().max()) > 0.01
+    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close((found.std / plain.std)[:, found.coverage > 0], factor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("region", [CORE, (70, 95, 66, 90)])
+def test_samples_drawn_again_are_multiplied_too_to_the_bit(region):
+    view, consistency = tile(TO_EUCLID)
+    model = shining()
+    whole = translate_tile(model, TO_EUCLID, view, HOW, consistency=consistency)
+    part, samples = redraw_tile(model, TO_EUCLID, view, HOW, region, consistency=consistency)
+    y0, y1, x0, x1 = region
+    there = np.s_[:, y0 - CORE[0] : y1 - CORE[0], x0 - CORE[2] : x1 - CORE[2]]
+    for name in ("mean", "std"):
+        assert torch.equal(getattr(part, name).nan_to_num(-1), getattr(whole, name)[there].nan_to_num(-1)), name
+    known = part.coverage > 0
+    torch.testing.assert_close(samples.mean(0)[:, known], part.mean[:, known], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(samples.std(0)[:, known], part.std[:, known], rtol=1e-4, atol=1e-4)
+
+
+def test_maps_without_samples_are_multiplied_too():
+    model = shining()
+    head = MapsHead(model.card.network).requires_grad_(False)
+    view, consistency = tile(TO_EUCLID)
+    plain = map_tile(model, head, TO_EUCLID, view, HOW)
+    found = map_tile(model, head, TO_EUCLID, view, HOW, consistency=consistency)
+    known = found.coverage > 0
+    factor = (found.mean / plain.mean)[:, known]
+    assert float((factor - 1).abs().max()) > 0.01
+    torch.testing.assert_close((found.std / plain.std)[:, known], factor, rtol=1e-3, atol=1e-3)
+
+
+def test_patches_and_windows_that_reach_less_far_are_refused():
+    view, consistency = tile(TO_EUCLID)
+    for patches, why in (
+        (PatchGrid(), "in whole tiles, not in patches"),
+        (WholeTile(8), f"needs {consistency.margin} pixels around a core, and a window has 8"),
+    ):
+        with pytest.raises(BridgeError, match=why):
+            translate_tile(random_model(), TO_EUCLID, view, replace(HOW, patches=patches), consistency=consistency)
+
+
+# ---- the relation
+
+
+def test_a_relation_is_read_back_from_a_card_and_is_no_part_of_the_identity(tmp_path):
+    model = random_model()
+    card = replace(model.card, consistency=replace(RELATION, provenance={"pairs": ["made-up"]}))
+    one, other = (
+        load_checkpoint(save_checkpoint(of, model.network.state_dict(), tmp_path / name))
+        for of, name in ((card, "with"), (replace(card, consistency=None), "without"))
+    )
+    assert one.sha256 == other.sha256 and one.card.consistency == card.consistency and other.card.consistency is None
+    assert RELATION.weights_of(PROBLEM, "euclid") == [1.0]
+    assert RELATION.weights_of(PROBLEM, "lsst") == [0.2, -0.1, 0.9]
+
+
+def test_a_relation_of_another_version_is_refused():
+    with pytest.raises(BridgeError, match="flux consistency of version 7 but this code reads 1"):
+        LightRelation.from_card(RELATION.card | {"version": 7})
+
+
+def test_the_margin_grows_with_the_seeing():
+    sharp, blurred = (made(TO_EUCLID, {**ROUND, "lsst": (Gaussian(fwhm),) * 3}) for fwhm in (0.5, 1.3))
+    assert sharp.margin < blurred.margin < 40
+    assert math.isclose(blurred.smoothing / sharp.smoothing, math.hypot(1.3, 0.17) / math.hypot(0.5, 0.17))
