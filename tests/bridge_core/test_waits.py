@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.anomaly import SourceScores, score_sources
 from surveybridge.bridge_core.checkpoint import load_checkpoint
+from surveybridge.bridge_core.consistency import BandOptics, consistency_of
+from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.bridge_core.translate import Posterior, translate_tile, with_shared_start
 from surveybridge.kernels.transfer import to_device
+from surveybridge.storage.psf import Gaussian
 from tests.pretended_gpu import GPU, OnGpu, PretendedGpu, pretended_gpu
 
 pytestmark = pytest.mark.long
@@ -49,6 +53,24 @@ def on_a_gpu(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pr
 def translated(model: Model, how: Sampling, hold: Callable[[Tensor], Tensor] = lambda values: values) -> Posterior:
     direction = model.card.problem.directions[-1]
     return translate_tile(model, direction, scene(len(direction.observed.bands), hold), how)
+
+
+def test_light_that_is_brought_to_agree_is_waited_for_no_more(model, monkeypatch):
+    direction = model.card.problem.directions[-1]
+    optics = {
+        end.name: [BandOptics(Gaussian(fwhm), fwhm, 0.1)] * len(end.bands)
+        for end, fwhm in ((direction.observed, 0.4), (direction.wanted, 0.17))
+    }
+    relation = LightRelation("VIS", {"g": 0.2, "r": 0.1, "i": 0.7}, scatter=0.05, error={str(direction): 0.1})
+    noise = [(1.0, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * 3
+    agreeing = consistency_of(relation, model.card.problem, direction, optics, noise, 0.1, (16, 16))
+    how = Sampling(samples=2, batch=1, steps=2, precision="float32", patches=WholeTile(16))
+    expected = translate_tile(model, direction, scene(3), how, consistency=agreeing)
+    assert not torch.equal(expected.mean, translated(model, how).mean)
+    with on_a_gpu(model, monkeypatch) as (gpu, there):
+        found = translate_tile(there, direction, scene(3, gpu.hold), how, consistency=agreeing)
+    assert [wait.split(":")[:2] for wait in gpu.waits] == [[HOST, f" {file}"] for file in ("scene.py", "translate.py")]
+    torch.testing.assert_close(found.mean, expected.mean, equal_nan=True)
 
 
 def scored(model: Model, batch: int, hold: Callable[[Tensor], Tensor] = lambda values: values) -> SourceScores:
