@@ -42,12 +42,18 @@ from benchmarks.sky_measures import (
     seen_by_vis,
 )
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, head_file, load_checkpoint
-from surveybridge.bridge_core.consistency import Consistency
 from surveybridge.bridge_core.maps import MapsHead, load_head, map_tile
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
+from surveybridge.bridge_core.scene import look
 from surveybridge.bridge_core.settings import Sampling, WholeTile
-from surveybridge.bridge_core.translate import Posterior, translate_tile, with_shared_start
+from surveybridge.bridge_core.translate import (
+    Posterior,
+    agreement_of,
+    grown,
+    whole_samples,
+    with_shared_start,
+)
 from surveybridge.jobs.simulating.observing import Observing
 from surveybridge.jobs.translating.light import compared_light, relation_for
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
@@ -161,14 +167,19 @@ def translated(model: Model, head: MapsHead | None, tile: Tile, samples: int, pr
     agreeing, why = compared_light(model.card, relation, tile, direction, wanted, windows)
     if agreeing is None:
         raise SystemExit(why)
-
-    def posterior(consistency: Consistency | None) -> Posterior:
-        with torch.inference_mode():
-            if head is None:
-                return translate_tile(model, direction, scene, how, wanted=wanted, consistency=consistency)
-            return map_tile(model, head, direction, scene, how, wanted, consistency)
-
-    return {"alone": posterior(None), "agreeing": posterior(agreeing)}
+    with torch.inference_mode():
+        if head is not None:
+            ways = ((way, of) for way, of in zip(WAYS, (None, agreeing), strict=True))
+            return {way: map_tile(model, head, direction, scene, how, wanted, of) for way, of in ways}
+        # the samples of a core that is larger by the margin, drawn once, are those of both ways
+        seen = look(model, direction, scene, how, wanted=wanted)
+        agreement = agreement_of(seen, how, agreeing, scene)
+        assert agreement is not None
+        frame = seen._replace(box=grown(seen.box, agreeing.margin))
+        drawn = torch.cat(list(whole_samples(model, direction, frame, how)), dim=1)[0]
+        inner = slice(agreeing.margin, -agreeing.margin)
+        both = (drawn[..., inner, inner], agreement.samples(drawn, 0, how.seed, direction.index))
+    return {way: Posterior.of(of.mean(0), of.std(0), seen.coverage, 1) for way, of in zip(WAYS, both, strict=True)}
 
 
 def measured(

@@ -23,9 +23,10 @@ from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.scene import cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import whole_samples, window_samples, with_shared_start
+from surveybridge.bridge_core.translate import agreement_of, whole_samples, window_samples, with_shared_start
 from surveybridge.jobs.simulating.field import SimulatedField
 from surveybridge.jobs.simulating.population import Catalogue
+from surveybridge.jobs.translating.light import compared_light, relation_for
 from surveybridge.jobs.translating.scene import scene_of, wanted_conditions
 from surveybridge.jobs.translating.windows import halo_of_tile, windows_for
 from surveybridge.jobs.translating.wishes import Wishes
@@ -185,7 +186,10 @@ def drawn_windows(
     wanted = wanted_conditions(model.card, tile, direction, wishes)
     if isinstance(how.patches, WholeTile):
         seen = look(model, direction, scene, how, wanted=wanted)
-        field = torch.cat(list(whole_samples(model, direction, seen, how, seen.box)), dim=1)[0].numpy()
+        relation = relation_for(model.card, direction, how.patches)
+        agreeing, _ = compared_light(model.card, relation, tile, direction, wanted, how.patches)
+        agreement = agreement_of(seen, how, agreeing, scene)
+        field = torch.cat(list(whole_samples(model, direction, seen, how, agreement)), dim=1)[0].numpy()
         top, left = seen.box[0], seen.box[2]
         return np.stack([field[..., y - top :, x - left :][..., : grid.size, : grid.size] for y, x in corners])
     seen = look(model, direction, scene, how, corners, wanted)

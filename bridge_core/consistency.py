@@ -2,8 +2,8 @@
 
 A sharp image cannot be read off a blurred one, but how much light there is can. Each image convolved with the other's
 PSF shows the sky at one resolution (the cross-convolution of Yuan & Akerlof 2008, ApJ 677, 808), where the light in a
-band of one end follows from the bands of the other but for the scatter of colours. What the network says of the wanted
-end is multiplied by the factor that brings both to agree there, as far as noise and colours allow.
+band of one end follows from the bands of the other but for the scatter of colours. Each sample of the wanted end is
+multiplied by the factor that brings both to agree there, as far as noise and colours allow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.patches import fill_masked
 from surveybridge.bridge_core.physics import Psf, Shape
 from surveybridge.bridge_core.problem import Direction, Problem
+from surveybridge.bridge_core.sampler import draw
 from surveybridge.bridge_core.scene import Scene
+from surveybridge.kernels.sky_noise import SkyNoise
 from surveybridge.kernels.transfer import to_device
 
 REACH = 1.5
@@ -41,6 +43,9 @@ KNOWN = 0.9
 
 LIMITS = (0.2, 5.0)
 """Of the factor."""
+
+LIGHT = 2**16 - 2
+"""Noise step of the errors of the light, which no update uses."""
 
 
 @dataclass(frozen=True)
@@ -92,39 +97,129 @@ class Consistency:
             around=to_device(self.around, device),
         )
 
-    def factor(self, mean: Tensor, scene: Scene) -> Tensor:
-        """Return what the wanted end is to be multiplied by.
+    def observe(self, frame: Scene) -> Agreement:
+        """Look at the observed end in the frame: what all samples of a tile are compared with."""
+        light = convolved(fill_masked(frame.flux, frame.valid), self.observed).sum(0)
+        known = frame.valid.all(0)
+        share = convolved(known[None].to(light.dtype), self.around[None])[0] / self.around[0, 0].real
+        return Agreement(self, light, known & (share > KNOWN), frame.origin)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was observed of a tile, with which the light of the wanted end is brought to agree.
+
+    Parameters
+    ----------
+    how
+        In which way.
+    light
+        float32 [H, W], the observed light in the frame, at the resolution of both ends.
+    counted
+        bool [H, W], where it is known.
+    origin
+        Global (y, x) of the frame's first pixel.
+    """
+
+    how: Consistency
+    light: Tensor
+    counted: Tensor
+    origin: tuple[int, int]
+
+    def mean(self, moments: Tensor) -> Tensor:
+        """Bring a mean to agree, and multiply its deviation by the same.
 
         Parameters
         ----------
-        mean
-            float32 [B, H, W], what the network says of the frame, in the wanted endpoint's unit.
-        scene
-            The observed end in the frame.
+        moments
+            float32 [2, B, H, W], mean and standard deviation in the frame.
 
         Returns
         -------
         Tensor
-            float32 [H - 2 margin, W - 2 margin], within `LIMITS`; 1 where there is nothing to compare.
+            float32 [2, B, h, w], of the core.
         """
-        there = _summed(fill_masked(scene.flux, scene.valid), self.observed)
-        said = _summed(mean, self.wanted)
-        known = scene.valid.all(0)
-        share = _summed(known[None].to(mean.dtype), self.around[None]) / self.around[0, 0].real
-        counted = (known & (share > KNOWN)).to(mean.dtype)
+        factor, _ = self.factor(moments[0])
+        return moments[..., self._core, self._core] * factor.clamp(*LIMITS)
+
+    def samples(self, samples: Tensor, first: int, seed: int, stream: int) -> Tensor:
+        """Bring samples to agree, each by itself.
+
+        Each is held against the observed light with an error of its own, as large as the observed one may have, so that
+        samples vary as the light does that is not known (the ensemble Kalman filter of Burgers et al. 1998). That error
+        is the noise of the sky, and of two samples that follow each other one has the other's with a minus.
+
+        Parameters
+        ----------
+        samples
+            float32 [K, B, H, W] in the frame.
+        first
+            Number of the first of them among all samples of the tile.
+        seed, stream
+            Of their noise.
+
+        Returns
+        -------
+        Tensor
+            float32 [K, B, h, w], of the core.
+        """
+        agreeing = []
+        for number, sample in enumerate(samples, first):
+            factor, unsure = self.factor(sample)
+            factor = (factor + unsure * self._error(number, seed, stream, sample)).clamp(*LIMITS)
+            agreeing.append(sample[..., self._core, self._core] * factor)
+        return torch.stack(agreeing)
+
+    def factor(self, said: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factor of the core, and how far it is off where the observed light is by a standard deviation.
+
+        Parameters
+        ----------
+        said
+            float32 [B, H, W], the wanted end in the frame.
+
+        Returns
+        -------
+        tuple of Tensor
+            Each float32 [h, w]; the factor is 1 where there is nothing to compare, and has no limits yet.
+        """
+        how = self.how
+        shown = convolved(said, how.wanted).sum(0)
         # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
         # was observed counts as if it agreed
-        shown = said.clamp(min=0)
-        reach = _smoothing_reach(self.smoothing)
-        line = gaussian_line(self.smoothing, reach, mean)
-        products = torch.stack([shown * (there - said) * counted, shown.square()])
-        excess, power = correlated(products, line / line.sum())
+        there = shown.clamp(min=0)
+        reach = _smoothing_reach(how.smoothing)
+        line = gaussian_line(how.smoothing, reach, said)
+        products = torch.stack(
+            [there * (self.light - shown) * self.counted, there.square() * self.counted, there.square()]
+        )
+        cut = how.margin - reach
+        excess, counted, power = correlated(products[..., cut : -cut or None, cut : -cut or None], line / line.sum())
         # noise draws the factor towards 1, as does the scatter of colours where it could explain the whole difference
-        off = excess / (power + (self.noise / self.error) ** 2)
-        believed = self.error**2 + off**2
-        factor = (1 + off * believed / (believed + self.scatter**2)).clamp(*LIMITS)
-        cut = self.margin - reach
-        return factor[cut : factor.shape[0] - cut, cut : factor.shape[1] - cut]
+        ridge = (how.noise / how.error) ** 2
+        off = excess / (power + ridge)
+        known = counted / (power + ridge)
+        believed = (how.error**2 + off**2) / (how.error**2 + off**2 + how.scatter**2)
+        unsure = (known**2 * how.scatter**2 + known * (ridge / (power + ridge)) * how.error**2).sqrt()
+        return 1 + believed * off, believed * unsure
+
+    @property
+    def _core(self) -> slice:
+        return slice(self.how.margin, -self.how.margin)
+
+    def _error(self, number: int, seed: int, stream: int, like: Tensor) -> Tensor:
+        """Errors of the light in a core that the sky has for a sample, standard deviation 1, alike within a source."""
+        margin = self.how.margin
+        noise = SkyNoise(
+            seed=seed,
+            stream=stream,
+            sample=torch.tensor([number // 2], dtype=torch.int32),
+            y0=torch.tensor([self.origin[0]], dtype=torch.int32),
+            x0=torch.tensor([self.origin[1]], dtype=torch.int32),
+        )
+        drawn = draw(noise.to(like.device), LIGHT, like[None, :1])[0]
+        line = gaussian_line(margin / 3, margin, drawn)
+        return (-1) ** number * correlated(drawn, line / line.square().sum().sqrt())[0]
 
 
 def margin_of(fwhm: float) -> int:
@@ -259,8 +354,3 @@ def _mean_of_modes(half: NDArray[np.float64], width: int) -> float:
 def convolved(images: Tensor, kernels: Tensor) -> Tensor:
     """Images [B, H, W], each convolved with its kernel in modes [B, H, W // 2 + 1]: [B, H, W]."""
     return torch.fft.irfft2(torch.fft.rfft2(images) * kernels, s=images.shape[-2:])
-
-
-def _summed(images: Tensor, kernels: Tensor) -> Tensor:
-    """The sum of `convolved`, [H, W]."""
-    return torch.fft.irfft2((torch.fft.rfft2(images) * kernels).sum(0), s=images.shape[-2:])

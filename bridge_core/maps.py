@@ -31,7 +31,7 @@ from surveybridge.bridge_core.scene import Scene, cut_context, look
 from surveybridge.bridge_core.settings import Precision, Sampling, WholeTile
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import START, Posterior, compared_box, consistent, window_noise
+from surveybridge.bridge_core.translate import START, Posterior, agreement_of, grown, window_noise
 
 INSIDE = 0.6827
 """Share of a Gaussian within its standard deviation."""
@@ -178,12 +178,13 @@ def map_tile(
             return flux_moments(head, direction, found)
 
     if isinstance(grid, WholeTile):
-        box = compared_box(seen, how, consistency)
-        (top, left), (y0, y1, x0, x1) = seen.origin, box
+        agreement = agreement_of(seen, how, consistency, scene)
+        (top, left) = seen.origin
+        y0, y1, x0, x1 = seen.box if agreement is None else grown(seen.box, agreement.how.margin)
         both = torch.cat(asked(seen.x1[None], seen.live, seen.context))
         both = both[..., y0 - top : y1 - top, x0 - left : x1 - left]
-        if consistency is not None:
-            both = consistent(consistency, both, scene.framed(box))
+        if agreement is not None:
+            both = agreement.mean(both)
         mean, std = both.cpu()
         return Posterior.of(mean, std, coverage, 1)
     parts = []

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
-from surveybridge.bridge_core.consistency import Consistency
+from surveybridge.bridge_core.consistency import Agreement, Consistency
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
-from surveybridge.bridge_core.translate import Posterior, compared_box, moments, whole_samples, window_samples
+from surveybridge.bridge_core.translate import Posterior, agreement_of, moments, whole_samples, window_samples
 
 
 def redraw_tile(
@@ -46,8 +47,7 @@ def redraw_tile(
     Tensor
         float32 [K, B, h, w] in the wanted endpoint's unit: each sample, its patches blended by the weights of the mean,
         so that the mean over K is the posterior's. Where patches overlap their samples average, so that the scatter
-        over K may lie below the posterior's `std`, which does not shrink. Light that was brought to agree is so in each
-        sample, by the factor of the mean.
+        over K may lie below the posterior's `std`, which does not shrink.
     """
     seen = look(model, direction, scene, how, wanted=wanted)
     (y0, y1, x0, x1), core, origin = region, scene.core, scene.origin
@@ -57,22 +57,16 @@ def redraw_tile(
     if not (coverage > 0).any():
         nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)
         return Posterior(nothing[0], nothing[0], coverage, 0), nothing
-    if consistency is not None:
-        frame = compared_box(seen, how, consistency)
-        found = _of_whole(model, direction, seen, how, frame)
+    if isinstance(how.patches, WholeTile):
+        # where light agrees, what lies around the core decides too, whatever the region is
+        agreement = agreement_of(seen, how, consistency, scene)
+        found = _of_whole(model, direction, seen, how, box, agreement)
     else:
-        found = (_of_whole if isinstance(how.patches, WholeTile) else _of_patches)(model, direction, seen, how, box)
-    both = torch.stack(stretch.summary(found.mean, found.std, bands))
-    each = stretch.summary(found.samples, torch.zeros_like(found.samples), bands)[0]
-    if consistency is not None:
-        # what there was around the core when the tile was translated decides the factor, whatever the region is
-        factor = consistency.to(both.device).factor(both[0], scene.framed(frame))
-        inner = slice(consistency.margin, -consistency.margin)
-        there = slice(y0 - core[0], y1 - core[0]), slice(x0 - core[2], x1 - core[2])
-        both, each = ((of[..., inner, inner] * factor)[..., *there] for of in (both, each))
-    mean, std = both.cpu()
+        found = _of_patches(model, direction, seen, how, box)
+    mean, std = torch.stack(stretch.summary(found.mean, found.std, bands)).cpu()
+    each = stretch.summary(found.samples, torch.zeros_like(found.samples), bands)[0].cpu()
     posterior = Posterior.of(mean, std, coverage, found.windows)
-    return posterior, each.cpu().masked_fill(coverage <= 0, torch.nan)
+    return posterior, each.masked_fill(coverage <= 0, torch.nan)
 
 
 class _Found(NamedTuple):
@@ -84,9 +78,18 @@ class _Found(NamedTuple):
     windows: int
 
 
-def _of_whole(model: Model, direction: Direction, seen: Seen, how: Sampling, box: tuple[int, int, int, int]) -> _Found:
+def _of_whole(
+    model: Model,
+    direction: Direction,
+    seen: Seen,
+    how: Sampling,
+    box: tuple[int, int, int, int],
+    agreement: Agreement | None,
+) -> _Found:
     """Of the tile as one window: after some steps a pixel has seen all of it, so nothing of it can be left out."""
-    samples = torch.cat(list(whole_samples(model, direction, seen, how, box)), 1)
+    (y0, y1, x0, x1), (top, _, left, _) = box, seen.box
+    there = np.s_[..., y0 - top : y1 - top, x0 - left : x1 - left]
+    samples = torch.cat([part[there].clone() for part in whole_samples(model, direction, seen, how, agreement)], 1)
     mean, variance = moments(samples)
     return _Found(mean[0], variance[0].sqrt(), samples[0], 1)
 

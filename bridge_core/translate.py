@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surveybridge.bridge_core.conditions import Conditions
-from surveybridge.bridge_core.consistency import Consistency
+from surveybridge.bridge_core.consistency import Agreement, Consistency
 from surveybridge.bridge_core.context import Context, row_numbers
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.model import Card, Model
@@ -128,20 +128,17 @@ def translate_tile(
     if not seen.live:
         mean = std = torch.full((len(end.bands), *coverage.shape), torch.nan)
         return Posterior.of(mean, std, coverage, 0)
-    box = compared_box(seen, how, consistency)
     if isinstance(how.patches, WholeTile):
-        mean, std = _whole_moments(model, direction, seen, how, box)
+        mean, std = _whole_moments(model, direction, seen, how, agreement_of(seen, how, consistency, scene))
     else:
+        agreement_of(seen, how, consistency, scene)  # refused
         mean, std = _blended_moments(model, direction, seen, how)
-    both = torch.stack(end.fitted.summary(mean, std, end.bands))
-    if consistency is not None:
-        both = consistent(consistency, both, scene.framed(box))
-    mean, std = both.cpu()  # the device is waited for once
+    mean, std = torch.stack(end.fitted.summary(mean, std, end.bands)).cpu()  # the device is waited for once
     return Posterior.of(mean, std, coverage, len(seen.live))
 
 
-def compared_box(seen: Seen, how: Sampling, consistency: Consistency | None) -> tuple[int, int, int, int]:
-    """Return the box of the pixels that are needed: the core's, and of light that is to agree some around it.
+def agreement_of(seen: Seen, how: Sampling, consistency: Consistency | None, scene: Scene) -> Agreement | None:
+    """Return what the light of a tile is to agree with; None where it stays as the network has it.
 
     Raises
     ------
@@ -149,8 +146,8 @@ def compared_box(seen: Seen, how: Sampling, consistency: Consistency | None) -> 
         If the windows are patches, or a tile does not reach so far beyond its core.
     """
     if consistency is None:
-        return seen.box
-    (y0, y1, x0, x1), margin, windows = seen.box, consistency.margin, how.patches
+        return None
+    margin, windows = consistency.margin, how.patches
     if not isinstance(windows, WholeTile):
         raise BridgeError("light is brought to agree in whole tiles, not in patches; leave consistency out")
     if margin > windows.halo:
@@ -158,27 +155,14 @@ def compared_box(seen: Seen, how: Sampling, consistency: Consistency | None) -> 
             f"light that is to agree needs {margin} pixels around a core, and a window has {windows.halo}; leave "
             "consistency out"
         )
-    return y0 - margin, y1 + margin, x0 - margin, x1 + margin
-
-
-def consistent(consistency: Consistency, moments: Tensor, frame: Scene) -> Tensor:
-    """Bring the light of moments to agree with the observed one.
-
-    Parameters
-    ----------
-    moments
-        float32 [2, B, H, W], mean and standard deviation in the box of `compared_box`.
-    frame
-        The observed end in that box.
-
-    Returns
-    -------
-    Tensor
-        float32 [2, B, h, w], of the core.
-    """
     with span("consistency"):
-        inner, consistency = slice(consistency.margin, -consistency.margin), consistency.to(moments.device)
-        return moments[..., inner, inner] * consistency.factor(moments[0], frame)
+        return consistency.to(scene.flux.device).observe(scene.framed(grown(seen.box, margin)))
+
+
+def grown(box: tuple[int, int, int, int], margin: int) -> tuple[int, int, int, int]:
+    """Return a box (y0, y1, x0, x1) with a margin around it."""
+    y0, y1, x0, x1 = box
+    return y0 - margin, y1 + margin, x0 - margin, x1 + margin
 
 
 def _blended_moments(model: Model, direction: Direction, seen: Seen, how: Sampling) -> tuple[Tensor, Tensor]:
@@ -193,11 +177,11 @@ def _blended_moments(model: Model, direction: Direction, seen: Seen, how: Sampli
 
 
 def _whole_moments(
-    model: Model, direction: Direction, seen: Seen, how: Sampling, box: tuple[int, int, int, int]
+    model: Model, direction: Direction, seen: Seen, how: Sampling, agreement: Agreement | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over a box, as `_blended_moments`, a batch of samples after the other."""
+    """Mean and standard deviation over the core, as `_blended_moments`, a batch of samples after the other."""
     found, count = None, 0
-    for samples in whole_samples(model, direction, seen, how, box):
+    for samples in whole_samples(model, direction, seen, how, agreement):
         with span("moments"):
             found = accumulate(samples, since=found, count=count)
         count += samples.shape[1]
@@ -206,23 +190,28 @@ def _whole_moments(
 
 
 def whole_samples(
-    model: Model, direction: Direction, seen: Seen, how: Sampling, box: tuple[int, int, int, int]
+    model: Model,
+    direction: Direction,
+    seen: Seen,
+    how: Sampling,
+    agreement: Agreement | None = None,
 ) -> Iterator[Tensor]:
-    """Draw the samples of a tile that is seen as one window, a batch after the other.
+    """Draw the samples of a tile's core, which is seen as one window, a batch after the other.
 
     Parameters
     ----------
     seen
         Of `look`, with the one window live.
-    box
-        The part of it that is wanted, global (y0, y1, x0, x1); the network sees all of the window.
+    agreement
+        What the light of each sample is brought to agree with; by default it stays as the network has it.
 
     Yields
     ------
     Tensor
         float32 [1, k, M, h, w] of what the wanted endpoint's stretch averages (`Stretch.averaged`).
     """
-    end, (top, left), (y0, y1, x0, x1) = direction.wanted, seen.origin, box
+    end, (top, left) = direction.wanted, seen.origin
+    y0, y1, x0, x1 = seen.box if agreement is None else grown(seen.box, agreement.how.margin)
     batch = how.windows_a_call(seen.x1.shape[-2] * seen.x1.shape[-1])
     sampler = (how, sampler_steps(model.card, how))
     opening = opening_of(model, direction, seen.x1[None], seen.live, sampler, seen.context)
@@ -230,6 +219,9 @@ def whole_samples(
         rows = [(0, sample) for sample in range(first, min(first + batch, how.samples))]
         drawn = _drawn(model, direction, seen.x1[None], rows, seen.live, sampler, seen.context, opening)
         part = drawn[..., y0 - top : y1 - top, x0 - left : x1 - left]
+        if agreement is not None:
+            with span("consistency"):
+                part = agreement.samples(part, first, how.seed, direction.index)
         yield end.fitted.averaged(part, end.bands)[None]
 
 

@@ -10,6 +10,7 @@ from surveybridge.bridge_core.network import bfloat16_is_fast
 from surveybridge.bridge_core.settings import WINDOW_PIXELS, WholeTile
 from surveybridge.cluster.stages import GROUP_BYTES
 from surveybridge.jobs.translating.homogenising import Homogenisation
+from surveybridge.jobs.translating.light import relation_for
 from surveybridge.jobs.translating.request import asked_direction
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ CATALOG_COPIES = 3.2
 
 RECONSTRUCTION_COPIES = 10
 """Copies of a group's reconstructions while they are compared, most of them in the jackknife."""
+
+_LIGHT_MARGIN = 24
+"""Pixels around a core with which its light is compared, in a seeing of 1.1 arcsec."""
 
 SAMPLER_PLANES = 8
 """Images in network units that are alive for a sample while the network works: its input counts as two (measured)."""
@@ -152,6 +156,10 @@ def _translating_bytes(
         seen = window * (pixel + told + answer)
         drawn = call * (SAMPLER_PLANES * 4 * channels + told)
         found = core * 4 * (4 * wanted + 1)  # mean and scatter so far and anew, coverage
+        if config.consistency != "off" and relation_for(card, direction, how.patches) is not None:
+            # what is observed and said, each in modes and convolved, with the kernels; while no network works
+            frame = (height + 2 * _LIGHT_MARGIN) * (width + 2 * _LIGHT_MARGIN)
+            found += frame * 4 * (3 * (observed + wanted) + 8)
         return whole_activation_bytes(card.network, call, config) + seen + drawn + found
     size = how.patches.size**2
     images = pixels * 4 * channels  # in network units, float32

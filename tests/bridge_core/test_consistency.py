@@ -20,9 +20,9 @@ from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.redraw import redraw_tile
-from surveybridge.bridge_core.scene import Scene
+from surveybridge.bridge_core.scene import Scene, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
-from surveybridge.bridge_core.translate import translate_tile
+from surveybridge.bridge_core.translate import grown, translate_tile, whole_samples
 from surveybridge.storage.psf import Gaussian, Moffat, Psf
 from tests.bridge_core.models import PROBLEM, TO_EUCLID, TO_LSST, make_card, random_model
 
@@ -97,6 +97,11 @@ def frame(flux: Tensor, consistency: Consistency, valid: Tensor | None = None) -
     return Scene(flux, torch.ones_like(flux, dtype=torch.bool) if valid is None else valid, (0, 0), core, 8.0)
 
 
+def factor_of(consistency: Consistency, told: Tensor, observed: Tensor, valid: Tensor | None = None) -> Tensor:
+    """By what a mean is multiplied, [h, w]."""
+    return consistency.observe(frame(observed, consistency, valid)).factor(told)[0].clamp(*LIMITS)
+
+
 @pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST], ids=str)
 @pytest.mark.parametrize("psfs", [ROUND, WINGED], ids=["round", "winged"])
 def test_light_that_agrees_stays_and_light_that_does_not_is_brought_to_agree(direction, psfs):
@@ -104,7 +109,7 @@ def test_light_that_agrees_stays_and_light_that_does_not_is_brought_to_agree(dir
     consistency = made(direction, psfs)
     sky = Sky(psfs, consistency.margin, said)
     observed, told = sky.ends(direction)
-    factor = consistency.factor(told, frame(observed, consistency))
+    factor = factor_of(consistency, told, observed)
     assert factor.shape == (SIDE, SIDE)
     for (y, x), share in zip(sky.places, said, strict=True):
         # what colours might explain is not believed to the full
@@ -120,11 +125,11 @@ def test_noise_and_what_colours_explain_draw_it_to_one():
     factors = []
     for sky in (bright, faint):
         observed, told = sky.ends(TO_EUCLID)
-        factors.append(float(consistency.factor(told, frame(observed, consistency))[sky.places[0]]))
+        factors.append(float(factor_of(consistency, told, observed)[sky.places[0]]))
     assert factors[0] > 1.9 and 1 < factors[1] < 1.1
     observed, told = Sky(ROUND, consistency.margin, (0.97,) * 2).ends(TO_EUCLID)
     corrections = [
-        float(replace(consistency, scatter=scatter).factor(told, frame(observed, consistency))[40, 40]) - 1
+        float(factor_of(replace(consistency, scatter=scatter), told, observed)[40, 40]) - 1
         for scatter in (0.0, 0.15, 1.0)
     ]
     assert corrections[0] == pytest.approx(1 / 0.97 - 1, rel=0.1)
@@ -135,7 +140,7 @@ def test_noise_alone_is_hardly_changed():
     consistency, generator = made(TO_EUCLID, noise=1.0), torch.Generator().manual_seed(4)
     side = SIDE + 2 * consistency.margin
     observed, told = (torch.randn(bands, side, side, generator=generator) for bands in (3, 1))
-    factor = consistency.factor(0.1 * told, frame(observed, consistency))
+    factor = factor_of(consistency, 0.1 * told, observed)
     assert float((factor - 1).abs().max()) < 0.05
 
 
@@ -158,7 +163,7 @@ def test_where_pixels_are_not_known_light_stays_as_it_is():
     ]
     valid[1][hole] = False  # one band is enough
     lost = torch.where(valid, observed, torch.nan)
-    factor = consistency.factor(told, frame(lost, consistency, valid))
+    factor = factor_of(consistency, told, lost, valid)
     assert factor.isfinite().all()
     assert float(factor[y, x]) > 0.9 and float(factor[other]) == pytest.approx(0.5, abs=0.05)
 
@@ -167,19 +172,19 @@ def test_it_stays_within_limits():
     consistency = made(TO_EUCLID)
     sky = Sky(ROUND, consistency.margin, (100.0, 0.01))
     observed, told = sky.ends(TO_EUCLID)
-    factor = consistency.factor(told, frame(observed, consistency))
+    factor = factor_of(consistency, told, observed)
     assert (float(factor.min()), float(factor.max())) == pytest.approx(LIMITS)
 
 
 def test_neighbouring_cores_have_the_same_factor_where_they_see_the_same():
     consistency = made(TO_EUCLID)
     observed, told = Sky(WINGED, consistency.margin, (1.0, 0.4, 3.0, 2.0, 1.5, 0.8)).ends(TO_EUCLID)
-    whole = consistency.factor(told, frame(observed, consistency))
+    whole = factor_of(consistency, told, observed)
     part = made(TO_EUCLID, core=(90, 76))
     m, high, wide = consistency.margin, 90, 76
     cut = np.s_[..., 30 : 30 + high + 2 * m, 50 : 50 + wide + 2 * m]
     assert part.margin == m
-    found = part.factor(told[cut].contiguous(), frame(observed[cut].contiguous(), part))
+    found = factor_of(part, told[cut].contiguous(), observed[cut].contiguous())
     torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=1e-4, atol=1e-4)
 
 
@@ -209,16 +214,62 @@ def tile(direction: Direction) -> tuple[Scene, Consistency]:
 
 
 @pytest.mark.parametrize("direction", [TO_EUCLID, TO_LSST], ids=str)
-def test_mean_and_deviation_are_multiplied_by_the_factor_of_the_mean(direction):
+def test_what_is_written_are_the_moments_of_samples_that_agree(direction):
     view, consistency = tile(direction)
-    model = shining()
-    plain = translate_tile(model, direction, view, HOW)
+    model, margin = shining(), consistency.margin
     found = translate_tile(model, direction, view, HOW, consistency=consistency)
+    plain = translate_tile(model, direction, view, HOW)
     torch.testing.assert_close(found.coverage, plain.coverage)
-    factor = (found.mean / plain.mean)[:, found.coverage > 0]
-    assert float((factor - 1).abs().max()) > 0.01
-    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close((found.std / plain.std)[:, found.coverage > 0], factor, rtol=1e-3, atol=1e-3)
+    known = found.coverage > 0
+    assert float((found.mean / plain.mean - 1)[:, known].abs().max()) > 0.1
+    seen = look(model, direction, view, HOW)
+    larger = seen._replace(box=grown(seen.box, margin))
+    samples = torch.cat(list(whole_samples(model, direction, larger, HOW)), 1)[0]
+    agreeing = consistency.observe(view.framed(larger.box)).samples(samples, 0, HOW.seed, direction.index)
+    torch.testing.assert_close(found.mean[:, known], agreeing.mean(0)[:, known], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.std[:, known], agreeing.std(0)[:, known], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_scatter_as_the_light_does_that_is_not_known():
+    consistency, generator = made(TO_EUCLID), torch.Generator().manual_seed(8)
+    number, scatter, error = 24, RELATION.scatter, RELATION.error["lsst->euclid"]
+    sources = 9
+    off = 1 + error * torch.randn(number, sources, generator=generator)
+    skies = [Sky(ROUND, consistency.margin, off[k].tolist()) for k in range(number)]
+    observed, _ = skies[0].ends(TO_EUCLID)
+    told = torch.stack([sky.ends(TO_EUCLID)[1] for sky in skies])
+    agreement = consistency.observe(frame(observed, consistency))
+    found, margin = agreement.samples(told, 0, 5, 1), consistency.margin
+    light = [
+        (found[:, 0, y, x] / told[:, 0, y + margin, x + margin] * off[:, n]) for n, (y, x) in enumerate(skies[0].places)
+    ]
+    shares = torch.stack(light)  # of the true light, by source and sample
+    assert float(shares.mean()) == pytest.approx(1, abs=3 * scatter / math.sqrt(number * sources))
+    expected = error * scatter / math.hypot(error, scatter)
+    assert float(shares.std(1).square().mean().sqrt()) == pytest.approx(expected, rel=0.2)
+    parts = [agreement.samples(told[k : k + 5], k, 5, 1) for k in range(0, number, 5)]
+    assert torch.equal(torch.cat(parts), found)
+    assert not torch.equal(agreement.samples(told[:1], 0, 6, 1), found[:1])
+
+
+def test_errors_of_the_light_are_of_the_sky_and_opposite_in_two_samples():
+    wide = made(TO_EUCLID, noise=0.5)
+    side, m = SIDE + 2 * wide.margin, wide.margin
+    told = torch.full((1, side, side), 50.0)
+    light = torch.full((3, side, side), 50.0)
+    whole = wide.observe(frame(light, wide))
+    both = whole.samples(torch.stack([told] * 4), 0, 3, 1)[:, 0] / 50
+    # the sky is even, so that what is left of the factor is the error
+    torch.testing.assert_close(both[0] + both[1], both[2] + both[3], rtol=1e-3, atol=1e-3)
+    inner = np.s_[m:-m, m:-m]
+    errors = (both[::2] - both[1::2])[:, *inner] / 2
+    assert float(errors.std()) == pytest.approx(RELATION.scatter, rel=0.25)
+    assert abs(float(torch.corrcoef(errors.flatten(1))[0, 1])) < 0.3
+    part = made(TO_EUCLID, core=(90, 76))
+    view = replace(frame(light[..., : 90 + 2 * m, : 76 + 2 * m], part), origin=(30, 50))
+    found = part.observe(view).samples(told[None, ..., : 90 + 2 * m, : 76 + 2 * m], 0, 3, 1)[0, 0] / 50
+    there = np.s_[30 + m : 30 + 90 - m, 50 + m : 50 + 76 - m]
+    torch.testing.assert_close(found[m:-m, m:-m], both[0][there], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("region", [CORE, (70, 95, 66, 90)])

@@ -83,9 +83,7 @@ def test_a_run_that_begins_now_states_it_and_its_light_is_another(agreeing, alon
     assert "consistency" not in stated(alone)
     one, other = (RunFolder.open(str(run)).read_mosaic() for run in (agreeing, alone))
     np.testing.assert_array_equal(np.isfinite(one.mean), np.isfinite(other.mean))
-    factor = one.mean / other.mean
-    assert np.nanmin(factor) < 0.9
-    np.testing.assert_allclose((one.std / other.std), factor, rtol=1e-3)
+    assert np.nanmin(one.mean / other.mean) < 0.9
     assert not any(row["psf"] for row in ledger(agreeing).values())
 
 
