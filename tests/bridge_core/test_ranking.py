@@ -68,6 +68,13 @@ def area(score, anomalous, rows) -> list[float]:
     return [auroc(score[rows], anomalous[rows])]
 
 
+def area_by_wins(wins, rows) -> list[float]:
+    """The same of scores without ties, in a tenth of the time: `wins` tells for [anomaly, regular] which is higher."""
+    times = np.bincount(rows, minlength=sum(wins.shape)).astype(np.float64)
+    anomalies, regular = times[: len(wins)], times[len(wins) :]
+    return [float(anomalies @ wins @ regular / (anomalies.sum() * regular.sum()))]
+
+
 def test_intervals_hold_the_true_area_as_often_as_they_say():
     """Two normal populations a standard deviation apart: the area is Phi(1 / sqrt 2) = 0.7602."""
     held = 0
@@ -75,7 +82,9 @@ def test_intervals_hold_the_true_area_as_often_as_they_say():
         rng = np.random.default_rng(seed)
         anomalous = np.arange(300) < 100
         score = rng.normal(size=300) + anomalous
-        ((low, high),) = bootstrap(functools.partial(area, score, anomalous), anomalous, draws=100)
+        wins = (score[:100, None] > score[100:]).astype(np.float64)
+        assert wins.mean() == pytest.approx(auroc(score, anomalous), abs=1e-12)
+        ((low, high),) = bootstrap(functools.partial(area_by_wins, wins), anomalous, draws=100)
         held += low <= 0.7602 <= high
     assert 178 <= held <= 199  # 95% of 200, and three standard deviations of that
 
