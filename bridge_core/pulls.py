@@ -100,8 +100,13 @@ class PullCounts:
         shape = (GROUPS, len(_PLACES), len(_SIZES))
         flat = np.ravel_multi_index((group, fine, step), shape)
         pixels = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
-        places = np.unique(np.stack([block_y, block_x, _KNOT_OF[fine]]), axis=1)
-        return cls(pixels, np.bincount(places[2], minlength=len(KNOTS) - 1))
+        first = [start // BLOCK for start in origin]
+        sides = [
+            (start + side - 1) // BLOCK + 1 - at for start, side, at in zip(origin, here.shape, first, strict=True)
+        ]
+        seen = np.zeros((*sides, len(KNOTS) - 1), bool)
+        seen[block_y - first[0], block_x - first[1], _KNOT_OF[fine]] = True
+        return cls(pixels, seen.sum((0, 1)))
 
     def __add__(self, other: PullCounts) -> PullCounts:
         """Merge the counts of two images."""
