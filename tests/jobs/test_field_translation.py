@@ -68,13 +68,13 @@ def outer(core, shape):
 
 @pytest.fixture(scope="module", params=["lsst->euclid", "euclid->lsst"])
 def translated(request, stamps, tmp_path_factory):
-    """The run as `surveybridge translate` makes it unless told otherwise, of three samples to save time.
+    """The run as `surveybridge translate` makes it unless told otherwise, of two samples to save time.
 
     No galaxy is scored, which would take half of it: scores are those of the whole field.
     """
     store, galaxies = stamps
     run = str(tmp_path_factory.mktemp("translated") / "run")
-    settings = {"direction": request.param, "executor": "serial", "samples": 3}
+    settings = {"direction": request.param, "executor": "serial", "samples": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "score_objects", lambda *_: Candidates(schema_of_maps_only(), {}))
         assert translate.run(translate.Config(store=store, run=run, **settings)) == 0
