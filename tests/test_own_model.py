@@ -15,7 +15,7 @@ from tests.pages import run_page
 
 LESS = {
     "surveybridge train --pairs": f"PYTHONPATH={ROOT} python -m tests.jobs.train_without_ray --pairs",
-    "--steps 300 --batch-size 32": "--steps 2 --batch-size 16 --validation 4 --report-seconds 1e6",
+    "--steps 300 --batch-size 32": "--steps 2 --batch-size 4 --shards 2 --validation 4 --report-seconds 1e6",
     "--out models --no-arcs": "--out models --no-arcs --samples 2 --steps 1 --tiles 2",
     "--to euclid --calibrated": "--to euclid --calibrated --samples 2 --steps 1 --score-samples 2 --score-steps 1",
 }
