@@ -26,7 +26,7 @@ def test_it_knows_more_of_unseen_skies_than_the_wiener_filter_does_and_keeps_the
     sky = sky[sky.amax((1, 2, 3)) < 600]  # without bright stars, which would decide alone
     generator = torch.Generator().manual_seed(3)
     x1, context, sigma = benchmark.observed(model, sky, Moffat(0.8, 3.0), 1.0, generator)
-    how = Sampling(samples=6, steps=12, seed=2)
+    how = Sampling(samples=4, steps=12, seed=2)
     drawn = window_samples(model, direction, x1, [(99 * n, 7) for n in range(len(sky))], how, context=context)
     inner = np.s_[..., 8:-8, 8:-8]
     truth, mean = sky[..., PAD:-PAD, PAD:-PAD][inner], drawn.mean(1)[inner]
