@@ -13,7 +13,8 @@ against the truth, 96 pixels and more from the edge:
     68% holds   share of the pixels whose mean is above 3 sigma of VIS, away from lenses, in the 68% interval
     error       rms error of pixels whose true S/N is 3 to 30, and above 30, over that of "alone"
 
-Conditions that are in the results already, with the same settings, are left out.
+At the end it says by what a star of true light is multiplied where the PSF of LSST is told wrong. Conditions that are
+in the results already, with the same settings, are left out.
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ from benchmarks.sky_measures import (
     seen_by_vis,
 )
 from surveybridge.bridge_core.checkpoint import DEFAULT_CHECKPOINT, head_file, load_checkpoint
+from surveybridge.bridge_core.consistency import BandOptics, consistency_of
+from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.maps import MapsHead, load_head, map_tile
 from surveybridge.bridge_core.metrics import interval_width
 from surveybridge.bridge_core.model import Model
-from surveybridge.bridge_core.scene import look
+from surveybridge.bridge_core.problem import Problem
+from surveybridge.bridge_core.scene import Scene, look
 from surveybridge.bridge_core.settings import Sampling, WholeTile
 from surveybridge.bridge_core.translate import (
     Posterior,
@@ -57,6 +61,7 @@ from surveybridge.bridge_core.translate import (
 from surveybridge.jobs.simulating.observing import Observing
 from surveybridge.jobs.translating.light import compared_light, relation_for
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
+from surveybridge.storage.psf import Gaussian, Moffat, Psf
 from surveybridge.storage.tiles import Tile
 
 FIELDS = 3
@@ -134,6 +139,53 @@ def main() -> None:
         out.write_text(json.dumps(rounded(report), indent=1) + "\n")
         print(line(name, report["skies"][name]), flush=True)
     print("\n" + table({name: report["skies"][name] for name in skies}))
+    report["wrong_psf"] = wrong_psfs(relation, model.card.problem)
+    out.write_text(json.dumps(rounded(report), indent=1) + "\n")
+    for name, factor in report["wrong_psf"].items():
+        print(f"a star of true light, {name}: multiplied by {factor:.3f}")
+
+
+TOLD = {
+    "its PSF told as it is": (Moffat(0.8, 3.5), Moffat(0.8, 3.5)),
+    "FWHM told 1% too wide": (Moffat(0.8, 3.5), Moffat(0.808, 3.5)),
+    "FWHM told 3% too wide": (Moffat(0.8, 3.5), Moffat(0.824, 3.5)),
+    "Moffat beta of 3.5 told as 4.5": (Moffat(0.8, 3.5), Moffat(0.8, 4.5)),
+    "Moffat beta of 3.5 told as Gaussian": (Moffat(0.8, 3.5), Gaussian(0.8)),
+}
+"""PSF of LSST as it is, and as it is told."""
+
+
+def wrong_psfs(relation: LightRelation, problem: Problem) -> dict[str, float]:
+    """By what a bright star is multiplied that has its true light, where the PSF of LSST is told wrong."""
+    direction, side, scale, vis = problem.to("euclid"), 64, 0.1, Gaussian(0.16)
+    found = {}
+    for name, (true, told) in TOLD.items():
+        optics = {
+            "lsst": [BandOptics(told, told.fwhm, scale)] * len(direction.observed.bands),
+            "euclid": [BandOptics(vis, vis.fwhm, scale)],
+        }
+        white = [(0.5, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * len(direction.observed.bands)
+        how = consistency_of(relation, problem, direction, optics, white, scale, (side, side))
+        wide = side + 2 * how.margin
+        observed, said = (_star(psf, wide, scale) for psf in (true, vis))
+        observed = observed / sum(relation.weights.values())
+        scene = Scene(
+            observed.expand(len(direction.observed.bands), -1, -1),
+            torch.ones((len(direction.observed.bands), wide, wide), dtype=torch.bool),
+            (0, 0), (how.margin, wide - how.margin, how.margin, wide - how.margin), 8.0,
+        )  # fmt: skip
+        found[name] = float(how.observe(scene).factor(said)[0][side // 2, side // 2])
+    return found
+
+
+def _star(psf: Psf, side: int, scale: float) -> torch.Tensor:
+    """A star of 10^5 units in the middle of [1, side, side], float32."""
+    around = 512  # so many pixels that nothing of the wings comes in again
+    v = np.asarray(np.fft.fftfreq(around, scale), np.float64)[:, None]
+    u = np.asarray(np.fft.rfftfreq(around, scale), np.float64)[None]
+    image = np.fft.fftshift(np.fft.irfft2(psf.transfer(u, v) * np.sinc(u * scale) * np.sinc(v * scale)))
+    first = around // 2 - side // 2
+    return torch.from_numpy(1e5 * image[None, first : first + side, first : first + side]).float()
 
 
 def measure_field(

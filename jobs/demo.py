@@ -43,6 +43,7 @@ def run(config: Config) -> int:
     """Do every stage in turn; the exit code is the translation's."""
     from surveybridge.jobs import ingest, query, simulate, translate
     from surveybridge.jobs.drawing.panel import draw_candidates, draw_panel
+    from surveybridge.jobs.simulating.observing import INSTRUMENTS
 
     out = Path(config.out)
     field, store, folder = out / "field", out / "tiles.zarr", out / "run"
@@ -57,7 +58,17 @@ def run(config: Config) -> int:
         )
     with _stage("ingest", times):
         bands = tuple(str(field / f"lsst_{band}.fits") for band in "gri")
-        ingest.run(ingest.Config(euclid=str(field / "euclid_vis.fits"), lsst=bands, store=str(store)))
+        # headers state widths alone, and light is compared where the wings are known too
+        psfs = {one.band: f"gaussian:{one.psf_fwhm:g}" for one in INSTRUMENTS}
+        ingest.run(
+            ingest.Config(
+                euclid=str(field / "euclid_vis.fits"),
+                lsst=bands,
+                store=str(store),
+                lsst_psf=tuple(psfs[band] for band in "gri"),
+                euclid_psf=psfs["VIS"],
+            )
+        )
     with _stage("translate", times):
         code = translate.run(
             translate.Config(
