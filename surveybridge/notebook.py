@@ -316,12 +316,12 @@ def translate(
     steps: int | None = None,
     seed: int = 0,
     homogenise: Literal["auto", "off"] = "auto",
-    consistency: Literal["auto", "off"] = "auto",
 ) -> PosteriorMap:
     """Translate a tile, or arrays of the observed end, as `surveybridge translate` does, in this process.
 
     A tile gives the pixels that `surveybridge translate` with the same settings writes for it on the same processor.
-    One without a halo is taken for a field of its own.
+    One without a halo is taken for a field of its own. Its light is brought to agree with what was observed where the
+    model's card says how, and the PSFs are known; light of arrays, whose PSFs are not, stays as the network has it.
 
     Parameters
     ----------
@@ -343,8 +343,6 @@ def translate(
         Key of the noise.
     homogenise : "auto" or "off"
         Whether a tile is brought to the PSF of the training images, as `surveybridge translate` does.
-    consistency : "auto" or "off"
-        Whether the light of the result is brought to agree with that of a tile, as `surveybridge translate` does.
 
     Returns
     -------
@@ -418,7 +416,7 @@ def translate(
     wanted = agreeing = None
     if isinstance(observed, Tile):
         wanted = wanted_conditions(card, observed, direction)
-        relation = None if consistency == "off" else relation_for(card, direction, how.patches)
+        relation = relation_for(card, direction, how.patches)
         agreeing, _ = compared_light(card, relation, observed, direction, wanted, how.patches)
     if head is None:
         posterior = translate_tile(moved, direction, scene, how, wanted=wanted, consistency=agreeing)
