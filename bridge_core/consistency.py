@@ -297,7 +297,7 @@ def shared_fwhm(sharp: BandOptics, others: Sequence[BandOptics]) -> float:
     return math.hypot(sharp.fwhm, max(band.fwhm for band in others))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=2)  # of large tiles they are large
 def kernels_of(sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: float, shape: Shape) -> Kernels:
     """Make the kernels for images of a shape with opposite sides as neighbours; tiles of a field have them in common.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surveybridge.bridge_core.consistency import BandOptics, Consistency
     from surveybridge.bridge_core.model import Card
     from surveybridge.bridge_core.problem import Direction, Endpoint
+    from surveybridge.storage.images import SurveyImage
     from surveybridge.storage.tiles import Tile
 
 
@@ -102,7 +103,7 @@ def end_optics(tile: Tile, end: Endpoint, asked: Conditions | None) -> list[Band
     image, bands = tile.shown.get(end.name), []
     for number, band in enumerate(end.bands):
         psf: Psf | None = None if image is None else image.psf(number)
-        if asked is not None and (psf is None or (psf.fwhm, psf.wing) != (asked.fwhm[number], asked.wing[number])):
+        if asked is not None and not (image is not None and _as_observed(image, number, asked)):
             psf = psf_of(asked.fwhm[number], asked.wing[number])
         if psf is None:
             return f"the PSF of {end.name} {band} is not known"
@@ -110,3 +111,9 @@ def end_optics(tile: Tile, end: Endpoint, asked: Conditions | None) -> list[Band
         pixel = end.pixel_scale if image is None else native_pixel(image, number)
         bands.append(BandOptics(psf, psf.fwhm, pixel))
     return bands
+
+
+def _as_observed(image: SurveyImage, band: int, asked: Conditions) -> bool:
+    """Whether a band is asked for with the PSF of its own image, of which the wings may be unknown."""
+    own, wanted = ((of[band] for of in pair) for pair in ((image.psf_fwhm, image.psf_wing), (asked.fwhm, asked.wing)))
+    return all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(own, wanted, strict=True))

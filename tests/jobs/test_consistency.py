@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 import surveybridge as sb
 from surveybridge.__main__ import main
 from surveybridge.bridge_core.checkpoint import load_checkpoint, save_checkpoint
+from surveybridge.bridge_core.conditions import Conditions
 from surveybridge.bridge_core.light_relation import LightRelation
+from surveybridge.bridge_core.settings import WholeTile
+from surveybridge.jobs.calibrating import light
 from surveybridge.jobs.translating import request
+from surveybridge.jobs.translating.light import compared_light
+from surveybridge.jobs.translating.scene import wanted_conditions
+from surveybridge.storage.images import SurveyImage
+from surveybridge.storage.psf import PsfImage
 from surveybridge.storage.runs import RunFolder
 from surveybridge.storage.tiles import Tile, TileStore
 from tests import tiny
@@ -114,6 +121,32 @@ def test_tiles_of_unknown_psf_stay_as_they_are_and_the_ledger_says_why(tmp_path,
     np.testing.assert_array_equal(one.mean, other.mean)
 
 
+def test_psfs_that_end_too_near_for_their_wings_to_be_known_are_taken_as_images(known, knowing):
+    card, tile = load_checkpoint(knowing).card, TileStore.open(known).read_tile("t0000")
+    direction, windows = card.problem.to("euclid"), WholeTile()
+    y, x = np.mgrid[-4:5, -4:5]
+    small = PsfImage.of(np.exp(-(y**2 + x**2) / 16), 0.1, "a test")
+    assert np.isnan(small.wing)
+
+    def images(**changes: Any) -> Tile:
+        def changed(image: SurveyImage) -> SurveyImage:
+            fields: dict[str, Any] = {key: (value,) * len(image.bands) for key, value in changes.items()}
+            return replace(image, **fields)
+
+        return tiny.with_images(tile, **{name: changed(image) for name, image in tile.images.items()})
+
+    def compared(of: Tile, wanted: Conditions | None = None) -> str:
+        asked = wanted or wanted_conditions(card, of, direction)
+        return compared_light(card, RELATION, of, direction, asked, windows)[1]
+
+    shown = images(psf_model=small, psf_fwhm=small.fwhm, psf_wing=np.nan)
+    assert compared(shown) == ""
+    other = Conditions((2.0,), (0.3,), (np.nan,), (0.0,))
+    assert compared(shown, other) == "the PSF of euclid VIS is not known"
+    assert compared(images(psf_wing=np.nan)) == "the PSF of lsst g is not known"
+    assert compared(images(psf_fwhm=3.0)).startswith("PSFs need ")
+
+
 @pytest.mark.parametrize("which", ["agreeing", "alone"])
 def test_a_run_goes_on_as_it_began_to_the_bytes_of_one_that_was_not_interrupted(
     tmp_path, known, knowing, which, request
@@ -175,7 +208,7 @@ def write_pairs(path: Path, weights: tuple[float, ...], count: int = 32, **attri
     }
     y, x = np.mgrid[:64, :64] - 31.5
     colours = np.exp(0.4 * rng.normal(size=(count, 3))) * rng.uniform(3e4, 9e4, (count, 1))
-    light = colours @ np.array(weights) * np.exp(0.03 * rng.normal(size=count))
+    in_vis = colours @ np.array(weights) * np.exp(0.03 * rng.normal(size=count))
 
     def profile(fwhm: float, scale: float) -> NDArray[Any]:
         sigma = np.hypot(0.3, fwhm / 2.3548) / scale
@@ -183,7 +216,7 @@ def write_pairs(path: Path, weights: tuple[float, ...], count: int = 32, **attri
 
     added = {
         "lsst": colours[:, None, None] * profile(0.73, 0.2)[..., None],
-        "euclid": light[:, None, None] * profile(0.17, 0.1),
+        "euclid": in_vis[:, None, None] * profile(0.17, 0.1),
     }
     for name, more in added.items():
         stamps = zarr.open_array(str(path / name), mode="r+")
@@ -191,8 +224,9 @@ def write_pairs(path: Path, weights: tuple[float, ...], count: int = 32, **attri
     return str(path)
 
 
-def test_weights_scatter_and_errors_are_learnt_from_pairs(tmp_path, capsys):
+def test_weights_scatter_and_errors_are_learnt_from_pairs(tmp_path, capsys, monkeypatch):
     weights = (0.3, 0.0, 0.8)
+    monkeypatch.setattr(light, "TRANSLATED", 6)  # whose errors are gross
     pairs, out = write_pairs(tmp_path / "pairs.zarr", weights), tmp_path / "out"
     words = ["calibrate", "--pairs", pairs, "--consistency", "--checkpoint", shining(tmp_path)]
     assert main([*words, "--out", str(out)]) == 0
@@ -203,7 +237,7 @@ def test_weights_scatter_and_errors_are_learnt_from_pairs(tmp_path, capsys):
     assert list(found.weights.values()) == pytest.approx(weights, abs=0.08)
     assert found.scatter == pytest.approx(0.03, rel=0.5)
     assert found.error.keys() == {"lsst->euclid", "euclid->lsst"} and min(found.error.values()) > 0.2
-    assert found.provenance["bright"] == 32
+    assert (found.provenance["bright"], found.provenance["translated"]) == (32, 6)
     assert said.startswith("VIS = ") and "32 bright pairs" in said
     assert load_checkpoint(str(out / "tiny")).sha256 == load_checkpoint(str(tmp_path / "tiny")).sha256
 
