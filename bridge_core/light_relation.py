@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surveybridge.bridge_core.errors import BridgeError
-from surveybridge.bridge_core.problem import Problem
+
+if TYPE_CHECKING:
+    from surveybridge.bridge_core.problem import Problem
 
 VERSION = 1
 """Of the JSON form."""
