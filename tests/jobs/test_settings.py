@@ -28,6 +28,7 @@ DECIDE_NOTHING = {
     "stars", "stars_radius",  # by the digest of the list
     "homogenise", "psf_noise",  # by what they ask for: `test_homogenised_runs`
     "wanted_noise", "wanted_psf",  # likewise: `test_wishes`
+    "consistency",  # likewise: `test_consistency`
 }  # fmt: skip
 OTHER = {
     "samples": 9, "steps": 7, "score_samples": 6, "score_steps": 9, "seed": 1, "patch": "tile", "precision": "float32",
