@@ -58,6 +58,7 @@ from surveybridge.bridge_core.translate import (
     whole_samples,
     with_shared_start,
 )
+from surveybridge.jobs.calibrating.light import half_range
 from surveybridge.jobs.simulating.observing import Observing
 from surveybridge.jobs.translating.light import compared_light, relation_for
 from surveybridge.jobs.translating.scene import prepared, scene_of, wanted_conditions
@@ -276,10 +277,9 @@ def summary(found: dict[str, Found], samples: int) -> dict[str, Any]:
     """All numbers of a condition."""
     result: dict[str, Any] = {}
     for way, of in found.items():
-        low, high = np.quantile(of.galaxies, [0.16, 0.84])
         result[way] = {
             "flux": float(np.median(of.galaxies)),
-            "flux_scatter": float(high - low) / 2,
+            "flux_scatter": half_range(of.galaxies),
             "stars": {
                 name: {"flux": float(np.median(some)), "number": len(some)}
                 for name, (bright, faint) in STARS.items()

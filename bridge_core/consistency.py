@@ -22,10 +22,11 @@ from torch import Tensor
 from surveybridge.bridge_core.correlate import correlated, gaussian_line
 from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.patches import fill_masked
-from surveybridge.bridge_core.physics import Psf, Shape
+from surveybridge.bridge_core.physics import Psf, Shape, filtered, response
 from surveybridge.bridge_core.problem import Direction, Problem
 from surveybridge.bridge_core.sampler import draw
 from surveybridge.bridge_core.scene import Scene
+from surveybridge.bridge_core.spectral import mean_power
 from surveybridge.kernels.sky_noise import SkyNoise
 from surveybridge.kernels.transfer import to_device
 
@@ -99,9 +100,9 @@ class Consistency:
 
     def observe(self, frame: Scene) -> Agreement:
         """Look at the observed end in the frame: what all samples of a tile are compared with."""
-        light = convolved(fill_masked(frame.flux, frame.valid), self.observed).sum(0)
+        light = filtered(fill_masked(frame.flux, frame.valid), self.observed).sum(0)
         known = frame.valid.all(0)
-        share = convolved(known[None].to(light.dtype), self.around[None])[0] / self.around[0, 0].real
+        share = filtered(known.to(light.dtype), self.around) / self.around[0, 0].real
         return Agreement(self, light, known & (share > KNOWN), frame.origin)
 
 
@@ -184,7 +185,7 @@ class Agreement:
             Each float32 [h, w]; the factor is 1 where there is nothing to compare, and has no limits yet.
         """
         how = self.how
-        shown = convolved(said, how.wanted).sum(0)
+        shown = filtered(said, how.wanted).sum(0)
         # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
         # was observed counts as if it agreed
         there = shown.clamp(min=0)
@@ -252,21 +253,21 @@ def consistency_of(
     core
         Its height and width, pixels.
     """
-    assert problem.catalog is not None
-    (other,) = (end.name for end in problem.endpoints if end.name != problem.catalog)
-    sharp = optics[problem.catalog][problem[problem.catalog].bands.index(relation.band)]
-    others = tuple(optics[other])
+    scored = problem.scored
+    assert scored is not None
+    end, other = scored.wanted, scored.observed.name
+    sharp, others = optics[end.name][end.bands.index(relation.band)], tuple(optics[other])
     fwhm = shared_fwhm(sharp, others) / pixel_scale
     margin = margin_of(fwhm)
     height, width = core[0] + 2 * margin, core[1] + 2 * margin
     kernels = kernels_of(sharp, others, pixel_scale, (height, width))
     of_end = {}
-    for name in (problem.catalog, other):
+    for name in (end.name, other):
         own = kernels.others if name == other else kernels.around
         of_end[name] = own * torch.tensor(relation.weights_of(problem, name))[:, None, None]
     observed = of_end[direction.observed.name]
     variance = sum(
-        sigma**2 * _mean_of_modes(kernel.abs().double().square().numpy() * power((height, width)), width)
+        sigma**2 * float(mean_power(kernel.abs().double().square() * torch.from_numpy(power((height, width))), width))
         for kernel, (sigma, power) in zip(observed, noise, strict=True)
     )
     return Consistency(
@@ -274,7 +275,7 @@ def consistency_of(
         wanted=of_end[direction.wanted.name],
         around=kernels.around,
         smoothing=_smoothing(fwhm),
-        noise=math.sqrt(float(variance)) / SMOOTHED,
+        noise=math.sqrt(variance) / SMOOTHED,
         scatter=relation.scatter,
         error=relation.error[str(direction)],
         margin=margin,
@@ -314,9 +315,7 @@ def kernels_of(sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: f
     reach = math.ceil(REACH * shared_fwhm(sharp, others) / pixel_scale)
 
     def transfer(band: BandOptics) -> NDArray[Any]:
-        v = np.asarray(np.fft.fftfreq(shape[0], pixel_scale), np.float64)[:, None]
-        u = np.asarray(np.fft.rfftfreq(shape[1], pixel_scale), np.float64)[None, :]
-        return np.asarray(band.psf.transfer(u, v) * np.sinc(u * band.pixel) * np.sinc(v * band.pixel))
+        return response(band.psf, band.pixel, pixel_scale, shape)
 
     def kept(transfer: NDArray[Any]) -> Tensor:
         """Modes of a kernel of which nothing lies beyond the reach."""
@@ -340,17 +339,3 @@ def _smoothing(fwhm: float) -> float:
 
 def _smoothing_reach(smoothing: float) -> int:
     return math.ceil(3 * smoothing)
-
-
-def _mean_of_modes(half: NDArray[np.float64], width: int) -> float:
-    """Mean over all modes of a field of which `rfft2` has one half."""
-    twice = np.full(half.shape[1], 2.0)
-    twice[0] = 1.0
-    if width % 2 == 0:
-        twice[-1] = 1.0
-    return float((half * twice).sum() / (half.shape[0] * width))
-
-
-def convolved(images: Tensor, kernels: Tensor) -> Tensor:
-    """Images [B, H, W], each convolved with its kernel in modes [B, H, W // 2 + 1]: [B, H, W]."""
-    return torch.fft.irfft2(torch.fft.rfft2(images) * kernels, s=images.shape[-2:])

@@ -126,19 +126,23 @@ class Seeing(LinearOperator):
 
     def log_transfer(self, shape: Shape) -> Tensor:
         """ln A, complex128 where a PSF has no point symmetry; no mode grows, and none falls below `FAINTEST`."""
-        v, u = (f.numpy() / self.pixel_scale for f in frequencies(shape))
-
-        def response(psf: Psf | None, pixel: float) -> NDArray[Any]:
-            return (1.0 if psf is None else psf.transfer(u, v)) * np.sinc(u * pixel) * np.sinc(v * pixel)
-
-        sharp, wide = response(self.sharp, self.pixels[0]), response(self.wide, self.pixels[1])
+        sharp, wide = (
+            response(psf, pixel, self.pixel_scale, shape)
+            for psf, pixel in zip((self.sharp, self.wide), self.pixels, strict=True)
+        )
         excess = np.where(np.abs(wide) > TOLD, np.abs(wide) - np.abs(sharp), 0.0)
         if excess.max() > SHARPER:
             raise BridgeError(
                 f"seeing from PSF {self.sharp} to {self.wide}: the second passes {excess.max():.2g} more of some "
                 "frequencies than the first; give a wider one, or go the other way"
             )
-        return log_ratio(torch.from_numpy(np.asarray(sharp)), torch.from_numpy(np.asarray(wide)))
+        return log_ratio(torch.from_numpy(sharp), torch.from_numpy(wide))
+
+
+def response(psf: Psf | None, pixel: float, pixel_scale: float, shape: Shape) -> NDArray[Any]:
+    """Transfer function of a PSF, or of none, and of square pixels of a side: [H, W // 2 + 1]; sides in arcsec."""
+    v, u = (f.numpy() / pixel_scale for f in frequencies(shape))
+    return np.asarray((1.0 if psf is None else psf.transfer(u, v)) * np.sinc(u * pixel) * np.sinc(v * pixel))
 
 
 def log_ratio(sharp: Tensor, wide: Tensor) -> Tensor:

@@ -57,9 +57,9 @@ def redraw_tile(
     if not (coverage > 0).any():
         nothing = torch.full((how.samples, len(bands), *coverage.shape), torch.nan)
         return Posterior(nothing[0], nothing[0], coverage, 0), nothing
+    # where light agrees, what lies around the core decides too, whatever the region is
+    agreement = agreement_of(seen, how, consistency, scene)
     if isinstance(how.patches, WholeTile):
-        # where light agrees, what lies around the core decides too, whatever the region is
-        agreement = agreement_of(seen, how, consistency, scene)
         found = _of_whole(model, direction, seen, how, box, agreement)
     else:
         found = _of_patches(model, direction, seen, how, box)

@@ -170,11 +170,14 @@ def sample_spectral(
     return denoise(x, steps[-1])
 
 
-def mean_power(modes: Tensor) -> Tensor:
-    """Mean over all modes of real images, of whose modes [..., H, W // 2 + 1] half are kept; W is even."""
+def mean_power(modes: Tensor, width: int | None = None) -> Tensor:
+    """Mean over all modes of real images, of whose modes [..., H, W // 2 + 1] half are kept; W is even, or `width`."""
+    width = 2 * (modes.shape[-1] - 1) if width is None else width
     twice = torch.full((modes.shape[-1],), 2.0, dtype=modes.dtype, device=modes.device)
-    twice[0] = twice[-1] = 1.0
-    return (modes * twice).sum((-2, -1)) / (modes.shape[-2] * 2 * (modes.shape[-1] - 1))
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    return (modes * twice).sum((-2, -1)) / (modes.shape[-2] * width)
 
 
 def finite_kernel(factor: Tensor, width: int, reach: int = REACH) -> Tensor:

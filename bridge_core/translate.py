@@ -128,10 +128,10 @@ def translate_tile(
     if not seen.live:
         mean = std = torch.full((len(end.bands), *coverage.shape), torch.nan)
         return Posterior.of(mean, std, coverage, 0)
+    agreement = agreement_of(seen, how, consistency, scene)
     if isinstance(how.patches, WholeTile):
-        mean, std = _whole_moments(model, direction, seen, how, agreement_of(seen, how, consistency, scene))
+        mean, std = _whole_moments(model, direction, seen, how, agreement)
     else:
-        agreement_of(seen, how, consistency, scene)  # refused
         mean, std = _blended_moments(model, direction, seen, how)
     mean, std = torch.stack(end.fitted.summary(mean, std, end.bands)).cpu()  # the device is waited for once
     return Posterior.of(mean, std, coverage, len(seen.live))

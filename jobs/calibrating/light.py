@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.consistency import BandOptics, convolved, kernels_of
+from surveybridge.bridge_core.consistency import BandOptics, kernels_of
 from surveybridge.bridge_core.light_relation import LightRelation
+from surveybridge.bridge_core.physics import filtered
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.translate import window_samples, with_shared_start
 from surveybridge.jobs.calibrating.maps import blocks
@@ -89,14 +90,13 @@ def fit_relation(model: Model, stores: Sequence[Pairs], seed: int = 0, batch: in
     """
     problem = model.card.problem
     check_problem(problem)
-    bright = [bright_pairs(problem, pairs) for pairs in stores]
+    bright, lights = zip(*(bright_pairs(problem, pairs) for pairs in stores), strict=True)
     number = sum(map(len, bright))
     if number < FEWEST:
         raise RequestError(
             f"{number} of {sum(map(len, stores))} pairs are complete, of known PSF and noise, and so bright that their "
             f"light can be compared, but at least {FEWEST} are needed; give more pairs, or a larger --limit"
         )
-    lights = [light_of(problem, pairs, pairs.ends) for pairs in bright]
     weights, scatter = fitted(Light(*(np.concatenate(of) for of in zip(*lights, strict=True))))
     model.to("cpu", "bfloat16")
     some = [pairs.rows(slice(TRANSLATED)) for pairs in bright]
@@ -136,22 +136,21 @@ def check_problem(problem: Problem) -> None:
 
 def ends_of(problem: Problem) -> tuple[Endpoint, Endpoint]:
     """The end with the catalog, and the other."""
-    end, other = sorted(problem.endpoints, key=lambda end: end.name != problem.catalog)
-    return end, other
+    assert problem.scored is not None
+    return problem.scored.wanted, problem.scored.observed
 
 
-def bright_pairs(problem: Problem, pairs: Pairs) -> Pairs:
-    """Pairs that are complete, of known PSF and noise, and bright in the catalog's band."""
+def bright_pairs(problem: Problem, pairs: Pairs) -> tuple[Pairs, Light]:
+    """Pairs that are complete, of known PSF and noise, and bright in the catalog's band; and their light."""
     end, _ = ends_of(problem)
     complete = np.logical_and.reduce([np.isfinite(images).all((1, 2, 3)) for images in pairs.ends.values()])
     known = [row for row in np.flatnonzero(complete).tolist() if optics_of(problem, pairs, row) is not None]
     pairs = pairs.rows(known)
-    if not known:
-        return pairs
     assert pairs.conditions is not None
+    light = light_of(problem, pairs, pairs.ends)
     noise = pairs.conditions.ends[end.name].noise[:, 0] * float(aperture(pairs).square().sum().sqrt())
-    bright: list[int] = np.flatnonzero(light_of(problem, pairs, pairs.ends).there > BRIGHT * noise).tolist()
-    return pairs.rows(bright)
+    bright: list[int] = np.flatnonzero(light.there > BRIGHT * noise).tolist()
+    return pairs.rows(bright), Light(light.there[bright], light.others[bright])
 
 
 def optics_of(problem: Problem, pairs: Pairs, row: int) -> tuple[BandOptics, tuple[BandOptics, ...]] | None:
@@ -185,11 +184,11 @@ def light_of(problem: Problem, pairs: Pairs, images: Mapping[str, NDArray[np.flo
         optics = optics_of(problem, pairs, row)
         assert optics is not None
         kernels = kernels_of(*optics, pairs.pixel_scale[end.name], shape)
-        sharp = convolved(torch.from_numpy(images[end.name][row, :1]), kernels.around)
-        blurred = convolved(torch.from_numpy(images[other.name][row]), kernels.others)
+        sharp = filtered(torch.from_numpy(images[end.name][row, :1]), kernels.around)
+        blurred = filtered(torch.from_numpy(images[other.name][row]), kernels.others)
         there.append(float((sharp[0] * weight).sum()))
         others.append((blurred * weight).sum((-2, -1)).tolist())
-    return Light(np.array(there), np.array(others).reshape(len(pairs), -1))
+    return Light(np.array(there), np.array(others).reshape(len(pairs), len(other.bands)))
 
 
 def fitted(light: Light) -> tuple[Values, float]:
