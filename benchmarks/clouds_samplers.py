@@ -34,10 +34,10 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.metrics import coverage_within, crps, interval_width
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.sampler import bridge_end, draw
+from surveybridge.bridge_core.sampler import bridge_end, draw, window_noise
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.training import filled
-from surveybridge.bridge_core.translate import window_noise, window_samples
+from surveybridge.bridge_core.translate import window_samples
 from surveybridge.storage.pair_store import held_back_of, open_store
 from surveybridge.storage.pairs import read_pairs, read_simulations
 

@@ -34,11 +34,11 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.fused import FusedUNet
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import UNet, channels_last
-from surveybridge.bridge_core.sampler import Trajectory, begin, draw
+from surveybridge.bridge_core.sampler import Trajectory, begin, draw, window_noise
 from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.settings import DEFAULT_BATCH, PatchGrid, Sampling, Scoring, WholeTile
 from surveybridge.bridge_core.training import Batch, Recipe, TrainState, bridge_loss, step_generator, wanted_of
-from surveybridge.bridge_core.translate import START, sampler_steps, translate_tile, window_noise
+from surveybridge.bridge_core.translate import START, sampler_steps, translate_tile
 
 SIDE = 64
 SOURCES_APART = 39

@@ -29,9 +29,9 @@ from surveybridge.bridge_core.checkpoint import load_checkpoint
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.network import NetworkConfig, UNet, channels_last
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample
+from surveybridge.bridge_core.sampler import boot, bridge_steps, draw, end_then_rho_steps, sample, window_noise
 from surveybridge.bridge_core.settings import Precision, Sampling
-from surveybridge.bridge_core.translate import START, window_noise
+from surveybridge.bridge_core.translate import START
 from surveybridge.kernels.sky_noise import SkyNoise
 
 if TYPE_CHECKING:

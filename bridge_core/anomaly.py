@@ -27,12 +27,12 @@ from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.patches import cut
 from surveybridge.bridge_core.problem import Direction
 from surveybridge.bridge_core.residuals import Asked, Cutouts, measure
-from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at
+from surveybridge.bridge_core.sampler import bridge_steps, draw, sample, step_at, window_noise
 from surveybridge.bridge_core.scene import Scene, cut_context, observed_units, tell
 from surveybridge.bridge_core.settings import Scoring
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import START, window_noise
+from surveybridge.bridge_core.translate import START
 from surveybridge.kernels.accumulate import accumulate
 
 MIN_VALID = 0.2

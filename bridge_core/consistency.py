@@ -24,10 +24,9 @@ from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.patches import fill_masked
 from surveybridge.bridge_core.physics import Psf, Shape, filtered, response
 from surveybridge.bridge_core.problem import Direction, Problem
-from surveybridge.bridge_core.sampler import draw
+from surveybridge.bridge_core.sampler import draw, window_noise
 from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.spectral import mean_power
-from surveybridge.kernels.sky_noise import SkyNoise
 from surveybridge.kernels.transfer import to_device
 
 REACH = 1.5
@@ -211,14 +210,8 @@ class Agreement:
     def _error(self, number: int, seed: int, stream: int, like: Tensor) -> Tensor:
         """Errors of the light in a core that the sky has for a sample, standard deviation 1, alike within a source."""
         margin = self.how.margin
-        noise = SkyNoise(
-            seed=seed,
-            stream=stream,
-            sample=torch.tensor([number // 2], dtype=torch.int32),
-            y0=torch.tensor([self.origin[0]], dtype=torch.int32),
-            x0=torch.tensor([self.origin[1]], dtype=torch.int32),
-        )
-        drawn = draw(noise.to(like.device), LIGHT, like[None, :1])[0]
+        noise = window_noise(seed, stream, [(0, number // 2)], [self.origin], like.device)
+        drawn = draw(noise, LIGHT, like[None, :1])[0]
         line = gaussian_line(margin / 3, margin, drawn)
         return (-1) ** number * correlated(drawn, line / line.square().sum().sqrt())[0]
 

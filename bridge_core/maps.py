@@ -26,12 +26,12 @@ from surveybridge.bridge_core.model import Card, Model
 from surveybridge.bridge_core.network import NetworkConfig
 from surveybridge.bridge_core.patches import blend, cut
 from surveybridge.bridge_core.problem import Direction
-from surveybridge.bridge_core.sampler import begin, draw, starts_without_x0, x0_of
+from surveybridge.bridge_core.sampler import begin, draw, starts_without_x0, window_noise, x0_of
 from surveybridge.bridge_core.scene import Scene, cut_context, look
 from surveybridge.bridge_core.settings import Precision, Sampling, WholeTile
 from surveybridge.bridge_core.spans import span
 from surveybridge.bridge_core.stretch import Stretch
-from surveybridge.bridge_core.translate import START, Posterior, agreement_of, grown, window_noise
+from surveybridge.bridge_core.translate import START, Posterior, agreement_of, grown
 
 INSIDE = 0.6827
 """Share of a Gaussian within its standard deviation."""

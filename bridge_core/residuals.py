@@ -24,9 +24,8 @@ from surveybridge.bridge_core.correlate import gaussian_blur
 from surveybridge.bridge_core.discriminant import Measured
 from surveybridge.bridge_core.model import Model
 from surveybridge.bridge_core.problem import Direction, Problem
-from surveybridge.bridge_core.sampler import begin, denoise, draw, starts_without_x0, step_at
+from surveybridge.bridge_core.sampler import begin, denoise, draw, starts_without_x0, step_at, window_noise
 from surveybridge.bridge_core.settings import Precision
-from surveybridge.bridge_core.translate import window_noise
 from surveybridge.kernels.transfer import to_device
 
 RINGS_ARCSEC = (0.0, 0.3, 0.7, 1.3, 2.2, 3.2)

@@ -232,6 +232,24 @@ def boot(bridge: Bridge, x1: Tensor, t: int, z: Tensor) -> Tensor:
     return (a + b) * x1 + s * z
 
 
+def window_noise(
+    seed: int, stream: int, rows: Sequence[tuple[int, int]], corners: Sequence[tuple[int, int]], device: torch.device
+) -> SkyNoise:
+    """The sky's noise for a batch whose rows are (window, sample), windows by the global (y, x) of their corners."""
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    noise = SkyNoise(
+        seed=seed,
+        stream=stream,
+        sample=column([sample for _, sample in rows]),
+        y0=column([corners[window][0] for window, _ in rows]),
+        x0=column([corners[window][1] for window, _ in rows]),
+    )
+    return noise.to(device)
+
+
 def draw(noise: SkyNoise, step: int, like: Tensor) -> Tensor:
     """The sky's own noise for windows shaped as `like` [N, C, H, W], float32 on its device."""
     return sky_noise(noise, step, (like.shape[1], like.shape[2], like.shape[3]), device=like.device)

@@ -26,6 +26,7 @@ from surveybridge.bridge_core.sampler import (
     rho_steps,
     sample,
     starts_without_x0,
+    window_noise,
 )
 from surveybridge.bridge_core.scene import Scene, Seen, cut_context, look
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, WholeTile
@@ -438,21 +439,3 @@ def sampler_steps(card: Card, how: Sampling) -> list[int]:
     if card.bridge.kind == "seeing":  # even in the standard deviation of the noise
         return rho_steps(card.bridge, how.steps, 1.0, rho=1.0)
     return (end_then_rho_steps if how.from_end else rho_steps)(card.bridge, how.steps, how.sigma_max)
-
-
-def window_noise(
-    seed: int, stream: int, rows: Sequence[tuple[int, int]], corners: Sequence[tuple[int, int]], device: torch.device
-) -> SkyNoise:
-    """The sky's noise for a batch whose rows are (window, sample), windows by the global (y, x) of their corners."""
-
-    def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32)
-
-    noise = SkyNoise(
-        seed=seed,
-        stream=stream,
-        sample=column([sample for _, sample in rows]),
-        y0=column([corners[window][0] for window, _ in rows]),
-        x0=column([corners[window][1] for window, _ in rows]),
-    )
-    return noise.to(device)

@@ -18,9 +18,8 @@ from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.checkpoint import load_card
 from surveybridge.bridge_core.errors import BridgeError
 from surveybridge.bridge_core.objective import Objective
-from surveybridge.bridge_core.sampler import sample
+from surveybridge.bridge_core.sampler import sample, window_noise
 from surveybridge.bridge_core.settings import PatchGrid, Sampling, Scoring, WholeTile
-from surveybridge.bridge_core.translate import window_noise
 from surveybridge.jobs.planning.rates import Rates
 from surveybridge.jobs.translating.config import Config
 from surveybridge.jobs.translating.request import check

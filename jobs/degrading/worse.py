@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from surveybridge.bridge_core.sampler import window_noise
 from surveybridge.bridge_core.spectral import mean_power, noise_of_power
-from surveybridge.bridge_core.translate import window_noise
 from surveybridge.jobs.config import RequestError
 from surveybridge.storage.homogenise import BandPlan, homogenise, noise_lags, plan_bands
 from surveybridge.storage.images import SurveyImage

@@ -165,8 +165,7 @@ def _check_kernels() -> Finding:
     """Check that Triton on the GPU draws the same noise as torch on the CPU, to the bit."""
     import torch
 
-    from surveybridge.bridge_core.sampler import draw
-    from surveybridge.bridge_core.translate import window_noise
+    from surveybridge.bridge_core.sampler import draw, window_noise
 
     try:
         drawn = [

@@ -13,11 +13,11 @@ from surveybridge.bridge_core.bridge import Bridge
 from surveybridge.bridge_core.model import Card
 from surveybridge.bridge_core.objective import Objective
 from surveybridge.bridge_core.problem import Endpoint, Problem
-from surveybridge.bridge_core.sampler import END, begin, bridge_end, draw, sample
+from surveybridge.bridge_core.sampler import END, begin, bridge_end, draw, sample, window_noise
 from surveybridge.bridge_core.settings import Sampling
 from surveybridge.bridge_core.stretch import AxialStretch, Log10Stretch, MixedStretch
 from surveybridge.bridge_core.training import Batch, augment, bridge_loss, rescaled, step_generator
-from surveybridge.bridge_core.translate import START, sampler_steps, window_noise, window_samples
+from surveybridge.bridge_core.translate import START, sampler_steps, window_samples
 from tests.bridge_core.models import TINY, make_card, random_model
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from surveybridge.bridge_core.sampler import begin, bridge_steps, draw, sample
+from surveybridge.bridge_core.sampler import begin, bridge_steps, draw, sample, window_noise
 from surveybridge.bridge_core.settings import Sampling
-from surveybridge.bridge_core.translate import START, sampler_steps, window_noise, window_samples
+from surveybridge.bridge_core.translate import START, sampler_steps, window_samples
 from surveybridge.jobs.evaluating.cutouts import stamp_units
 from surveybridge.jobs.evaluating.densities import padded
 
