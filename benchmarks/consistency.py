@@ -166,7 +166,7 @@ def wrong_psfs(relation: LightRelation, problem: Problem) -> dict[str, float]:
             "euclid": [BandOptics(vis, vis.fwhm, scale)],
         }
         white = [(0.5, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * len(direction.observed.bands)
-        how = consistency_of(relation, problem, direction, optics, white, scale, (side, side))
+        how = consistency_of(relation, problem, direction, optics, white, scale, (side, side), halo=64)
         wide = side + 2 * how.margin
         observed, said = (_star(psf, wide, scale) for psf in (true, vis))
         observed = observed / sum(relation.weights.values())

@@ -29,11 +29,15 @@ from surveybridge.bridge_core.scene import Scene
 from surveybridge.bridge_core.spectral import mean_power
 from surveybridge.kernels.transfer import to_device
 
-REACH = 1.5
-"""Radius, in FWHM of the widest PSF, to which kernels are kept: both images lack the same light beyond."""
+CORE, WINGS = 1.5, 5.0
+"""Radii in FWHM of the resolution that both images share: within the first, all pixels have to be seen; to the second,
+kernels are kept where there are so many pixels around."""
 
 SMOOTHED = 0.5
 """Standard deviation of the Gaussian in which images are compared, in that of the resolution that they share."""
+
+PASSES = 4
+"""In which the factors are found: each looks at what those of the one before make of the light of the neighbours."""
 
 LEAST_TRANSFER = 3e-3
 """Modes of which a PSF leaves less are not brought back."""
@@ -43,6 +47,9 @@ KNOWN = 0.9
 
 LIMITS = (0.2, 5.0)
 """Of the factor."""
+
+LEAST_VARIANCE = 0.5
+"""Share of its variance that a mean keeps: light is not all that is uncertain."""
 
 LIGHT = 2**16 - 2
 """Noise step of the errors of the light, which no update uses."""
@@ -71,12 +78,13 @@ class Consistency:
     smoothing
         Standard deviation, pixels, of the Gaussian in which the images are compared.
     noise
-        Of a pixel of the observed light, in the end's unit, times the root of the pixels that share it over those that
-        are compared.
+        Of a pixel of the observed light, in the end's unit. It is alike in the pixels that are compared.
     scatter, error
         As in `LightRelation`, in the direction.
     margin
         Pixels beyond the core that are looked at.
+    unseen
+        Pixels at the border of the frame whose surroundings are not seen, so that nothing is compared.
     """
 
     observed: Tensor
@@ -87,6 +95,7 @@ class Consistency:
     scatter: float
     error: float
     margin: int
+    unseen: int
 
     def to(self, device: torch.device) -> Consistency:
         """Return the same on a device."""
@@ -100,9 +109,10 @@ class Consistency:
     def observe(self, frame: Scene) -> Agreement:
         """Look at the observed end in the frame: what all samples of a tile are compared with."""
         light = filtered(fill_masked(frame.flux, frame.valid), self.observed).sum(0)
-        known = frame.valid.all(0)
+        known, seen = frame.valid.all(0), torch.zeros_like(frame.valid[0])
+        seen[self.unseen : -self.unseen, self.unseen : -self.unseen] = True
         share = filtered(known.to(light.dtype), self.around) / self.around[0, 0].real
-        return Agreement(self, light, known & (share > KNOWN), frame.origin)
+        return Agreement(self, light, known & seen & (share > KNOWN), frame.origin)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Agreement:
     origin: tuple[int, int]
 
     def mean(self, moments: Tensor) -> Tensor:
-        """Bring a mean to agree, and multiply its deviation by the same.
+        """Bring a mean to agree, and take from its variance what is known of the light.
 
         Parameters
         ----------
@@ -139,8 +149,12 @@ class Agreement:
         Tensor
             float32 [2, B, h, w], of the core.
         """
-        factor, _ = self.factor(moments[0])
-        return moments[..., self._core, self._core] * factor.clamp(*LIMITS)
+        factor, left = self.factor(moments[0])
+        mean, std = moments[..., self._core, self._core]
+        # the network's deviation has in it that its light is off
+        of_light = (self.how.error * mean).square() * (1 - left)
+        variance = torch.maximum(std.square() - of_light, LEAST_VARIANCE * std.square())
+        return torch.stack([mean, variance.sqrt()]) * factor
 
     def samples(self, samples: Tensor, first: int, seed: int, stream: int) -> Tensor:
         """Bring samples to agree, each by itself.
@@ -165,60 +179,66 @@ class Agreement:
         """
         agreeing = []
         for number, sample in enumerate(samples, first):
-            factor, unsure = self.factor(sample)
-            factor = (factor + unsure * self._error(number, seed, stream, sample)).clamp(*LIMITS)
+            factor, _ = self.factor(sample, self._error(number, seed, stream, sample))
             agreeing.append(sample[..., self._core, self._core] * factor)
         return torch.stack(agreeing)
 
-    def factor(self, said: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factor of the core, and how far it is off where the observed light is by a standard deviation.
+    def factor(self, said: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the factors of the core, and what is left of the variance of the light.
 
         Parameters
         ----------
         said
             float32 [B, H, W], the wanted end in the frame.
+        error
+            float32 [H, W], by how many standard deviations the observed light is taken to be off; by default by none.
 
         Returns
         -------
         tuple of Tensor
-            Each float32 [h, w]; the factor is 1 where there is nothing to compare, and has no limits yet.
+            Each float32 [h, w]. Both are 1 where there is nothing to compare; the factors lie within `LIMITS`.
         """
         how = self.how
-        shown = filtered(said, how.wanted).sum(0)
-        # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
-        # was observed counts as if it agreed
-        there = shown.clamp(min=0)
         reach = _smoothing_reach(how.smoothing)
         line = gaussian_line(how.smoothing, reach, said)
-        products = torch.stack(
-            [there * (self.light - shown) * self.counted, there.square() * self.counted, there.square()]
-        )
-        cut = how.margin - reach
-        excess, counted, power = correlated(products[..., cut : -cut or None, cut : -cut or None], line / line.sum())
-        # noise draws the factor towards 1, as does the scatter of colours where it could explain the whole difference
+
+        def around(products: Tensor) -> Tensor:
+            return correlated(torch.nn.functional.pad(products, (reach,) * 4), line / line.sum())
+
+        shown = filtered(said, how.wanted).sum(0)
+        # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
+        # was observed counts as if it agreed, and noise draws the factor towards 1
+        there = shown.clamp(min=0)
+        counted, power = around(torch.stack([there.square() * self.counted, there.square()]))
         ridge = (how.noise / how.error) ** 2
-        off = excess / (power + ridge)
         known = counted / (power + ridge)
-        believed = (how.error**2 + off**2) / (how.error**2 + off**2 + how.scatter**2)
-        unsure = (known**2 * how.scatter**2 + known * (ridge / (power + ridge)) * how.error**2).sqrt()
-        return 1 + believed * off, believed * unsure
+        unsure = (known.square() * how.scatter**2 + known * (ridge / (power + ridge)) * how.error**2).sqrt()
+        off = torch.zeros_like(shown)
+        for number in range(PASSES):
+            if number:
+                shown = filtered(said * (1 + off), how.wanted).sum(0)
+            (excess,) = around((there * (self.light - shown) * self.counted)[None])
+            seen = excess / (power + ridge) + known * off
+            # the scatter of colours draws it towards 1 too, where it could explain the whole difference
+            believed = (how.error**2 + seen.square()) / (how.error**2 + seen.square() + how.scatter**2)
+            if error is not None:
+                seen = seen + unsure * error
+            off = (believed * seen).clamp(LIMITS[0] - 1, LIMITS[1] - 1)
+        left = (1 - believed * known).square() + (believed * unsure / how.error).square()
+        return (1 + off)[self._core, self._core], left[self._core, self._core]
 
     @property
     def _core(self) -> slice:
         return slice(self.how.margin, -self.how.margin)
 
     def _error(self, number: int, seed: int, stream: int, like: Tensor) -> Tensor:
-        """Errors of the light in a core that the sky has for a sample, standard deviation 1, alike within a source."""
-        margin = self.how.margin
-        noise = window_noise(seed, stream, [(0, number // 2)], [self.origin], like.device)
-        drawn = draw(noise, LIGHT, like[None, :1])[0]
-        line = gaussian_line(margin / 3, margin, drawn)
+        """Errors of the light in a frame that the sky has for a sample, standard deviation 1, alike within a source."""
+        reach = self.how.unseen
+        top, left = self.origin
+        noise = window_noise(seed, stream, [(0, number // 2)], [(top - reach, left - reach)], like.device)
+        drawn = draw(noise, LIGHT, torch.nn.functional.pad(like[None, :1], (reach,) * 4))[0]
+        line = gaussian_line(reach / 3, reach, drawn)
         return (-1) ** number * correlated(drawn, line / line.square().sum().sqrt())[0]
-
-
-def margin_of(fwhm: float) -> int:
-    """Pixels beyond a core that are looked at, by the FWHM in pixels of the resolution that both images share."""
-    return math.ceil(REACH * fwhm) + _smoothing_reach(_smoothing(fwhm))
 
 
 def consistency_of(
@@ -229,6 +249,7 @@ def consistency_of(
     noise: Sequence[tuple[float, Callable[[Shape], NDArray[np.float64]]]],
     pixel_scale: float,
     core: Shape,
+    halo: int,
 ) -> Consistency:
     """Find how a tile's light is compared.
 
@@ -245,15 +266,18 @@ def consistency_of(
         Of the grid, arcsec.
     core
         Its height and width, pixels.
+    halo
+        Pixels around it that there are. Where they are fewer than its `unseen`, the margin of what is found is larger.
     """
     scored = problem.scored
     assert scored is not None
     end, other = scored.wanted, scored.observed.name
     sharp, others = optics[end.name][end.bands.index(relation.band)], tuple(optics[other])
     fwhm = shared_fwhm(sharp, others) / pixel_scale
-    margin = margin_of(fwhm)
+    unseen = math.ceil(CORE * fwhm) + _smoothing_reach(_smoothing(fwhm))
+    margin = max(min(math.ceil(WINGS * fwhm), halo), unseen)
     height, width = core[0] + 2 * margin, core[1] + 2 * margin
-    kernels = kernels_of(sharp, others, pixel_scale, (height, width))
+    kernels = kernels_of(sharp, others, pixel_scale, (height, width), margin)
     of_end = {}
     for name in (end.name, other):
         own = kernels.others if name == other else kernels.around
@@ -268,10 +292,11 @@ def consistency_of(
         wanted=of_end[direction.wanted.name],
         around=kernels.around,
         smoothing=_smoothing(fwhm),
-        noise=math.sqrt(variance) / SMOOTHED,
+        noise=math.sqrt(variance),
         scatter=relation.scatter,
         error=relation.error[str(direction)],
         margin=margin,
+        unseen=unseen,
     )
 
 
@@ -292,7 +317,9 @@ def shared_fwhm(sharp: BandOptics, others: Sequence[BandOptics]) -> float:
 
 
 @functools.lru_cache(maxsize=2)  # of large tiles they are large
-def kernels_of(sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: float, shape: Shape) -> Kernels:
+def kernels_of(
+    sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: float, shape: Shape, most: int
+) -> Kernels:
     """Make the kernels for images of a shape with opposite sides as neighbours; tiles of a field have them in common.
 
     Parameters
@@ -303,9 +330,11 @@ def kernels_of(sharp: BandOptics, others: tuple[BandOptics, ...], pixel_scale: f
         The bands of the other end.
     pixel_scale
         Of the grid, arcsec.
+    most
+        Pixels beyond which nothing of a kernel is kept, whatever its PSF.
     """
     wide = max(others, key=lambda band: band.fwhm)
-    reach = math.ceil(REACH * shared_fwhm(sharp, others) / pixel_scale)
+    reach = min(math.ceil(WINGS * shared_fwhm(sharp, others) / pixel_scale), most)
 
     def transfer(band: BandOptics) -> NDArray[Any]:
         return response(band.psf, band.pixel, pixel_scale, shape)

@@ -11,8 +11,8 @@ from surveybridge.bridge_core.errors import BridgeError
 if TYPE_CHECKING:
     from surveybridge.bridge_core.problem import Problem
 
-VERSION = 1
-"""Of the JSON form."""
+VERSION = 2
+"""Of the JSON form, and of how light is compared: in runs of version 1 without a neighbour's light."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class LightRelation:
         """Read what `card` wrote; an unknown version is refused."""
         if card.get("version") != VERSION:
             raise BridgeError(
-                f"flux consistency of version {card.get('version')!r} but this code reads {VERSION}; use a newer "
-                "surveybridge, or `calibrate --consistency` again"
+                f"flux consistency of version {card.get('version')!r} but this code knows {VERSION}; go on with the "
+                "surveybridge that stated it, or begin the run or `calibrate --consistency` anew"
             )
         return cls(card["band"], card["weights"], float(card["scatter"]), card["error"], card["provenance"])
 

@@ -40,7 +40,7 @@ TRANSLATED = 256
 APERTURE = 6.0
 """Standard deviation, pixels, of the Gaussian in which light is measured: so wide that pixels of detectors, which pair
 stores do not state, hardly matter."""
-BRIGHT = 100.0
+BRIGHT = 250.0
 """Light of a bright stamp over the noise of the catalog's band in the aperture, as if it were white."""
 FEWEST = 30
 """Bright pairs below which nothing is learnt."""
@@ -183,7 +183,7 @@ def light_of(problem: Problem, pairs: Pairs, images: Mapping[str, NDArray[np.flo
     for row in range(len(pairs)):
         optics = optics_of(problem, pairs, row)
         assert optics is not None
-        kernels = kernels_of(*optics, pairs.pixel_scale[end.name], shape)
+        kernels = kernels_of(*optics, pairs.pixel_scale[end.name], shape, min(shape) // 2 - 1)
         sharp = filtered(torch.from_numpy(images[end.name][row, :1]), kernels.around)
         blurred = filtered(torch.from_numpy(images[other.name][row]), kernels.others)
         there.append(float((sharp[0] * weight).sum()))

@@ -82,7 +82,9 @@ def compared_light(
     ]
     y0, y1, x0, x1 = tile.core
     core = (y1 - y0, x1 - x0)
-    found = consistency_of(relation, card.problem, direction, optics, noise, image.pixel_scale, core)
+    found = consistency_of(
+        relation, card.problem, direction, optics, noise, image.pixel_scale, core, halo=windows.reach
+    )
     if found.margin > windows.reach:
         return None, f"PSFs need {found.margin} pixels around a tile and the network sees {windows.reach}"
     return found, ""

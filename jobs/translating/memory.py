@@ -45,8 +45,8 @@ CATALOG_COPIES = 3.2
 RECONSTRUCTION_COPIES = 10
 """Copies of a group's reconstructions while they are compared, most of them in the jackknife."""
 
-_LIGHT_MARGIN = 24
-"""Pixels around a core with which its light is compared, in a seeing of 1.1 arcsec."""
+_LIGHT_MARGIN = 56
+"""Pixels around a core with which its light is compared, in a seeing of 1.1 arcsec, where a halo has so many."""
 
 SAMPLER_PLANES = 8
 """Images in network units that are alive for a sample while the network works: its input counts as two (measured)."""
@@ -158,8 +158,9 @@ def _translating_bytes(
         found = core * 4 * (4 * wanted + 1)  # mean and scatter so far and anew, coverage
         if config.consistency != "off" and relation_for(card, direction, how.patches) is not None:
             # what is observed and said, each in modes and convolved, with the kernels; while no network works
-            frame = (height + 2 * _LIGHT_MARGIN) * (width + 2 * _LIGHT_MARGIN)
-            found += frame * 4 * (3 * (observed + wanted) + 8)
+            margin = min(_LIGHT_MARGIN, how.patches.halo)
+            frame = (height + 2 * margin) * (width + 2 * margin)
+            found += frame * 4 * (3 * (observed + wanted) + 14)
         return whole_activation_bytes(card.network, call, config) + seen + drawn + found
     size = how.patches.size**2
     images = pixels * 4 * channels  # in network units, float32

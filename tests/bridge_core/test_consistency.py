@@ -46,9 +46,10 @@ def made(
     psfs: Psfs = ROUND,
     core: tuple[int, int] = (SIDE, SIDE),
     noise: float = 0.5,
+    halo: int = 30,
 ) -> Consistency:
     white = [(noise, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * len(direction.observed.bands)
-    return consistency_of(RELATION, PROBLEM, direction, optics(psfs), white, SCALE, core)
+    return consistency_of(RELATION, PROBLEM, direction, optics(psfs), white, SCALE, core, halo)
 
 
 def image(psf: Psf, sources: Sequence[tuple[float, float, float]], shape: tuple[int, int]) -> Tensor:
@@ -119,6 +120,35 @@ def test_light_that_agrees_stays_and_light_that_does_not_is_brought_to_agree(dir
     assert float(factor[0, 0]) == pytest.approx(1, abs=0.01)
 
 
+def factors_of_two(
+    psfs: Psfs, places: Sequence[tuple[int, int]], fluxes: Sequence[float], said: Sequence[float]
+) -> list[float]:
+    """Factors at point sources of the same colours, by their light and how much of it a network sees."""
+    consistency = made(TO_EUCLID, psfs, halo=40)
+    margin, side = consistency.margin, SIDE + 2 * consistency.margin
+    colours = (COLOURS[0] / (COLOURS[0] @ torch.tensor(list(RELATION.weights.values())))).tolist()
+    at = [(y + margin, x + margin) for y, x in places]
+
+    def shown(psf: Psf, shares: Sequence[float]) -> Tensor:
+        sources = [(*place, flux * share) for place, flux, share in zip(at, fluxes, shares, strict=True)]
+        return image(psf, sources, (side, side)).float()
+
+    observed = torch.stack([colours[band] * shown(psf, (1.0, 1.0)) for band, psf in enumerate(psfs["lsst"])])
+    factor = factor_of(consistency, shown(psfs["euclid"][0], said)[None], observed)
+    return [float(factor[place]) for place in places]
+
+
+def test_wings_of_a_bright_source_are_no_light_of_a_faint_one_far_off():
+    bright, faint = factors_of_two(WINGED, [(100, 100), (100, 128)], [2e5, 300.0], [1.0, 1.0])
+    assert bright == pytest.approx(1, abs=0.01) and faint == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(("apart", "close"), [(6, 0.06), (8, 0.02), (12, 0.02)])
+def test_a_source_beside_one_of_wrong_light_keeps_its_own(apart, close):
+    wrong, right = factors_of_two(ROUND, [(100, 100), (100, 100 + apart)], [2e4, 2e4], [2.0, 1.0])
+    assert wrong == pytest.approx(0.5, abs=close) and right == pytest.approx(1, abs=close)
+
+
 def test_noise_and_what_colours_explain_draw_it_to_one():
     consistency = made(TO_EUCLID)
     bright, faint = (Sky(ROUND, consistency.margin, (0.5,) * 2, flux) for flux in (2e4, 20.0))
@@ -149,7 +179,7 @@ def test_the_noise_is_that_of_the_light_which_is_compared():
     side = SIDE + 2 * consistency.margin
     noise = 2 * torch.randn(3, side, side, generator=generator)
     light = torch.fft.irfft2((torch.fft.rfft2(noise) * consistency.observed).sum(0), s=noise.shape[-2:])
-    assert float(light.std()) / 0.5 == pytest.approx(consistency.noise, rel=0.05)
+    assert float(light.std()) == pytest.approx(consistency.noise, rel=0.05)
 
 
 def test_where_pixels_are_not_known_light_stays_as_it_is():
@@ -177,15 +207,15 @@ def test_it_stays_within_limits():
 
 
 def test_neighbouring_cores_have_the_same_factor_where_they_see_the_same():
-    consistency = made(TO_EUCLID)
+    consistency = made(TO_EUCLID, halo=60)
     observed, told = Sky(WINGED, consistency.margin, (1.0, 0.4, 3.0, 2.0, 1.5, 0.8)).ends(TO_EUCLID)
     whole = factor_of(consistency, told, observed)
-    part = made(TO_EUCLID, core=(90, 76))
+    part = made(TO_EUCLID, core=(90, 76), halo=60)
     m, high, wide = consistency.margin, 90, 76
     cut = np.s_[..., 30 : 30 + high + 2 * m, 50 : 50 + wide + 2 * m]
     assert part.margin == m
     found = factor_of(part, told[cut].contiguous(), observed[cut].contiguous())
-    torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=2e-3, atol=2e-3)
 
 
 # ---- in a translation
@@ -247,6 +277,10 @@ def test_samples_scatter_as_the_light_does_that_is_not_known():
     assert float(shares.mean()) == pytest.approx(1, abs=3 * scatter / math.sqrt(number * sources))
     expected = error * scatter / math.hypot(error, scatter)
     assert float(shares.std(1).square().mean().sqrt()) == pytest.approx(expected, rel=0.2)
+    # and as maps without samples say
+    _, left = agreement.factor(skies[0].ends(TO_EUCLID)[1] / skies[0].said.float())
+    at = torch.tensor([float(left[place]) for place in skies[0].places])
+    assert float(at.mean().sqrt()) * error == pytest.approx(expected, rel=0.1)
     parts = [agreement.samples(told[k : k + 5], k, 5, 1) for k in range(0, number, 5)]
     assert torch.equal(torch.cat(parts), found)
     assert not torch.equal(agreement.samples(told[:1], 0, 6, 1), found[:1])
@@ -296,7 +330,8 @@ def test_maps_without_samples_are_multiplied_too():
     known = found.coverage > 0
     factor = (found.mean / plain.mean)[:, known]
     assert float((factor - 1).abs().max()) > 0.01
-    torch.testing.assert_close((found.std / plain.std)[:, known], factor, rtol=1e-3, atol=1e-3)
+    kept = (found.std / plain.std)[:, known] / factor
+    assert float(kept.min()) >= 0.5**0.5 - 1e-5 and float(kept.max()) <= 1 + 1e-5 and float(kept.median()) < 0.99
 
 
 def test_patches_and_windows_that_reach_less_far_are_refused():
@@ -325,7 +360,7 @@ def test_a_relation_is_read_back_from_a_card_and_is_no_part_of_the_identity(tmp_
 
 
 def test_a_relation_of_another_version_is_refused():
-    with pytest.raises(BridgeError, match="flux consistency of version 7 but this code reads 1"):
+    with pytest.raises(BridgeError, match="flux consistency of version 7 but this code knows 2"):
         LightRelation.from_card(RELATION.card | {"version": 7})
 
 

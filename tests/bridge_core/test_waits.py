@@ -63,7 +63,7 @@ def test_light_that_is_brought_to_agree_is_waited_for_no_more(model, monkeypatch
     }
     relation = LightRelation("VIS", {"g": 0.2, "r": 0.1, "i": 0.7}, scatter=0.05, error={str(direction): 0.1})
     noise = [(1.0, lambda shape: np.ones((shape[0], shape[1] // 2 + 1)))] * 3
-    agreeing = consistency_of(relation, model.card.problem, direction, optics, noise, 0.1, (16, 16))
+    agreeing = consistency_of(relation, model.card.problem, direction, optics, noise, 0.1, (16, 16), halo=16)
     how = Sampling(samples=2, batch=1, steps=2, precision="float32", patches=WholeTile(16))
     expected = translate_tile(model, direction, scene(3), how, consistency=agreeing)
     assert not torch.equal(expected.mean, translated(model, how).mean)
