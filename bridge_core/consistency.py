@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surveybridge.bridge_core.correlate import correlated, gaussian_line
+from surveybridge.bridge_core.correlate import added_along, gaussian_line
 from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.patches import fill_masked
 from surveybridge.bridge_core.physics import Psf, Shape, filtered, response
@@ -50,6 +50,9 @@ LIMITS = (0.2, 5.0)
 
 LEAST_VARIANCE = 0.5
 """Share of its variance that a mean keeps: light is not all that is uncertain."""
+
+ON_HOST = torch.zeros(())
+"""Lines are added up by numbers of the host, so that no device is waited for."""
 
 LIGHT = 2**16 - 2
 """Noise step of the errors of the light, which no update uses."""
@@ -200,10 +203,10 @@ class Agreement:
         """
         how = self.how
         reach = _smoothing_reach(how.smoothing)
-        line = gaussian_line(how.smoothing, reach, said)
+        line = gaussian_line(how.smoothing, reach, ON_HOST)
 
         def around(products: Tensor) -> Tensor:
-            return correlated(torch.nn.functional.pad(products, (reach,) * 4), line / line.sum())
+            return added_along(torch.nn.functional.pad(products, (reach,) * 4), line / line.sum())
 
         shown = filtered(said, how.wanted).sum(0)
         # a least-squares fit of a factor to each place, whose surroundings count by a Gaussian; light of which nothing
@@ -217,7 +220,7 @@ class Agreement:
         for number in range(PASSES):
             if number:
                 shown = filtered(said * (1 + off), how.wanted).sum(0)
-            (excess,) = around((there * (self.light - shown) * self.counted)[None])
+            excess = around(there * (self.light - shown) * self.counted)
             seen = excess / (power + ridge) + known * off
             # the scatter of colours draws it towards 1 too, where it could explain the whole difference
             believed = (how.error**2 + seen.square()) / (how.error**2 + seen.square() + how.scatter**2)
@@ -236,9 +239,9 @@ class Agreement:
         reach = self.how.unseen
         top, left = self.origin
         noise = window_noise(seed, stream, [(0, number // 2)], [(top - reach, left - reach)], like.device)
-        drawn = draw(noise, LIGHT, torch.nn.functional.pad(like[None, :1], (reach,) * 4))[0]
-        line = gaussian_line(reach / 3, reach, drawn)
-        return (-1) ** number * correlated(drawn, line / line.square().sum().sqrt())[0]
+        drawn = draw(noise, LIGHT, torch.nn.functional.pad(like[None, :1], (reach,) * 4))[0, 0]
+        line = gaussian_line(reach / 3, reach, ON_HOST)
+        return (-1) ** number * added_along(drawn, line / line.square().sum().sqrt())
 
 
 def consistency_of(

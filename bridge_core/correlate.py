@@ -27,6 +27,21 @@ def gaussian_line(sigma: float, reach: int, like: Tensor) -> Tensor:
     return torch.exp(-0.5 * (places / sigma) ** 2)
 
 
+def added_along(image: Tensor, line: Tensor) -> Tensor:
+    """Correlate [..., H, W] with a line of L values on the host, both ways: [..., H - L + 1, W - L + 1].
+
+    Shifted images are added up, in a tenth of the time that `correlated` takes on a CPU; rounding differs from its.
+    """
+    first, *others = line.tolist()
+    for axis in (-2, -1):
+        number = image.shape[axis] - len(line) + 1
+        found = image.narrow(axis, 0, number) * first
+        for place, value in enumerate(others, 1):
+            found.add_(image.narrow(axis, place, number), alpha=value)
+        image = found
+    return image
+
+
 def correlated(image: Tensor, line: Tensor) -> Tensor:
     """Separable correlation of [C, H, W] with a line of L values: [C, H - L + 1, W - L + 1].
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-from surveybridge.bridge_core.correlate import blur, correlated, gaussian_blur
+from surveybridge.bridge_core.correlate import added_along, blur, correlated, gaussian_blur
 
 LINE = torch.tensor([0.1, 0.5, 1.0, 0.3, -0.2])
 
@@ -20,6 +20,8 @@ def test_it_is_that_of_scipy_with_zeros_beyond_the_edge(shape):
         expected = correlate1d(expected, LINE.numpy(), axis, mode="constant")
     np.testing.assert_allclose(blur(image, LINE), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(correlated(image, LINE), blur(image, LINE)[:, 2:-2, 2:-2])
+    for added in (added_along(image, LINE), added_along(image[0], LINE)[None]):
+        np.testing.assert_allclose(added, expected[: len(added), 2:-2, 2:-2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
