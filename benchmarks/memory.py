@@ -160,6 +160,7 @@ def _image(end: Endpoint, squared: Any, width: float, rng: np.random.Generator) 
         wcs_header=Header(WCS_CARDS).tostring(),
         pixel_scale=end.pixel_scale,
         psf_fwhm=tuple(end.pixel_scale * 2.35 * width for _ in end.bands),
+        psf_wing=tuple(0.0 for _ in end.bands),  # known, so that light is compared
         zero_point=31.4,
         noise_correlation=tuple(0.0 for _ in end.bands),
         unit=end.unit,

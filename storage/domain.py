@@ -43,11 +43,19 @@ def describe_domain(problem: ProblemTable, images: Mapping[str, Sequence[SurveyI
             if reading.filter != "not stated" and not is_filter_of(reading.filter, end["name"], reading.band)
         ]
         if strange:
-            reasons.append(f"{end['name']} bands are {', '.join(strange)}")
+            reasons.append(f"{end['name']}{_OTHER_FILTERS}{', '.join(strange)}")
         native = end["pixel_scale"]
         if parts and of_other_pixels(parts[0].pixel_scale, native):
             reasons.append(f'{end["name"]} pixels are {parts[0].pixel_scale:.3g}", not {native:g}"')
     return "out: " + "; ".join(reasons) if reasons else "in"
+
+
+def other_filters(domain: str | None) -> list[str]:
+    """Return the reasons, of what is said of a domain, by which images are taken through other filters."""
+    return [reason for reason in (domain or "").removeprefix("out: ").split("; ") if _OTHER_FILTERS in reason]
+
+
+_OTHER_FILTERS = " bands are "
 
 
 def with_reasons(domain: str | None, reasons: Sequence[str], *, known: bool) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from surveybridge.bridge_core.light_relation import LightRelation
 from surveybridge.bridge_core.settings import WholeTile, Windows
 from surveybridge.jobs.translating.scene import half_noise_power
+from surveybridge.storage.domain import other_filters
 from surveybridge.storage.homogenise import native_pixel, noise_lags
 from surveybridge.storage.psf import Psf, psf_of
 
@@ -65,6 +66,8 @@ def compared_light(
     """
     if relation is None:
         return None, ""
+    if strange := other_filters(tile.domain):
+        return None, "; ".join(strange)  # whose colours the relation does not know
     from surveybridge.bridge_core.consistency import consistency_of
 
     optics = {}

@@ -130,7 +130,9 @@ def test_psfs_that_end_too_near_for_their_wings_to_be_known_are_taken_as_images(
 
     def images(**changes: Any) -> Tile:
         def changed(image: SurveyImage) -> SurveyImage:
-            fields: dict[str, Any] = {key: (value,) * len(image.bands) for key, value in changes.items()}
+            fields: dict[str, Any] = {
+                key: value if key == "provenance" else (value,) * len(image.bands) for key, value in changes.items()
+            }
             return replace(image, **fields)
 
         return tiny.with_images(tile, **{name: changed(image) for name, image in tile.images.items()})
@@ -144,6 +146,9 @@ def test_psfs_that_end_too_near_for_their_wings_to_be_known_are_taken_as_images(
     other = Conditions((2.0,), (0.3,), (np.nan,), (0.0,))
     assert compared(shown, other) == "the PSF of euclid VIS is not known"
     assert compared(images(psf_wing=np.nan)) == "the PSF of lsst g is not known"
+    strange = images(provenance={"domain": 'out: lsst bands are HSC_z as i; lsst pixels are 0.1", not 0.2"'})
+    assert compared(strange) == "lsst bands are HSC_z as i"
+    assert compared(images(provenance={"domain": 'out: lsst pixels are 0.1", not 0.2"'})) == ""
     assert compared(images(psf_fwhm=3.0)).startswith("PSFs need ")
 
 
