@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,34 @@ def test_a_run_goes_on_as_it_began_to_the_bytes_of_one_that_was_not_interrupted(
     before = stated(run)
     assert translate(known, run, knowing) == 0
     assert results(run) == results(complete) and stated(run) == before
+
+
+def test_a_run_whose_light_was_compared_otherwise_is_read_but_not_gone_on_with(
+    tmp_path, known, knowing, agreeing, capsys
+):
+    run = interrupted(agreeing, tmp_path / "run", "t0002")
+    document = stated(run)
+    for part in (document, document["fingerprint"]):
+        part["consistency"] |= {"version": 1}
+    (run / "run.json").write_text(json.dumps(document))
+    for words in (
+        ["translate", "--store", known, "--run", str(run), "--checkpoint", knowing],
+        [
+            "export",
+            "--run",
+            str(run),
+            "--out",
+            str(tmp_path / "cut.fits"),
+            "--cutout",
+            f"{place(str(agreeing), 90, 100)},2",
+            "--samples",
+            "2",
+        ],
+    ):
+        assert main(words) == 2
+        assert "flux consistency of version 1 but this code knows 2; go on with" in capsys.readouterr().err
+    assert np.isfinite(RunFolder.open(str(run)).read_mosaic().mean).any()
+    assert main(["status", "--run", str(run)]) in (0, 1)
 
 
 @pytest.mark.parametrize("which", ["agreeing", "alone"])
