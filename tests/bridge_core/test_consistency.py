@@ -79,17 +79,14 @@ class Sky:
             ]
         )
         self.euclid = image(psfs["euclid"][0], [(*at, flux) for at in places], (side, side))[None]
-        factors = torch.tensor(said, dtype=torch.float64)
-        nearest = torch.cdist(
-            torch.cartesian_prod(torch.arange(side), torch.arange(side)).double(),
-            torch.tensor(places, dtype=torch.float64),
-        ).argmin(1)
-        self.said = factors[nearest].view(side, side)
+        pixels = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+        self.nearest = torch.cdist(pixels, torch.tensor(places, dtype=torch.float64)).argmin(1).view(side, side)
+        self.said = said
 
     def ends(self, direction: Direction) -> tuple[Tensor, Tensor]:
         """What is observed, and what a network says, float32."""
         both = (self.lsst, self.euclid) if direction is TO_EUCLID else (self.euclid, self.lsst)
-        return both[0].float(), (both[1] * self.said).float()
+        return both[0].float(), (both[1] * torch.tensor(self.said, dtype=torch.float64)[self.nearest]).float()
 
 
 def frame(flux: Tensor, consistency: Consistency, valid: Tensor | None = None) -> Scene:
@@ -265,21 +262,21 @@ def test_samples_scatter_as_the_light_does_that_is_not_known():
     number, scatter, error = 24, RELATION.scatter, RELATION.error["lsst->euclid"]
     sources = 9
     off = 1 + error * torch.randn(number, sources, generator=generator)
-    skies = [Sky(ROUND, consistency.margin, off[k].tolist()) for k in range(number)]
-    observed, _ = skies[0].ends(TO_EUCLID)
-    told = torch.stack([sky.ends(TO_EUCLID)[1] for sky in skies])
+    sky = Sky(ROUND, consistency.margin, [1.0] * sources)
+    observed, true = sky.ends(TO_EUCLID)
+    told = torch.stack([true * of[sky.nearest] for of in off])
     agreement = consistency.observe(frame(observed, consistency))
     found, margin = agreement.samples(told, 0, 5, 1), consistency.margin
     light = [
-        (found[:, 0, y, x] / told[:, 0, y + margin, x + margin] * off[:, n]) for n, (y, x) in enumerate(skies[0].places)
+        (found[:, 0, y, x] / told[:, 0, y + margin, x + margin] * off[:, n]) for n, (y, x) in enumerate(sky.places)
     ]
     shares = torch.stack(light)  # of the true light, by source and sample
     assert float(shares.mean()) == pytest.approx(1, abs=3 * scatter / math.sqrt(number * sources))
     expected = error * scatter / math.hypot(error, scatter)
     assert float(shares.std(1).square().mean().sqrt()) == pytest.approx(expected, rel=0.2)
     # and as maps without samples say
-    _, left = agreement.factor(skies[0].ends(TO_EUCLID)[1] / skies[0].said.float())
-    at = torch.tensor([float(left[place]) for place in skies[0].places])
+    _, left = agreement.factor(true)
+    at = torch.tensor([float(left[place]) for place in sky.places])
     assert float(at.mean().sqrt()) * error == pytest.approx(expected, rel=0.1)
     parts = [agreement.samples(told[k : k + 5], k, 5, 1) for k in range(0, number, 5)]
     assert torch.equal(torch.cat(parts), found)
