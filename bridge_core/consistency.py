@@ -214,16 +214,18 @@ class Agreement:
         there = shown.clamp(min=0)
         counted, power = around(torch.stack([there.square() * self.counted, there.square()]))
         ridge = (how.noise / how.error) ** 2
-        known = counted / (power + ridge)
-        unsure = (known.square() * how.scatter**2 + known * (ridge / (power + ridge)) * how.error**2).sqrt()
+        power = power + ridge
+        known = counted / power
+        unsure = (known.square() * how.scatter**2 + known * (ridge / power) * how.error**2).sqrt()
         off = torch.zeros_like(shown)
         for number in range(PASSES):
             if number:
                 shown = filtered(said * (1 + off), how.wanted).sum(0)
             excess = around(there * (self.light - shown) * self.counted)
-            seen = excess / (power + ridge) + known * off
+            seen = excess / power + known * off
             # the scatter of colours draws it towards 1 too, where it could explain the whole difference
-            believed = (how.error**2 + seen.square()) / (how.error**2 + seen.square() + how.scatter**2)
+            expected = how.error**2 + seen.square()
+            believed = expected / (expected + how.scatter**2)
             if error is not None:
                 seen = seen + unsure * error
             off = (believed * seen).clamp(LIMITS[0] - 1, LIMITS[1] - 1)

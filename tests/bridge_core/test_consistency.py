@@ -212,7 +212,7 @@ def test_neighbouring_cores_have_the_same_factor_where_they_see_the_same():
     cut = np.s_[..., 30 : 30 + high + 2 * m, 50 : 50 + wide + 2 * m]
     assert part.margin == m
     found = factor_of(part, told[cut].contiguous(), observed[cut].contiguous())
-    torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found, whole[30 : 30 + high, 50 : 50 + wide], rtol=1e-4, atol=1e-4)
 
 
 # ---- in a translation

@@ -172,19 +172,10 @@ def test_a_run_whose_light_was_compared_otherwise_is_read_but_not_gone_on_with(
     for part in (document, document["fingerprint"]):
         part["consistency"] |= {"version": 1}
     (run / "run.json").write_text(json.dumps(document))
+    cutout = ["--cutout", f"{place(str(agreeing), 90, 100)},2", "--out", str(tmp_path / "cut.fits")]
     for words in (
         ["translate", "--store", known, "--run", str(run), "--checkpoint", knowing],
-        [
-            "export",
-            "--run",
-            str(run),
-            "--out",
-            str(tmp_path / "cut.fits"),
-            "--cutout",
-            f"{place(str(agreeing), 90, 100)},2",
-            "--samples",
-            "2",
-        ],
+        ["export", "--run", str(run), *cutout, "--samples", "2"],
     ):
         assert main(words) == 2
         assert "flux consistency of version 1 but this code knows 2; go on with" in capsys.readouterr().err
